@@ -1,0 +1,186 @@
+"""The checkpoint file: read, written whole or not at all, and its names.
+
+The keys are those of the original (`student`, `teacher`, `optimizer`, `epoch`, `args`, `dino_loss`, `fp16_scaler`), so
+that its evaluation code reads our files; `resume` holds what exact continuation needs besides. Our files hold tensors
+and plain values only and open with `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino.errors import CheckpointError
+
+LATEST = "checkpoint.pth"
+PREVIOUS = "checkpoint_previous.pth"
+TEACHER = "teacher_backbone.pth"
+
+
+def save_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all: a temporary file beside it, fsync, rename.
+
+    Raises:
+        CheckpointError: The folder cannot be written to, or the disk is full; the old file is untouched.
+    """
+    with _temporary(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_latest(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `checkpoint.pth` and keep the one before it as `checkpoint_previous.pth`; one of them is always whole.
+
+    Raises:
+        CheckpointError: As `save_file`.
+    """
+    latest = folder / LATEST
+    if latest.exists():
+        with _temporary(folder / PREVIOUS) as temporary:
+            _duplicate(latest, temporary)
+    save_file(latest, state)
+
+
+def keep_copy(folder: Path, epoch: int, keep: int) -> None:
+    """Keep the newest checkpoint as `checkpointNNNN.pth` too (no bytes are copied) and drop the oldest such ones.
+
+    Args:
+        folder: The run's output folder.
+        epoch: The number N, as in the original.
+        keep: How many numbered ones stay; 0 for all.
+    """
+    with _temporary(folder / f"checkpoint{epoch:04}.pth") as temporary:
+        _duplicate(folder / LATEST, temporary)
+    numbered = sorted(folder.glob("checkpoint[0-9][0-9][0-9][0-9].pth"))
+    for old in numbered[:-keep] if keep else ():
+        old.unlink()
+
+
+def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path, list[str]] | None:
+    """Read the newest whole checkpoint of a run.
+
+    Args:
+        folder: The run's output folder.
+        set_aside: Rename damaged files to `*.damaged`, so that the next save does not take them for good ones.
+
+    Returns:
+        The state, its file and one line for every newer file that was damaged; None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: There are checkpoints and none can be read.
+    """
+    found = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).exists()]
+    damaged: list[str] = []
+    for path in found:
+        try:
+            state = load_file(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        for newer in found[: len(damaged)] if set_aside else ():
+            newer.rename(newer.with_name(f"{newer.name}.damaged"))
+        return state, path, damaged
+    if damaged:
+        raise CheckpointError(f"{'; '.join(damaged)}; remove them to start anew, or use another --output_dir")
+    return None
+
+
+def load_file(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint or weights file into host memory, unpickling nothing but tensors and plain values.
+
+    Beyond torch's own allow-list, `argparse.Namespace` and numpy's numbers may occur: the original saves both.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign, or with anything else pickled in it.
+    """
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except Exception as error:  # noqa: BLE001 - damaged files raise anything, and all of it means the same
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {_reason(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, wants a dictionary of tensors")
+    return state
+
+
+def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The options a checkpoint was made with, whether it holds a dictionary (ours) or a namespace (the original's)."""
+    args = state.get("args") or {}
+    return dict(args) if isinstance(args, Mapping) else vars(args)
+
+
+def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without `module.` and `backbone.`, in either order, as the original's evaluations strip them."""
+    return {name.replace("module.", "").replace("backbone.", ""): tensor for name, tensor in weights.items()}
+
+
+def add_prefix(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names with `prefix` in front."""
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of torch's text, without its advice to unpickle anything."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign:
+        return f"it holds the pickled object {foreign[1]}, and only tensors and plain values are read"
+    return str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` that takes its place when the block ends well and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        raise CheckpointError(
+            f"{path} cannot be written ({error}); the file before it is untouched: free space or change --output_dir"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _duplicate(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system has no hard links, copy it."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        target.write_bytes(source.read_bytes())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _allowed() -> list[Any]:
+    """What may be unpickled besides tensors; files written with numpy 1 name the number's constructor differently."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    names = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+    renamed = names if _takes_names() else [scalar]
+    return [argparse.Namespace, np.dtype, *kinds, *renamed]
+
+
+def _takes_names() -> bool:
+    """Whether this torch allows (object, name) pairs; it does from 2.6 on."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)

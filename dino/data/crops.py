@@ -1,0 +1,164 @@
+"""One image to its uint8 crops, and the numbers that say what the device shall do with each.
+
+Everything that is random about image i in epoch e is drawn here, from a generator seeded by (seed, e, i) alone, so
+that crops do not depend on workers, processes, batches or interruptions. The distributions are those of the
+original's DataAugmentationDINO. Shapes: V views, C channels, S side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dino.data import photometric
+
+GLOBAL_VIEWS = 2
+JITTER_REACH = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+BLUR_RADIUS = (0.1, 2.0)
+CROP_TRIES = 10
+RESIZE_RATIO = 256 / 224  # evaluation: shorter side of the resized image over the centre crop's side
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRecipe:
+    """How views of one kind are cut and changed: size in pixels, area range, chances of blur and solarisation."""
+
+    size: int
+    scale: tuple[float, float]
+    blur: float
+    solarize: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropRecipe:
+    """The views of one image: two global ones, then the local ones."""
+
+    global_size: int = 224
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_size: int = 96
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    local_views: int = 8
+    channels: int = 3
+
+    def global_recipes(self) -> tuple[ViewRecipe, ViewRecipe]:
+        """The first global view is always blurred, the second rarely, and it alone is solarised."""
+        first = ViewRecipe(size=self.global_size, scale=self.global_scale, blur=1.0)
+        return first, ViewRecipe(size=self.global_size, scale=self.global_scale, blur=0.1, solarize=0.2)
+
+    def local_recipes(self) -> tuple[ViewRecipe, ...]:
+        """Every local view is blurred half of the time."""
+        return (ViewRecipe(size=self.local_size, scale=self.local_scale, blur=0.5),) * self.local_views
+
+
+class Crops(NamedTuple):
+    """The views of one image; of a batch, with B in front.
+
+    Attributes:
+        global_pixels: (2, C, S, S) uint8.
+        global_parameters: (2, PARAMETERS) float32.
+        local_pixels: (V - 2, C, s, s) uint8.
+        local_parameters: (V - 2, PARAMETERS) float32.
+        replaced: () int64, how many unreadable images were passed over to find this one.
+    """
+
+    global_pixels: Tensor
+    global_parameters: Tensor
+    local_pixels: Tensor
+    local_parameters: Tensor
+    replaced: Tensor
+
+
+def cut_crops(image: Tensor, recipe: CropRecipe, rng: np.random.Generator, replaced: int = 0) -> Crops:
+    """Cut all views of an image and draw their photometric parameters.
+
+    Args:
+        image: (C, H, W) uint8.
+        recipe: Which views.
+        rng: The image's own generator.
+        replaced: Passed on.
+    """
+    global_pixels, global_parameters = _cut_views(image, recipe.global_recipes(), recipe.global_size, rng)
+    local_pixels, local_parameters = _cut_views(image, recipe.local_recipes(), recipe.local_size, rng)
+    return Crops(global_pixels, global_parameters, local_pixels, local_parameters, torch.tensor(replaced))
+
+
+def build_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of image `index` in `epoch`."""
+    return np.random.default_rng((seed, epoch, index))
+
+
+def _cut_views(
+    image: Tensor, views: tuple[ViewRecipe, ...], size: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    pixels = torch.empty((len(views), image.shape[0], size, size), dtype=torch.uint8)
+    parameters = np.zeros((len(views), photometric.PARAMETERS), dtype=np.float32)
+    for place, view in enumerate(views):
+        box = draw_box(image.shape[1], image.shape[2], view.scale, rng)
+        pixels[place] = resize_crop(image, box, (size, size))
+        parameters[place] = draw_parameters(view, rng)
+    return pixels, torch.from_numpy(parameters)
+
+
+def draw_box(
+    height: int, width: int, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw a box of random area and shape (torchvision's RandomResizedCrop.get_params).
+
+    Args:
+        height: H of the image in pixels.
+        width: W of the image in pixels.
+        scale: Smallest and largest share of the image's area.
+        rng: The image's generator.
+
+    Returns:
+        Top, left, height, width in pixels; the middle of the image where ten tries do not fit into it.
+    """
+    low, high = math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])
+    for _ in range(CROP_TRIES):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+            return int(top), int(left), box_height, box_width
+    box_width = min(width, max(1, round(height * ASPECT_RATIOS[1])))
+    box_height = min(height, max(1, round(width / ASPECT_RATIOS[0])))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def draw_parameters(view: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
+    """Draw one view's row of PARAMETERS float32 numbers; `data/photometric` names the columns."""
+    row = np.empty(photometric.PARAMETERS, dtype=np.float32)
+    chances = (0.5, 0.8, 0.2, view.blur, view.solarize)  # flip, jitter, gray, blur, solarise
+    row[: len(chances)] = rng.random(len(chances)) < chances
+    reach = np.array(JITTER_REACH)
+    row[photometric.FACTORS] = rng.uniform(-reach, reach) + photometric.NEUTRAL
+    row[photometric.ORDER] = rng.permutation(len(reach))
+    row[photometric.RADIUS] = rng.uniform(*BLUR_RADIUS)
+    return row
+
+
+def resize_crop(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """Cut a box (top, left, height, width) and resize it, antialiased bicubic: (C, H, W) -> (C, *size), uint8."""
+    top, left, height, width = box
+    part = image[None, :, top : top + height, left : left + width]
+    if part.shape[2:] == size:
+        return part[0]
+    return F.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
+
+
+def cut_centre(image: Tensor, size: int) -> Tensor:
+    """The evaluation view: shorter side to `size` * 256 / 224, then the middle; (C, H, W) -> (C, size, size) uint8."""
+    height, width = image.shape[1:]
+    shorter = round(size * RESIZE_RATIO)
+    scaled = (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
+    resized = resize_crop(image, (0, 0, height, width), scaled)
+    top, left = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
+    return resized[:, top : top + size, left : left + size]

@@ -1,0 +1,61 @@
+"""One file to one array of pixels, with the file's name in every error.
+
+Conversions, all documented in docs/data.md: the EXIF orientation is applied; palette, CMYK, gray and bilevel pictures
+become RGB (or gray, for one channel); alpha is dropped; 16-bit levels keep their upper byte.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dino.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".npy")
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_image(path: str | Path, channels: int = 3) -> Tensor:
+    """Decode an image.
+
+    Args:
+        path: A picture, or an `.npy` file of uint8 (H, W, C).
+        channels: C; pictures give 1 or 3, `.npy` files any number.
+
+    Returns:
+        (C, H, W) uint8, channels last in memory.
+
+    Raises:
+        DataError: The file is missing, damaged, no picture, or has other channels; the text names it.
+    """
+    try:
+        pixels = _read_array(path) if str(path).endswith(".npy") else _read_picture(path, channels)
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
+        raise DataError(f"{path} cannot be decoded: {error}") from error
+    if pixels.shape[2] != channels:
+        raise DataError(f"{path} has {pixels.shape[2]} channels, --in_chans asks for {channels}")
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _read_picture(path: str | Path, channels: int) -> np.ndarray:
+    if channels not in MODES:
+        raise DataError(f"{path} is a picture; --in_chans {channels} needs .npy files, pictures give 1 or 3 channels")
+    with Image.open(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I"):  # 16 bits a level, in whichever byte order
+            upright = Image.fromarray((np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        pixels = np.array(upright.convert(MODES[channels]))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _read_array(path: str | Path) -> np.ndarray:
+    pixels = np.load(path, allow_pickle=False)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+        raise DataError(f"{path} holds {pixels.dtype} {pixels.shape}, wants uint8 (H, W, C)")
+    return pixels

@@ -1,0 +1,202 @@
+"""The two loaders: shuffled crops for training, centre crops in order for evaluation.
+
+Shapes: B images a device and step, C channels, S side.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops
+from dino.data.decode import read_image
+from dino.data.sources import ImageSource
+from dino.errors import DataError, OptionError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of every batch this process loads."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class CropDataset(Dataset):
+    """(epoch, index) -> the crops of one image, or the error that stops the run."""
+
+    def __init__(self, source: ImageSource, recipe: CropRecipe, *, seed: int, skip_bad: bool) -> None:
+        """Keep the list and the recipe; nothing is read yet."""
+        self.source = source
+        self.recipe = recipe
+        self.seed = seed
+        self.skip_bad = skip_bad
+
+    def __getitem__(self, key: tuple[int, int]) -> Crops | DataError:
+        """Crops of image `index` in `epoch`; an unreadable image gives way to the next one where that is allowed."""
+        epoch, index = key
+        rng = build_rng(self.seed, epoch, index)
+        for replaced in range(len(self.source)):
+            path = self.source.path((index + replaced) % len(self.source))
+            try:
+                return cut_crops(read_image(path, self.recipe.channels), self.recipe, rng, replaced)
+            except DataError as error:
+                if not self.skip_bad:
+                    return DataError(f"{error}; --on_bad_image skip would replace it")
+                logger.warning("%s; skipped", error)
+        return DataError(f"none of the {len(self.source)} images can be read")
+
+
+class EpochBatches(Sampler):
+    """The indices of every batch: one permutation an epoch, from (seed, epoch) alone; short rests are dropped.
+
+    Batch t of one process with batch size 2b holds the same images as batch t of two processes with b each.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, share: Share) -> None:
+        """Plan batches of `batch_size` for this process's share of `count` images."""
+        self.count, self.batch_size, self.seed, self.share = count, batch_size, seed, share
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return self.count // (self.batch_size * self.share.world)
+
+    def begin(self, epoch: int, start: int = 0) -> None:
+        """Let the next pass be `epoch`, from batch `start` on."""
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield lists of (epoch, index)."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        mine = order[self.share.rank :: self.share.world].tolist()
+        for batch in range(self.start, len(self)):
+            yield [(self.epoch, index) for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+
+class TrainLoader:
+    """Batches of crops, epoch by epoch, from any position."""
+
+    def __init__(self, dataset: CropDataset, batches: EpochBatches, **settings: Any) -> None:  # noqa: ANN401
+        """Wrap torch's loader; `settings` are its keyword arguments."""
+        self.batches = batches
+        self.loader = DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.batches)
+
+    def read(self, epoch: int, start: int = 0) -> Iterator[Crops]:
+        """Yield the batches of `epoch` from batch `start` on, each field with B in front.
+
+        Raises:
+            DataError: An image cannot be decoded, or a loader process died.
+        """
+        self.batches.begin(epoch, start)
+        yield from _checked(self.loader)
+
+
+def build_train_loader(
+    dataset: CropDataset, *, batch_size: int, share: Share, workers: int, pin_memory: bool
+) -> TrainLoader:
+    """Build the training loader.
+
+    Raises:
+        DataError: Fewer images than one global batch.
+    """
+    batches = EpochBatches(len(dataset.source), batch_size, seed=dataset.seed, share=share)
+    if not len(batches):
+        raise DataError(
+            f"{dataset.source.root} holds {len(dataset.source)} images, less than one global batch of "
+            f"{batch_size * share.world}; lower --batch_size_per_device or --accumulate_steps"
+        )
+    return TrainLoader(dataset, batches, **_settings(workers, pin_memory), persistent_workers=workers > 0)
+
+
+class LabelledBatch(NamedTuple):
+    """Centre crops (B, C, S, S) uint8, their labels (B,) and their indices in the source (B,), int64."""
+
+    pixels: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class CentreDataset(Dataset):
+    """Place in this process's share -> one centre crop with label and index."""
+
+    def __init__(self, source: ImageSource, *, size: int, channels: int, share: Share) -> None:
+        """Keep the list; rank r of w reads images r, r + w, r + 2w, ..."""
+        self.source, self.size, self.channels = source, size, channels
+        self.indices = range(share.rank, len(source), share.world)
+
+    def __len__(self) -> int:
+        """Images of this process."""
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> LabelledBatch | DataError:
+        """One image, without B, or the error that stops the run."""
+        index = self.indices[place]
+        label = -1 if self.source.labels is None else self.source.labels[index]
+        try:
+            pixels = cut_centre(read_image(self.source.path(index), self.channels), self.size)
+        except DataError as error:
+            return error
+        return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))
+
+
+def read_centre_crops(
+    dataset: CentreDataset, *, batch_size: int, workers: int, pin_memory: bool
+) -> Iterator[LabelledBatch]:
+    """Yield every image of the dataset once, in order.
+
+    Raises:
+        DataError: An image cannot be decoded, or a loader process died.
+    """
+    settings = _settings(workers, pin_memory)
+    yield from _checked(DataLoader(dataset, batch_size=batch_size, collate_fn=_collate, **settings))
+
+
+def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> int:
+    """Loader processes: what the user asked for, or the default cut to the cores this process can count on."""
+    if asked < 0:
+        raise OptionError(f"--num_workers {asked} cannot be; give 0 or more")
+    return asked if explicit else min(asked, max(1, len(os.sched_getaffinity(0)) // processes_here))
+
+
+def _settings(workers: int, pin_memory: bool) -> dict[str, Any]:
+    return {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _ignore_signals}
+
+
+def _ignore_signals(_worker: int) -> None:
+    """A signal to the whole job must not take the loaders away before the run has saved."""
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def _collate(items: Sequence[Any]) -> Any:  # noqa: ANN401 - samples of either dataset
+    """Stack samples; an error travels whole, because a raised one would arrive as the worker's traceback."""
+    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(list(items))
+
+
+def _checked(loader: DataLoader) -> Iterator[Any]:
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"a loader process died ({reason}); is memory short? try fewer --num_workers") from error

@@ -1,0 +1,158 @@
+"""Where images come from: a folder with or without class folders, a text file that lists images, or `demo`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dino.data.decode import EXTENSIONS
+from dino.data.demo import build_demo
+from dino.errors import DataError
+
+VALIDATION = ("val", "validation")
+ASK = "name a folder of images, a text file that lists images, or `--data_path demo` to try without any"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """A sorted list of image files.
+
+    Attributes:
+        root: Folder that `names` are relative to.
+        names: File names, in the order of the data set's indices.
+        labels: Class index of each name, or None where there are no class folders.
+        classes: Class names, sorted.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Path of image `index`."""
+        return self.root / self.names[index]
+
+    def fingerprint(self) -> str:
+        """A digest of the names, equal for equal data wherever it is mounted."""
+        return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    def limited(self, limit: int | None) -> ImageSource:
+        """At most `limit` images, evenly spaced, so that every class folder keeps its share."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise DataError(f"--data_limit {limit} leaves no image; give 1 or more")
+        kept = [index * len(self) // limit for index in range(limit)]
+        labels = None if self.labels is None else tuple(self.labels[index] for index in kept)
+        return replace(self, names=tuple(self.names[index] for index in kept), labels=labels)
+
+
+def open_training_source(data_path: str | None, limit: int | None = None) -> ImageSource:
+    """List the images to train on; of a folder that holds train and val splits, the train split.
+
+    Raises:
+        DataError: No path, a path that does not exist, or no image in it.
+    """
+    root = _existing(data_path)
+    if root.is_dir() and (root / "train").is_dir() and _validation_folder(root):
+        root = root / "train"
+    return _list(root).limited(limit)
+
+
+def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSource]:
+    """List the train and the validation images of a folder that holds both, each with class folders.
+
+    Raises:
+        DataError: A split is missing, has no class folders, or the two do not have the same classes.
+    """
+    root = _existing(data_path)
+    folder = _validation_folder(root)
+    if not (root / "train").is_dir() or folder is None:
+        raise DataError(f"--data_path {root} needs the folders train and val (or validation), with class folders in each")
+    train = _labelled(root / "train")
+    return train, _labelled(folder, like=train)
+
+
+def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple[ImageSource, ImageSource]:
+    """List the training images and the validation images that stand beside them, for the k-NN score during training.
+
+    Raises:
+        DataError: The images have no class folders, or no val (or validation) folder stands beside them.
+    """
+    train = open_training_source(data_path, limit)
+    folder = _validation_folder(train.root.parent)
+    if train.labels is None or folder is None:
+        raise DataError(f"--eval_knn_every needs class folders in {train.root} and a folder val (or validation) beside it")
+    return train, _labelled(folder, like=train)
+
+
+def _existing(data_path: str | None) -> Path:
+    if not data_path:
+        raise DataError(f"--data_path is missing: {ASK}")
+    if data_path == "demo":
+        return build_demo()
+    if not Path(data_path).exists():
+        raise DataError(f"--data_path {data_path} does not exist: {ASK}")
+    return Path(data_path)
+
+
+def _validation_folder(root: Path) -> Path | None:
+    return next((root / name for name in VALIDATION if (root / name).is_dir()), None)
+
+
+def _list(root: Path) -> ImageSource:
+    source = _list_file(root) if root.is_file() else _list_folder(root)
+    if not len(source):
+        raise DataError(f"--data_path {root} holds no image (looked for {' '.join(EXTENSIONS)})")
+    return source
+
+
+def _list_file(path: Path) -> ImageSource:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--data_path {path} is no text file that lists images: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    wrong = next((name for name in names if not name.lower().endswith(EXTENSIONS)), None)
+    if wrong is not None:
+        raise DataError(f"--data_path {path} lists {wrong!r}, which is no image name (known: {' '.join(EXTENSIONS)})")
+    return ImageSource(root=path.parent, names=names)
+
+
+def _list_folder(root: Path) -> ImageSource:
+    names = tuple(_walk(root))
+    if not all(os.sep in name for name in names):
+        return ImageSource(root=root, names=names)
+    classes = tuple(sorted({name.split(os.sep, 1)[0] for name in names}))
+    index = {name: number for number, name in enumerate(classes)}
+    labels = tuple(index[name.split(os.sep, 1)[0]] for name in names)
+    return ImageSource(root=root, names=names, labels=labels, classes=classes)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    def stop(error: OSError) -> None:
+        raise DataError(f"--data_path {root} cannot be read: {error}") from error
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
+        folders.sort()
+        for file in sorted(files):
+            if file.lower().endswith(EXTENSIONS):
+                yield os.path.relpath(os.path.join(folder, file), root)
+
+
+def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
+    source = _list(root)
+    if source.labels is None:
+        raise DataError(f"{root} needs one folder a class; it holds images without a class folder")
+    if like is not None and source.classes != like.classes:
+        odd = sorted(set(source.classes) ^ set(like.classes))
+        raise DataError(f"{root} and {like.root} do not have the same classes; in only one of them: {', '.join(odd[:5])}")
+    return source

@@ -1,0 +1,65 @@
+"""The host processor."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from dino.devices.eager import EagerDevice
+from dino.errors import DeviceError
+
+
+class CpuDevice(EagerDevice):
+    """Host memory, gloo; fp32 and bf16."""
+
+    def __init__(self, precision: str) -> None:
+        """Open it.
+
+        Raises:
+            DeviceError: fp16, which has no loss scaling here.
+        """
+        if precision == "fp16":
+            raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on the cpu")
+        super().__init__("cpu", torch.device("cpu"), "gloo", precision)
+
+    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+        """See the contract; torch's own synchronised batch norm refuses host tensors."""
+        for name, child in module.named_children():
+            module.set_submodule(name, self.synchronise_batch_norm(child))
+        return HostSyncBatchNorm.adopt(module) if isinstance(module, nn.modules.batchnorm._BatchNorm) else module
+
+
+class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the batches of all processes, by an all-reduce that gradients flow through."""
+
+    @classmethod
+    def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> HostSyncBatchNorm:
+        """Take over the parameters and buffers of an ordinary batch norm."""
+        adopted = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        adopted.load_state_dict(norm.state_dict())
+        return adopted.train(norm.training)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...), normalised over all processes' B and the dots while training."""
+        if not self.training:
+            return super().forward(inputs)
+        dims = [0, *range(2, inputs.ndim)]
+        count = inputs.new_full((1,), inputs.numel() / inputs.shape[1])
+        sums = torch.cat([inputs.sum(dims), inputs.square().sum(dims), count])
+        total, squares, counts = all_reduce(sums).split([self.num_features, self.num_features, 1])
+        mean = total / counts
+        variance = squares / counts - mean.square()
+        self._update_running(mean.detach(), (variance * counts / (counts - 1)).detach())
+        shape = (1, -1, *(1,) * (inputs.ndim - 2))
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return inputs * scale.reshape(shape) + (self.bias - mean * scale).reshape(shape)
+
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+    def _check_input_dim(self, inputs: Tensor) -> None:
+        """Any number of dimensions from 2 on."""

@@ -1,0 +1,40 @@
+"""NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import torch
+
+from dino.devices.eager import EagerDevice
+from dino.errors import DeviceError
+
+
+class CudaDevice(EagerDevice):
+    """One GPU of this host, NCCL; fp32, bf16 and fp16."""
+
+    pins_memory = True
+
+    def __init__(self, precision: str, local_rank: int) -> None:
+        """Open GPU `local_rank`.
+
+        Raises:
+            DeviceError: No GPU, or fewer than processes on this host.
+        """
+        if not torch.cuda.is_available():
+            raise DeviceError("--device cuda: torch finds no GPU here (nvidia-smi tells why); use --device cpu")
+        if local_rank >= torch.cuda.device_count():
+            raise DeviceError(f"process {local_rank} of this host has no GPU: there are {torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+        torch.backends.cudnn.benchmark = True  # shapes never change
+        super().__init__("cuda", torch.device("cuda", local_rank), "nccl", precision)
+
+    def describe(self) -> str:
+        """See the contract."""
+        return f"cuda ({torch.cuda.get_device_name()}), {self.precision}"
+
+    def synchronize(self) -> None:
+        """See the contract."""
+        torch.cuda.synchronize()
+
+    def memory_peak(self) -> int | None:
+        """See the contract."""
+        return torch.cuda.max_memory_allocated()

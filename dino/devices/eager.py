@@ -1,0 +1,131 @@
+"""Devices that run the step phase by phase: cpu and cuda as they are, hpu with hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dino.devices.base import Device, StepInputs, TrainProgram, TrainStep, split_batch
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EagerDevice(Device):
+    """Everything that does not depend on the vendor."""
+
+    def __init__(self, name: str, torch_device: torch.device, collective_backend: str, precision: str) -> None:
+        """Remember the device and the number format: fp32, bf16 or fp16."""
+        self.name = name
+        self.torch_device = torch_device
+        self.collective_backend = collective_backend
+        self.precision = precision
+        self.scales_loss = precision == "fp16"
+
+    def describe(self) -> str:
+        """See the contract."""
+        return f"{self.name}, {self.precision}"
+
+    def place(self, batch: Any) -> Any:  # noqa: ANN401 - see the contract
+        """See the contract."""
+        if isinstance(batch, Tensor):
+            return batch.to(self.torch_device, non_blocking=True)
+        return type(batch)(*(self.place(field) for field in batch))
+
+    def autocast(self) -> AbstractContextManager:
+        """See the contract."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.torch_device.type, dtype=AUTOCAST_TYPES[self.precision])
+
+    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+        """See the contract."""
+        return EagerStep(self, program, optimizer, micro_batches)
+
+    def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """See the contract."""
+        module = module.to(self.torch_device).eval()
+
+        @torch.inference_mode()
+        def infer(images: Tensor) -> Tensor:
+            return module(images)
+
+        return infer
+
+    def compile_module(self, module: nn.Module) -> nn.Module:
+        """See the contract."""
+        return torch.compile(module)
+
+    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+        """See the contract."""
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+    def synchronize(self) -> None:
+        """See the contract; on the CPU nothing is queued."""
+
+    def memory_peak(self) -> int | None:
+        """See the contract."""
+        return None
+
+    def build_scaler(self) -> torch.amp.GradScaler | None:
+        """A loss scale where the number format needs one (fp16)."""
+        return torch.amp.GradScaler(self.torch_device.type) if self.scales_loss else None
+
+    def end_phase(self) -> None:
+        """Called after forward, backward and update; lazy devices cut their graph here."""
+
+
+class EagerStep(TrainStep):
+    """Forward, backward, update, one phase after the other."""
+
+    def __init__(
+        self, device: EagerDevice, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+    ) -> None:
+        """Bind a program to its optimiser."""
+        self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
+        self.scaler = device.build_scaler()
+
+    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:  # noqa: ANN401 - see the contract
+        """See the contract."""
+        tensors = StepInputs(*self.device.place(torch.tensor(inputs, dtype=torch.float32)).unbind())
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = self._forward_backward(self.device.place(batch), tensors)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        update_inputs, update = self.program.before_update(outputs, tensors)
+        self.optimizer.step(update_inputs)
+        if self.scaler is not None:
+            self.scaler.update()
+        self.program.after_update(update)
+        self.device.end_phase()
+
+    def _forward_backward(self, batch: Any, inputs: StepInputs) -> tuple[Tensor, ...]:  # noqa: ANN401 - see the contract
+        """Forward and backward over every micro-batch; gives the outputs' averages."""
+        sums: tuple[Tensor, ...] | None = None
+        for index, micro in enumerate(split_batch(batch, self.micro_batches), start=1):
+            last = index == self.micro_batches
+            with contextlib.nullcontext() if last else self.program.hold_gradients():
+                loss, *rest = self.program.forward(self.program.augment(micro), inputs)
+                self.device.end_phase()
+                self._scaled(loss / self.micro_batches).backward()
+                self.device.end_phase()
+            outputs = (loss.detach(), *rest)
+            sums = outputs if sums is None else tuple(a + b for a, b in zip(sums, outputs, strict=True))
+        assert sums is not None
+        return sums if self.micro_batches == 1 else tuple(part / self.micro_batches for part in sums)
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See the contract."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See the contract."""
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)

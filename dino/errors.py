@@ -1,0 +1,69 @@
+"""The errors that users meet, and the exit code each one ends a command with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class DinoError(Exception):
+    """An end that is explained in one line; `exit_code` is what the shell sees."""
+
+    exit_code = 2
+
+
+class CheckFailed(DinoError):
+    """A check that the user asked for (doctor, data check) found something wrong."""
+
+    exit_code = 1
+
+
+class OptionError(DinoError):
+    """A flag, or a combination of flags, that cannot be meant."""
+
+
+class DataError(DinoError):
+    """Images or folders that are missing, unreadable or too few."""
+
+
+class CheckpointError(DinoError):
+    """A checkpoint that is damaged, foreign, or belongs to another run."""
+
+
+class WeightsError(DinoError):
+    """Backbone weights that are missing or do not fit the network."""
+
+
+class DeviceError(DinoError):
+    """A device that was asked for and cannot be used."""
+
+
+class NonFiniteError(DinoError):
+    """The loss or the gradients stayed non-finite; nothing was saved since."""
+
+    exit_code = 3
+
+
+class Interrupted(DinoError):
+    """A signal asked the run to stop, and it stopped after saving."""
+
+    exit_code = 75
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run `command` and turn the errors above into one line on stderr and an exit code.
+
+    Args:
+        command: The body of a script, without arguments.
+
+    Returns:
+        0 when it returned, else the error's `exit_code`. Other exceptions are bugs and pass through with a traceback.
+    """
+    try:
+        command()
+    except DinoError as error:
+        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        sys.stderr.write(f"{rank}{type(error).__name__}: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    return 0

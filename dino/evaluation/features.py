@@ -1,0 +1,158 @@
+"""One frozen backbone, many images: features in data set order, on every process, none twice and none missing.
+
+Shapes: B images, C channels, S side, N images of a data set, D width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dino.data.loaders import CentreDataset, Share, choose_workers, read_centre_crops
+from dino.data.photometric import Normalisation, build_normalisation
+from dino.data.sources import ImageSource
+from dino.errors import CheckpointError, DataError
+from dino.flags import DataFlags
+from dino.models.weights import TrainedBackbone
+from dino.runtime.context import Run
+from dino.runtime.progress import Progress
+
+PROGRESS_EVERY = 20  # batches between two progress lines
+GATHER_ROWS = 16384  # rows a process sends at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features (N, D) float32 and labels (N,) int64 of a data set."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How images are read and where features are kept.
+
+    Attributes:
+        batch_size: B a process.
+        workers: Loader processes.
+        keep_on_device: Keep features on the device rather than in host memory.
+        max_batches: Stop after so many batches, for a quick look; None for all.
+    """
+
+    batch_size: int
+    workers: int
+    keep_on_device: bool = True
+    max_batches: int | None = None
+
+
+def build_reading(
+    data: DataFlags, explicit: frozenset[str], run: Run, *, keep_on_device: bool, max_batches: int | None = None
+) -> Reading:
+    """Read the flags that say how images are fed."""
+    workers = choose_workers(
+        data.num_workers, explicit="num_workers" in explicit, processes_here=run.processes.local_world
+    )
+    return Reading(
+        batch_size=data.batch_size_per_device, workers=workers, keep_on_device=keep_on_device, max_batches=max_batches
+    )
+
+
+def extract_features(backbone: TrainedBackbone, source: ImageSource, run: Run, reading: Reading) -> Features:
+    """Run a backbone over a data set's centre crops.
+
+    Args:
+        backbone: Gives (B, D) for (B, C, S, S).
+        source: The images.
+        run: Device and processes; each process reads its share.
+        reading: Batch size, loader processes, where to keep features.
+
+    Returns:
+        L2-normalised features and labels, in the order of `source`, the same on every process.
+
+    Raises:
+        DataError: An image cannot be decoded.
+    """
+    processes = run.processes
+    share = Share(rank=processes.rank, world=processes.world)
+    dataset = CentreDataset(source, size=backbone.image_size, channels=backbone.in_chans, share=share)
+    progress = Progress(len(dataset), f"features of {source.root.name}", shown=processes.is_first)
+    rows, labels, done = [], [], 0
+    for found, batch_labels in _infer(backbone, dataset, run, reading):
+        rows.append(found)
+        labels.append(batch_labels)
+        done += len(batch_labels)
+        if done == len(dataset) or len(rows) % PROGRESS_EVERY == 0:
+            progress.advance(done)
+    progress.close()
+    return _gather(torch.cat(rows), torch.cat(labels), len(source), run, reading)
+
+
+def _infer(
+    backbone: TrainedBackbone, dataset: CentreDataset, run: Run, reading: Reading
+) -> Iterator[tuple[Tensor, Tensor]]:
+    infer = run.device.compile_eval(backbone.module)
+    normalisation = _normalisation(backbone)
+    batches = read_centre_crops(
+        dataset, batch_size=reading.batch_size, workers=reading.workers, pin_memory=run.device.pins_memory
+    )
+    for batch in itertools.islice(batches, reading.max_batches):
+        found = F.normalize(infer(normalisation(run.device.place(batch.pixels))).float(), dim=-1)
+        yield (found if reading.keep_on_device else found.cpu()), batch.labels
+
+
+def _normalisation(backbone: TrainedBackbone) -> Normalisation:
+    if backbone.normalisation is None:
+        return build_normalisation(backbone.in_chans)
+    return Normalisation(mean=tuple(backbone.normalisation["mean"]), std=tuple(backbone.normalisation["std"]))
+
+
+def _gather(rows: Tensor, labels: Tensor, count: int, run: Run, reading: Reading) -> Features:
+    """Join all processes' shares, a slice at a time, since the exchange goes through device memory."""
+    world = run.processes.world
+    if world == 1:
+        return Features(features=rows, labels=labels)
+    if reading.max_batches is not None:
+        count = min(count, reading.max_batches * reading.batch_size * world)
+    gathered_rows, gathered_labels = [], []
+    for start in range(0, -(-count // world), GATHER_ROWS):
+        part = min(count - start * world, GATHER_ROWS * world)
+        stop = start + GATHER_ROWS
+        joined = run.processes.gather_rows(run.device.place(rows[start:stop]), part)
+        gathered_rows.append(joined if reading.keep_on_device else joined.cpu())
+        gathered_labels.append(run.processes.gather_rows(run.device.place(labels[start:stop]), part).cpu())
+    return Features(features=torch.cat(gathered_rows), labels=torch.cat(gathered_labels))
+
+
+def save_features(folder: Path, name: str, features: Features) -> None:
+    """Write `NAMEfeat.pth` and `NAMElabels.pth`, as the original does.
+
+    Raises:
+        CheckpointError: The folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(features.features.cpu(), folder / f"{name}feat.pth")
+        torch.save(features.labels.cpu(), folder / f"{name}labels.pth")
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"--dump_features {folder} cannot be written to: {error}") from error
+
+
+def load_features(folder: Path, name: str) -> Features:
+    """Read what `save_features` or the original wrote.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    try:
+        features = torch.load(folder / f"{name}feat.pth", map_location="cpu", weights_only=True)
+        labels = torch.load(folder / f"{name}labels.pth", map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - damaged files raise anything
+        raise DataError(f"--load_features {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}") from error
+    return Features(features=features, labels=labels)

@@ -1,0 +1,185 @@
+"""Weighted k-NN classification of frozen features (paper, section 4.1; knn_classifier in the original's eval_knn.py).
+
+Shapes: N train vectors, M test vectors, D width, k neighbours, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dino.data.photometric import build_normalisation
+from dino.data.sources import open_labelled_splits, open_online_splits
+from dino.errors import DataError, OptionError
+from dino.evaluation.features import Features, build_reading, extract_features, load_features, save_features
+from dino.flags import KnnOptions, TrainOptions
+from dino.models.weights import TrainedBackbone, load_backbone
+from dino.runtime.context import Run
+
+logger = logging.getLogger(__name__)
+
+CHUNK_NUMBERS = 2**25  # float32 numbers of one chunk of similarities: 128 MiB
+ONLINE_NEIGHBOURS = 20  # the paper's k
+ONLINE_TEMPERATURE = 0.07
+TOP = 5
+
+
+class KnnScore(NamedTuple):
+    """Accuracies in per cent; `top5` counts a hit among the five best classes, or among all where there are fewer."""
+
+    top1: float
+    top5: float
+
+
+def predict_classes(
+    train: Features, queries: Tensor, *, neighbours: Sequence[int], temperature: float, classes: int
+) -> dict[int, Tensor]:
+    """Rank classes by the weighted vote of each query's nearest train vectors.
+
+    A neighbour at cosine similarity s votes with weight exp(s / temperature). The neighbours are found once, for the
+    largest k; memory is bounded by the chunk, whatever N and M are.
+
+    Args:
+        train: Normalised (N, D) features and (N,) labels in [0, C).
+        queries: (M, D), normalised, on any device.
+        neighbours: Values of k; more than N are taken as N.
+        temperature: Above 0.
+        classes: C.
+
+    Returns:
+        {k: (M, min(5, C)) int64 classes, best first}, in host memory.
+    """
+    most = min(max(neighbours), len(train.features))
+    rows = max(1, CHUNK_NUMBERS // (len(train.features) + classes))
+    labels = train.labels.to(train.features.device)
+    parts: dict[int, list[Tensor]] = {k: [] for k in neighbours}
+    for chunk in queries.split(rows):
+        similarity = chunk.to(train.features.device) @ train.features.T
+        nearest, where = similarity.topk(most, dim=1, largest=True, sorted=True)
+        weights, voted = (nearest / temperature).exp(), labels[where]
+        for k in neighbours:
+            votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
+            parts[k].append(votes.topk(min(TOP, classes), dim=1).indices.cpu())
+    return {k: torch.cat(found) for k, found in parts.items()}
+
+
+def score_knn(
+    train: Features, test: Features, *, neighbours: Sequence[int], temperature: float, classes: int, run: Run
+) -> dict[int, KnnScore]:
+    """Accuracy for each k over the whole test set; each process votes for its share of it.
+
+    Args:
+        train: The N vectors that vote.
+        test: The M vectors that are classified.
+        neighbours: Values of k.
+        temperature: Of the vote.
+        classes: C.
+        run: Processes to share the work.
+    """
+    share = slice(run.processes.rank, None, run.processes.world)
+    ranked = predict_classes(
+        train, test.features[share], neighbours=neighbours, temperature=temperature, classes=classes
+    )
+    truth = test.labels[share].cpu()[:, None]
+    hits = torch.tensor([[(r[:, :1] == truth).sum(), (r == truth).sum()] for r in ranked.values()], dtype=torch.float32)
+    total = run.processes.total(run.device.place(hits)).tolist()
+    return {k: KnnScore(*(100.0 * hit / len(test.labels) for hit in row)) for k, row in zip(ranked, total, strict=True)}
+
+
+def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
+    """Extract (or load) features, vote, and log one result line a k.
+
+    Raises:
+        DinoError: Wrong weights, missing folders, unreadable images.
+    """
+    check_knn(options)
+    train, test = _load(options) if options.knn.load_features else _extract(options, run)
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    asked = options.knn.nb_knn
+    neighbours = list(dict.fromkeys(min(k, len(train.labels)) for k in asked))
+    for k in asked:
+        if k > len(train.labels):
+            logger.warning("--nb_knn %d: there are only %d train images, which is the k used", k, len(train.labels))
+    scores = score_knn(
+        train, test, neighbours=neighbours, temperature=options.knn.temperature, classes=classes, run=run
+    )
+    for k, score in scores.items():
+        logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
+    return scores
+
+
+def check_knn(options: KnnOptions) -> None:
+    """Refuse numbers that cannot be meant.
+
+    Raises:
+        OptionError: The first one; the text names the range.
+    """
+    if min(options.knn.nb_knn) < 1:
+        raise OptionError(f"--nb_knn {min(options.knn.nb_knn)} cannot be; give 1 or more")
+    if not options.knn.temperature > 0:
+        raise OptionError(f"--temperature {options.knn.temperature} cannot be; give a number above 0")
+    if options.data.batch_size_per_device < 1:
+        raise OptionError(f"--batch_size_per_device {options.data.batch_size_per_device} cannot be; give 1 or more")
+
+
+def build_online_knn(options: TrainOptions, run: Run) -> Callable[[nn.Module], Mapping[str, float]] | None:
+    """The score that training asks for every `--eval_knn_every` epochs; None where it is not asked for.
+
+    Returns:
+        A function of the teacher's backbone that gives `knn_top1` and `knn_top5` in per cent.
+    """
+    if not options.run.eval_knn_every:
+        return None
+    train, test = open_online_splits(options.data.data_path, options.train_data.data_limit)
+    reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
+    normalisation = {name: list(part) for name, part in asdict(build_normalisation(options.student.in_chans)).items()}
+
+    def score(backbone: nn.Module) -> Mapping[str, float]:
+        trained = TrainedBackbone(
+            module=backbone,
+            arch=options.backbone.arch,
+            patch_size=options.backbone.patch_size,
+            image_size=options.crops.global_crops_size,
+            in_chans=options.student.in_chans,
+            normalisation=normalisation,
+        )
+        sets = [extract_features(trained, source, run, reading) for source in (train, test)]
+        k = min(ONLINE_NEIGHBOURS, len(train))
+        scores = score_knn(
+            *sets, neighbours=(k,), temperature=ONLINE_TEMPERATURE, classes=len(train.classes), run=run
+        )
+        return {"knn_top1": scores[k].top1, "knn_top5": scores[k].top5}
+
+    return score
+
+
+def _load(options: KnnOptions) -> tuple[Features, Features]:
+    folder = Path(options.knn.load_features or "")
+    train, test = load_features(folder, "train"), load_features(folder, "test")
+    if train.features.shape[1:] != test.features.shape[1:]:
+        raise DataError(f"--load_features {folder}: train and test features differ in width")
+    return train, test
+
+
+def _extract(options: KnnOptions, run: Run) -> tuple[Features, Features]:
+    with run.processes.first_goes_first():
+        sources = open_labelled_splits(options.data.data_path)
+        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+    reading = build_reading(
+        options.data,
+        options.explicit,
+        run,
+        keep_on_device=options.knn.store_on_device,
+        max_batches=options.knn.max_batches,
+    )
+    train, test = (extract_features(backbone, source, run, reading) for source in sources)
+    if options.knn.dump_features and run.processes.is_first:
+        for name, features in (("train", train), ("test", test)):
+            save_features(Path(options.knn.dump_features), name, features)
+    return train, test

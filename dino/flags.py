@@ -1,0 +1,202 @@
+"""Every flag of the project, declared once, in groups; and the commands as compositions of groups.
+
+Names and defaults are those of the Gaudi model reference, else of the original; `docs/differences.md` lists departures.
+Numbers that change by command (a batch size, say) stand in the command's `DEFAULTS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dino.options import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFlags:
+    """Where the work runs."""
+
+    device: str | None = flag(
+        None,
+        "hpu where the Habana bridge is installed, else cuda where available, else cpu",
+        choices=("hpu", "cuda", "cpu", "ipu"),
+    )
+    lazy_mode: bool | None = flag(None, "hpu only: lazy execution mode instead of the software's default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionFlags:
+    """In which number formats training computes; the optimiser is always fp32."""
+
+    precision: str | None = flag(
+        None,
+        "number format of forward and backward: ops means the two op lists decide; wins over the older flags below",
+        choices=("fp32", "bf16", "fp16", "ops"),
+    )
+    use_fp16: bool = flag(True, "fp16 with loss scaling; acts on cuda only")
+    hmp: bool = flag(False, "mixed precision by op lists, the same as --precision ops", switch=True)
+    hmp_bf16: str = flag("ops_bf16.txt", "file of ops that run in bf16, one a line", spelling="--hmp-bf16")
+    hmp_fp32: str = flag("ops_fp32.txt", "file of ops that run in fp32, one a line", spelling="--hmp-fp32")
+    hmp_opt_level: str = flag(
+        "O1",
+        "O1: the op lists decide; O2: all in bf16 but the fp32 list",
+        choices=("O1", "O2"),
+        spelling="--hmp-opt-level",
+    )
+    hmp_verbose: bool = flag(False, "print each op's number format once", spelling="--hmp-verbose", switch=True)
+    compile: bool = flag(False, "compile student and teacher with torch.compile", switch=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchFlags:
+    """How the processes of one run find each other; the launcher's environment says the rest."""
+
+    dist_url: str = flag("env://", "where the processes meet: env://, tcp://host:port or file:///shared/path")
+    local_rank: int = flag(0, "given by torch.distributed.launch; accepted, not needed", also=("--local-rank",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneFlags:
+    """Which network."""
+
+    arch: str = flag(
+        "vit_small",
+        "vit_mini, vit_tiny, vit_small, vit_base, deit_tiny, deit_small, any torchvision classification model "
+        "(resnet50), or xcit_* of timm",
+    )
+    patch_size: int = flag(16, "side of a ViT patch in pixels; smaller is better and slower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFlags:
+    """What the student's network has beyond the backbone's name."""
+
+    in_chans: int = flag(3, "channels of an image: 3 (colour), 1 (gray), or those of .npy files; colour ops need 3")
+    drop_path_rate: float = flag(0.1, "stochastic depth of the student, 0 to 1")
+    out_dim: int = flag(65536, "prototypes K, the width of the head's output; small data sets want less")
+    norm_last_layer: bool = flag(True, "keep the prototypes at unit length; more stable for the small networks")
+    use_bn_in_head: bool = flag(False, "batch norm in the head's hidden layers")
+    init_from: str | None = flag(None, "start a new run from the weights in this file (not a resume)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFlags:
+    """How the teacher follows the student and how sharp its targets are (paper, section 3.1)."""
+
+    momentum_teacher: float = flag(0.996, "EMA momentum at the start, rises to 1 by a cosine; small batches want more")
+    warmup_teacher_temp: float = flag(0.04, "teacher temperature at the start")
+    teacher_temp: float = flag(0.04, "teacher temperature after its warm-up; lower it when the loss does not fall")
+    warmup_teacher_temp_epochs: int = flag(0, "epochs of linear temperature warm-up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimFlags:
+    """The optimiser and its schedules, all per iteration."""
+
+    optimizer: str = flag("adamw", "update rule", choices=("adamw", "sgd", "lars"))
+    lr: float = flag(0.0005, "peak learning rate for a global batch of 256; scaled linearly with the global batch")
+    warmup_epochs: int = flag(10, "epochs of linear learning-rate warm-up")
+    min_lr: float = flag(1e-6, "learning rate at the end of the cosine")
+    weight_decay: float = flag(0.04, "weight decay at the start of its cosine")
+    weight_decay_end: float = flag(0.4, "weight decay at the end")
+    clip_grad: float = flag(3.0, "largest gradient norm of each parameter tensor; 0 turns clipping off")
+    freeze_last_layer: int = flag(1, "epochs during which the prototypes do not move")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropFlags:
+    """Multi-crop: two global views and some local ones (paper, section 3.1)."""
+
+    global_crops_scale: tuple[float, float] = flag((0.4, 1.0), "smallest and largest area of a global crop, 0 to 1")
+    local_crops_number: int = flag(8, "local crops per image; 0 turns multi-crop off")
+    local_crops_scale: tuple[float, float] = flag((0.05, 0.4), "smallest and largest area of a local crop, 0 to 1")
+    global_crops_size: int = flag(224, "side of a global crop in pixels")
+    local_crops_size: int = flag(96, "side of a local crop in pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Which images, and how they are fed."""
+
+    data_path: str | None = flag(
+        None, "a folder of images (with or without class folders), a text file that lists images, or demo"
+    )
+    batch_size_per_device: int = flag(32, "images a device sees at a time", also=("--batch_size_per_gpu",))
+    num_workers: int = flag(10, "loader processes per device (by default at most one a core)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDataFlags:
+    """What only training asks of its images."""
+
+    data_limit: int | None = flag(None, "use this many images, evenly spaced over the sorted list")
+    on_bad_image: str = flag("raise", "an unreadable image ends the run, or is replaced", choices=("raise", "skip"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """How long, where to, and how often."""
+
+    output_dir: str = flag(".", "folder of checkpoints, log.txt and TensorBoard events")
+    epochs: int = flag(100, "passes over the images")
+    accumulate_steps: int = flag(1, "batches per update; the global batch grows by this factor")
+    seed: int = flag(0, "seed of weights, data order, crops and stochastic depth")
+    saveckp_freq: int = flag(20, "keep a numbered checkpoint every so many epochs; 0 keeps none")
+    save_every_steps: int = flag(0, "also save every so many iterations; 0 saves at the end of each epoch only")
+    keep_checkpoints: int = flag(0, "numbered checkpoints to keep, the newest ones; 0 keeps all")
+    eval_knn_every: int = flag(0, "epochs between k-NN scores on the val (or validation) folder beside the images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFlags:
+    """Which trained backbone an evaluation reads."""
+
+    pretrained_weights: str | None = flag(None, "a checkpoint or weights file; without it the published weights")
+    checkpoint_key: str = flag("teacher", "which network of the checkpoint: teacher or student")
+    random_weights: bool = flag(False, "evaluate an untrained network on purpose", switch=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnFlags:
+    """The weighted k-NN vote (paper, section 4.1)."""
+
+    nb_knn: tuple[int, ...] = flag((10, 20, 100, 200), "numbers of neighbours to report")
+    temperature: float = flag(0.07, "temperature of the vote")
+    store_on_device: bool = flag(True, "keep the features on the device; false keeps them in host memory")
+    dump_features: str | None = flag(None, "folder to write features and labels to")
+    load_features: str | None = flag(None, "folder to read features and labels from instead of computing them")
+    max_batches: int | None = flag(None, "stop after so many batches a split, for a quick look")
+    dump_tb_events: str | None = flag(None, "folder for TensorBoard events of the extraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Pre-train a vision backbone with DINO. `--data_path demo` needs no data of yours."""
+
+    device: DeviceFlags
+    precision: PrecisionFlags
+    launch: LaunchFlags
+    backbone: BackboneFlags
+    student: StudentFlags
+    teacher: TeacherFlags
+    optim: OptimFlags
+    crops: CropFlags
+    data: DataFlags
+    train_data: TrainDataFlags
+    run: RunFlags
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnOptions:
+    """Score a frozen backbone by weighted k-NN on DATA_PATH/train and DATA_PATH/val (or validation)."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128}
+
+    device: DeviceFlags
+    launch: LaunchFlags
+    backbone: BackboneFlags
+    weights: WeightsFlags
+    data: DataFlags
+    knn: KnnFlags
+    explicit: frozenset[str] = frozenset()

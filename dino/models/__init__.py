@@ -1,0 +1,1 @@
+"""Networks: backbones, the projection head, and their weights."""

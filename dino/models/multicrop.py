@@ -1,0 +1,21 @@
+"""A backbone and a head that see several resolutions in one call (MultiCropWrapper in the original)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MultiCrop(nn.Module):
+    """Run the backbone once a resolution and the head once over everything."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        """Join the two; their parameters are named `backbone.*` and `head.*`."""
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
+        """Each view group (n_i, C, S_i, S_i) -> features (sum n_i, D) and logits (sum n_i, K), in the given order."""
+        features = torch.cat([self.backbone(view) for view in views])
+        return features, self.head(features)

@@ -1,0 +1,135 @@
+"""Backbones by name: our vision transformers, torchvision's classification models, timm's.
+
+Every builder gives a module (B, C, H, W) -> features (B, D) that knows its `embed_dim` D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from dino.errors import OptionError
+from dino.models.vit import VisionTransformer
+from dino.options import nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitShape:
+    """Width, depth, heads and perceptron ratio of one vision transformer."""
+
+    embed_dim: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+
+VITS = {
+    "vit_mini": VitShape(embed_dim=96, depth=3, heads=3, mlp_ratio=2.0),  # for tests; the size of the IPU port's own
+    "vit_micro": VitShape(embed_dim=192, depth=4, heads=3),  # for small images on a laptop
+    "vit_tiny": VitShape(embed_dim=192, depth=12, heads=3),
+    "vit_small": VitShape(embed_dim=384, depth=12, heads=6),
+    "vit_base": VitShape(embed_dim=768, depth=12, heads=12),
+}
+VITS |= {"deit_tiny": VITS["vit_tiny"], "deit_small": VITS["vit_small"]}
+
+TIMM_PREFIX = "timm:"
+
+
+def check_arch(arch: str) -> None:
+    """Refuse an unknown architecture before anything is built.
+
+    Raises:
+        OptionError: No builder knows the name; the nearest known one is named.
+    """
+    torchvision_names = torchvision.models.list_models(module=torchvision.models)
+    if arch in VITS or arch in torchvision_names or timm.is_model(_timm_name(arch)):
+        return
+    raise OptionError(f"--arch {arch} is unknown: {nearest(arch, [*VITS, *torchvision_names, *_xcit_names()])}")
+
+
+def is_vit(arch: str) -> bool:
+    """Whether the name is one of our vision transformers, the only ones with patches, tokens and attention maps."""
+    return arch in VITS
+
+
+def build_backbone(
+    arch: str, *, patch_size: int = 16, in_chans: int = 3, img_size: int = 224, drop_path_rate: float = 0.0
+) -> nn.Module:
+    """Build an untrained backbone.
+
+    Args:
+        arch: A name that `check_arch` accepts.
+        patch_size: Side of a patch in pixels; ViT only.
+        in_chans: Channels C of an image.
+        img_size: Side in pixels the ViT's position embedding is stored for.
+        drop_path_rate: Stochastic depth, 0 to 1; ViT and timm only.
+
+    Returns:
+        A module (B, C, H, W) -> (B, D) with the attribute `embed_dim`.
+
+    Raises:
+        OptionError: The name is unknown.
+    """
+    check_arch(arch)
+    if arch in VITS:
+        return VisionTransformer(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            drop_path_rate=drop_path_rate,
+            **vars(VITS[arch]),
+        )
+    if timm.is_model(_timm_name(arch)):
+        model = timm.create_model(
+            _timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate
+        )
+        model.embed_dim = model.num_features
+        return model
+    return _build_torchvision(arch, in_chans)
+
+
+def _timm_name(arch: str) -> str:
+    """The name in timm, or a name that timm does not know: it is asked for XCiT and for `timm:NAME` alone."""
+    if arch.startswith(TIMM_PREFIX):
+        return arch.removeprefix(TIMM_PREFIX)
+    if arch.startswith("xcit_"):
+        return arch if arch in _xcit_names() else f"{arch}_224"  # the original's hub names end before the size
+    return ""
+
+
+def _xcit_names() -> list[str]:
+    return timm.list_models("xcit_*")
+
+
+def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
+    auxiliary = {"aux_logits": False} if arch in {"googlenet", "inception_v3"} else {}
+    model = torchvision.models.get_model(arch, weights=None, **auxiliary)
+    name, model.embed_dim = _classifier(model)
+    model.set_submodule(name, nn.Identity())
+    if in_chans != 3:
+        _change_input(model, in_chans)
+    return model
+
+
+def _classifier(model: nn.Module) -> tuple[str, int]:
+    """Name and input width of the layer that gives the classes: the last linear one, else the last convolution."""
+    parts = dict(model.named_modules())
+    linear = [(name, part.in_features) for name, part in parts.items() if isinstance(part, nn.Linear)]
+    return linear[-1] if linear else [(n, p.in_channels) for n, p in parts.items() if isinstance(p, nn.Conv2d)][-1]
+
+
+def _change_input(model: nn.Module, in_chans: int) -> None:
+    name, first = next((name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
+    changed = nn.Conv2d(
+        in_chans,
+        first.out_channels,
+        kernel_size=first.kernel_size,
+        stride=first.stride,
+        padding=first.padding,
+        bias=first.bias is not None,
+    )
+    model.set_submodule(name, changed.to(torch.get_default_dtype()))

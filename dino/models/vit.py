@@ -1,0 +1,205 @@
+"""Vision transformer with a CLS token, under the parameter names of the original (its vision_transformer.py).
+
+Shapes: B images, C channels, H W pixels, N tokens (CLS first, then the patches row by row), D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6  # the original's, smaller than torch's default
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches and project each to D numbers."""
+
+    def __init__(self, *, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        """Make the projection; it is a convolution whose stride is the patch."""
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N - 1, D); rows and columns that fill no patch are dropped."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        """Make the query, key, value and output projections for D = `dim`."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D), without ever holding the N x N weights."""
+        query, key, value = self._split(tokens)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def compute_weights(self, tokens: Tensor, queries: slice) -> Tensor:
+        """Attention of the chosen query tokens, (B, N, D) -> (B, heads, len(queries), N); rows sum to 1."""
+        query, key, _ = self._split(tokens)
+        scores = query[:, :, queries] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        return scores.softmax(dim=-1)
+
+    def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+
+class Mlp(nn.Module):
+    """The two-layer perceptron of a block."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        """Make the two layers for D = `dim`."""
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.fc2(self.act(self.fc1(tokens)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a residual branch for whole images, in training only (Huang et al., 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        """Remember the drop probability, 0 to 1."""
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D); kept branches are scaled so that the expectation stays."""
+        if self.rate == 0.0 or not self.training:
+            return branch
+        keep = torch.rand((branch.shape[0], 1, 1), device=branch.device) >= self.rate
+        return branch * (keep.to(branch.dtype) / (1.0 - self.rate))
+
+
+class Block(nn.Module):
+    """One transformer block, normalised before each branch."""
+
+    def __init__(self, *, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
+        """Make the block for D = `dim`."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class VisionTransformer(nn.Module):
+    """Images to one CLS feature each.
+
+    Args:
+        img_size: Side in pixels of the square image whose grid the position embedding is stored for.
+        patch_size: Side of a patch in pixels.
+        in_chans: Channels C.
+        embed_dim: Width D, a multiple of `heads`.
+        depth: Number of blocks.
+        heads: Attention heads.
+        mlp_ratio: Hidden width of each perceptron over D.
+        drop_path_rate: Stochastic depth of the last block, 0 to 1; it grows linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        """Make and initialise the network: truncated normal (0.02) weights, zero biases, as the original."""
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.patch_size = patch_size
+        grid = img_size // patch_size
+        self.patch_embed = PatchEmbed(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(dim=embed_dim, heads=heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(init_linear)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> CLS features (B, D); H and W may differ from `img_size`."""
+        tokens = self._embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)[:, 0]
+
+    def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
+        """Normalised tokens (B, N, D) of the last `n` blocks, the last one last."""
+        tokens, kept = self._embed(images), []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index >= len(self.blocks) - n:
+                kept.append(self.norm(tokens))
+        return kept
+
+    def get_last_selfattention(self, images: Tensor, queries: slice = slice(None)) -> Tensor:
+        """Attention of the last block, (B, heads, len(queries), N).
+
+        Args:
+            images: (B, C, H, W).
+            queries: Which tokens ask; `slice(0, 1)` is the CLS row alone and never holds an N x N tensor.
+        """
+        tokens = self._embed(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last = self.blocks[-1]
+        return last.attn.compute_weights(last.norm1(tokens), queries)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        patches = self.patch_embed(images)
+        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
+        return tokens + self._position(images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+
+    def _position(self, rows: int, columns: int) -> Tensor:
+        """Position embedding (1, 1 + rows * columns, D) for a grid, bicubic from the stored one.
+
+        The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding
+        never loses a row; the scale that follows from it is part of every published number, so it stays.
+        """
+        side = math.isqrt(self.pos_embed.shape[1] - 1)
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise a linear layer as the original does; leave other modules alone."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

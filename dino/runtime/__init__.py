@@ -1,0 +1,1 @@
+"""One run of a command: processes, seeds, log lines."""

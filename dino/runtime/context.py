@@ -1,0 +1,104 @@
+"""One run of a command: its device, its processes, its log lines; all closed on the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from dino.devices import open_device
+from dino.devices.base import Device
+from dino.errors import OptionError
+from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
+from dino.runtime.distributed import Launch, Processes, read_launch
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the work needs to know about where it runs."""
+
+    device: Device
+    processes: Processes
+
+
+@contextlib.contextmanager
+def open_run(
+    device: DeviceFlags,
+    launch: LaunchFlags,
+    *,
+    precision: PrecisionFlags | None = None,
+    explicit: frozenset[str] = frozenset(),
+) -> Iterator[Run]:
+    """Open the device, meet the other processes, set up log lines; close all of it at the end.
+
+    Raises:
+        DinoError: The device or the meeting point is not usable.
+    """
+    place = read_launch(os.environ)
+    set_up_logging(place)
+    opened = open_device(device, local_rank=place.local_rank, precision=precision, explicit=explicit)
+    chosen = "as asked" if device.device else "chosen automatically, --device changes it"
+    logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))
+    processes = Processes(place, opened.collective_backend, launch.dist_url)
+    try:
+        yield Run(device=opened, processes=processes)
+    finally:
+        processes.close()
+
+
+def set_up_logging(place: Launch) -> None:
+    """Plain lines on stdout from rank 0; warnings, with the rank, from the others."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s" if place.rank == 0 else f"[rank {place.rank}] %(message)s"))
+    logging.basicConfig(level=logging.INFO if place.rank == 0 else logging.WARNING, handlers=[handler], force=True)
+
+
+class StopRequest:
+    """Remembers that SIGTERM or SIGUSR1 came, so that the loop can save and leave."""
+
+    def __init__(self) -> None:
+        """No signal yet."""
+        self.signal: signal.Signals | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Catch the signals inside the block and restore their handlers after it."""
+        before = {name: signal.signal(name, self._remember) for name in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def __bool__(self) -> bool:
+        """Whether one came."""
+        return self.signal is not None
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+
+
+def make_output_folder(path: str) -> Path:
+    """Make the output folder, and prove that it can be written to.
+
+    Raises:
+        OptionError: It cannot.
+    """
+    folder, probe = Path(path), Path(path) / f".writable.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OptionError(f"--output_dir {path} cannot be written to ({error}); name another folder") from error
+    return folder

@@ -1,0 +1,201 @@
+"""The processes of one run: who they are, how they meet, and the few things they exchange.
+
+Everything works with one process too, without a process group and without a port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from dino.errors import OptionError
+
+JOIN_TIMEOUT = timedelta(minutes=30)  # as long as a collective may take: one rank may be writing a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What the launcher's environment says about this process."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+
+# Rank, world, local rank and local world of torchrun (and torch.distributed.launch), mpirun and srun. Slurm's are those
+# of a step: a script that runs python in an allocation without srun is a single process.
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """Tell this process's place from the environment; without a launcher it is alone.
+
+    Raises:
+        OptionError: A launcher's variable holds no number.
+    """
+    for rank, world, local_rank, local_world in LAUNCHERS:
+        if rank in environment and world in environment:
+            return Launch(
+                rank=_number(environment, rank),
+                world=_number(environment, world),
+                local_rank=_number(environment, local_rank, "0"),
+                local_world=_number(environment, local_world, environment[world]),
+            )
+    return Launch()
+
+
+class Processes:
+    """The process group of a run, or the absence of one."""
+
+    def __init__(self, launch: Launch, backend: str, dist_url: str) -> None:
+        """Meet the other processes, if there are any.
+
+        Args:
+            launch: This process's place.
+            backend: gloo, nccl or hccl.
+            dist_url: `env://`, `tcp://host:port` or `file:///shared/path`.
+
+        Raises:
+            OptionError: The meeting point is not usable.
+        """
+        self.rank, self.world, self.local_rank = launch.rank, launch.world, launch.local_rank
+        self.local_world = launch.local_world
+        self.store: dist.Store | None = None
+        if launch.world > 1:
+            self.store = _open_store(launch, dist_url)
+            group_store = dist.PrefixStore("group", self.store)
+            dist.init_process_group(
+                backend, store=group_store, rank=self.rank, world_size=self.world, timeout=JOIN_TIMEOUT
+            )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that logs and saves."""
+        return self.rank == 0
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """Mean over processes, in place; a sum and a division, because hccl has no mean."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.world
+        return tensor
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather_rows(self, rows: Tensor, count: int) -> Tensor:
+        """Join every process's rows in data set order.
+
+        Args:
+            rows: (n, D) of this process: those of images rank, rank + world, rank + 2 world, ...
+            count: N over all processes.
+
+        Returns:
+            (N, D) on every process.
+        """
+        if self.world == 1:
+            return rows
+        longest = -(-count // self.world)
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Rank 0 runs the block, then all others: for downloads and generated data."""
+        if not self.is_first:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self.barrier()
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class StopAgreement:
+    """All processes stop after the same iteration, agreed through the store and not by a collective a step.
+
+    A process that wants to stop writes so when it next logs; every process reads the store when it logs. The iterations
+    between two log lines exchange gradients, so what one wrote at a log line all see at the next.
+    """
+
+    KEY = "stop_at_log_line"
+
+    def __init__(self, processes: Processes) -> None:
+        """Start without a wish to stop."""
+        self.store, self.lines = processes.store, 0
+
+    def check(self, wanted: bool) -> bool:
+        """Called by every process at each log line; True means stop now.
+
+        Args:
+            wanted: Whether this process got a signal.
+        """
+        self.lines += 1
+        if self.store is None:
+            return wanted
+        if wanted and not self.store.check([self.KEY]):
+            self.store.set(self.KEY, str(self.lines + 1))
+        return self.store.check([self.KEY]) and self.lines >= int(self.store.get(self.KEY))
+
+
+def _open_store(launch: Launch, dist_url: str) -> dist.Store:
+    if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
+        _name_meeting_point(launch)
+    for name, value in (("RANK", launch.rank), ("WORLD_SIZE", launch.world)):
+        os.environ.setdefault(name, str(value))
+    try:
+        store, _, _ = next(rendezvous(dist_url, launch.rank, launch.world, timeout=JOIN_TIMEOUT))
+    except (ValueError, RuntimeError) as error:
+        raise OptionError(f"--dist_url {dist_url}: {launch.world} processes cannot meet there: {error}") from error
+    return store
+
+
+def _name_meeting_point(launch: Launch) -> None:
+    """Under srun and mpirun nobody sets MASTER_ADDR; take the first host, and a port of this job's own."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    if nodes and launch.local_world < launch.world:
+        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
+    else:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("OMPI_MCA_ess_base_jobid") or "0"
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    os.environ.setdefault("MASTER_PORT", str(20000 + (int(job) * 7 + int(step)) % 20000))
+
+
+def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = environment.get(name, default or "").split("(")[0].split(",")[0]  # Slurm writes "8(x2)"
+    try:
+        return int(text)
+    except ValueError:
+        raise OptionError(f"the environment's {name}={text!r} is no number; is the launcher set up?") from None

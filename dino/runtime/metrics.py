@@ -1,0 +1,66 @@
+"""Where numbers go: log.txt, one JSON object an epoch, and TensorBoard; rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dino.errors import OptionError
+
+LOG_FILE = "log.txt"
+EVENTS = "tensorboard"
+
+
+class MetricLog:
+    """The two records of a run, continued where a resumed run left off."""
+
+    def __init__(self, folder: Path, *, epoch: int, iteration: int) -> None:
+        """Open both; lines and events from `epoch` and `iteration` on are taken back, they will be written anew.
+
+        Raises:
+            OptionError: The folder cannot be written to.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second or more
+
+        self.path = folder / LOG_FILE
+        self._keep_lines_before(epoch)
+        self.events_folder = folder / EVENTS
+        self.events = SummaryWriter(str(self.events_folder), purge_step=iteration or None)
+
+    def write_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write TensorBoard scalars, one a tag."""
+        for tag, value in values.items():
+            self.events.add_scalar(tag, value, step)
+
+    def write_epoch(self, values: Mapping[str, Any]) -> None:
+        """Append one JSON line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Flush the events."""
+        self.events.close()
+
+    def _keep_lines_before(self, epoch: int) -> None:
+        if not self.path.exists():
+            return
+        try:
+            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < epoch]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise OptionError(f"{self.path} cannot be rewritten: {error}") from error
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a JSON line; a line cut short by a crash counts as the last."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,52 @@
+"""The line the user watches: a bar on a terminal, plain lines elsewhere; only rank 0 shows it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts steps towards a total and shows values beside them."""
+
+    def __init__(self, total: int, title: str, *, start: int = 0, shown: bool = True) -> None:
+        """Begin at step `start` of `total`."""
+        self.total, self.title, self.start, self.done, self.shown = total, title, start, start, shown
+        self.began = time.monotonic()
+        self.bar = (
+            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True)
+            if shown and sys.stderr.isatty()
+            else None
+        )
+
+    def advance(self, done: int, values: Mapping[str, str] | None = None) -> None:
+        """Show that `done` steps are complete, with `values` beside them."""
+        step, self.done = done - self.done, done
+        if self.bar is not None:
+            self.bar.update(step)
+            self.bar.set_postfix(values or {})
+        elif self.shown:
+            beside = "  ".join(f"{name} {value}" for name, value in (values or {}).items())
+            logger.info("%s  %d/%d  %s  eta %s", self.title, done, self.total, beside, self.eta())
+
+    def eta(self) -> str:
+        """Time left at the pace so far, as h:mm:ss."""
+        pace = (time.monotonic() - self.began) / max(self.done - self.start, 1)
+        return format_seconds(pace * (self.total - self.done))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

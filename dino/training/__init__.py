@@ -1,0 +1,1 @@
+"""Pre-training: loss, schedules, optimiser, step and loop."""

@@ -1,0 +1,26 @@
+"""The teacher follows the student (paper, section 3.1, momentum encoder)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def build_teacher(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    """Start the teacher from the student's weights and take it out of training; returns the teacher."""
+    teacher.load_state_dict(student.state_dict())
+    return teacher.requires_grad_(False)
+
+
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> None:
+    """teacher <- m teacher + (1 - m) student, in place, parameters only (buffers follow their own batches).
+
+    Args:
+        teacher: Same parameters as the student, in the same order.
+        student: Not changed.
+        momentum: () float32; 1 changes nothing, to the bit.
+    """
+    with torch.no_grad():
+        targets, sources = list(teacher.parameters()), list(student.parameters())
+        torch._foreach_mul_(targets, momentum)
+        torch._foreach_add_(targets, torch._foreach_mul(sources, 1 - momentum))

@@ -1,0 +1,110 @@
+"""The DINO loss (paper, equation 2 and algorithm 1), as a pure function: nothing remembered, nothing read back.
+
+Shapes: B images, V views of which the first 2 are global, K prototypes. Rows are ordered by view, then by image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
+CENTRE_MOMENTUM = 0.9  # paper, section 3.1
+
+
+class TeacherTargets(NamedTuple):
+    """What the teacher says about the global views.
+
+    Attributes:
+        probabilities: (2, B, K) float32, rows sum to 1.
+        batch_centre: (1, K) float32, mean of the raw logits.
+        entropy: () mean entropy of a row in nats; ln K when uniform.
+        divergence: () mean Kullback-Leibler divergence of a row from their mean in nats; 0 when all are the same.
+    """
+
+    probabilities: Tensor
+    batch_centre: Tensor
+    entropy: Tensor
+    divergence: Tensor
+
+
+def compute_targets(logits: Tensor, centre: Tensor, temperature: Tensor) -> TeacherTargets:
+    """Centre and sharpen the teacher's logits.
+
+    Args:
+        logits: (2 B, K), any float type; no gradient flows.
+        centre: (1, K) float32.
+        temperature: () float32, above 0.
+    """
+    logits = logits.detach().float()
+    log_probabilities = F.log_softmax((logits - centre) / temperature, dim=-1)
+    probabilities = log_probabilities.exp()
+    mean = probabilities.mean(dim=0)
+    entropy = -(probabilities * log_probabilities).sum(dim=-1).mean()
+    divergence = -(mean * mean.clamp(min=1e-30).log()).sum() - entropy
+    return TeacherTargets(
+        probabilities.unflatten(0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence
+    )
+
+
+def compute_loss(student_logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy between each global target and the student's every other view.
+
+    Args:
+        student_logits: (V B, K), any float type.
+        targets: (2, B, K) float32, rows sum to 1.
+
+    Returns:
+        () float32: -1 / (B T) times the sum of p log q over images and the T = 2 V - 2 pairs of different views.
+    """
+    _, images, prototypes = targets.shape
+    scaled = student_logits.float() / STUDENT_TEMPERATURE
+    logs = F.log_softmax(scaled, dim=-1).reshape(-1, images, prototypes)
+    pairs = 2 * logs.shape[0] - 2
+    # Each target meets the sum over all views less the view it comes from: V products become 2.
+    others = logs.sum(dim=0) - logs[:2]
+    return -(targets * others).sum() / (images * pairs)
+
+
+def update_centre(centre: Tensor, batch_centre: Tensor, momentum: Tensor | float = CENTRE_MOMENTUM) -> Tensor:
+    """The next centre (paper, equation 4): (1, K), (1, K) -> (1, K)."""
+    return centre * momentum + batch_centre * (1 - momentum)
+
+
+def compute_feature_spread(features: Tensor) -> Tensor:
+    """Standard deviation of L2-normalised features, averaged over dimensions, times sqrt(D).
+
+    Args:
+        features: (B, D).
+
+    Returns:
+        () float32: 0 when all features are the same, near 1 when they point everywhere.
+    """
+    unit = F.normalize(features.detach().float(), dim=-1)
+    return unit.std(dim=0, correction=0).mean() * math.sqrt(features.shape[-1])
+
+
+def diagnose_collapse(*, entropy: float, divergence: float, prototypes: int) -> str | None:
+    """Say in one line which collapse the teacher's outputs show, if any (paper, section 5.3).
+
+    Args:
+        entropy: Mean entropy of a target in nats.
+        divergence: Mean divergence of a target from the mean target in nats.
+        prototypes: K.
+    """
+    most = math.log(prototypes)
+    if entropy > 0.98 * most:
+        return (
+            f"uniform collapse: teacher entropy {entropy:.3f} of at most ln K = {most:.3f}; "
+            "try a lower --teacher_temp, a smaller --out_dim, or a higher --lr"
+        )
+    if divergence < 1e-3 * most:
+        return (
+            f"constant collapse: all teacher outputs agree (divergence {divergence:.2g} nats); "
+            "try a higher --momentum_teacher, a lower --lr, a longer --freeze_last_layer, or a higher --teacher_temp"
+        )
+    return None
+

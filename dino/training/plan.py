@@ -1,0 +1,95 @@
+"""The whole run as numbers, before it starts: how many iterations, and what each one uses."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from dino.flags import TrainOptions
+from dino.training.schedules import compute_cosine, compute_teacher_temperature
+
+logger = logging.getLogger(__name__)
+
+BATCH_OF_LR = 256  # --lr is meant for this global batch (paper, section 3.2: lr = 0.0005 batch / 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Schedules of a run.
+
+    Attributes:
+        epochs: Passes over the images.
+        iterations: Updates an epoch.
+        global_batch: Images an update, over all processes and accumulated batches.
+        freeze_epochs: Epochs with a frozen last layer.
+        learning_rate: (epochs * iterations,) float64, as are `weight_decay` and `momentum`.
+        temperature: (epochs,) float64.
+    """
+
+    epochs: int
+    iterations: int
+    global_batch: int
+    freeze_epochs: int
+    learning_rate: np.ndarray
+    weight_decay: np.ndarray
+    momentum: np.ndarray
+    temperature: np.ndarray
+
+    def inputs(self, iteration: int) -> tuple[float, ...]:
+        """The numbers of `devices.base.StepInputs` for one iteration, in its order."""
+        epoch = iteration // self.iterations
+        return (
+            float(self.learning_rate[iteration]),
+            float(self.weight_decay[iteration]),
+            float(self.momentum[iteration]),
+            float(self.temperature[epoch]),
+            float(epoch >= self.freeze_epochs),
+        )
+
+
+def build_plan(options: TrainOptions, *, iterations: int, world: int) -> Plan:
+    """Lay out the schedules.
+
+    Args:
+        options: Of the run.
+        iterations: Updates an epoch.
+        world: Processes.
+
+    Raises:
+        OptionError: A temperature warm-up longer than the run.
+    """
+    run, optim, teacher = options.run, options.optim, options.teacher
+    total = run.epochs * iterations
+    global_batch = options.data.batch_size_per_device * run.accumulate_steps * world
+    return Plan(
+        epochs=run.epochs,
+        iterations=iterations,
+        global_batch=global_batch,
+        freeze_epochs=optim.freeze_last_layer,
+        learning_rate=compute_cosine(
+            base=optim.lr * global_batch / BATCH_OF_LR,
+            final=optim.min_lr,
+            iterations=total,
+            warmup=choose_warmup(options, iterations),
+        ),
+        weight_decay=compute_cosine(base=optim.weight_decay, final=optim.weight_decay_end, iterations=total),
+        momentum=compute_cosine(base=teacher.momentum_teacher, final=1.0, iterations=total),
+        temperature=compute_teacher_temperature(
+            start=teacher.warmup_teacher_temp,
+            final=teacher.teacher_temp,
+            warmup_epochs=teacher.warmup_teacher_temp_epochs,
+            epochs=run.epochs,
+        ),
+    )
+
+
+def choose_warmup(options: TrainOptions, iterations: int) -> int:
+    """Iterations of learning-rate warm-up; a default one longer than the run becomes a tenth of it."""
+    asked, epochs = options.optim.warmup_epochs, options.run.epochs
+    if asked <= epochs:
+        return asked * iterations
+    shortened = epochs * iterations // 10
+    logger.info("--warmup_epochs %d is longer than --epochs %d: warming up %d iterations", asked, epochs, shortened)
+    return shortened

@@ -1,0 +1,194 @@
+"""One step of DINO as a program that any device can run: views in, a moved student, teacher and centre out.
+
+Shapes: B images of one micro-batch and device, V views, C channels, S side, K prototypes, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dino.data.crops import Crops
+from dino.data.photometric import Normalisation, augment
+from dino.devices.base import StepInputs
+from dino.training.ema import update_teacher
+from dino.training.loss import compute_feature_spread, compute_loss, compute_targets, update_centre
+from dino.training.optim import UpdateInputs, clip_gradients
+
+METERS = (  # names of the sums kept on the device; "steps" counts the steps that were not masked
+    "steps",
+    "loss",
+    "entropy",
+    "divergence",
+    "feature_std",
+    "centre_norm",
+    "grad_norm",
+)
+NON_FINITE_LIMIT = 5  # masked steps in a row that end the run
+
+
+class StepOutput(NamedTuple):
+    """What a forward pass gives; every field may be averaged over micro-batches and processes.
+
+    Attributes:
+        loss: () float32, with gradient.
+        batch_centre: (1, K) float32, mean teacher logits.
+        entropy: () teacher entropy in nats.
+        divergence: () teacher divergence in nats.
+        feature_std: () spread of the teacher's features, 0 to about 1.
+    """
+
+    loss: Tensor
+    batch_centre: Tensor
+    entropy: Tensor
+    divergence: Tensor
+    feature_std: Tensor
+
+
+class Update(NamedTuple):
+    """What `before_update` decided and `after_update` carries out; all () float32 but the averaged output.
+
+    Attributes:
+        mean: Output averaged over micro-batches and processes.
+        grad_norm: Norm of all gradients before clipping.
+        keep: 1 to update, 0 to mask the step.
+        finite: 0 if the step counts as non-finite.
+        momentum: Of the teacher; 1 in a masked step.
+    """
+
+    mean: StepOutput
+    grad_norm: Tensor
+    keep: Tensor
+    finite: Tensor
+    momentum: Tensor
+
+
+class DinoProgram:
+    """The step's phases and what they leave behind: centre, counters, meters.
+
+    Attributes:
+        centre: (1, K) float32.
+        non_finite: (2,) float32: masked steps in all, and in a row (which stays at the limit once it got there).
+        meters: (len(METERS),) float32, sums over the epoch's finite steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        prototypes: int,
+        normalisation: Normalisation,
+        clip_grad: float,
+        autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+        average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        overflow_is_normal: bool = False,
+    ) -> None:
+        """Bind the networks.
+
+        Args:
+            student: MultiCrop, possibly wrapped for data parallelism.
+            teacher: MultiCrop without gradients.
+            prototypes: K.
+            normalisation: Of the pixels.
+            clip_grad: Largest norm of one gradient tensor; 0 for none.
+            autocast: Number format of the networks; the loss is always fp32.
+            average: Mean of a tensor over all processes.
+            overflow_is_normal: Under a loss scale only a non-finite loss counts, not an overflown gradient.
+        """
+        device = next(teacher.parameters()).device
+        self.student, self.teacher = student, teacher
+        self.normalisation, self.clip_grad = normalisation, clip_grad
+        self.autocast, self.average, self.overflow_is_normal = autocast, average, overflow_is_normal
+        self.centre = torch.zeros(1, prototypes, device=device)
+        self.non_finite = torch.zeros(2, device=device)
+        self.meters = torch.zeros(len(METERS), device=device)
+
+    def augment(self, batch: Crops) -> tuple[Tensor, ...]:
+        """Crops (B, v, C, S, S) uint8 -> one (v B, C, S, S) float32 a resolution, ordered by view, then image."""
+        with torch.no_grad():
+            groups = (
+                (batch.global_pixels, batch.global_parameters),
+                (batch.local_pixels, batch.local_parameters),
+            )
+            return tuple(
+                augment(pixels.transpose(0, 1).flatten(0, 1), rows.transpose(0, 1).flatten(0, 1), self.normalisation)
+                for pixels, rows in groups
+                if pixels.shape[1]
+            )
+
+    def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> StepOutput:
+        """Pure; `views` as `augment` gives them, the global ones first."""
+        with torch.no_grad(), self.autocast():
+            features, teacher_logits = self.teacher(views[0])
+        with self.autocast():
+            _, student_logits = self.student(*views)
+        targets = compute_targets(teacher_logits, self.centre, inputs.temperature)
+        return StepOutput(
+            loss=compute_loss(student_logits, targets.probabilities),
+            batch_centre=targets.batch_centre,
+            entropy=targets.entropy,
+            divergence=targets.divergence,
+            feature_std=compute_feature_spread(features),
+        )
+
+    def before_update(self, outputs: Sequence[Tensor], inputs: StepInputs) -> tuple[UpdateInputs, Update]:
+        """Average over processes, clip, and mask the update where anything is not finite."""
+        mean = self._average(StepOutput(*outputs))
+        grad_norm, gradients_finite = clip_gradients(self.student.parameters(), self.clip_grad)
+        loss_finite = torch.isfinite(mean.loss).float()
+        keep = gradients_finite * loss_finite
+        update = Update(
+            mean=mean,
+            grad_norm=grad_norm,
+            keep=keep,
+            finite=loss_finite if self.overflow_is_normal else keep,
+            momentum=1.0 - keep * (1.0 - inputs.momentum),
+        )
+        return UpdateInputs(inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer), update
+
+    def after_update(self, update: Update) -> None:
+        """Move the teacher and the centre, count what was masked, add to the meters."""
+        mean, keep = update.mean, update.keep > 0
+        with torch.no_grad():
+            update_teacher(self.teacher, self.student, update.momentum)
+            self.centre = torch.where(keep, update_centre(self.centre, mean.batch_centre), self.centre)
+            self.non_finite = count_non_finite(self.non_finite, update.finite)
+            sample = torch.stack(
+                [update.keep, *(mean.loss, mean.entropy, mean.divergence, mean.feature_std), self.centre.norm(), update.grad_norm]
+            )
+            self.meters = self.meters + torch.where(keep, sample, 0.0)
+
+    def hold_gradients(self) -> AbstractContextManager:
+        """No exchange of gradients inside, where the student is data parallel."""
+        return self.student.no_sync() if hasattr(self.student, "no_sync") else contextlib.nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Centre, counters and meters."""
+        return {"centre": self.centre, "non_finite": self.non_finite, "meters": self.meters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; what it does not hold stays."""
+        for name in self.state_dict():
+            if name in state:
+                setattr(self, name, state[name].to(self.centre.device))
+
+    def _average(self, outputs: StepOutput) -> StepOutput:
+        """One collective for all of it."""
+        widths = [field.numel() for field in outputs]
+        packed = self.average(torch.cat([field.detach().reshape(-1) for field in outputs]))
+        parts = packed.split(widths)
+        return StepOutput(*(part.reshape(field.shape) for part, field in zip(parts, outputs, strict=True)))
+
+
+def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:
+    """Next (2,) counters: masked steps in all, and in a row; `finite` is () 1 or 0."""
+    total, row = counters.unbind()
+    masked = 1.0 - finite
+    next_row = torch.where(row >= NON_FINITE_LIMIT, row, (row + 1.0) * masked)
+    return torch.stack([total + masked, next_row])

@@ -1,0 +1,26 @@
+"""Pre-train with DINO: `python main_dino.py --data_path demo --output_dir ./output/demo`; `--help` lists the flags."""
+
+import sys
+from collections.abc import Sequence
+
+from dino.errors import exit_code
+from dino.flags import TrainOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the command line, then train."""
+    options = parse(TrainOptions, argv)
+
+    from dino.evaluation.knn import build_online_knn
+    from dino.runtime.context import open_run
+    from dino.training.checks import check_options
+    from dino.training.trainer import Trainer
+
+    source = check_options(options)
+    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+        Trainer(options, source, run, build_online_knn(options, run)).train()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
