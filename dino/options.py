@@ -34,7 +34,7 @@ class Spec:
     switch: bool = False
 
 
-def flag(default: Any, help: str, **spec: Any) -> Any:  # noqa: A002, ANN401 - stands where the field's value stands
+def flag(default: Any, help: str, **spec: Any) -> Any:
     """Declare one flag as a dataclass field.
 
     Args:
@@ -61,7 +61,7 @@ class Flag:
         """Every spelling on the command line, the usual one first."""
         return (self.spec.spelling or f"--{self.field}", *self.spec.also)
 
-    def convert(self, value: Any) -> Any:  # noqa: ANN401 - recipes hold any YAML value
+    def convert(self, value: Any) -> Any:
         """Give `value` (text of a flag, or a YAML value of a recipe) this flag's type.
 
         Raises:
@@ -115,7 +115,7 @@ def parse(command: type[Options], argv: Sequence[str] | None = None) -> Options:
     return command(**built, explicit=frozenset(chosen))
 
 
-def as_dict(options: Any) -> dict[str, Any]:  # noqa: ANN401 - any command's options
+def as_dict(options: Any) -> dict[str, Any]:
     """Flatten a command's options to {field: value}, the form stored as `args` in a checkpoint."""
     return {
         known.field: _plain(getattr(getattr(options, known.group), known.field)) for known in flags_of(type(options))
@@ -175,14 +175,14 @@ def _read_recipe(path: str, flags: Sequence[Flag]) -> dict[str, Any]:
     return {fields[key]: value for key, value in recipe.items()}
 
 
-def _required(annotation: Any) -> Any:  # noqa: ANN401 - a type expression
+def _required(annotation: Any) -> Any:
     """`X` of `X | None`, else the annotation itself."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next(part for part in typing.get_args(annotation) if part is not type(None))
     return annotation
 
 
-def _convert(value: Any, annotation: Any) -> Any:  # noqa: ANN401 - see Flag.convert
+def _convert(value: Any, annotation: Any) -> Any:
     wanted = _required(annotation)
     if value is None and wanted is not annotation:
         return None
@@ -195,13 +195,13 @@ def _convert(value: Any, annotation: Any) -> Any:  # noqa: ANN401 - see Flag.con
     return wanted(value)
 
 
-def _convert_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ANN401 - see Flag.convert
+def _convert_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or (parts[-1] is not Ellipsis and len(value) != len(parts)):
         raise ValueError(value)
     return tuple(_convert(item, parts[0]) for item in value)
 
 
-def _convert_bool(value: Any) -> bool:  # noqa: ANN401 - see Flag.convert
+def _convert_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
     word = str(value).lower()
@@ -212,7 +212,7 @@ def _convert_bool(value: Any) -> bool:  # noqa: ANN401 - see Flag.convert
     raise ValueError(value)
 
 
-def _describe(annotation: Any) -> str:  # noqa: ANN401 - a type expression
+def _describe(annotation: Any) -> str:
     wanted = _required(annotation)
     if typing.get_origin(wanted) is tuple:
         parts = typing.get_args(wanted)
@@ -220,11 +220,11 @@ def _describe(annotation: Any) -> str:  # noqa: ANN401 - a type expression
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[wanted]
 
 
-def _shown(default: Any) -> str:  # noqa: ANN401 - any default
+def _shown(default: Any) -> str:
     if default is None:
         return "chosen at start"
     return " ".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any option value
+def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

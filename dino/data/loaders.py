@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ class EpochBatches(Sampler):
 class TrainLoader:
     """Batches of crops, epoch by epoch, from any position."""
 
-    def __init__(self, dataset: CropDataset, batches: EpochBatches, **settings: Any) -> None:  # noqa: ANN401
+    def __init__(self, dataset: CropDataset, batches: EpochBatches, **settings: Any) -> None:
         """Wrap torch's loader; `settings` are its keyword arguments."""
         self.batches = batches
         self.loader = DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings)
@@ -175,16 +176,24 @@ def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> in
 
 
 def _settings(workers: int, pin_memory: bool) -> dict[str, Any]:
-    return {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _ignore_signals}
+    return {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _outlive_signals}
 
 
-def _ignore_signals(_worker: int) -> None:
-    """A signal to the whole job must not take the loaders away before the run has saved."""
-    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+def _outlive_signals(_worker: int) -> None:
+    """A signal to the whole job must not take the loaders away before the run has saved; the parent's own may."""
+    for name in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _collate(items: Sequence[Any]) -> Any:  # noqa: ANN401 - samples of either dataset
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _collate(items: Sequence[Any]) -> Any:
     """Stack samples; an error travels whole, because a raised one would arrive as the worker's traceback."""
     return next((item for item in items if isinstance(item, DataError)), None) or default_collate(list(items))
 

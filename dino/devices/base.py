@@ -32,7 +32,7 @@ class StepInputs(NamedTuple):
 class TrainProgram(Protocol):
     """One training step in phases; a device runs them in this order, eagerly or compiled as a whole."""
 
-    def augment(self, batch: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 - the data room's batch
+    def augment(self, batch: Any) -> tuple[Tensor, ...]:
         """Make the student's views of one micro-batch, one tensor a resolution, the global ones first."""
 
     def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
@@ -41,7 +41,7 @@ class TrainProgram(Protocol):
     def before_update(self, outputs: tuple[Tensor, ...], inputs: StepInputs) -> tuple[Any, Any]:
         """After all backwards: clip and decide; gives what the optimiser's step and what `after_update` takes."""
 
-    def after_update(self, update: Any) -> None:  # noqa: ANN401 - the program's own
+    def after_update(self, update: Any) -> None:
         """Teacher, centre and meters."""
 
     def hold_gradients(self) -> AbstractContextManager:
@@ -62,7 +62,7 @@ class Device(abc.ABC):
         """One line for the log: chip, mode, number format."""
 
     @abc.abstractmethod
-    def place(self, batch: Any) -> Any:  # noqa: ANN401 - a tensor or a (named) tuple of tensors
+    def place(self, batch: Any) -> Any:
         """Move a tensor or a named tuple of tensors to the device, without waiting where it can."""
 
     @abc.abstractmethod
@@ -97,7 +97,7 @@ class Device(abc.ABC):
         """Restart the random numbers of the device and of the host's torch."""
         torch.manual_seed(value)
 
-    def to_host(self, state: Any) -> Any:  # noqa: ANN401 - nested dicts, lists and tensors
+    def to_host(self, state: Any) -> Any:
         """Copy every tensor in nested dicts and lists to host memory, detached."""
         if isinstance(state, Tensor):
             return state.detach().to("cpu", copy=True)
@@ -112,7 +112,7 @@ class TrainStep(abc.ABC):
     """A program bound to an optimiser on a device."""
 
     @abc.abstractmethod
-    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:  # noqa: ANN401 - the data room's batch
+    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
         """Run one step; `inputs` are the numbers of `StepInputs`, in its order."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class TrainStep(abc.ABC):
         """Continue from `state_dict`."""
 
 
-def split_batch(batch: Any, parts: int) -> Iterator[Any]:  # noqa: ANN401 - a named tuple of tensors
+def split_batch(batch: Any, parts: int) -> Iterator[Any]:
     """Cut every tensor of a named tuple into equal parts along its first dimension."""
     if parts == 1:
         yield batch

@@ -30,7 +30,7 @@ class EagerDevice(Device):
         """See the contract."""
         return f"{self.name}, {self.precision}"
 
-    def place(self, batch: Any) -> Any:  # noqa: ANN401 - see the contract
+    def place(self, batch: Any) -> Any:
         """See the contract."""
         if isinstance(batch, Tensor):
             return batch.to(self.torch_device, non_blocking=True)
@@ -89,7 +89,7 @@ class EagerStep(TrainStep):
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
         self.scaler = device.build_scaler()
 
-    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:  # noqa: ANN401 - see the contract
+    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
         """See the contract."""
         tensors = StepInputs(*self.device.place(torch.tensor(inputs, dtype=torch.float32)).unbind())
         self.optimizer.zero_grad(set_to_none=True)
@@ -103,7 +103,7 @@ class EagerStep(TrainStep):
         self.program.after_update(update)
         self.device.end_phase()
 
-    def _forward_backward(self, batch: Any, inputs: StepInputs) -> tuple[Tensor, ...]:  # noqa: ANN401 - see the contract
+    def _forward_backward(self, batch: Any, inputs: StepInputs) -> tuple[Tensor, ...]:
         """Forward and backward over every micro-batch; gives the outputs' averages."""
         sums: tuple[Tensor, ...] | None = None
         for index, micro in enumerate(split_batch(batch, self.micro_batches), start=1):

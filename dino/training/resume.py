@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dino.checkpoint import read_args
@@ -38,9 +38,6 @@ class Identity:
     fingerprint: str
 
 
-def describe_identity(identity: Identity) -> dict[str, Any]:
-    """The plain form stored under `resume`."""
-    return asdict(identity)
 
 
 def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identity) -> int:

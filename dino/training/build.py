@@ -1,0 +1,113 @@
+"""From options to the pieces of a run: networks, loader, program."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dino.data.crops import CropRecipe
+from dino.data.loaders import CropDataset, Share, TrainLoader, build_train_loader, choose_workers
+from dino.data.photometric import build_normalisation
+from dino.data.sources import ImageSource
+from dino.errors import OptionError
+from dino.flags import TrainOptions
+from dino.models.head import DINOHead
+from dino.models.multicrop import MultiCrop
+from dino.models.registry import build_backbone
+from dino.runtime.context import Run
+from dino.training.ema import build_teacher
+from dino.training.step import DinoProgram
+
+
+def build_networks(options: TrainOptions, run: Run) -> tuple[MultiCrop, MultiCrop]:
+    """Build student and teacher, equal at first, on the device.
+
+    Raises:
+        OptionError: The architecture refuses the crop sizes or the number of channels.
+    """
+    run.device.seed(options.run.seed)
+    student = _build_network(
+        options, drop_path_rate=options.student.drop_path_rate, norm_last_layer=options.student.norm_last_layer
+    )
+    _check_crops(student.backbone, options)
+    teacher = build_teacher(_build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
+    device = run.device
+    if run.processes.world > 1:
+        student, teacher = device.synchronise_batch_norm(student), device.synchronise_batch_norm(teacher)
+    return student.to(device.torch_device), teacher.to(device.torch_device)
+
+
+def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainLoader:
+    """Build the loader of this process's share of the crops.
+
+    Raises:
+        DataError: Fewer images than one global batch.
+    """
+    processes, data, crops = run.processes, options.data, options.crops
+    recipe = CropRecipe(
+        global_size=crops.global_crops_size,
+        global_scale=crops.global_crops_scale,
+        local_size=crops.local_crops_size,
+        local_scale=crops.local_crops_scale,
+        local_views=crops.local_crops_number,
+        channels=options.student.in_chans,
+    )
+    skip_bad = options.train_data.on_bad_image == "skip"
+    explicit = "num_workers" in options.explicit
+    return build_train_loader(
+        CropDataset(source, recipe, seed=options.run.seed, skip_bad=skip_bad),
+        batch_size=data.batch_size_per_device * options.run.accumulate_steps,
+        share=Share(rank=processes.rank, world=processes.world),
+        workers=choose_workers(data.num_workers, explicit=explicit, processes_here=processes.local_world),
+        pin_memory=run.device.pins_memory,
+    )
+
+
+def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop, run: Run) -> DinoProgram:
+    """Bind the networks to the step, data parallel and compiled where asked for."""
+    forward_student: nn.Module = student
+    if run.processes.world > 1:
+        forward_student = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if options.precision.compile:
+        forward_student, teacher = run.device.compile_module(forward_student), run.device.compile_module(teacher)
+    return DinoProgram(
+        student=forward_student,
+        teacher=teacher,
+        prototypes=options.student.out_dim,
+        normalisation=build_normalisation(options.student.in_chans),
+        clip_grad=options.optim.clip_grad,
+        autocast=run.device.autocast,
+        average=run.processes.average,
+        overflow_is_normal=run.device.scales_loss,
+    )
+
+
+def _build_network(options: TrainOptions, *, drop_path_rate: float, norm_last_layer: bool) -> MultiCrop:
+    backbone = build_backbone(
+        options.backbone.arch,
+        patch_size=options.backbone.patch_size,
+        in_chans=options.student.in_chans,
+        img_size=options.crops.global_crops_size,
+        drop_path_rate=drop_path_rate,
+    )
+    head = DINOHead(
+        in_dim=backbone.embed_dim,
+        out_dim=options.student.out_dim,
+        use_bn=options.student.use_bn_in_head,
+        norm_last_layer=norm_last_layer,
+    )
+    return MultiCrop(backbone, head)
+
+
+def _check_crops(backbone: nn.Module, options: TrainOptions) -> None:
+    """Let the untrained network refuse a size now and not in the first step."""
+    crops, was_training = options.crops, backbone.training
+    sizes = [crops.global_crops_size] + [crops.local_crops_size] * (crops.local_crops_number > 0)
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                backbone.eval()(torch.zeros(1, options.student.in_chans, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise OptionError(f"--arch {options.backbone.arch} cannot take {size}-pixel crops: {error}") from error
+    backbone.train(was_training)

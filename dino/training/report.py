@@ -1,0 +1,135 @@
+"""What the user watches: the progress line, log.txt, TensorBoard, and the warnings of collapse."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dino.runtime.metrics import MetricLog
+from dino.runtime.progress import Progress
+from dino.training.loss import diagnose_collapse
+from dino.training.plan import Plan
+from dino.training.step import METERS, DinoProgram
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the host read from the device.
+
+    Attributes:
+        sums: The epoch's sums by meter name.
+        masked: Non-finite steps so far.
+        masked_in_row: Those since the last finite one.
+    """
+
+    sums: Mapping[str, float]
+    masked: int
+    masked_in_row: int
+
+    def mean_since(self, earlier: Mapping[str, float]) -> dict[str, float]:
+        """Averages over the finite steps since an earlier reading's sums; NaN where there was none."""
+        steps = self.sums["steps"] - earlier.get("steps", 0.0)
+        return {
+            name: (total - earlier.get(name, 0.0)) / steps if steps else math.nan
+            for name, total in self.sums.items()
+            if name != "steps"
+        }
+
+
+def read_device(program: DinoProgram) -> Reading:
+    """Read meters and counters in one transfer."""
+    values = torch.cat([program.meters, program.non_finite]).tolist()
+    return Reading(sums=dict(zip(METERS, values, strict=False)), masked=int(values[-2]), masked_in_row=int(values[-1]))
+
+
+class Reporter:
+    """Turns readings into lines; one for the whole run, shown by rank 0 only."""
+
+    def __init__(self, folder: Path, plan: Plan, *, prototypes: int, iteration: int, shown: bool) -> None:
+        """Open the records at `iteration`.
+
+        Args:
+            folder: The run's output folder.
+            plan: Its schedules.
+            prototypes: K.
+            iteration: Where the run starts or continues.
+            shown: Whether this process is the one that reports.
+        """
+        self.plan, self.prototypes, self.epoch = plan, prototypes, iteration // plan.iterations
+        self.log = MetricLog(folder, epoch=self.epoch, iteration=iteration) if shown else None
+        self.progress = Progress(plan.epochs * plan.iterations, "training", start=iteration, shown=shown)
+        self.warned: str | None = None
+        self.begin_window(iteration, {})
+
+    def begin_window(self, iteration: int, sums: Mapping[str, float]) -> None:
+        """Start averaging anew at `iteration`, where the meters stand at `sums`."""
+        self.iteration, self.sums = iteration, sums
+        self.began, self.waited = time.monotonic(), 0.0
+
+    def report(self, reading: Reading, iteration: int) -> None:
+        """Write one log line about the iterations since the last one."""
+        means = reading.mean_since(self.sums)
+        steps, seconds = iteration - self.iteration, time.monotonic() - self.began
+        rate, weight_decay, *_ = self.plan.inputs(iteration - 1)
+        timings = {
+            "examples/sec": steps * self.plan.global_batch / seconds,
+            "iter_time": seconds / steps,
+            "data_time": self.waited / steps,
+            "data_wait_share": self.waited / seconds,
+        }
+        self._show(means, timings, rate, iteration, reading.masked)
+        self._warn_of_collapse(means)
+        self.write({**timings, **means, "lr": rate, "wd": weight_decay, "non_finite_steps": reading.masked}, iteration)
+        self.begin_window(iteration, reading.sums)
+
+    def write(self, scalars: Mapping[str, float], iteration: int) -> None:
+        """Write TensorBoard scalars."""
+        if self.log is not None:
+            self.log.write_scalars(scalars, iteration)
+
+    def end_epoch(self, reading: Reading, iteration: int, more: Mapping[str, Any]) -> None:
+        """Append the epoch's line to log.txt, under the original's keys first."""
+        if self.log is None:
+            return
+        means = reading.mean_since({})
+        rate, weight_decay, *_ = self.plan.inputs(iteration - 1)
+        first = {"train_loss": means.pop("loss"), "train_lr": rate, "train_wd": weight_decay}
+        rest = {f"train_{name}": value for name, value in means.items()}
+        self.log.write_epoch({**first, "epoch": iteration // self.plan.iterations - 1, **rest, **more})
+
+    def close(self) -> None:
+        """Close bar and records."""
+        self.progress.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _show(
+        self, means: Mapping[str, float], timings: Mapping[str, float], rate: float, iteration: int, masked: int
+    ) -> None:
+        shown = {
+            "epoch": f"{(iteration - 1) // self.plan.iterations + 1}/{self.plan.epochs}",
+            "loss": f"{means['loss']:.4f}",
+            "lr": f"{rate:.3g}",
+            "images/s": f"{timings['examples/sec']:.1f}",
+            "data wait": f"{timings['data_wait_share']:.0%}",
+            **({"skipped steps": str(masked)} if masked else {}),
+        }
+        self.progress.advance(iteration, shown)
+
+    def _warn_of_collapse(self, means: Mapping[str, float]) -> None:
+        diagnosis = diagnose_collapse(
+            entropy=means["entropy"], divergence=means["divergence"], prototypes=self.prototypes
+        )
+        kind = diagnosis.split(":")[0] if diagnosis else None
+        if diagnosis and kind != self.warned:
+            logger.warning("%s", diagnosis)
+        self.warned = kind
