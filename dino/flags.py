@@ -200,3 +200,29 @@ class KnnOptions:
     data: DataFlags
     knn: KnnFlags
     explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitFlags:
+    """What to ask a cluster for, through submitit."""
+
+    ngpus: int = flag(8, "devices of each node, and so its processes")
+    nodes: int = flag(2, "nodes")
+    timeout: int = flag(2800, "minutes after which the job saves and is queued again")
+    partition: str = flag("learnfair", "Slurm partition")
+    use_volta32: bool = flag(False, "GPUs with 32 GB only (Slurm constraint volta32gb)", switch=True)
+    comment: str = flag("", "comment handed to Slurm; some clusters ask for one")
+    cluster: str | None = flag(
+        None, "slurm, or local for processes on this machine; slurm where srun is found", choices=("slurm", "local")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions(TrainOptions):
+    """Submit a pre-training run to Slurm; every flag of main_dino.py may follow.
+
+    %j in --output_dir stands for the job's number; the job's own files lie in OUTPUT_DIR/submitit. Without --output_dir
+    all of it goes to output/%j.
+    """
+
+    submit: SubmitFlags

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,6 +120,28 @@ def as_dict(options: Any) -> dict[str, Any]:
     return {
         known.field: _plain(getattr(getattr(options, known.group), known.field)) for known in flags_of(type(options))
     }
+
+
+def as_words(command: type, options: Any, fields: Collection[str]) -> list[str]:
+    """Write options as the words of a command line, for another process to parse.
+
+    Args:
+        command: The command that will parse them; of `options` only its groups are written.
+        options: Options of this command, or of one that has all its groups.
+        fields: Names of the fields to write, as `explicit` holds them.
+    """
+    words: list[str] = []
+    for known in flags_of(command):
+        value = getattr(getattr(options, known.group), known.field)
+        if known.field not in fields or value is None or (known.spec.switch and not value):
+            continue
+        if known.spec.switch:
+            words.append(known.words[0])
+        elif isinstance(value, tuple):
+            words += [known.words[0], *map(str, value)]
+        else:
+            words.append(f"{known.words[0]}={value}")
+    return words
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

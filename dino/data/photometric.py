@@ -158,8 +158,10 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
     weights = torch.exp(-0.5 * (offsets / radius.reshape(-1, 1)).square())
     weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(pixels.shape[1], dim=0)
     planes = pixels.flatten(0, 1).unsqueeze(0)  # (1, B C, S, S): one group a plane
-    for shape, padding in (((-1, 1, 1, offsets.numel()), (BLUR_REACH, BLUR_REACH, 0, 0)),
-                           ((-1, 1, offsets.numel(), 1), (0, 0, BLUR_REACH, BLUR_REACH))):
+    for shape, padding in (
+        ((-1, 1, 1, offsets.numel()), (BLUR_REACH, BLUR_REACH, 0, 0)),
+        ((-1, 1, offsets.numel(), 1), (0, 0, BLUR_REACH, BLUR_REACH)),
+    ):
         padded = F.pad(planes, padding, mode="replicate")
         planes = F.conv2d(padded, weights.reshape(shape), groups=weights.shape[0])
     return planes.reshape(pixels.shape)

@@ -76,7 +76,9 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
     root = _existing(data_path)
     folder = _validation_folder(root)
     if not (root / "train").is_dir() or folder is None:
-        raise DataError(f"--data_path {root} needs the folders train and val (or validation), with class folders in each")
+        raise DataError(
+            f"--data_path {root} needs the folders train and val (or validation), with class folders in each"
+        )
     train = _labelled(root / "train")
     return train, _labelled(folder, like=train)
 
@@ -90,7 +92,9 @@ def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple
     train = open_training_source(data_path, limit)
     folder = _validation_folder(train.root.parent)
     if train.labels is None or folder is None:
-        raise DataError(f"--eval_knn_every needs class folders in {train.root} and a folder val (or validation) beside it")
+        raise DataError(
+            f"--eval_knn_every needs class folders in {train.root} and a folder val (or validation) beside it"
+        )
     return train, _labelled(folder, like=train)
 
 
@@ -154,5 +158,7 @@ def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
         raise DataError(f"{root} needs one folder a class; it holds images without a class folder")
     if like is not None and source.classes != like.classes:
         odd = sorted(set(source.classes) ^ set(like.classes))
-        raise DataError(f"{root} and {like.root} do not have the same classes; in only one of them: {', '.join(odd[:5])}")
+        raise DataError(
+            f"{root} and {like.root} do not have the same classes; in only one of them: {', '.join(odd[:5])}"
+        )
     return source

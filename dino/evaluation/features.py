@@ -154,5 +154,7 @@ def load_features(folder: Path, name: str) -> Features:
         features = torch.load(folder / f"{name}feat.pth", map_location="cpu", weights_only=True)
         labels = torch.load(folder / f"{name}labels.pth", map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
-        raise DataError(f"--load_features {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}") from error
+        raise DataError(
+            f"--load_features {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}"
+        ) from error
     return Features(features=features, labels=labels)

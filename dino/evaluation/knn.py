@@ -6,6 +6,7 @@ Shapes: N train vectors, M test vectors, D width, k neighbours, C classes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from dino.data.photometric import build_normalisation
-from dino.data.sources import open_labelled_splits, open_online_splits
+from dino.data.sources import ImageSource, open_labelled_splits, open_online_splits
 from dino.errors import DataError, OptionError
-from dino.evaluation.features import Features, build_reading, extract_features, load_features, save_features
+from dino.evaluation.features import (
+    Features,
+    Reading,
+    build_reading,
+    extract_features,
+    load_features,
+    save_features,
+)
 from dino.flags import KnnOptions, TrainOptions
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
+from dino.runtime.metrics import write_events
 
 logger = logging.getLogger(__name__)
 
 CHUNK_NUMBERS = 2**25  # float32 numbers of one chunk of similarities: 128 MiB
-ONLINE_NEIGHBOURS = 20  # the paper's k
-ONLINE_TEMPERATURE = 0.07
+PAPER_NEIGHBOURS = 20  # paper, section 4.1 and appendix
+PAPER_TEMPERATURE = 0.07
 TOP = 5
 
 
@@ -136,7 +145,7 @@ def build_online_knn(options: TrainOptions, run: Run) -> Callable[[nn.Module], M
     """
     if not options.run.eval_knn_every:
         return None
-    train, test = open_online_splits(options.data.data_path, options.train_data.data_limit)
+    splits = open_online_splits(options.data.data_path, options.train_data.data_limit)
     reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
     normalisation = {name: list(part) for name, part in asdict(build_normalisation(options.student.in_chans)).items()}
 
@@ -149,14 +158,24 @@ def build_online_knn(options: TrainOptions, run: Run) -> Callable[[nn.Module], M
             in_chans=options.student.in_chans,
             normalisation=normalisation,
         )
-        sets = [extract_features(trained, source, run, reading) for source in (train, test)]
-        k = min(ONLINE_NEIGHBOURS, len(train))
-        scores = score_knn(
-            *sets, neighbours=(k,), temperature=ONLINE_TEMPERATURE, classes=len(train.classes), run=run
-        )
-        return {"knn_top1": scores[k].top1, "knn_top5": scores[k].top5}
+        found = score_backbone(trained, splits, run, reading)
+        return {"knn_top1": found.top1, "knn_top5": found.top5}
 
     return score
+
+
+def score_backbone(
+    backbone: TrainedBackbone, splits: tuple[ImageSource, ImageSource], run: Run, reading: Reading
+) -> KnnScore:
+    """Score one backbone on (train, validation) images with the paper's k and temperature.
+
+    Raises:
+        DataError: An image cannot be decoded.
+    """
+    train, test = (extract_features(backbone, source, run, reading) for source in splits)
+    k = min(PAPER_NEIGHBOURS, len(train.labels))
+    classes = len(splits[0].classes)
+    return score_knn(train, test, neighbours=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run)[k]
 
 
 def _load(options: KnnOptions) -> tuple[Features, Features]:
@@ -178,8 +197,13 @@ def _extract(options: KnnOptions, run: Run) -> tuple[Features, Features]:
         keep_on_device=options.knn.store_on_device,
         max_batches=options.knn.max_batches,
     )
-    train, test = (extract_features(backbone, source, run, reading) for source in sources)
-    if options.knn.dump_features and run.processes.is_first:
-        for name, features in (("train", train), ("test", test)):
-            save_features(Path(options.knn.dump_features), name, features)
-    return train, test
+    found, speeds = [], {}
+    for name, source in zip(("train", "test"), sources, strict=True):
+        began = time.monotonic()
+        found.append(extract_features(backbone, source, run, reading))
+        speeds[f"{name}/examples/sec"] = len(found[-1].labels) / (time.monotonic() - began)
+        if options.knn.dump_features and run.processes.is_first:
+            save_features(Path(options.knn.dump_features), name, found[-1])
+    if options.knn.dump_tb_events and run.processes.is_first:
+        write_events(Path(options.knn.dump_tb_events), speeds)
+    return found[0], found[1]

@@ -84,9 +84,7 @@ def build_backbone(
             **vars(VITS[arch]),
         )
     if timm.is_model(_timm_name(arch)):
-        model = timm.create_model(
-            _timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate
-        )
+        model = timm.create_model(_timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate)
         model.embed_dim = model.num_features
         return model
     return _build_torchvision(arch, in_chans)

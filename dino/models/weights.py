@@ -177,14 +177,20 @@ def load_initial_weights(student: MultiCrop, path: str) -> Tensor | None:
     """
     state = checkpoint.load_file(path)
     tensors = {name.removeprefix("module."): value for name, value in select_network(state, "teacher", path).items()}
-    backbone = checkpoint.strip_prefixes({name: value for name, value in tensors.items() if not name.startswith("head.mlp")})
+    backbone = checkpoint.strip_prefixes(
+        {name: value for name, value in tensors.items() if not name.startswith("head.mlp")}
+    )
     own = student.backbone.state_dict()
     if "pos_embed" in own and "pos_embed" in backbone:
         backbone["pos_embed"] = resample_position(backbone["pos_embed"], own["pos_embed"].shape[1])
     count = fill(student.backbone, backbone, path)
     head = {name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")}
-    fits = {name: value.shape for name, value in head.items()} == {n: v.shape for n, v in student.head.state_dict().items()}
-    logger.info("--init_from %s: %d backbone tensors%s", path, count, " and the head" if fits else "; the head starts anew")
+    fits = {name: value.shape for name, value in head.items()} == {
+        n: v.shape for n, v in student.head.state_dict().items()
+    }
+    logger.info(
+        "--init_from %s: %d backbone tensors%s", path, count, " and the head" if fits else "; the head starts anew"
+    )
     if not fits:
         return None
     student.head.load_state_dict(head)
@@ -235,5 +241,3 @@ def _guess(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     image_size = math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch_size
     found = {"patch_size": patch_size, "in_chans": in_chans, "image_size": image_size}
     return found | ({"arch": arch} if arch else {})
-
-

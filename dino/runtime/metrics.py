@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dino.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 LOG_FILE = "log.txt"
 EVENTS = "tensorboard"
@@ -23,12 +26,10 @@ class MetricLog:
         Raises:
             OptionError: The folder cannot be written to.
         """
-        from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second or more
-
         self.path = folder / LOG_FILE
         self._keep_lines_before(epoch)
         self.events_folder = folder / EVENTS
-        self.events = SummaryWriter(str(self.events_folder), purge_step=iteration or None)
+        self.events = _open_events(self.events_folder, purge_step=iteration or None)
 
     def write_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars, one a tag."""
@@ -56,6 +57,27 @@ class MetricLog:
             os.replace(temporary, self.path)
         except OSError as error:
             raise OptionError(f"{self.path} cannot be rewritten: {error}") from error
+
+
+def write_events(folder: Path, values: Mapping[str, float]) -> None:
+    """Write single TensorBoard scalars, one a tag, at step 0.
+
+    Raises:
+        OptionError: The folder cannot be written to.
+    """
+    events = _open_events(folder)
+    for tag, value in values.items():
+        events.add_scalar(tag, value, 0)
+    events.close()
+
+
+def _open_events(folder: Path, purge_step: int | None = None) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second or more
+
+    try:
+        return SummaryWriter(str(folder), purge_step=purge_step)
+    except OSError as error:
+        raise OptionError(f"{folder} cannot be written to: {error}") from error
 
 
 def _epoch_of(line: str) -> float:

@@ -20,9 +20,7 @@ class Progress:
         self.total, self.title, self.start, self.done, self.shown = total, title, start, start, shown
         self.began = time.monotonic()
         self.bar = (
-            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True)
-            if shown and sys.stderr.isatty()
-            else None
+            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True) if shown and sys.stderr.isatty() else None
         )
 
     def advance(self, done: int, values: Mapping[str, str] | None = None) -> None:

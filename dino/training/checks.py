@@ -60,7 +60,9 @@ def check_numbers(options: TrainOptions) -> None:
     for name in ("global_crops_scale", "local_crops_scale"):
         low, high = getattr(crops, name)
         if not 0 < low <= high <= 1:
-            raise OptionError(f"--{name} {low} {high} is no range of areas; give two numbers above 0, at most 1, rising")
+            raise OptionError(
+                f"--{name} {low} {high} is no range of areas; give two numbers above 0, at most 1, rising"
+            )
 
 
 def check_sizes(options: TrainOptions) -> None:

@@ -13,7 +13,7 @@ def build_teacher(teacher: nn.Module, student: nn.Module) -> nn.Module:
 
 
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> None:
-    """teacher <- m teacher + (1 - m) student, in place, parameters only (buffers follow their own batches).
+    """Teacher <- m teacher + (1 - m) student, in place, parameters only (buffers follow their own batches).
 
     Args:
         teacher: Same parameters as the student, in the same order.

@@ -45,9 +45,7 @@ def compute_targets(logits: Tensor, centre: Tensor, temperature: Tensor) -> Teac
     mean = probabilities.mean(dim=0)
     entropy = -(probabilities * log_probabilities).sum(dim=-1).mean()
     divergence = -(mean * mean.clamp(min=1e-30).log()).sum() - entropy
-    return TeacherTargets(
-        probabilities.unflatten(0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence
-    )
+    return TeacherTargets(probabilities.unflatten(0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence)
 
 
 def compute_loss(student_logits: Tensor, targets: Tensor) -> Tensor:
@@ -107,4 +105,3 @@ def diagnose_collapse(*, entropy: float, divergence: float, prototypes: int) -> 
             "try a higher --momentum_teacher, a lower --lr, a longer --freeze_last_layer, or a higher --teacher_temp"
         )
     return None
-

@@ -212,7 +212,7 @@ def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
 
 
 def _update_average(averages: list[Tensor], values: list[Tensor], weight: Tensor) -> None:
-    """averages += weight (values - averages), exactly nothing at weight 0."""
+    """Averages += weight (values - averages), exactly nothing at weight 0."""
     torch._foreach_mul_(averages, 1 - weight)
     torch._foreach_add_(averages, torch._foreach_mul(values, weight))
 

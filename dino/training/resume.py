@@ -38,8 +38,6 @@ class Identity:
     fingerprint: str
 
 
-
-
 def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identity) -> int:
     """Decide at which iteration the run continues.
 

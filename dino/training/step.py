@@ -160,7 +160,12 @@ class DinoProgram:
             self.centre = torch.where(keep, update_centre(self.centre, mean.batch_centre), self.centre)
             self.non_finite = count_non_finite(self.non_finite, update.finite)
             sample = torch.stack(
-                [update.keep, *(mean.loss, mean.entropy, mean.divergence, mean.feature_std), self.centre.norm(), update.grad_norm]
+                [
+                    update.keep,
+                    *(mean.loss, mean.entropy, mean.divergence, mean.feature_std),
+                    self.centre.norm(),
+                    update.grad_norm,
+                ]
             )
             self.meters = self.meters + torch.where(keep, sample, 0.0)
 

@@ -1,0 +1,78 @@
+"""`make demo`: pre-train a small ViT on the embedded data set, score it by k-NN, draw what it attends to."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dino.errors import exit_code
+from dino.flags import TrainOptions
+from dino.options import parse
+
+RECIPE = Path(__file__).parent / "configs" / "demo.yaml"
+PICTURES = 8  # images on the sheet of attention maps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the demo; flags of main_dino.py may follow and win over the recipe."""
+    words = ["--config", str(RECIPE), "--data_path", "demo", "--output_dir", "output/demo"]
+    began = time.monotonic()
+    scores, paths = run_demo(parse(TrainOptions, [*words, *(sys.argv[1:] if argv is None else argv)]))
+    lines = ["", f"{'k-NN top-1 (20 neighbours)':<30} {'%':>6}", "-" * 37]
+    lines += [f"{name:<30} {score:6.1f}" for name, score in scores.items()]
+    lines += ["", *(f"{name:<15} {path}" for name, path in paths.items())]
+    lines += [f"{'time':<15} {(time.monotonic() - began) / 60:.1f} minutes"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
+    """Train, score and draw: k-NN top-1 in per cent by name, and the paths of what was written."""
+    from torch import nn
+
+    from dino import checkpoint
+    from dino.data.photometric import Normalisation
+    from dino.data.sources import open_labelled_splits
+    from dino.evaluation.features import build_reading
+    from dino.evaluation.knn import score_backbone
+    from dino.flags import WeightsFlags
+    from dino.models.weights import TrainedBackbone, load_backbone
+    from dino.runtime.context import open_run
+    from dino.runtime.metrics import EVENTS
+    from dino.training.build import build_networks
+    from dino.training.checks import check_options
+    from dino.training.trainer import Trainer
+    from dino.visualization.attention import draw_sheet
+
+    source, folder = check_options(options), Path(options.run.output_dir)
+    paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
+    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+        untrained = build_networks(options, run)[1].backbone
+        Trainer(options, source, run).train()
+        weights = WeightsFlags(pretrained_weights=str(paths["checkpoint"]))
+        teacher = load_backbone(options.backbone, weights, options.explicit)
+        splits = open_labelled_splits("demo")
+        reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
+
+        def score(module: nn.Module) -> float:
+            described = TrainedBackbone(**{**vars(teacher), "module": module})
+            return score_backbone(described, splits, run, reading).top1
+
+        scores = {
+            "raw pixels": score(nn.Flatten()),
+            "untrained network": score(untrained),
+            "trained teacher": score(teacher.module),
+        }
+    val = splits[1]
+    pictures = [val.path(index * len(val) // PICTURES) for index in range(PICTURES)]
+    normalisation = Normalisation(**{name: tuple(part) for name, part in (teacher.normalisation or {}).items()})
+    target = folder / "attention.png"
+    paths["attention maps"] = draw_sheet(
+        teacher.module.cpu(), pictures, size=teacher.image_size, normalisation=normalisation, target=target
+    )
+    return scores, paths
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

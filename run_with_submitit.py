@@ -1,0 +1,23 @@
+"""Submit main_dino.py with its flags: `python run_with_submitit.py --nodes 2 --ngpus 8 --data_path DATA ...`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import main_dino
+from dino.errors import exit_code
+from dino.flags import SubmitOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the whole command line, then hand the run to the cluster."""
+    options = parse(SubmitOptions, argv)
+
+    from dino.runtime.submission import submit
+
+    sys.stdout.write(f"{submit(options, main_dino.main, Path(__file__).resolve().parent)}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,158 @@
+"""Every picture becomes uint8 (C, H, W) by the documented conversions, or ends in one line that names the file."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dino.data.decode import EXTENSIONS, read_image
+from dino.errors import DataError
+
+
+def read_broken_manifest(shared_data: Path) -> dict[str, str]:
+    """File name -> what a plain Pillow script does with it: "FORMAT MODE WxH", or an error."""
+    with (shared_data / "broken_MANIFEST.csv").open(encoding="utf-8", newline="") as file:
+        return {row[0]: row[-1] for row in list(csv.reader(file))[1:]}
+
+
+def upright_size(name: str, behaviour: str) -> tuple[int, int]:
+    """(H, W) of a sound file after its EXIF rotation."""
+    width, height = map(int, behaviour.split()[-1].split("x"))
+    return (width, height) if name in {"exif_orientation_6.jpg", "exif_orientation_8.jpg"} else (height, width)
+
+
+def test_sound_odd_files_give_uint8_of_their_size(shared_data: Path) -> None:
+    sound = {name: what for name, what in read_broken_manifest(shared_data).items() if "Error" not in what}
+    assert len(sound) > 20
+    for name, behaviour in sound.items():
+        size = upright_size(name, behaviour)
+        for channels in (3, 1):
+            image = read_image(shared_data / "broken" / name, channels)
+            assert image.shape == (channels, *size), name
+            assert image.dtype == torch.uint8, name
+
+
+def test_bad_files_raise_one_line_that_names_them(shared_data: Path) -> None:
+    bad = [name for name, what in read_broken_manifest(shared_data).items() if "Error" in what]
+    assert {"truncated_half.jpg", "zero_byte.jpg", "html_404.jpg"} <= set(bad)
+    for name in bad:
+        with pytest.raises(DataError) as caught:
+            read_image(shared_data / "broken" / name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_exif_orientation_is_applied(shared_data: Path) -> None:
+    upright = read_image(shared_data / "broken" / "exif_orientation_1.jpg").float()
+    for orientation in (3, 6, 8):
+        turned = read_image(shared_data / "broken" / f"exif_orientation_{orientation}.jpg").float()
+        lost = (turned - upright).abs().mean()  # by JPEG's compression, along other blocks
+        assert lost < 4.0
+        assert lost < 0.2 * (turned.flip(-1) - upright).abs().mean()
+        assert lost < 0.2 * (turned.flip(-2) - upright).abs().mean()
+
+
+def test_a_png_named_jpg_is_read_by_its_content(shared_data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.png"
+    shutil.copy(shared_data / "broken" / "png_named.jpg", copy)
+    assert torch.equal(read_image(copy), read_image(shared_data / "broken" / "png_named.jpg"))
+
+
+def test_sixteen_bit_gray_keeps_the_upper_byte(tmp_path: Path) -> None:
+    ramp = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    for suffix in ("png", "tif"):
+        Image.fromarray(ramp).save(tmp_path / f"ramp.{suffix}")
+        gray = read_image(tmp_path / f"ramp.{suffix}", 1)
+        assert np.array_equal(gray[0].numpy(), ramp >> 8)
+        assert torch.equal(read_image(tmp_path / f"ramp.{suffix}"), gray.expand(3, -1, -1))
+
+
+def test_alpha_is_dropped_and_not_blended(tmp_path: Path) -> None:
+    colours = np.random.RandomState(0).randint(0, 256, (6, 5, 4)).astype(np.uint8)
+    colours[0, 0, 3] = 0
+    Image.fromarray(colours).save(tmp_path / "alpha.png")
+    assert np.array_equal(read_image(tmp_path / "alpha.png").permute(1, 2, 0).numpy(), colours[:, :, :3])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "RGB", "RGBA"])
+def test_every_mode_agrees_with_pillows_own_conversion(mode: str, tmp_path: Path) -> None:
+    pixels = np.random.RandomState(1).randint(0, 256, (9, 7, 3)).astype(np.uint8)
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    Image.fromarray(pixels).convert(mode).save(path)
+    for channels, wanted in ((3, "RGB"), (1, "L")):
+        with Image.open(path) as picture:
+            expected = np.asarray(picture.convert(wanted)).reshape(9, 7, channels)
+        assert np.array_equal(read_image(path, channels).permute(1, 2, 0).numpy(), expected)
+
+
+def test_pixels_lie_channels_last_in_memory(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 4), (1, 2, 3)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").permute(1, 2, 0).is_contiguous()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(channels=st.sampled_from([1, 2, 3, 4, 8]), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_arrays_of_any_channel_count_come_back_unchanged(
+    channels: int, height: int, width: int, tmp_path: Path
+) -> None:
+    pixels = np.random.RandomState(height * 100 + width).randint(0, 256, (height, width, channels)).astype(np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    assert np.array_equal(read_image(tmp_path / "a.npy", channels).permute(1, 2, 0).numpy(), pixels)
+
+
+def test_arrays_named_in_upper_case_are_read(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 3, 4), dtype=np.uint8)
+    with (tmp_path / "A.NPY").open("wb") as file:
+        np.save(file, pixels)
+    assert read_image(tmp_path / "A.NPY", 4).shape == (4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((4, 4, 3), np.float32), ((4, 4, 3), np.uint16), ((4, 4), np.uint8), ((0, 4, 3), np.uint8)],
+    ids=["float", "16-bit", "no channel axis", "empty"],
+)
+def test_arrays_of_another_kind_are_refused(shape: tuple[int, ...], kind: type, tmp_path: Path) -> None:
+    np.save(tmp_path / "odd.npy", np.zeros(shape, kind))
+    with pytest.raises(DataError, match=r"odd\.npy holds .*wants uint8 \(H, W, C\)"):
+        read_image(tmp_path / "odd.npy")
+
+
+def test_pickled_arrays_are_never_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"object\.npy cannot be decoded") as caught:
+        read_image(tmp_path / "object.npy")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_with_other_channels_names_both_counts(tmp_path: Path) -> None:
+    np.save(tmp_path / "four.npy", np.zeros((2, 2, 4), np.uint8))
+    with pytest.raises(DataError, match=r"four\.npy has 4 channels, --in_chans asks for 3"):
+        read_image(tmp_path / "four.npy", 3)
+
+
+def test_a_picture_cannot_give_four_channels(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png is a picture; --in_chans 4 needs \.npy files"):
+        read_image(tmp_path / "a.png", 4)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for name in ("gone.jpg", "gone.npy"):
+        with pytest.raises(DataError, match=name):
+            read_image(tmp_path / name)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200), extension=st.sampled_from(EXTENSIONS))
+def test_arbitrary_bytes_end_in_a_data_error(content: bytes, extension: str, tmp_path: Path) -> None:
+    path = tmp_path / f"noise{extension}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="noise"):
+        read_image(path)

@@ -1,0 +1,369 @@
+"""Which images come in which batch, whatever workers, processes, interruptions and bad files do."""
+
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops
+from dino.data.decode import read_image
+from dino.data.loaders import (
+    CentreDataset,
+    CropDataset,
+    EpochBatches,
+    LabelledBatch,
+    Share,
+    TrainLoader,
+    build_train_loader,
+    choose_workers,
+    read_centre_crops,
+)
+from dino.data.sources import ImageSource, open_training_source
+from dino.errors import DataError, OptionError
+
+RECIPE = CropRecipe(global_size=16, local_size=8, local_views=2)
+COUNT = 22
+ALONE = Share()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    """22 images in two class folders; every image has its own plain colour."""
+    root = tmp_path_factory.mktemp("images")
+    for index in range(COUNT):
+        path = root / "ab"[index % 2] / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (24, 20), (index, 100, 200)).save(path)
+    return open_training_source(str(root))
+
+
+def build(
+    source: ImageSource, *, workers: int = 0, batch_size: int = 4, share: Share = ALONE, **dataset: object
+) -> TrainLoader:
+    crops = CropDataset(source, RECIPE, **{"seed": 5, "skip_bad": False, **dataset})
+    return build_train_loader(crops, batch_size=batch_size, share=share, workers=workers, pin_memory=False)
+
+
+def assert_equal_batches(one: list[Crops], two: list[Crops]) -> None:
+    assert len(one) == len(two) > 0
+    for left, right in zip(one, two, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def damage(source: ImageSource, root: Path, *bad: int) -> ImageSource:
+    """A copy of the source in which some files are cut short."""
+    for index, name in enumerate(source.names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = source.path(index).read_bytes()
+        path.write_bytes(content[:40] if index in bad else content)
+    return open_training_source(str(root))
+
+
+def read_error(batches: Iterator) -> str:
+    """The text of the error that ends the batches; keeps no frame alive, as `pytest.raises` would."""
+    try:
+        list(batches)
+    except DataError as error:
+        return str(error)
+    pytest.fail("the batches ended without an error")
+
+
+def read_batches(count: int, batch_size: int, share: Share, *, seed: int, epoch: int) -> list[set[int]]:
+    batches = EpochBatches(count, batch_size, seed=seed, share=share)
+    batches.begin(epoch)
+    return [{index for _, index in batch} for batch in batches]
+
+
+def test_a_batch_has_fixed_shapes(source: ImageSource) -> None:
+    batch = next(build(source).read(0))
+    assert batch.global_pixels.shape == (4, 2, 3, 16, 16)
+    assert batch.local_pixels.shape == (4, 2, 3, 8, 8)
+    assert batch.global_parameters.shape[:2] == batch.local_parameters.shape[:2] == (4, 2)
+    assert batch.replaced.tolist() == [0, 0, 0, 0]
+
+
+def test_crops_do_not_depend_on_the_number_of_workers(source: ImageSource) -> None:
+    alone = list(build(source).read(1))
+    for workers in (1, 2):
+        assert_equal_batches(list(build(source, workers=workers).read(1)), alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_is_the_tail_of_the_whole_one(source: ImageSource, workers: int) -> None:
+    loader = build(source, workers=workers)
+    whole = list(loader.read(3))
+    assert len(whole) == len(loader) == COUNT // 4
+    assert_equal_batches(list(loader.read(3, 2)), whole[2:])
+    assert list(loader.read(3, len(loader))) == []
+
+
+def test_an_epoch_that_was_left_early_does_not_leak_into_the_next(source: ImageSource) -> None:
+    expected = list(build(source).read(1))
+    loader = build(source, workers=2)
+    next(loader.read(0))
+    assert_equal_batches(list(loader.read(1)), expected)
+
+
+def test_the_crops_in_a_batch_are_those_of_its_indices(source: ImageSource) -> None:
+    loader = build(source)
+    batch = next(loader.read(2))
+    loader.batches.begin(2)
+    for place, (epoch, index) in enumerate(next(iter(loader.batches))):
+        expected = cut_crops(read_image(source.path(index)), RECIPE, build_rng(5, epoch, index))
+        assert torch.equal(batch.global_pixels[place], expected.global_pixels)
+        assert torch.equal(batch.local_parameters[place], expected.local_parameters)
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 300),
+    batch_size=st.integers(1, 9),
+    world=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 1000),
+)
+def test_processes_share_the_batches_of_one(count: int, batch_size: int, world: int, seed: int, epoch: int) -> None:
+    shares = [Share(rank=rank, world=world) for rank in range(world)]
+    parts = [read_batches(count, batch_size, share, seed=seed, epoch=epoch) for share in shares]
+    whole = read_batches(count, batch_size * world, Share(), seed=seed, epoch=epoch)
+    assert [set.union(*batch) for batch in zip(*parts, strict=True)] == whole
+    assert all(len(batch) == batch_size for part in parts for batch in part)
+
+
+@settings(deadline=None)
+@given(count=st.integers(1, 300), batch_size=st.integers(1, 40), seed=st.integers(0, 9), start=st.integers(0, 9))
+def test_a_short_rest_is_dropped_and_no_image_comes_twice(count: int, batch_size: int, seed: int, start: int) -> None:
+    batches = EpochBatches(count, batch_size, seed=seed, share=Share())
+    whole = list(batches)
+    seen = [index for batch in whole for _, index in batch]
+    assert len(whole) == len(batches) == count // batch_size
+    assert len(seen) == len(set(seen)) == count - count % batch_size
+    assert set(seen) <= set(range(count))
+    batches.begin(0, start)
+    assert list(batches) == whole[start:]
+
+
+def test_every_epoch_and_every_seed_has_another_order() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        batches = EpochBatches(50, 50, seed=seed, share=Share())
+        batches.begin(epoch)
+        return [index for _, index in next(iter(batches))]
+
+    orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert all(sorted(one) == list(range(50)) for one in orders)
+    assert len(set(map(tuple, orders))) == 9
+    assert order(1, 2) == order(1, 2)
+
+
+def test_fewer_images_than_a_global_batch_are_refused(source: ImageSource) -> None:
+    assert len(build(source, batch_size=COUNT)) == 1
+    with pytest.raises(DataError, match=r"holds 22 images, less than one global batch of 24; lower --batch_size_per_"):
+        build(source, batch_size=12, share=Share(rank=0, world=2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_ends_the_run_and_names_itself_and_the_way_out(
+    source: ImageSource, tmp_path: Path, workers: int
+) -> None:
+    text = read_error(build(damage(source, tmp_path, 7), workers=workers).read(0))
+    assert source.names[7] in text
+    assert "--on_bad_image skip" in text
+    assert "\n" not in text
+
+
+def test_a_bad_image_leaves_no_loader_behind(source: ImageSource, tmp_path: Path) -> None:
+    loader = build(damage(source, tmp_path, 7), workers=1)
+    read_error(loader.read(0))
+    left = weakref.ref(loader)
+    gc.disable()  # what only the collector frees takes torch five seconds a worker to close
+    try:
+        del loader
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_are_counted_and_replaced_by_the_next(
+    source: ImageSource, tmp_path: Path, workers: int
+) -> None:
+    damaged = damage(source, tmp_path, 7, 8, COUNT - 1)
+    loader = build(damaged, workers=workers, batch_size=COUNT, skip_bad=True)
+    [batch] = loader.read(0)
+    loader.batches.begin(0)
+    places = {index: place for place, (_, index) in enumerate(next(iter(loader.batches)))}
+    counts = {index: int(batch.replaced[place]) for index, place in places.items()}
+    assert {index: count for index, count in counts.items() if count} == {7: 2, 8: 1, COUNT - 1: 1}
+    assert batch.global_pixels.shape == (COUNT, 2, 3, 16, 16)
+    for index, successor in ((7, 9), (8, 9), (COUNT - 1, 0)):
+        expected = cut_crops(read_image(source.path(successor)), RECIPE, build_rng(5, 0, index))
+        assert torch.equal(batch.global_pixels[places[index]], expected.global_pixels)
+
+
+def test_a_skipped_image_is_named_in_the_log(
+    source: ImageSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = CropDataset(damage(source, tmp_path, 7), RECIPE, seed=0, skip_bad=True)
+    with caplog.at_level(logging.WARNING):
+        dataset[0, 6]
+        assert not caplog.records
+        dataset[0, 7]
+    [record] = caplog.records
+    assert source.names[7] in record.getMessage()
+    assert record.getMessage().endswith("; skipped")
+
+
+def test_nothing_but_bad_images_ends_the_run_all_the_same(source: ImageSource, tmp_path: Path) -> None:
+    loader = build(damage(source, tmp_path, *range(COUNT)), skip_bad=True)
+    assert read_error(loader.read(0)) == "none of the 22 images can be read"
+
+
+def get_workers(loader: TrainLoader) -> list:
+    return loader.loader._iterator._workers
+
+
+def wait_for_zombie(process: int) -> None:
+    """Return when the process is dead; nobody has asked for its exit code by then."""
+    while Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_ends_the_run_with_a_remedy(source: ImageSource) -> None:
+    loader = build(source, workers=2, batch_size=1)
+    batches = loader.read(0)
+    next(batches)
+    victim = get_workers(loader)[0].pid
+    os.kill(victim, signal.SIGKILL)  # while the run computes, as it does most of the time
+    wait_for_zombie(victim)
+    text = read_error(batches)
+    assert text.startswith("a loader process died (")
+    assert text.endswith("try fewer --num_workers")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
+def test_a_signal_from_a_stranger_does_not_end_a_worker(source: ImageSource, name: str) -> None:
+    expected = list(build(source).read(0))
+    loader = build(source, workers=1)
+    batches = loader.read(0)
+    first = next(batches)
+    [worker] = get_workers(loader)
+    subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert_equal_batches([first, *batches], expected)
+    assert worker.is_alive()
+
+
+def test_the_parents_own_sigterm_ends_a_worker(source: ImageSource) -> None:
+    loader = build(source, workers=1)
+    list(loader.read(0))
+    [worker] = get_workers(loader)
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
+def test_a_run_that_leaves_its_loop_early_exits(source: ImageSource) -> None:
+    script = f"""
+        from dino.data.crops import CropRecipe
+        from dino.data.loaders import CropDataset, Share, build_train_loader
+        from dino.data.sources import open_training_source
+
+        dataset = CropDataset(open_training_source({str(source.root)!r}), CropRecipe(), seed=0, skip_bad=False)
+        loader = build_train_loader(dataset, batch_size=1, share=Share(), workers=2, pin_memory=False)
+        for batch in loader.read(0):
+            break
+        print("left", *(worker.pid for worker in loader.loader._iterator._workers))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr == ""
+    word, *workers = done.stdout.split()
+    assert word == "left"
+    assert len(workers) == 2
+    assert not any(Path("/proc", worker).exists() for worker in workers)
+
+
+def read_centres(dataset: CentreDataset, **settings: int) -> Iterator[LabelledBatch]:
+    return read_centre_crops(dataset, **{"batch_size": 4, "workers": 0, "pin_memory": False, **settings})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_together_read_every_image_once_and_in_order(
+    source: ImageSource, world: int, workers: int
+) -> None:
+    seen = []
+    for rank in range(world):
+        dataset = CentreDataset(source, size=16, channels=3, share=Share(rank=rank, world=world))
+        batches = list(read_centres(dataset, workers=workers))
+        indices = torch.cat([batch.indices for batch in batches])
+        labels = torch.cat([batch.labels for batch in batches])
+        assert indices.tolist() == list(range(rank, COUNT, world))
+        assert labels.tolist() == [source.labels[index] for index in indices]
+        assert len(dataset) == len(indices)
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(COUNT))
+
+
+def test_centre_crops_are_those_of_the_files(source: ImageSource) -> None:
+    dataset = CentreDataset(source, size=16, channels=3, share=Share(rank=1, world=2))
+    batch = next(read_centres(dataset))
+    assert batch.pixels.dtype == torch.uint8
+    assert torch.equal(batch.pixels[2], cut_centre(read_image(source.path(5)), 16))
+
+
+def test_without_class_folders_the_label_is_minus_one(source: ImageSource) -> None:
+    plain = ImageSource(root=source.root, names=source.names[:3])
+    dataset = CentreDataset(plain, size=16, channels=3, share=Share())
+    assert next(read_centres(dataset)).labels.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_stops_at_a_bad_image(source: ImageSource, tmp_path: Path, workers: int) -> None:
+    dataset = CentreDataset(damage(source, tmp_path, 9), size=16, channels=3, share=Share())
+    text = read_error(read_centres(dataset, workers=workers))
+    assert source.names[9] in text
+    assert "\n" not in text
+
+
+def test_the_default_number_of_workers_is_cut_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert choose_workers(10, explicit=False) == 8
+    assert choose_workers(10, explicit=False, processes_here=3) == 2
+    assert choose_workers(10, explicit=False, processes_here=64) == 1
+    assert choose_workers(4, explicit=False) == 4
+    assert choose_workers(0, explicit=False) == 0
+
+
+def test_an_explicit_number_of_workers_is_kept() -> None:
+    assert choose_workers(500, explicit=True, processes_here=8) == 500
+    for explicit in (True, False):
+        with pytest.raises(OptionError, match="--num_workers -1 cannot be"):
+            choose_workers(-1, explicit=explicit)
+
+
+def test_images_of_other_channels_come_from_arrays(tmp_path: Path) -> None:
+    for index in range(3):
+        np.save(tmp_path / f"{index}.npy", np.full((12, 12, 5), index, np.uint8))
+    recipe = CropRecipe(global_size=8, local_views=0, channels=5)
+    dataset = CropDataset(open_training_source(str(tmp_path)), recipe, seed=0, skip_bad=False)
+    loader = build_train_loader(dataset, batch_size=3, share=Share(), workers=0, pin_memory=False)
+    [batch] = loader.read(0)
+    assert batch.global_pixels.shape == (3, 2, 5, 8, 8)
+    assert batch.local_pixels.shape == (3, 0, 5, 96, 96)
+    assert sorted(batch.global_pixels.flatten(1).float().mean(1).tolist()) == [0, 1, 2]

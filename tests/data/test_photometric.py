@@ -1,0 +1,223 @@
+"""The device's augmentation is the original's Pillow chain, one image at a time, without a look at any value."""
+
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dino.data import photometric
+from dino.data.photometric import IMAGENET_STD, PARAMETERS, Normalisation, augment, build_normalisation
+
+Golden = Callable[[str], dict[str, np.ndarray]]
+OPERATIONS = ("flip", "gray", "solarize", "brightness", "contrast", "saturation", "hue", "blur")
+
+
+def as_views(image: np.ndarray) -> Tensor:
+    """(S, S, 3) uint8 -> (1, 3, S, S) uint8."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+
+def build_row(
+    *,
+    flags: Any = (0, 0, 0, 0, 0),
+    factors: Any = photometric.NEUTRAL,
+    order: Any = (0, 1, 2, 3),
+    radius: float = 1.0,
+) -> Tensor:
+    """One parameter row (1, PARAMETERS); `order` lists operations in the order they are due."""
+    row = torch.zeros(1, PARAMETERS)
+    row[0, :5] = torch.as_tensor(np.asarray(flags, dtype=np.float32))
+    row[0, photometric.FACTORS] = torch.as_tensor(np.asarray(factors, dtype=np.float32))
+    row[0, photometric.ORDER] = torch.as_tensor(np.argsort(order).astype(np.float32))
+    row[0, photometric.RADIUS] = radius
+    return row
+
+
+def run(pixels: Tensor, row: Tensor) -> Tensor:
+    """Augment and take the normalisation back: floats in [0, 255]."""
+    plain = Normalisation(mean=(0.0,) * pixels.shape[1], std=(1 / 255,) * pixels.shape[1])
+    return augment(pixels, row, plain)
+
+
+def draw_views(count: int, size: int = 24, channels: int = 3, seed: int = 0) -> Tensor:
+    pixels = np.random.RandomState(seed).randint(0, 256, (count, channels, size, size))
+    return torch.from_numpy(pixels.astype(np.uint8))
+
+
+def draw_rows(count: int, seed: int = 0) -> Tensor:
+    rng = np.random.RandomState(seed)
+    flags = rng.rand(count, 5) < 0.5
+    factors = 1 + rng.uniform(-0.3, 0.3, (count, 4)) - (0, 0, 0, 1)
+    rows = [
+        build_row(flags=flags[i], factors=factors[i], order=rng.permutation(4), radius=rng.uniform(0.1, 2))
+        for i in range(count)
+    ]
+    return torch.cat(rows)
+
+
+def golden_row(operation: str, value: float) -> Tensor:
+    """The parameter row that applies one operation alone."""
+    if operation in ("flip", "gray", "solarize"):
+        return build_row(flags=[operation == name for name in ("flip", "jitter", "gray", "blur", "solarize")])
+    if operation == "blur":
+        return build_row(flags=(0, 0, 0, 1, 0), radius=value)
+    factors = list(photometric.NEUTRAL)
+    factors[("brightness", "contrast", "saturation", "hue").index(operation)] = value
+    return build_row(flags=(0, 1, 0, 0, 0), factors=factors)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_is_within_one_level_of_pillow(operation: str, golden: Golden) -> None:
+    numbers, found = golden("augment"), 0
+    for key in numbers:
+        photo, kind, *rest = key.split("/")
+        if kind != "op" or rest[1] != "param" or rest[0].split("_")[0] != operation:
+            continue
+        base = as_views(numbers[f"{photo}/crop/{int(numbers[f'{photo}/base_crop_index'])}/image"])
+        result = run(base, golden_row(operation, float(numbers[key])))
+        expected = as_views(numbers[key.replace("param", "image")]).float()
+        assert (result - expected).abs().mean() <= 1.0, key
+        found += 1
+    assert found >= 2
+
+
+def test_the_chain_is_within_two_levels_of_pillow(golden: Golden) -> None:
+    numbers, found = golden("augment"), 0
+    std = torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1)
+    for key in numbers:
+        if not key.endswith("/order"):
+            continue
+        photo, chain = key.split("/")[0], key.removesuffix("/order")
+        base = as_views(numbers[f"{photo}/crop/{int(numbers[f'{photo}/base_crop_index'])}/image"])
+        row = build_row(
+            flags=numbers[f"{chain}/flags"],
+            factors=numbers[f"{chain}/factors"],
+            order=numbers[key],
+            radius=float(numbers[f"{chain}/radius"]),
+        )
+        result = augment(base, row, Normalisation())
+        expected = torch.from_numpy(numbers[f"{chain}/normalised"])[None]
+        assert ((result - expected).abs() * std * 255).mean() <= 2.0, chain
+        found += 1
+    assert found >= 8
+
+
+def test_without_flags_the_pixels_are_only_normalised() -> None:
+    pixels, rows = draw_views(4), draw_rows(4)
+    rows[:, :5] = 0
+    assert torch.equal(augment(pixels, rows, Normalisation()), Normalisation()(pixels))
+
+
+def test_neutral_factors_change_nothing_in_any_order() -> None:
+    pixels = draw_views(1)
+    for order in permutations(range(4)):
+        assert torch.equal(run(pixels, build_row(flags=(0, 1, 0, 0, 0), order=order)), run(pixels, build_row()))
+
+
+def test_every_image_has_its_own_parameters() -> None:
+    pixels, rows = draw_views(12), draw_rows(12)
+    together = augment(pixels, rows, Normalisation())
+    alone = torch.cat([augment(pixels[i : i + 1], rows[i : i + 1], Normalisation()) for i in range(12)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def apply_one(pixels: Tensor, operation: int, factor: float) -> Tensor:
+    """One colour operation on float pixels, as Pillow would apply it to whole levels."""
+    wide = torch.tensor(factor).reshape(1, 1, 1, 1)
+    if operation == photometric.HUE:
+        return photometric.shift_hue(pixels, torch.tensor([factor]))
+    luma = photometric.compute_gray(pixels)
+    mean = (luma.round().mean() + 0.5).floor().reshape(1, 1, 1, 1)
+    return photometric.blend(pixels, (torch.zeros(1), mean, luma)[operation], wide)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_the_drawn_order_equals_the_operations_one_by_one(order: tuple[int, ...]) -> None:
+    factors = (0.7, 1.3, 0.85, 0.08)
+    pixels = draw_views(1, seed=3)
+    expected = pixels.float()
+    for operation in order:
+        expected = apply_one(expected, operation, factors[operation])
+    result = run(pixels, build_row(flags=(0, 1, 0, 0, 0), factors=factors, order=order))
+    assert torch.allclose(result, expected, atol=1e-3)
+
+
+def test_the_order_matters() -> None:
+    pixels, factors = draw_views(1), (0.7, 1.3, 0.85, 0.08)
+    rows = [build_row(flags=(0, 1, 0, 0, 0), factors=factors, order=order) for order in ((0, 1, 2, 3), (3, 2, 1, 0))]
+    assert (run(pixels, rows[0]) - run(pixels, rows[1])).abs().mean() > 1.0
+
+
+def test_gray_views_have_three_equal_channels() -> None:
+    red, green, blue = run(draw_views(2), build_row(flags=(0, 0, 1, 0, 0)).repeat(2, 1)).unbind(1)
+    assert torch.equal(red, green)
+    assert torch.equal(green, blue)
+
+
+def test_a_blur_keeps_the_mean_of_a_plain_image_and_smooths_another() -> None:
+    plain = torch.full((1, 3, 9, 9), 77, dtype=torch.uint8)
+    blurred = build_row(flags=(0, 0, 0, 1, 0), radius=2.0)
+    assert torch.allclose(run(plain, blurred), plain.float(), atol=1e-3)
+    assert run(draw_views(1), blurred).std() < 0.5 * draw_views(1).float().std()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channel_counts_skip_the_colour_operations(channels: int) -> None:
+    pixels, rows = draw_views(6, channels=channels), draw_rows(6)
+    colourless = rows.clone()
+    colourless[:, [photometric.JITTER, photometric.GRAY]] = 0
+    normalisation = build_normalisation(channels)
+    result = augment(pixels, rows, normalisation)
+    assert result.shape == pixels.shape
+    assert torch.equal(result, augment(pixels, colourless, normalisation))
+    flipped = build_row(flags=(1, 0, 0, 0, 0))
+    assert torch.equal(run(pixels[:1], flipped), pixels[:1].float().flip(-1))
+
+
+def test_normalisation_knows_imagenet_and_averages_it_elsewhere() -> None:
+    assert build_normalisation(3) == Normalisation()
+    assert build_normalisation(1).mean == pytest.approx((0.449,))
+    assert len(build_normalisation(8).std) == 8
+    white = Normalisation()(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    assert white.tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rel=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [4, 32])
+def test_shapes_do_not_depend_on_values_so_a_device_without_values_computes_them(channels: int, size: int) -> None:
+    pixels = torch.empty((5, channels, size, size), dtype=torch.uint8, device="meta")
+    rows = torch.empty((5, PARAMETERS), device="meta")
+    result = augment(pixels, rows, build_normalisation(channels))
+    assert (result.shape, result.dtype, result.device.type) == (pixels.shape, torch.float32, "meta")
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises at every operation that makes the host wait for a value, or whose shape depends on one."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "item")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, f"{name} reads from the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_reads_nothing_back() -> None:
+    pixels, rows = draw_views(3), draw_rows(3)
+    with NoHostReads():
+        with pytest.raises(AssertionError, match="reads from the device"):
+            float(rows[0, 0])
+        assert augment(pixels, rows, Normalisation()).shape == pixels.shape
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    pixels, rows = draw_views(3), draw_rows(3)
+    before = pixels.clone(), rows.clone()
+    augment(pixels, rows, Normalisation())
+    assert torch.equal(pixels, before[0])
+    assert torch.equal(rows, before[1])

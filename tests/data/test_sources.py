@@ -1,0 +1,235 @@
+"""Whatever `--data_path` names becomes one sorted list of images, or one line that says what is missing."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from dino.data import sources
+from dino.data.sources import ImageSource, open_labelled_splits, open_online_splits, open_training_source
+from dino.errors import DataError
+
+NAMES = ("a.png", "b.jpg", "c c.png", "d.JPEG", "ü.png")
+
+
+def fill(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
+    """Write small pictures; their content does not matter here."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    return folder
+
+
+def fill_splits(root: Path, train: tuple[str, ...], test: tuple[str, ...], validation: str = "val") -> Path:
+    for split, classes in (("train", train), (validation, test)):
+        fill(root / split, tuple(f"{name}/{number}.png" for name in classes for number in range(2)))
+    return root
+
+
+def test_a_flat_folder_is_sorted_and_has_no_labels(tmp_path: Path) -> None:
+    source = open_training_source(str(fill(tmp_path, NAMES[::-1])))
+    assert source.names == NAMES
+    assert source.labels is None
+    assert source.classes == ()
+    assert source.path(1) == tmp_path / "b.jpg"
+
+
+def test_a_nested_folder_is_walked_to_the_bottom(tmp_path: Path) -> None:
+    fill(tmp_path, ("x.png", "n/y.png", "n/m/z.png"))
+    source = open_training_source(str(tmp_path))
+    assert sorted(source.names) == ["n/m/z.png", "n/y.png", "x.png"]
+    assert source.labels is None  # a picture beside the folders: they are no classes
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    fill(tmp_path / "elsewhere", ("a.png",))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    assert open_training_source(str(tmp_path / "data")).names == ("link/a.png",)
+
+
+def test_other_files_are_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path, ("a.png",))
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "png").write_text("no extension")
+    assert open_training_source(str(tmp_path)).names == ("a.png",)
+
+
+def test_class_folders_give_the_names_and_labels_of_torchvision(tmp_path: Path) -> None:
+    fill(tmp_path, ("cat/1.png", "ant/2.png", "ant/1.png", "ant/deep/0.png", "dog/9.png"))
+    source, reference = open_training_source(str(tmp_path)), ImageFolder(str(tmp_path))
+    assert [str(source.path(index)) for index in range(len(source))] == [path for path, _ in reference.samples]
+    assert source.labels == tuple(reference.targets)
+    assert source.classes == tuple(reference.classes) == ("ant", "cat", "dog")
+
+
+def test_the_forms_of_one_set_list_the_same_files_in_the_same_order(tmp_path: Path) -> None:
+    flat = fill(tmp_path / "flat")
+    nested = fill(tmp_path / "nested", tuple(f"deep/er/{name}" for name in NAMES))
+    labelled = fill(tmp_path / "labelled", tuple(f"only/{name}" for name in NAMES))
+    (tmp_path / "relative.txt").write_text("".join(f"flat/{name}\n" for name in NAMES), encoding="utf-8")
+    (tmp_path / "absolute.txt").write_text("".join(f"{flat / name}\n" for name in NAMES), encoding="utf-8")
+    for form in (flat, nested, labelled, tmp_path / "relative.txt", tmp_path / "absolute.txt"):
+        source = open_training_source(str(form))
+        assert tuple(source.path(index).name for index in range(len(source))) == NAMES
+        assert all(source.path(index).is_file() for index in range(len(source)))
+
+
+def test_a_list_file_may_hold_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "list.txt").write_bytes(b"\r\nb.jpg\r\n\r\n  a.png  \r\n\r\n")
+    assert open_training_source(str(tmp_path / "list.txt")).names == ("b.jpg", "a.png")  # in the order of the list
+
+
+def test_a_line_that_is_no_image_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png\nb.doc\n")
+    with pytest.raises(DataError, match=r"list\.txt lists 'b\.doc', which is no image name"):
+        open_training_source(str(tmp_path / "list.txt"))
+
+
+def test_a_picture_given_as_a_list_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, ("a.png",))
+    with pytest.raises(DataError, match=r"a\.png is no text file"):
+        open_training_source(str(tmp_path / "a.png"))
+
+
+def test_an_empty_list_holds_no_image(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n\n")
+    with pytest.raises(DataError, match="holds no image"):
+        open_training_source(str(tmp_path / "list.txt"))
+
+
+def test_an_empty_folder_names_itself_and_the_extensions(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"holds no image \(looked for \.jpg") as caught:
+        open_training_source(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [None, "", "/no/such/folder"])
+def test_a_missing_path_points_to_the_demo(path: str | None) -> None:
+    for read in (open_training_source, open_labelled_splits, open_online_splits):
+        with pytest.raises(DataError, match="--data_path demo") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything, so modes alone prove nothing
+    with pytest.raises(DataError, match=r"cannot be read: .*Permission denied") as caught:
+        open_training_source(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_demo_stands_for_the_embedded_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "build_demo", lambda: fill_splits(tmp_path, ("a", "b"), ("a", "b")))
+    assert open_training_source("demo").root == tmp_path / "train"
+    train, test = open_labelled_splits("demo")
+    assert (len(train), len(test), train.classes) == (4, 4, ("a", "b"))
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_of_two_splits_the_train_split_is_trained_on(tmp_path: Path, validation: str) -> None:
+    fill_splits(tmp_path, ("a", "b"), ("a", "b"), validation)
+    assert open_training_source(str(tmp_path)).root == tmp_path / "train"
+    train, test = open_labelled_splits(str(tmp_path))
+    assert (train.root, test.root) == (tmp_path / "train", tmp_path / validation)
+    assert train.labels == test.labels == (0, 0, 1, 1)
+
+
+def test_a_class_named_train_is_no_split_without_a_validation_folder(tmp_path: Path) -> None:
+    fill(tmp_path, ("train/1.png", "plane/1.png"))
+    assert open_training_source(str(tmp_path)).classes == ("plane", "train")
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_the_online_score_finds_the_validation_folder_beside_the_images(tmp_path: Path, validation: str) -> None:
+    fill_splits(tmp_path, ("a", "b"), ("a", "b"), validation)
+    for path in (tmp_path, tmp_path / "train"):
+        train, test = open_online_splits(str(path), 2)
+        assert (len(train), train.labels, test.root) == (2, (0, 1), tmp_path / validation)
+
+
+def test_the_online_score_needs_class_folders_and_a_validation_folder(tmp_path: Path) -> None:
+    for root in (fill(tmp_path / "flat"), fill(tmp_path / "classes", ("a/1.png", "b/1.png"))):
+        with pytest.raises(DataError, match="--eval_knn_every needs class folders"):
+            open_online_splits(str(root))
+
+
+def test_missing_splits_are_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        fill(tmp_path / split, (f"{split}/a/1.png",))
+        with pytest.raises(DataError, match="needs the folders train and val"):
+            open_labelled_splits(str(tmp_path / split))
+
+
+def test_splits_without_class_folders_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "train", ("a.png",))
+    fill(tmp_path / "val", ("a.png",))
+    with pytest.raises(DataError, match="needs one folder a class"):
+        open_labelled_splits(str(tmp_path))
+
+
+def test_classes_that_differ_are_named(tmp_path: Path) -> None:
+    fill_splits(tmp_path, ("ant", "bee"), ("ant", "cow"))
+    with pytest.raises(DataError, match="in only one of them: bee, cow"):
+        open_labelled_splits(str(tmp_path))
+
+
+def test_the_fingerprint_follows_the_names_and_not_the_mount_point(tmp_path: Path) -> None:
+    one, two = (open_training_source(str(fill(tmp_path / name))) for name in ("one", "two"))
+    more = open_training_source(str(fill(tmp_path / "more", (*NAMES, "z.png"))))
+    assert one.fingerprint() == two.fingerprint()
+    assert len({one.fingerprint(), more.fingerprint(), one.limited(3).fingerprint()}) == 3
+
+
+def test_a_name_that_is_no_utf8_has_a_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    try:
+        (tmp_path / "a" / os.fsdecode(b"\xff\xfe.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    assert len(open_training_source(str(tmp_path)).fingerprint()) == 16
+
+
+def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for limit in (0, -3):
+        with pytest.raises(DataError, match=f"--data_limit {limit} leaves no image"):
+            open_training_source(str(tmp_path), limit)
+
+
+def build_source(sizes: list[int]) -> ImageSource:
+    labels = tuple(label for label, size in enumerate(sizes) for _ in range(size))
+    names = tuple(f"{label:02}/{index:05}.png" for index, label in enumerate(labels))
+    classes = tuple(f"{label:02}" for label in range(len(sizes)))
+    return ImageSource(root=Path("data"), names=names, labels=labels, classes=classes)
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), limit=st.integers(1, 400))
+def test_a_limited_source_is_evenly_spaced(sizes: list[int], limit: int) -> None:
+    source = build_source(sizes)
+    kept = source.limited(limit)
+    places = [source.names.index(name) for name in kept.names]
+    steps = {after - before for before, after in zip(places, places[1:], strict=False)}
+    assert len(kept) == min(limit, len(source))
+    assert places[0] == 0
+    assert not steps or (min(steps) >= 1 and max(steps) - min(steps) <= 1)
+    assert kept.labels == tuple(source.labels[place] for place in places)
+    assert kept.classes == source.classes
+
+
+@given(size=st.integers(2, 40), classes=st.integers(1, 8), share=st.floats(0.2, 1.0))
+def test_a_limited_source_keeps_the_share_of_every_class(size: int, classes: int, share: float) -> None:
+    source = build_source([size] * classes)
+    limit = max(1, int(len(source) * share))
+    counts = [source.limited(limit).labels.count(label) for label in range(classes)]
+    assert max(counts) - min(counts) <= 1

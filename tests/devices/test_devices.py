@@ -1,0 +1,97 @@
+"""Which device is chosen, and what is said when it cannot be had."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from dino import devices
+from dino.devices import choose_device, open_device
+from dino.errors import DeviceError, OptionError
+from dino.flags import TrainOptions
+from dino.options import parse
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend that a bridge is installed and that a GPU is there, or not."""
+
+    def build(*, bridge, gpus):
+        monkeypatch.setattr(devices, "is_bridge_installed", lambda: bridge)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+    return build
+
+
+def open_as(*words, **more):
+    options = parse(TrainOptions, list(words))
+    return open_device(options.device, precision=options.precision, explicit=options.explicit, **more)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "gpus", "chosen"), [(True, 1, "hpu"), (True, 0, "hpu"), (False, 1, "cuda"), (False, 0, "cpu")]
+)
+def test_without_a_wish_the_bridge_comes_first_then_the_gpu(machine, bridge, gpus, chosen):
+    machine(bridge=bridge, gpus=gpus)
+    assert choose_device(None) == chosen
+
+
+@pytest.mark.parametrize("asked", ["hpu", "cuda", "cpu", "ipu"])
+def test_a_wish_is_followed_whatever_is_there(machine, asked):
+    machine(bridge=True, gpus=1)
+    assert choose_device(asked) == asked
+
+
+def test_asking_for_the_bridge_does_not_import_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: asked.append(name))
+    assert devices.is_bridge_installed() is False
+    assert asked == ["habana_frameworks"]
+
+
+def test_the_cpu_opens_in_the_asked_format(machine):
+    machine(bridge=False, gpus=0)
+    device = open_as("--precision", "bf16")
+    assert (device.name, device.torch_device.type, device.collective_backend) == ("cpu", "cpu", "gloo")
+    assert device.describe() == "cpu, bf16"
+    assert open_as().describe() == "cpu, fp32"
+
+
+def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
+    machine(bridge=False, gpus=0)
+    assert open_device(parse(TrainOptions, []).device).describe() == "cpu, fp32"
+
+
+@pytest.mark.parametrize(
+    ("words", "local_rank", "gpus", "named"),
+    [
+        ("--device hpu", 0, 0, r"--device hpu: the Habana bridge .* not installed; .*--device cuda or cpu"),
+        ("--device cuda", 0, 0, r"--device cuda: torch finds no GPU here .* --device cpu"),
+        ("--device cuda", 2, 2, r"process 2 of this host has no GPU: there are 2"),
+        ("--device ipu", 0, 0, r"--device ipu needs the poptorch wrapper"),
+        ("--device cpu --precision fp16", 0, 0, r"--precision fp16 needs --device cuda; use bf16 or fp32"),
+        ("--device cpu --hmp", 0, 0, r"op lists .* not available on cpu"),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_one_line_with_a_remedy(machine, words, local_rank, gpus, named):
+    machine(bridge=False, gpus=gpus)
+    with pytest.raises(DeviceError, match=f"^{named}") as caught:
+        open_as(*words.split(), local_rank=local_rank)
+    assert caught.value.exit_code == 2
+
+
+def test_lazy_mode_and_compilation_contradict_each_other(machine):
+    machine(bridge=True, gpus=0)
+    with pytest.raises(OptionError, match="--lazy_mode true and --compile contradict"):
+        open_as("--device", "hpu", "--lazy_mode", "true", "--compile")
+
+
+def test_lazy_mode_elsewhere_changes_nothing(machine):
+    machine(bridge=False, gpus=0)
+    assert open_as("--device", "cpu", "--lazy_mode", "true", "--compile").name == "cpu"
+
+
+def test_an_unknown_device_is_refused_with_the_known_ones():
+    with pytest.raises(OptionError, match="--device got 'tpu', wants one of hpu, cuda, cpu, ipu"):
+        parse(TrainOptions, ["--device", "tpu"])

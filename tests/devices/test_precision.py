@@ -1,0 +1,65 @@
+"""Old and new flags mean one number format, or contradict each other and say so."""
+
+import pytest
+
+from dino.devices.precision import resolve_precision
+from dino.errors import DeviceError, OptionError
+from dino.flags import TrainOptions
+from dino.options import parse
+
+
+def resolve(device, *words):
+    options = parse(TrainOptions, list(words))
+    return resolve_precision(options.precision, options.explicit, device)
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "precision"),
+    [
+        ("cpu", "", "fp32"),
+        ("hpu", "", "fp32"),
+        ("cuda", "", "fp16"),
+        ("cuda", "--use_fp16 true", "fp16"),
+        ("cuda", "--use_fp16 false", "fp32"),
+        ("cpu", "--use_fp16 true", "fp32"),
+        ("hpu", "--use_fp16 true", "fp32"),
+        ("cpu", "--precision bf16", "bf16"),
+        ("cpu", "--precision bf16 --use_fp16 true", "bf16"),
+        ("cuda", "--precision bf16", "bf16"),
+        ("cuda", "--precision fp32", "fp32"),
+        ("cuda", "--precision fp16 --use_fp16 true", "fp16"),
+        ("cuda", "--precision bf16 --use_fp16 false", "bf16"),
+        ("cuda", "--precision fp16", "fp16"),
+    ],
+)
+def test_flags_mean_one_number_format(device, words, precision):
+    assert resolve(device, *words.split()) == precision
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "named"),
+    [
+        ("cpu", "--precision bf16 --hmp", ["--precision bf16", "--hmp"]),
+        ("hpu", "--precision fp32 --hmp", ["--precision fp32", "--hmp"]),
+        ("cuda", "--precision fp32 --use_fp16 true", ["--precision fp32", "--use_fp16 true"]),
+        ("cuda", "--hmp --use_fp16 true", ["--hmp", "--use_fp16 true"]),
+        ("cuda", "--precision fp16 --use_fp16 false", ["--precision fp16", "--use_fp16 false"]),
+    ],
+)
+def test_two_explicit_flags_that_contradict_each_other_are_named(device, words, named):
+    with pytest.raises(OptionError, match="contradict each other") as caught:
+        resolve(device, *words.split())
+    assert all(word in str(caught.value) for word in named)
+
+
+def test_a_recipe_contradicts_a_flag_as_well(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("hmp: true\n")
+    with pytest.raises(OptionError, match="--precision bf16 and --hmp contradict"):
+        resolve("cpu", "--config", str(recipe), "--precision", "bf16")
+
+
+@pytest.mark.parametrize("words", ["--hmp", "--precision ops", "--precision ops --hmp"])
+def test_op_lists_are_refused_by_name_where_there_are_none(words):
+    with pytest.raises(DeviceError, match="op lists .* are not available on cpu"):
+        resolve("cpu", *words.split())

@@ -1,0 +1,42 @@
+"""Several resolutions in one call give what one call a resolution gives, in the given order."""
+
+import pytest
+import torch
+
+from dino.models.head import DINOHead
+from dino.models.multicrop import MultiCrop
+from dino.models.vit import VisionTransformer
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1, heads=2)
+    return MultiCrop(backbone, DINOHead(in_dim=24, out_dim=16, hidden_dim=20, bottleneck_dim=8)).eval()
+
+
+def test_views_come_back_in_their_order(network):
+    large, small = torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16)
+    with torch.no_grad():
+        features, logits = network(large, small)
+        expected = torch.cat([network.backbone(large), network.backbone(small)])
+    assert (features.shape, logits.shape) == ((10, 24), (10, 16))
+    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(logits, network.head(expected))
+
+
+def test_one_resolution_is_enough(network):
+    with torch.no_grad():
+        assert network(torch.randn(4, 3, 32, 32))[1].shape == (4, 16)
+
+
+def test_the_backbone_runs_once_a_resolution_and_the_head_once(network):
+    calls = []
+    network.backbone.register_forward_hook(lambda *_: calls.append("backbone"))
+    network.head.register_forward_hook(lambda *_: calls.append("head"))
+    network(torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16))
+    assert calls == ["backbone", "backbone", "head"]
+
+
+def test_parameters_are_named_backbone_and_head(network):
+    assert {name.split(".")[0] for name in network.state_dict()} == {"backbone", "head"}

@@ -1,0 +1,195 @@
+"""The vision transformer computes the original's numbers, on every size."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dino.models.vit import Attention, DropPath, VisionTransformer
+
+GOLDEN = [(patch, kind) for patch in (16, 8) for kind in ("cls", "last2", "attn")]
+
+
+def small_vit(patch_size=16, **more):
+    return VisionTransformer(patch_size=patch_size, embed_dim=48, depth=2, heads=3, **more).eval()
+
+
+def load_golden(arrays, patch_size):
+    model = small_vit(patch_size)
+    model.load_state_dict({name[2:]: torch.from_numpy(arrays[name]) for name in arrays if name.startswith("w/")})
+    return model
+
+
+COMPUTE = {
+    "cls": lambda model, images: model(images),
+    "last2": lambda model, images: torch.stack(model.get_intermediate_layers(images, 2)),
+    "attn": lambda model, images: model.get_last_selfattention(images),
+}
+
+
+@pytest.mark.parametrize(("patch_size", "kind"), [pair for pair in GOLDEN if pair != (8, "last2")])
+def test_outputs_are_those_of_the_original_at_every_size(patch_size, kind, golden, draw, relative_error):
+    arrays = golden(f"vit_patch{patch_size}")
+    model = load_golden(arrays, patch_size)
+    keys = [key for key in arrays if key.startswith(f"{kind}/")]
+    assert len(keys) == {(16, "cls"): 4, (16, "last2"): 4, (16, "attn"): 3}.get((patch_size, kind), 1)
+    for key in keys:
+        _, number, shape = key.split("/")
+        with torch.no_grad():
+            result = COMPUTE[kind](model, draw(int(number), *map(int, shape.split("x"))))
+        assert relative_error(result, arrays[key]) <= 1e-5, key
+
+
+def original_position(embedding, height, width, patch):
+    """interpolate_pos_encoding of the original, step by step, for an image of height x width pixels."""
+    count, side = embedding.shape[1] - 1, int(math.sqrt(embedding.shape[1] - 1))
+    if (height // patch) * (width // patch) == count and height == width:
+        return embedding
+    grid = embedding[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    scale = ((height // patch + 0.1) / math.sqrt(count), (width // patch + 0.1) / math.sqrt(count))
+    grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+    assert tuple(grid.shape[-2:]) == (height // patch, width // patch)
+    return torch.cat([embedding[:, :1], grid.permute(0, 2, 3, 1).reshape(1, -1, embedding.shape[-1])], dim=1)
+
+
+@pytest.mark.parametrize(
+    "size", [(224, 224), (96, 96), (16, 16), (480, 320), (32, 512), (112, 448), (230, 230), (230, 224), (1024, 16)]
+)
+def test_positions_follow_the_original_rule(size, relative_error):
+    torch.manual_seed(0)
+    model, images = small_vit(), torch.randn(1, 3, *size)
+    with torch.no_grad():
+        patches = model.patch_embed(images)
+        tokens = torch.cat([model.cls_token, patches], dim=1) + original_position(model.pos_embed, *size, 16)
+        for block in model.blocks:
+            tokens = block(tokens)
+        assert relative_error(model(images), model.norm(tokens)[:, 0]) <= 1e-6
+
+
+def test_parameter_names_are_those_of_the_original():
+    names = {name for name in small_vit().state_dict() if not name.startswith("blocks.1.")}
+    inside = [f"{part}.{kind}" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+              for kind in ("weight", "bias")]
+    assert names == {
+        *{"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"},
+        *(f"blocks.0.{name}" for name in inside),
+    }
+
+
+def explicit_attention(module, tokens):
+    """softmax(Q K^T / sqrt(d)) V, a head at a time, in float64."""
+    width = tokens.shape[-1] // module.heads
+    query, key, value = F.linear(tokens.double(), module.qkv.weight.double(), module.qkv.bias.double()).chunk(3, -1)
+    heads = []
+    for head in range(module.heads):
+        part = slice(head * width, (head + 1) * width)
+        scores = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(width)
+        heads.append(scores.softmax(-1) @ value[..., part])
+    return F.linear(torch.cat(heads, -1), module.proj.weight.double(), module.proj.bias.double())
+
+
+@pytest.fixture
+def attention():
+    torch.manual_seed(0)
+    return Attention(24, 4), torch.randn(2, 11, 24)
+
+
+def test_fused_attention_equals_the_formula(attention, relative_error):
+    module, tokens = attention
+    with torch.no_grad():
+        assert relative_error(module(tokens), explicit_attention(module, tokens)) <= 1e-6
+
+
+def test_attention_weights_are_those_the_output_is_mixed_with(attention, relative_error):
+    module, tokens = attention
+    with torch.no_grad():
+        value = module.qkv(tokens).reshape(2, 11, 3, 4, 6).permute(2, 0, 3, 1, 4)[2]
+        mixed = module.compute_weights(tokens, slice(None)) @ value
+        assert relative_error(module.proj(mixed.transpose(1, 2).flatten(2)), module(tokens)) <= 1e-6
+
+
+def test_rows_of_attention_sum_to_one():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        weights = small_vit().get_last_selfattention(torch.randn(2, 3, 64, 48))
+    assert weights.shape == (2, 3, 13, 13)
+    assert torch.all(weights >= 0)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 13))
+
+
+@pytest.mark.parametrize("queries", [slice(0, 1), slice(1, None), slice(3, 7)])
+def test_a_slice_of_queries_gives_those_rows(queries):
+    torch.manual_seed(0)
+    model, images = small_vit(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        rows = model.get_last_selfattention(images, queries)
+        torch.testing.assert_close(rows, model.get_last_selfattention(images)[:, :, queries])
+
+
+def test_intermediate_layers_are_normed_and_the_last_one_is_last():
+    torch.manual_seed(0)
+    model, images = small_vit(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        layers = model.get_intermediate_layers(images, 2)
+        assert [tuple(layer.shape) for layer in layers] == [(2, 17, 48)] * 2
+        torch.testing.assert_close(layers[-1][:, 0], model(images))
+        torch.testing.assert_close(model.get_intermediate_layers(images)[0], layers[-1])
+        assert not torch.allclose(layers[0], layers[1])
+        assert abs(float(layers[0].mean())) < 1e-5 and abs(float(layers[0].std()) - 1) < 0.01
+
+
+def test_drop_path_is_the_identity_in_eval_and_at_rate_zero():
+    branch = torch.randn(4, 3, 2)
+    assert torch.equal(DropPath(0.7).eval()(branch), branch)
+    assert torch.equal(DropPath(0.0).train()(branch), branch)
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_expectation():
+    torch.manual_seed(0)
+    result = DropPath(0.25).train()(torch.ones(20000, 3, 2))
+    first = result[:, :1, :1]
+    assert torch.equal(result, first.expand_as(result))
+    assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
+    assert abs(float(result.mean()) - 1) < 0.02
+    assert abs(float((first == 0).float().mean()) - 0.25) < 0.02
+
+
+def test_drop_path_at_rate_one_gives_zeros():
+    assert torch.equal(DropPath(1.0).train()(torch.ones(8, 3, 2)), torch.zeros(8, 3, 2))
+
+
+def test_stochastic_depth_grows_from_zero_at_the_first_block():
+    model = VisionTransformer(embed_dim=12, depth=4, heads=2, drop_path_rate=0.3)
+    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_two_forwards_differ_in_training_and_agree_in_eval():
+    torch.manual_seed(0)
+    model, images = small_vit(drop_path_rate=0.9), torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(images), model(images))
+        assert not torch.equal(model.train()(images), model(images))
+
+
+@pytest.mark.parametrize(("img_size", "patch_size", "tokens"), [(224, 16, 197), (32, 8, 17), (30, 8, 10), (96, 5, 362)])
+def test_the_stored_grid_is_that_of_the_image_size(img_size, patch_size, tokens):
+    assert small_vit(patch_size, img_size=img_size).pos_embed.shape == (1, tokens, 48)
+
+
+def test_pixels_that_fill_no_patch_are_dropped():
+    torch.manual_seed(0)
+    model, images = small_vit(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(F.pad(images, (0, 9, 0, 9), value=7.0)), model(images))
+
+
+def test_weights_start_as_in_the_original():
+    torch.manual_seed(0)
+    model = VisionTransformer(embed_dim=192, depth=1, heads=3)
+    for name, tensor in model.named_parameters():
+        if name.endswith("bias") and "patch_embed" not in name:
+            assert not tensor.any(), name
+    for tensor in (model.pos_embed, model.blocks[0].attn.qkv.weight, model.blocks[0].mlp.fc2.weight):
+        assert float(tensor.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert all(module.eps == 1e-6 for module in model.modules() if isinstance(module, torch.nn.LayerNorm))

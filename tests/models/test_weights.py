@@ -1,0 +1,327 @@
+"""Every form of a weights file gives the backbone that wrote it, whole, or one error that says what is missing."""
+
+import argparse
+import json
+import logging
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dino.errors import CheckpointError, OptionError, WeightsError
+from dino.flags import BackboneFlags, WeightsFlags
+from dino.models.head import DINOHead
+from dino.models.multicrop import MultiCrop
+from dino.models.registry import VITS, VitShape, build_backbone, is_vit
+from dino.models.weights import (
+    PUBLISHED,
+    PUBLISHED_ROOT,
+    TrainedBackbone,
+    find_published,
+    load_backbone,
+    load_initial_weights,
+    resample_position,
+)
+
+PREFIXES = ("", "module.", "backbone.", "module.backbone.")
+NOTHING: frozenset[str] = frozenset()
+
+
+def build(seed: int = 0, **settings: Any) -> nn.Module:
+    """A small vision transformer with weights of its own."""
+    torch.manual_seed(seed)
+    return build_backbone("vit_mini", **{"patch_size": 16, "img_size": 64, **settings})
+
+
+def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def load(
+    path: Path | str | None, *, explicit: tuple[str, ...] = (), key: str = "teacher", **flags: Any
+) -> TrainedBackbone:
+    weights = WeightsFlags(pretrained_weights=None if path is None else str(path), checkpoint_key=key)
+    return load_backbone(BackboneFlags(**flags), weights, frozenset(explicit))
+
+
+def save(folder: Path, state: Any) -> Path:
+    torch.save(state, folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+def assert_same(loaded: TrainedBackbone, expected: nn.Module) -> None:
+    found = loaded.module.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_plain_file_of_tensors_is_read_under_every_prefix(prefix: str, tmp_path: Path) -> None:
+    loaded = load(save(tmp_path, prefixed(prefix, build())))
+    assert_same(loaded, build())
+    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.in_chans) == ("vit_mini", 16, 64, 3)
+    assert loaded.normalisation is None
+    assert not loaded.module.training
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("key", ["teacher", "student", "state_dict"])
+def test_a_checkpoint_is_read_under_every_prefix(key: str, prefix: str, tmp_path: Path) -> None:
+    others = {name: prefixed(prefix, build(9)) for name in ("teacher", "student") if key != "state_dict"}
+    path = save(tmp_path, {**others, key: prefixed(prefix, build(1)), "epoch": 3})
+    assert_same(load(path, key="teacher" if key == "state_dict" else key), build(1))
+
+
+def test_a_checkpoint_of_the_original_with_its_head_and_namespace_is_read(tmp_path: Path) -> None:
+    head = {f"module.head.mlp.{n}.weight": torch.zeros(2, 2) for n in (0, 2)}
+    student = {**prefixed("module.backbone.", build(2)), **head}
+    args = argparse.Namespace(arch="vit_mini", patch_size=16, lr=0.0005, local_crops_scale=(0.05, 0.4))
+    path = save(tmp_path, {"student": student, "teacher": student, "epoch": 100, "args": args, "dino_loss": {}})
+    loaded = load(path)
+    assert_same(loaded, build(2))
+    assert (loaded.arch, loaded.image_size, loaded.normalisation) == ("vit_mini", 64, None)
+
+
+def test_our_options_say_how_to_feed_the_backbone(tmp_path: Path) -> None:
+    args = {"arch": "vit_mini", "patch_size": 8, "in_chans": 4, "global_crops_size": 48}
+    normalisation = {"mean": [0.5] * 4, "std": [0.25] * 4}
+    module = build(3, patch_size=8, in_chans=4, img_size=48)
+    loaded = load(save(tmp_path, {"teacher": module.state_dict(), "args": args, "normalisation": normalisation}))
+    assert_same(loaded, module)
+    assert (loaded.patch_size, loaded.in_chans, loaded.image_size) == (8, 4, 48)
+    assert loaded.normalisation == normalisation
+    assert loaded.module(torch.zeros(2, 4, 48, 48)).shape == (2, 96)
+
+
+def test_patch_8_weights_open_without_flags_as_a_patch_8_network(tmp_path: Path) -> None:
+    module = build(4, patch_size=8)
+    loaded = load(save(tmp_path, module.state_dict()))
+    assert loaded.patch_size == loaded.module.patch_size == 8
+    assert_same(loaded, module)
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(loaded.module(images), module.eval()(images))
+
+
+@pytest.mark.parametrize("arch", ["vit_mini", "vit_micro", "vit_tiny"])
+def test_the_architecture_is_told_from_the_tensors(arch: str, tmp_path: Path) -> None:
+    path = save(tmp_path, {"teacher": build_backbone(arch, img_size=32).state_dict()})
+    assert load(path).arch == arch
+
+
+def test_options_in_the_file_win_over_default_flags(tmp_path: Path) -> None:
+    module = build_backbone("deit_tiny", img_size=32)
+    path = save(tmp_path, {"teacher": module.state_dict(), "args": {"arch": "deit_tiny", "patch_size": 16}})
+    assert load(path, arch="vit_small", patch_size=8).arch == "deit_tiny"
+    assert load(path, arch="vit_small", patch_size=8).patch_size == 16
+
+
+def test_explicit_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path, {"teacher": build().state_dict(), "args": {"arch": "vit_tiny", "patch_size": 8}})
+    with pytest.raises(WeightsError, match="vit_tiny, patch size 8"):
+        load(path)
+    assert_same(load(path, arch="vit_mini", patch_size=16, explicit=("arch", "patch_size")), build())
+    with pytest.raises(WeightsError, match="vit_mini, patch size 32"):
+        load(path, arch="vit_mini", patch_size=32, explicit=("arch", "patch_size"))
+
+
+def test_other_backbones_are_loaded_by_their_flags(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    module = build_backbone("squeezenet1_1")
+    loaded = load(save(tmp_path, {"teacher": prefixed("module.", module)}), arch="squeezenet1_1", explicit=("arch",))
+    assert_same(loaded, module)
+    assert (loaded.arch, loaded.image_size) == ("squeezenet1_1", 224)
+
+
+def test_missing_tensors_are_counted_and_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
+    state = build().state_dict()
+    del state["norm.weight"], state["blocks.1.attn.qkv.bias"]
+    state["cls_token"] = torch.zeros(1, 1, 5)
+    path = save(tmp_path, {"teacher": state})
+    with pytest.raises(WeightsError) as caught:
+        load(path, arch="vit_mini", explicit=("arch",))
+    text = str(caught.value)
+    assert f"3 of {len(build().state_dict())} backbone tensors do not fit, nothing was loaded" in text
+    assert "norm.weight (missing)" in text
+    assert "blocks.1.attn.qkv.bias (missing)" in text
+    assert "cls_token ((1, 1, 5), wants (1, 1, 96))" in text
+    assert str(path) in text
+    assert "\n" not in text
+
+
+def test_a_long_list_of_missing_tensors_is_cut(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"and \d+ more; check --arch, --patch_size and --checkpoint_key"):
+        load(save(tmp_path, {"teacher": {"foreign": torch.zeros(1)}}), arch="vit_mini")
+
+
+def test_a_failed_load_leaves_the_students_weights_alone(tmp_path: Path) -> None:
+    student = build_student()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    state = prefixed("backbone.", build(8))
+    del state["backbone.norm.bias"]
+    with pytest.raises(WeightsError, match=r"norm\.bias \(missing\)"):
+        load_initial_weights(student, str(save(tmp_path, {"teacher": state})))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.pth does not exist"):
+        load(tmp_path / "gone.pth")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path, build().state_dict())
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"weights\.pth is damaged"):
+        load(path)
+
+
+def test_a_missing_network_names_what_there_is(tmp_path: Path) -> None:
+    path = save(tmp_path, {"student": build().state_dict(), "epoch": 1})
+    with pytest.raises(WeightsError, match="has no network 'teacher'; it holds student, epoch: set --checkpoint_key"):
+        load(path)
+
+
+def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    flags = WeightsFlags(random_weights=True)
+    with caplog.at_level(logging.WARNING):
+        loaded = load_backbone(BackboneFlags(arch="vit_mini", patch_size=8), flags, NOTHING)
+    assert "--random_weights: an untrained vit_mini" in caplog.text
+    assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_mini", 8, 224)
+
+
+def test_random_and_given_weights_contradict_each_other() -> None:
+    flags = WeightsFlags(random_weights=True, pretrained_weights="some.pth")
+    with pytest.raises(OptionError, match="--random_weights and --pretrained_weights contradict"):
+        load_backbone(BackboneFlags(), flags, NOTHING)
+
+
+def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
+    recorded = json.loads((shared_facts / "published_weights.json").read_text())["weights"]
+    expected = {
+        (entry["arch"], entry["patch_size"] if is_vit(entry["arch"]) else None): entry["backbone"] for entry in recorded
+    }
+    assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED.items()} == expected
+
+
+@pytest.fixture
+def small_vit_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A `vit_small` of toy size, and no weights anywhere but in this test's folder."""
+    monkeypatch.setitem(VITS, "vit_small", VitShape(embed_dim=24, depth=2, heads=2))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.delenv("DINO_WEIGHTS_DIR", raising=False)
+
+
+@pytest.mark.usefixtures("small_vit_small")
+def test_without_a_path_the_mirror_folder_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = build_backbone("vit_small", patch_size=8)
+    torch.save(module.state_dict(), tmp_path / "dino_deitsmall8_pretrain.pth")
+    monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        loaded = load(None, patch_size=8)
+    assert_same(loaded, module)
+    assert (loaded.arch, loaded.patch_size) == ("vit_small", 8)
+    assert f"the published {PUBLISHED_ROOT}dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth" in caplog.text
+
+
+@pytest.mark.usefixtures("small_vit_small")
+def test_a_download_happens_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def download(url: str, target: str, progress: bool) -> None:
+        asked.append(url)
+        torch.save(build_backbone("vit_small").state_dict(), target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        path = find_published(BackboneFlags(arch="deit_small"))
+    assert asked == [PUBLISHED_ROOT + PUBLISHED["vit_small", 16]]
+    assert path.is_relative_to(tmp_path / "hub")
+    assert load(None).arch == "vit_small"
+
+
+@pytest.mark.usefixtures("small_vit_small")
+@pytest.mark.parametrize("mirror", [None, "empty"])
+def test_offline_the_error_names_all_ways_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mirror: str | None
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    if mirror:
+        monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path / mirror))
+    with pytest.raises(WeightsError) as caught:
+        load(None)
+    text = str(caught.value)
+    assert PUBLISHED_ROOT + PUBLISHED["vit_small", 16] in text
+    assert all(word in text for word in ("--pretrained_weights", "DINO_WEIGHTS_DIR", "--random_weights"))
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("arch", "patch_size", "named"),
+    [("vit_tiny", 16, "vit_tiny with patch size 16"), ("vit_small", 4, "patch size 4"), ("resnet18", 16, "resnet18:")],
+)
+def test_without_published_weights_the_error_names_the_network(arch: str, patch_size: int, named: str) -> None:
+    with pytest.raises(WeightsError, match="no weights are published for") as caught:
+        load(None, arch=arch, patch_size=patch_size)
+    assert named in str(caught.value)
+    assert "--random_weights" in str(caught.value)
+
+
+def build_student(*, seed: int = 7, prototypes: int = 12, img_size: int = 64) -> MultiCrop:
+    torch.manual_seed(seed)
+    head = DINOHead(in_dim=96, out_dim=prototypes, hidden_dim=16, bottleneck_dim=8)
+    return MultiCrop(build(seed, img_size=img_size), head)
+
+
+def build_checkpoint(teacher: Mapping[str, Tensor], prototypes: int = 12) -> dict[str, Any]:
+    return {"teacher": dict(teacher), "dino_loss": {"center": torch.arange(float(prototypes))[None]}, "epoch": 4}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_new_run_starts_from_backbone_head_and_centre(prefix: str, tmp_path: Path) -> None:
+    source, student = build_student(seed=1), build_student(seed=2)
+    centre = load_initial_weights(student, str(save(tmp_path, build_checkpoint(prefixed(prefix, source)))))
+    assert centre is not None
+    assert torch.equal(centre, torch.arange(12.0)[None])
+    assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+
+
+def test_a_head_of_other_prototypes_is_left_as_it_was(tmp_path: Path) -> None:
+    source, student = build_student(seed=1), build_student(seed=2, prototypes=20)
+    before = {name: tensor.clone() for name, tensor in student.head.state_dict().items()}
+    assert load_initial_weights(student, str(save(tmp_path, build_checkpoint(source.state_dict())))) is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.head.state_dict().items())
+    assert torch.equal(student.backbone.cls_token, source.backbone.cls_token)
+
+
+def test_weights_of_a_backbone_alone_start_a_run_too(tmp_path: Path) -> None:
+    source, student = build(1), build_student(seed=2)
+    assert load_initial_weights(student, str(save(tmp_path, source.state_dict()))) is None
+    assert torch.equal(student.backbone.norm.weight, source.norm.weight)
+    assert torch.equal(student.backbone.pos_embed, source.pos_embed)
+
+
+def test_the_position_embedding_is_resampled_to_the_new_size(tmp_path: Path) -> None:
+    source, student = build(1, img_size=96), build_student(seed=2, img_size=64)
+    load_initial_weights(student, str(save(tmp_path, source.state_dict())))
+    assert torch.equal(student.backbone.pos_embed, resample_position(source.pos_embed, 17))
+    assert torch.equal(student.backbone.pos_embed[:, 0], source.pos_embed[:, 0])
+
+
+def test_resampling_keeps_a_constant_embedding_and_an_equal_size() -> None:
+    embedding = torch.cat([torch.full((1, 1, 3), 5.0), torch.full((1, 36, 3), 2.0)], dim=1)
+    assert resample_position(embedding, 37) is embedding
+    for tokens in (17, 65):
+        resampled = resample_position(embedding, tokens)
+        assert resampled.shape == (1, tokens, 3)
+        assert torch.allclose(resampled[:, 1:], torch.full((1, tokens - 1, 3), 2.0))
+        assert torch.equal(resampled[:, :1], embedding[:, :1])

@@ -1,0 +1,104 @@
+"""Tiny training runs, in a fork server that has the imports behind it, so that a run costs its work and not its start."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dino.errors import exit_code
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["dino.training.trainer", "dino.evaluation.knn", "torch.utils.tensorboard"])
+
+TINY = (
+    *("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8"),
+    *("--local_crops_number", "1", "--out_dim", "16", "--batch_size_per_device", "4", "--num_workers", "0"),
+    *("--device", "cpu", "--saveckp_freq", "0", "--epochs", "2"),
+)
+
+
+def make_images(folder: Path, count: int, *, size: int = 20, seed: int = 0) -> Path:
+    """Write `count` PNGs of coloured noise into a flat folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{index:03}.png")
+    return folder
+
+
+def make_labelled(root: Path, per_class: dict[str, int]) -> Path:
+    """Write train/ and val/ with two class folders of noise; `per_class` gives the images of each split."""
+    for split, count in per_class.items():
+        for number, name in enumerate(("ant", "bee")):
+            make_images(root / split / name, count, seed=number)
+    return root
+
+
+@dataclass
+class Result:
+    """How a run ended: exit code (negative: the signal that killed it) and what it printed."""
+
+    code: int
+    text: str
+
+
+class Job:
+    """One run of main_dino.py's main in a process of its own."""
+
+    def __init__(self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.output = folder / f"job{len(list(folder.glob('job*.txt')))}.txt"
+        self.process = SERVER.Process(target=_run, args=(words, str(self.output), prepare))
+        self.process.start()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal, if the run is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid or 0, number)
+
+    def wait(self, seconds: float = 120) -> Result:
+        """Wait for the end; a run that does not end in time is killed and fails the test."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"the run did not end in {seconds} s: {self.text()}")
+        return Result(self.process.exitcode, self.text())
+
+    def text(self) -> str:
+        """What it printed so far."""
+        return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
+
+
+def train(folder: Path, *words: object, prepare: Callable[[], None] | None = None) -> Result:
+    """Run a tiny training to its end; words win over TINY's."""
+    return Job(folder, [*TINY, *map(str, words)], prepare).wait()
+
+
+def _run(words: list[str], output: str, prepare: Callable[[], None] | None) -> None:
+    import torch
+
+    import main_dino
+    from dino.training import build
+
+    torch.set_num_threads(1)
+    # The original's head has 5 million weights however small the backbone is; these runs are about everything else.
+    build.DINOHead = functools.partial(build.DINOHead, hidden_dim=64)
+    with open(output, "w", encoding="utf-8", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", buffering=0), write_through=True)
+        if prepare is not None:
+            prepare()
+        code = exit_code(lambda: main_dino.main(words))
+    sys.exit(code)

@@ -1,0 +1,194 @@
+"""The command line is an interface: names and defaults are frozen, and those of the Gaudi reference are all there."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dino.flags import KnnOptions, TrainOptions
+from dino.options import as_dict, flags_of, parse
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TRAIN = {
+    "--device": None,
+    "--lazy_mode": None,
+    "--precision": None,
+    "--use_fp16": True,
+    "--hmp": False,
+    "--hmp-bf16": "ops_bf16.txt",
+    "--hmp-fp32": "ops_fp32.txt",
+    "--hmp-opt-level": "O1",
+    "--hmp-verbose": False,
+    "--compile": False,
+    "--dist_url": "env://",
+    "--local_rank": 0,
+    "--arch": "vit_small",
+    "--patch_size": 16,
+    "--in_chans": 3,
+    "--drop_path_rate": 0.1,
+    "--out_dim": 65536,
+    "--norm_last_layer": True,
+    "--use_bn_in_head": False,
+    "--init_from": None,
+    "--momentum_teacher": 0.996,
+    "--warmup_teacher_temp": 0.04,
+    "--teacher_temp": 0.04,
+    "--warmup_teacher_temp_epochs": 0,
+    "--optimizer": "adamw",
+    "--lr": 0.0005,
+    "--warmup_epochs": 10,
+    "--min_lr": 1e-06,
+    "--weight_decay": 0.04,
+    "--weight_decay_end": 0.4,
+    "--clip_grad": 3.0,
+    "--freeze_last_layer": 1,
+    "--global_crops_scale": (0.4, 1.0),
+    "--local_crops_number": 8,
+    "--local_crops_scale": (0.05, 0.4),
+    "--global_crops_size": 224,
+    "--local_crops_size": 96,
+    "--data_path": None,
+    "--batch_size_per_device": 32,
+    "--num_workers": 10,
+    "--data_limit": None,
+    "--on_bad_image": "raise",
+    "--output_dir": ".",
+    "--epochs": 100,
+    "--accumulate_steps": 1,
+    "--seed": 0,
+    "--saveckp_freq": 20,
+    "--save_every_steps": 0,
+    "--keep_checkpoints": 0,
+    "--eval_knn_every": 0,
+}
+KNN = {
+    "--device": None,
+    "--lazy_mode": None,
+    "--dist_url": "env://",
+    "--local_rank": 0,
+    "--arch": "vit_small",
+    "--patch_size": 16,
+    "--pretrained_weights": None,
+    "--checkpoint_key": "teacher",
+    "--random_weights": False,
+    "--data_path": None,
+    "--batch_size_per_device": 128,
+    "--num_workers": 10,
+    "--nb_knn": (10, 20, 100, 200),
+    "--temperature": 0.07,
+    "--store_on_device": True,
+    "--dump_features": None,
+    "--load_features": None,
+    "--max_batches": None,
+    "--dump_tb_events": None,
+}
+ALIASES = {"--local_rank": ("--local-rank",), "--batch_size_per_device": ("--batch_size_per_gpu",)}
+# Flags of the reference whose default is another one here: chosen at start, or with no default that could be right.
+DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights"}
+
+COMMANDS = pytest.mark.parametrize(
+    ("command", "frozen", "reference"),
+    [(TrainOptions, TRAIN, "gaudi/main_dino.py"), (KnnOptions, KNN, "gaudi/eval_knn.py")],
+    ids=["main_dino", "eval_knn"],
+)
+
+
+def plain_default(entry):
+    """The value a flag of the reference has when it is not given."""
+    if entry.get("action") == "store_true":
+        return False
+    return tuple(entry["default"]) if isinstance(entry["default"], list) else entry["default"]
+
+
+def declared_fields(path):
+    """Names of the dataclass fields made by `flag(...)` in one file."""
+    return [
+        node.target.id
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call)
+        and getattr(node.value.func, "id", getattr(node.value.func, "attr", "")) == "flag"
+    ]
+
+
+@COMMANDS
+def test_the_flags_and_their_defaults_are_frozen(command, frozen, reference):
+    assert {known.words[0]: known.default for known in flags_of(command)} == frozen
+
+
+@COMMANDS
+def test_parsing_nothing_gives_the_frozen_defaults(command, frozen, reference):
+    values = as_dict(parse(command, []))
+    assert {name.removeprefix("--").replace("-", "_") for name in frozen} == set(values)
+    for name, default in frozen.items():
+        value = values[name.removeprefix("--").replace("-", "_")]
+        assert value == (list(default) if isinstance(default, tuple) else default), name
+
+
+@COMMANDS
+def test_other_spellings_are_frozen(command, frozen, reference):
+    assert {k.words[0]: k.words[1:] for k in flags_of(command) if k.words[1:]} == ALIASES
+
+
+@COMMANDS
+def test_every_flag_of_the_reference_is_here_with_its_default(command, frozen, reference, shared_facts):
+    entries = json.loads((shared_facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
+    ours = {word: known for known in flags_of(command) for word in known.words}
+    assert {word for entry in entries for word in entry["flags"]} <= ours.keys()
+    differing = {
+        entry["flags"][0] for entry in entries if ours[entry["flags"][0]].default != plain_default(entry)
+    }
+    assert differing == DEPARTURES & {entry["flags"][0] for entry in entries}
+    departed = {word: ours[word].default for word in differing}
+    assert departed == dict.fromkeys(differing)
+
+
+@COMMANDS
+def test_every_choice_of_the_reference_is_taken(command, frozen, reference, shared_facts):
+    entries = json.loads((shared_facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
+    ours = {word: known for known in flags_of(command) for word in known.words}
+    for entry in entries:
+        for choice in entry.get("choices", []):
+            assert ours[entry["flags"][0]].convert(choice) == choice
+
+
+def test_each_flag_is_declared_once_in_the_project():
+    files = [*sorted((ROOT / "dino").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
+    count = Counter(name for path in files for name in declared_fields(path))
+    assert {name for name, times in count.items() if times > 1} == set()
+    assert {k.field for command in (TrainOptions, KnnOptions) for k in flags_of(command)} <= count.keys()
+
+
+@COMMANDS
+def test_no_two_flags_of_a_command_share_a_word(command, frozen, reference):
+    words = Counter(word for known in flags_of(command) for word in known.words)
+    assert max(words.values()) == 1
+
+
+@COMMANDS
+def test_every_flag_says_what_it_means(command, frozen, reference):
+    assert all(known.spec.help.strip() for known in flags_of(command))
+
+
+@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py"])
+def test_help_does_not_import_torch(script):
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({script!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'habana_frameworks', 'poptorch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--data_path" in done.stdout

@@ -1,0 +1,249 @@
+"""The house keeps its shape: imports go down, each field has its room, functions and files stay small."""
+
+import ast
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "dino").rglob("*.py"))
+SCRIPTS = sorted(ROOT.glob("*.py"))
+CODE = [*PACKAGE, *SCRIPTS]
+
+LEVELS = {
+    **dict.fromkeys(("options", "flags", "errors", "checkpoint"), 0),
+    **dict.fromkeys(("data", "models", "devices"), 1),
+    "runtime": 2,
+    **dict.fromkeys(("training", "evaluation", "visualization", "interop"), 3),
+}
+WORDS = {"options", "flags", "errors", "checkpoint"}  # they may import one another
+
+LONGEST_FUNCTION = 60
+LONGEST_MODULE = 300
+LONGEST_SCRIPT = 100
+
+
+@cache
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def tree_of(path):
+    return ast.parse(read(path))
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path):
+    """`dino/data/crops.py` -> data; `dino/options.py` -> options; a script has none."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == "dino" and len(parts) > 1 else None
+
+
+@cache
+def imported(path):
+    """Every imported module of a file with its line, `from a import b` as a.b."""
+    found = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno} imports relatively"
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def rooms_imported(path):
+    """Rooms of this project that a file imports, with the line."""
+    return [(module.split(".")[1], line) for module, line in imported(path) if module.startswith("dino.")]
+
+
+def is_within(module, *owners):
+    return any(module == owner or module.startswith(f"{owner}.") for owner in owners)
+
+
+def offenders(*owners, rooms, files=CODE):
+    """Imports of the named libraries outside of the named rooms."""
+    return [
+        f"{name_of(path)}:{line} imports {module}"
+        for path in files
+        if room_of(path) not in rooms
+        for module, line in imported(path)
+        if is_within(module, *owners)
+    ]
+
+
+def test_every_room_has_a_level():
+    known = {room_of(path) for path in PACKAGE} - {"__init__"}
+    assert known <= LEVELS.keys()
+
+
+def test_imports_go_down_and_never_sideways():
+    wrong = []
+    for path in PACKAGE:
+        room = room_of(path)
+        for other, line in rooms_imported(path):
+            below = LEVELS[other] < LEVELS.get(room, -1)
+            if not (below or other == room or (room in WORDS and other in WORDS)):
+                wrong.append(f"{name_of(path)}:{line} imports {other}")
+    assert wrong == []
+
+
+def test_nothing_in_the_package_imports_a_script():
+    scripts = {path.stem for path in SCRIPTS}
+    assert [f"{name_of(p)}:{line}" for p in PACKAGE for module, line in imported(p) if module in scripts] == []
+
+
+def module_of(path):
+    """`dino/data/crops.py` -> dino.data.crops."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph():
+    """Module -> the modules of this package it imports, wherever in the file."""
+    known = {module_of(path) for path in PACKAGE}
+    return {
+        module_of(path): {
+            target if target in known else target.rpartition(".")[0]
+            for target, _ in imported(path)
+            if target in known or target.rpartition(".")[0] in known
+        } - {module_of(path), "dino"}
+        for path in PACKAGE
+    }
+
+
+def test_modules_import_each_other_in_no_circle():
+    graph, finished = import_graph(), set()
+    while True:
+        free = {module for module, needs in graph.items() if needs <= finished} - finished
+        if not free:
+            break
+        finished |= free
+    assert sorted(graph.keys() - finished) == []
+
+
+def test_words_need_the_standard_library_yaml_numpy_and_torch_only():
+    outside = ("torchvision", "timm", "PIL", "cv2", "tqdm", "faiss", "tensorboard")
+    assert offenders(*outside, rooms=LEVELS.keys() - WORDS, files=PACKAGE) == []
+    quick = [path for path in PACKAGE if room_of(path) in {"options", "flags", "errors"}]
+    assert offenders("torch", "numpy", rooms=(), files=quick) == []
+
+
+def vendor_words(path):
+    """Lines of code (not of text) that use a vendor's module."""
+    for module, line in imported(path):
+        if is_within(module, "torch.cuda", "habana_frameworks", "poptorch", "torch.backends.cudnn"):
+            yield f"{name_of(path)}:{line} imports {module}"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (node.value.id, node.attr) in {("torch", "cuda"), ("torch", "hpu")}:
+                yield f"{name_of(path)}:{node.lineno} uses {node.value.id}.{node.attr}"
+
+
+def test_vendor_modules_have_one_door():
+    assert [line for path in CODE if room_of(path) != "devices" for line in vendor_words(path)] == []
+
+
+def test_the_work_never_asks_which_device_it_runs_on():
+    kinds = {"cuda", "hpu", "ipu"}
+    wrong = []
+    for path in PACKAGE:
+        if room_of(path) in {"devices", "flags", "runtime"}:  # runtime asks a scheduler for one before any is open
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Compare):
+                words = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                wrong += [f"{name_of(path)}:{node.lineno} compares with {word!r}" for word in words if word in kinds]
+    assert wrong == []
+
+
+def test_image_libraries_live_in_data_and_visualization():
+    owners = ("PIL", "cv2", "torchvision.transforms", "torchvision.io")
+    assert offenders(*owners, rooms=("data", "visualization"), files=PACKAGE) == []
+
+
+def test_model_libraries_live_in_models():
+    assert offenders("timm", rooms=("models",)) == []
+    images = ("torchvision.transforms", "torchvision.io")
+    wrong = [line for line in offenders("torchvision", rooms=("models",)) if not any(word in line for word in images)]
+    assert wrong == []
+
+
+def test_tensorboard_lives_in_runtime():
+    assert offenders("tensorboard", "torch.utils.tensorboard", rooms=("runtime",)) == []
+
+
+def functions(path):
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = [
+        f"{name_of(path)}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path in CODE
+        for node in functions(path)
+        if node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
+    ]
+    assert long == []
+
+
+def test_no_module_is_longer_than_300_lines():
+    sizes = {name_of(path): len(read(path).splitlines()) for path in CODE}
+    assert {name: size for name, size in sizes.items() if size > LONGEST_MODULE} == {}
+
+
+def undocumented(body, prefix):
+    """Public classes and functions without a docstring; methods of public classes too."""
+    for node in body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+            continue
+        if ast.get_docstring(node) is None:
+            yield f"{prefix}:{node.lineno} {node.name}"
+        if isinstance(node, ast.ClassDef):
+            yield from undocumented(node.body, prefix)
+
+
+def test_everything_public_says_what_it_does():
+    assert [name_of(path) for path in CODE if ast.get_docstring(tree_of(path)) is None] == []
+    assert [line for path in CODE for line in undocumented(tree_of(path).body, name_of(path))] == []
+
+
+def test_the_package_does_not_print():
+    wrong = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in PACKAGE
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert wrong == []
+
+
+def project_files():
+    """What git tracks or would track; without git, what lies in the project's own folders."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode == 0:
+        return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+    folders = [ROOT / name for name in ("dino", "tests", "tools", "configs", "docs", "benchmarks")]
+    return [*CODE, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
+
+
+FORBIDDEN = ["/" + "work/", "py" + "pi.org", "files.python" + "hosted"]
+
+
+@pytest.mark.parametrize("word", FORBIDDEN)
+def test_no_file_names_a_machine_or_a_package_registry(word):
+    found = [name_of(path) for path in project_files() if word.encode() in path.read_bytes()]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_scripts_are_thin(path):
+    assert len(read(path).splitlines()) <= LONGEST_SCRIPT
+    assert not [node.name for node in tree_of(path).body if isinstance(node, ast.ClassDef)]

@@ -1,0 +1,150 @@
+"""What the user watches: averages since the last line, log.txt under the original's keys, one warning a collapse."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+
+from dino.flags import TrainOptions
+from dino.options import parse
+from dino.training.plan import build_plan
+from dino.training.report import Reading, Reporter, read_device
+from dino.training.step import METERS
+
+HEALTHY = {"entropy": 2.0, "divergence": 1.0}
+UNIFORM = {"entropy": math.log(64), "divergence": 0.0}
+CONSTANT = {"entropy": 1.0, "divergence": 0.0}
+
+
+def sums_of(steps, **means):
+    """Meters after `steps` finite steps with these means."""
+    return {"steps": float(steps), **{name: steps * means.get(name, 1.0) for name in METERS if name != "steps"}}
+
+
+def reading_of(steps, masked=0, **means):
+    return Reading(sums=sums_of(steps, **means), masked=masked, masked_in_row=0)
+
+
+@pytest.fixture
+def plan():
+    return build_plan(parse(TrainOptions, ["--epochs", "3", "--warmup_epochs", "1"]), iterations=10, world=2)
+
+
+@pytest.fixture
+def reporter(plan, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    reporter = Reporter(tmp_path, plan, prototypes=64, iteration=0, shown=True)
+    yield reporter
+    reporter.close()
+
+
+@pytest.fixture
+def scalars(reporter, monkeypatch):
+    """What goes to TensorBoard: (tag, value, iteration)."""
+    written = []
+    monkeypatch.setattr(reporter.log, "write_scalars", lambda values, step: written.append((dict(values), step)))
+    return written
+
+
+def test_the_device_is_read_in_one_piece():
+    class Program:
+        meters = torch.arange(1.0, 1 + len(METERS))
+        non_finite = torch.tensor([7.0, 2.0])
+
+    reading = read_device(Program())
+    assert reading.sums == {name: place + 1.0 for place, name in enumerate(METERS)}
+    assert (reading.masked, reading.masked_in_row) == (7, 2)
+
+
+def test_means_are_over_the_finite_steps_since_the_earlier_reading():
+    means = reading_of(10, loss=5.0).mean_since(sums_of(4, loss=2.0))
+    assert means["loss"] == pytest.approx((50 - 8) / 6)
+    assert reading_of(10, loss=5.0).mean_since({})["loss"] == pytest.approx(5.0)
+    assert "steps" not in means
+
+
+def test_without_a_finite_step_there_is_no_mean():
+    means = reading_of(4).mean_since(sums_of(4))
+    assert means and all(math.isnan(value) for value in means.values())
+
+
+def test_a_log_line_shows_loss_rate_speed_and_wait(reporter, plan, scalars, caplog):
+    reporter.report(reading_of(5, loss=3.25, **HEALTHY), 5)
+    line = caplog.records[-1].getMessage()
+    assert all(word in line for word in ("5/30", "epoch 1/3", "loss 3.2500", "lr ", "images/s ", "data wait ", "eta "))
+    assert "skipped" not in line
+    values, step = scalars[-1]
+    assert step == 5
+    assert {"examples/sec", "iter_time", "data_time", "loss", "lr", "wd"} <= values.keys()
+    assert {"entropy", "feature_std", "centre_norm", "grad_norm", "divergence"} <= values.keys()
+    assert (values["lr"], values["wd"]) == (plan.learning_rate[4], plan.weight_decay[4])
+    assert values["examples/sec"] * values["iter_time"] == pytest.approx(plan.global_batch)
+
+
+def test_each_line_is_about_the_steps_since_the_last_one(reporter, scalars):
+    reporter.report(reading_of(5, loss=4.0, **HEALTHY), 5)
+    reporter.report(reading_of(10, loss=3.0, **HEALTHY), 10)
+    assert scalars[-1][0]["loss"] == pytest.approx(2.0)
+
+
+def test_masked_steps_are_shown(reporter, scalars, caplog):
+    reporter.report(reading_of(4, masked=1, **HEALTHY), 5)
+    assert "skipped steps 1" in caplog.records[-1].getMessage()
+    assert scalars[-1][0]["non_finite_steps"] == 1
+
+
+def test_a_line_without_a_finite_step_is_no_collapse(reporter, caplog):
+    reporter.report(Reading(sums=sums_of(0), masked=4, masked_in_row=4), 4)
+    assert "loss nan" in caplog.text
+    assert "collapse" not in caplog.text
+
+
+def warnings_in(caplog):
+    return [record.getMessage().split(":")[0] for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_collapse_is_named_once_and_again_when_it_changes_or_returns(reporter, caplog):
+    steps = 0
+    kinds = [HEALTHY, UNIFORM, UNIFORM, CONSTANT, HEALTHY, CONSTANT]
+    for kind in kinds:
+        steps += 1
+        reporter.begin_window(steps - 1, {})
+        reporter.report(reading_of(1, **kind), steps)
+    assert warnings_in(caplog) == ["uniform collapse", "constant collapse", "constant collapse"]
+
+
+def test_an_epoch_is_one_json_line_under_the_originals_keys(reporter, plan, tmp_path):
+    reporter.end_epoch(reading_of(10, loss=3.5, entropy=2.0), 10, {"knn": 40.0})
+    reporter.end_epoch(reading_of(10, loss=3.0), 20, {})
+    first, second = (json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines())
+    assert list(first)[:4] == ["train_loss", "train_lr", "train_wd", "epoch"]
+    assert (first["train_loss"], first["epoch"], first["knn"]) == (3.5, 0, 40.0)
+    assert (first["train_lr"], first["train_wd"]) == (plan.learning_rate[9], plan.weight_decay[9])
+    assert first["train_entropy"] == 2.0
+    assert second["epoch"] == 1
+
+
+def test_an_epoch_without_a_finite_step_is_still_valid_json(reporter, tmp_path):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    reporter.end_epoch(Reading(sums=sums_of(0), masked=3, masked_in_row=0), 10, {})
+    assert json.loads((tmp_path / "log.txt").read_text(), parse_constant=refuse)["epoch"] == 0
+
+
+def test_a_process_that_is_not_the_first_writes_and_says_nothing(plan, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    reporter = Reporter(tmp_path, plan, prototypes=64, iteration=0, shown=False)
+    reporter.report(reading_of(5, **HEALTHY), 5)
+    reporter.end_epoch(reading_of(10), 10, {})
+    reporter.close()
+    assert caplog.records == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_takes_back_the_lines_it_will_write_anew(plan, tmp_path):
+    (tmp_path / "log.txt").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    Reporter(tmp_path, plan, prototypes=64, iteration=10, shown=True).close()
+    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'

@@ -1,0 +1,394 @@
+"""Whole runs: what they write, how they end, and that an interrupted one continues as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.running import TINY, Job, Result, make_images, make_labelled, train
+
+from dino import checkpoint
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty noise images in a flat folder."""
+    return make_images(tmp_path_factory.mktemp("images"), 40)
+
+
+def state_of(folder: Path) -> dict:
+    return torch.load(folder / checkpoint.LATEST, weights_only=True)
+
+
+def assert_equal(left: object, right: object, path: str = "") -> None:
+    """Bit for bit, through nested containers; options may differ, since commands may."""
+    assert type(left) is type(right), path
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left.keys() - {"args"}:
+            assert_equal(left[key], right[key], f"{path}/{key}")
+    elif isinstance(left, list):
+        assert len(left) == len(right), path
+        for index, pair in enumerate(zip(left, right, strict=True)):
+            assert_equal(*pair, f"{path}/{index}")
+    else:
+        assert left == right, path
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def test_a_run_writes_what_the_original_writes(images: Path, tmp_path: Path) -> None:
+    result = train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", "--saveckp_freq", 1)
+    assert result.code == 0, result.text
+    lines = lines_of(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert {"train_loss", "train_lr", "train_wd", "epoch", "train_entropy", "train_feature_std"} <= lines[0].keys()
+    state = state_of(tmp_path / "run")
+    assert {"student", "teacher", "optimizer", "epoch", "args", "dino_loss", "normalisation", "resume"} == state.keys()
+    assert state["epoch"] == 2 and state["args"]["arch"] == "vit_mini" and state["dino_loss"]["center"].shape == (1, 16)
+    assert all(name.startswith(("module.backbone.", "module.head.")) for name in state["student"])
+    assert {"head.last_layer.weight_g", "head.last_layer.weight_v", "backbone.cls_token"} <= state["teacher"].keys()
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"checkpoint.pth", "checkpoint0000.pth", "checkpoint0001.pth", "teacher_backbone.pth", "log.txt"} <= names
+    small = torch.load(tmp_path / "run" / checkpoint.TEACHER, weights_only=True)
+    assert_equal(small["teacher"], {k: v for k, v in state["teacher"].items() if k.startswith("backbone.")})
+
+
+def test_tensorboard_holds_the_references_tags_and_the_monitors(images: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run").code == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"examples/sec", "iter_time", "data_time", "loss", "lr", "wd"} <= tags
+    assert {"entropy", "feature_std", "centre_norm", "grad_norm", "divergence"} <= tags
+    assert [event.step for event in events.Scalars("loss")] == [10, 20]
+
+
+def test_the_same_command_twice_gives_the_same_bits(images: Path, tmp_path: Path) -> None:
+    for name, workers in (("one", 0), ("two", 2)):
+        words = ("--data_path", images, "--output_dir", tmp_path / name, "--num_workers", workers)
+        assert train(tmp_path, *words).code == 0
+    assert_equal(state_of(tmp_path / "one"), state_of(tmp_path / "two"))
+
+
+@pytest.mark.long
+def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
+    """kill -9 at random moments, some while a checkpoint is being written: the end is that of an undisturbed run."""
+    words = ["--data_path", str(images), "--epochs", "4", "--save_every_steps", "1", "--drop_path_rate", "0.2"]
+    undisturbed = train(tmp_path, *words, "--output_dir", tmp_path / "whole")
+    assert undisturbed.code == 0, undisturbed.text
+    rng, kills, writing = random.Random(0), 0, 0
+    for attempt in range(200):
+        job = Job(tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "killed"), "--num_workers", str(attempt % 2)])
+        if kills < 20:
+            writing += _kill_soon(job, tmp_path / "killed", rng, while_writing=attempt % 3 == 0)
+        result = job.wait()
+        kills += result.code == -signal.SIGKILL
+        assert result.code in (0, -signal.SIGKILL), result.text
+        if result.code == 0:
+            break
+    assert kills == 20 and writing >= 3
+    assert_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
+    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "killed")
+
+
+def _kill_soon(job: Job, folder: Path, rng: random.Random, *, while_writing: bool) -> bool:
+    """Kill a run a moment after it made progress; gives whether a half-written file was left behind."""
+    latest = folder / checkpoint.LATEST
+    before = latest.stat().st_mtime_ns if latest.exists() else 0
+    while job.process.is_alive():
+        if latest.exists() and latest.stat().st_mtime_ns != before:
+            break
+        time.sleep(0.002)
+    if while_writing:
+        while job.process.is_alive() and not list(folder.glob(".*.tmp")):
+            time.sleep(0.0005)
+    else:
+        time.sleep(rng.random() * 0.1)
+    job.kill()
+    job.process.join()
+    return bool(list(folder.glob(".*.tmp")))
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(images: Path, tmp_path: Path, name: int) -> None:
+    words = ["--data_path", str(images), "--epochs", "30"]
+    job = Job(tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "stopped")])
+    while "10/300" not in job.text() and job.process.is_alive():
+        time.sleep(0.01)
+    job.kill(name)
+    stopped = job.wait()
+    assert stopped.code == 75 and "the same command continues" in stopped.text, stopped.text
+    position = state_of(tmp_path / "stopped")["resume"]["identity"]["iteration"]
+    assert 10 <= position < 300
+    again = train(tmp_path, *words, "--output_dir", tmp_path / "stopped")
+    assert again.code == 0 and f"continuing from {tmp_path / 'stopped' / checkpoint.LATEST}" in again.text
+    whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole")
+    assert whole.code == 0
+    assert_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+
+
+def run_once(images: Path, tmp_path: Path) -> Path:
+    """A finished run of one epoch, to be continued."""
+    assert train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1).code == 0
+    return tmp_path / "run"
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 3)
+    assert train(tmp_path, *words).code == 0
+    latest = tmp_path / "run" / checkpoint.LATEST
+    latest.write_bytes(latest.read_bytes()[:5000])
+    result = train(tmp_path, *words)
+    assert result.code == 0, result.text
+    assert "damaged" in result.text and "at iteration 20" in result.text
+    assert (tmp_path / "run" / "checkpoint.pth.damaged").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "old"),
+    [
+        ("--arch", "vit_tiny", "vit_mini"),
+        ("--patch_size", "4", "8"),
+        ("--out_dim", "32", "16"),
+        ("--optimizer", "sgd", "adamw"),
+    ],
+)
+def test_another_run_is_refused_with_old_and_new_value(
+    images: Path, tmp_path: Path, flag: str, value: str, old: str
+) -> None:
+    folder = run_once(images, tmp_path)
+    result = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2, flag, value)
+    assert result.code == 2 and old in result.text and value in result.text, result.text
+
+
+def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(images: Path, tmp_path: Path) -> None:
+    folder = run_once(images, tmp_path)
+    other = make_images(tmp_path / "other", 44)
+    refused = train(tmp_path, "--data_path", other, "--output_dir", folder, "--epochs", 2)
+    assert refused.code == 2 and "images 40" in refused.text and "44" in refused.text
+    moved = shutil.copytree(images, tmp_path / "moved")
+    assert train(tmp_path, "--data_path", moved, "--output_dir", folder, "--epochs", 2).code == 0
+
+
+def test_more_epochs_and_another_batch_at_an_epochs_end_are_allowed_and_printed(images: Path, tmp_path: Path) -> None:
+    folder = run_once(images, tmp_path)
+    longer = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2)
+    assert longer.code == 0 and "epochs 1 -> 2" in longer.text
+    batch = train(
+        tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 3, "--batch_size_per_device", 8
+    )
+    assert batch.code == 0 and "not bit-identical" in batch.text and "global batch 4 -> 8" in batch.text
+
+
+def test_another_batch_inside_an_epoch_is_refused(images: Path, tmp_path: Path) -> None:
+    words = ["--data_path", str(images), "--output_dir", str(tmp_path / "run"), "--epochs", "30"]
+    job = Job(tmp_path, [*TINY, *words])
+    while "10/300" not in job.text() and job.process.is_alive():
+        time.sleep(0.01)
+    job.kill(signal.SIGTERM)
+    assert job.wait().code == 75
+    inside = state_of(tmp_path / "run")["resume"]["identity"]["iteration"] % 10
+    result = train(tmp_path, *words, "--batch_size_per_device", 8)
+    assert result.code == (2 if inside else 0)
+    assert ("inside epoch" in result.text) == bool(inside)
+
+
+def break_loss() -> None:
+    """From now on the loss of every step is NaN."""
+    from dino.training import step
+
+    whole = step.compute_loss
+    step.compute_loss = lambda logits, targets: whole(logits, targets) * float("nan")
+
+
+def break_two_steps() -> None:
+    """The loss of the third and fourth step is NaN."""
+    from dino.training import step
+
+    whole, calls = step.compute_loss, []
+
+    def sometimes(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return whole(logits, targets) * (float("nan") if len(calls) in (3, 4) else 1.0)
+
+    step.compute_loss = sometimes
+
+
+def test_five_non_finite_steps_in_a_row_end_the_run_and_nothing_is_saved(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--save_every_steps", 1)
+    result = train(tmp_path, *words, prepare=break_loss)
+    assert result.code == 3 and "5 steps in a row were not finite" in result.text, result.text
+    assert not (tmp_path / "run" / checkpoint.LATEST).exists()
+
+
+def test_single_non_finite_steps_are_skipped_and_counted(images: Path, tmp_path: Path) -> None:
+    result = train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", prepare=break_two_steps)
+    assert result.code == 0 and "skipped steps 2" in result.text, result.text
+    state = state_of(tmp_path / "run")
+    assert state["resume"]["program"]["non_finite"].tolist() == [2.0, 0.0]
+    assert all(tensor.isfinite().all() for tensor in state["student"].values())
+
+
+def flatten_teacher() -> None:
+    """The teacher's outputs are all zero, so uniform after the softmax."""
+    from dino.training import step
+
+    whole = step.compute_targets
+    step.compute_targets = lambda logits, centre, temperature: whole(logits * 0, centre * 0, temperature)
+
+
+def fix_teacher() -> None:
+    """The teacher always names the first prototype."""
+    from dino.training import step
+
+    whole = step.compute_targets
+
+    def constant(logits: torch.Tensor, centre: torch.Tensor, temperature: torch.Tensor) -> step.TeacherTargets:
+        return whole(torch.eye(16)[:1].expand_as(logits), centre * 0, temperature)
+
+    step.compute_targets = constant
+
+
+@pytest.mark.parametrize(
+    ("prepare", "kind"), [(flatten_teacher, "uniform collapse"), (fix_teacher, "constant collapse"), (None, None)]
+)
+def test_each_kind_of_collapse_is_named_within_one_log_window(
+    images: Path, tmp_path: Path, prepare: object, kind: str | None
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1)
+    text = train(tmp_path, *words, prepare=prepare).text
+    assert [name in text for name in ("uniform collapse", "constant collapse")] == [
+        kind == "uniform collapse",
+        kind == "constant collapse",
+    ], text
+    assert kind is None or "try" in text
+
+
+def test_a_corrupt_image_stops_the_run_or_is_replaced_and_counted(images: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "images")
+    (folder / "007.png").write_bytes(b"no picture")
+    words = ("--data_path", folder, "--output_dir", tmp_path / "run")
+    stopped = train(tmp_path, *words)
+    assert stopped.code == 2 and "007.png" in stopped.text and "--on_bad_image skip" in stopped.text
+    assert "Traceback" not in stopped.text
+    skipped = train(tmp_path, *words, "--on_bad_image", "skip")
+    assert skipped.code == 0 and "007.png" in skipped.text
+    assert lines_of(tmp_path / "run")[-1]["bad_images"] == 2
+
+
+def test_online_knn_is_logged_and_leaves_the_training_as_it_is(tmp_path: Path) -> None:
+    root = make_labelled(tmp_path / "data", {"train": 12, "validation": 6})
+    words = ("--data_path", root / "train")
+    with_score = train(tmp_path, *words, "--output_dir", tmp_path / "with", "--eval_knn_every", 1)
+    without = train(tmp_path, *words, "--output_dir", tmp_path / "without")
+    assert with_score.code == without.code == 0, with_score.text
+    assert all({"knn_top1", "knn_top5"} <= line.keys() for line in lines_of(tmp_path / "with"))
+    assert_equal(state_of(tmp_path / "with"), state_of(tmp_path / "without"))
+
+
+def test_init_from_starts_a_new_run_from_weights(images: Path, tmp_path: Path) -> None:
+    source = run_once(images, tmp_path)
+    words = ("--data_path", images, "--output_dir", tmp_path / "new", "--lr", 0, "--min_lr", 0)
+    result = train(tmp_path, *words, "--epochs", 1, "--init_from", source / checkpoint.LATEST)
+    assert result.code == 0 and "--init_from" in result.text, result.text
+    state = state_of(tmp_path / "new")
+    assert state["epoch"] == 1
+    assert torch.allclose(state["teacher"]["backbone.cls_token"], state_of(source)["teacher"]["backbone.cls_token"])
+
+
+def test_a_run_of_the_original_continues_here(images: Path, tmp_path: Path) -> None:
+    """The original's file: options as a namespace, learning rates as numpy numbers, nothing under `resume`."""
+    import argparse
+
+    import numpy as np
+
+    folder = run_once(images, tmp_path)
+    state = state_of(folder)
+    del state["resume"], state["normalisation"]
+    state["args"] = argparse.Namespace(**{k: v for k, v in state["args"].items() if k in ("arch", "patch_size", "out_dim")})
+    for group in state["optimizer"]["param_groups"]:
+        group.pop("last_layer"), group.pop("decayed")
+        group["lr"] = np.float64(0.001)
+    torch.save(state, folder / checkpoint.LATEST)
+    result = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2)
+    assert result.code == 0 and "the original's: continuing at epoch 1" in result.text, result.text
+    assert [line["epoch"] for line in lines_of(folder)] == [0, 1]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_any_number_of_local_crops_trains(images: Path, tmp_path: Path, count: int) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--local_crops_number", count)
+    result = train(tmp_path, *words)
+    assert result.code == 0, result.text
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_the_other_optimisers_train(images: Path, tmp_path: Path, optimizer: str) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--optimizer", optimizer)
+    result = train(tmp_path, *words, "--accumulate_steps", 2, "--use_bn_in_head", "true", "--precision", "bf16")
+    assert result.code == 0, result.text
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "xcit_nano_12_p8"])
+def test_other_backbones_train(images: Path, tmp_path: Path, arch: str) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--arch", arch)
+    sizes = ("--global_crops_size", 32, "--local_crops_size", 32, "--data_limit", 8)
+    result = train(tmp_path, *words, *sizes)
+    assert result.code == 0, result.text
+
+
+def refusals() -> list[tuple[list[str], list[str]]]:
+    """(words, what the line must hold)."""
+    return [
+        (["--arch", "vit_smal"], ["vit_smal", "vit_small"]),
+        (["--epochs", "3", "--warmup_epochs", "5"], ["--warmup_epochs 5", "--epochs 3"]),
+        (["--batch_size_per_device", "41"], ["40 images", "41"]),
+        (["--output_dir", "/proc/nowhere"], ["/proc/nowhere", "another folder"]),
+        (["--global_crops_scale", "0.9", "0.4"], ["--global_crops_scale"]),
+        (["--lr", "-1"], ["--lr -1"]),
+        (["--lr", "nan"], ["--lr nan"]),
+        (["--seed", "-1"], ["--seed -1"]),
+        (["--local_crops_size", "4"], ["--local_crops_size 4", "--patch_size 8"]),
+        (["--precision", "bf16", "--hmp"], ["--precision bf16", "--hmp"]),
+        (["--device", "ipu"], ["ipu"]),
+        (["--arch", "vit_b_16"], ["vit_b_16", "16-pixel"]),
+        (["--eval_knn_every", "1"], ["--eval_knn_every"]),
+        (["--learning_rate", "1"], ["--learning_rate"]),
+    ]
+
+
+@pytest.mark.parametrize(("words", "wanted"), refusals(), ids=lambda value: " ".join(value)[:40])
+def test_wrong_input_ends_with_2_and_one_line(images: Path, tmp_path: Path, words: list[str], wanted: list[str]) -> None:
+    result = train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", *words)
+    assert_refused(result, wanted)
+
+
+def test_without_data_path_the_line_names_the_demo(tmp_path: Path) -> None:
+    assert_refused(train(tmp_path, "--output_dir", tmp_path / "run"), ["--data_path demo"])
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing"])
+def test_an_empty_or_missing_folder_is_named(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / kind
+    if kind == "empty":
+        folder.mkdir()
+    assert_refused(train(tmp_path, "--data_path", folder, "--output_dir", tmp_path / "run"), [str(folder)])
+
+
+def assert_refused(result: Result, wanted: list[str]) -> None:
+    assert result.code == 2, result.text
+    lines = [line for line in result.text.splitlines() if "Error: " in line]
+    assert len(lines) == 1 and "Traceback" not in result.text, result.text
+    assert all(part in lines[0] for part in wanted), lines[0]
