@@ -71,7 +71,8 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
 
     Args:
         folder: The run's output folder.
-        set_aside: Rename damaged files to `*.damaged`, so that the next save does not take them for good ones.
+        set_aside: Rename damaged files to `*.damaged`, so that the next save does not take them for good ones, and
+            remove what a killed process left half-written.
 
     Returns:
         The state, its file and one line for every newer file that was damaged; None where there is no checkpoint.
@@ -79,6 +80,8 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
     Raises:
         CheckpointError: There are checkpoints and none can be read.
     """
+    for stale in folder.glob(".*.pth.*.tmp") if set_aside else ():
+        stale.unlink()
     found = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).exists()]
     damaged: list[str] = []
     for path in found:

@@ -221,8 +221,8 @@ class SubmitFlags:
 class SubmitOptions(TrainOptions):
     """Submit a pre-training run to Slurm; every flag of main_dino.py may follow.
 
-    %j in --output_dir stands for the job's number; the job's own files lie in OUTPUT_DIR/submitit. Without --output_dir
-    all of it goes to output/%j.
+    %j in --output_dir stands for the job's number; without the flag it is output/%j. The job's own files lie in
+    OUTPUT_DIR/submitit, or, where the number is part of the path, in a folder of that name beside it.
     """
 
     submit: SubmitFlags

@@ -167,7 +167,7 @@ def _read_flags(command: type, flags: Sequence[Flag], argv: Sequence[str] | None
         _add_flag(parser, known)
     found, unknown = parser.parse_known_args(argv)
     if unknown:
-        words = [word for known in flags for word in known.words]
+        words = ["--config", *(word for known in flags for word in known.words)]
         raise OptionError(f"unknown flag {unknown[0]}: {nearest(unknown[0].split('=')[0], words)}")
     return vars(found)
 
@@ -212,7 +212,7 @@ def _convert(value: Any, annotation: Any) -> Any:
         return _convert_tuple(value, typing.get_args(wanted))
     if wanted is bool:
         return _convert_bool(value)
-    if isinstance(value, bool | list | dict) or (wanted is int and isinstance(value, float)):
+    if value is None or isinstance(value, bool | list | dict) or (wanted is int and isinstance(value, float)):
         raise ValueError(value)
     return wanted(value)
 

@@ -1,6 +1,7 @@
 """Errors end a command with one line and the right exit code; bugs keep their traceback."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,13 @@ def raising(error):
 def test_exit_codes_are_frozen():
     kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
     assert {name: kind.exit_code for name, kind in kinds.items() if issubclass(kind, errors.DinoError)} == EXIT_CODES
+
+
+def test_the_documented_table_holds_every_exit_code_and_no_other():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    section = text.split("## Exit codes")[1].split("\n## ")[0]
+    assert re.findall(r"^\| (\d+) \|", section, re.MULTILINE) == ["0", "1", "2", "3", "75"]
+    assert {0, *EXIT_CODES.values()} == {0, 1, 2, 3, 75}
 
 
 def test_a_command_that_returns_gives_zero_and_says_nothing(capsys):

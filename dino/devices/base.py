@@ -119,7 +119,7 @@ class TrainStep(abc.ABC):
         """What the step itself remembers between calls (a loss scale)."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most steps remember nothing
         """Continue from `state_dict`."""
 
 

@@ -36,25 +36,24 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @classmethod
     def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> HostSyncBatchNorm:
-        """Take over the parameters and buffers of an ordinary batch norm."""
+        """Take over the parameters and buffers themselves of an ordinary batch norm."""
         adopted = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        adopted.load_state_dict(norm.state_dict())
+        adopted._parameters, adopted._buffers = norm._parameters, norm._buffers
         return adopted.train(norm.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...), normalised over all processes' B and the dots while training."""
+        """(B, C, ...) -> (B, C, ...), normalised over all processes' B and the dots while training; fp32 inside."""
         if not self.training:
             return super().forward(inputs)
-        dims = [0, *range(2, inputs.ndim)]
-        count = inputs.new_full((1,), inputs.numel() / inputs.shape[1])
-        sums = torch.cat([inputs.sum(dims), inputs.square().sum(dims), count])
-        total, squares, counts = all_reduce(sums).split([self.num_features, self.num_features, 1])
-        mean = total / counts
-        variance = squares / counts - mean.square()
-        self._update_running(mean.detach(), (variance * counts / (counts - 1)).detach())
-        shape = (1, -1, *(1,) * (inputs.ndim - 2))
+        values = inputs.float()
+        dims, shape = [0, *range(2, inputs.ndim)], (1, -1, *(1,) * (inputs.ndim - 2))
+        count = values.new_full((1,), inputs.numel() / inputs.shape[1])
+        total, counts = all_reduce(torch.cat([values.sum(dims), count])).split([self.num_features, 1])
+        centred = values - (total / counts).reshape(shape)
+        variance = all_reduce(centred.square().sum(dims)) / counts
+        self._update_running((total / counts).detach(), (variance * counts / (counts - 1)).detach())
         scale = (variance + self.eps).rsqrt() * self.weight
-        return inputs * scale.reshape(shape) + (self.bias - mean * scale).reshape(shape)
+        return (centred * scale.reshape(shape) + self.bias.reshape(shape)).to(inputs.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         self.num_batches_tracked.add_(1)

@@ -84,7 +84,7 @@ class DropPath(nn.Module):
         if self.rate == 0.0 or not self.training:
             return branch
         keep = torch.rand((branch.shape[0], 1, 1), device=branch.device) >= self.rate
-        return branch * (keep.to(branch.dtype) / (1.0 - self.rate))
+        return branch * (keep.to(branch.dtype) / max(1.0 - self.rate, 1e-9))
 
 
 class Block(nn.Module):
@@ -180,16 +180,17 @@ class VisionTransformer(nn.Module):
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
-        return tokens + self._position(images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        return tokens + self._position(*images.shape[-2:])
 
-    def _position(self, rows: int, columns: int) -> Tensor:
-        """Position embedding (1, 1 + rows * columns, D) for a grid, bicubic from the stored one.
+    def _position(self, height: int, width: int) -> Tensor:
+        """Position embedding (1, N, D) for an image of `height` x `width` pixels, bicubic from the stored one.
 
         The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding
         never loses a row; the scale that follows from it is part of every published number, so it stays.
         """
         side = math.isqrt(self.pos_embed.shape[1] - 1)
-        if (rows, columns) == (side, side):
+        rows, columns = height // self.patch_size, width // self.patch_size
+        if rows * columns == side * side and height == width:
             return self.pos_embed
         grid = self.pos_embed[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
         scale = ((rows + 0.1) / side, (columns + 0.1) / side)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ class MetricLog:
     def write_epoch(self, values: Mapping[str, Any]) -> None:
         """Append one JSON line."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps({name: _finite(value) for name, value in values.items()}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -57,6 +58,11 @@ class MetricLog:
             os.replace(temporary, self.path)
         except OSError as error:
             raise OptionError(f"{self.path} cannot be rewritten: {error}") from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_events(folder: Path, values: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from dino.errors import DinoError, Interrupted, OptionError, exit_code
 from dino.flags import SubmitOptions, TrainOptions
 from dino.options import as_words
 
-JOB_FILES = "submitit"  # folder inside the output folder
+JOB_FILES = "submitit"  # folder of the job's own files: what it is to run, its log lines, where its processes meet
 OWN_FOLDER = "output/%j"  # where a job writes that was given no --output_dir; %j is the job's number
 MOST_TIMEOUTS = 30  # how often a job is queued again after its time was up, as in the original
 SIGNAL_DELAY = 120  # seconds from the signal to the end of a Slurm job, as in the original: time to save
@@ -40,12 +40,13 @@ def submit(options: SubmitOptions, command: Command, root: Path) -> str:
         DinoError: submitit is missing, the request cannot be meant, or the cluster refuses it.
     """
     check_request(options)
-    output = os.path.abspath(options.run.output_dir if "output_dir" in options.explicit else OWN_FOLDER)
+    output = Path(options.run.output_dir if "output_dir" in options.explicit else OWN_FOLDER).absolute()
     words = as_words(TrainOptions, options, options.explicit - {"output_dir"})
-    task = TrainingTask(command=command, words=tuple(words), output=output, name=uuid.uuid4().hex)
+    meeting = choose_job_folder(output) / f"meeting_{uuid.uuid4().hex}"
+    task = TrainingTask(command=command, words=tuple(words), output=str(output), meeting=str(meeting))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     try:
-        executor = build_executor(options, output)
+        executor = build_executor(options, choose_job_folder(output))
         job = executor.submit(task)
     except (OSError, ValueError, RuntimeError) as error:
         raise OptionError(f"the job cannot be submitted: {error}") from error
@@ -66,8 +67,13 @@ def check_request(options: SubmitOptions) -> None:
         raise OptionError("--dist_url is not for jobs, whose processes meet in their output folder; leave it out")
 
 
-def build_executor(options: SubmitOptions, output: str) -> Any:
-    """Describe the job to submitit; one process a device.
+def choose_job_folder(output: Path) -> Path:
+    """The folder of job files: in the output folder or, as %j is not known before the job runs, in the one it is in."""
+    return next(path for path in (output, *output.parents) if "%j" not in str(path)) / JOB_FILES
+
+
+def build_executor(options: SubmitOptions, folder: Path) -> Any:
+    """Describe the job to submitit, with its files in `folder`; one process a device.
 
     Raises:
         DinoError: submitit is missing.
@@ -76,7 +82,7 @@ def build_executor(options: SubmitOptions, output: str) -> Any:
     """
     asked = options.submit
     executor = import_submitit().AutoExecutor(
-        folder=os.path.join(output, JOB_FILES),
+        folder=folder,
         cluster=asked.cluster,
         slurm_max_num_timeout=MOST_TIMEOUTS,
         local_max_num_timeout=MOST_TIMEOUTS,
@@ -128,14 +134,14 @@ class TrainingTask:
         command: The training command.
         words: Its command line, but for what the job decides.
         output: Output folder; %j in it stands for the job's number.
-        name: Unique among submissions.
+        meeting: Start of the name of a file over which the processes meet; unique among submissions.
         attempt: How often the job was queued again.
     """
 
     command: Command
     words: tuple[str, ...]
     output: str
-    name: str
+    meeting: str
     attempt: int = 0
 
     def __call__(self) -> None:
@@ -160,13 +166,11 @@ class TrainingTask:
     def complete_words(self, job: str) -> list[str]:
         """Add the output folder and the meeting point.
 
-        The processes meet over a file, which must not be one that an earlier attempt left: the name changes with every
-        submission, every requeue by submitit and every requeue by Slurm itself, and is the same for all processes.
+        The file must not be one that an earlier attempt left: its name changes with every submission, every requeue by
+        submitit and every requeue by Slurm itself, and is the same for all processes.
         """
-        output = self.output.replace("%j", job)
-        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-        meeting = os.path.join(output, JOB_FILES, f"meeting_{self.name}_{self.attempt}_{restarts}")
-        return [*self.words, f"--output_dir={output}", f"--dist_url=file://{meeting}"]
+        meeting = f"{self.meeting}_{self.attempt}_{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        return [*self.words, f"--output_dir={self.output.replace('%j', job)}", f"--dist_url=file://{meeting}"]
 
 
 def describe_place(place: Any) -> dict[str, str]:

@@ -74,13 +74,13 @@ def check_sizes(options: TrainOptions) -> None:
     if not is_vit(options.backbone.arch):
         return
     patch = options.backbone.patch_size
-    for name in ("global_crops_size", "local_crops_size"):
+    for name in ("global_crops_size", "local_crops_size")[: 1 + (options.crops.local_crops_number > 0)]:
         size = getattr(options.crops, name)
         if size < patch:
             raise OptionError(f"--{name} {size} is less than --patch_size {patch}; make it a multiple of {patch}")
-        if size % patch and (name == "global_crops_size" or options.crops.local_crops_number):
-            below = size - size % patch
-            logger.warning("--%s %d: patches of %d fill only %d pixels (%d would fit)", name, size, patch, below, below)
+        if size % patch:
+            filled = size - size % patch
+            logger.warning("--%s %d: patches of %d fill only %d pixels of it", name, size, patch, filled)
 
 
 def check_warmups(options: TrainOptions) -> None:
@@ -95,7 +95,8 @@ def check_warmups(options: TrainOptions) -> None:
     ):
         if value > options.run.epochs and name in options.explicit:
             raise OptionError(
-                f"--{name} {value} is longer than the run of --epochs {options.run.epochs}; lower the one or raise the other"
+                f"--{name} {value} is longer than the run of --epochs {options.run.epochs}; "
+                "lower the one or raise the other"
             )
 
 

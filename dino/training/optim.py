@@ -184,8 +184,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> tuple
         max_norm: Largest norm of one tensor; 0 leaves the gradients as they are.
 
     Returns:
-        () norm of all gradients together before clipping, and () 1.0 if every one was finite, else 0.0. Non-finite
-        numbers become 0, so that a masked update multiplies 0 by 0 and not by NaN.
+        () norm of all gradients together before clipping, and () 1.0 if it is finite, else 0.0. If it is not, all
+        gradients become 0, so that a masked update multiplies 0 by 0 and not by NaN.
     """
     with torch.no_grad():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -193,9 +193,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> tuple
         total = torch.linalg.vector_norm(norms)
         if max_norm > 0:
             torch._foreach_mul_(gradients, list((max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()))
+        finite = torch.isfinite(total)
         for gradient in gradients:
-            torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        return total, torch.isfinite(total).float()
+            gradient.masked_fill_(~finite, 0.0)
+        return total, finite.float()
 
 
 def _split(group: dict[str, Any]) -> list[Bucket]:

@@ -85,10 +85,15 @@ def _log_changes(before: Mapping[str, Any], args: Mapping[str, Any]) -> None:
     changed = [
         f"{name} {before[name]} -> {value}"
         for name, value in args.items()
-        if name in before and before[name] != value and name not in PLACE
+        if name in before and _as_list(before[name]) != value and name not in PLACE
     ]
     if changed:
         logger.info("changed since the checkpoint, in force from here on: %s", ", ".join(changed))
+
+
+def _as_list(value: Any) -> Any:
+    """The original keeps ranges as tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _other_run(name: str, then: object, now: object) -> CheckpointError:

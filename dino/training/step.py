@@ -108,6 +108,7 @@ class DinoProgram:
         self.centre = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
+        self._buffers_before: list[Tensor] | None = None
 
     def augment(self, batch: Crops) -> tuple[Tensor, ...]:
         """Crops (B, v, C, S, S) uint8 -> one (v B, C, S, S) float32 a resolution, ordered by view, then image."""
@@ -123,7 +124,9 @@ class DinoProgram:
             )
 
     def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> StepOutput:
-        """Pure; `views` as `augment` gives them, the global ones first."""
+        """Pure but for batch norm's statistics; `views` as `augment` gives them, the global ones first."""
+        if self._buffers_before is None:
+            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
         with torch.no_grad(), self.autocast():
             features, teacher_logits = self.teacher(views[0])
         with self.autocast():
@@ -157,6 +160,7 @@ class DinoProgram:
         mean, keep = update.mean, update.keep > 0
         with torch.no_grad():
             update_teacher(self.teacher, self.student, update.momentum)
+            self._restore_buffers(keep)
             self.centre = torch.where(keep, update_centre(self.centre, mean.batch_centre), self.centre)
             self.non_finite = count_non_finite(self.non_finite, update.finite)
             sample = torch.stack(
@@ -168,6 +172,16 @@ class DinoProgram:
                 ]
             )
             self.meters = self.meters + torch.where(keep, sample, 0.0)
+
+    def _buffers(self) -> list[Tensor]:
+        """Statistics of batch norm, which forward passes move."""
+        return [*self.student.buffers(), *self.teacher.buffers()]
+
+    def _restore_buffers(self, keep: Tensor) -> None:
+        """Take a masked step out of the statistics of batch norm too."""
+        for buffer, before in zip(self._buffers(), self._buffers_before or (), strict=True):
+            buffer.copy_(torch.where(keep, buffer, before))
+        self._buffers_before = None
 
     def hold_gradients(self) -> AbstractContextManager:
         """No exchange of gradients inside, where the student is data parallel."""

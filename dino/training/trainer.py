@@ -116,8 +116,8 @@ class Trainer:
         reading = read_device(self.program)
         if reading.masked_in_row >= NON_FINITE_LIMIT:
             raise NonFiniteError(
-                f"{NON_FINITE_LIMIT} steps in a row were not finite, up to iteration {self.iteration}; the last checkpoint "
-                "is from before them. Try a lower --lr, --precision fp32 or a --clip_grad, or look for odd images"
+                f"{NON_FINITE_LIMIT} steps in a row were not finite, up to iteration {self.iteration}; "
+                "the last checkpoint is from before them. Try a lower --lr, --precision fp32 or a --clip_grad, or look for odd images"
             )
         self.reporter.report(reading, self.iteration)
 

@@ -24,7 +24,7 @@ TILE = 192  # pixels, side of one picture of a sheet
 
 
 def compute_maps(backbone: VisionTransformer, images: Tensor) -> Tensor:
-    """Attention of the CLS token to every patch: (B, C, S, S) normalised -> (B, heads, G, G), without an N x N tensor."""
+    """Attention of the CLS token to every patch: (B, C, S, S) -> (B, heads, G, G), without an N x N tensor."""
     with torch.inference_mode():
         row = backbone.get_last_selfattention(images, queries=slice(0, 1))[:, :, 0, 1:]
     side = images.shape[-1] // backbone.patch_size

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.running import TINY, Job, Result, make_images, make_labelled, train
 
 from dino import checkpoint
+from tests.running import TINY, Job, Result, make_images, make_labelled, train
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,9 @@ def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
     assert undisturbed.code == 0, undisturbed.text
     rng, kills, writing = random.Random(0), 0, 0
     for attempt in range(200):
-        job = Job(tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "killed"), "--num_workers", str(attempt % 2)])
+        job = Job(
+            tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "killed"), "--num_workers", str(attempt % 2)]
+        )
         if kills < 20:
             writing += _kill_soon(job, tmp_path / "killed", rng, while_writing=attempt % 3 == 0)
         result = job.wait()
@@ -186,9 +188,7 @@ def test_more_epochs_and_another_batch_at_an_epochs_end_are_allowed_and_printed(
     folder = run_once(images, tmp_path)
     longer = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2)
     assert longer.code == 0 and "epochs 1 -> 2" in longer.text
-    batch = train(
-        tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 3, "--batch_size_per_device", 8
-    )
+    batch = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 3, "--batch_size_per_device", 8)
     assert batch.code == 0 and "not bit-identical" in batch.text and "global batch 4 -> 8" in batch.text
 
 
@@ -317,7 +317,9 @@ def test_a_run_of_the_original_continues_here(images: Path, tmp_path: Path) -> N
     folder = run_once(images, tmp_path)
     state = state_of(folder)
     del state["resume"], state["normalisation"]
-    state["args"] = argparse.Namespace(**{k: v for k, v in state["args"].items() if k in ("arch", "patch_size", "out_dim")})
+    state["args"] = argparse.Namespace(
+        **{k: v for k, v in state["args"].items() if k in ("arch", "patch_size", "out_dim")}
+    )
     for group in state["optimizer"]["param_groups"]:
         group.pop("last_layer"), group.pop("decayed")
         group["lr"] = np.float64(0.001)
@@ -370,7 +372,9 @@ def refusals() -> list[tuple[list[str], list[str]]]:
 
 
 @pytest.mark.parametrize(("words", "wanted"), refusals(), ids=lambda value: " ".join(value)[:40])
-def test_wrong_input_ends_with_2_and_one_line(images: Path, tmp_path: Path, words: list[str], wanted: list[str]) -> None:
+def test_wrong_input_ends_with_2_and_one_line(
+    images: Path, tmp_path: Path, words: list[str], wanted: list[str]
+) -> None:
     result = train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", *words)
     assert_refused(result, wanted)
 

@@ -1,0 +1,126 @@
+"""Opening and leaving a run: log lines, signals and the output folder."""
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dino.errors import DeviceError, OptionError
+from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
+from dino.runtime import context
+from dino.runtime.context import STOP_SIGNALS, StopRequest, make_output_folder, open_run, set_up_logging
+from dino.runtime.distributed import Launch
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Iterator[None]:
+    """These tests set up the root logger; put it back."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_run_says_its_device_and_how_it_was_chosen(capsys: pytest.CaptureFixture) -> None:
+    with open_run(DeviceFlags(device="cpu"), LaunchFlags()) as run:
+        assert run.device.name == "cpu"
+        assert run.processes.world == 1
+    assert capsys.readouterr().out == "device: cpu, fp32 (as asked), 1 process\n"
+
+
+def test_a_device_that_was_not_asked_for_is_said_to_be_chosen(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = context.open_device(DeviceFlags(device="cpu"))
+    monkeypatch.setattr(context, "open_device", lambda *_, **__: chosen)
+    with open_run(DeviceFlags(), LaunchFlags()):
+        pass
+    assert "(chosen automatically, --device changes it)" in capsys.readouterr().out
+
+
+def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "Processes", None)
+    precision = PrecisionFlags(precision="fp16")
+    with (
+        pytest.raises(DeviceError, match="--precision fp16 needs --device cuda"),
+        open_run(DeviceFlags(device="cpu"), LaunchFlags(), precision=precision, explicit=frozenset({"precision"})),
+    ):
+        pass
+
+
+def test_the_group_is_left_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    monkeypatch.setattr(context.Processes, "close", lambda _: left.append(True))
+    with pytest.raises(RuntimeError, match="work"), open_run(DeviceFlags(device="cpu"), LaunchFlags()):
+        raise RuntimeError("work")
+    assert left == [True]
+
+
+def test_the_first_rank_writes_plain_lines_and_others_only_warnings(capsys: pytest.CaptureFixture) -> None:
+    for rank in (0, 1):
+        set_up_logging(Launch(rank=rank, world=2))
+        logging.getLogger("dino").info("progress")
+        logging.getLogger("dino").warning("trouble")
+    assert capsys.readouterr().out.splitlines() == ["progress", "trouble", "[rank 1] trouble"]
+
+
+@pytest.mark.parametrize("name", STOP_SIGNALS)
+def test_a_stop_signal_is_remembered_and_handlers_are_restored(name: signal.Signals) -> None:
+    before = {name: signal.getsignal(name) for name in STOP_SIGNALS}
+    with StopRequest().listening() as stop:
+        assert not stop
+        assert stop.signal is None
+        signal.raise_signal(name)
+        assert stop
+        assert stop.signal is name
+    assert {name: signal.getsignal(name) for name in STOP_SIGNALS} == before
+    assert stop
+
+
+def test_handlers_are_restored_after_an_error() -> None:
+    before = {name: signal.getsignal(name) for name in STOP_SIGNALS}
+    with pytest.raises(RuntimeError, match="work"), StopRequest().listening():
+        raise RuntimeError("work")
+    assert {name: signal.getsignal(name) for name in STOP_SIGNALS} == before
+
+
+def test_both_documented_signals_are_listened_to() -> None:
+    assert set(STOP_SIGNALS) == {signal.SIGTERM, signal.SIGUSR1}
+
+
+def test_an_output_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert make_output_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+        assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_an_output_folder_cannot_stand_on_or_below_a_file(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(OptionError, match="cannot be written to") as caught:
+        make_output_folder(str(tmp_path / path))
+    text = str(caught.value)
+    assert text.startswith(f"--output_dir {tmp_path / path} ")
+    assert text.endswith("name another folder")
+    assert "\n" not in text
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def test_an_output_folder_on_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OptionError, match="No space left on device"):
+        make_output_folder(str(tmp_path / "new"))

@@ -1,0 +1,210 @@
+"""Who a process is, what processes exchange, and that they stop together."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dino.errors import OptionError
+from dino.runtime.distributed import Launch, Processes, StopAgreement, read_launch
+from tests.running import SERVER
+
+ALONE = Launch()
+COUNTS = (1, 2, 5, 6)  # rows over two processes
+
+
+def test_without_a_launcher_a_process_is_alone() -> None:
+    assert read_launch({}) == ALONE
+    assert read_launch({"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == ALONE
+
+
+def test_torchrun_is_understood() -> None:
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert read_launch(environment) == Launch(rank=5, world=8, local_rank=1, local_world=4)
+
+
+def test_mpirun_is_understood() -> None:
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    environment = {f"OMPI_COMM_WORLD_{name}": text for name, text in zip(names, ("3", "16", "3", "8"), strict=True)}
+    assert read_launch(environment) == Launch(rank=3, world=16, local_rank=3, local_world=8)
+
+
+@pytest.mark.parametrize(("tasks", "here"), [("8(x2)", 8), ("4,3", 4), ("8", 8), ("2(x3),1", 2)])
+def test_srun_is_understood(tasks: str, here: int) -> None:
+    environment = {
+        "SLURM_PROCID": "2",
+        "SLURM_STEP_NUM_TASKS": "7",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": tasks,
+    }
+    assert read_launch(environment) == Launch(rank=2, world=7, local_rank=1, local_world=here)
+
+
+def test_torchrun_inside_an_allocation_wins_over_slurm() -> None:
+    slurm = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
+    assert read_launch({**slurm, **torchrun}).rank == 3
+
+
+def test_a_launcher_without_local_numbers_is_one_host() -> None:
+    assert read_launch({"RANK": "1", "WORLD_SIZE": "2"}) == Launch(rank=1, world=2, local_rank=0, local_world=2)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("text", ["", "two", "1.5"])
+def test_a_variable_that_is_no_number_is_named(name: str, text: str) -> None:
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", name: text}
+    with pytest.raises(OptionError, match=f"the environment's {name}='{text}' is no number"):
+        read_launch(environment)
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("0", "0")])
+def test_a_rank_outside_the_world_is_refused(rank: str, world: str) -> None:
+    with pytest.raises(OptionError, match=rank):
+        read_launch({"RANK": rank, "WORLD_SIZE": world})
+
+
+def test_one_process_needs_nobody_and_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "init_process_group", None)
+    processes, rows = Processes(ALONE, "gloo", "env://"), torch.rand(3, 2)
+    assert processes.is_first
+    assert processes.store is None
+    assert torch.equal(processes.gather_rows(rows, 3), rows)
+    assert torch.equal(processes.average(rows.clone()), rows)
+    assert torch.equal(processes.total(rows.clone()), rows)
+    processes.barrier()
+    with processes.first_goes_first():
+        pass
+    processes.close()
+
+
+@pytest.mark.parametrize("url", ["nonsense://here", "env://", "tcp://no-port"])
+def test_a_meeting_point_that_cannot_be_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(OptionError, match=f"--dist_url {url}: 2 processes cannot meet there"):
+        Processes(Launch(rank=0, world=2), "gloo", url)
+
+
+def work(rank: int, url: str, folder: str) -> None:
+    """One of two processes: exchange everything there is to exchange, and write what came of it."""
+    torch.set_num_threads(1)
+    processes = Processes(Launch(rank=rank, world=2, local_rank=rank, local_world=2), "gloo", url)
+    gathered = {}
+    for count in COUNTS:
+        rows = torch.arange(3.0 * count).reshape(count, 3)
+        gathered[count] = processes.gather_rows(rows[rank::2], count), processes.gather_rows(
+            torch.arange(count)[rank::2], count
+        )
+    mean, total = processes.average(torch.tensor([1.0 + rank])), processes.total(torch.tensor([1.0 + rank]))
+    with processes.first_goes_first():
+        seen = sorted(path.name for path in Path(folder).glob("block*"))
+        Path(folder, f"block{rank}").touch()
+    stops = agree_to_stop(processes, wanted_at=2 if rank == 1 else None)
+    result = {"gathered": gathered, "mean": mean, "total": total, "seen": seen, "stops": stops}
+    torch.save({**result, "first": processes.is_first}, Path(folder, f"{rank}.pt"))
+    processes.close()
+
+
+def agree_to_stop(processes: Processes, wanted_at: int | None) -> int | None:
+    """The log line at which this process stops; the barrier stands for the gradients exchanged between two lines."""
+    agreement = StopAgreement(processes)
+    for line in range(1, 8):
+        if agreement.check(line == wanted_at):
+            return line
+        processes.barrier()
+    return None
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What two processes on one host wrote."""
+    folder = tmp_path_factory.mktemp("pair")
+    jobs = [SERVER.Process(target=work, args=(rank, f"file://{folder}/meet", str(folder))) for rank in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_rows_are_joined_in_data_set_order_on_every_process(pair: list[dict], count: int) -> None:
+    for result in pair:
+        rows, labels = result["gathered"][count]
+        assert torch.equal(rows, torch.arange(3.0 * count).reshape(count, 3))
+        assert torch.equal(labels, torch.arange(count))
+
+
+def test_means_and_sums_are_over_processes(pair: list[dict]) -> None:
+    assert [result["mean"].item() for result in pair] == [1.5, 1.5]
+    assert [result["total"].item() for result in pair] == [3.0, 3.0]
+
+
+def test_the_first_process_goes_first(pair: list[dict]) -> None:
+    assert [result["seen"] for result in pair] == [[], ["block0"]]
+    assert [result["first"] for result in pair] == [True, False]
+
+
+def test_a_wish_of_one_process_stops_both_at_the_next_line(pair: list[dict]) -> None:
+    assert [result["stops"] for result in pair] == [3, 3]
+
+
+class SharedStore:
+    """A key-value store for threads."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+
+class ThreadProcess:
+    """The part of `Processes` that the agreement needs."""
+
+    def __init__(self, store: SharedStore, barrier: Callable[[], object]) -> None:
+        self.store, self.barrier = store, barrier
+
+
+@settings(max_examples=40, deadline=None)
+@given(wanted=st.lists(st.none() | st.integers(1, 6), min_size=2, max_size=4))
+def test_all_stop_at_the_line_after_the_first_wish(wanted: list[int | None]) -> None:
+    store, meeting, stops = SharedStore(), threading.Barrier(len(wanted)), {}
+
+    def take_part(rank: int) -> None:
+        stops[rank] = agree_to_stop(ThreadProcess(store, lambda: meeting.wait(30)), wanted[rank])
+
+    threads = [threading.Thread(target=take_part, args=(rank,)) for rank in range(len(wanted))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    wishes = [line for line in wanted if line is not None]
+    assert set(stops.values()) == {min(wishes) + 1 if wishes else None}
+
+
+def test_a_process_alone_stops_at_once() -> None:
+    agreement = StopAgreement(Processes(ALONE, "gloo", "env://"))
+    assert [agreement.check(wanted) for wanted in (False, False, True)] == [False, False, True]
+
+
+def test_launch_variables_are_not_written_for_a_process_alone() -> None:
+    before = dict(os.environ)
+    Processes(ALONE, "gloo", "env://")
+    assert dict(os.environ) == before

@@ -1,0 +1,101 @@
+"""A bar on a terminal, plain lines elsewhere."""
+
+import io
+import logging
+import re
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dino.runtime import progress
+from dino.runtime.progress import Progress, format_seconds
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still until `clock.now` is set."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+
+
+def read_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_without_a_terminal_each_advance_is_a_plain_line(
+    clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        shown = Progress(20, "epoch 0", start=10)
+        clock.now += 50
+        shown.advance(15, {"loss": "2.5", "images/s": "80"})
+        shown.close()
+    assert read_lines(caplog) == ["epoch 0  15/20  loss 2.5  images/s 80  eta 0:00:50"]
+    assert not re.search(r"[\r\x1b]", caplog.text)
+
+
+def test_hidden_progress_says_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with caplog.at_level(logging.INFO):
+        hidden = Progress(3, "epoch 0", shown=False)
+        hidden.advance(2)
+        hidden.close()
+    assert read_lines(caplog) == []
+    assert terminal.getvalue() == ""
+
+
+def test_on_a_terminal_a_bar_counts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with caplog.at_level(logging.INFO):
+        shown = Progress(20, "epoch 7", start=10)
+        shown.advance(12, {"loss": "2.5"})
+        assert shown.bar is not None
+        assert shown.bar.n == 12
+        shown.advance(20)
+        assert shown.bar.n == 20
+        shown.close()
+    assert "epoch 7" in terminal.getvalue()
+    assert "loss=2.5" in terminal.getvalue()
+    assert read_lines(caplog) == []
+
+
+def test_the_time_left_follows_the_pace_of_this_run(clock: SimpleNamespace) -> None:
+    shown = Progress(100, "epoch 0", start=40)
+    assert shown.eta() == "0:00:00"
+    clock.now += 3600
+    shown.advance(60)
+    assert shown.eta() == "2:00:00"  # 20 steps took an hour, 40 are left
+    shown.advance(100)
+    assert shown.eta() == "0:00:00"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00:00"), (0.6, "0:00:01"), (59.6, "0:01:00"), (3599, "0:59:59"), (3600, "1:00:00"), (400000, "111:06:40")],
+)
+def test_seconds_are_written_as_hours_minutes_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@given(st.floats(0, 1e7))
+def test_written_seconds_read_back(seconds: float) -> None:
+    hours, minutes, rest = map(int, format_seconds(seconds).split(":"))
+    assert 3600 * hours + 60 * minutes + rest == round(seconds)
+    assert 0 <= minutes < 60 > rest >= 0
