@@ -1,4 +1,4 @@
-"""Tiny training runs, in a fork server that has the imports behind it, so that a run costs its work and not its start."""
+"""Tiny training runs, in a fork server that has the imports behind it: a run costs its work and not its start."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
         DataError: The file is missing, damaged, no picture, or has other channels; the text names it.
     """
     try:
-        pixels = _read_array(path) if str(path).endswith(".npy") else _read_picture(path, channels)
+        pixels = _read_array(path) if str(path).lower().endswith(".npy") else _read_picture(path, channels)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same

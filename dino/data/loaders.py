@@ -80,7 +80,8 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield lists of (epoch, index)."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        key = np.random.SeedSequence((self.seed, self.epoch), spawn_key=(0,))  # no image's own stream
+        order = np.random.default_rng(key).permutation(self.count)
         mine = order[self.share.rank :: self.share.world].tolist()
         for batch in range(self.start, len(self)):
             yield [(self.epoch, index) for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
@@ -200,9 +201,13 @@ def _collate(items: Sequence[Any]) -> Any:
 
 def _checked(loader: DataLoader) -> Iterator[Any]:
     try:
-        for batch in loader:
+        batches = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch would raise wherever the main thread happens to be; left alone it notices a dead worker right here.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for batch in batches:
             if isinstance(batch, DataError):
-                raise batch
+                raise DataError(str(batch))  # a new one: raising the batch itself would tie this frame to it
             yield batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):

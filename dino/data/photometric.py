@@ -54,7 +54,7 @@ def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) ->
     """The whole chain for one group of views.
 
     Args:
-        pixels: (B, C, S, S) uint8. Colour operations need C = 3 and are left out otherwise.
+        pixels: (B, C, S, S) uint8. Saturation, hue and gray need C = 3 and are left out otherwise.
         parameters: (B, PARAMETERS) float32, one row an image, as `data/crops` draws them.
         normalisation: Mean and standard deviation.
 
@@ -64,9 +64,9 @@ def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) ->
     views = pixels.float()
     flags = parameters[:, :5].reshape(-1, 5, 1, 1, 1) > 0.5
     views = torch.where(flags[:, FLIP], views.flip(-1), views)
-    if views.shape[1] == 3:
-        factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], parameters.new_tensor(NEUTRAL))
-        views = jitter_colour(views, factors, parameters[:, ORDER])
+    factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], parameters.new_tensor(NEUTRAL))
+    views = jitter_colour(views, factors, parameters[:, ORDER])
+    if views.shape[1] == len(LUMA):
         views = torch.where(flags[:, GRAY], compute_gray(views).floor().expand_as(views), views)
     views = torch.where(flags[:, BLUR], blur(views, parameters[:, RADIUS]), views)
     views = torch.where(flags[:, SOLARIZE], solarize(views), views)
@@ -83,13 +83,15 @@ def jitter_colour(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     after; a blend that is not due has factor 1 and changes nothing.
 
     Args:
-        pixels: (B, 3, S, S) float in [0, 255].
+        pixels: (B, C, S, S) float in [0, 255]; with C other than 3 saturation and hue change nothing.
         factors: (B, 4): blend factors (1 changes nothing) and the hue shift in turns, -0.5 to 0.5.
         order: (B, 4): the position, 0 to 3, at which each operation is due.
 
     Returns:
-        (B, 3, S, S) float in [0, 255].
+        (B, C, S, S) float in [0, 255].
     """
+    if pixels.shape[1] != len(LUMA):
+        return _blend_in_order(pixels, factors[:, :HUE], order)
     before = order[:, :HUE] < order[:, HUE:]
     pixels = _blend_in_order(pixels, torch.where(before, factors[:, :HUE], 1.0), order)
     pixels = shift_hue(pixels, factors[:, HUE])
@@ -105,7 +107,8 @@ def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         luma = compute_gray(pixels)
         mean = (luma.round().mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
         _, contrast, saturation = due.reshape(-1, HUE, 1, 1, 1).float().unbind(dim=1)
-        pixels = blend(pixels, contrast * mean + saturation * luma, factor)
+        gray = luma if pixels.shape[1] == len(LUMA) else pixels
+        pixels = blend(pixels, contrast * mean + saturation * gray, factor)
     return pixels
 
 
@@ -113,7 +116,7 @@ def blend(pixels: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
     """Pillow's blend with black (brightness), mean luma (contrast) or luma (saturation), cut to whole levels.
 
     Args:
-        pixels: (B, 3, S, S) float in [0, 255].
+        pixels: (B, C, S, S) float in [0, 255].
         reference: Broadcastable to `pixels`.
         factor: (B, 1, 1, 1); 1 gives `pixels`, 0 the reference.
     """
@@ -122,7 +125,9 @@ def blend(pixels: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
 
 
 def compute_gray(pixels: Tensor) -> Tensor:
-    """Luma of (B, 3, S, S) as (B, 1, S, S)."""
+    """Luma of (B, 3, S, S) as (B, 1, S, S); for any other number of channels their mean."""
+    if pixels.shape[1] != len(LUMA):
+        return pixels.mean(dim=1, keepdim=True)
     red, green, blue = pixels.split(1, dim=1)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 

@@ -102,6 +102,9 @@ def _infer(
     batches = read_centre_crops(
         dataset, batch_size=reading.batch_size, workers=reading.workers, pin_memory=run.device.pins_memory
     )
+    if not len(dataset):  # fewer images than processes: no rows, of the right width
+        blank = torch.zeros(1, backbone.in_chans, backbone.image_size, backbone.image_size)
+        yield infer(run.device.place(blank))[:0], torch.empty(0, dtype=torch.int64)
     for batch in itertools.islice(batches, reading.max_batches):
         found = F.normalize(infer(normalisation(run.device.place(batch.pixels))).float(), dim=-1)
         yield (found if reading.keep_on_device else found.cpu()), batch.labels

@@ -71,10 +71,13 @@ def predict_classes(
     for chunk in queries.split(rows):
         similarity = chunk.to(train.features.device) @ train.features.T
         nearest, where = similarity.topk(most, dim=1, largest=True, sorted=True)
-        weights, voted = (nearest / temperature).exp(), labels[where]
+        # Only ratios of weights matter; taken from the nearest neighbour they cannot overflow.
+        weights, voted = ((nearest - nearest[:, :1]) / temperature).exp(), labels[where]
         for k in neighbours:
             votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
-            parts[k].append(votes.topk(min(TOP, classes), dim=1).indices.cpu())
+            # Stable: classes without a vote follow in the order of their index, as in the original.
+            ranked = votes.sort(dim=1, descending=True, stable=True).indices
+            parts[k].append(ranked[:, :TOP].cpu())
     return {k: torch.cat(found) for k, found in parts.items()}
 
 
@@ -133,6 +136,8 @@ def check_knn(options: KnnOptions) -> None:
         raise OptionError(f"--nb_knn {min(options.knn.nb_knn)} cannot be; give 1 or more")
     if not options.knn.temperature > 0:
         raise OptionError(f"--temperature {options.knn.temperature} cannot be; give a number above 0")
+    if options.knn.max_batches is not None and options.knn.max_batches < 1:
+        raise OptionError(f"--max_batches {options.knn.max_batches} cannot be; give 1 or more")
     if options.data.batch_size_per_device < 1:
         raise OptionError(f"--batch_size_per_device {options.data.batch_size_per_device} cannot be; give 1 or more")
 

@@ -45,16 +45,19 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     """Tell this process's place from the environment; without a launcher it is alone.
 
     Raises:
-        OptionError: A launcher's variable holds no number.
+        OptionError: A launcher's variable holds no number, or a rank beyond the world.
     """
     for rank, world, local_rank, local_world in LAUNCHERS:
         if rank in environment and world in environment:
-            return Launch(
+            launch = Launch(
                 rank=_number(environment, rank),
                 world=_number(environment, world),
                 local_rank=_number(environment, local_rank, "0"),
                 local_world=_number(environment, local_world, environment[world]),
             )
+            if not 0 <= launch.rank < launch.world:
+                raise OptionError(f"{rank}={launch.rank} and {world}={launch.world} do not go together")
+            return launch
     return Launch()
 
 

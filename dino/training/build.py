@@ -68,7 +68,7 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
     """Bind the networks to the step, data parallel and compiled where asked for."""
     forward_student: nn.Module = student
     if run.processes.world > 1:
-        forward_student = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+        forward_student = DistributedDataParallel(student, gradient_as_bucket_view=True)
     if options.precision.compile:
         forward_student, teacher = run.device.compile_module(forward_student), run.device.compile_module(teacher)
     return DinoProgram(

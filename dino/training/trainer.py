@@ -104,12 +104,13 @@ class Trainer:
         logs = self.iteration % LOG_EVERY == 0 or at_end
         if logs:
             self._report()
+        saved = False
         if at_end:
-            self._end_epoch()
+            saved = self._end_epoch()
         elif every and self.iteration % every == 0:
-            self._save()
+            saved = self._save()
         if (logs or self.run.processes.world == 1) and self.agreement.check(bool(self.stop)):
-            self._leave()
+            self._leave(saved)
 
     def _report(self) -> None:
         """The one place where the steady state reads the device."""
@@ -117,18 +118,20 @@ class Trainer:
         if reading.masked_in_row >= NON_FINITE_LIMIT:
             raise NonFiniteError(
                 f"{NON_FINITE_LIMIT} steps in a row were not finite, up to iteration {self.iteration}; "
-                "the last checkpoint is from before them. Try a lower --lr, --precision fp32 or a --clip_grad, or look for odd images"
+                "the last checkpoint is from before them. Try a lower --lr, --precision fp32 or a --clip_grad, "
+                "or look for odd images"
             )
         self.reporter.report(reading, self.iteration)
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> bool:
+        """Score, log and save; gives whether it was saved."""
         epoch = self.iteration // self.plan.iterations - 1
         more: dict[str, Any] = {"bad_images": self.bad_images} if self.bad_images else {}
         every, frequency = self.options.run.eval_knn_every, self.options.run.saveckp_freq
         if self.evaluate is not None and every and (epoch + 1) % every == 0:
             more |= self._score(self.evaluate)
         self.reporter.end_epoch(read_device(self.program), self.iteration, more)
-        self._save(numbered=epoch if frequency and epoch % frequency == 0 else None)
+        return self._save(numbered=epoch if frequency and epoch % frequency == 0 else None)
 
     def _score(self, evaluate: Evaluate) -> Mapping[str, float]:
         backbone = self.teacher.backbone
@@ -139,8 +142,8 @@ class Trainer:
         self.reporter.write(values, self.iteration)
         return values
 
-    def _leave(self) -> None:
-        if self._save():
+    def _leave(self, saved: bool) -> None:
+        if saved or self._save():
             reason = self.stop.signal.name if self.stop.signal else "a signal to another process"
             raise Interrupted(
                 f"{reason}: saved iteration {self.iteration} in {self.folder / checkpoint.LATEST}; "

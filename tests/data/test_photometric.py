@@ -170,7 +170,9 @@ def test_a_blur_keeps_the_mean_of_a_plain_image_and_smooths_another() -> None:
 def test_other_channel_counts_skip_the_colour_operations(channels: int) -> None:
     pixels, rows = draw_views(6, channels=channels), draw_rows(6)
     colourless = rows.clone()
-    colourless[:, [photometric.JITTER, photometric.GRAY]] = 0
+    colourless[:, photometric.GRAY] = 0
+    colourless[:, photometric.FACTORS] *= torch.tensor([1.0, 1.0, 0.0, 0.0])
+    colourless[:, photometric.FACTORS] += torch.tensor([0.0, 0.0, 1.0, 0.0])
     normalisation = build_normalisation(channels)
     result = augment(pixels, rows, normalisation)
     assert result.shape == pixels.shape
