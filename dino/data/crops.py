@@ -8,7 +8,7 @@ original's DataAugmentationDINO. Shapes: V views, C channels, S side.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,18 +21,29 @@ from dino.data import photometric
 GLOBAL_VIEWS = 2
 JITTER_REACH = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-BLUR_RADIUS = (0.1, 2.0)
+BLUR_RADIUS = (0.1, 2.0)  # pixels, on crops of the original's sizes
+ORIGINAL_SIZES = (224, 96)  # global, local
 CROP_TRIES = 10
 RESIZE_RATIO = 256 / 224  # evaluation: shorter side of the resized image over the centre crop's side
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRecipe:
-    """How views of one kind are cut and changed: size in pixels, area range, chances of blur and solarisation."""
+    """How views of one kind are cut and changed.
+
+    Attributes:
+        size: Side in pixels.
+        scale: Smallest and largest share of the image's area.
+        blur: Chance of blur.
+        blur_scale: Factor on the blur's radius; smaller crops than the original's are blurred in proportion, or a
+            radius meant for 224 pixels would wipe a crop of 32 out.
+        solarize: Chance of solarisation.
+    """
 
     size: int
     scale: tuple[float, float]
     blur: float
+    blur_scale: float = 1.0
     solarize: float = 0.0
 
 
@@ -49,12 +60,15 @@ class CropRecipe:
 
     def global_recipes(self) -> tuple[ViewRecipe, ViewRecipe]:
         """The first global view is always blurred, the second rarely, and it alone is solarised."""
-        first = ViewRecipe(size=self.global_size, scale=self.global_scale, blur=1.0)
-        return first, ViewRecipe(size=self.global_size, scale=self.global_scale, blur=0.1, solarize=0.2)
+        blur_scale = min(1.0, self.global_size / ORIGINAL_SIZES[0])
+        first = ViewRecipe(size=self.global_size, scale=self.global_scale, blur=1.0, blur_scale=blur_scale)
+        return first, replace(first, blur=0.1, solarize=0.2)
 
     def local_recipes(self) -> tuple[ViewRecipe, ...]:
         """Every local view is blurred half of the time."""
-        return (ViewRecipe(size=self.local_size, scale=self.local_scale, blur=0.5),) * self.local_views
+        blur_scale = min(1.0, self.local_size / ORIGINAL_SIZES[1])
+        view = ViewRecipe(size=self.local_size, scale=self.local_scale, blur=0.5, blur_scale=blur_scale)
+        return (view,) * self.local_views
 
 
 class Crops(NamedTuple):
@@ -141,7 +155,7 @@ def draw_parameters(view: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
     reach = np.array(JITTER_REACH)
     row[photometric.FACTORS] = rng.uniform(-reach, reach) + photometric.NEUTRAL
     row[photometric.ORDER] = rng.permutation(len(reach))
-    row[photometric.RADIUS] = rng.uniform(*BLUR_RADIUS)
+    row[photometric.RADIUS] = rng.uniform(*BLUR_RADIUS) * view.blur_scale
     return row
 
 
