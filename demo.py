@@ -55,12 +55,12 @@ def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
         splits = open_labelled_splits("demo")
         reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
 
-        def score(module: nn.Module) -> float:
-            described = TrainedBackbone(**{**vars(teacher), "module": module})
+        def score(module: nn.Module, **other: object) -> float:
+            described = TrainedBackbone(**{**vars(teacher), "module": module, **other})
             return score_backbone(described, splits, run, reading).top1
 
         scores = {
-            "raw pixels": score(nn.Flatten()),
+            "raw pixels": score(nn.Flatten(), in_chans=3, normalisation=None),
             "untrained network": score(untrained),
             "trained teacher": score(teacher.module),
         }

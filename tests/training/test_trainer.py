@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import random
 import shutil
 import signal
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -241,6 +245,31 @@ def test_single_non_finite_steps_are_skipped_and_counted(images: Path, tmp_path:
     assert all(tensor.isfinite().all() for tensor in state["student"].values())
 
 
+def be_rank(rank: int, port: int, prepare: Callable[[], None]) -> None:
+    """Be one process of two; something is wrong in the second one only."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    if rank == 1:
+        prepare()
+
+
+@pytest.mark.parametrize(("prepare", "code"), [(break_two_steps, 0), (break_loss, 3)])
+def test_all_processes_decide_alike_when_one_is_not_finite(
+    images: Path, tmp_path: Path, prepare: Callable[[], None], code: int
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [*TINY, "--data_path", str(images), "--output_dir", str(tmp_path / "run"), "--epochs", "4"]
+    jobs = [Job(tmp_path / str(rank), words, functools.partial(be_rank, rank, port, prepare)) for rank in range(2)]
+    results = [job.wait() for job in jobs]
+    assert [result.code for result in results] == [code, code], [result.text for result in results]
+    if code == 0:
+        state = state_of(tmp_path / "run")
+        assert state["resume"]["program"]["non_finite"].tolist() == [2.0, 0.0]
+        assert all(tensor.isfinite().all() for tensor in state["student"].values())
+
+
 def flatten_teacher() -> None:
     """The teacher's outputs are all zero, so uniform after the softmax."""
     from dino.training import step
@@ -341,6 +370,18 @@ def test_the_other_optimisers_train(images: Path, tmp_path: Path, optimizer: str
     words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--optimizer", optimizer)
     result = train(tmp_path, *words, "--accumulate_steps", 2, "--use_bn_in_head", "true", "--precision", "bf16")
     assert result.code == 0, result.text
+
+
+@pytest.mark.long
+def test_a_compiled_run_trains_and_saves_plain_names(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--epochs", 1, "--drop_path_rate", 0)
+    assert train(tmp_path, *words, "--output_dir", tmp_path / "plain").code == 0
+    compiled = train(tmp_path, *words, "--output_dir", tmp_path / "compiled", "--compile")
+    assert compiled.code == 0, compiled.text
+    plain, other = (state_of(tmp_path / name)["student"] for name in ("plain", "compiled"))
+    assert plain.keys() == other.keys()
+    name = "module.backbone.blocks.0.mlp.fc1.weight"
+    assert torch.allclose(plain[name], other[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "xcit_nano_12_p8"])
