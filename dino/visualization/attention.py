@@ -47,7 +47,8 @@ def draw_sheet(
         DataError: An image cannot be decoded.
         OptionError: The target cannot be written.
     """
-    pixels = torch.stack([cut_centre(read_image(path), size) for path in paths])
+    channels = len(normalisation.mean)
+    pixels = torch.stack([cut_centre(read_image(path, channels), size) for path in paths])
     maps = compute_maps(backbone, normalisation(pixels))
     rows = [_draw_row(image, heads) for image, heads in zip(pixels, maps, strict=True)]
     try:
@@ -59,8 +60,9 @@ def draw_sheet(
 
 
 def _draw_row(image: Tensor, heads: Tensor) -> np.ndarray:
-    """(3, S, S) uint8 and (heads, G, G) -> (TILE, (1 + heads) TILE, 3) uint8."""
-    picture = F.interpolate(image[None].float(), size=TILE, mode="nearest")[0]
+    """(C, S, S) uint8 (the first three channels, or gray) and (heads, G, G) -> (TILE, (1 + heads) TILE, 3) uint8."""
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    picture = F.interpolate(shown[None].float(), size=TILE, mode="nearest")[0]
     maps = F.interpolate(heads[:, None], size=TILE, mode="nearest")  # nearest: a patch stays visible as a patch
     bright = maps / maps.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
     tiles = torch.cat([picture[None], picture * bright])
