@@ -22,9 +22,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import demo  # noqa: E402
-from dino.data.crops import CropRecipe, build_rng, cut_crops  # noqa: E402
+from dino.data.crops import CropRecipe, build_rng, cut_centre, cut_crops  # noqa: E402
 from dino.data.decode import read_image  # noqa: E402
-from dino.data.photometric import Normalisation, augment  # noqa: E402
+from dino.data.photometric import augment, build_normalisation  # noqa: E402
 from dino.data.sources import ImageSource, open_labelled_splits  # noqa: E402
 from dino.flags import TrainOptions  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
@@ -58,7 +58,10 @@ def run_probe() -> float:
     train, val = open_labelled_splits("demo")
     size = options.crops.global_crops_size
     torch.manual_seed(0)
-    backbone = build_backbone(options.backbone.arch, patch_size=options.backbone.patch_size, img_size=size)
+    channels = options.student.in_chans
+    backbone = build_backbone(
+        options.backbone.arch, patch_size=options.backbone.patch_size, img_size=size, in_chans=channels
+    )
     model = nn.Sequential(backbone, nn.Linear(backbone.embed_dim, len(train.classes)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=PROBE_RATE, weight_decay=0.05)
     steps = PROBE_EPOCHS * (len(train) // PROBE_BATCH)
@@ -66,31 +69,33 @@ def run_probe() -> float:
     for epoch in range(PROBE_EPOCHS):
         order = np.random.default_rng(epoch).permutation(len(train))
         for batch in order[: len(order) // PROBE_BATCH * PROBE_BATCH].reshape(-1, PROBE_BATCH).tolist():
-            images, labels = _views(train, batch, epoch, size)
+            images, labels = _views(train, batch, epoch, size, channels)
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    return _accuracy(model.eval(), val, size)
+    return _accuracy(model.eval(), val, size, channels)
 
 
-def _views(source: ImageSource, batch: list[int], epoch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _views(
+    source: ImageSource, batch: list[int], epoch: int, size: int, channels: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One global crop an image, flipped and jittered but neither gray, blurred nor solarised."""
     recipe = CropRecipe(global_size=size, local_views=0)
-    crops = [cut_crops(read_image(source.path(index)), recipe, build_rng(0, epoch, index)) for index in batch]
+    images = [read_image(source.path(index), channels) for index in batch]
+    crops = [cut_crops(image, recipe, build_rng(0, epoch, index)) for image, index in zip(images, batch, strict=True)]
     rows = torch.stack([crop.global_parameters[0] for crop in crops])
     rows[:, 2:5] = 0.0
     pixels = torch.stack([crop.global_pixels[0] for crop in crops])
     assert source.labels is not None
-    return augment(pixels, rows, Normalisation()), torch.tensor([source.labels[index] for index in batch])
+    return augment(pixels, rows, build_normalisation(channels)), torch.tensor([source.labels[index] for index in batch])
 
 
-def _accuracy(model: nn.Module, source: ImageSource, size: int) -> float:
-    pixels = torch.stack([read_image(source.path(index)) for index in range(len(source))])
-    assert pixels.shape[-1] == size
+def _accuracy(model: nn.Module, source: ImageSource, size: int, channels: int) -> float:
+    pixels = torch.stack([cut_centre(read_image(source.path(i), channels), size) for i in range(len(source))])
     with torch.inference_mode():
-        found = model(Normalisation()(pixels)).argmax(dim=1)
+        found = model(build_normalisation(channels)(pixels)).argmax(dim=1)
     return 100.0 * (found == torch.tensor(source.labels)).float().mean().item()
 
 
