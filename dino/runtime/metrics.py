@@ -30,7 +30,7 @@ class MetricLog:
         self.path = folder / LOG_FILE
         self._keep_lines_before(epoch)
         self.events_folder = folder / EVENTS
-        self.events = _open_events(self.events_folder, purge_step=iteration or None)
+        self.events = _open_events(self.events_folder, purge_step=iteration + 1 if iteration else None)
 
     def write_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars, one a tag."""

@@ -13,7 +13,17 @@ from dino.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 # A run with another value of these is another run.
-IDENTITY = ("arch", "patch_size", "in_chans", "out_dim", "norm_last_layer", "use_bn_in_head", "optimizer")
+IDENTITY = (
+    "arch",
+    "patch_size",
+    "in_chans",
+    "global_crops_size",
+    "out_dim",
+    "norm_last_layer",
+    "use_bn_in_head",
+    "optimizer",
+)
+NEEDED = ("student", "teacher", "optimizer", "epoch", "dino_loss")
 PLACE = ("dist_url", "local_rank", "data_path", "output_dir")  # where, not what: never worth a line
 
 
@@ -36,6 +46,20 @@ class Identity:
     global_batch: int
     images: int
     fingerprint: str
+
+
+def check_complete(state: Mapping[str, Any]) -> None:
+    """Refuse a file that no training run wrote.
+
+    Raises:
+        CheckpointError: The text names what it lacks.
+    """
+    missing = [name for name in NEEDED if name not in state]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint in --output_dir is no training checkpoint: it lacks {', '.join(missing)}; "
+            "move it away, or name it with --init_from and use another --output_dir"
+        )
 
 
 def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identity) -> int:

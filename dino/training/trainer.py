@@ -25,7 +25,7 @@ from dino.training.ema import build_teacher
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.report import Reporter, read_device
-from dino.training.resume import Identity, find_position
+from dino.training.resume import Identity, check_complete, find_position
 from dino.training.step import NON_FINITE_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -202,6 +202,7 @@ class Trainer:
     def _continue(self, state: Mapping[str, Any], path: Path, damaged: list[str]) -> None:
         for line in damaged:
             logger.warning("%s; continuing from the one before it", line)
+        check_complete(state)
         self.iteration = find_position(state, as_dict(self.options), self._identity())
         self.student.load_state_dict(_without_module(state["student"]))
         self.teacher.load_state_dict(_without_module(state["teacher"]))

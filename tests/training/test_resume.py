@@ -42,6 +42,7 @@ OTHERS = {
     "arch": "vit_tiny",
     "patch_size": 8,
     "in_chans": 1,
+    "global_crops_size": 96,
     "out_dim": 77,
     "norm_last_layer": False,
     "use_bn_in_head": True,

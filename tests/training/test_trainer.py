@@ -162,6 +162,13 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(images: Path, tmp_p
     assert (tmp_path / "run" / "checkpoint.pth.damaged").exists()
 
 
+def test_a_file_that_no_training_wrote_is_refused(images: Path, tmp_path: Path) -> None:
+    folder = run_once(images, tmp_path)
+    shutil.copy(folder / checkpoint.TEACHER, folder / checkpoint.LATEST)
+    result = train(tmp_path, "--data_path", images, "--output_dir", folder)
+    assert_refused(result, ["no training checkpoint", "student"])
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "old"),
     [

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.running import make_images
 
 from dino.data.photometric import build_normalisation
 from dino.errors import OptionError
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.visualization.attention import TILE, compute_maps, draw_sheet
+from tests.running import make_images
 
 
 def build(channels: int) -> VisionTransformer:
