@@ -19,17 +19,18 @@ from dino.options import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class VitShape:
-    """Width, depth, heads and perceptron ratio of one vision transformer."""
+    """Width, depth, heads, perceptron ratio and patch embedding of one vision transformer."""
 
     embed_dim: int
     depth: int
     heads: int
     mlp_ratio: float = 4.0
+    conv_stem: bool = False
 
 
 VITS = {
     "vit_mini": VitShape(embed_dim=96, depth=3, heads=3, mlp_ratio=2.0),  # for tests; the size of the IPU port's own
-    "vit_micro": VitShape(embed_dim=128, depth=4, heads=4),  # for small images on a laptop
+    "vit_micro": VitShape(embed_dim=128, depth=3, heads=4, conv_stem=True),  # for small images on a laptop
     "vit_tiny": VitShape(embed_dim=192, depth=12, heads=3),
     "vit_small": VitShape(embed_dim=384, depth=12, heads=6),
     "vit_base": VitShape(embed_dim=768, depth=12, heads=12),

@@ -27,6 +27,35 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
+class ConvStem(nn.Module):
+    """Patches embedded by small convolutions, one for each halving of the side, instead of one large one.
+
+    After Xiao et al., 2021 (Early Convolutions Help Transformers See Better), with group norm for their batch norm, so
+    that images stay independent of each other. A small network learns from far fewer images this way.
+    """
+
+    def __init__(self, *, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        """Make the convolutions; the width doubles at each, and what is odd of the patch is left to the projection."""
+        super().__init__()
+        halvings = (patch_size & -patch_size).bit_length() - 1
+        widths = [in_chans, *(embed_dim >> left for left in reversed(range(halvings)))]
+        self.patch_size = patch_size
+        self.convs = nn.Sequential(*(_halve(*pair) for pair in zip(widths, widths[1:], strict=False)))
+        rest = patch_size >> halvings
+        self.proj = nn.Conv2d(widths[-1], embed_dim, kernel_size=rest, stride=rest)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N - 1, D); rows and columns that fill no patch are dropped."""
+        height, width = (side - side % self.patch_size for side in images.shape[-2:])
+        return self.proj(self.convs(images[..., :height, :width])).flatten(2).transpose(1, 2)
+
+
+def _halve(inputs: int, outputs: int) -> nn.Module:
+    conv = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return nn.Sequential(conv, nn.GroupNorm(1, outputs), nn.ReLU())
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -117,6 +146,7 @@ class VisionTransformer(nn.Module):
         heads: Attention heads.
         mlp_ratio: Hidden width of each perceptron over D.
         drop_path_rate: Stochastic depth of the last block, 0 to 1; it grows linearly from 0 at the first.
+        conv_stem: Embed patches by `ConvStem`, not by one projection as the original does.
     """
 
     def __init__(
@@ -130,13 +160,15 @@ class VisionTransformer(nn.Module):
         heads: int,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
+        conv_stem: bool = False,
     ) -> None:
         """Make and initialise the network: truncated normal (0.02) weights, zero biases, as the original."""
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size
         grid = img_size // patch_size
-        self.patch_embed = PatchEmbed(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        embed = ConvStem if conv_stem else PatchEmbed
+        self.patch_embed = embed(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
         rates = torch.linspace(0, drop_path_rate, depth).tolist()

@@ -235,7 +235,9 @@ def _guess(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors of one of our vision transformers tell about it; nothing for other networks."""
     if not {"pos_embed", "patch_embed.proj.weight"} <= tensors.keys():
         return {}
-    dim, in_chans, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+    convs = [tensor for name, tensor in tensors.items() if name.startswith("patch_embed.") and tensor.ndim == 4]
+    dim, in_chans = convs[-1].shape[0], convs[0].shape[1]
+    patch_size = convs[-1].shape[-1] << (len(convs) - 1)  # each convolution of a stem halves the side
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     arch = next((name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)), None)
     image_size = math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch_size

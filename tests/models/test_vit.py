@@ -77,6 +77,24 @@ def test_parameter_names_are_those_of_the_original():
     }
 
 
+@pytest.mark.parametrize(("patch_size", "halvings"), [(8, 3), (6, 1), (7, 0), (4, 2)])
+def test_a_convolutional_stem_gives_the_tokens_of_the_patches(patch_size, halvings):
+    """As many as there are whole patches, each one seeing its own place, each image for itself."""
+    torch.manual_seed(0)
+    model = small_vit(patch_size, conv_stem=True)
+    assert len(model.patch_embed.convs) == halvings
+    images = torch.randn(2, 3, 50, 34)
+    with torch.no_grad():
+        tokens, whole = model.patch_embed(images), model(images)
+        rows, columns = 50 // patch_size, 34 // patch_size
+        assert tokens.shape == (2, rows * columns, 48) and whole.shape == (2, 48)
+        assert torch.allclose(model(images[:1]), whole[:1], atol=1e-6)
+        last = images.clone()
+        last[..., (rows - 1) * patch_size : rows * patch_size, (columns - 1) * patch_size : columns * patch_size] = 3
+        moved = (model.patch_embed(last) - tokens).norm(dim=2)
+        assert (moved.argmax(dim=1) == rows * columns - 1).all()
+
+
 def explicit_attention(module, tokens):
     """softmax(Q K^T / sqrt(d)) V, a head at a time, in float64."""
     width = tokens.shape[-1] // module.heads
