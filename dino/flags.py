@@ -64,16 +64,18 @@ class BackboneFlags:
         "vit_mini, vit_tiny, vit_small, vit_base, deit_tiny, deit_small, any torchvision classification model "
         "(resnet50), or xcit_* of timm",
     )
-    patch_size: int = flag(16, "side of a ViT patch in pixels; smaller is better and slower")
+    patch_size: int = flag(16, "side of a ViT patch in pixels; smaller is better and slower", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentFlags:
     """What the student's network has beyond the backbone's name."""
 
-    in_chans: int = flag(3, "channels of an image: 3 (colour), 1 (gray), or those of .npy files; colour ops need 3")
-    drop_path_rate: float = flag(0.1, "stochastic depth of the student, 0 to 1")
-    out_dim: int = flag(65536, "prototypes K, the width of the head's output; small data sets want less")
+    in_chans: int = flag(
+        3, "channels of an image: 3 (colour), 1 (gray), or those of .npy files; colour ops need 3", least=1
+    )
+    drop_path_rate: float = flag(0.1, "stochastic depth of the student, 0 to 1", least=0, most=1)
+    out_dim: int = flag(65536, "prototypes K, the width of the head's output; small data sets want less", least=2)
     norm_last_layer: bool = flag(True, "keep the prototypes at unit length; more stable for the small networks")
     use_bn_in_head: bool = flag(False, "batch norm in the head's hidden layers")
     init_from: str | None = flag(None, "start a new run from the weights in this file (not a resume)")
@@ -83,10 +85,14 @@ class StudentFlags:
 class TeacherFlags:
     """How the teacher follows the student and how sharp its targets are (paper, section 3.1)."""
 
-    momentum_teacher: float = flag(0.996, "EMA momentum at the start, rises to 1 by a cosine; small batches want more")
-    warmup_teacher_temp: float = flag(0.04, "teacher temperature at the start")
-    teacher_temp: float = flag(0.04, "teacher temperature after its warm-up; lower it when the loss does not fall")
-    warmup_teacher_temp_epochs: int = flag(0, "epochs of linear temperature warm-up")
+    momentum_teacher: float = flag(
+        0.996, "EMA momentum at the start, rises to 1 by a cosine; small batches want more", least=0, most=1
+    )
+    warmup_teacher_temp: float = flag(0.04, "teacher temperature at the start", least=1e-4, most=100)
+    teacher_temp: float = flag(
+        0.04, "teacher temperature after its warm-up; lower it when the loss does not fall", least=1e-4, most=100
+    )
+    warmup_teacher_temp_epochs: int = flag(0, "epochs of linear temperature warm-up", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +100,15 @@ class OptimFlags:
     """The optimiser and its schedules, all per iteration."""
 
     optimizer: str = flag("adamw", "update rule", choices=("adamw", "sgd", "lars"))
-    lr: float = flag(0.0005, "peak learning rate for a global batch of 256; scaled linearly with the global batch")
-    warmup_epochs: int = flag(10, "epochs of linear learning-rate warm-up")
-    min_lr: float = flag(1e-6, "learning rate at the end of the cosine")
-    weight_decay: float = flag(0.04, "weight decay at the start of its cosine")
-    weight_decay_end: float = flag(0.4, "weight decay at the end")
-    clip_grad: float = flag(3.0, "largest gradient norm of each parameter tensor; 0 turns clipping off")
-    freeze_last_layer: int = flag(1, "epochs during which the prototypes do not move")
+    lr: float = flag(
+        0.0005, "peak learning rate for a global batch of 256; scaled linearly with the global batch", least=0
+    )
+    warmup_epochs: int = flag(10, "epochs of linear learning-rate warm-up", least=0)
+    min_lr: float = flag(1e-6, "learning rate at the end of the cosine", least=0)
+    weight_decay: float = flag(0.04, "weight decay at the start of its cosine", least=0)
+    weight_decay_end: float = flag(0.4, "weight decay at the end", least=0)
+    clip_grad: float = flag(3.0, "largest gradient norm of each parameter tensor; 0 turns clipping off", least=0)
+    freeze_last_layer: int = flag(1, "epochs during which the prototypes do not move", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +116,10 @@ class CropFlags:
     """Multi-crop: two global views and some local ones (paper, section 3.1)."""
 
     global_crops_scale: tuple[float, float] = flag((0.4, 1.0), "smallest and largest area of a global crop, 0 to 1")
-    local_crops_number: int = flag(8, "local crops per image; 0 turns multi-crop off")
+    local_crops_number: int = flag(8, "local crops per image; 0 turns multi-crop off", least=0)
     local_crops_scale: tuple[float, float] = flag((0.05, 0.4), "smallest and largest area of a local crop, 0 to 1")
-    global_crops_size: int = flag(224, "side of a global crop in pixels")
-    local_crops_size: int = flag(96, "side of a local crop in pixels")
+    global_crops_size: int = flag(224, "side of a global crop in pixels", least=1)
+    local_crops_size: int = flag(96, "side of a local crop in pixels", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +129,15 @@ class DataFlags:
     data_path: str | None = flag(
         None, "a folder of images (with or without class folders), a text file that lists images, or demo"
     )
-    batch_size_per_device: int = flag(32, "images a device sees at a time", also=("--batch_size_per_gpu",))
-    num_workers: int = flag(10, "loader processes per device (by default at most one a core)")
+    batch_size_per_device: int = flag(32, "images a device sees at a time", also=("--batch_size_per_gpu",), least=1)
+    num_workers: int = flag(10, "loader processes per device (by default at most one a core)", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDataFlags:
     """What only training asks of its images."""
 
-    data_limit: int | None = flag(None, "use this many images, evenly spaced over the sorted list")
+    data_limit: int | None = flag(None, "use this many images, evenly spaced over the sorted list", least=1)
     on_bad_image: str = flag("raise", "an unreadable image ends the run, or is replaced", choices=("raise", "skip"))
 
 
@@ -138,13 +146,17 @@ class RunFlags:
     """How long, where to, and how often."""
 
     output_dir: str = flag(".", "folder of checkpoints, log.txt and TensorBoard events")
-    epochs: int = flag(100, "passes over the images")
-    accumulate_steps: int = flag(1, "batches per update; the global batch grows by this factor")
-    seed: int = flag(0, "seed of weights, data order, crops and stochastic depth")
-    saveckp_freq: int = flag(20, "keep a numbered checkpoint every so many epochs; 0 keeps none")
-    save_every_steps: int = flag(0, "also save every so many iterations; 0 saves at the end of each epoch only")
-    keep_checkpoints: int = flag(0, "numbered checkpoints to keep, the newest ones; 0 keeps all")
-    eval_knn_every: int = flag(0, "epochs between k-NN scores on the val (or validation) folder beside the images")
+    epochs: int = flag(100, "passes over the images", least=1)
+    accumulate_steps: int = flag(1, "batches per update; the global batch grows by this factor", least=1)
+    seed: int = flag(0, "seed of weights, data order, crops and stochastic depth", least=0)
+    saveckp_freq: int = flag(20, "keep a numbered checkpoint every so many epochs; 0 keeps none", least=0)
+    save_every_steps: int = flag(
+        0, "also save every so many iterations; 0 saves at the end of each epoch only", least=0
+    )
+    keep_checkpoints: int = flag(0, "numbered checkpoints to keep, the newest ones; 0 keeps all", least=0)
+    eval_knn_every: int = flag(
+        0, "epochs between k-NN scores on the val (or validation) folder beside the images", least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +172,12 @@ class WeightsFlags:
 class KnnFlags:
     """The weighted k-NN vote (paper, section 4.1)."""
 
-    nb_knn: tuple[int, ...] = flag((10, 20, 100, 200), "numbers of neighbours to report")
-    temperature: float = flag(0.07, "temperature of the vote")
+    nb_knn: tuple[int, ...] = flag((10, 20, 100, 200), "numbers of neighbours to report", least=1)
+    temperature: float = flag(0.07, "temperature of the vote", least=1e-4)
     store_on_device: bool = flag(True, "keep the features on the device; false keeps them in host memory")
     dump_features: str | None = flag(None, "folder to write features and labels to")
     load_features: str | None = flag(None, "folder to read features and labels from instead of computing them")
-    max_batches: int | None = flag(None, "stop after so many batches a split, for a quick look")
+    max_batches: int | None = flag(None, "stop after so many batches a split, for a quick look", least=1)
     dump_tb_events: str | None = flag(None, "folder for TensorBoard events of the extraction")
 
 
@@ -206,9 +218,9 @@ class KnnOptions:
 class SubmitFlags:
     """What to ask a cluster for, through submitit."""
 
-    ngpus: int = flag(8, "devices of each node, and so its processes")
-    nodes: int = flag(2, "nodes")
-    timeout: int = flag(2800, "minutes after which the job saves and is queued again")
+    ngpus: int = flag(8, "devices of each node, and so its processes", least=1)
+    nodes: int = flag(2, "nodes", least=1)
+    timeout: int = flag(2800, "minutes after which the job saves and is queued again", least=1)
     partition: str = flag("learnfair", "Slurm partition")
     use_volta32: bool = flag(False, "GPUs with 32 GB only (Slurm constraint volta32gb)", switch=True)
     comment: str = flag("", "comment handed to Slurm; some clusters ask for one")

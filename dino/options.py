@@ -32,6 +32,8 @@ class Spec:
     also: tuple[str, ...] = ()
     spelling: str | None = None
     switch: bool = False
+    least: float | None = None
+    most: float | None = None
 
 
 def flag(default: Any, help: str, **spec: Any) -> Any:
@@ -40,8 +42,8 @@ def flag(default: Any, help: str, **spec: Any) -> Any:
     Args:
         default: The value without a flag or recipe; None means "chosen when the run starts".
         help: What it means, with unit and range.
-        **spec: `choices` (allowed values), `also` (other spellings), `spelling` (if it is not `--field_name`),
-            `switch` (present means True; takes no value).
+        **spec: `choices` (allowed values), `least` and `most` (bounds of a number, or of each of several), `also`
+            (other spellings), `spelling` (if it is not `--field_name`), `switch` (present means True; takes no value).
     """
     return dataclasses.field(default=default, metadata={"spec": Spec(help=help, **spec)})
 
@@ -65,7 +67,7 @@ class Flag:
         """Give `value` (text of a flag, or a YAML value of a recipe) this flag's type.
 
         Raises:
-            OptionError: The value is of another type or not among the choices; the text names both.
+            OptionError: The value is of another type, not among the choices or out of bounds; the text names both.
         """
         try:
             result = _convert(value, self.annotation)
@@ -73,7 +75,17 @@ class Flag:
             raise OptionError(f"{self.words[0]} got {value!r}, wants {_describe(self.annotation)}") from None
         if self.spec.choices and result is not None and result not in self.spec.choices:
             raise OptionError(f"{self.words[0]} got {value!r}, wants one of {', '.join(self.spec.choices)}")
+        for number in result if isinstance(result, tuple) else (result,):
+            self._check_bounds(number)
         return result
+
+    def _check_bounds(self, number: Any) -> None:
+        least, most = self.spec.least, self.spec.most
+        # Written so that nan, which no comparison holds for, is out of any bounds.
+        above, below = least is None or number is None or number >= least, most is None or number <= most
+        if not (above and below):
+            bounds = f"{least} or more" if most is None else f"{least} to {most}"
+            raise OptionError(f"{self.words[0]} {number} cannot be; give {bounds}")
 
 
 def flags_of(command: type) -> Iterator[Flag]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dino.flags import KnnOptions, TrainOptions
+from dino.errors import OptionError
+from dino.flags import KnnOptions, SubmitOptions, TrainOptions
 from dino.options import as_dict, flags_of, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +112,8 @@ def declared_fields(path):
     return [
         node.target.id
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.value, ast.Call)
         and getattr(node.value.func, "id", getattr(node.value.func, "attr", "")) == "flag"
     ]
 
@@ -140,9 +142,7 @@ def test_every_flag_of_the_reference_is_here_with_its_default(command, frozen, r
     entries = json.loads((shared_facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
     ours = {word: known for known in flags_of(command) for word in known.words}
     assert {word for entry in entries for word in entry["flags"]} <= ours.keys()
-    differing = {
-        entry["flags"][0] for entry in entries if ours[entry["flags"][0]].default != plain_default(entry)
-    }
+    differing = {entry["flags"][0] for entry in entries if ours[entry["flags"][0]].default != plain_default(entry)}
     assert differing == DEPARTURES & {entry["flags"][0] for entry in entries}
     departed = {word: ours[word].default for word in differing}
     assert departed == dict.fromkeys(differing)
@@ -173,6 +173,37 @@ def test_no_two_flags_of_a_command_share_a_word(command, frozen, reference):
 @COMMANDS
 def test_every_flag_says_what_it_means(command, frozen, reference):
     assert all(known.spec.help.strip() for known in flags_of(command))
+
+
+@pytest.mark.parametrize("command", [TrainOptions, KnnOptions, SubmitOptions])
+def test_every_number_has_a_bound_that_its_default_keeps(command):
+    numbers = {"int", "float", "int | None", "tuple[int, ...]"}
+    for known in flags_of(command):
+        if getattr(known.annotation, "__name__", str(known.annotation)) in numbers or str(known.annotation) in numbers:
+            assert known.field == "local_rank" or known.spec.least is not None, known.field
+            assert known.convert(known.default) == known.default
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "bounds"),
+    [
+        *[(f"--{name}", "0", "1 or more") for name in ("epochs", "patch_size", "in_chans", "batch_size_per_device")],
+        *[("--seed", "-1", "0 or more"), ("--out_dim", "1", "2 or more"), ("--num_workers", "-1", "0 or more")],
+        *[
+            (f"--{name}", value, "0 or more")
+            for name in ("lr", "clip_grad", "weight_decay")
+            for value in ("-0.1", "nan")
+        ],
+        *[("--drop_path_rate", value, "0 to 1") for value in ("1.5", "-0.5", "nan")],
+        *[("--teacher_temp", value, "0.0001 to 100") for value in ("0.0", "-0.04", "inf", "nan")],
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_by_flag_value_and_bounds(flag, value, bounds, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{flag[2:]}: {value if value[-1].isdigit() else '.' + value}")
+    for words in ([f"{flag}={value}"], ["--config", str(recipe)]):
+        with pytest.raises(OptionError, match=rf"^{flag} {value} cannot be; give {bounds}$"):
+            parse(TrainOptions, words)
 
 
 @pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py"])

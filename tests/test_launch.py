@@ -191,7 +191,9 @@ def test_under_srun_a_signal_to_one_process_stops_both_and_the_same_command_cont
     ]
     (stopped,) = {int(match[1]) for match in found}
     names = ("checkpoint.pth", "checkpoint_previous.pth")
-    saved = [read_state(tmp_path, name)["resume"]["identity"]["iteration"] for name in names if (tmp_path / name).exists()]
+    saved = [
+        read_state(tmp_path, name)["resume"]["identity"]["iteration"] for name in names if (tmp_path / name).exists()
+    ]
     # The signal may come before the first epoch has ended, and then there is no earlier file.
     epochs_end = range(EPOCH_STEPS, stopped, EPOCH_STEPS)
     assert saved == [stopped, *epochs_end[-1:]], "saved once more since the epoch"

@@ -113,7 +113,8 @@ def import_graph():
             target if target in known else target.rpartition(".")[0]
             for target, _ in imported(path)
             if target in known or target.rpartition(".")[0] in known
-        } - {module_of(path), "dino"}
+        }
+        - {module_of(path), "dino"}
         for path in PACKAGE
     }
 

@@ -315,8 +315,7 @@ POSITIVE = st.floats(min_value=1e-6, max_value=1e12)
 @QUICK
 @given(
     values=st.fixed_dictionaries(
-        VALUES
-        | {"pair": st.tuples(POSITIVE, POSITIVE), "counts": st.lists(st.integers(0), min_size=1).map(tuple)}
+        VALUES | {"pair": st.tuples(POSITIVE, POSITIVE), "counts": st.lists(st.integers(0), min_size=1).map(tuple)}
     )
 )
 def test_options_written_as_flags_come_back_the_same(values):

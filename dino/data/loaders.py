@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops
 from dino.data.decode import read_image
 from dino.data.sources import ImageSource
-from dino.errors import DataError, OptionError
+from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +171,6 @@ def read_centre_crops(
 
 def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> int:
     """Loader processes: what the user asked for, or the default cut to the cores this process can count on."""
-    if asked < 0:
-        raise OptionError(f"--num_workers {asked} cannot be; give 0 or more")
     return asked if explicit else min(asked, max(1, len(os.sched_getaffinity(0)) // processes_here))
 
 

@@ -48,8 +48,6 @@ class ImageSource:
         """At most `limit` images, evenly spaced, so that every class folder keeps its share."""
         if limit is None or limit >= len(self):
             return self
-        if limit < 1:
-            raise DataError(f"--data_limit {limit} leaves no image; give 1 or more")
         kept = [index * len(self) // limit for index in range(limit)]
         labels = None if self.labels is None else tuple(self.labels[index] for index in kept)
         return replace(self, names=tuple(self.names[index] for index in kept), labels=labels)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource, open_labelled_splits, open_online_splits
-from dino.errors import DataError, OptionError
+from dino.errors import DataError
 from dino.evaluation.features import (
     Features,
     Reading,
@@ -110,7 +110,6 @@ def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
     Raises:
         DinoError: Wrong weights, missing folders, unreadable images.
     """
-    check_knn(options)
     train, test = _load(options) if options.knn.load_features else _extract(options, run)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     asked = options.knn.nb_knn
@@ -124,22 +123,6 @@ def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
     for k, score in scores.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
     return scores
-
-
-def check_knn(options: KnnOptions) -> None:
-    """Refuse numbers that cannot be meant.
-
-    Raises:
-        OptionError: The first one; the text names the range.
-    """
-    if min(options.knn.nb_knn) < 1:
-        raise OptionError(f"--nb_knn {min(options.knn.nb_knn)} cannot be; give 1 or more")
-    if not options.knn.temperature > 0:
-        raise OptionError(f"--temperature {options.knn.temperature} cannot be; give a number above 0")
-    if options.knn.max_batches is not None and options.knn.max_batches < 1:
-        raise OptionError(f"--max_batches {options.knn.max_batches} cannot be; give 1 or more")
-    if options.data.batch_size_per_device < 1:
-        raise OptionError(f"--batch_size_per_device {options.data.batch_size_per_device} cannot be; give 1 or more")
 
 
 def build_online_knn(options: TrainOptions, run: Run) -> Callable[[nn.Module], Mapping[str, float]] | None:

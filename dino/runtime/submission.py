@@ -39,7 +39,8 @@ def submit(options: SubmitOptions, command: Command, root: Path) -> str:
     Raises:
         DinoError: submitit is missing, the request cannot be meant, or the cluster refuses it.
     """
-    check_request(options)
+    if "dist_url" in options.explicit:
+        raise OptionError("--dist_url is not for jobs, whose processes meet in their output folder; leave it out")
     output = Path(options.run.output_dir if "output_dir" in options.explicit else OWN_FOLDER).absolute()
     words = as_words(TrainOptions, options, options.explicit - {"output_dir"})
     meeting = choose_job_folder(output) / f"meeting_{uuid.uuid4().hex}"
@@ -51,20 +52,6 @@ def submit(options: SubmitOptions, command: Command, root: Path) -> str:
     except (OSError, ValueError, RuntimeError) as error:
         raise OptionError(f"the job cannot be submitted: {error}") from error
     return f"submitted job {job.job_id} to {executor.cluster}; log lines in {job.paths.stdout}"
-
-
-def check_request(options: SubmitOptions) -> None:
-    """Refuse what no job can be.
-
-    Raises:
-        OptionError: The first flag that cannot be meant.
-    """
-    for name in ("ngpus", "nodes", "timeout"):
-        value = getattr(options.submit, name)
-        if value < 1:
-            raise OptionError(f"--{name} {value} cannot be; give 1 or more")
-    if "dist_url" in options.explicit:
-        raise OptionError("--dist_url is not for jobs, whose processes meet in their output folder; leave it out")
 
 
 def choose_job_folder(output: Path) -> Path:

@@ -33,7 +33,7 @@ from dino.data.loaders import (
     read_centre_crops,
 )
 from dino.data.sources import ImageSource, open_training_source
-from dino.errors import DataError, OptionError
+from dino.errors import DataError
 
 RECIPE = CropRecipe(global_size=16, local_size=8, local_views=2)
 COUNT = 22
@@ -199,9 +199,7 @@ def test_a_bad_image_leaves_no_loader_behind(source: ImageSource, tmp_path: Path
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_skipped_images_are_counted_and_replaced_by_the_next(
-    source: ImageSource, tmp_path: Path, workers: int
-) -> None:
+def test_skipped_images_are_counted_and_replaced_by_the_next(source: ImageSource, tmp_path: Path, workers: int) -> None:
     damaged = damage(source, tmp_path, 7, 8, COUNT - 1)
     loader = build(damaged, workers=workers, batch_size=COUNT, skip_bad=True)
     [batch] = loader.read(0)
@@ -304,9 +302,7 @@ def read_centres(dataset: CentreDataset, **settings: int) -> Iterator[LabelledBa
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_together_read_every_image_once_and_in_order(
-    source: ImageSource, world: int, workers: int
-) -> None:
+def test_processes_together_read_every_image_once_and_in_order(source: ImageSource, world: int, workers: int) -> None:
     seen = []
     for rank in range(world):
         dataset = CentreDataset(source, size=16, channels=3, share=Share(rank=rank, world=world))
@@ -352,9 +348,6 @@ def test_the_default_number_of_workers_is_cut_to_the_cores(monkeypatch: pytest.M
 
 def test_an_explicit_number_of_workers_is_kept() -> None:
     assert choose_workers(500, explicit=True, processes_here=8) == 500
-    for explicit in (True, False):
-        with pytest.raises(OptionError, match="--num_workers -1 cannot be"):
-            choose_workers(-1, explicit=explicit)
 
 
 def test_images_of_other_channels_come_from_arrays(tmp_path: Path) -> None:

@@ -200,13 +200,6 @@ def test_a_name_that_is_no_utf8_has_a_fingerprint(tmp_path: Path) -> None:
     assert len(open_training_source(str(tmp_path)).fingerprint()) == 16
 
 
-def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:
-    fill(tmp_path)
-    for limit in (0, -3):
-        with pytest.raises(DataError, match=f"--data_limit {limit} leaves no image"):
-            open_training_source(str(tmp_path), limit)
-
-
 def build_source(sizes: list[int]) -> ImageSource:
     labels = tuple(label for label, size in enumerate(sizes) for _ in range(size))
     names = tuple(f"{label:02}/{index:05}.png" for index, label in enumerate(labels))

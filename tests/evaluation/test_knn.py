@@ -161,9 +161,7 @@ def test_a_low_temperature_does_not_overflow() -> None:
     rows = torch.stack([angles.cos(), angles.sin()], dim=1)
     train = Features(features=rows, labels=torch.tensor([0, 1]))
     for temperature in (0.07, 0.01, 0.001):
-        ranked = predict_classes(
-            train, torch.tensor([[1.0, 0.0]]), neighbours=(2,), temperature=temperature, classes=2
-        )
+        ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbours=(2,), temperature=temperature, classes=2)
         assert ranked[2].tolist() == [[1, 0]]
 
 
@@ -286,6 +284,7 @@ def test_the_speed_of_the_extraction_is_written_for_tensorboard(
         (("--batch_size_per_device", "0"), "--batch_size_per_device 0 cannot be"),
         (("--max_batches", "0"), "--max_batches 0 cannot be"),
         (("--num_workers", "-1"), "--num_workers -1 cannot be"),
+        (("--patch_size", "0"), "--patch_size 0 cannot be"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(words: tuple[str, ...], named: str, images: Path, weights: Path) -> None:

@@ -83,8 +83,11 @@ def test_options_reach_the_vision_transformer():
 
 
 def test_stochastic_depth_reaches_timm():
-    rates = [part.drop_prob for part in build_backbone("xcit_nano_12_p16", drop_path_rate=0.2).modules()
-             if type(part).__name__ == "DropPath"]
+    rates = [
+        part.drop_prob
+        for part in build_backbone("xcit_nano_12_p16", drop_path_rate=0.2).modules()
+        if type(part).__name__ == "DropPath"
+    ]
     assert rates and max(rates) == pytest.approx(0.2)
 
 

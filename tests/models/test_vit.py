@@ -69,8 +69,11 @@ def test_positions_follow_the_original_rule(size, relative_error):
 
 def test_parameter_names_are_those_of_the_original():
     names = {name for name in small_vit().state_dict() if not name.startswith("blocks.1.")}
-    inside = [f"{part}.{kind}" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-              for kind in ("weight", "bias")]
+    inside = [
+        f"{part}.{kind}"
+        for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    ]
     assert names == {
         *{"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"},
         *(f"blocks.0.{name}" for name in inside),

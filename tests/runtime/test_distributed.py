@@ -101,8 +101,9 @@ def work(rank: int, url: str, folder: str) -> None:
     gathered = {}
     for count in COUNTS:
         rows = torch.arange(3.0 * count).reshape(count, 3)
-        gathered[count] = processes.gather_rows(rows[rank::2], count), processes.gather_rows(
-            torch.arange(count)[rank::2], count
+        gathered[count] = (
+            processes.gather_rows(rows[rank::2], count),
+            processes.gather_rows(torch.arange(count)[rank::2], count),
         )
     mean, total = processes.average(torch.tensor([1.0 + rank])), processes.total(torch.tensor([1.0 + rank]))
     with processes.first_goes_first():

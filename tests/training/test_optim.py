@@ -247,8 +247,10 @@ def test_torch_reads_our_adamw_state(relative_error):
     theirs = copy.deepcopy(ours)
     reference = build_torch("adamw", theirs)
     saved = CpuDevice("fp32").to_host(optimizer.state_dict())  # as it is before it is written
-    groups = [{**own, "params": kept["params"]} for own, kept in zip(
-        reference.state_dict()["param_groups"], saved["param_groups"], strict=True)]
+    groups = [
+        {**own, "params": kept["params"]}
+        for own, kept in zip(reference.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    ]
     reference.load_state_dict({"state": saved["state"], "param_groups": groups})
     train(ours, optimizer, range(4, 8))
     train_torch(theirs, reference, range(4, 8))
