@@ -7,7 +7,9 @@ Pixels are floats in [0, 255] until they are normalised. Shapes: B images, C cha
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +39,16 @@ class Normalisation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalise (..., C, S, S) in [0, 255], uint8 or float, to float32."""
-        scale = torch.tensor([255.0 * part for part in self.std], device=pixels.device).reshape(-1, 1, 1)
-        shift = torch.tensor([255.0 * part for part in self.mean], device=pixels.device).reshape(-1, 1, 1)
+        levels = tuple(tuple(255.0 * part for part in parts) for parts in (self.mean, self.std))
+        shift, scale = place_constant(levels, pixels.device)[..., None, None]
         return (pixels.float() - shift) / scale
+
+
+@functools.cache
+def place_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Numbers as a float32 tensor on a device, copied there once and not at every step."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def build_normalisation(in_chans: int) -> Normalisation:
@@ -64,7 +73,7 @@ def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) ->
     views = pixels.float()
     flags = parameters[:, :5].reshape(-1, 5, 1, 1, 1) > 0.5
     views = torch.where(flags[:, FLIP], views.flip(-1), views)
-    factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], parameters.new_tensor(NEUTRAL))
+    factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device))
     views = jitter_colour(views, factors, parameters[:, ORDER])
     if views.shape[1] == len(LUMA):
         views = torch.where(flags[:, GRAY], compute_gray(views).floor().expand_as(views), views)

@@ -35,14 +35,19 @@ class TrainProgram(Protocol):
     def augment(self, batch: Any) -> tuple[Tensor, ...]:
         """Make the student's views of one micro-batch, one tensor a resolution, the global ones first."""
 
+    def copy_statistics(self) -> Any:
+        """At the beginning: what forward passes move and `after_update` may take back."""
+
     def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
         """Pure: views to () loss first, then whatever the later phases need; all of it can be averaged."""
 
-    def before_update(self, outputs: tuple[Tensor, ...], inputs: StepInputs) -> tuple[Any, Any]:
+    def before_update(
+        self, outputs: tuple[Tensor, ...], inputs: StepInputs, loss_scale: Tensor | None = None
+    ) -> tuple[Any, Any]:
         """After all backwards: clip and decide; gives what the optimiser's step and what `after_update` takes."""
 
-    def after_update(self, update: Any) -> None:
-        """Teacher, centre and meters."""
+    def after_update(self, update: Any, statistics: Any) -> None:
+        """Teacher, centre and meters; `statistics` as copied at the beginning."""
 
     def hold_gradients(self) -> AbstractContextManager:
         """Within it, backwards add up gradients of this process without exchanging them."""
@@ -55,7 +60,6 @@ class Device(abc.ABC):
     torch_device: torch.device
     collective_backend: str
     pins_memory = False
-    scales_loss = False  # whether the number format needs a loss scale, under which gradients overflow now and then
 
     @abc.abstractmethod
     def describe(self) -> str:

@@ -24,7 +24,6 @@ class EagerDevice(Device):
         self.torch_device = torch_device
         self.collective_backend = collective_backend
         self.precision = precision
-        self.scales_loss = precision == "fp16"
 
     def describe(self) -> str:
         """See the contract."""
@@ -73,7 +72,7 @@ class EagerDevice(Device):
 
     def build_scaler(self) -> torch.amp.GradScaler | None:
         """A loss scale where the number format needs one (fp16)."""
-        return torch.amp.GradScaler(self.torch_device.type) if self.scales_loss else None
+        return torch.amp.GradScaler(self.torch_device.type) if self.precision == "fp16" else None
 
     def end_phase(self) -> None:
         """Called after forward, backward and update; lazy devices cut their graph here."""
@@ -93,14 +92,17 @@ class EagerStep(TrainStep):
         """See the contract."""
         tensors = StepInputs(*self.device.place(torch.tensor(inputs, dtype=torch.float32)).unbind())
         self.optimizer.zero_grad(set_to_none=True)
+        statistics = self.program.copy_statistics()
         outputs = self._forward_backward(self.device.place(batch), tensors)
+        loss_scale = None
         if self.scaler is not None:
+            loss_scale = self.scaler.scale(torch.ones_like(tensors.momentum))
             self.scaler.unscale_(self.optimizer)
-        update_inputs, update = self.program.before_update(outputs, tensors)
+        update_inputs, update = self.program.before_update(outputs, tensors, loss_scale)
         self.optimizer.step(update_inputs)
         if self.scaler is not None:
             self.scaler.update()
-        self.program.after_update(update)
+        self.program.after_update(update, statistics)
         self.device.end_phase()
 
     def _forward_backward(self, batch: Any, inputs: StepInputs) -> tuple[Tensor, ...]:

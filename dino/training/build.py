@@ -79,7 +79,6 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         clip_grad=options.optim.clip_grad,
         autocast=run.device.autocast,
         average=run.processes.average,
-        overflow_is_normal=run.device.scales_loss,
     )
 
 

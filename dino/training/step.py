@@ -87,7 +87,6 @@ class DinoProgram:
         clip_grad: float,
         autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
         average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        overflow_is_normal: bool = False,
     ) -> None:
         """Bind the networks.
 
@@ -99,16 +98,14 @@ class DinoProgram:
             clip_grad: Largest norm of one gradient tensor; 0 for none.
             autocast: Number format of the networks; the loss is always fp32.
             average: Mean of a tensor over all processes.
-            overflow_is_normal: Under a loss scale only a non-finite loss counts, not an overflown gradient.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
         self.normalisation, self.clip_grad = normalisation, clip_grad
-        self.autocast, self.average, self.overflow_is_normal = autocast, average, overflow_is_normal
+        self.autocast, self.average = autocast, average
         self.centre = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
-        self._buffers_before: list[Tensor] | None = None
 
     def augment(self, batch: Crops) -> tuple[Tensor, ...]:
         """Crops (B, v, C, S, S) uint8 -> one (v B, C, S, S) float32 a resolution, ordered by view, then image."""
@@ -123,10 +120,12 @@ class DinoProgram:
                 if pixels.shape[1]
             )
 
+    def copy_statistics(self) -> list[Tensor]:
+        """Statistics of batch norm before a step, so that a masked step can be taken out of them too."""
+        return [buffer.clone() for buffer in self._buffers()]
+
     def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> StepOutput:
         """Pure but for batch norm's statistics; `views` as `augment` gives them, the global ones first."""
-        if self._buffers_before is None:
-            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
         with torch.no_grad(), self.autocast():
             features, teacher_logits = self.teacher(views[0])
         with self.autocast():
@@ -140,27 +139,40 @@ class DinoProgram:
             feature_std=compute_feature_spread(features),
         )
 
-    def before_update(self, outputs: Sequence[Tensor], inputs: StepInputs) -> tuple[UpdateInputs, Update]:
-        """Average over processes, clip, and mask the update where anything is not finite."""
+    def before_update(
+        self, outputs: Sequence[Tensor], inputs: StepInputs, loss_scale: Tensor | None = None
+    ) -> tuple[UpdateInputs, Update]:
+        """Average over processes, clip, and mask the update where anything is not finite.
+
+        Under a loss scale gradients overflow now and then, which lowers the scale and is masked but does not count;
+        where the scale has no room left it is no overflow.
+        """
         mean = self._average(StepOutput(*outputs))
         grad_norm, gradients_finite = clip_gradients(self.student.parameters(), self.clip_grad)
         loss_finite = torch.isfinite(mean.loss).float()
         keep = gradients_finite * loss_finite
+        finite = keep if loss_scale is None else torch.where(loss_scale > 1.0, loss_finite, keep)
         update = Update(
             mean=mean,
             grad_norm=grad_norm,
             keep=keep,
-            finite=loss_finite if self.overflow_is_normal else keep,
+            finite=finite,
             momentum=1.0 - keep * (1.0 - inputs.momentum),
         )
         return UpdateInputs(inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer), update
 
-    def after_update(self, update: Update) -> None:
-        """Move the teacher and the centre, count what was masked, add to the meters."""
+    def after_update(self, update: Update, statistics: Sequence[Tensor]) -> None:
+        """Move the teacher and the centre, count what was masked, add to the meters.
+
+        Args:
+            update: What `before_update` decided.
+            statistics: What `copy_statistics` gave before the first forward pass.
+        """
         mean, keep = update.mean, update.keep > 0
         with torch.no_grad():
             update_teacher(self.teacher, self.student, update.momentum)
-            self._restore_buffers(keep)
+            for buffer, before in zip(self._buffers(), statistics, strict=True):
+                buffer.copy_(torch.where(keep, buffer, before))
             self.centre = torch.where(keep, update_centre(self.centre, mean.batch_centre), self.centre)
             self.non_finite = count_non_finite(self.non_finite, update.finite)
             sample = torch.stack(
@@ -176,12 +188,6 @@ class DinoProgram:
     def _buffers(self) -> list[Tensor]:
         """Statistics of batch norm, which forward passes move."""
         return [*self.student.buffers(), *self.teacher.buffers()]
-
-    def _restore_buffers(self, keep: Tensor) -> None:
-        """Take a masked step out of the statistics of batch norm too."""
-        for buffer, before in zip(self._buffers(), self._buffers_before or (), strict=True):
-            buffer.copy_(torch.where(keep, buffer, before))
-        self._buffers_before = None
 
     def hold_gradients(self) -> AbstractContextManager:
         """No exchange of gradients inside, where the student is data parallel."""

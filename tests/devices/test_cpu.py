@@ -186,4 +186,3 @@ def test_fp16_is_refused_and_no_loss_is_scaled(device):
     with pytest.raises(DeviceError, match="--precision fp16 needs --device cuda"):
         CpuDevice("fp16")
     assert device.build_scaler() is None
-    assert device.scales_loss is False

@@ -234,14 +234,42 @@ def test_one_bad_micro_batch_masks_the_whole_step():
     assert bench.program.non_finite.tolist() == [1, 1]
 
 
+def scale_loss(bench, scale):
+    """Let a bench's step scale its loss as fp16 needs it."""
+    bench.step.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+    return bench
+
+
+def test_a_loss_scale_changes_no_bit_and_continues_where_it_was():
+    plain, scaled = build_bench(kind=GivenViews), scale_loss(build_bench(kind=GivenViews), 1024.0)
+    for step in range(4):
+        for bench in (plain, scaled):
+            bench.step(draw_views(step), INPUTS)
+    assert scaled.bits() == plain.bits()
+    state = scaled.step.state_dict()
+    assert (state["scale"], state["_growth_tracker"]) == (2048.0, 1)
+    other = scale_loss(build_bench(kind=GivenViews), 2.0)
+    other.step.load_state_dict(copy.deepcopy(state))
+    assert other.step.state_dict() == state
+
+
 def test_under_a_loss_scale_an_overflown_gradient_is_masked_and_not_counted():
-    bench = build_bench(kind=GivenViews)
-    bench.program.overflow_is_normal = True
+    bench = scale_loss(build_bench(kind=GivenViews), 4.0)
     before = bench.bits()
     bench.student.head.mlp[0].weight.register_hook(lambda gradient: gradient * math.inf)
-    bench.step(draw_views(1), INPUTS)
+    for step, counted in enumerate(([0, 0], [0, 0], [1, 1], [2, 2])):
+        assert bench.step.scaler.get_scale() == 4.0 / 2**step
+        bench.step(draw_views(1), INPUTS)
+        assert bench.program.non_finite.tolist() == counted, "at a scale of 1 there is nothing left to lower"
     assert bench.bits() == before
-    assert bench.program.non_finite.tolist() == [0, 0]
+
+
+def test_under_a_loss_scale_a_loss_that_is_not_finite_counts_at_once():
+    bench = scale_loss(build_bench(kind=GivenViews), 1024.0)
+    views = draw_views(0)
+    views.large[0, 0, 0, 0] = math.nan
+    bench.step(views, INPUTS)
+    assert bench.program.non_finite.tolist() == [1, 1]
 
 
 def test_counters_count_in_all_and_in_a_row_and_latch_at_the_limit():
