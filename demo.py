@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dino.errors import exit_code
 from dino.flags import TrainOptions
@@ -37,14 +39,15 @@ def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
     from dino.evaluation.features import build_reading
     from dino.evaluation.knn import score_backbone
     from dino.flags import WeightsFlags
-    from dino.models.weights import TrainedBackbone, load_backbone
-    from dino.runtime.context import open_run
+    from dino.models.weights import load_backbone
+    from dino.runtime.context import open_run, set_up_logging
     from dino.runtime.metrics import EVENTS
     from dino.training.build import build_networks
     from dino.training.checks import check_options
     from dino.training.trainer import Trainer
     from dino.visualization.attention import draw_sheet
 
+    set_up_logging()
     source, folder = check_options(options), Path(options.run.output_dir)
     paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
     with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
@@ -55,8 +58,8 @@ def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
         splits = open_labelled_splits("demo")
         reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
 
-        def score(module: nn.Module, **other: object) -> float:
-            described = TrainedBackbone(**{**vars(teacher), "module": module, **other})
+        def score(module: nn.Module, **other: Any) -> float:
+            described = replace(teacher, module=module, **other)
             return score_backbone(described, splits, run, reading).top1
 
         scores = {

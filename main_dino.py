@@ -13,10 +13,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(TrainOptions, argv)
 
     from dino.evaluation.knn import build_online_knn
-    from dino.runtime.context import open_run
+    from dino.runtime.context import open_run, set_up_logging
     from dino.training.checks import check_options
     from dino.training.trainer import Trainer
 
+    set_up_logging()
     source = check_options(options)
     with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
         Trainer(options, source, run, build_online_knn(options, run)).train()

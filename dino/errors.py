@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -51,6 +52,15 @@ class Interrupted(DinoError):
     exit_code = 75
 
 
+class PeerFailed(DinoError):
+    """Another process of the run failed; ends with that one's exit code."""
+
+    def __init__(self, code: int, rank: str, text: str) -> None:
+        """Keep the code; `text` is what the process `rank` said."""
+        super().__init__(f"ended because rank {rank} did: {text}")
+        self.exit_code = code
+
+
 def exit_code(command: Callable[[], None]) -> int:
     """Run `command` and turn the errors above into one line on stderr and an exit code.
 
@@ -58,10 +68,14 @@ def exit_code(command: Callable[[], None]) -> int:
         command: The body of a script, without arguments.
 
     Returns:
-        0 when it returned, else the error's `exit_code`. Other exceptions are bugs and pass through with a traceback.
+        0 when it returned, the error's `exit_code`, or what shells give for Ctrl-C (130). Other exceptions are bugs and
+        pass through with a traceback.
     """
     try:
         command()
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C; a training run continues from its last checkpoint with the same command\n")
+        return 128 + signal.SIGINT
     except DinoError as error:
         rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         sys.stderr.write(f"{rank}{type(error).__name__}: {' '.join(str(error).split())}\n")

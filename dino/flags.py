@@ -174,7 +174,9 @@ class KnnFlags:
 
     nb_knn: tuple[int, ...] = flag((10, 20, 100, 200), "numbers of neighbours to report", least=1)
     temperature: float = flag(0.07, "temperature of the vote", least=1e-4)
-    store_on_device: bool = flag(True, "keep the features on the device; false keeps them in host memory")
+    store_on_device: bool = flag(
+        True, "keep the features on the device; false keeps them in host memory", also=("--use_cuda",)
+    )
     dump_features: str | None = flag(None, "folder to write features and labels to")
     load_features: str | None = flag(None, "folder to read features and labels from instead of computing them")
     max_batches: int | None = flag(None, "stop after so many batches a split, for a quick look", least=1)

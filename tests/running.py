@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,33 @@ class Job:
 def train(folder: Path, *words: object, prepare: Callable[[], None] | None = None) -> Result:
     """Run a tiny training to its end; words win over TINY's."""
     return Job(folder, [*TINY, *map(str, words)], prepare).wait()
+
+
+def train_pair(
+    folder: Path, *words: object, prepare: tuple[Callable[[], None] | None, Callable[[], None] | None] = (None, None)
+) -> list[Result]:
+    """The same with two processes, as a launcher starts them; `prepare` has what each of them does first."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        job.wait()
+        for job in [
+            Job(
+                folder / f"rank{rank}",
+                [*TINY, *map(str, words)],
+                functools.partial(_be_rank, rank, port, prepare[rank]),
+            )
+            for rank in range(2)
+        ]
+    ]
+
+
+def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
+    place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    if prepare is not None:
+        prepare()
 
 
 def _run(words: list[str], output: str, prepare: Callable[[], None] | None) -> None:

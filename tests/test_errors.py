@@ -22,6 +22,7 @@ EXIT_CODES = {
     "DeviceError": 2,
     "NonFiniteError": 3,
     "Interrupted": 75,
+    "PeerFailed": 2,
 }
 
 
@@ -49,7 +50,7 @@ def test_a_command_that_returns_gives_zero_and_says_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", EXIT_CODES)
+@pytest.mark.parametrize("name", EXIT_CODES.keys() - {"PeerFailed"})
 def test_an_error_is_one_line_on_stderr_and_its_code(name, capsys, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert errors.exit_code(raising(getattr(errors, name)("the folder\n   is missing"))) == EXIT_CODES[name]
@@ -62,7 +63,19 @@ def test_a_process_of_a_group_says_which_one_it_is(capsys, monkeypatch):
     assert capsys.readouterr().err == "[rank 3] DataError: no images\n"
 
 
-@pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x"), KeyboardInterrupt()])
+def test_ctrl_c_is_one_line_and_the_code_that_shells_give_it(capsys):
+    assert errors.exit_code(raising(KeyboardInterrupt())) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("stopped by Ctrl-C") and err.count("\n") == 1
+
+
+def test_a_process_that_ends_with_another_one_has_its_code(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert errors.exit_code(raising(errors.PeerFailed(1, "5", "KeyError: 'x'"))) == 1
+    assert capsys.readouterr().err == "[rank 3] PeerFailed: ended because rank 5 did: KeyError: 'x'\n"
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x")])
 def test_anything_else_is_a_bug_and_passes_through(bug):
     with pytest.raises(type(bug)):
         errors.exit_code(raising(bug))

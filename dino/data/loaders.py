@@ -117,13 +117,22 @@ def build_train_loader(
     Raises:
         DataError: Fewer images than one global batch.
     """
+    check_count(dataset.source, batch_size * share.world)
     batches = EpochBatches(len(dataset.source), batch_size, seed=dataset.seed, share=share)
-    if not len(batches):
-        raise DataError(
-            f"{dataset.source.root} holds {len(dataset.source)} images, less than one global batch of "
-            f"{batch_size * share.world}; lower --batch_size_per_device or --accumulate_steps"
-        )
     return TrainLoader(dataset, batches, **_settings(workers, pin_memory), persistent_workers=workers > 0)
+
+
+def check_count(source: ImageSource, global_batch: int) -> None:
+    """Refuse a source that cannot fill one batch of all processes.
+
+    Raises:
+        DataError: With both numbers.
+    """
+    if len(source) < global_batch:
+        raise DataError(
+            f"{source.root} holds {len(source)} images, less than one global batch of {global_batch}; "
+            "lower --batch_size_per_device or --accumulate_steps"
+        )
 
 
 class LabelledBatch(NamedTuple):

@@ -25,6 +25,7 @@ class CudaDevice(EagerDevice):
             raise DeviceError(f"process {local_rank} of this host has no GPU: there are {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True  # shapes never change
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"  # torch rounds convolutions, but not products, by default
         super().__init__("cuda", torch.device("cuda", local_rank), "nccl", precision)
 
     def describe(self) -> str:

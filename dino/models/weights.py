@@ -153,11 +153,11 @@ def find_published(backbone: BackboneFlags) -> Path:
         return Path(os.environ[MIRROR]) / name
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(target), progress=False)
         except (OSError, urllib.error.URLError) as error:
-            raise WeightsError(f"{url} cannot be downloaded ({error}): {remedy}") from error
+            raise WeightsError(f"{url} cannot be downloaded to {target} ({error}): {remedy}") from error
     return target
 
 
@@ -177,9 +177,7 @@ def load_initial_weights(student: MultiCrop, path: str) -> Tensor | None:
     """
     state = checkpoint.load_file(path)
     tensors = {name.removeprefix("module."): value for name, value in select_network(state, "teacher", path).items()}
-    backbone = checkpoint.strip_prefixes(
-        {name: value for name, value in tensors.items() if not name.startswith("head.mlp")}
-    )
+    backbone = checkpoint.strip_prefixes(tensors)
     own = student.backbone.state_dict()
     if "pos_embed" in own and "pos_embed" in backbone:
         backbone["pos_embed"] = resample_position(backbone["pos_embed"], own["pos_embed"].shape[1])

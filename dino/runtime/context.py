@@ -17,6 +17,7 @@ from dino.devices.base import Device
 from dino.errors import OptionError
 from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
 from dino.runtime.distributed import Launch, Processes, read_launch
+from dino.runtime.failures import FailureWatch
 
 logger = logging.getLogger(__name__)
 
@@ -44,23 +45,29 @@ def open_run(
     Raises:
         DinoError: The device or the meeting point is not usable.
     """
-    place = read_launch(os.environ)
-    set_up_logging(place)
+    place = set_up_logging()
     opened = open_device(device, local_rank=place.local_rank, precision=precision, explicit=explicit)
     chosen = "as asked" if device.device else "chosen automatically, --device changes it"
     logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))
     processes = Processes(place, opened.collective_backend, launch.dist_url)
+    watch = FailureWatch(processes)
     try:
         yield Run(device=opened, processes=processes)
+    except BaseException as error:
+        watch.announce(error)
+        raise
     finally:
+        watch.close()
         processes.close()
 
 
-def set_up_logging(place: Launch) -> None:
-    """Plain lines on stdout from rank 0; warnings, with the rank, from the others."""
+def set_up_logging() -> Launch:
+    """Plain lines on stdout from rank 0; warnings, with the rank, from the others; gives this process's place."""
+    place = read_launch(os.environ)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s" if place.rank == 0 else f"[rank {place.rank}] %(message)s"))
     logging.basicConfig(level=logging.INFO if place.rank == 0 else logging.WARNING, handlers=[handler], force=True)
+    return place
 
 
 class StopRequest:

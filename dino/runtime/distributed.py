@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,6 +62,9 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     return Launch()
 
 
+JOBS = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")  # what tells jobs apart
+
+
 class Processes:
     """The process group of a run, or the absence of one."""
 
@@ -75,8 +79,7 @@ class Processes:
         Raises:
             OptionError: The meeting point is not usable.
         """
-        self.rank, self.world, self.local_rank = launch.rank, launch.world, launch.local_rank
-        self.local_world = launch.local_world
+        self.rank, self.world, self.local_world = launch.rank, launch.world, launch.local_world
         self.store: dist.Store | None = None
         if launch.world > 1:
             self.store = _open_store(launch, dist_url)
@@ -121,6 +124,14 @@ class Processes:
         parts = [torch.empty_like(padded) for _ in range(self.world)]
         dist.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+
+    def read_from_first(self, name: str, value: str) -> str:
+        """The `value` that rank 0 gave under this name, on every process; through the store, so at any time."""
+        if self.store is None:
+            return value
+        if self.is_first:
+            self.store.set(name, value)
+        return str(self.store.get(name).decode())
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -185,15 +196,21 @@ def _open_store(launch: Launch, dist_url: str) -> dist.Store:
 
 def _name_meeting_point(launch: Launch) -> None:
     """Under srun and mpirun nobody sets MASTER_ADDR; take the first host, and a port of this job's own."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
-    if nodes and launch.local_world < launch.world:
-        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-        os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
-    else:
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("OMPI_MCA_ess_base_jobid") or "0"
-    step = os.environ.get("SLURM_STEP_ID", "0")
-    os.environ.setdefault("MASTER_PORT", str(20000 + (int(job) * 7 + int(step)) % 20000))
+    jobs = [os.environ[name] for name in JOBS if name in os.environ]
+    if "MASTER_PORT" not in os.environ and not jobs:
+        raise OptionError("the launcher names no job to derive a port from; set MASTER_ADDR and MASTER_PORT")
+    os.environ["MASTER_ADDR"] = "127.0.0.1" if launch.local_world == launch.world else _first_host()
+    os.environ.setdefault("MASTER_PORT", str(20000 + zlib.crc32(" ".join(jobs).encode()) % 20000))
+
+
+def _first_host() -> str:
+    command = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise OptionError(
+            f"processes on several hosts, and Slurm does not name the first ({error}); set MASTER_ADDR and MASTER_PORT"
+        ) from error
 
 
 def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 
+from dino.data.loaders import check_count
 from dino.data.sources import ImageSource, open_online_splits, open_training_source
-from dino.errors import DataError, OptionError
+from dino.errors import OptionError
 from dino.flags import TrainOptions
 from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
+from dino.runtime.distributed import read_launch
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +32,8 @@ def check_options(options: TrainOptions) -> ImageSource:
     source = open_training_source(options.data.data_path, options.train_data.data_limit)
     if options.run.eval_knn_every:
         open_online_splits(options.data.data_path, options.train_data.data_limit)
-    if len(source) < options.data.batch_size_per_device:
-        raise DataError(
-            f"--data_path {options.data.data_path} holds {len(source)} images, less than one batch of "
-            f"{options.data.batch_size_per_device}; lower --batch_size_per_device"
-        )
+    batch = options.data.batch_size_per_device * options.run.accumulate_steps * read_launch(os.environ).world
+    check_count(source, batch)
     make_output_folder(options.run.output_dir)
     return source
 

@@ -22,6 +22,7 @@ class Plan:
     Attributes:
         epochs: Passes over the images.
         iterations: Updates an epoch.
+        micro_batch: Images of one forward pass of one process.
         global_batch: Images an update, over all processes and accumulated batches.
         freeze_epochs: Epochs with a frozen last layer.
         learning_rate: (epochs * iterations,) float64, as are `weight_decay` and `momentum`.
@@ -30,6 +31,7 @@ class Plan:
 
     epochs: int
     iterations: int
+    micro_batch: int
     global_batch: int
     freeze_epochs: int
     learning_rate: np.ndarray
@@ -66,6 +68,7 @@ def build_plan(options: TrainOptions, *, iterations: int, world: int) -> Plan:
     return Plan(
         epochs=run.epochs,
         iterations=iterations,
+        micro_batch=options.data.batch_size_per_device,
         global_batch=global_batch,
         freeze_epochs=optim.freeze_last_layer,
         learning_rate=compute_cosine(

@@ -126,6 +126,8 @@ class Reporter:
         self.progress.advance(iteration, shown)
 
     def _warn_of_collapse(self, means: Mapping[str, float]) -> None:
+        if self.plan.micro_batch == 1:
+            return  # the two targets of one image agree in the best of runs
         diagnosis = diagnose_collapse(
             entropy=means["entropy"], divergence=means["divergence"], prototypes=self.prototypes
         )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.data.sources import ImageSource
-from dino.errors import Interrupted, NonFiniteError
+from dino.errors import CheckpointError, Interrupted, NonFiniteError
 from dino.flags import TrainOptions
 from dino.models.weights import load_initial_weights
 from dino.options import as_dict
@@ -58,7 +59,7 @@ class Trainer:
         self.optimizer = build_optimizer(options.optim.optimizer, self.student)
         self.program = build_program(options, self.student, self.teacher, run)
         self.step = run.device.compile_train(self.program, self.optimizer, options.run.accumulate_steps)
-        self.iteration, self.bad_images = 0, 0
+        self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
         self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
         first = run.processes.is_first
@@ -76,6 +77,8 @@ class Trainer:
         """
         try:
             with self.stop.listening():
+                if self.unfinished:
+                    self._end_epoch()
                 for epoch in range(self.iteration // self.plan.iterations, self.plan.epochs):
                     self._train_epoch(epoch)
         finally:
@@ -90,7 +93,7 @@ class Trainer:
         before = time.monotonic()
         for batch in self.loader.read(epoch, inside):
             self.reporter.waited += time.monotonic() - before
-            self.bad_images += int(batch.replaced.sum())
+            self.bad_here += int((batch.replaced > 0).sum())
             self.run.device.seed(self._step_seed())
             self.step(batch, self.plan.inputs(self.iteration))
             self.iteration += 1
@@ -126,10 +129,15 @@ class Trainer:
     def _end_epoch(self) -> bool:
         """Score, log and save; gives whether it was saved."""
         epoch = self.iteration // self.plan.iterations - 1
-        more: dict[str, Any] = {"bad_images": self.bad_images} if self.bad_images else {}
         every, frequency = self.options.run.eval_knn_every, self.options.run.saveckp_freq
+        more: dict[str, Any] = {}
         if self.evaluate is not None and every and (epoch + 1) % every == 0:
+            self.unfinished = True
+            self._save()  # scoring takes a while and may fail; what is trained is not lost with it
             more |= self._score(self.evaluate)
+            self.unfinished = False
+        self._count_bad_images()
+        more |= {"bad_images": self.bad_images} if self.bad_images else {}
         self.reporter.end_epoch(read_device(self.program), self.iteration, more)
         return self._save(numbered=epoch if frequency and epoch % frequency == 0 else None)
 
@@ -144,6 +152,7 @@ class Trainer:
 
     def _leave(self, saved: bool) -> None:
         if saved or self._save():
+            self.run.processes.barrier()  # launchers end all once the first has left, and rank 0 is still writing
             reason = self.stop.signal.name if self.stop.signal else "a signal to another process"
             raise Interrupted(
                 f"{reason}: saved iteration {self.iteration} in {self.folder / checkpoint.LATEST}; "
@@ -153,6 +162,7 @@ class Trainer:
     def _save(self, numbered: int | None = None) -> bool:
         """Save, unless the last step was masked; gives whether the state was good to save."""
         masked = read_device(self.program).masked_in_row
+        self._count_bad_images()
         if masked:
             logger.warning("iteration %d is not saved: the last %d steps were not finite", self.iteration, masked)
             return False
@@ -163,6 +173,13 @@ class Trainer:
             if numbered is not None:
                 checkpoint.keep_copy(self.folder, numbered, self.options.run.keep_checkpoints)
         return True
+
+    def _count_bad_images(self) -> None:
+        """Add up what all processes replaced since the last time."""
+        if self.options.train_data.on_bad_image == "skip":
+            here = self.run.device.place(torch.tensor([float(self.bad_here)]))
+            self.bad_images += int(self.run.processes.total(here))
+            self.bad_here = 0
 
     def _state(self) -> dict[str, Any]:
         program, scaler = self.program.state_dict(), self.step.state_dict()
@@ -175,7 +192,12 @@ class Trainer:
             "dino_loss": {"center": program.pop("centre")},
             **({"fp16_scaler": scaler} if scaler else {}),
             "normalisation": {name: list(values) for name, values in asdict(self.program.normalisation).items()},
-            "resume": {"identity": asdict(self._identity()), "program": program, "bad_images": self.bad_images},
+            "resume": {
+                "identity": asdict(self._identity()),
+                "program": program,
+                "bad_images": self.bad_images,
+                "unfinished": self.unfinished,
+            },
         }
 
     def _identity(self) -> Identity:
@@ -198,6 +220,12 @@ class Trainer:
             build_teacher(self.teacher, self.student)
             if centre is not None:
                 self.program.load_state_dict({"centre": centre})
+        first = self.run.processes.read_from_first("iteration", str(self.iteration))
+        if int(first) != self.iteration:
+            raise CheckpointError(
+                f"{self.folder} holds iteration {self.iteration} here and {first} where rank 0 runs; "
+                "--output_dir must be a folder that all hosts share"
+            )
 
     def _continue(self, state: Mapping[str, Any], path: Path, damaged: list[str]) -> None:
         for line in damaged:
@@ -210,7 +238,7 @@ class Trainer:
         self.step.load_state_dict(state.get("fp16_scaler") or {})
         more = state.get("resume", {})
         self.program.load_state_dict({"centre": state["dino_loss"]["center"], **more.get("program", {})})
-        self.bad_images = more.get("bad_images", 0)
+        self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
         logger.info("continuing from %s at iteration %d", path, self.iteration)
 
     def _step_seed(self) -> int:

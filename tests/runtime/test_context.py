@@ -14,7 +14,6 @@ from dino.errors import DeviceError, OptionError
 from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
 from dino.runtime import context
 from dino.runtime.context import STOP_SIGNALS, StopRequest, make_output_folder, open_run, set_up_logging
-from dino.runtime.distributed import Launch
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +66,13 @@ def test_the_group_is_left_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) 
     assert left == [True]
 
 
-def test_the_first_rank_writes_plain_lines_and_others_only_warnings(capsys: pytest.CaptureFixture) -> None:
+def test_the_first_rank_writes_plain_lines_and_others_only_warnings(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for rank in (0, 1):
-        set_up_logging(Launch(rank=rank, world=2))
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert set_up_logging().rank == rank
         logging.getLogger("dino").info("progress")
         logging.getLogger("dino").warning("trouble")
     assert capsys.readouterr().out.splitlines() == ["progress", "trouble", "[rank 1] trouble"]

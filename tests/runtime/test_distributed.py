@@ -1,6 +1,7 @@
 """Who a process is, what processes exchange, and that they stop together."""
 
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dino.errors import OptionError
+from dino.runtime import distributed
 from dino.runtime.distributed import Launch, Processes, StopAgreement, read_launch
 from tests.running import SERVER
 
@@ -92,6 +94,54 @@ def test_a_meeting_point_that_cannot_be_is_named(url: str, monkeypatch: pytest.M
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(OptionError, match=f"--dist_url {url}: 2 processes cannot meet there"):
         Processes(Launch(rank=0, world=2), "gloo", url)
+
+
+HOSTS = Launch(rank=1, world=4, local_world=2)
+
+
+@pytest.fixture
+def unnamed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names neither a meeting point nor a job."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST", *distributed.JOBS):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_job_without_a_name_is_asked_for_a_meeting_point(unnamed: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="names no job to derive a port from; set MASTER_ADDR and MASTER_PORT"):
+        Processes(HOSTS, "gloo", "env://")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", None])
+def test_several_hosts_that_slurm_does_not_name_are_asked_for_a_meeting_point(
+    unnamed: pytest.MonkeyPatch, path: str | None
+) -> None:
+    """Neither without Slurm's command nor where it fails."""
+    unnamed.setenv("PMIX_NAMESPACE", "prterun-host-1@1")
+    if path:
+        unnamed.setenv("PATH", path)
+    else:
+        unnamed.setattr(distributed.subprocess, "run", fail_to_run)
+    with pytest.raises(OptionError, match="Slurm does not name the first .*; set MASTER_ADDR and MASTER_PORT"):
+        Processes(HOSTS, "gloo", "env://")
+
+
+def fail_to_run(command: list[str], **_: object) -> None:
+    raise subprocess.CalledProcessError(1, command)
+
+
+def test_each_job_and_each_step_has_a_port_of_its_own(unnamed: pytest.MonkeyPatch) -> None:
+    ports = []
+    for variables in ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "8"}):
+        for name, value in variables.items():
+            unnamed.setenv(name, value)
+        distributed._name_meeting_point(Launch(rank=0, world=2, local_world=2))
+        assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+        ports.append(int(os.environ["MASTER_PORT"]))
+        unnamed.delenv("MASTER_ADDR")
+        unnamed.delenv("MASTER_PORT")
+    assert len(set(ports)) == 3 and all(20000 <= port < 40000 for port in ports)
 
 
 def work(rank: int, url: str, folder: str) -> None:

@@ -106,9 +106,17 @@ def test_a_folder_without_images_is_refused_by_name(words, tmp_path, kind):
 
 
 def test_fewer_images_than_a_batch_are_refused_with_both_numbers(words, images, tmp_path):
-    with pytest.raises(DataError, match=rf"{images} holds 8 images, less than one batch of 9; lower --batch"):
+    with pytest.raises(DataError, match=rf"{images} holds 8 images, less than one global batch of 9; lower --batch"):
         check_options(options_of(*words, "--batch_size_per_device", 9))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_batch_that_counts_is_that_of_all_processes_and_accumulated_steps(words, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len(check_options(options_of(*words))) == 8
+    with pytest.raises(DataError, match="less than one global batch of 16"):
+        check_options(options_of(*words, "--accumulate_steps", 2))
 
 
 def test_an_unknown_architecture_names_the_nearest(words):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import random
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +14,7 @@ import pytest
 import torch
 
 from dino import checkpoint
-from tests.running import TINY, Job, Result, make_images, make_labelled, train
+from tests.running import TINY, Job, Result, make_images, make_labelled, train, train_pair
 
 
 @pytest.fixture(scope="module")
@@ -252,24 +249,12 @@ def test_single_non_finite_steps_are_skipped_and_counted(images: Path, tmp_path:
     assert all(tensor.isfinite().all() for tensor in state["student"].values())
 
 
-def be_rank(rank: int, port: int, prepare: Callable[[], None]) -> None:
-    """Be one process of two; something is wrong in the second one only."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    if rank == 1:
-        prepare()
-
-
 @pytest.mark.parametrize(("prepare", "code"), [(break_two_steps, 0), (break_loss, 3)])
 def test_all_processes_decide_alike_when_one_is_not_finite(
     images: Path, tmp_path: Path, prepare: Callable[[], None], code: int
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [*TINY, "--data_path", str(images), "--output_dir", str(tmp_path / "run"), "--epochs", "4"]
-    jobs = [Job(tmp_path / str(rank), words, functools.partial(be_rank, rank, port, prepare)) for rank in range(2)]
-    results = [job.wait() for job in jobs]
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 4)
+    results = train_pair(tmp_path, *words, prepare=(None, prepare))
     assert [result.code for result in results] == [code, code], [result.text for result in results]
     if code == 0:
         state = state_of(tmp_path / "run")
@@ -324,6 +309,36 @@ def test_a_corrupt_image_stops_the_run_or_is_replaced_and_counted(images: Path, 
     assert lines_of(tmp_path / "run")[-1]["bad_images"] == 2
 
 
+def test_images_replaced_by_any_process_are_counted(images: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "images")
+    for name in ("003.png", "007.png", "020.png"):
+        (folder / name).write_bytes(b"no picture")
+    words = ("--data_path", folder, "--output_dir", tmp_path / "run", "--on_bad_image", "skip")
+    for result in train_pair(tmp_path, *words, "--save_every_steps", 3):
+        assert result.code == 0, result.text
+    assert [line["bad_images"] for line in lines_of(tmp_path / "run")] == [3, 6]
+
+
+def test_pictures_of_every_odd_kind_train_and_broken_ones_are_named(shared_data: Path, tmp_path: Path) -> None:
+    """All of `broken/`: those that decode are used, the rest are replaced, named in a line and counted."""
+    folder = shared_data / "broken"
+    words = ("--data_path", folder, "--output_dir", tmp_path / "run", "--batch_size_per_device", 1, "--epochs", 1)
+    result = train(tmp_path, *words, "--on_bad_image", "skip")
+    assert result.code == 0 and "constant collapse" not in result.text, result.text
+    named = {path.name for path in folder.iterdir() if path.is_file() and path.name in result.text}
+    assert {"zero_byte.jpg", "text.jpg", "html_404.jpg", "truncated_header.jpg"} <= named
+    assert not named & {"good.jpg", "cmyk.jpg", "gray_16bit.png", "alpha_rgba.png", "exif_orientation_6.jpg"}
+    assert lines_of(tmp_path / "run")[-1]["bad_images"] == len(named)
+
+
+def test_numbered_checkpoints_are_kept_as_many_as_asked_for(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 4)
+    assert train(tmp_path, *words, "--saveckp_freq", 1, "--keep_checkpoints", 2).code == 0
+    numbered = sorted((tmp_path / "run").glob("checkpoint0*.pth"))
+    assert [path.name for path in numbered] == ["checkpoint0002.pth", "checkpoint0003.pth"]
+    assert [torch.load(path, weights_only=True)["epoch"] for path in numbered] == [3, 4]
+
+
 def test_online_knn_is_logged_and_leaves_the_training_as_it_is(tmp_path: Path) -> None:
     root = make_labelled(tmp_path / "data", {"train": 12, "validation": 6})
     words = ("--data_path", root / "train")
@@ -332,6 +347,24 @@ def test_online_knn_is_logged_and_leaves_the_training_as_it_is(tmp_path: Path) -
     assert with_score.code == without.code == 0, with_score.text
     assert all({"knn_top1", "knn_top5"} <= line.keys() for line in lines_of(tmp_path / "with"))
     assert_equal(state_of(tmp_path / "with"), state_of(tmp_path / "without"))
+
+
+def test_an_epoch_is_not_lost_with_its_score(tmp_path: Path) -> None:
+    """A validation image that cannot be read stops the run; once mended, the epoch is scored and not trained again."""
+    root = make_labelled(tmp_path / "data", {"train": 12, "val": 6})
+    words = ("--data_path", root / "train", "--eval_knn_every", 2)
+    assert train(tmp_path, *words, "--output_dir", tmp_path / "whole").code == 0
+    picture = root / "val" / "ant" / "000.png"
+    pixels = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    stopped = train(tmp_path, *words, "--output_dir", tmp_path / "run")
+    assert stopped.code == 2 and "000.png" in stopped.text, stopped.text
+    assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0]
+    picture.write_bytes(pixels)
+    continued = train(tmp_path, *words, "--output_dir", tmp_path / "run")
+    assert continued.code == 0 and "at iteration 12" in continued.text, continued.text
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+    assert_equal(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
 
 
 def test_init_from_starts_a_new_run_from_weights(images: Path, tmp_path: Path) -> None:
@@ -380,11 +413,15 @@ def test_the_other_optimisers_train(images: Path, tmp_path: Path, optimizer: str
 
 
 @pytest.mark.long
-def test_a_compiled_run_trains_and_saves_plain_names(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", [train, train_pair])
+def test_a_compiled_run_trains_and_saves_plain_names(
+    images: Path, tmp_path: Path, run: Callable[..., Result | list[Result]]
+) -> None:
     words = ("--data_path", images, "--epochs", 1, "--drop_path_rate", 0)
-    assert train(tmp_path, *words, "--output_dir", tmp_path / "plain").code == 0
-    compiled = train(tmp_path, *words, "--output_dir", tmp_path / "compiled", "--compile")
-    assert compiled.code == 0, compiled.text
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        ended = run(tmp_path, *words, "--output_dir", tmp_path / name, *more)
+        for result in ended if isinstance(ended, list) else [ended]:
+            assert result.code == 0, result.text
     plain, other = (state_of(tmp_path / name)["student"] for name in ("plain", "compiled"))
     assert plain.keys() == other.keys()
     name = "module.backbone.blocks.0.mlp.fc1.weight"
