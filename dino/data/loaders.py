@@ -110,7 +110,7 @@ class TrainLoader:
 
 
 def build_train_loader(
-    dataset: CropDataset, *, batch_size: int, share: Share, workers: int, pin_memory: bool
+    dataset: CropDataset, *, batch_size: int, share: Share, workers: int, pin_memory: bool, start: str | None = None
 ) -> TrainLoader:
     """Build the training loader.
 
@@ -119,7 +119,7 @@ def build_train_loader(
     """
     check_count(dataset.source, batch_size * share.world)
     batches = EpochBatches(len(dataset.source), batch_size, seed=dataset.seed, share=share)
-    return TrainLoader(dataset, batches, **_settings(workers, pin_memory), persistent_workers=workers > 0)
+    return TrainLoader(dataset, batches, **_settings(workers, pin_memory, start), persistent_workers=workers > 0)
 
 
 def check_count(source: ImageSource, global_batch: int) -> None:
@@ -167,14 +167,14 @@ class CentreDataset(Dataset):
 
 
 def read_centre_crops(
-    dataset: CentreDataset, *, batch_size: int, workers: int, pin_memory: bool
+    dataset: CentreDataset, *, batch_size: int, workers: int, pin_memory: bool, start: str | None = None
 ) -> Iterator[LabelledBatch]:
     """Yield every image of the dataset once, in order.
 
     Raises:
         DataError: An image cannot be decoded, or a loader process died.
     """
-    settings = _settings(workers, pin_memory)
+    settings = _settings(workers, pin_memory, start)
     yield from _checked(DataLoader(dataset, batch_size=batch_size, collate_fn=_collate, **settings))
 
 
@@ -183,8 +183,14 @@ def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> in
     return asked if explicit else min(asked, max(1, len(os.sched_getaffinity(0)) // processes_here))
 
 
-def _settings(workers: int, pin_memory: bool) -> dict[str, Any]:
-    return {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _outlive_signals}
+def _settings(workers: int, pin_memory: bool, start: str | None) -> dict[str, Any]:
+    context = start if workers else None
+    return {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": _outlive_signals,
+        "multiprocessing_context": context,
+    }
 
 
 def _outlive_signals(_worker: int) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from dino.devices.base import Device
 from dino.devices.cpu import CpuDevice
 from dino.devices.cuda import CudaDevice
 from dino.devices.hpu import HpuDevice, is_bridge_installed
+from dino.devices.op_lists import read_op_lists
 from dino.devices.precision import resolve_precision
-from dino.errors import DeviceError, OptionError
+from dino.errors import DeviceError
 from dino.flags import DeviceFlags, PrecisionFlags
+
+logger = logging.getLogger(__name__)
 
 
 def choose_device(asked: str | None) -> str:
@@ -37,10 +42,13 @@ def open_device(
     """
     name = choose_device(flags.device)
     number_format = resolve_precision(precision, explicit, name) if precision else "fp32"
-    if flags.lazy_mode and name == "hpu" and precision is not None and precision.compile:
-        raise OptionError("--lazy_mode true and --compile contradict each other; lazy mode has no torch.compile")
+    lists = read_op_lists(precision) if precision and number_format == "ops" else None
+    if lists is not None and precision is not None and precision.hmp_verbose:
+        for line in lists.describe():
+            logger.info("%s", line)
     if name == "ipu":
         raise DeviceError("--device ipu needs the poptorch wrapper, which is not available yet; use --device cpu")
     if name == "hpu":
-        return HpuDevice(number_format, flags.lazy_mode)
-    return CudaDevice(number_format, local_rank) if name == "cuda" else CpuDevice(number_format)
+        compiles = precision is not None and precision.compile
+        return HpuDevice(number_format, lists, lazy_mode=flags.lazy_mode, compiles=compiles)
+    return CudaDevice(number_format, local_rank, lists) if name == "cuda" else CpuDevice(number_format, lists)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -60,6 +60,8 @@ class Device(abc.ABC):
     torch_device: torch.device
     collective_backend: str
     pins_memory = False
+    loader_start: str | None = None  # how loader processes start, where torch's default does not do
+    parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -88,6 +90,14 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
         """Replace batch norm by one whose statistics span all processes."""
+
+    def explain(self, error: RuntimeError) -> str | None:
+        """One line of cause and remedy for an error of the device itself (its memory, its driver), or None."""
+        return None
+
+    def read_counters(self) -> dict[str, float]:
+        """Running counts by TensorBoard tag of what should not happen in the steady state; read on log lines."""
+        return {}
 
     @abc.abstractmethod
     def synchronize(self) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from dino.devices.eager import EagerDevice
+from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError
 
 
 class CpuDevice(EagerDevice):
-    """Host memory, gloo; fp32 and bf16."""
+    """Host memory, gloo; fp32, bf16 and op lists."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, lists: OpLists | None = None) -> None:
         """Open it.
 
         Raises:
@@ -22,43 +20,4 @@ class CpuDevice(EagerDevice):
         """
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on the cpu")
-        super().__init__("cpu", torch.device("cpu"), "gloo", precision)
-
-    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
-        """See the contract; torch's own synchronised batch norm refuses host tensors."""
-        for name, child in module.named_children():
-            module.set_submodule(name, self.synchronise_batch_norm(child))
-        return HostSyncBatchNorm.adopt(module) if isinstance(module, nn.modules.batchnorm._BatchNorm) else module
-
-
-class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batches of all processes, by an all-reduce that gradients flow through."""
-
-    @classmethod
-    def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> HostSyncBatchNorm:
-        """Take over the parameters and buffers themselves of an ordinary batch norm."""
-        adopted = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        adopted._parameters, adopted._buffers = norm._parameters, norm._buffers
-        return adopted.train(norm.training)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...), normalised over all processes' B and the dots while training; fp32 inside."""
-        if not self.training:
-            return super().forward(inputs)
-        values = inputs.float()
-        dims, shape = [0, *range(2, inputs.ndim)], (1, -1, *(1,) * (inputs.ndim - 2))
-        count = values.new_full((1,), inputs.numel() / inputs.shape[1])
-        total, counts = all_reduce(torch.cat([values.sum(dims), count])).split([self.num_features, 1])
-        centred = values - (total / counts).reshape(shape)
-        variance = all_reduce(centred.square().sum(dims)) / counts
-        self._update_running((total / counts).detach(), (variance * counts / (counts - 1)).detach())
-        scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * scale.reshape(shape) + self.bias.reshape(shape)).to(inputs.dtype)
-
-    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-
-    def _check_input_dim(self, inputs: Tensor) -> None:
-        """Any number of dimensions from 2 on."""
+        super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from dino.devices.eager import EagerDevice
+from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError
 
 
 class CudaDevice(EagerDevice):
-    """One GPU of this host, NCCL; fp32, bf16 and fp16."""
+    """One GPU of this host, NCCL; fp32, bf16, fp16 and op lists."""
 
     pins_memory = True
 
-    def __init__(self, precision: str, local_rank: int) -> None:
+    def __init__(self, precision: str, local_rank: int, lists: OpLists | None = None) -> None:
         """Open GPU `local_rank`.
 
         Raises:
@@ -26,11 +28,21 @@ class CudaDevice(EagerDevice):
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True  # shapes never change
         torch.backends.cudnn.allow_tf32 = precision != "fp32"  # torch rounds convolutions, but not products, by default
-        super().__init__("cuda", torch.device("cuda", local_rank), "nccl", precision)
+        super().__init__("cuda", torch.device("cuda", local_rank), "nccl", precision, lists)
 
     def describe(self) -> str:
         """See the contract."""
         return f"cuda ({torch.cuda.get_device_name()}), {self.precision}"
+
+    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+        """See the contract; torch's own has fused kernels here."""
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+    def explain(self, error: RuntimeError) -> str | None:
+        """See the contract."""
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return f"the GPU's memory is full ({str(error).splitlines()[0]}); lower --batch_size_per_device"
+        return None
 
     def synchronize(self) -> None:
         """See the contract."""

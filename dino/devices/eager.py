@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dino.devices.base import Device, StepInputs, TrainProgram, TrainStep, split_batch
+from dino.devices.batch_norm import synchronise
+from dino.devices.op_lists import CastingOps, OpLists
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -18,12 +20,20 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class EagerDevice(Device):
     """Everything that does not depend on the vendor."""
 
-    def __init__(self, name: str, torch_device: torch.device, collective_backend: str, precision: str) -> None:
-        """Remember the device and the number format: fp32, bf16 or fp16."""
+    def __init__(
+        self,
+        name: str,
+        torch_device: torch.device,
+        collective_backend: str,
+        precision: str,
+        lists: OpLists | None = None,
+    ) -> None:
+        """Remember the device and the number format: fp32, bf16, fp16, or ops, which `lists` then describe."""
         self.name = name
         self.torch_device = torch_device
         self.collective_backend = collective_backend
         self.precision = precision
+        self.casting = CastingOps(torch_device.type, lists) if lists is not None else None
 
     def describe(self) -> str:
         """See the contract."""
@@ -37,6 +47,8 @@ class EagerDevice(Device):
 
     def autocast(self) -> AbstractContextManager:
         """See the contract."""
+        if self.casting is not None:
+            return self.casting.autocast()
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.torch_device.type, dtype=AUTOCAST_TYPES[self.precision])
@@ -61,7 +73,7 @@ class EagerDevice(Device):
 
     def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract."""
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return synchronise(module)
 
     def synchronize(self) -> None:
         """See the contract; on the CPU nothing is queued."""

@@ -1,15 +1,41 @@
-"""Intel Gaudi, through the Habana bridge. Not yet verified on hardware."""
+"""Intel Gaudi, through the Habana bridge. Not yet verified on hardware; tests run it on a simulated card.
+
+The vendor's fused pieces are left alone, because they compute something else: FusedAdamW counts steps by group (the
+last layer, unfrozen late, would start without bias correction) and adds its epsilon before the correction,
+FusedClipNorm clips by the norm of all gradients together where DINO clips each, and FusedEMA ramps its momentum up on
+its own. FusedSDPA would compute the same as torch's attention; it waits for a card to be measured on.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import logging
 import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from dino.devices.eager import EagerDevice
-from dino.errors import DeviceError
+from dino.devices.op_lists import OpLists
+from dino.errors import DeviceError, OptionError
+
+logger = logging.getLogger(__name__)
+
+BRIDGE = "habana_frameworks.torch"
+LAZY = "PT_HPU_LAZY_MODE"
+LISTS = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
+FIRST_EAGER_RELEASE = (1, 21)  # the first whose own default is eager mode
+FAILURES = {  # what the bridge's errors hold, and what they mean
+    "Device acquire failed": "the card cannot be acquired: another process holds it, or driver and software differ; "
+    "`python -m dino.doctor` tells which",
+    "Allocation failed for size": "the card's memory is full; lower --batch_size_per_device",
+}
 
 
 def is_bridge_installed() -> bool:
@@ -18,13 +44,20 @@ def is_bridge_installed() -> bool:
 
 
 class HpuDevice(EagerDevice):
-    """One Gaudi card, hccl; fp32 and bf16."""
+    """One Gaudi card, hccl; fp32, bf16 and op lists; eager, compiled or lazy."""
 
-    def __init__(self, precision: str, lazy_mode: bool | None) -> None:
-        """Import the bridge in the asked mode and open the card of this process.
+    loader_start = "forkserver"  # the driver's handles do not survive a fork
+    # One large bucket: each exchange cuts the lazy graph. Statistics of batch norm are synchronised by the norm itself.
+    parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
+
+    def __init__(
+        self, precision: str, lists: OpLists | None = None, *, lazy_mode: bool | None = None, compiles: bool = False
+    ) -> None:
+        """Import the bridge in the chosen mode, its environment complete, and open the card of this process.
 
         Raises:
-            DeviceError: No bridge, a mode that comes too late, or fp16.
+            DeviceError: No bridge, one that was imported too early, no card, or fp16.
+            OptionError: Flags and variables that contradict each other.
         """
         if not is_bridge_installed():
             raise DeviceError(
@@ -33,19 +66,133 @@ class HpuDevice(EagerDevice):
             )
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on hpu")
-        if lazy_mode is not None:
-            os.environ["PT_HPU_LAZY_MODE"] = str(int(lazy_mode))
-        core = importlib.import_module("habana_frameworks.torch.core")
-        importlib.import_module("habana_frameworks.torch.distributed.hccl")
-        self.lazy = bool(lazy_mode)
+        self.lazy = choose_lazy(lazy_mode, compiles=compiles, environment=os.environ, release=find_release())
+        self.compiles = compiles
+        complete_environment(choose_environment(self.lazy, lists))
+        self._import_bridge()
+        super().__init__("hpu", torch.device("hpu"), "hccl", "bf16" if precision == "ops" else precision)
+        self.precision_name = precision
+
+    def _import_bridge(self) -> None:
+        try:
+            core = importlib.import_module(f"{BRIDGE}.core")
+            importlib.import_module(f"{BRIDGE}.distributed.hccl")
+            self.hpu = importlib.import_module(f"{BRIDGE}.hpu")
+            self.metric_global = importlib.import_module(f"{BRIDGE}.hpu.metrics").metric_global
+        except (ImportError, AssertionError, OSError, RuntimeError) as error:
+            raise DeviceError(
+                f"the Habana bridge cannot be imported ({error}); `python -m dino.doctor` tells why"
+            ) from error
         self.mark_step = core.mark_step
-        super().__init__("hpu", torch.device("hpu"), "hccl", precision)
 
     def describe(self) -> str:
         """See the contract."""
-        return f"hpu, {self.precision}, {'lazy' if self.lazy else 'eager'} mode"
+        return f"hpu, {self.precision_name}, {'lazy' if self.lazy else 'compiled' if self.compiles else 'eager'} mode"
 
     def end_phase(self) -> None:
         """Cut the lazy graph."""
         if self.lazy:
             self.mark_step()
+
+    def compile_module(self, module: nn.Module) -> nn.Module:
+        """See the contract."""
+        return torch.compile(module, backend="hpu_backend", dynamic=False)
+
+    def read_counters(self) -> dict[str, float]:
+        """See the contract: what costs time on this device and grows only at first."""
+        counters = {"hpu/graph_compilations": "graph_compilation", "hpu/cpu_fallbacks": "cpu_fallback"}
+        metrics = {tag: self.metric_global(name) for tag, name in counters.items()}
+        return {tag: float(dict(metric.stats())["TotalNumber"]) for tag, metric in metrics.items() if metric}
+
+    def explain(self, error: RuntimeError) -> str | None:
+        """See the contract."""
+        return next((meaning for text, meaning in FAILURES.items() if text in str(error)), None)
+
+    def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """See the contract; no HPU graph, which exists in lazy mode only and overwrites the last call's output."""
+        infer = super().compile_eval(module)
+
+        def infer_and_cut(images: Tensor) -> Tensor:
+            features = infer(images)
+            self.end_phase()
+            return features
+
+        return infer_and_cut
+
+    def synchronize(self) -> None:
+        """See the contract."""
+        self.hpu.synchronize()
+
+    def memory_peak(self) -> int:
+        """See the contract."""
+        return int(self.hpu.max_memory_allocated())
+
+
+def find_release() -> tuple[int, ...] | None:
+    """The installed bridge's release, as (1, 19), or None where its package does not tell."""
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("habana-torch-plugin").split(".")[:2])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def choose_lazy(
+    asked: bool | None, *, compiles: bool, environment: Mapping[str, str], release: tuple[int, ...] | None
+) -> bool:
+    """Lazy mode or not: as the flag says, else the variable, else the release's own default.
+
+    Raises:
+        OptionError: They contradict each other.
+    """
+    told = environment.get(LAZY)
+    if asked is not None and told is not None and asked != (told != "0"):
+        raise OptionError(f"--lazy_mode {str(asked).lower()} and {LAZY}={told} contradict each other; leave one out")
+    if asked is None and told is not None:
+        asked = told != "0"
+    if asked and compiles:
+        raise OptionError(
+            "lazy mode and --compile contradict each other: torch.compile is for eager mode; leave one out"
+        )
+    if asked is None:
+        return not compiles and release is not None and release < FIRST_EAGER_RELEASE
+    return asked
+
+
+def choose_environment(lazy: bool, lists: OpLists | None) -> dict[str, str]:
+    """The variables that the bridge reads once, when it is imported."""
+    told = os.environ.get(LAZY)
+    chosen = {
+        LAZY: told if lazy and told is not None else str(int(lazy)),
+        # The exact GELU of the paper's code, where the bridge takes the tanh form by default.
+        "PT_HPU_FORCE_TANH_FOR_GELU": os.environ.get("PT_HPU_FORCE_TANH_FOR_GELU", "0"),
+    }
+    if lists is None:
+        return chosen
+    folder = Path(tempfile.mkdtemp(prefix="dino_op_lists_"))
+    for variable, names in zip(LISTS, (lists.bf16, lists.fp32), strict=True):
+        chosen[variable] = str(folder / f"{variable.lower()}.txt")
+        Path(chosen[variable]).write_text("\n".join(names), encoding="utf-8")  # the bridge reads lines untrimmed
+    return chosen
+
+
+def complete_environment(wanted: Mapping[str, str]) -> None:
+    """Set variables before the bridge is imported.
+
+    Raises:
+        DeviceError: It is imported already, with other values.
+    """
+    if BRIDGE in sys.modules:
+        late = [f"{name}={value}" for name, value in wanted.items() if not _says(name, value)]
+        if late:
+            raise DeviceError(
+                f"the Habana bridge was imported before {' '.join(late)} was set; import dino before torch"
+            )
+    os.environ.update(wanted)
+
+
+def _says(name: str, value: str) -> bool:
+    """Whether a variable has this value already; of op lists their content counts."""
+    now = os.environ.get(name)
+    if name not in LISTS or now is None:
+        return now == value
+    return Path(now).is_file() and Path(now).read_bytes() == Path(value).read_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dino.errors import DeviceError, OptionError
+from dino.errors import OptionError
 from dino.flags import PrecisionFlags
 
 
@@ -13,7 +13,6 @@ def resolve_precision(flags: PrecisionFlags, explicit: frozenset[str], device: s
 
     Raises:
         OptionError: Two flags were given that contradict each other.
-        DeviceError: The format is not available on the device.
     """
     fp16_asked = "use_fp16" in explicit and flags.use_fp16 and device == "cuda"
     wanted = {
@@ -26,7 +25,4 @@ def resolve_precision(flags: PrecisionFlags, explicit: frozenset[str], device: s
     if flags.precision == "fp16" and "use_fp16" in explicit and not flags.use_fp16:
         raise OptionError("--precision fp16 and --use_fp16 false contradict each other; give one of them")
     default = "fp16" if device == "cuda" and flags.use_fp16 else "fp32"
-    precision = next(iter(wanted.values()), default)
-    if precision == "ops":
-        raise DeviceError(f"op lists (--hmp, --precision ops) are not available on {device} yet; use --precision bf16")
-    return precision
+    return next(iter(wanted.values()), default)

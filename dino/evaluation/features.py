@@ -100,7 +100,11 @@ def _infer(
     infer = run.device.compile_eval(backbone.module)
     normalisation = _normalisation(backbone)
     batches = read_centre_crops(
-        dataset, batch_size=reading.batch_size, workers=reading.workers, pin_memory=run.device.pins_memory
+        dataset,
+        batch_size=reading.batch_size,
+        workers=reading.workers,
+        pin_memory=run.device.pins_memory,
+        start=run.device.loader_start,
     )
     if not len(dataset):  # fewer images than processes: no rows, of the right width
         blank = torch.zeros(1, backbone.in_chans, backbone.image_size, backbone.image_size)

@@ -14,7 +14,7 @@ from types import FrameType
 
 from dino.devices import open_device
 from dino.devices.base import Device
-from dino.errors import OptionError
+from dino.errors import DeviceError, OptionError
 from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
 from dino.runtime.distributed import Launch, Processes, read_launch
 from dino.runtime.failures import FailureWatch
@@ -54,7 +54,10 @@ def open_run(
     try:
         yield Run(device=opened, processes=processes)
     except BaseException as error:
-        watch.announce(error)
+        explained = opened.explain(error) if isinstance(error, RuntimeError) else None
+        watch.announce(DeviceError(explained) if explained else error)
+        if explained:
+            raise DeviceError(explained) from error
         raise
     finally:
         watch.close()

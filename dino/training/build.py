@@ -61,6 +61,7 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
         share=Share(rank=processes.rank, world=processes.world),
         workers=choose_workers(data.num_workers, explicit=explicit, processes_here=processes.local_world),
         pin_memory=run.device.pins_memory,
+        start=run.device.loader_start,
     )
 
 
@@ -68,7 +69,9 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
     """Bind the networks to the step, data parallel and compiled where asked for."""
     forward_student: nn.Module = student
     if run.processes.world > 1:
-        forward_student = DistributedDataParallel(student, gradient_as_bucket_view=True)
+        forward_student = DistributedDataParallel(
+            student, gradient_as_bucket_view=True, broadcast_buffers=False, **run.device.parallel_settings
+        )
     if options.precision.compile:
         forward_student, teacher = run.device.compile_module(forward_student), run.device.compile_module(teacher)
     return DinoProgram(

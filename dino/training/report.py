@@ -75,8 +75,8 @@ class Reporter:
         self.iteration, self.sums = iteration, sums
         self.began, self.waited = time.monotonic(), 0.0
 
-    def report(self, reading: Reading, iteration: int) -> None:
-        """Write one log line about the iterations since the last one."""
+    def report(self, reading: Reading, iteration: int, counters: Mapping[str, float] | None = None) -> None:
+        """Write one log line about the iterations since the last one, with the device's own `counters`."""
         means = reading.mean_since(self.sums)
         steps, seconds = iteration - self.iteration, time.monotonic() - self.began
         rate, weight_decay, *_ = self.plan.inputs(iteration - 1)
@@ -88,7 +88,17 @@ class Reporter:
         }
         self._show(means, timings, rate, iteration, reading.masked)
         self._warn_of_collapse(means)
-        self.write({**timings, **means, "lr": rate, "wd": weight_decay, "non_finite_steps": reading.masked}, iteration)
+        self.write(
+            {
+                **timings,
+                **means,
+                "lr": rate,
+                "wd": weight_decay,
+                "non_finite_steps": reading.masked,
+                **(counters or {}),
+            },
+            iteration,
+        )
         self.begin_window(iteration, reading.sums)
 
     def write(self, scalars: Mapping[str, float], iteration: int) -> None:

@@ -124,7 +124,7 @@ class Trainer:
                 "the last checkpoint is from before them. Try a lower --lr, --precision fp32 or a --clip_grad, "
                 "or look for odd images"
             )
-        self.reporter.report(reading, self.iteration)
+        self.reporter.report(reading, self.iteration, self.run.device.read_counters())
 
     def _end_epoch(self) -> bool:
         """Score, log and save; gives whether it was saved."""

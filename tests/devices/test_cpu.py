@@ -10,7 +10,8 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from dino.devices.base import split_batch
-from dino.devices.cpu import CpuDevice, HostSyncBatchNorm
+from dino.devices.batch_norm import AllReduceBatchNorm
+from dino.devices.cpu import CpuDevice
 from dino.errors import DeviceError
 
 ROWS = (2, 4)  # images of each process; they need not be equal
@@ -107,13 +108,13 @@ def test_every_batch_norm_of_a_network_is_replaced_and_nothing_else(device):
     before = network.state_dict()
     replaced = device.synchronise_batch_norm(network)
     kinds = [type(part).__name__ for part in replaced.modules() if not list(part.children())]
-    assert kinds == ["Linear", "HostSyncBatchNorm", "HostSyncBatchNorm", "LayerNorm"]
+    assert kinds == ["Linear", "AllReduceBatchNorm", "AllReduceBatchNorm", "LayerNorm"]
     after = replaced.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_batch_norm_of_its_own_is_replaced_too(device):
-    assert isinstance(device.synchronise_batch_norm(nn.BatchNorm1d(3)), HostSyncBatchNorm)
+    assert isinstance(device.synchronise_batch_norm(nn.BatchNorm1d(3)), AllReduceBatchNorm)
 
 
 def test_synchronised_batch_norm_equals_torchs_in_eval_mode(device):

@@ -71,7 +71,6 @@ def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
         ("--device cuda", 2, 2, r"process 2 of this host has no GPU: there are 2"),
         ("--device ipu", 0, 0, r"--device ipu needs the poptorch wrapper"),
         ("--device cpu --precision fp16", 0, 0, r"--precision fp16 needs --device cuda; use bf16 or fp32"),
-        ("--device cpu --hmp", 0, 0, r"op lists .* not available on cpu"),
     ],
 )
 def test_a_device_that_cannot_be_had_is_one_line_with_a_remedy(machine, words, local_rank, gpus, named):
@@ -81,10 +80,15 @@ def test_a_device_that_cannot_be_had_is_one_line_with_a_remedy(machine, words, l
     assert caught.value.exit_code == 2
 
 
-def test_lazy_mode_and_compilation_contradict_each_other(machine):
-    machine(bridge=True, gpus=0)
-    with pytest.raises(OptionError, match="--lazy_mode true and --compile contradict"):
-        open_as("--device", "hpu", "--lazy_mode", "true", "--compile")
+def test_op_lists_are_named_and_each_decision_told_once(machine, caplog):
+    machine(bridge=False, gpus=0)
+    caplog.set_level("INFO")
+    device = open_as("--device", "cpu", "--hmp", "--hmp-verbose")
+    device.casting.close()
+    assert device.describe() == "cpu, ops"
+    told = [line for line in caplog.messages if line.startswith("op ")]
+    assert len(told) == len(set(told)) == 25
+    assert {"op linear: bf16", "op softmax: fp32", "op cat: the widest of its inputs"} <= set(told)
 
 
 def test_lazy_mode_elsewhere_changes_nothing(machine):

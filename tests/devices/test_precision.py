@@ -3,7 +3,7 @@
 import pytest
 
 from dino.devices.precision import resolve_precision
-from dino.errors import DeviceError, OptionError
+from dino.errors import OptionError
 from dino.flags import TrainOptions
 from dino.options import parse
 
@@ -59,7 +59,7 @@ def test_a_recipe_contradicts_a_flag_as_well(tmp_path):
         resolve("cpu", "--config", str(recipe), "--precision", "bf16")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "hpu"])
 @pytest.mark.parametrize("words", ["--hmp", "--precision ops", "--precision ops --hmp"])
-def test_op_lists_are_refused_by_name_where_there_are_none(words):
-    with pytest.raises(DeviceError, match="op lists .* are not available on cpu"):
-        resolve("cpu", *words.split())
+def test_op_lists_decide_on_every_device(device, words):
+    assert resolve(device, *words.split()) == "ops"

@@ -1,0 +1,47 @@
+"""Batch norm whose statistics span all processes, from plain collectives, for devices that torch's own one refuses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+def synchronise(module: nn.Module) -> nn.Module:
+    """Replace every batch norm inside `module`, and `module` itself if it is one."""
+    for name, child in module.named_children():
+        module.set_submodule(name, synchronise(child))
+    return AllReduceBatchNorm.adopt(module) if isinstance(module, nn.modules.batchnorm._BatchNorm) else module
+
+
+class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the batches of all processes, by an all-reduce that gradients flow through."""
+
+    @classmethod
+    def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> AllReduceBatchNorm:
+        """Take over the parameters and buffers themselves of an ordinary batch norm."""
+        adopted = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        adopted._parameters, adopted._buffers = norm._parameters, norm._buffers
+        return adopted.train(norm.training)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...), normalised over all processes' B and the dots while training; fp32 inside."""
+        if not self.training:
+            return super().forward(inputs)
+        values = inputs.float()
+        dims, shape = [0, *range(2, inputs.ndim)], (1, -1, *(1,) * (inputs.ndim - 2))
+        count = values.new_full((1,), inputs.numel() / inputs.shape[1])
+        total, counts = all_reduce(torch.cat([values.sum(dims), count])).split([self.num_features, 1])
+        centred = values - (total / counts).reshape(shape)
+        variance = all_reduce(centred.square().sum(dims)) / counts
+        self._update_running((total / counts).detach(), (variance * counts / (counts - 1)).detach())
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale.reshape(shape) + self.bias.reshape(shape)).to(inputs.dtype)
+
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+    def _check_input_dim(self, inputs: Tensor) -> None:
+        """Any number of dimensions from 2 on."""

@@ -1,0 +1,195 @@
+"""Mixed precision by two lists of ops, the policy of the Habana bridge, on any device.
+
+An op in the first list runs in bf16, one in the second in fp32, the few of PROMOTED in the widest type among their
+inputs, and every other op in whatever its inputs have. A name stands for all its overloads but the in-place ones, which
+no autocast touches. Only floating-point inputs up to 32 bits are cast; of a normalisation only the first.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino.errors import OptionError
+from dino.flags import PrecisionFlags
+from dino.options import nearest
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parents[2]  # where ops_bf16.txt and ops_fp32.txt lie, beside the scripts
+
+# Names in the Gaudi reference's own lists that are no ATen function: what they mean, or None where they mean nothing.
+TRANSLATED = {
+    "cross_entropy": "cross_entropy_loss",
+    "truediv": "div",
+    "iadd": None,  # in place, and autocast leaves in-place ops alone
+}
+PROMOTED = ("add", "addcdiv", "addcmul", "cat", "div", "exp", "mul", "pow", "stack", "sub")  # the bridge's, fixed
+FIRST_INPUT_ONLY = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
+NOT_COMPUTING = frozenset({"clone", "empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpLists:
+    """Names of ATen functions that run in bf16 and in fp32; none is in both."""
+
+    bf16: tuple[str, ...]
+    fp32: tuple[str, ...]
+
+    @property
+    def promoted(self) -> tuple[str, ...]:
+        """Those that take the widest type among their inputs."""
+        return tuple(name for name in PROMOTED if name not in {*self.bf16, *self.fp32})
+
+    def describe(self) -> Iterator[str]:
+        """One line an op: its name and what is decided for it."""
+        for kind, names in (("bf16", self.bf16), ("fp32", self.fp32), ("the widest of its inputs", self.promoted)):
+            yield from (f"op {name}: {kind}" for name in names)
+
+
+def read_op_lists(flags: PrecisionFlags) -> OpLists:
+    """Read the two files that `--hmp-bf16` and `--hmp-fp32` name; level O2 puts all other ops into bf16.
+
+    Raises:
+        OptionError: A file is missing, or holds a name that no op has; the text names line and nearest op.
+    """
+    low, high = _read_names(flags.hmp_bf16, "--hmp-bf16"), _read_names(flags.hmp_fp32, "--hmp-fp32")
+    if flags.hmp_opt_level == "O2":
+        low = [*low, *(name for name in find_computing_ops() if name not in high)]
+    both = [name for name in high if name in low]
+    if both:
+        logger.warning("%s: in both op lists, bf16 wins as on the card", ", ".join(both))
+    return OpLists(bf16=tuple(dict.fromkeys(low)), fp32=tuple(name for name in dict.fromkeys(high) if name not in both))
+
+
+def find_functions() -> frozenset[str]:
+    """Names that a list may hold: ATen functions that are neither in place nor a backward pass (bridge, gen_op.py)."""
+    names = {full.removeprefix("aten::").split(".")[0] for full in _all_names()}
+    return frozenset(n for n in names if not n.endswith(("_", "_out")) and "backward" not in n and "cud" not in n)
+
+
+def find_computing_ops() -> list[str]:
+    """Those that compute something from tensors: no views, no copies, nothing that is private to torch."""
+    names = find_functions() - NOT_COMPUTING
+    return sorted(name for name in names if not name.startswith("_") and any(map(_computes, find_overloads(name))))
+
+
+def find_overloads(name: str) -> list[torch._ops.OpOverload]:
+    """All functional overloads of an ATen function."""
+    packet = getattr(torch.ops.aten, name)
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    return [overload for overload in overloads if not overload._schema.is_mutable]
+
+
+class CastingOps:
+    """The policy as autocast kernels of cpu or cuda, in place of torch's own, until `close`."""
+
+    def __init__(self, device_type: str, lists: OpLists) -> None:
+        """Replace what autocast does on `device_type`, in this whole process."""
+        self.device_type, self.key = device_type, f"Autocast{device_type.upper()}"
+        self.library = torch.library.Library("aten", "IMPL")
+        casts: dict[str, Callable[[Iterable[Tensor]], torch.dtype]] = {
+            **dict.fromkeys(lists.bf16, lambda _: torch.bfloat16),
+            **dict.fromkeys(lists.fp32, lambda _: torch.float32),
+            **dict.fromkeys(lists.promoted, _find_widest),
+        }
+        for full in _all_names():
+            if full.split("::")[1].split(".")[0] not in casts and _has_kernel(full, self.key):
+                self.library.impl(full, torch.library.fallthrough_kernel, self.key)
+        for name, choose in casts.items():
+            for overload in find_overloads(name):
+                kernel = self._build_kernel(overload, choose, first_only=name in FIRST_INPUT_ONLY)
+                self.library.impl(overload, kernel, self.key)
+
+    def autocast(self) -> AbstractContextManager:
+        """Ops inside follow the lists."""
+        # Torch's cache of cast weights belongs to the kernels that are replaced.
+        return torch.autocast(self.device_type, dtype=torch.bfloat16, cache_enabled=False)
+
+    def close(self) -> None:
+        """Give torch its own autocast back."""
+        self.library._destroy()
+
+    def _build_kernel(
+        self, overload: torch._ops.OpOverload, choose: Callable[[Iterable[Tensor]], torch.dtype], *, first_only: bool
+    ) -> Callable[..., Any]:
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            dtype = choose(self._find_eligible([*args, *kwargs.values()]))
+            with torch.autocast(self.device_type, enabled=False):
+                if first_only:
+                    return overload(self._cast(args[0], dtype), *args[1:], **kwargs)
+                cast = {name: self._cast(value, dtype) for name, value in kwargs.items()}
+                return overload(*(self._cast(value, dtype) for value in args), **cast)
+
+        return kernel
+
+    def _is_eligible(self, value: Any) -> bool:
+        return (
+            isinstance(value, Tensor)
+            and value.device.type == self.device_type
+            and value.is_floating_point()
+            and value.dtype != torch.float64
+        )
+
+    def _find_eligible(self, values: Iterable[Any]) -> Iterator[Tensor]:
+        for value in values:
+            yield from filter(self._is_eligible, value if isinstance(value, list | tuple) else [value])
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, list | tuple):
+            return [self._cast(item, dtype) for item in value]
+        return value.to(dtype) if self._is_eligible(value) else value
+
+
+def _find_widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.bfloat16)
+
+
+def _read_names(file: str, spelling: str) -> list[str]:
+    path = Path(file) if Path(file).exists() or Path(file).is_absolute() else HERE / file
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{spelling} {file} cannot be read ({error}); give a file with one op a line") from error
+    known, names = find_functions(), []
+    for number, line in enumerate(lines, start=1):
+        name = line.split("#")[0].strip()
+        if not name:
+            continue
+        if name in TRANSLATED:
+            meaning = TRANSLATED[name]
+            logger.info("%s line %d: %s %s", file, number, name, f"means {meaning}" if meaning else "is ignored: no op")
+            names += [meaning] if meaning else []
+        elif name in known:
+            names.append(name)
+        else:
+            raise OptionError(
+                f"{spelling} {file} line {number}: no op is named {name!r}: {nearest(name, sorted(known))}"
+            )
+    return names
+
+
+@functools.cache
+def _all_names() -> tuple[str, ...]:
+    """Every ATen operator as `aten::name.overload`."""
+    return tuple(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::"))
+
+
+def _has_kernel(full: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(full, key)
+
+
+def _computes(overload: torch._ops.OpOverload) -> bool:
+    """From a tensor to a new tensor."""
+    schema = overload._schema
+    takes = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    gives = any("Tensor" in str(result.type) and result.alias_info is None for result in schema.returns)
+    return takes and gives
