@@ -110,8 +110,12 @@ def _infer(
         blank = torch.zeros(1, backbone.in_chans, backbone.image_size, backbone.image_size)
         yield infer(run.device.place(blank))[:0], torch.empty(0, dtype=torch.int64)
     for batch in itertools.islice(batches, reading.max_batches):
-        found = F.normalize(infer(normalisation(run.device.place(batch.pixels))).float(), dim=-1)
-        yield (found if reading.keep_on_device else found.cpu()), batch.labels
+        # A last batch that is not full would be another graph for devices that compile, so it is filled up.
+        missing = min(reading.batch_size, len(dataset)) - len(batch.labels)
+        pixels = F.pad(batch.pixels, (*(0, 0) * 3, 0, missing))
+        found = F.normalize(infer(normalisation(run.device.place(pixels))).float(), dim=-1)
+        found = found if reading.keep_on_device else found.cpu()
+        yield found[: len(batch.labels)] if missing else found, batch.labels
 
 
 def _normalisation(backbone: TrainedBackbone) -> Normalisation:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino.data.photometric import build_normalisation
@@ -65,19 +66,21 @@ def predict_classes(
         {k: (M, min(5, C)) int64 classes, best first}, in host memory.
     """
     most = min(max(neighbours), len(train.features))
-    rows = max(1, CHUNK_NUMBERS // (len(train.features) + classes))
+    rows = max(1, min(len(queries), CHUNK_NUMBERS // (len(train.features) + classes)))
     labels = train.labels.to(train.features.device)
     parts: dict[int, list[Tensor]] = {k: [] for k in neighbours}
-    for chunk in queries.split(rows):
-        similarity = chunk.to(train.features.device) @ train.features.T
+    for chunk in queries.cpu().split(rows):
+        # From the host and always as many rows: a slice on the device, or another size, would be another graph there.
+        padded = F.pad(chunk, (0, 0, 0, rows - len(chunk)))
+        similarity = padded.to(train.features.device) @ train.features.T
         nearest, where = similarity.topk(most, dim=1, largest=True, sorted=True)
         # Only ratios of weights matter; taken from the nearest neighbour they cannot overflow.
         weights, voted = ((nearest - nearest[:, :1]) / temperature).exp(), labels[where]
         for k in neighbours:
-            votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
+            votes = weights.new_zeros(rows, classes).scatter_add_(1, voted[:, :k], weights[:, :k])
             # Stable: classes without a vote follow in the order of their index, as in the original.
             ranked = votes.sort(dim=1, descending=True, stable=True).indices
-            parts[k].append(ranked[:, :TOP].cpu())
+            parts[k].append(ranked[:, :TOP].cpu()[: len(chunk)])
     return {k: torch.cat(found) for k, found in parts.items()}
 
 
