@@ -8,6 +8,7 @@ its own. FusedSDPA would compute the same as torch's attention; it waits for a c
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,7 +16,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -166,13 +167,20 @@ def choose_environment(lazy: bool, lists: OpLists | None) -> dict[str, str]:
         # The exact GELU of the paper's code, where the bridge takes the tanh form by default.
         "PT_HPU_FORCE_TANH_FOR_GELU": os.environ.get("PT_HPU_FORCE_TANH_FOR_GELU", "0"),
     }
-    if lists is None:
-        return chosen
-    folder = Path(tempfile.mkdtemp(prefix="dino_op_lists_"))
-    for variable, names in zip(LISTS, (lists.bf16, lists.fp32), strict=True):
-        chosen[variable] = str(folder / f"{variable.lower()}.txt")
-        Path(chosen[variable]).write_text("\n".join(names), encoding="utf-8")  # the bridge reads lines untrimmed
+    if lists is not None:
+        chosen |= {name: _write_list(names) for name, names in zip(LISTS, (lists.bf16, lists.fp32), strict=True)}
     return chosen
+
+
+def _write_list(names: Sequence[str]) -> str:
+    """Write names as the bridge reads them, bare lines; equal lists are one file, whichever process writes it."""
+    content = "\n".join(names).encode()
+    folder = Path(tempfile.gettempdir(), f"dino_op_lists_{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path, partial = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.txt", folder / f"{os.getpid()}.tmp"
+    partial.write_bytes(content)
+    partial.replace(path)
+    return str(path)
 
 
 def complete_environment(wanted: Mapping[str, str]) -> None:
@@ -182,17 +190,9 @@ def complete_environment(wanted: Mapping[str, str]) -> None:
         DeviceError: It is imported already, with other values.
     """
     if BRIDGE in sys.modules:
-        late = [f"{name}={value}" for name, value in wanted.items() if not _says(name, value)]
+        late = [f"{name}={value}" for name, value in wanted.items() if os.environ.get(name) != value]
         if late:
             raise DeviceError(
                 f"the Habana bridge was imported before {' '.join(late)} was set; import dino before torch"
             )
     os.environ.update(wanted)
-
-
-def _says(name: str, value: str) -> bool:
-    """Whether a variable has this value already; of op lists their content counts."""
-    now = os.environ.get(name)
-    if name not in LISTS or now is None:
-        return now == value
-    return Path(now).is_file() and Path(now).read_bytes() == Path(value).read_bytes()

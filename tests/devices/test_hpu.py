@@ -87,7 +87,7 @@ def test_a_bridge_that_was_imported_too_early_is_refused(monkeypatch):
     chosen = choose_environment(True, LOW_AND_HIGH)
     complete_environment(chosen)
     monkeypatch.setitem(sys.modules, hpu.BRIDGE, ModuleType(hpu.BRIDGE))
-    complete_environment(choose_environment(True, LOW_AND_HIGH))  # equal lists in other files are equal
+    complete_environment(choose_environment(True, LOW_AND_HIGH))  # equal lists are one file
     with pytest.raises(DeviceError, match=rf"imported before {LAZY}=0 was set; import dino before torch"):
         complete_environment({LAZY: "0"})
     other = choose_environment(True, OpLists(bf16=("mm",), fp32=("softmax",)))
