@@ -130,3 +130,11 @@ def _run(words: list[str], output: str, prepare: Callable[[], None] | None) -> N
             prepare()
         code = exit_code(lambda: main_dino.main(words))
     sys.exit(code)
+
+
+def on_simulated_card() -> None:
+    """Let this process find the simulated bridge; for `prepare`, before anything asks torch for its accelerators."""
+    from tests import hpu_simulator
+
+    hpu_simulator.load_extension()
+    sys.path.insert(0, str(hpu_simulator.PACKAGE))

@@ -16,6 +16,7 @@ LEVELS = {
     **dict.fromkeys(("options", "flags", "errors", "checkpoint"), 0),
     **dict.fromkeys(("data", "models", "devices"), 1),
     "runtime": 2,
+    "doctor": 4,
     **dict.fromkeys(("training", "evaluation", "visualization", "interop"), 3),
 }
 WORDS = {"options", "flags", "errors", "checkpoint"}  # they may import one another

@@ -16,7 +16,7 @@ from dino.devices import open_device
 from dino.devices.base import Device
 from dino.errors import DeviceError, OptionError
 from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
-from dino.runtime.distributed import Launch, Processes, read_launch
+from dino.runtime.distributed import Launch, Processes, export_launch, read_launch
 from dino.runtime.failures import FailureWatch
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def open_run(
         DinoError: The device or the meeting point is not usable.
     """
     place = set_up_logging()
+    export_launch(place, launch.dist_url)
     opened = open_device(device, local_rank=place.local_rank, precision=precision, explicit=explicit)
     chosen = "as asked" if device.device else "chosen automatically, --device changes it"
     logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))

@@ -72,7 +72,7 @@ class Processes:
         """Meet the other processes, if there are any.
 
         Args:
-            launch: This process's place.
+            launch: This process's place, exported.
             backend: gloo, nccl or hccl.
             dist_url: `env://`, `tcp://host:port` or `file:///shared/path`.
 
@@ -182,11 +182,22 @@ class StopAgreement:
         return self.store.check([self.KEY]) and self.lines >= int(self.store.get(self.KEY))
 
 
-def _open_store(launch: Launch, dist_url: str) -> dist.Store:
+def export_launch(launch: Launch, dist_url: str) -> None:
+    """Say in torchrun's variables what any launcher said in its own, before a vendor's bridge reads them.
+
+    Raises:
+        OptionError: The launcher does not say where to meet.
+    """
+    if launch.world == 1:
+        return
     if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
         _name_meeting_point(launch)
-    for name, value in (("RANK", launch.rank), ("WORLD_SIZE", launch.world)):
+    place = {"RANK": launch.rank, "WORLD_SIZE": launch.world, "LOCAL_RANK": launch.local_rank}
+    for name, value in place.items():
         os.environ.setdefault(name, str(value))
+
+
+def _open_store(launch: Launch, dist_url: str) -> dist.Store:
     try:
         store, _, _ = next(rendezvous(dist_url, launch.rank, launch.world, timeout=JOIN_TIMEOUT))
     except (ValueError, RuntimeError) as error:

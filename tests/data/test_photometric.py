@@ -13,13 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dino.data import photometric
 from dino.data.photometric import IMAGENET_STD, PARAMETERS, Normalisation, augment, build_normalisation
 
+pytestmark = pytest.mark.usefixtures("device")
+
 Golden = Callable[[str], dict[str, np.ndarray]]
 OPERATIONS = ("flip", "gray", "solarize", "brightness", "contrast", "saturation", "hue", "blur")
 
 
 def as_views(image: np.ndarray) -> Tensor:
     """(S, S, 3) uint8 -> (1, 3, S, S) uint8."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    return torch.as_tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
 
 
 def build_row(
@@ -46,7 +48,7 @@ def run(pixels: Tensor, row: Tensor) -> Tensor:
 
 def draw_views(count: int, size: int = 24, channels: int = 3, seed: int = 0) -> Tensor:
     pixels = np.random.RandomState(seed).randint(0, 256, (count, channels, size, size))
-    return torch.from_numpy(pixels.astype(np.uint8))
+    return torch.as_tensor(pixels.astype(np.uint8))
 
 
 def draw_rows(count: int, seed: int = 0) -> Tensor:
@@ -101,7 +103,7 @@ def test_the_chain_is_within_two_levels_of_pillow(golden: Golden) -> None:
             radius=float(numbers[f"{chain}/radius"]),
         )
         result = augment(base, row, Normalisation())
-        expected = torch.from_numpy(numbers[f"{chain}/normalised"])[None]
+        expected = torch.as_tensor(numbers[f"{chain}/normalised"])[None]
         assert ((result - expected).abs() * std * 255).mean() <= 2.0, chain
         found += 1
     assert found >= 8

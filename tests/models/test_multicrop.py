@@ -7,6 +7,8 @@ from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture
 def network():

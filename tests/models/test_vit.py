@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from dino.models.vit import Attention, DropPath, VisionTransformer
 
+pytestmark = pytest.mark.usefixtures("device")
+
 GOLDEN = [(patch, kind) for patch in (16, 8) for kind in ("cls", "last2", "attn")]
 
 
@@ -17,7 +19,7 @@ def small_vit(patch_size=16, **more):
 
 def load_golden(arrays, patch_size):
     model = small_vit(patch_size)
-    model.load_state_dict({name[2:]: torch.from_numpy(arrays[name]) for name in arrays if name.startswith("w/")})
+    model.load_state_dict({name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")})
     return model
 
 

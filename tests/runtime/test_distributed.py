@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dino.errors import OptionError
 from dino.runtime import distributed
-from dino.runtime.distributed import Launch, Processes, StopAgreement, read_launch
+from dino.runtime.distributed import Launch, Processes, StopAgreement, export_launch, read_launch
 from tests.running import SERVER
 
 ALONE = Launch()
@@ -110,7 +110,7 @@ def unnamed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_job_without_a_name_is_asked_for_a_meeting_point(unnamed: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match="names no job to derive a port from; set MASTER_ADDR and MASTER_PORT"):
-        Processes(HOSTS, "gloo", "env://")
+        export_launch(HOSTS, "env://")
 
 
 @pytest.mark.parametrize("path", ["/nowhere", None])
@@ -124,7 +124,7 @@ def test_several_hosts_that_slurm_does_not_name_are_asked_for_a_meeting_point(
     else:
         unnamed.setattr(distributed.subprocess, "run", fail_to_run)
     with pytest.raises(OptionError, match="Slurm does not name the first .*; set MASTER_ADDR and MASTER_PORT"):
-        Processes(HOSTS, "gloo", "env://")
+        export_launch(HOSTS, "env://")
 
 
 def fail_to_run(command: list[str], **_: object) -> None:
@@ -136,7 +136,7 @@ def test_each_job_and_each_step_has_a_port_of_its_own(unnamed: pytest.MonkeyPatc
     for variables in ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "8"}):
         for name, value in variables.items():
             unnamed.setenv(name, value)
-        distributed._name_meeting_point(Launch(rank=0, world=2, local_world=2))
+        export_launch(Launch(rank=0, world=2, local_world=2), "env://")
         assert os.environ["MASTER_ADDR"] == "127.0.0.1"
         ports.append(int(os.environ["MASTER_PORT"]))
         unnamed.delenv("MASTER_ADDR")

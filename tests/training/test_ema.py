@@ -6,6 +6,8 @@ from torch import nn
 
 from dino.training.ema import build_teacher, update_teacher
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def build(seed):
     torch.manual_seed(seed)

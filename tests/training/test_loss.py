@@ -17,6 +17,8 @@ from dino.training.loss import (
 )
 from dino.training.schedules import compute_teacher_temperature
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def scalar(value):
     return torch.tensor(value, dtype=torch.float32)
@@ -84,8 +86,8 @@ def test_loss_equals_the_loops_for_any_number_of_views(images, views, prototypes
     student = rng.standard_normal((views * images, prototypes)).astype(np.float32)
     teacher = rng.standard_normal((2 * images, prototypes)).astype(np.float32)
     centre = rng.standard_normal((1, prototypes)).astype(np.float32)
-    targets = compute_targets(torch.from_numpy(teacher), torch.from_numpy(centre), scalar(temperature))
-    loss = compute_loss(torch.from_numpy(student), targets.probabilities)
+    targets = compute_targets(torch.as_tensor(teacher), torch.as_tensor(centre), scalar(temperature))
+    loss = compute_loss(torch.as_tensor(student), targets.probabilities)
     assert float(loss) == pytest.approx(loss_by_loops(student, teacher, centre, temperature, images), rel=1e-4)
 
 
@@ -98,8 +100,8 @@ def test_targets_say_what_they_promise():
     assert not targets.probabilities.requires_grad
     torch.testing.assert_close(targets.probabilities.sum(-1), torch.ones(2, 3))
     torch.testing.assert_close(targets.batch_centre, logits.detach().mean(0, keepdim=True))
-    entropy = np.mean([-(row * row.log()).sum() for row in rows])
-    divergence = np.mean([(row * (row / rows.mean(0)).log()).sum() for row in rows])
+    entropy = np.mean([float(-(row * row.log()).sum()) for row in rows])
+    divergence = np.mean([float((row * (row / rows.mean(0)).log()).sum()) for row in rows])
     assert float(targets.entropy) == pytest.approx(entropy, rel=1e-5)
     assert float(targets.divergence) == pytest.approx(divergence, rel=1e-5)
 

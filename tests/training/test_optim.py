@@ -22,6 +22,8 @@ from dino.training.optim import (
     group_parameters,
 )
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SHAPES = [(5, 7), (7,), (3, 3, 3, 3), (1,)]
 NAMES = pytest.mark.parametrize("name", OPTIMIZERS)
 ON, OFF = 1.0, 0.0
@@ -54,7 +56,7 @@ def fill_gradients(model, seed, value=None):
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            drawn = torch.randn(parameter.shape, generator=generator)
+            drawn = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter.device)
             parameter.grad = drawn if value is None else torch.full_like(drawn, value)
 
 
@@ -69,9 +71,9 @@ def bits(model, optimizer, only=""):
     found = {}
     for name, parameter in model.named_parameters():
         if only in name:
-            found[name] = parameter.detach().numpy().tobytes()
+            found[name] = parameter.detach().cpu().numpy().tobytes()
             for key, value in optimizer.state.get(parameter, {}).items():
-                found[f"{name}/{key}"] = value.numpy().tobytes()
+                found[f"{name}/{key}"] = value.cpu().numpy().tobytes()
     return found
 
 

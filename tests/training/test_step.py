@@ -10,14 +10,17 @@ from torch import Tensor
 
 from dino.data.crops import Crops
 from dino.data.photometric import PARAMETERS, RADIUS, Normalisation
+from dino.devices import open_device
 from dino.devices.base import StepInputs
-from dino.devices.cpu import CpuDevice
+from dino.flags import DeviceFlags
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
 from dino.training.ema import build_teacher
 from dino.training.optim import OPTIMIZERS, build_optimizer
 from dino.training.step import METERS, NON_FINITE_LIMIT, DinoProgram, count_non_finite
+
+pytestmark = pytest.mark.usefixtures("device")
 
 INPUTS = (0.001, 0.04, 0.9, 0.04, 1.0)  # learning rate, weight decay, momentum, temperature, last layer trains
 PROTOTYPES = 32
@@ -47,7 +50,8 @@ class Bench:
             student=student, teacher=teacher, prototypes=prototypes, normalisation=Normalisation(), clip_grad=3.0
         )
         self.optimizer = build_optimizer(optimizer, student)
-        self.step = CpuDevice("fp32").compile_train(self.program, self.optimizer, micro_batches)
+        device = open_device(DeviceFlags(device=torch.get_default_device().type))
+        self.step = device.compile_train(self.program, self.optimizer, micro_batches)
 
     def meter(self, name):
         return float(self.program.meters[METERS.index(name)])
@@ -59,7 +63,7 @@ class Bench:
         for place, state in enumerate(self.optimizer.state.values()):
             tensors |= {f"optimizer.{place}.{k}": v for k, v in state.items()}
         tensors |= {"centre": self.program.centre, "meters": self.program.meters}
-        return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
+        return {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
 
 
 def build_golden_network(*, norm_last_layer):
@@ -79,13 +83,15 @@ def build_bench(seed=0, use_bn=False, **more):
 
 
 def draw_views(seed, images=2):
+    """Already where the network is: these steps have no augmentation to bring them there."""
     generator = torch.Generator().manual_seed(seed)
-    return Views(
-        torch.randn(2 * images, 3, 16, 16, generator=generator), torch.randn(3 * images, 3, 8, 8, generator=generator)
-    )
+    sizes = ((2 * images, 3, 16, 16), (3 * images, 3, 8, 8))
+    drawn = (torch.randn(size, generator=generator, device="cpu") for size in sizes)
+    return Views(*(views.to(torch.get_default_device()) for views in drawn))
 
 
 def draw_crops(seed, images=16, local_views=3):
+    """On the host, as the loader gives them."""
     generator = torch.Generator().manual_seed(seed)
 
     def group(views, size):
@@ -97,13 +103,14 @@ def draw_crops(seed, images=16, local_views=3):
         rows[..., RADIUS] = 1.0
         return pixels, rows
 
-    return Crops(*group(2, 16), *group(local_views, 8), torch.zeros(images, dtype=torch.int64))
+    with torch.device("cpu"):
+        return Crops(*group(2, 16), *group(local_views, 8), torch.zeros(images, dtype=torch.int64))
 
 
 def run_trajectory(arrays, draw):
     """The golden eight steps; gives the bench, the losses and the centres."""
     student, teacher = build_golden_network(norm_last_layer=False), build_golden_network(norm_last_layer=True)
-    student.load_state_dict({k.removeprefix("init/"): torch.from_numpy(v) for k, v in arrays.items() if "init/" in k})
+    student.load_state_dict({k.removeprefix("init/"): torch.as_tensor(v) for k, v in arrays.items() if "init/" in k})
     bench = Bench(student, build_teacher(teacher, student), kind=GivenViews)
     losses, centres = [], []
     for iteration in range(8):

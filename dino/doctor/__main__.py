@@ -1,0 +1,46 @@
+"""The command: `python -m dino.doctor`, or with `--device hpu` and so on; ends with 1 if the device cannot run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dino.doctor.examine import Case, choose, examine
+from dino.doctor.report import Fact, Problem
+from dino.errors import CheckFailed, exit_code
+from dino.flags import DeviceFlags
+from dino.options import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Say what this machine has, and what keeps the device from running; opens no device."""
+
+    device: DeviceFlags
+    explicit: frozenset[str] = frozenset()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Examine the asked device, or the one a command would choose, and print the report.
+
+    Raises:
+        CheckFailed: The device cannot run here.
+    """
+    flags = parse(DoctorOptions, argv).device
+    device, doubt = (flags.device, None) if flags.device else choose(os.environ)
+    report = examine(device, Case(os.environ, flags.lazy_mode))
+    report.facts.insert(0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})"))
+    if doubt:
+        cause = f"which device a command would choose could not be told: {doubt}"
+        report.problems.insert(0, Problem(cause, "name one with --device", blocking=False))
+    sys.stdout.write(report.format())
+    sys.stdout.flush()
+    if report.blocking:
+        more = f" (and {len(report.blocking) - 1} more, see above)" if len(report.blocking) > 1 else ""
+        raise CheckFailed(f"{device} cannot run here: {report.blocking[0].cause}{more}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,1 @@
+"""Stands in for the Habana bridge's packages, on a simulated device."""

@@ -1,0 +1,5 @@
+"""Counters of the bridge."""
+
+from .metrics import metric_global
+
+__all__ = ["metric_global"]

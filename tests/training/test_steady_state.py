@@ -1,0 +1,122 @@
+"""On a simulated card, the steady state of a run: no host read, no new graph, no operator that runs on the host.
+
+What each mode counts. Lazy: a graph is what lies between two step marks, new if an operator, a shape, a number format
+or a baked number differs from all before. Eager: the same for each operator by itself. Compiled: the graphs that
+torch.compile hands to `hpu_backend`, and the operators around them as in eager mode. A host read is a value, a copy to
+host memory or a shape that depends on values; a fallback is an operator that the bridge has not and the host runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import hpu_simulator
+from tests.running import make_labelled, on_simulated_card, train
+
+STEPS = 10  # an epoch; the log line is at its end
+MODES = {"eager": ("--lazy_mode", "false"), "lazy": ("--lazy_mode", "true"), "compiled": ("--compile",)}
+# Where new graphs are due: the first three steps (the second is the first with a learning rate above 0), the first
+# unfrozen one, and the last of the first epoch, which the first log line and the first score follow.
+DUE = {0, 1, 2, STEPS - 1, STEPS}
+FALLBACKS: set[str] = set()  # none is known that the training step needs
+
+pytestmark = pytest.mark.skipif(
+    hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
+)
+
+
+def record_steps(path: str) -> None:
+    """Write what the device saw from each step's start to the next one's, as JSON lines."""
+    on_simulated_card()
+    from dino.devices.eager import EagerStep
+
+    whole, state = EagerStep.__call__, {}
+
+    def close() -> None:
+        if "watch" in state:
+            state.pop("watch").__exit__(None, None, None)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(describe(state.pop("seen"))) + "\n")
+
+    @functools.wraps(whole)
+    def step(self: EagerStep, *args: Any) -> None:
+        close()
+        state["watch"] = hpu_simulator.watch()
+        state["seen"] = state["watch"].__enter__()
+        whole(self, *args)
+
+    EagerStep.__call__ = step
+    from dino.training.trainer import Trainer
+
+    finish = Trainer.train
+
+    def train_and_close(self: Trainer) -> None:
+        finish(self)
+        close()
+
+    Trainer.train = train_and_close
+
+
+def describe(seen: hpu_simulator.Seen) -> dict[str, Any]:
+    return {
+        "reads": [list(read) for read in seen.host_reads],
+        "fallbacks": dict(seen.fallbacks),
+        "graphs": len(seen.graphs),
+        "new": [graph.difference for graph in seen.new_graphs] + seen.new_ops,
+        "float64": dict(seen.float64),
+        "uploads": seen.uploads.count,
+    }
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of twenty training and five validation images."""
+    return make_labelled(tmp_path_factory.mktemp("images"), {"train": 20, "val": 5})
+
+
+@pytest.fixture(scope="module", params=[(mode, numbers) for mode in MODES for numbers in ("fp32", "ops")], ids="-".join)
+def steps(
+    request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """A run of three epochs with everything that changes from step to step or from epoch to epoch."""
+    mode, numbers = request.param
+    folder = tmp_path_factory.mktemp(f"{mode}_{numbers}")
+    words = ("--data_path", images / "train", "--output_dir", folder / "run", "--device", "hpu", *MODES[mode])
+    schedules = ("--epochs", 3, "--warmup_epochs", 1, "--warmup_teacher_temp", 0.03, "--warmup_teacher_temp_epochs", 2)
+    more = ("--precision", numbers, "--drop_path_rate", 0.1, "--local_crops_number", 2, "--eval_knn_every", 1)
+    result = train(folder, *words, *schedules, *more, prepare=functools.partial(record_steps, str(folder / "seen")))
+    assert result.code == 0, result.text
+    assert f"device: hpu, {numbers}, {mode} mode" in result.text
+    seen = [json.loads(line) for line in (folder / "seen").read_text().splitlines()]
+    assert len(seen) == 3 * STEPS
+    return seen
+
+
+def test_the_host_reads_nothing_between_two_log_lines(steps: list[dict[str, Any]]) -> None:
+    between = {place: step["reads"] for place, step in enumerate(steps) if (place + 1) % STEPS}
+    assert {place: reads for place, reads in between.items() if reads} == {}
+
+
+def test_the_steady_state_has_no_new_graph(steps: list[dict[str, Any]]) -> None:
+    new = {place: step["new"][:3] for place, step in enumerate(steps) if step["new"]}
+    assert new.keys() <= DUE, {place: new[place] for place in new.keys() - DUE}
+
+
+def test_no_operator_of_the_step_runs_on_the_host(steps: list[dict[str, Any]]) -> None:
+    found = {name for place, step in enumerate(steps) if (place + 1) % STEPS for name in step["fallbacks"]}
+    assert found <= FALLBACKS
+
+
+def test_nothing_on_the_card_has_64_bits(steps: list[dict[str, Any]]) -> None:
+    assert {name for step in steps for name in step["float64"]} == set()
+
+
+def test_every_step_cuts_as_many_graphs_and_uploads_as_much(steps: list[dict[str, Any]]) -> None:
+    later = [step for place, step in enumerate(steps) if place > STEPS and (place + 1) % STEPS]
+    assert len({step["graphs"] for step in later}) == 1
+    assert len({step["uploads"] for step in later}) == 1
