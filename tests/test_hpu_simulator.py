@@ -52,9 +52,7 @@ def test_two_processes_reduce_and_train():
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PT_HPU_LAZY_MODE": "1"}
-    ranks = [
-        start(str(SCRIPTS / "collectives.py"), **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
-    ]
+    ranks = [start(str(SCRIPTS / "collectives.py"), **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     for process in ranks:
         finish(process)
 

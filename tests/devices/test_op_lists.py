@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dino.devices import open_device
 from dino.devices.op_lists import (
     PROMOTED,
     CastingOps,
@@ -18,6 +19,8 @@ from dino.devices.op_lists import (
 from dino.errors import OptionError
 from dino.flags import TrainOptions
 from dino.options import parse
+from tests import hpu_simulator
+from tests.running import SERVER, on_simulated_card
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # Of every op in the two lists one call, on float values x (4, 4).
@@ -108,6 +111,39 @@ def test_each_op_runs_in_the_format_of_its_list(name, casting):
     with casting(lists).autocast(), Types() as types:
         CALLS[name](torch.rand(4, 4).to(given))
     assert types.seen[0] == wanted
+
+
+@pytest.fixture(scope="module")
+def on_card(tmp_path_factory):
+    """The formats in which a simulated card ran each op, read in a process whose bridge was given the lists."""
+    reason = hpu_simulator.why_unavailable()
+    if reason:
+        pytest.skip(f"no simulated hpu: {reason}")
+    path = tmp_path_factory.mktemp("card") / "formats.json"
+    process = SERVER.Process(target=run_on_card, args=(str(path),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    return json.loads(path.read_text())
+
+
+def run_on_card(path):
+    on_simulated_card()
+    options = parse(TrainOptions, ["--device", "hpu", "--hmp"])
+    device = open_device(options.device, precision=options.precision, explicit=options.explicit)
+    found = {}
+    for name, call in CALLS.items():
+        given = FP32 if name in read().bf16 else BF16
+        with device.autocast(), Types() as types:
+            call(torch.rand(4, 4).to(given).to("hpu"))
+        found[name] = str(types.seen[0])
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(found, file)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_op_runs_in_the_same_format_on_a_card(name, on_card):
+    assert on_card[name] == str(BF16 if name in read().bf16 else FP32)
 
 
 @pytest.mark.parametrize("name", [name for name in PROMOTED if name not in CALLS])

@@ -75,7 +75,11 @@ def _compile(library: Path) -> None:
         command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(unfinished)]
         command += [f"-DTORCH_EXTENSION_NAME={NAME}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
         torch_home = Path(torch.__file__).parent
-        headers = torch_home / "include", torch_home / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]
+        headers = (
+            torch_home / "include",
+            torch_home / "include/torch/csrc/api/include",
+            sysconfig.get_paths()["include"],
+        )
         command += [f"-I{folder}" for folder in headers]
         command += [f"-L{torch_home / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
         try:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-HIDDEN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), str(Path(contextlib.__file__).parent))
+HERE = Path(__file__)
+HIDDEN = (str(Path(torch.__file__).parent), str(HERE), str(HERE.with_name("package")), contextlib.__file__)
 FRAMES = 4  # of the caller, the innermost first
 
 
@@ -184,12 +185,13 @@ def _device() -> Any:
     return sys.modules["_hpu_simulator"]
 
 
-def _likeness(lines: list[str], other: list[str]) -> tuple[float, float, float]:
-    """Larger for more alike graphs: in the operators' order, their names, then their whole lines."""
+def _likeness(lines: list[str], other: list[str]) -> tuple[float, ...]:
+    """Larger for more alike graphs: in the operators' order, their names, their lines but for numbers, their lines."""
     names, others = ([line.partition("(")[0] for line in graph] for graph in (lines, other))
     in_place = sum(a == b for a, b in zip(names, others, strict=False)) / max(len(names), len(others))
-    ratios = (difflib.SequenceMatcher(None, a, b, autojunk=False) for a, b in ((names, others), (lines, other)))
-    return in_place, *(ratio.quick_ratio() for ratio in ratios)
+    forms = ([re.sub(r"[\d.]+", "", line) for line in graph] for graph in (lines, other))
+    pairs = (names, others), tuple(forms), (lines, other)
+    return in_place, *(difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio() for a, b in pairs)
 
 
 def _changed_part(before: str, after: str) -> str:

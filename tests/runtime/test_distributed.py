@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dino.errors import OptionError
 from dino.runtime import distributed
-from dino.runtime.distributed import Launch, Processes, StopAgreement, export_launch, read_launch
+from dino.runtime.distributed import LAUNCHERS, Launch, Processes, StopAgreement, export_launch, read_launch
 from tests.running import SERVER
 
 ALONE = Launch()
@@ -125,6 +125,21 @@ def test_several_hosts_that_slurm_does_not_name_are_asked_for_a_meeting_point(
         unnamed.setattr(distributed.subprocess, "run", fail_to_run)
     with pytest.raises(OptionError, match="Slurm does not name the first .*; set MASTER_ADDR and MASTER_PORT"):
         export_launch(HOSTS, "env://")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS[1:], ids=["mpirun", "srun"])
+def test_what_any_launcher_says_is_said_in_torchruns_words(
+    unnamed: pytest.MonkeyPatch, launcher: tuple[str, ...]
+) -> None:
+    """A vendor's bridge reads those, and reads them when it is imported."""
+    words = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    for name in words:
+        unnamed.setenv(name, "")
+        unnamed.delenv(name)
+    unnamed.setenv("SLURM_JOB_ID", "7")
+    export_launch(read_launch(dict(zip(launcher, ("3", "4", "1", "4"), strict=True))), "env://")
+    assert [os.environ.pop(name) for name in words] == ["3", "4", "1"]
+    assert os.environ.pop("MASTER_ADDR") == "127.0.0.1" and os.environ.pop("MASTER_PORT")
 
 
 def fail_to_run(command: list[str], **_: object) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dino import checkpoint
 from tests import hpu_simulator
@@ -47,6 +48,9 @@ def test_every_mode_trains_to_the_cpus_numbers(images: Path, on_cpu: Path, tmp_p
     result = train(tmp_path, *words, prepare=on_simulated_card)
     assert result.code == 0, result.text
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"hpu/graph_compilations", "hpu/cpu_fallbacks"} <= set(events.Tags()["scalars"])
+    assert {event.value for event in events.Scalars("hpu/cpu_fallbacks")} == {0}
 
 
 def test_an_interrupted_run_continues_to_the_bit(images: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def record_steps(path: str) -> None:
     """Write what the device saw from each step's start to the next one's, as JSON lines."""
     on_simulated_card()
     from dino.devices.eager import EagerStep
+    from dino.training import trainer
 
     whole, state = EagerStep.__call__, {}
 
@@ -41,7 +42,19 @@ def record_steps(path: str) -> None:
         if "watch" in state:
             state.pop("watch").__exit__(None, None, None)
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(describe(state.pop("seen"))) + "\n")
+                file.write(json.dumps({**describe(state.pop("seen")), "shapes": state["shapes"]}) + "\n")
+            state["shapes"].clear()
+
+    keep_shapes = functools.partial(_remember_shapes, state.setdefault("shapes", {}))
+    build = trainer.build_networks
+
+    def build_and_watch(*args: Any) -> Any:
+        networks = build(*args)
+        for name, network in zip(("student", "teacher"), networks, strict=True):
+            network.backbone.register_forward_pre_hook(functools.partial(keep_shapes, name))
+        return networks
+
+    trainer.build_networks = build_and_watch
 
     @functools.wraps(whole)
     def step(self: EagerStep, *args: Any) -> None:
@@ -51,15 +64,18 @@ def record_steps(path: str) -> None:
         whole(self, *args)
 
     EagerStep.__call__ = step
-    from dino.training.trainer import Trainer
+    finish = trainer.Trainer.train
 
-    finish = Trainer.train
-
-    def train_and_close(self: Trainer) -> None:
+    def train_and_close(self: Any) -> None:
         finish(self)
         close()
 
-    Trainer.train = train_and_close
+    trainer.Trainer.train = train_and_close
+
+
+def _remember_shapes(shapes: dict[str, list], name: str, _module: object, inputs: tuple[Any]) -> None:
+    if tuple(inputs[0].shape) not in map(tuple, shapes.setdefault(name, [])):
+        shapes[name].append(list(inputs[0].shape))
 
 
 def describe(seen: hpu_simulator.Seen) -> dict[str, Any]:
@@ -70,6 +86,7 @@ def describe(seen: hpu_simulator.Seen) -> dict[str, Any]:
         "new": [graph.difference for graph in seen.new_graphs] + seen.new_ops,
         "float64": dict(seen.float64),
         "uploads": seen.uploads.count,
+        "blocking": seen.uploads.blocking,
     }
 
 
@@ -114,6 +131,18 @@ def test_no_operator_of_the_step_runs_on_the_host(steps: list[dict[str, Any]]) -
 
 def test_nothing_on_the_card_has_64_bits(steps: list[dict[str, Any]]) -> None:
     assert {name for step in steps for name in step["float64"]} == set()
+
+
+def test_backbones_see_two_shapes_and_one(steps: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
+    if "compiled" in request.node.name:
+        pytest.skip("a compiled network calls no hooks; its graphs are counted")
+    for place, step in enumerate(steps):
+        if (place + 1) % STEPS:
+            assert step["shapes"] == {"student": [[8, 3, 16, 16], [8, 3, 8, 8]], "teacher": [[8, 3, 16, 16]]}
+
+
+def test_no_upload_makes_the_host_wait(steps: list[dict[str, Any]]) -> None:
+    assert {step["blocking"] for place, step in enumerate(steps) if place and (place + 1) % STEPS} == {0}
 
 
 def test_every_step_cuts_as_many_graphs_and_uploads_as_much(steps: list[dict[str, Any]]) -> None:

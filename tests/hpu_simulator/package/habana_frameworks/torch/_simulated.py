@@ -20,9 +20,9 @@ UPLOADED += ["add.alpha", "addcmul.value", "addcdiv.value"]
 # Missing in the bridge although their parts are there, or although a name in the list looks the same.
 ALWAYS_FALLBACK = ["_foreach_norm", "_upsample_bicubic2d_aa", "_upsample_bicubic2d_aa_backward", "histc", "renorm"]
 
-LOWER = """addmm addbmm batch_norm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d dot
-dropout feature_dropout group_norm instance_norm layer_norm leaky_relu linear matmul mean mm mul mv softmax log_softmax
-scaled_dot_product_attention""".split()
+LOWER = """addmm addbmm batch_norm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+dot dropout feature_dropout group_norm instance_norm layer_norm leaky_relu linear matmul mean mm mul mv softmax
+log_softmax scaled_dot_product_attention""".split()
 FP32 = """acos addcdiv asin atan2 bilinear binary_cross_entropy binary_cross_entropy_with_logits cdist cosh
 cosine_embedding_loss cosine_similarity cross_entropy_loss dist div divide embedding embedding_bag erfinv exp expm1
 hinge_embedding_loss huber_loss kl_div l1_loss log log10 log1p log2 logsumexp margin_ranking_loss mse_loss

@@ -158,16 +158,14 @@ class ProcessGroupHCCL(dist.ProcessGroup):
 
 
 def _create_process_group_hccl(backend_opts, pg_opts):
-    return ProcessGroupHCCL(
-        backend_opts.store, backend_opts.group_rank, backend_opts.group_size, backend_opts.group_id
-    )
+    return ProcessGroupHCCL(backend_opts.store, backend_opts.group_rank, backend_opts.group_size, backend_opts.group_id)
 
 
 def _restrict_torch():
     """Give torch's functions the bridge's arguments: no device_id."""
     start, create = dist.init_process_group, dist.new_group
 
-    def init_process_group(
+    def init_process_group(  # noqa: PLR0917 - the bridge's signature
         backend,
         init_method=None,
         timeout=timedelta(minutes=30),
