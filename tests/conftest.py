@@ -1,8 +1,11 @@
 """Fixtures every test folder shares: golden numbers, shared data, drawn tensors and a measure of distance."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,10 +14,6 @@ import torch
 from dino.devices import open_device
 from dino.flags import DeviceFlags
 from tests import hpu_simulator
-
-if hpu_simulator.why_unavailable() is None:
-    # Torch asks once which accelerator there is, at the first backward pass; it must be there by then.
-    hpu_simulator.load_extension()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -33,16 +32,44 @@ def _relative_error(value: object, expected: object) -> float:
     return float((value - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
+_bridge: dict[str, ModuleType] = {}
+_bridge_variables: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def _simulated_card() -> Iterator[None]:
+    """The simulated bridge is installed and imported inside, and gone outside but for what torch keeps of it."""
+    environment, path = dict(os.environ), list(sys.path)
+    sys.path.insert(0, str(hpu_simulator.PACKAGE))
+    sys.modules.update(_bridge)
+    os.environ.update(_bridge_variables)
+    try:
+        open_device(DeviceFlags(device="hpu"))
+        _bridge_variables.update({name: value for name, value in os.environ.items() if name.startswith("PT_HPU_")})
+        yield
+    finally:
+        names = [name for name in sys.modules if name.split(".")[0] == "habana_frameworks"]
+        _bridge.update({name: sys.modules.pop(name) for name in names})
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:] = path
+
+
+if hpu_simulator.why_unavailable() is None:
+    with _simulated_card():
+        """Torch asks once which accelerator there is, at the first backward pass; it must be there by then."""
+
+
 @pytest.fixture(scope="module", params=["cpu", "hpu"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The test runs on the CPU and on a simulated card: tensors are made there unless it says otherwise."""
-    if request.param == "hpu":
-        reason = hpu_simulator.why_unavailable()
-        if reason:
-            pytest.skip(f"no simulated hpu: {reason}")
-        sys.path.insert(0, str(hpu_simulator.PACKAGE))
-        open_device(DeviceFlags(device="hpu"))
-    with torch.device(request.param) as chosen:
+    reason = hpu_simulator.why_unavailable()
+    if request.param == "hpu" and reason:
+        pytest.skip(f"no simulated hpu: {reason}")
+    with (
+        _simulated_card() if request.param == "hpu" else contextlib.nullcontext(),
+        torch.device(request.param) as chosen,
+    ):
         yield chosen
 
 

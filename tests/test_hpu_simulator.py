@@ -35,7 +35,7 @@ def finish(process):
 
 def test_lazy_mode():
     facts = ROOT.parent / "shared" / "facts" / "habana_api.json"
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(SCRIPTS / "lazy.py")]
+    words = ["-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(SCRIPTS / "lazy.py")]
     finish(start(*words, PT_HPU_LAZY_MODE="1", HABANA_API=str(facts)))
 
 

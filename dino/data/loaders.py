@@ -6,11 +6,13 @@ Shapes: B images a device and step, C channels, S side.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,12 +200,21 @@ def _outlive_signals(_worker: int) -> None:
     for name in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Not os.getppid(), as torch asks it: that may be the server that forked this loader, and it outlives a killed run.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        for end in (_end_when_told, _end_when_alone):
+            threading.Thread(target=end, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _end_when_told(parent: BaseProcess) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
+    os._exit(0)
+
+
+def _end_when_alone(parent: BaseProcess) -> None:
+    parent.join()
     os._exit(0)
 
 
@@ -222,8 +233,8 @@ def _checked(loader: DataLoader) -> Iterator[Any]:
             if isinstance(batch, DataError):
                 raise DataError(str(batch))  # a new one: raising the batch itself would tie this frame to it
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"a loader process died ({reason}); is memory short? try fewer --num_workers") from error

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.eager import EagerDevice
 from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError, OptionError
@@ -47,6 +48,7 @@ def is_bridge_installed() -> bool:
 class HpuDevice(EagerDevice):
     """One Gaudi card, hccl; fp32, bf16 and op lists; eager, compiled or lazy."""
 
+    pins_memory = True
     loader_start = "forkserver"  # the driver's handles do not survive a fork
     # One large bucket: each exchange cuts the lazy graph. Statistics of batch norm are synchronised by the norm itself.
     parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
@@ -94,6 +96,11 @@ class HpuDevice(EagerDevice):
         """Cut the lazy graph."""
         if self.lazy:
             self.mark_step()
+
+    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+        """See the contract; what building the networks has queued is cut off, or the first graph would hold it too."""
+        self.end_phase()
+        return super().compile_train(program, optimizer, micro_batches)
 
     def compile_module(self, module: nn.Module) -> nn.Module:
         """See the contract."""

@@ -275,25 +275,49 @@ def test_the_parents_own_sigterm_ends_a_worker(source: ImageSource) -> None:
     assert worker.exitcode == 0
 
 
-def test_a_run_that_leaves_its_loop_early_exits(source: ImageSource) -> None:
+def start_run(source: ImageSource, start: str, then: str) -> subprocess.Popen:
+    """A process that reads one batch, says which loaders it has and does `then`."""
     script = f"""
+        import signal
+
         from dino.data.crops import CropRecipe
         from dino.data.loaders import CropDataset, Share, build_train_loader
         from dino.data.sources import open_training_source
 
-        dataset = CropDataset(open_training_source({str(source.root)!r}), CropRecipe(), seed=0, skip_bad=False)
-        loader = build_train_loader(dataset, batch_size=1, share=Share(), workers=2, pin_memory=False)
-        for batch in loader.read(0):
-            break
-        print("left", *(worker.pid for worker in loader.loader._iterator._workers))
+        if __name__ == "__main__":
+            dataset = CropDataset(open_training_source({str(source.root)!r}), CropRecipe(), seed=0, skip_bad=False)
+            settings = {{"batch_size": 1, "share": Share(), "workers": 2, "pin_memory": False, "start": {start!r}}}
+            loader = build_train_loader(dataset, **settings)
+            for batch in loader.read(0):
+                break
+            print("left", *(worker.pid for worker in loader.loader._iterator._workers), flush=True)
+            {then}
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stderr == ""
-    word, *workers = done.stdout.split()
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_a_run_that_leaves_its_loop_early_exits(source: ImageSource, start: str) -> None:
+    output, errors = start_run(source, start, "pass").communicate(timeout=120)
+    assert errors == ""
+    word, *workers = output.split()
     assert word == "left"
     assert len(workers) == 2
     assert not any(Path("/proc", worker).exists() for worker in workers)
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_a_killed_run_leaves_no_loader_behind(source: ImageSource, start: str) -> None:
+    run = start_run(source, start, "signal.pause()")
+    assert run.stdout is not None
+    _, *workers = run.stdout.readline().split()
+    run.kill()
+    run.communicate(timeout=120)
+    deadline = time.monotonic() + 60
+    while any(Path("/proc", worker).exists() for worker in workers):
+        assert time.monotonic() < deadline, "a loader is still there"
+        time.sleep(0.1)
 
 
 def read_centres(dataset: CentreDataset, **settings: int) -> Iterator[LabelledBatch]:

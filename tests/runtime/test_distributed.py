@@ -102,7 +102,8 @@ HOSTS = Launch(rank=1, world=4, local_world=2)
 @pytest.fixture
 def unnamed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment that names neither a meeting point nor a job."""
-    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST", *distributed.JOBS):
+    meeting, place = ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST"), ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    for name in (*meeting, *place, *distributed.JOBS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return monkeypatch
@@ -132,14 +133,10 @@ def test_what_any_launcher_says_is_said_in_torchruns_words(
     unnamed: pytest.MonkeyPatch, launcher: tuple[str, ...]
 ) -> None:
     """A vendor's bridge reads those, and reads them when it is imported."""
-    words = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    for name in words:
-        unnamed.setenv(name, "")
-        unnamed.delenv(name)
     unnamed.setenv("SLURM_JOB_ID", "7")
     export_launch(read_launch(dict(zip(launcher, ("3", "4", "1", "4"), strict=True))), "env://")
-    assert [os.environ.pop(name) for name in words] == ["3", "4", "1"]
-    assert os.environ.pop("MASTER_ADDR") == "127.0.0.1" and os.environ.pop("MASTER_PORT")
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1" and os.environ["MASTER_PORT"]
 
 
 def fail_to_run(command: list[str], **_: object) -> None:
