@@ -34,7 +34,7 @@ def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
     from torch import nn
 
     from dino import checkpoint
-    from dino.data.photometric import Normalisation
+    from dino.data.photometric import build_normalisation
     from dino.data.sources import open_labelled_splits
     from dino.evaluation.features import build_reading
     from dino.evaluation.knn import score_backbone
@@ -69,7 +69,7 @@ def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
         }
     val = splits[1]
     pictures = [val.path(index * len(val) // PICTURES) for index in range(PICTURES)]
-    normalisation = Normalisation(**{name: tuple(part) for name, part in (teacher.normalisation or {}).items()})
+    normalisation = build_normalisation(teacher.in_chans, teacher.normalisation)
     target = folder / "attention.png"
     paths["attention maps"] = draw_sheet(
         teacher.module.cpu(), pictures, size=teacher.image_size, normalisation=normalisation, target=target

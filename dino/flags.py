@@ -202,18 +202,32 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnOptions:
-    """Score a frozen backbone by weighted k-NN on DATA_PATH/train and DATA_PATH/val (or validation)."""
+class ReportFlags:
+    """Results for programs; people read the log lines."""
 
-    DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128}
+    json: str | None = flag(None, "file to write the result to as one JSON object; - means a line on stdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What every evaluation of a frozen backbone asks."""
 
     device: DeviceFlags
     launch: LaunchFlags
     backbone: BackboneFlags
     weights: WeightsFlags
     data: DataFlags
-    knn: KnnFlags
+    report: ReportFlags
     explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnOptions(EvaluationOptions):
+    """Score a frozen backbone by weighted k-NN on DATA_PATH/train and DATA_PATH/val (or validation)."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128}
+
+    knn: KnnFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,7 @@ KNN = {
     "--checkpoint_key": "teacher",
     "--random_weights": False,
     "--data_path": None,
+    "--json": None,
     "--batch_size_per_device": 128,
     "--num_workers": 10,
     "--nb_knn": (10, 20, 100, 200),

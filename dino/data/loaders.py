@@ -1,4 +1,4 @@
-"""The two loaders: shuffled crops for training, centre crops in order for evaluation.
+"""The two loaders: shuffled crops for training, one view of each image in order for evaluation.
 
 Shapes: B images a device and step, C channels, S side.
 """
@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops
+from dino.data.crops import CropRecipe, Crops, build_rng, cut_crops
 from dino.data.decode import read_image
 from dino.data.sources import ImageSource
 from dino.errors import DataError
@@ -138,19 +138,26 @@ def check_count(source: ImageSource, global_batch: int) -> None:
 
 
 class LabelledBatch(NamedTuple):
-    """Centre crops (B, C, S, S) uint8, their labels (B,) and their indices in the source (B,), int64."""
+    """Views (B, C, H, W) uint8, their labels (B,) and their indices in the source (B,), int64."""
 
     pixels: Tensor
     labels: Tensor
     indices: Tensor
 
 
-class CentreDataset(Dataset):
-    """Place in this process's share -> one centre crop with label and index."""
+class ViewDataset(Dataset):
+    """Place in this process's share -> one view of an image with label and index."""
 
-    def __init__(self, source: ImageSource, *, size: int, channels: int, share: Share) -> None:
-        """Keep the list; rank r of w reads images r, r + w, r + 2w, ..."""
-        self.source, self.size, self.channels = source, size, channels
+    def __init__(self, source: ImageSource, cut: Callable[[Tensor], Tensor], *, channels: int, share: Share) -> None:
+        """Keep the list; rank r of w reads images r, r + w, r + 2w, ...
+
+        Args:
+            source: The images.
+            cut: (C, H, W) uint8 of any size to the view, (C, H, W) uint8; it travels to the loader processes.
+            channels: C.
+            share: This process's.
+        """
+        self.source, self.cut, self.channels = source, cut, channels
         self.indices = range(share.rank, len(source), share.world)
 
     def __len__(self) -> int:
@@ -162,14 +169,14 @@ class CentreDataset(Dataset):
         index = self.indices[place]
         label = -1 if self.source.labels is None else self.source.labels[index]
         try:
-            pixels = cut_centre(read_image(self.source.path(index), self.channels), self.size)
+            pixels = self.cut(read_image(self.source.path(index), self.channels))
         except DataError as error:
             return error
         return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))
 
 
-def read_centre_crops(
-    dataset: CentreDataset, *, batch_size: int, workers: int, pin_memory: bool, start: str | None = None
+def read_views(
+    dataset: ViewDataset, *, batch_size: int, workers: int, pin_memory: bool, start: str | None = None
 ) -> Iterator[LabelledBatch]:
     """Yield every image of the dataset once, in order.
 

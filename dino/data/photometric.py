@@ -8,6 +8,7 @@ Pixels are floats in [0, 255] until they are normalised. Shapes: B images, C cha
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,10 @@ def place_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, device=device)
 
 
-def build_normalisation(in_chans: int) -> Normalisation:
-    """ImageNet's constants for 3 channels, their average for any other number."""
+def build_normalisation(in_chans: int, stored: Mapping[str, Sequence[float]] | None = None) -> Normalisation:
+    """What a weights file says (`stored`), else ImageNet's constants for 3 channels, their average for others."""
+    if stored is not None:
+        return Normalisation(mean=tuple(stored["mean"]), std=tuple(stored["std"]))
     if in_chans == 3:
         return Normalisation()
     mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3

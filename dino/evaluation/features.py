@@ -5,8 +5,9 @@ Shapes: B images, C channels, S side, N images of a data set, D width.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino.data.loaders import CentreDataset, Share, choose_workers, read_centre_crops
-from dino.data.photometric import Normalisation, build_normalisation
+from dino.data.crops import cut_centre
+from dino.data.loaders import Share, ViewDataset, choose_workers, read_views
+from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, DataError
 from dino.flags import DataFlags
@@ -64,28 +66,40 @@ def build_reading(
     )
 
 
-def extract_features(backbone: TrainedBackbone, source: ImageSource, run: Run, reading: Reading) -> Features:
-    """Run a backbone over a data set's centre crops.
+def extract_features(
+    backbone: TrainedBackbone,
+    source: ImageSource,
+    run: Run,
+    reading: Reading,
+    *,
+    cut: Callable[[Tensor], Tensor] | None = None,
+    normalise: bool = True,
+) -> Features:
+    """Run a backbone over one view of each image of a data set.
 
     Args:
-        backbone: Gives (B, D) for (B, C, S, S).
+        backbone: Its module gives (B, D) for (B, C, H, W): the backbone itself, or a descriptor made of it.
         source: The images.
         run: Device and processes; each process reads its share.
         reading: Batch size, loader processes, where to keep features.
+        cut: From an image (C, H, W) uint8 to its view, of one size for all images; by default the centre crop.
+        normalise: Give features of length 1.
 
     Returns:
-        L2-normalised features and labels, in the order of `source`, the same on every process.
+        Features and labels, in the order of `source`, the same on every process.
 
     Raises:
         DataError: An image cannot be decoded.
     """
     processes = run.processes
     share = Share(rank=processes.rank, world=processes.world)
-    dataset = CentreDataset(source, size=backbone.image_size, channels=backbone.in_chans, share=share)
+    cut = cut or functools.partial(cut_centre, size=backbone.image_size)
+    dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share)
     progress = Progress(len(dataset), f"features of {source.root.name}", shown=processes.is_first)
     rows, labels, done = [], [], 0
     for found, batch_labels in _infer(backbone, dataset, run, reading):
-        rows.append(found)
+        found = F.normalize(found, dim=-1) if normalise else found
+        rows.append(found if reading.keep_on_device else found.cpu())
         labels.append(batch_labels)
         done += len(batch_labels)
         if done == len(dataset) or len(rows) % PROGRESS_EVERY == 0:
@@ -95,11 +109,11 @@ def extract_features(backbone: TrainedBackbone, source: ImageSource, run: Run, r
 
 
 def _infer(
-    backbone: TrainedBackbone, dataset: CentreDataset, run: Run, reading: Reading
+    backbone: TrainedBackbone, dataset: ViewDataset, run: Run, reading: Reading
 ) -> Iterator[tuple[Tensor, Tensor]]:
     infer = run.device.compile_eval(backbone.module)
-    normalisation = _normalisation(backbone)
-    batches = read_centre_crops(
+    normalisation = build_normalisation(backbone.in_chans, backbone.normalisation)
+    batches = read_views(
         dataset,
         batch_size=reading.batch_size,
         workers=reading.workers,
@@ -107,21 +121,14 @@ def _infer(
         start=run.device.loader_start,
     )
     if not len(dataset):  # fewer images than processes: no rows, of the right width
-        blank = torch.zeros(1, backbone.in_chans, backbone.image_size, backbone.image_size)
-        yield infer(run.device.place(blank))[:0], torch.empty(0, dtype=torch.int64)
+        blank = dataset.cut(torch.zeros(backbone.in_chans, backbone.image_size, backbone.image_size, dtype=torch.uint8))
+        yield infer(normalisation(run.device.place(blank[None])))[:0].float(), torch.empty(0, dtype=torch.int64)
     for batch in itertools.islice(batches, reading.max_batches):
         # A last batch that is not full would be another graph for devices that compile, so it is filled up.
         missing = min(reading.batch_size, len(dataset)) - len(batch.labels)
         pixels = F.pad(batch.pixels, (*(0, 0) * 3, 0, missing))
-        found = F.normalize(infer(normalisation(run.device.place(pixels))).float(), dim=-1)
-        found = found if reading.keep_on_device else found.cpu()
+        found = infer(normalisation(run.device.place(pixels))).float()
         yield found[: len(batch.labels)] if missing else found, batch.labels
-
-
-def _normalisation(backbone: TrainedBackbone) -> Normalisation:
-    if backbone.normalisation is None:
-        return build_normalisation(backbone.in_chans)
-    return Normalisation(mean=tuple(backbone.normalisation["mean"]), std=tuple(backbone.normalisation["std"]))
 
 
 def _gather(rows: Tensor, labels: Tensor, count: int, run: Run, reading: Reading) -> Features:

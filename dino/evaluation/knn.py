@@ -30,7 +30,7 @@ from dino.evaluation.features import (
 from dino.flags import KnnOptions, TrainOptions
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
-from dino.runtime.metrics import write_events
+from dino.runtime.metrics import write_events, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,9 @@ def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
     )
     for k, score in scores.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
+    if run.processes.is_first:
+        found = {str(k): score._asdict() for k, score in scores.items()}
+        write_result(options.report.json, {"train": len(train.labels), "test": len(test.labels), "knn": found})
     return scores
 
 

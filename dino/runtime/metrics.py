@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,24 @@ class MetricLog:
 def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity; they become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_result(target: str | None, values: Mapping[str, Any]) -> None:
+    """Write what a command found as one JSON object: to a file, whole or not at all, or with `-` as a line on stdout.
+
+    Raises:
+        OptionError: The file cannot be written.
+    """
+    text = json.dumps({name: _finite(value) for name, value in values.items()})
+    if target == "-":
+        sys.stdout.write(f"{text}\n")
+    elif target:
+        temporary = Path(f"{target}.tmp")
+        try:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+            os.replace(temporary, target)
+        except OSError as error:
+            raise OptionError(f"--json {target} cannot be written: {error}") from error
 
 
 def write_events(folder: Path, values: Mapping[str, float]) -> None:

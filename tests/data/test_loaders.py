@@ -1,5 +1,6 @@
 """Which images come in which batch, whatever workers, processes, interruptions and bad files do."""
 
+import functools
 import gc
 import logging
 import os
@@ -22,15 +23,15 @@ from PIL import Image
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops
 from dino.data.decode import read_image
 from dino.data.loaders import (
-    CentreDataset,
     CropDataset,
     EpochBatches,
     LabelledBatch,
     Share,
     TrainLoader,
+    ViewDataset,
     build_train_loader,
     choose_workers,
-    read_centre_crops,
+    read_views,
 )
 from dino.data.sources import ImageSource, open_training_source
 from dino.errors import DataError
@@ -38,6 +39,7 @@ from dino.errors import DataError
 RECIPE = CropRecipe(global_size=16, local_size=8, local_views=2)
 COUNT = 22
 ALONE = Share()
+CENTRE = functools.partial(cut_centre, size=16)
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +322,8 @@ def test_a_killed_run_leaves_no_loader_behind(source: ImageSource, start: str) -
         time.sleep(0.1)
 
 
-def read_centres(dataset: CentreDataset, **settings: int) -> Iterator[LabelledBatch]:
-    return read_centre_crops(dataset, **{"batch_size": 4, "workers": 0, "pin_memory": False, **settings})
+def read_centres(dataset: ViewDataset, **settings: int) -> Iterator[LabelledBatch]:
+    return read_views(dataset, **{"batch_size": 4, "workers": 0, "pin_memory": False, **settings})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -329,7 +331,7 @@ def read_centres(dataset: CentreDataset, **settings: int) -> Iterator[LabelledBa
 def test_processes_together_read_every_image_once_and_in_order(source: ImageSource, world: int, workers: int) -> None:
     seen = []
     for rank in range(world):
-        dataset = CentreDataset(source, size=16, channels=3, share=Share(rank=rank, world=world))
+        dataset = ViewDataset(source, CENTRE, channels=3, share=Share(rank=rank, world=world))
         batches = list(read_centres(dataset, workers=workers))
         indices = torch.cat([batch.indices for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
@@ -341,7 +343,7 @@ def test_processes_together_read_every_image_once_and_in_order(source: ImageSour
 
 
 def test_centre_crops_are_those_of_the_files(source: ImageSource) -> None:
-    dataset = CentreDataset(source, size=16, channels=3, share=Share(rank=1, world=2))
+    dataset = ViewDataset(source, CENTRE, channels=3, share=Share(rank=1, world=2))
     batch = next(read_centres(dataset))
     assert batch.pixels.dtype == torch.uint8
     assert torch.equal(batch.pixels[2], cut_centre(read_image(source.path(5)), 16))
@@ -349,13 +351,13 @@ def test_centre_crops_are_those_of_the_files(source: ImageSource) -> None:
 
 def test_without_class_folders_the_label_is_minus_one(source: ImageSource) -> None:
     plain = ImageSource(root=source.root, names=source.names[:3])
-    dataset = CentreDataset(plain, size=16, channels=3, share=Share())
+    dataset = ViewDataset(plain, CENTRE, channels=3, share=Share())
     assert next(read_centres(dataset)).labels.tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_stops_at_a_bad_image(source: ImageSource, tmp_path: Path, workers: int) -> None:
-    dataset = CentreDataset(damage(source, tmp_path, 9), size=16, channels=3, share=Share())
+    dataset = ViewDataset(damage(source, tmp_path, 9), CENTRE, channels=3, share=Share())
     text = read_error(read_centres(dataset, workers=workers))
     assert source.names[9] in text
     assert "\n" not in text

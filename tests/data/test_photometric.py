@@ -187,6 +187,7 @@ def test_normalisation_knows_imagenet_and_averages_it_elsewhere() -> None:
     assert build_normalisation(3) == Normalisation()
     assert build_normalisation(1).mean == pytest.approx((0.449,))
     assert len(build_normalisation(8).std) == 8
+    assert build_normalisation(1, {"mean": [0.5], "std": [0.1]}) == Normalisation(mean=(0.5,), std=(0.1,))
     white = Normalisation()(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
     assert white.tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rel=1e-5)
 

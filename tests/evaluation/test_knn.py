@@ -1,5 +1,6 @@
 """The k-NN vote is exact against an independent statement of it, whatever the sizes; and the command that prints it."""
 
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -243,6 +244,16 @@ def test_a_checkpoint_is_read_from_any_flag_order(images: Path, weights: Path, c
         capsys, "--pretrained_weights", weights, *words, "--batch_size_per_gpu", 7, "--store_on_device", "false"
     )
     assert default == spelled
+
+
+def test_programs_get_the_result_as_json(
+    images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--data_path", images, "--pretrained_weights", weights, "--nb_knn", 3, 5)
+    found, _ = evaluate(capsys, *words, "--json", tmp_path / "knn.json")
+    told = json.loads((tmp_path / "knn.json").read_text())
+    assert [(int(k), score["top1"], score["top5"]) for k, score in told["knn"].items()] == found
+    assert told["train"] == 30
 
 
 def test_a_folder_named_validation_is_accepted(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dino.errors import OptionError
 from dino.runtime import metrics
-from dino.runtime.metrics import EVENTS, LOG_FILE, MetricLog, write_events
+from dino.runtime.metrics import EVENTS, LOG_FILE, MetricLog, write_events, write_result
 
 
 def read_epochs(folder: Path) -> list[int]:
@@ -109,3 +109,14 @@ def test_a_log_that_cannot_be_rewritten_is_named(tmp_path: Path) -> None:
     (tmp_path / LOG_FILE).mkdir()
     with pytest.raises(OptionError, match=r"log\.txt cannot be rewritten"):
         MetricLog(tmp_path, epoch=0, iteration=0)
+
+
+def test_a_result_is_one_json_object_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_result(str(tmp_path / "a.json"), {"top1": 12.5, "top5": float("nan")})
+    write_result("-", {"top1": 1})
+    write_result(None, {"top1": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"top1": 12.5, "top5": None}
+    assert capsys.readouterr().out == '{"top1": 1}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(OptionError, match=r"--json .*missing/a\.json cannot be written"):
+        write_result(str(tmp_path / "missing" / "a.json"), {})
