@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -41,6 +42,18 @@ def test_lazy_mode():
 
 def test_the_facts_are_there(shared_facts):
     assert (shared_facts / "habana_api.json").is_file()
+
+
+def test_the_bridge_has_every_name_that_the_product_asks_it_for(shared_facts):
+    facts = json.loads((shared_facts / "habana_api.json").read_text())
+    source = (ROOT / "dino" / "devices" / "hpu.py").read_text()
+    asked = [("hpu", name) for name in re.findall(r"self\.hpu\.(\w+)", source)]
+    asked += [("core", name) for name in re.findall(r"\bcore\.(\w+)", source)]
+    asked += re.findall(r'\{BRIDGE\}\.([\w.]+)"\)\.(\w+)', source)
+    assert {name for _, name in asked} == {"mark_step", "metric_global", "synchronize", "max_memory_allocated"}
+    for module, name in asked:
+        pattern = rf"habana_frameworks\.torch\.{module}\.(\w+\.)?{name}"
+        assert any(re.fullmatch(pattern, fact) for fact in facts), (module, name)
 
 
 def test_eager_mode_and_the_compiler():
