@@ -174,6 +174,11 @@ class KnnFlags:
 
     nb_knn: tuple[int, ...] = flag((10, 20, 100, 200), "numbers of neighbours to report", least=1)
     temperature: float = flag(0.07, "temperature of the vote", least=1e-4)
+    index: str = flag(
+        "exact",
+        "search all training images, or by cells of them (faiss), which is faster for millions and misses some",
+        choices=("exact", "ivf"),
+    )
     store_on_device: bool = flag(
         True, "keep the features on the device; false keeps them in host memory", also=("--use_cuda",)
     )

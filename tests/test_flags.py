@@ -84,6 +84,7 @@ KNN = {
     "--num_workers": 10,
     "--nb_knn": (10, 20, 100, 200),
     "--temperature": 0.07,
+    "--index": "exact",
     "--store_on_device": True,
     "--dump_features": None,
     "--load_features": None,

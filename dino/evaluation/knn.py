@@ -27,6 +27,7 @@ from dino.evaluation.features import (
     load_features,
     save_features,
 )
+from dino.evaluation.neighbours import ExactIndex, Index, build_index, log_recall
 from dino.flags import KnnOptions, TrainOptions
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
@@ -48,7 +49,13 @@ class KnnScore(NamedTuple):
 
 
 def predict_classes(
-    train: Features, queries: Tensor, *, neighbours: Sequence[int], temperature: float, classes: int
+    train: Features,
+    queries: Tensor,
+    *,
+    neighbours: Sequence[int],
+    temperature: float,
+    classes: int,
+    index: Index | None = None,
 ) -> dict[int, Tensor]:
     """Rank classes by the weighted vote of each query's nearest train vectors.
 
@@ -61,6 +68,7 @@ def predict_classes(
         neighbours: Values of k; more than N are taken as N.
         temperature: Above 0.
         classes: C.
+        index: Searches the train vectors; by default all of them.
 
     Returns:
         {k: (M, min(5, C)) int64 classes, best first}, in host memory.
@@ -68,14 +76,15 @@ def predict_classes(
     most = min(max(neighbours), len(train.features))
     rows = max(1, min(len(queries), CHUNK_NUMBERS // (len(train.features) + classes)))
     labels = train.labels.to(train.features.device)
+    index = index or ExactIndex(train.features)
     parts: dict[int, list[Tensor]] = {k: [] for k in neighbours}
     for chunk in queries.cpu().split(rows):
         # From the host and always as many rows: a slice on the device, or another size, would be another graph there.
         padded = F.pad(chunk, (0, 0, 0, rows - len(chunk)))
-        similarity = padded.to(train.features.device) @ train.features.T
-        nearest, where = similarity.topk(most, dim=1, largest=True, sorted=True)
+        found = index.search(padded.to(train.features.device), most)
         # Only ratios of weights matter; taken from the nearest neighbour they cannot overflow.
-        weights, voted = ((nearest - nearest[:, :1]) / temperature).exp(), labels[where]
+        nearest, voted = found.products.to(labels.device), labels[found.places.to(labels.device)]
+        weights = ((nearest - nearest[:, :1]) / temperature).exp()
         for k in neighbours:
             votes = weights.new_zeros(rows, classes).scatter_add_(1, voted[:, :k], weights[:, :k])
             # Stable: classes without a vote follow in the order of their index, as in the original.
@@ -85,7 +94,14 @@ def predict_classes(
 
 
 def score_knn(
-    train: Features, test: Features, *, neighbours: Sequence[int], temperature: float, classes: int, run: Run
+    train: Features,
+    test: Features,
+    *,
+    neighbours: Sequence[int],
+    temperature: float,
+    classes: int,
+    run: Run,
+    kind: str = "exact",
 ) -> dict[int, KnnScore]:
     """Accuracy for each k over the whole test set; each process votes for its share of it.
 
@@ -96,10 +112,14 @@ def score_knn(
         temperature: Of the vote.
         classes: C.
         run: Processes to share the work.
+        kind: Of the search, exact or ivf.
     """
+    index = build_index(kind, train.features, bf16_first=run.device.products_faster_in_bf16)
+    if kind != "exact":
+        log_recall(index, train.features, test.features)
     share = slice(run.processes.rank, None, run.processes.world)
     ranked = predict_classes(
-        train, test.features[share], neighbours=neighbours, temperature=temperature, classes=classes
+        train, test.features[share], neighbours=neighbours, temperature=temperature, classes=classes, index=index
     )
     truth = test.labels[share].cpu()[:, None]
     hits = torch.tensor([[(r[:, :1] == truth).sum(), (r == truth).sum()] for r in ranked.values()], dtype=torch.float32)
@@ -120,9 +140,8 @@ def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
     for k in asked:
         if k > len(train.labels):
             logger.warning("--nb_knn %d: there are only %d train images, which is the k used", k, len(train.labels))
-    scores = score_knn(
-        train, test, neighbours=neighbours, temperature=options.knn.temperature, classes=classes, run=run
-    )
+    settings = {"neighbours": neighbours, "temperature": options.knn.temperature, "kind": options.knn.index}
+    scores = score_knn(train, test, classes=classes, run=run, **settings)
     for k, score in scores.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
     if run.processes.is_first:

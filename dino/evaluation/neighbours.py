@@ -1,0 +1,130 @@
+"""Nearest neighbours by inner product: exact, or approximate for very large sets.
+
+Shapes: N vectors, M queries, D width, k neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dino.errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+SPARE = (
+    44  # candidates beyond k that the first pass keeps; of real features their margin makes nearly every row certain
+)
+BF16_STEP = 2.0**-8  # twice the largest relative error of rounding to bf16: a margin for the sum's own rounding
+CELLS = 4  # IVF: cells a square root of N, faiss's rule of thumb
+PROBES = 0.05  # IVF: share of the cells that a query looks into
+TRAINING_POINTS = 64  # IVF: vectors a cell to place the cells by
+SAMPLE = 1000  # queries that the approximate search is compared on
+
+
+class Neighbours(NamedTuple):
+    """Inner products (M, k), largest first, and the places of those vectors (M, k) int64."""
+
+    products: Tensor
+    places: Tensor
+
+
+class Index(Protocol):
+    """Vectors that can be searched."""
+
+    def search(self, queries: Tensor, k: int) -> Neighbours:
+        """The k best of (M, D) queries."""
+
+
+class ExactIndex:
+    """All products; with `bf16_first`, all of them in bf16 and those that can matter again in fp32.
+
+    The bf16 pass is exact all the same: how far a rounded product can be from the true one is known from the rounded
+    vectors, and a query for which that leaves a doubt is searched anew in fp32.
+    """
+
+    def __init__(self, vectors: Tensor, *, bf16_first: bool = False) -> None:
+        """Keep (N, D) float32 vectors, and with `bf16_first` a rounded copy."""
+        self.vectors = vectors
+        self.rounded = vectors.bfloat16() if bf16_first else None
+        if self.rounded is not None:
+            self.length = vectors.norm(dim=1).max()
+            self.error = (vectors - self.rounded.float()).norm(dim=1).max()
+
+    def search(self, queries: Tensor, k: int) -> Neighbours:
+        """The k best of (M, D) queries, k at most N."""
+        if self.rounded is None or k + SPARE >= len(self.vectors):
+            return Neighbours(*(queries @ self.vectors.T).topk(k, dim=1))
+        found, certain = self._search_rounded(self.rounded, queries, k)
+        if not certain.all():
+            again = (queries[~certain] @ self.vectors.T).topk(k, dim=1)
+            found.products[~certain], found.places[~certain] = again
+        return found
+
+    def _search_rounded(self, rounded: Tensor, queries: Tensor, k: int) -> tuple[Neighbours, Tensor]:
+        """Neighbours, and (M,) bool: no other vector can be among them."""
+        narrow = queries.bfloat16()
+        scores, candidates = (narrow @ rounded.T).topk(k + SPARE, dim=1)
+        products = torch.bmm(self.vectors[candidates], queries[:, :, None])[:, :, 0]
+        best, order = products.topk(k, dim=1)
+        # |q t - q' t'| <= |q - q'| |t| + |q'| |t - t'|, with q' and t' rounded; and the score itself was rounded.
+        own, last = (queries - narrow.float()).norm(dim=1), scores[:, -1].float()
+        largest_left = last + last.abs() * BF16_STEP + own * self.length + narrow.float().norm(dim=1) * self.error
+        return Neighbours(best, candidates.gather(1, order)), best[:, -1] >= largest_left
+
+
+class CellIndex:
+    """Approximate search by faiss: vectors lie in cells, and a query looks into the nearest of them (IVF)."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        """Place the cells and sort (N, D) vectors into them.
+
+        Raises:
+            OptionError: faiss is not installed.
+        """
+        faiss = _import_faiss()
+        count, width = vectors.shape
+        cells = max(1, min(int(CELLS * math.sqrt(count)), count // TRAINING_POINTS))
+        self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
+        self.index.cp.max_points_per_centroid = TRAINING_POINTS
+        self.index.train(vectors.cpu().numpy())
+        self.index.add(vectors.cpu().numpy())
+        self.index.nprobe = max(1, round(PROBES * cells))
+
+    def search(self, queries: Tensor, k: int) -> Neighbours:
+        """The k best of (M, D) queries among the cells looked into; where those hold fewer, the last is repeated."""
+        products, places = map(torch.from_numpy, self.index.search(queries.cpu().numpy(), k))
+        missing = places < 0
+        last = (~missing).sum(dim=1, keepdim=True).clamp(min=1) - 1
+        products = torch.where(missing, torch.finfo(products.dtype).min, products)
+        return Neighbours(products, torch.where(missing, places.gather(1, last), places).clamp(min=0))
+
+
+def build_index(kind: str, vectors: Tensor, *, bf16_first: bool) -> Index:
+    """`exact` or `ivf` over (N, D) float32 vectors.
+
+    Raises:
+        OptionError: faiss is not installed.
+    """
+    return ExactIndex(vectors, bf16_first=bf16_first) if kind == "exact" else CellIndex(vectors)
+
+
+def log_recall(index: Index, vectors: Tensor, queries: Tensor) -> float:
+    """Log and give the share of (M, D) queries, or of a sample of them, whose very nearest vector `index` finds."""
+    sample = queries[:: max(1, -(-len(queries) // SAMPLE))].to(vectors.device)
+    exact, found = (searched.search(sample, 1).places.cpu() for searched in (ExactIndex(vectors), index))
+    recall = (exact == found).float().mean().item()
+    logger.info("approximate search: recall@1 %.4f against the exact one, on %d queries", recall, len(sample))
+    return recall
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise OptionError("--index ivf needs faiss: `pip install faiss-cpu`, or leave the flag out") from error
+    return faiss

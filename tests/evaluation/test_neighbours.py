@@ -1,0 +1,109 @@
+"""The nearest vectors are those of a plain sort, also where a first pass in bf16 finds them."""
+
+import builtins
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dino.errors import OptionError
+from dino.evaluation import neighbours
+from dino.evaluation.neighbours import SPARE, CellIndex, ExactIndex, build_index, log_recall
+
+
+def draw_vectors(seed: int, count: int, width: int, *, spread: float) -> torch.Tensor:
+    """Unit vectors around few centres; the smaller the spread, the less bf16 can tell them apart."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((4, width))
+    rows = centres[rng.integers(0, 4, count)] + spread * rng.standard_normal((count, width))
+    return F.normalize(torch.as_tensor(rows.astype(np.float32)), dim=1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([1.0, 0.1, 1e-2, 1e-3, 0.0]),
+    count=st.integers(1, 300),
+    k=st.integers(1, 20),
+)
+def test_the_best_products_are_those_of_a_plain_sort(seed: int, spread: float, count: int, k: int) -> None:
+    vectors, queries = draw_vectors(seed, count, 24, spread=spread), draw_vectors(seed + 1, 7, 24, spread=spread)
+    k = min(k, count)
+    every = queries.double() @ vectors.double().T
+    expected = every.sort(dim=1, descending=True).values[:, :k]
+    for bf16_first in (False, True):
+        found = ExactIndex(vectors, bf16_first=bf16_first).search(queries, k)
+        assert torch.allclose(found.products.double(), expected, atol=1e-6)
+        assert torch.allclose(every.gather(1, found.places), expected, atol=1e-6)
+        assert all(len(set(row)) == k for row in found.places.tolist())
+
+
+def test_what_bf16_cannot_tell_apart_is_searched_anew() -> None:
+    """More vectors than candidates, all equal but for what bf16 rounds away; the best stand last."""
+    vectors = F.normalize(torch.ones(500, 64) + torch.arange(500)[:, None] * torch.eye(64)[0] * 1e-6, dim=1)
+    queries = F.normalize(torch.eye(64)[:1] + torch.ones(1, 64), dim=1)
+    index = ExactIndex(vectors, bf16_first=True)
+    assert index.rounded is not None
+    rough, certain = index._search_rounded(index.rounded, queries, 3)
+    assert not certain.any()
+    exact = (queries.double() @ vectors.double().T).topk(3).values
+    assert torch.allclose(index.search(queries, 3).products.double(), exact, rtol=0, atol=2e-7)
+    assert not torch.allclose(rough.products.double(), exact, rtol=0, atol=2e-7)
+
+
+def test_most_rows_of_scattered_features_need_one_pass() -> None:
+    vectors, queries = draw_vectors(1, 4000, 64, spread=1.0), draw_vectors(2, 200, 64, spread=1.0)
+    index = ExactIndex(vectors, bf16_first=True)
+    assert index.rounded is not None
+    found, certain = index._search_rounded(index.rounded, queries, 20)
+    assert certain.float().mean() > 0.9
+    expected = (queries @ vectors.T).topk(20).indices
+    assert torch.equal(found.places[certain].sort().values, expected[certain].sort().values)
+
+
+def test_few_vectors_need_no_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = draw_vectors(1, SPARE + 3, 8, spread=1.0)
+    index = ExactIndex(vectors, bf16_first=True)
+    monkeypatch.setattr(index, "_search_rounded", None)
+    assert index.search(vectors[:2], 3).places[:, 0].tolist() == [0, 1]
+
+
+def test_cells_find_nearly_all_and_say_how_many(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    vectors, queries = draw_vectors(1, 5000, 32, spread=0.3), draw_vectors(2, 300, 32, spread=0.3)
+    index = build_index("ivf", vectors, bf16_first=False)
+    with caplog.at_level(logging.INFO):
+        recall = log_recall(index, vectors, queries)
+    exact = (queries @ vectors.T).argmax(dim=1)
+    found = index.search(queries, 5)
+    assert recall == pytest.approx((found.places[:, 0] == exact).float().mean().item(), abs=1e-6)
+    assert 0.3 < recall <= 1 and f"recall@1 {recall:.4f} against the exact one, on 300 queries" in caplog.text
+    assert torch.allclose(found.products, (queries[:, None] * vectors[found.places]).sum(-1), atol=1e-5)
+
+
+def test_cells_that_hold_fewer_than_k_repeat_their_last() -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    vectors = torch.eye(8).repeat(20, 1)
+    index = CellIndex(vectors)
+    index.index.nprobe = 1
+    found = index.search(vectors[:4], 159)
+    assert found.places.min() >= 0 and found.places.max() < len(vectors)
+    assert (found.products[:, :20] == 1).all()
+
+
+def test_without_faiss_the_remedy_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = builtins.__import__
+
+    def refuse(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "faiss":
+            raise ImportError(name)
+        return whole(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(OptionError, match="pip install faiss-cpu"):
+        neighbours.build_index("ivf", torch.eye(3), bf16_first=False)
