@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.hpu_simulator import load, watch
+from tests.hpu_simulator import leave, load, watch
 
 load()
 
@@ -62,3 +62,4 @@ model.zero_grad()
 torch.testing.assert_close(gradient, model[0].weight.grad.cpu())
 dist.barrier()
 dist.destroy_process_group()
+leave()

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from tests.hpu_simulator import load, watch
+from tests.hpu_simulator import leave, load, watch
 
 load()
 
@@ -42,3 +42,4 @@ assert dict(metric_global("graph_compilation").stats())["TotalNumber"] == 0
 with watch() as seen:
     compiled(torch.ones(8, 4, device="hpu")).item()
 assert [read.kind for read in seen.host_reads] == ["item"]
+leave()

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from tests.hpu_simulator import load, watch
+from tests.hpu_simulator import leave, load, watch
 
 DEVICE, BACKEND = sys.argv[1], sys.argv[2:]
 if DEVICE == "hpu":
@@ -87,3 +87,4 @@ for step in range(4):
             }
         )
 print(json.dumps(report))
+leave()
