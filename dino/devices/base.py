@@ -60,7 +60,6 @@ class Device(abc.ABC):
     torch_device: torch.device
     collective_backend: str
     pins_memory = False
-    products_faster_in_bf16 = False  # by so much that a first pass in bf16 pays where fp32 is wanted
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
 

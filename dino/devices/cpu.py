@@ -20,5 +20,4 @@ class CpuDevice(EagerDevice):
         """
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on the cpu")
-        self.products_faster_in_bf16 = torch.cpu._is_amx_tile_supported()
         super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)

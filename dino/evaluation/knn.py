@@ -114,7 +114,7 @@ def score_knn(
         run: Processes to share the work.
         kind: Of the search, exact or ivf.
     """
-    index = build_index(kind, train.features, bf16_first=run.device.products_faster_in_bf16)
+    index = build_index(kind, train.features)
     if kind != "exact":
         log_recall(index, train.features, test.features)
     share = slice(run.processes.rank, None, run.processes.world)

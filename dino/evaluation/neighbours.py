@@ -16,10 +16,8 @@ from dino.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
-SPARE = (
     44  # candidates beyond k that the first pass keeps; of real features their margin makes nearly every row certain
 )
-BF16_STEP = 2.0**-8  # twice the largest relative error of rounding to bf16: a margin for the sum's own rounding
 CELLS = 4  # IVF: cells a square root of N, faiss's rule of thumb
 PROBES = 0.05  # IVF: share of the cells that a query looks into
 TRAINING_POINTS = 64  # IVF: vectors a cell to place the cells by
@@ -41,40 +39,19 @@ class Index(Protocol):
 
 
 class ExactIndex:
-    """All products; with `bf16_first`, all of them in bf16 and those that can matter again in fp32.
+    """All products, in fp32.
 
-    The bf16 pass is exact all the same: how far a rounded product can be from the true one is known from the rounded
-    vectors, and a query for which that leaves a doubt is searched anew in fp32.
+    A first pass in bf16 does not pay: the features of a trained backbone lie so close together that its rounding leaves
+    hundreds of candidates for twenty neighbours.
     """
 
-    def __init__(self, vectors: Tensor, *, bf16_first: bool = False) -> None:
-        """Keep (N, D) float32 vectors, and with `bf16_first` a rounded copy."""
+    def __init__(self, vectors: Tensor) -> None:
+        """Keep (N, D) float32 vectors."""
         self.vectors = vectors
-        self.rounded = vectors.bfloat16() if bf16_first else None
-        if self.rounded is not None:
-            self.length = vectors.norm(dim=1).max()
-            self.error = (vectors - self.rounded.float()).norm(dim=1).max()
 
     def search(self, queries: Tensor, k: int) -> Neighbours:
         """The k best of (M, D) queries, k at most N."""
-        if self.rounded is None or k + SPARE >= len(self.vectors):
-            return Neighbours(*(queries @ self.vectors.T).topk(k, dim=1))
-        found, certain = self._search_rounded(self.rounded, queries, k)
-        if not certain.all():
-            again = (queries[~certain] @ self.vectors.T).topk(k, dim=1)
-            found.products[~certain], found.places[~certain] = again
-        return found
-
-    def _search_rounded(self, rounded: Tensor, queries: Tensor, k: int) -> tuple[Neighbours, Tensor]:
-        """Neighbours, and (M,) bool: no other vector can be among them."""
-        narrow = queries.bfloat16()
-        scores, candidates = (narrow @ rounded.T).topk(k + SPARE, dim=1)
-        products = torch.bmm(self.vectors[candidates], queries[:, :, None])[:, :, 0]
-        best, order = products.topk(k, dim=1)
-        # |q t - q' t'| <= |q - q'| |t| + |q'| |t - t'|, with q' and t' rounded; and the score itself was rounded.
-        own, last = (queries - narrow.float()).norm(dim=1), scores[:, -1].float()
-        largest_left = last + last.abs() * BF16_STEP + own * self.length + narrow.float().norm(dim=1) * self.error
-        return Neighbours(best, candidates.gather(1, order)), best[:, -1] >= largest_left
+        return Neighbours(*(queries @ self.vectors.T).topk(k, dim=1))
 
 
 class CellIndex:
@@ -104,13 +81,13 @@ class CellIndex:
         return Neighbours(products, torch.where(missing, places.gather(1, last), places).clamp(min=0))
 
 
-def build_index(kind: str, vectors: Tensor, *, bf16_first: bool) -> Index:
+def build_index(kind: str, vectors: Tensor) -> Index:
     """`exact` or `ivf` over (N, D) float32 vectors.
 
     Raises:
         OptionError: faiss is not installed.
     """
-    return ExactIndex(vectors, bf16_first=bf16_first) if kind == "exact" else CellIndex(vectors)
+    return ExactIndex(vectors) if kind == "exact" else CellIndex(vectors)
 
 
 def log_recall(index: Index, vectors: Tensor, queries: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The nearest vectors are those of a plain sort, also where a first pass in bf16 finds them."""
+"""The nearest vectors are those of a plain sort; an approximate search says how many of them it finds."""
 
 import builtins
 import logging
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from dino.errors import OptionError
 from dino.evaluation import neighbours
-from dino.evaluation.neighbours import SPARE, CellIndex, ExactIndex, build_index, log_recall
+from dino.evaluation.neighbours import CellIndex, ExactIndex, build_index, log_recall
 
 
 def draw_vectors(seed: int, count: int, width: int, *, spread: float) -> torch.Tensor:
-    """Unit vectors around few centres; the smaller the spread, the less bf16 can tell them apart."""
+    """Unit vectors around few centres; with a spread of 0 many are equal."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((4, width))
     rows = centres[rng.integers(0, 4, count)] + spread * rng.standard_normal((count, width))
@@ -36,47 +36,16 @@ def test_the_best_products_are_those_of_a_plain_sort(seed: int, spread: float, c
     k = min(k, count)
     every = queries.double() @ vectors.double().T
     expected = every.sort(dim=1, descending=True).values[:, :k]
-    for bf16_first in (False, True):
-        found = ExactIndex(vectors, bf16_first=bf16_first).search(queries, k)
-        assert torch.allclose(found.products.double(), expected, atol=1e-6)
-        assert torch.allclose(every.gather(1, found.places), expected, atol=1e-6)
-        assert all(len(set(row)) == k for row in found.places.tolist())
-
-
-def test_what_bf16_cannot_tell_apart_is_searched_anew() -> None:
-    """More vectors than candidates, all equal but for what bf16 rounds away; the best stand last."""
-    vectors = F.normalize(torch.ones(500, 64) + torch.arange(500)[:, None] * torch.eye(64)[0] * 1e-6, dim=1)
-    queries = F.normalize(torch.eye(64)[:1] + torch.ones(1, 64), dim=1)
-    index = ExactIndex(vectors, bf16_first=True)
-    assert index.rounded is not None
-    rough, certain = index._search_rounded(index.rounded, queries, 3)
-    assert not certain.any()
-    exact = (queries.double() @ vectors.double().T).topk(3).values
-    assert torch.allclose(index.search(queries, 3).products.double(), exact, rtol=0, atol=2e-7)
-    assert not torch.allclose(rough.products.double(), exact, rtol=0, atol=2e-7)
-
-
-def test_most_rows_of_scattered_features_need_one_pass() -> None:
-    vectors, queries = draw_vectors(1, 4000, 64, spread=1.0), draw_vectors(2, 200, 64, spread=1.0)
-    index = ExactIndex(vectors, bf16_first=True)
-    assert index.rounded is not None
-    found, certain = index._search_rounded(index.rounded, queries, 20)
-    assert certain.float().mean() > 0.9
-    expected = (queries @ vectors.T).topk(20).indices
-    assert torch.equal(found.places[certain].sort().values, expected[certain].sort().values)
-
-
-def test_few_vectors_need_no_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = draw_vectors(1, SPARE + 3, 8, spread=1.0)
-    index = ExactIndex(vectors, bf16_first=True)
-    monkeypatch.setattr(index, "_search_rounded", None)
-    assert index.search(vectors[:2], 3).places[:, 0].tolist() == [0, 1]
+    found = ExactIndex(vectors).search(queries, k)
+    assert torch.allclose(found.products.double(), expected, atol=1e-6)
+    assert torch.allclose(every.gather(1, found.places), expected, atol=1e-6)
+    assert all(len(set(row)) == k for row in found.places.tolist())
 
 
 def test_cells_find_nearly_all_and_say_how_many(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     vectors, queries = draw_vectors(1, 5000, 32, spread=0.3), draw_vectors(2, 300, 32, spread=0.3)
-    index = build_index("ivf", vectors, bf16_first=False)
+    index = build_index("ivf", vectors)
     with caplog.at_level(logging.INFO):
         recall = log_recall(index, vectors, queries)
     exact = (queries @ vectors.T).argmax(dim=1)
@@ -106,4 +75,4 @@ def test_without_faiss_the_remedy_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(OptionError, match="pip install faiss-cpu"):
-        neighbours.build_index("ivf", torch.eye(3), bf16_first=False)
+        neighbours.build_index("ivf", torch.eye(3))
