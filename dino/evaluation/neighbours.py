@@ -16,8 +16,6 @@ from dino.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
-    44  # candidates beyond k that the first pass keeps; of real features their margin makes nearly every row certain
-)
 CELLS = 4  # IVF: cells a square root of N, faiss's rule of thumb
 PROBES = 0.05  # IVF: share of the cells that a query looks into
 TRAINING_POINTS = 64  # IVF: vectors a cell to place the cells by
