@@ -193,7 +193,9 @@ def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> in
 
 
 def _settings(workers: int, pin_memory: bool, start: str | None) -> dict[str, Any]:
-    context = start if workers else None
+    context = multiprocessing.get_context(start) if workers else None
+    if start == "forkserver" and context is not None:
+        context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by every loader
     return {
         "num_workers": workers,
         "pin_memory": pin_memory,
