@@ -6,6 +6,7 @@ Shapes: C channels, H W pixels, N database images, Q queries.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,10 +67,10 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     content = load_plain(path)
     try:
         found = _interpret(content, path.parent, crop_queries)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{path} is no ground truth of {name}: {reason}") from error
-    missing = [name for name in found.source.names if not (path.parent / name).is_file()]
+    missing = [name for name in found.source.names if not os.path.isfile(path.parent / name)]
     if missing:
         raise DataError(
             f"{path} lists {missing[0]}, which does not exist; {len(missing)} of {len(found.source)} do not"
@@ -107,7 +108,7 @@ def load_plain(path: Path) -> Any:
 
 
 def _interpret(content: Any, folder: Path, crop_queries: bool) -> Landmarks:
-    """The set that the ground truth's keys describe, or TypeError, ValueError or KeyError."""
+    """The set that the ground truth describes; what it has not, or not as it should be, is an error of Python's."""
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}, wants a dictionary")
     names, queries = (_read_names(content[key], key) for key in ("imlist", "qimlist"))
