@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dino.data.sources import ImageSource, open_images
+from dino.data.sources import ImageSource, list_images
 from dino.errors import DataError
 
 ORIGINAL, STRONG = "original", "strong"
@@ -44,7 +44,7 @@ def open_copydays(data_path: str | None) -> Copydays:
     if missing:
         raise DataError(f"--data_path {root} has no folder {' and no '.join(missing)}: {LAYOUT}")
     names = [ORIGINAL, STRONG, *(name for family in FAMILIES for name in _list_blocks(root, family))]
-    found = {name: open_images(root / name, "--data_path").names for name in names}
+    found = {name: list_images(root / name, "--data_path").names for name in names}
     return Copydays(
         source=ImageSource(root=root, names=tuple(f"{name}/{file}" for name, files in found.items() for file in files)),
         blocks=tuple(Block(name, _match(root / name, files, found[ORIGINAL])) for name, files in found.items()),

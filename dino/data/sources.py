@@ -114,7 +114,7 @@ def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple
     return train, _labelled(folder, like=train)
 
 
-def open_images(path: Path, flag: str) -> ImageSource:
+def list_images(path: Path, flag: str) -> ImageSource:
     """List the images of a folder, however deep they lie in it, or of a text file that names them.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dino.data.copydays import Block, open_copydays
 from dino.data.crops import squeeze
-from dino.data.sources import ImageSource, open_images
+from dino.data.sources import ImageSource, list_images
 from dino.errors import OptionError
 from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.descriptors import ClsGem
@@ -160,4 +160,4 @@ def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]
 
 
 def _open(path: str | None, flag: str) -> ImageSource | None:
-    return open_images(Path(path), flag) if path else None
+    return list_images(Path(path), flag) if path else None

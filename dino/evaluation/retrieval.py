@@ -25,7 +25,7 @@ from dino.evaluation.descriptors import MultiScale
 from dino.evaluation.features import Reading, build_reading, extract_features
 from dino.flags import RetrievalOptions
 from dino.models.registry import is_vit
-from dino.models.weights import TrainedBackbone, load_backbone
+from dino.models.weights import PUBLISHED_FOR_RETRIEVAL, TrainedBackbone, load_backbone
 from dino.runtime.context import Run
 from dino.runtime.metrics import write_result
 
@@ -75,7 +75,7 @@ def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, Ranking
     flags, data = options.retrieval, options.data
     landmarks = open_landmarks(data.data_path, flags.dataset, crop_queries=flags.crop_queries)
     with run.processes.first_goes_first():
-        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+        backbone = load_backbone(options.backbone, options.weights, options.explicit, published=PUBLISHED_FOR_RETRIEVAL)
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
     if flags.multiscale:
         backbone = dataclasses.replace(backbone, module=MultiScale(backbone.module))

@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 from dino.data import sources
 from dino.data.sources import (
     ImageSource,
-    open_images,
+    list_images,
     open_labelled_splits,
     open_online_splits,
     open_training_source,
@@ -239,11 +239,11 @@ def test_images_of_any_flag_are_listed_and_its_name_is_in_errors(tmp_path: Path)
     (tmp_path / "list.txt").write_text("deep/er/a.png\n")
     (tmp_path / "bad.txt").write_text("notes\n")
     (tmp_path / "empty").mkdir()
-    assert open_images(tmp_path, "--some_path").names == tuple(f"deep/er/{name}" for name in NAMES)
-    assert open_images(tmp_path / "list.txt", "--some_path").names == ("deep/er/a.png",)
+    assert list_images(tmp_path, "--some_path").names == tuple(f"deep/er/{name}" for name in NAMES)
+    assert list_images(tmp_path / "list.txt", "--some_path").names == ("deep/er/a.png",)
     for name, text in {"gone": "does not exist", "empty": "holds no image", "bad.txt": "lists 'notes'"}.items():
         with pytest.raises(DataError, match=f"^--some_path {tmp_path / name} {text}"):
-            open_images(tmp_path / name, "--some_path")
+            list_images(tmp_path / name, "--some_path")
 
 
 def test_selected_images_keep_their_labels_and_boxes() -> None:

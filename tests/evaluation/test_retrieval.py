@@ -19,6 +19,7 @@ from dino.data.oxford_paris import Truth
 from dino.errors import DataError
 from dino.evaluation.retrieval import DEPTHS, rank, score_landmarks, score_ranks
 from dino.flags import BackboneFlags, WeightsFlags
+from dino.models.registry import VITS, build_backbone
 from dino.models.weights import load_backbone
 from tests.evaluation.conftest import find_results
 from tests.running import run_pair
@@ -186,6 +187,18 @@ def test_the_references_line_prints_on_two_cards_what_one_cpu_prints(
 ) -> None:
     words = ("--data_path", small_set, "--dataset", "rparis6k", "--imsize", SIZE, "--multiscale", "true")
     assert launched_lines("eval_image_retrieval.py", *words) == score_lines(eval_image_retrieval, *words)
+
+
+def test_without_weights_those_of_the_landmarks_are_taken(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(VITS, "vit_small", VITS["vit_mini"])
+    monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
+    torch.save(build_backbone("vit_small").state_dict(), tmp_path / "dino_vitsmall16_googlelandmark_pretrain.pth")
+    words = ["--data_path", str(small_set), "--dataset", "rparis6k", "--device", "cpu", "--num_workers", "0"]
+    eval_image_retrieval.main(words)
+    printed = capsys.readouterr().out
+    assert "the published" in printed and "googlelandmark" in printed and len(find_results(printed)) == 2
 
 
 def test_convnets_are_ranked_too(small_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
