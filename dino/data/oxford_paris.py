@@ -70,7 +70,7 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{path} is no ground truth of {name}: {reason}") from error
-    missing = [name for name in found.source.names if not os.path.isfile(path.parent / name)]
+    missing = [image for image in found.source.names if not os.path.isfile(path.parent / image)]
     if missing:
         raise DataError(
             f"{path} lists {missing[0]}, which does not exist; {len(missing)} of {len(found.source)} do not"
@@ -104,7 +104,7 @@ def load_plain(path: Path) -> Any:
         with path.open("rb") as file:
             return _PlainUnpickler(file, encoding="latin1").load()
     except Exception as error:  # noqa: BLE001 - damaged pickles raise anything, and all of it means the same
-        raise DataError(f"{path} cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _interpret(content: Any, folder: Path, crop_queries: bool) -> Landmarks:
@@ -145,30 +145,32 @@ def _read_box(value: Any) -> Box:
     return left, top, right, bottom
 
 
-def shrink(image: Tensor, longest: int, patch: int) -> Tensor:
-    """Bring the longer side down to `longest` pixels and keep the aspect, as Pillow's thumbnail does; never enlarge.
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """An image to its view: the longer side brought down, the aspect kept, never enlarged, as Pillow's thumbnail does.
 
-    Args:
-        image: (C, H, W) uint8, C 1 or 3, channels last in memory.
-        longest: In pixels.
+    Attributes:
+        longest: The longer side at most, in pixels.
         patch: Side of a patch in pixels: what fills none is cut off, see `cut_to_patches`; 1 cuts nothing off.
-
-    Returns:
-        (C, H', W') uint8.
     """
-    stored_height, stored_width = image.shape[1:]
-    height, width = compute_size(stored_height, stored_width, longest)
-    if (height, width) != (stored_height, stored_width):
-        picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
-        resized = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
-        image = torch.from_numpy(np.array(resized)).reshape(height, width, -1).permute(2, 0, 1)
-    height, width = cut_to_patches(height, width, patch)
-    return image[:, :height, :width]
 
+    longest: int
+    patch: int = 1
 
-def compute_view_size(height: int, width: int, longest: int, patch: int) -> tuple[int, int]:
-    """(H, W) of the view that `shrink` gives of an image of `height` x `width` pixels."""
-    return cut_to_patches(*compute_size(height, width, longest), patch)
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, H, W) uint8, C 1 or 3, channels last in memory -> (C, H', W') uint8."""
+        height, width = image.shape[1:]
+        size = compute_size(height, width, self.longest)
+        if size != (height, width):
+            picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+            resized = picture.resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+            image = torch.from_numpy(np.array(resized)).reshape(*size, -1).permute(2, 0, 1)
+        height, width = cut_to_patches(*size, self.patch)
+        return image[:, :height, :width]
+
+    def compute_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H', W') of the view of an image of `height` x `width` pixels."""
+        return cut_to_patches(*compute_size(height, width, self.longest), self.patch)
 
 
 def compute_size(height: int, width: int, longest: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ Q queries, K numbers of images to look at, D width.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dino.data.loaders import Shape
-from dino.data.oxford_paris import Truth, compute_view_size, open_landmarks, shrink
+from dino.data.oxford_paris import Thumbnail, Truth, open_landmarks
 from dino.data.sources import ImageSource
 from dino.errors import DataError
 from dino.evaluation.average_precision import compute_average_precision
@@ -80,7 +79,7 @@ def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, Ranking
     if flags.multiscale:
         backbone = dataclasses.replace(backbone, module=MultiScale(backbone.module))
     # Rows and columns that fill no patch belong to the smaller scales too, so those keep them.
-    view = functools.partial(shrink, longest=options.size.imsize, patch=1 if flags.multiscale else patch)
+    view = Thumbnail(longest=options.size.imsize, patch=1 if flags.multiscale else patch)
     shapes = read_shapes(landmarks.source, view, run)
     check_shapes(landmarks.source, shapes, least=patch * (2 if flags.multiscale else 1))
     queries = len(landmarks.truths)
@@ -93,7 +92,7 @@ def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, Ranking
     return scores
 
 
-def read_shapes(source: ImageSource, view: functools.partial[Tensor], run: Run) -> list[Shape]:
+def read_shapes(source: ImageSource, view: Thumbnail, run: Run) -> list[Shape]:
     """(H, W) of the view of each image, from the files' headers; each process reads its share of them.
 
     Raises:
@@ -101,7 +100,7 @@ def read_shapes(source: ImageSource, view: functools.partial[Tensor], run: Run) 
     """
     processes = run.processes
     mine = range(processes.rank, len(source), processes.world)
-    found = [compute_view_size(*source.read_size(index), **view.keywords) for index in mine]
+    found = [view.compute_size(*source.read_size(index)) for index in mine]
     sizes = run.device.place(torch.tensor(found, dtype=torch.int32).reshape(-1, 2))
     return [(height, width) for height, width in processes.gather_rows(sizes, len(source)).tolist()]
 

@@ -17,12 +17,11 @@ from PIL import Image
 
 from dino.data.oxford_paris import (
     Landmarks,
+    Thumbnail,
     compute_size,
-    compute_view_size,
     cut_to_patches,
     load_plain,
     open_landmarks,
-    shrink,
 )
 from dino.errors import DataError
 from dino.models.registry import build_backbone
@@ -229,19 +228,20 @@ def test_views_are_pillows_thumbnails(height: int, width: int, longest: int) -> 
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     assert compute_size(height, width, longest) == (picture.height, picture.width)
-    view = shrink(image, longest, patch=1)
+    view = Thumbnail(longest=longest)(image)
     assert torch.equal(view, torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))
 
 
 def test_gray_views_keep_their_channel() -> None:
-    assert shrink(build_image(40, 60, 1), 30, patch=1).shape == (1, 20, 30)
-    assert shrink(build_image(20, 30, 1), 30, patch=8).shape == (1, 16, 24)
+    assert Thumbnail(longest=30)(build_image(40, 60, 1)).shape == (1, 20, 30)
+    assert Thumbnail(longest=30, patch=8)(build_image(20, 30, 1)).shape == (1, 16, 24)
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300), st.sampled_from([1, 8, 16, 7]))
 def test_a_view_has_the_size_that_was_told(height: int, width: int, longest: int, patch: int) -> None:
-    view = shrink(torch.zeros(1, height, width, dtype=torch.uint8), longest, patch)
-    assert tuple(view.shape[1:]) == compute_view_size(height, width, longest, patch)
+    thumbnail = Thumbnail(longest=longest, patch=patch)
+    view = thumbnail(torch.zeros(1, height, width, dtype=torch.uint8))
+    assert tuple(view.shape[1:]) == thumbnail.compute_size(height, width)
 
 
 @given(st.integers(16, 90), st.integers(16, 90))
