@@ -179,13 +179,45 @@ class KnnFlags:
         "search all training images, or by cells of them (faiss), which is faster for millions and misses some",
         choices=("exact", "ivf"),
     )
-    store_on_device: bool = flag(
-        True, "keep the features on the device; false keeps them in host memory", also=("--use_cuda",)
-    )
     dump_features: str | None = flag(None, "folder to write features and labels to")
     load_features: str | None = flag(None, "folder to read features and labels from instead of computing them")
     max_batches: int | None = flag(None, "stop after so many batches a split, for a quick look", least=1)
     dump_tb_events: str | None = flag(None, "folder for TensorBoard events of the extraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFlags:
+    """Where an evaluation keeps its features while it needs them."""
+
+    store_on_device: bool = flag(
+        True, "keep the features on the device; false keeps them in host memory", also=("--use_cuda",)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSizeFlags:
+    """The size of images that are searched."""
+
+    imsize: int = flag(
+        224, "copy detection: side in pixels of the square images become; retrieval: their longer side at most", least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyDetectionFlags:
+    """Images beside those of Copydays; each a folder, nested or not, or a text file that lists images."""
+
+    distractors_path: str | None = flag(None, "images that are searched too and are no copy of any (paper: 10k)")
+    whitening_path: str | None = flag(None, "images from which a whitening of the features is learnt (paper: 20k)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalFlags:
+    """Revisited Oxford and Paris."""
+
+    dataset: str = flag("roxford5k", "which of the two sets", choices=("roxford5k", "rparis6k"))
+    multiscale: bool = flag(False, "average the features of three sizes: 1, 1/sqrt(2) and 1/2")
+    crop_queries: bool = flag(False, "cut each query to the box of its landmark, as the benchmark has it", switch=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +265,34 @@ class KnnOptions(EvaluationOptions):
     DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128}
 
     knn: KnnFlags
+    store: StoreFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyDetectionOptions(EvaluationOptions):
+    """Find the originals of edited copies: DATA_PATH holds original, strong and, if there, jpegqual/* and crops/*."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "arch": "vit_base",
+        "patch_size": 8,
+        "batch_size_per_device": 16,
+        "imsize": 320,
+    }
+
+    store: StoreFlags
+    size: ImageSizeFlags
+    copy_detection: CopyDetectionFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(EvaluationOptions):
+    """Find the images of the same landmark: DATA_PATH holds DATASET/gnd_DATASET.pkl and DATASET/jpg/*.jpg."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128}
+
+    store: StoreFlags
+    size: ImageSizeFlags
+    retrieval: RetrievalFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dino.errors import OptionError
-from dino.flags import KnnOptions, SubmitOptions, TrainOptions
+from dino.flags import CopyDetectionOptions, KnnOptions, RetrievalOptions, SubmitOptions, TrainOptions
 from dino.options import as_dict, flags_of, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,14 +91,38 @@ KNN = {
     "--max_batches": None,
     "--dump_tb_events": None,
 }
+EVALUATION = {name: KNN[name] for name in list(KNN)[: list(KNN).index("--nb_knn")]}
+COPY_DETECTION = EVALUATION | {
+    "--arch": "vit_base",
+    "--patch_size": 8,
+    "--batch_size_per_device": 16,
+    "--store_on_device": True,
+    "--imsize": 320,
+    "--distractors_path": None,
+    "--whitening_path": None,
+}
+RETRIEVAL = EVALUATION | {
+    "--store_on_device": True,
+    "--imsize": 224,
+    "--dataset": "roxford5k",
+    "--multiscale": False,
+    "--crop_queries": False,
+}
 ALIASES = {"--local_rank": ("--local-rank",), "--batch_size_per_device": ("--batch_size_per_gpu",)}
 # Flags of the reference whose default is another one here: chosen at start, or with no default that could be right.
 DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights"}
+DEPARTURES |= {"--distractors_path", "--whitening_path"}
 
+COMMAND_CLASSES = (TrainOptions, KnnOptions, CopyDetectionOptions, RetrievalOptions)
 COMMANDS = pytest.mark.parametrize(
     ("command", "frozen", "reference"),
-    [(TrainOptions, TRAIN, "gaudi/main_dino.py"), (KnnOptions, KNN, "gaudi/eval_knn.py")],
-    ids=["main_dino", "eval_knn"],
+    [
+        (TrainOptions, TRAIN, "gaudi/main_dino.py"),
+        (KnnOptions, KNN, "gaudi/eval_knn.py"),
+        (CopyDetectionOptions, COPY_DETECTION, "gaudi/eval_copy_detection.py"),
+        (RetrievalOptions, RETRIEVAL, "gaudi/eval_image_retrieval.py"),
+    ],
+    ids=["main_dino", "eval_knn", "eval_copy_detection", "eval_image_retrieval"],
 )
 
 
@@ -136,7 +160,7 @@ def test_parsing_nothing_gives_the_frozen_defaults(command, frozen, reference):
 
 @COMMANDS
 def test_other_spellings_are_frozen(command, frozen, reference):
-    others = ALIASES | ({"--store_on_device": ("--use_cuda",)} if command is KnnOptions else {})
+    others = ALIASES | ({"--store_on_device": ("--use_cuda",)} if "--store_on_device" in frozen else {})
     assert {k.words[0]: k.words[1:] for k in flags_of(command) if k.words[1:]} == others
 
 
@@ -164,7 +188,7 @@ def test_each_flag_is_declared_once_in_the_project():
     files = [*sorted((ROOT / "dino").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
     count = Counter(name for path in files for name in declared_fields(path))
     assert {name for name, times in count.items() if times > 1} == set()
-    assert {k.field for command in (TrainOptions, KnnOptions) for k in flags_of(command)} <= count.keys()
+    assert {k.field for command in COMMAND_CLASSES for k in flags_of(command)} <= count.keys()
 
 
 @COMMANDS
@@ -178,7 +202,7 @@ def test_every_flag_says_what_it_means(command, frozen, reference):
     assert all(known.spec.help.strip() for known in flags_of(command))
 
 
-@pytest.mark.parametrize("command", [TrainOptions, KnnOptions, SubmitOptions])
+@pytest.mark.parametrize("command", [*COMMAND_CLASSES, SubmitOptions])
 def test_every_number_has_a_bound_that_its_default_keeps(command):
     numbers = {"int", "float", "int | None", "tuple[int, ...]"}
     for known in flags_of(command):
@@ -209,7 +233,7 @@ def test_a_number_out_of_bounds_is_refused_by_flag_value_and_bounds(flag, value,
             parse(TrainOptions, words)
 
 
-@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py"])
+@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py", "eval_copy_detection.py", "eval_image_retrieval.py"])
 def test_help_does_not_import_torch(script):
     program = (
         "import runpy, sys\n"

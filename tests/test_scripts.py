@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("main_dino.py", "eval_knn.py", "run_with_submitit.py", "demo.py")
+SCRIPTS = (
+    "main_dino.py",
+    "eval_knn.py",
+    "eval_copy_detection.py",
+    "eval_image_retrieval.py",
+    "run_with_submitit.py",
+    "demo.py",
+)
 
 
 def run_script(*words: object) -> subprocess.CompletedProcess[str]:

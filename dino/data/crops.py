@@ -168,6 +168,11 @@ def resize_crop(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, 
     return F.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
 
 
+def squeeze(image: Tensor, size: int) -> Tensor:
+    """The whole image as a square, its shape not kept: (C, H, W) -> (C, size, size) uint8."""
+    return resize_crop(image, (0, 0, *image.shape[1:]), (size, size))
+
+
 def cut_centre(image: Tensor, size: int) -> Tensor:
     """The evaluation view: shorter side to `size` * 256 / 224, then the middle; (C, H, W) -> (C, size, size) uint8."""
     height, width = image.shape[1:]

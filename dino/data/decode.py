@@ -10,21 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from dino.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".npy")
 MODES = {1: "L", 3: "RGB"}
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
-def read_image(path: str | Path, channels: int = 3) -> Tensor:
+def read_image(path: str | Path, channels: int = 3, box: Box | None = None) -> Tensor:
     """Decode an image.
 
     Args:
         path: A picture, or an `.npy` file of uint8 (H, W, C).
         channels: C; pictures give 1 or 3, `.npy` files any number.
+        box: The part of a picture to keep, as it is stored, before it is turned upright.
 
     Returns:
         (C, H, W) uint8, channels last in memory.
@@ -33,7 +37,7 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
         DataError: The file is missing, damaged, no picture, or has other channels; the text names it.
     """
     try:
-        pixels = _read_array(path) if str(path).lower().endswith(".npy") else _read_picture(path, channels)
+        pixels = _read_array(path) if str(path).lower().endswith(".npy") else _read_picture(path, channels, box)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
@@ -43,11 +47,34 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _read_picture(path: str | Path, channels: int) -> np.ndarray:
+def read_size(path: str | Path, box: Box | None = None) -> tuple[int, int]:
+    """(H, W) of what `read_image` gives for a picture, from the file's header.
+
+    Raises:
+        DataError: The file is missing, no picture, or the box lies outside of it; the text names the file.
+    """
+    try:
+        with Image.open(path) as picture:
+            left, top, right, bottom = _clip(box, picture)
+            turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
+    except Exception as error:  # noqa: BLE001 - as above
+        raise DataError(f"{path} cannot be decoded: {error}") from error
+    return (right - left, bottom - top) if turned else (bottom - top, right - left)
+
+
+def _clip(box: Box | None, picture: Image.Image) -> Box:
+    left, top, right, bottom = box or (0, 0, *picture.size)
+    inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise ValueError(f"the box {box} holds no pixel of its {picture.width} x {picture.height}")
+    return inside
+
+
+def _read_picture(path: str | Path, channels: int, box: Box | None) -> np.ndarray:
     if channels not in MODES:
         raise DataError(f"{path} is a picture; --in_chans {channels} needs .npy files, pictures give 1 or 3 channels")
     with Image.open(path) as picture:
-        upright = ImageOps.exif_transpose(picture)
+        upright = ImageOps.exif_transpose(picture.crop(_clip(box, picture)) if box else picture)
         if upright.mode.startswith("I"):  # 16 bits a level, in whichever byte order
             upright = Image.fromarray((np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
         pixels = np.array(upright.convert(MODES[channels]))

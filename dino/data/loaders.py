@@ -5,6 +5,7 @@ Shapes: B images a device and step, C channels, S side.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -26,6 +27,8 @@ from dino.data.sources import ImageSource
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+Shape = tuple[int, int]  # H, W
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,15 @@ class LabelledBatch(NamedTuple):
 class ViewDataset(Dataset):
     """Place in this process's share -> one view of an image with label and index."""
 
-    def __init__(self, source: ImageSource, cut: Callable[[Tensor], Tensor], *, channels: int, share: Share) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        cut: Callable[[Tensor], Tensor],
+        *,
+        channels: int,
+        share: Share,
+        shapes: Sequence[Shape] | None = None,
+    ) -> None:
         """Keep the list; rank r of w reads images r, r + w, r + 2w, ...
 
         Args:
@@ -156,8 +167,9 @@ class ViewDataset(Dataset):
             cut: (C, H, W) uint8 of any size to the view, (C, H, W) uint8; it travels to the loader processes.
             channels: C.
             share: This process's.
+            shapes: (H, W) of each image's view, where they differ; a batch then ends where the shape changes.
         """
-        self.source, self.cut, self.channels = source, cut, channels
+        self.source, self.cut, self.channels, self.shapes = source, cut, channels, shapes
         self.indices = range(share.rank, len(source), share.world)
 
     def __len__(self) -> int:
@@ -169,10 +181,17 @@ class ViewDataset(Dataset):
         index = self.indices[place]
         label = -1 if self.source.labels is None else self.source.labels[index]
         try:
-            pixels = self.cut(read_image(self.source.path(index), self.channels))
+            pixels = self.cut(read_image(self.source.path(index), self.channels, self.source.box(index)))
         except DataError as error:
             return error
         return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))
+
+    def plan(self, batch_size: int) -> Iterator[list[int]]:
+        """Yield the places of each batch: in order, at most so many, all of one shape."""
+        shapes = self.shapes
+        for _, run in itertools.groupby(range(len(self)), lambda place: shapes and shapes[self.indices[place]]):
+            places = list(run)
+            yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
 
 
 def read_views(
@@ -184,7 +203,8 @@ def read_views(
         DataError: An image cannot be decoded, or a loader process died.
     """
     settings = _settings(workers, pin_memory, start)
-    yield from _checked(DataLoader(dataset, batch_size=batch_size, collate_fn=_collate, **settings))
+    batches = list(dataset.plan(batch_size))
+    yield from _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings))
 
 
 def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> int:

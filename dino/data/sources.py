@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dino.data.decode import EXTENSIONS
+from dino.data.decode import EXTENSIONS, Box, read_size
 from dino.data.demo import build_demo
 from dino.errors import DataError
 
@@ -25,12 +25,14 @@ class ImageSource:
         names: File names, in the order of the data set's indices.
         labels: Class index of each name, or None where there are no class folders.
         classes: Class names, sorted.
+        boxes: The part of each picture that is meant, in pixels of the stored picture, or None where all of it is.
     """
 
     root: Path
     names: tuple[str, ...]
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
+    boxes: tuple[Box | None, ...] | None = None
 
     def __len__(self) -> int:
         """Number of images N."""
@@ -40,6 +42,18 @@ class ImageSource:
         """Path of image `index`."""
         return self.root / self.names[index]
 
+    def box(self, index: int) -> Box | None:
+        """The part of image `index` that is meant."""
+        return self.boxes[index] if self.boxes else None
+
+    def read_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of picture `index`, or of its box, from the file's header.
+
+        Raises:
+            DataError: The file is missing or no picture, or the box lies outside of it.
+        """
+        return read_size(self.path(index), self.box(index))
+
     def fingerprint(self) -> str:
         """A digest of the names, equal for equal data wherever it is mounted."""
         return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -48,9 +62,13 @@ class ImageSource:
         """At most `limit` images, evenly spaced, so that every class folder keeps its share."""
         if limit is None or limit >= len(self):
             return self
-        kept = [index * len(self) // limit for index in range(limit)]
-        labels = None if self.labels is None else tuple(self.labels[index] for index in kept)
-        return replace(self, names=tuple(self.names[index] for index in kept), labels=labels)
+        return self.selected([index * len(self) // limit for index in range(limit)])
+
+    def selected(self, indices: Sequence[int]) -> ImageSource:
+        """The images of these indices, in their order."""
+        labels = None if self.labels is None else tuple(self.labels[index] for index in indices)
+        boxes = None if self.boxes is None else tuple(self.boxes[index] for index in indices)
+        return replace(self, names=tuple(self.names[index] for index in indices), labels=labels, boxes=boxes)
 
 
 def open_training_source(data_path: str | None, limit: int | None = None) -> ImageSource:
@@ -96,6 +114,21 @@ def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple
     return train, _labelled(folder, like=train)
 
 
+def list_images(path: Path, flag: str) -> ImageSource:
+    """List the images of a folder, however deep they lie in it, or of a text file that names them.
+
+    Args:
+        path: The folder or file.
+        flag: Which flag it came from, for error texts.
+
+    Raises:
+        DataError: It does not exist, cannot be read, or holds no image.
+    """
+    if not path.exists():
+        raise DataError(f"{flag} {path} does not exist: name a folder of images or a text file that lists them")
+    return _list(path, flag)
+
+
 def _existing(data_path: str | None) -> Path:
     if not data_path:
         raise DataError(f"--data_path is missing: {ASK}")
@@ -110,27 +143,27 @@ def _validation_folder(root: Path) -> Path | None:
     return next((root / name for name in VALIDATION if (root / name).is_dir()), None)
 
 
-def _list(root: Path) -> ImageSource:
-    source = _list_file(root) if root.is_file() else _list_folder(root)
+def _list(root: Path, flag: str = "--data_path") -> ImageSource:
+    source = _list_file(root, flag) if root.is_file() else _list_folder(root, flag)
     if not len(source):
-        raise DataError(f"--data_path {root} holds no image (looked for {' '.join(EXTENSIONS)})")
+        raise DataError(f"{flag} {root} holds no image (looked for {' '.join(EXTENSIONS)})")
     return source
 
 
-def _list_file(path: Path) -> ImageSource:
+def _list_file(path: Path, flag: str) -> ImageSource:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--data_path {path} is no text file that lists images: {error}") from error
+        raise DataError(f"{flag} {path} is no text file that lists images: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
     wrong = next((name for name in names if not name.lower().endswith(EXTENSIONS)), None)
     if wrong is not None:
-        raise DataError(f"--data_path {path} lists {wrong!r}, which is no image name (known: {' '.join(EXTENSIONS)})")
+        raise DataError(f"{flag} {path} lists {wrong!r}, which is no image name (known: {' '.join(EXTENSIONS)})")
     return ImageSource(root=path.parent, names=names)
 
 
-def _list_folder(root: Path) -> ImageSource:
-    names = tuple(_walk(root))
+def _list_folder(root: Path, flag: str) -> ImageSource:
+    names = tuple(_walk(root, flag))
     if not all(os.sep in name for name in names):
         return ImageSource(root=root, names=names)
     classes = tuple(sorted({name.split(os.sep, 1)[0] for name in names}))
@@ -139,9 +172,9 @@ def _list_folder(root: Path) -> ImageSource:
     return ImageSource(root=root, names=names, labels=labels, classes=classes)
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk(root: Path, flag: str) -> Iterator[str]:
     def stop(error: OSError) -> None:
-        raise DataError(f"--data_path {root} cannot be read: {error}") from error
+        raise DataError(f"{flag} {root} cannot be read: {error}") from error
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
         folders.sort()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino.data.crops import cut_centre
-from dino.data.loaders import Share, ViewDataset, choose_workers, read_views
+from dino.data.loaders import Shape, Share, ViewDataset, choose_workers, read_views
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, DataError
@@ -73,6 +73,7 @@ def extract_features(
     reading: Reading,
     *,
     cut: Callable[[Tensor], Tensor] | None = None,
+    shapes: Sequence[Shape] | None = None,
     normalise: bool = True,
 ) -> Features:
     """Run a backbone over one view of each image of a data set.
@@ -82,7 +83,9 @@ def extract_features(
         source: The images.
         run: Device and processes; each process reads its share.
         reading: Batch size, loader processes, where to keep features.
-        cut: From an image (C, H, W) uint8 to its view, of one size for all images; by default the centre crop.
+        cut: From an image (C, H, W) uint8 to its view, by default the centre crop.
+        shapes: (H, W) of each image's view where `cut` gives views of several shapes. Neighbours of one shape share
+            batches, and each run of one shape is one graph for devices that compile, so the source is best sorted.
         normalise: Give features of length 1.
 
     Returns:
@@ -94,7 +97,7 @@ def extract_features(
     processes = run.processes
     share = Share(rank=processes.rank, world=processes.world)
     cut = cut or functools.partial(cut_centre, size=backbone.image_size)
-    dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share)
+    dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share, shapes=shapes)
     progress = Progress(len(dataset), f"features of {source.root.name}", shown=processes.is_first)
     rows, labels, done = [], [], 0
     for found, batch_labels in _infer(backbone, dataset, run, reading):
@@ -123,9 +126,12 @@ def _infer(
     if not len(dataset):  # fewer images than processes: no rows, of the right width
         blank = dataset.cut(torch.zeros(backbone.in_chans, backbone.image_size, backbone.image_size, dtype=torch.uint8))
         yield infer(normalisation(run.device.place(blank[None])))[:0].float(), torch.empty(0, dtype=torch.int64)
+    shape, full = None, 0
     for batch in itertools.islice(batches, reading.max_batches):
         # A last batch that is not full would be another graph for devices that compile, so it is filled up.
-        missing = min(reading.batch_size, len(dataset)) - len(batch.labels)
+        if batch.pixels.shape[1:] != shape:
+            shape, full = batch.pixels.shape[1:], len(batch.labels)
+        missing = full - len(batch.labels)
         pixels = F.pad(batch.pixels, (*(0, 0) * 3, 0, missing))
         found = infer(normalisation(run.device.place(pixels))).float()
         yield found[: len(batch.labels)] if missing else found, batch.labels

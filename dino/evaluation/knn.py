@@ -207,7 +207,7 @@ def _extract(options: KnnOptions, run: Run) -> tuple[Features, Features]:
         options.data,
         options.explicit,
         run,
-        keep_on_device=options.knn.store_on_device,
+        keep_on_device=options.store.store_on_device,
         max_batches=options.knn.max_batches,
     )
     found, speeds = [], {}

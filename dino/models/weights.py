@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 MIRROR = "DINO_WEIGHTS_DIR"
 PUBLISHED_ROOT = "https://dl.fbaipublicfiles.com/dino/"
-# Backbones published with the paper, by architecture and patch size; no digests of the files are known.
-PUBLISHED = {
+Published = Mapping[tuple[str, int | None], str]  # file by architecture and patch size
+# Backbones published with the paper; no digests of the files are known.
+PUBLISHED: Published = {
     ("vit_small", 16): "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
     ("vit_small", 8): "dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
     ("vit_base", 16): "dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
@@ -41,6 +42,11 @@ PUBLISHED = {
     ("xcit_small_12_p8", None): "dino_xcit_small_12_p8_pretrain/dino_xcit_small_12_p8_pretrain.pth",
     ("xcit_medium_24_p16", None): "dino_xcit_medium_24_p16_pretrain/dino_xcit_medium_24_p16_pretrain.pth",
     ("xcit_medium_24_p8", None): "dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_pretrain.pth",
+}
+# Retrieval takes weights trained on Google Landmarks v2 where there are any, as the original does.
+PUBLISHED_FOR_RETRIEVAL: Published = {
+    **PUBLISHED,
+    ("vit_small", 16): "dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
 }
 DEFAULT_SIZE = 224  # pixels; what weights without options were trained at
 
@@ -66,7 +72,9 @@ class TrainedBackbone:
     normalisation: Mapping[str, list[float]] | None
 
 
-def load_backbone(backbone: BackboneFlags, weights: WeightsFlags, explicit: frozenset[str]) -> TrainedBackbone:
+def load_backbone(
+    backbone: BackboneFlags, weights: WeightsFlags, explicit: frozenset[str], *, published: Published = PUBLISHED
+) -> TrainedBackbone:
     """Load the backbone that the flags mean.
 
     Architecture, patch size, channels and image size come from the flags where given, else from the file's options,
@@ -76,6 +84,7 @@ def load_backbone(backbone: BackboneFlags, weights: WeightsFlags, explicit: froz
         backbone: `--arch` and `--patch_size`.
         weights: Which file and network, or `--random_weights`.
         explicit: Flags that the user set.
+        published: What is taken without a file.
 
     Raises:
         WeightsError: No such file, or a tensor of the backbone is not in it with its shape.
@@ -86,7 +95,7 @@ def load_backbone(backbone: BackboneFlags, weights: WeightsFlags, explicit: froz
             raise OptionError("--random_weights and --pretrained_weights contradict each other; give one of them")
         logger.warning("--random_weights: an untrained %s", backbone.arch)
         return _describe({}, {}, backbone, frozenset({"arch", "patch_size"}))
-    path = Path(weights.pretrained_weights) if weights.pretrained_weights else find_published(backbone)
+    path = Path(weights.pretrained_weights) if weights.pretrained_weights else find_published(backbone, published)
     state = checkpoint.load_file(path)
     tensors = checkpoint.strip_prefixes(select_network(state, weights.checkpoint_key, path))
     loaded = _describe(state, tensors, backbone, explicit)
@@ -134,7 +143,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> int:
     return len(wanted)
 
 
-def find_published(backbone: BackboneFlags) -> Path:
+def find_published(backbone: BackboneFlags, published: Published = PUBLISHED) -> Path:
     """The published weights of an architecture: from the mirror folder, else downloaded to torch's hub folder.
 
     Raises:
@@ -143,10 +152,10 @@ def find_published(backbone: BackboneFlags) -> Path:
     patch = backbone.patch_size if is_vit(backbone.arch) else None
     arch = backbone.arch.replace("deit_", "vit_")
     remedy = f"give --pretrained_weights, set {MIRROR} to a folder that holds the published files, or --random_weights"
-    if (arch, patch) not in PUBLISHED:
+    if (arch, patch) not in published:
         named = f"{backbone.arch} with patch size {patch}" if patch else backbone.arch
         raise WeightsError(f"no weights are published for {named}: {remedy}")
-    url = PUBLISHED_ROOT + PUBLISHED[arch, patch]
+    url = PUBLISHED_ROOT + published[arch, patch]
     logger.info("no --pretrained_weights: the published %s", url)
     name = url.rsplit("/", 1)[1]
     if MIRROR in os.environ and (Path(os.environ[MIRROR]) / name).exists():

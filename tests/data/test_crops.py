@@ -21,6 +21,7 @@ from dino.data.crops import (
     draw_box,
     draw_parameters,
     resize_crop,
+    squeeze,
 )
 from dino.data.decode import read_image
 
@@ -222,6 +223,14 @@ def test_the_centre_crop_of_photos_is_the_originals(shared_data: Path) -> None:
         difference = (cut_centre(read_image(path), 224).int() - expected.int()).abs()
         assert difference.max() <= 2
         assert difference.float().mean() < 0.2
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(240, 320, 224), (97, 50, 64), (30, 41, 48), (32, 32, 32)])
+def test_the_whole_image_becomes_a_square_as_by_torchvision(height: int, width: int, size: int) -> None:
+    picture = draw_smooth_image(height, width)
+    resize = transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC)
+    difference = (squeeze(as_tensor(picture), size).int() - as_tensor(resize(picture)).int()).abs()
+    assert difference.max() <= 2 and difference.float().mean() < 0.2
 
 
 @settings(max_examples=40, deadline=None)

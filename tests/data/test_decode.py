@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
-from dino.data.decode import EXTENSIONS, read_image
+from dino.data.decode import EXTENSIONS, read_image, read_size
 from dino.errors import DataError
 
 
@@ -156,3 +156,32 @@ def test_arbitrary_bytes_end_in_a_data_error(content: bytes, extension: str, tmp
     path.write_bytes(content)
     with pytest.raises(DataError, match="noise"):
         read_image(path)
+
+
+def test_a_box_is_cut_from_the_stored_picture_before_it_is_turned(tmp_path: Path) -> None:
+    pixels = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn
+    path = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    assert read_size(path) == read_image(path).shape[1:] == (30, 20)
+    assert read_size(path, (5, 2, 15, 10)) == (10, 8)
+    assert np.array_equal(read_image(path, 1, (5, 2, 15, 10))[0].numpy(), np.rot90(pixels[2:10, 5:15], -1))
+
+
+def test_a_box_is_cut_to_its_picture(tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (30, 20)).save(path)
+    assert read_size(path, (25, -3, 90, 90)) == read_image(path, 3, (25, -3, 90, 90)).shape[1:] == (20, 5)
+    for read in (read_size, lambda path, box: read_image(path, 3, box)):
+        with pytest.raises(DataError, match=r"wide\.png cannot be decoded: the box \(30, 0, 40, 5\) holds no pixel"):
+            read(path, (30, 0, 40, 5))
+
+
+def test_sizes_from_headers_are_those_of_the_decoded_pictures(shared_data: Path) -> None:
+    sound = {name: what for name, what in read_broken_manifest(shared_data).items() if "Error" not in what}
+    for name, behaviour in sound.items():
+        assert read_size(shared_data / "broken" / name) == upright_size(name, behaviour), name
+    for name in ("text.jpg", "zero_byte.jpg", "gone.jpg"):
+        with pytest.raises(DataError, match=f"{name} cannot be decoded"):
+            read_size(shared_data / "broken" / name)

@@ -342,6 +342,21 @@ def test_processes_together_read_every_image_once_and_in_order(source: ImageSour
     assert sorted(seen) == list(range(COUNT))
 
 
+@given(shapes=st.lists(st.sampled_from([(1, 2), (2, 1), (3, 3)]), max_size=30), size=st.integers(1, 5))
+def test_batches_end_where_the_shape_of_the_views_changes(shapes: list[tuple[int, int]], size: int) -> None:
+    source = ImageSource(root=Path(), names=tuple(map(str, range(len(shapes)))))
+    for share in (ALONE, Share(rank=1, world=2)):
+        dataset = ViewDataset(source, CENTRE, channels=3, share=share, shapes=shapes)
+        batches = list(dataset.plan(size))
+        assert [place for batch in batches for place in batch] == list(range(len(dataset)))
+        found = [{shapes[dataset.indices[place]] for place in batch} for batch in batches]
+        assert all(len(kinds) == 1 for kinds in found)
+        assert all(len(batch) <= size for batch in batches)
+        # No batch could have gone on: the next one has another shape, or it is full.
+        following = zip(batches, found, found[1:], strict=False)
+        assert all(len(batch) == size or here != there for batch, here, there in following)
+
+
 def test_centre_crops_are_those_of_the_files(source: ImageSource) -> None:
     dataset = ViewDataset(source, CENTRE, channels=3, share=Share(rank=1, world=2))
     batch = next(read_centres(dataset))

@@ -10,7 +10,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dino.data import sources
-from dino.data.sources import ImageSource, open_labelled_splits, open_online_splits, open_training_source
+from dino.data.sources import (
+    ImageSource,
+    list_images,
+    open_labelled_splits,
+    open_online_splits,
+    open_training_source,
+)
 from dino.errors import DataError
 
 NAMES = ("a.png", "b.jpg", "c c.png", "d.JPEG", "ü.png")
@@ -226,3 +232,23 @@ def test_a_limited_source_keeps_the_share_of_every_class(size: int, classes: int
     limit = max(1, int(len(source) * share))
     counts = [source.limited(limit).labels.count(label) for label in range(classes)]
     assert max(counts) - min(counts) <= 1
+
+
+def test_images_of_any_flag_are_listed_and_its_name_is_in_errors(tmp_path: Path) -> None:
+    fill(tmp_path / "deep" / "er")
+    (tmp_path / "list.txt").write_text("deep/er/a.png\n")
+    (tmp_path / "bad.txt").write_text("notes\n")
+    (tmp_path / "empty").mkdir()
+    assert list_images(tmp_path, "--some_path").names == tuple(f"deep/er/{name}" for name in NAMES)
+    assert list_images(tmp_path / "list.txt", "--some_path").names == ("deep/er/a.png",)
+    for name, text in {"gone": "does not exist", "empty": "holds no image", "bad.txt": "lists 'notes'"}.items():
+        with pytest.raises(DataError, match=f"^--some_path {tmp_path / name} {text}"):
+            list_images(tmp_path / name, "--some_path")
+
+
+def test_selected_images_keep_their_labels_and_boxes() -> None:
+    source = ImageSource(root=Path("x"), names=("a", "b", "c"), labels=(0, 1, 2), boxes=(None, (0, 0, 1, 1), None))
+    chosen = source.selected([1, 1, 0])
+    assert (chosen.names, chosen.labels) == (("b", "b", "a"), (1, 1, 0))
+    assert [chosen.box(index) for index in range(3)] == [(0, 0, 1, 1), (0, 0, 1, 1), None]
+    assert ImageSource(root=Path("x"), names=("a",)).selected([0]).box(0) is None

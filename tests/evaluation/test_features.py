@@ -167,3 +167,29 @@ def test_damaged_features_are_named(tmp_path: Path) -> None:
     (tmp_path / "trainlabels.pth").write_bytes(b"")
     with pytest.raises(DataError, match=r"trainfeat\.pth and trainlabels\.pth cannot be read"):
         load_features(tmp_path, "train")
+
+
+class WholeMean(nn.Module):
+    """(B, C, H, W) -> (B, C): the mean colour, for views of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(tuple(images.shape))
+        return images.mean(dim=(2, 3))
+
+
+def test_views_of_several_shapes_come_in_order_with_one_batch_size_a_shape(tmp_path: Path) -> None:
+    source = write_images(tmp_path)
+    shapes = [(4, 6)] * 4 + [(6, 4)] + [(5, 5)] * 2
+    for index, (height, width) in enumerate(shapes):
+        Image.new("RGB", (width, height), (30 * index, 200, 250 - 30 * index)).save(source.path(index))
+    module = WholeMean()
+    backbone = TrainedBackbone(module=module, arch="mean", patch_size=1, image_size=16, in_chans=3, normalisation=None)
+    reading = Reading(batch_size=3, workers=0)
+    found = extract_features(backbone, source, build_run(), reading, cut=lambda image: image, shapes=shapes)
+    pixels = [build_normalisation(3)(read_image(source.path(index)))[:, 0, 0] for index in range(COUNT)]
+    assert torch.allclose(found.features, nn.functional.normalize(torch.stack(pixels), dim=1), atol=1e-5)
+    assert module.seen == [(3, 3, 4, 6), (3, 3, 4, 6), (1, 3, 6, 4), (2, 3, 5, 5)]

@@ -19,6 +19,7 @@ from dino.models.multicrop import MultiCrop
 from dino.models.registry import VITS, VitShape, build_backbone, is_vit
 from dino.models.weights import (
     PUBLISHED,
+    PUBLISHED_FOR_RETRIEVAL,
     PUBLISHED_ROOT,
     TrainedBackbone,
     find_published,
@@ -200,11 +201,14 @@ def test_random_and_given_weights_contradict_each_other() -> None:
 
 
 def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
-    recorded = json.loads((shared_facts / "published_weights.json").read_text())["weights"]
+    facts = json.loads((shared_facts / "published_weights.json").read_text())
+    recorded = facts["weights"]
     expected = {
         (entry["arch"], entry["patch_size"] if is_vit(entry["arch"]) else None): entry["backbone"] for entry in recorded
     }
     assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED.items()} == expected
+    expected["vit_small", 16] = next(url for name, url in facts["other"].items() if "retrieval default" in name)
+    assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED_FOR_RETRIEVAL.items()} == expected
 
 
 @pytest.fixture

@@ -1,0 +1,23 @@
+"""Retrieval score of a frozen backbone: `python eval_image_retrieval.py --data_path REVISITED`."""
+
+import sys
+from collections.abc import Sequence
+
+from dino.errors import exit_code
+from dino.flags import RetrievalOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score the weights."""
+    options = parse(RetrievalOptions, argv)
+
+    from dino.evaluation.retrieval import evaluate_retrieval
+    from dino.runtime.context import open_run
+
+    with open_run(options.device, options.launch) as run:
+        evaluate_retrieval(options, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
