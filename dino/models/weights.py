@@ -134,20 +134,27 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> int:
     return len(wanted)
 
 
-def find_published(backbone: BackboneFlags) -> Path:
+def find_published(
+    backbone: BackboneFlags, *, part: str = "pretrain", remedy: str = "give --pretrained_weights, or --random_weights"
+) -> Path:
     """The published weights of an architecture: from the mirror folder, else downloaded to torch's hub folder.
+
+    Args:
+        backbone: Architecture and patch size.
+        part: `pretrain`, the backbone, or `linearweights`, the linear classifier trained on it.
+        remedy: What to do where they cannot be had, besides the mirror folder.
 
     Raises:
         WeightsError: None are published for it, or they cannot be had.
     """
     patch = backbone.patch_size if is_vit(backbone.arch) else None
     arch = backbone.arch.replace("deit_", "vit_")
-    remedy = f"give --pretrained_weights, set {MIRROR} to a folder that holds the published files, or --random_weights"
+    remedy = f"set {MIRROR} to a folder that holds the published files, {remedy}"
     if (arch, patch) not in PUBLISHED:
         named = f"{backbone.arch} with patch size {patch}" if patch else backbone.arch
         raise WeightsError(f"no weights are published for {named}: {remedy}")
-    url = PUBLISHED_ROOT + PUBLISHED[arch, patch]
-    logger.info("no --pretrained_weights: the published %s", url)
+    url = PUBLISHED_ROOT + PUBLISHED[arch, patch].replace("_pretrain.pth", f"_{part}.pth")
+    logger.info("no file is named: the published %s", url)
     name = url.rsplit("/", 1)[1]
     if MIRROR in os.environ and (Path(os.environ[MIRROR]) / name).exists():
         return Path(os.environ[MIRROR]) / name
