@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dino.errors import OptionError
-from dino.flags import KnnOptions, SubmitOptions, TrainOptions
+from dino.flags import FeatureFileOptions, KnnOptions, LinearOptions, SubmitOptions, TrainOptions
 from dino.options import as_dict, flags_of, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,14 +90,50 @@ KNN = {
     "--max_batches": None,
     "--dump_tb_events": None,
 }
+EVALUATION = {
+    "--device": None,
+    "--lazy_mode": None,
+    "--dist_url": "env://",
+    "--local_rank": 0,
+    "--arch": "vit_small",
+    "--patch_size": 16,
+    "--pretrained_weights": None,
+    "--checkpoint_key": "teacher",
+    "--random_weights": False,
+    "--data_path": None,
+    "--json": None,
+    "--batch_size_per_device": 128,
+    "--num_workers": 10,
+}
+LINEAR = EVALUATION | {
+    "--n_last_blocks": 4,
+    "--avgpool_patchtokens": False,
+    "--num_labels": None,
+    "--val_freq": 1,
+    "--evaluate": False,
+    "--pretrained_linear": None,
+    "--cache_features": False,
+    "--lr": 0.001,
+    "--data_limit": None,
+    "--output_dir": ".",
+    "--epochs": 100,
+    "--seed": 0,
+}
+FEATURE_FILE = EVALUATION | {"--output": None, "--layers": None, "--patches": False}
 ALIASES = {"--local_rank": ("--local-rank",), "--batch_size_per_device": ("--batch_size_per_gpu",)}
 # Flags of the reference whose default is another one here: chosen at start, or with no default that could be right.
-DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights"}
+DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights", "--num_labels"}
 
+COMMAND_TYPES = (TrainOptions, KnnOptions, LinearOptions, FeatureFileOptions)
 COMMANDS = pytest.mark.parametrize(
     ("command", "frozen", "reference"),
-    [(TrainOptions, TRAIN, "gaudi/main_dino.py"), (KnnOptions, KNN, "gaudi/eval_knn.py")],
-    ids=["main_dino", "eval_knn"],
+    [
+        (TrainOptions, TRAIN, "gaudi/main_dino.py"),
+        (KnnOptions, KNN, "gaudi/eval_knn.py"),
+        (LinearOptions, LINEAR, "gaudi/eval_linear.py"),
+        (FeatureFileOptions, FEATURE_FILE, None),
+    ],
+    ids=["main_dino", "eval_knn", "eval_linear", "extract_features"],
 )
 
 
@@ -106,6 +142,12 @@ def plain_default(entry):
     if entry.get("action") == "store_true":
         return False
     return tuple(entry["default"]) if isinstance(entry["default"], list) else entry["default"]
+
+
+def read_entries(facts, reference):
+    """The flags of a reference's script; none of a command that no reference has."""
+    recorded = json.loads((facts / "reference_flags.json").read_text(encoding="utf-8"))
+    return [] if reference is None else recorded[reference]
 
 
 def declared_fields(path):
@@ -141,7 +183,7 @@ def test_other_spellings_are_frozen(command, frozen, reference):
 
 @COMMANDS
 def test_every_flag_of_the_reference_is_here_with_its_default(command, frozen, reference, shared_facts):
-    entries = json.loads((shared_facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
+    entries = read_entries(shared_facts, reference)
     ours = {word: known for known in flags_of(command) for word in known.words}
     assert {word for entry in entries for word in entry["flags"]} <= ours.keys()
     differing = {entry["flags"][0] for entry in entries if ours[entry["flags"][0]].default != plain_default(entry)}
@@ -152,7 +194,7 @@ def test_every_flag_of_the_reference_is_here_with_its_default(command, frozen, r
 
 @COMMANDS
 def test_every_choice_of_the_reference_is_taken(command, frozen, reference, shared_facts):
-    entries = json.loads((shared_facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
+    entries = read_entries(shared_facts, reference)
     ours = {word: known for known in flags_of(command) for word in known.words}
     for entry in entries:
         for choice in entry.get("choices", []):
@@ -163,7 +205,7 @@ def test_each_flag_is_declared_once_in_the_project():
     files = [*sorted((ROOT / "dino").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
     count = Counter(name for path in files for name in declared_fields(path))
     assert {name for name, times in count.items() if times > 1} == set()
-    assert {k.field for command in (TrainOptions, KnnOptions) for k in flags_of(command)} <= count.keys()
+    assert {k.field for command in COMMAND_TYPES for k in flags_of(command)} <= count.keys()
 
 
 @COMMANDS
@@ -177,9 +219,9 @@ def test_every_flag_says_what_it_means(command, frozen, reference):
     assert all(known.spec.help.strip() for known in flags_of(command))
 
 
-@pytest.mark.parametrize("command", [TrainOptions, KnnOptions, SubmitOptions])
+@pytest.mark.parametrize("command", [*COMMAND_TYPES, SubmitOptions])
 def test_every_number_has_a_bound_that_its_default_keeps(command):
-    numbers = {"int", "float", "int | None", "tuple[int, ...]"}
+    numbers = {"int", "float", "int | None", "tuple[int, ...]", "tuple[int, ...] | None"}
     for known in flags_of(command):
         if getattr(known.annotation, "__name__", str(known.annotation)) in numbers or str(known.annotation) in numbers:
             assert known.field == "local_rank" or known.spec.least is not None, known.field
@@ -208,7 +250,7 @@ def test_a_number_out_of_bounds_is_refused_by_flag_value_and_bounds(flag, value,
             parse(TrainOptions, words)
 
 
-@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py"])
+@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py", "eval_linear.py", "extract_features.py"])
 def test_help_does_not_import_torch(script):
     program = (
         "import runpy, sys\n"

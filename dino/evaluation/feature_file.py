@@ -7,6 +7,7 @@ h w patch grid.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
@@ -23,7 +24,7 @@ from dino.evaluation.descriptors import BlockTokens
 from dino.evaluation.feature_formats import WRITERS, Arrays
 from dino.evaluation.features import build_reading, stream_features
 from dino.flags import FeatureFileFlags, FeatureFileOptions
-from dino.models.registry import is_vit
+from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
 from dino.runtime.metrics import write_result
@@ -101,11 +102,8 @@ def check_output(flags: FeatureFileFlags) -> Path:
         raise OptionError(f"--output {path} must end in {', '.join(WRITERS)}")
     if path.suffix == ".csv" and flags.patches:
         raise OptionError("--patches does not fit into a .csv; write .npz, .safetensors or .parquet")
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401 - whether it is there is asked before the work, not after
-        except ImportError as error:
-            raise OptionError(f"--output {path} needs pyarrow: pip install pyarrow, or write .npz") from error
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise OptionError(f"--output {path} needs pyarrow: pip install pyarrow, or write .npz")
     if not os.access(path.parent, os.W_OK) or path.is_dir():
         raise OptionError(f"--output {path} cannot be written; name a file in a folder that exists and can be")
     return path
@@ -117,12 +115,9 @@ def check_names(source: ImageSource) -> None:
     Raises:
         DataError: The first one.
     """
-    for name in source.names:
-        if not name.isascii():
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"{source.root} holds {name!r}, which is no UTF-8; rename it") from error
+    wrong = next((name for name in source.names if name.encode("utf-8", "replace").decode() != name), None)
+    if wrong is not None:
+        raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8; rename it")
 
 
 def build_descriptor(backbone: TrainedBackbone, flags: FeatureFileFlags) -> tuple[TrainedBackbone, Layout]:
@@ -131,21 +126,20 @@ def build_descriptor(backbone: TrainedBackbone, flags: FeatureFileFlags) -> tupl
     Raises:
         OptionError: A block that the network does not have, or tokens of a network without any.
     """
-    vit = is_vit(backbone.arch)
-    if not vit and (flags.patches or flags.layers):
+    width = int(backbone.module.embed_dim)
+    if not flags.patches and not flags.layers:
+        return backbone, Layout(layers=None, grid=None, width=width)
+    network = backbone.module
+    if not isinstance(network, VisionTransformer):
         raise OptionError(
             f"--patches and --layers need a vision transformer; {backbone.arch} gives one vector an image"
         )
-    depth = len(backbone.module.blocks) if vit else 0
-    layers = tuple(dict.fromkeys(flags.layers)) if flags.layers else None
+    depth, layers = len(network.blocks), tuple(dict.fromkeys(flags.layers or ())) or None
     if layers and max(layers) > depth:
         raise OptionError(f"--layers {max(layers)}: {backbone.arch} has {depth} blocks")
     side = backbone.image_size // backbone.patch_size
-    grid = (side, side) if flags.patches else None
-    layout = Layout(layers=layers, grid=grid, width=int(backbone.module.embed_dim))
-    if layers is None and not flags.patches:
-        return backbone, layout
-    module = BlockTokens(backbone.module, layers=layers or (depth,), patches=flags.patches)
+    layout = Layout(layers=layers, grid=(side, side) if flags.patches else None, width=width)
+    module = BlockTokens(network, layers=layers or (depth,), patches=flags.patches)
     return replace(backbone, module=module.eval()), layout
 
 
@@ -160,7 +154,7 @@ def check_space(output: Path, layout: Layout, count: int) -> None:
     if needed > free:
         raise OptionError(
             f"--output {output} needs {needed / 1e9:.4g} GB of disk while it is written (2 x {count} images x "
-            f"{numbers} float32 numbers) and {free / 1e9:.4g} GB are free; leave out --patches, or write to another disk"
+            f"{numbers} float32) and {free / 1e9:.4g} GB are free; leave out --patches, or write to another disk"
         )
 
 

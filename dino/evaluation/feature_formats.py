@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,10 @@ PARQUET_BYTES = 2**27  # of one row group
 
 def write_npz(path: Path, source: ImageSource, arrays: Arrays) -> None:
     """An archive of numpy: `names`, of class folders `labels` and `classes`, and the arrays; opens without pickle."""
-    text = {"names": np.array(source.names), "classes": np.array(source.classes, dtype=np.str_)}
-    labels = {} if source.labels is None else {"labels": np.array(source.labels, dtype=np.int64)}
-    np.savez(path, **text, **labels, **arrays)
+    content: dict[str, Any] = {"names": np.array(source.names), "classes": np.array(source.classes, dtype=np.str_)}
+    if source.labels is not None:
+        content["labels"] = np.array(source.labels, dtype=np.int64)
+    np.savez(path, **content, **arrays)
 
 
 def write_safetensors(path: Path, source: ImageSource, arrays: Arrays) -> None:

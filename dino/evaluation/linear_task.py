@@ -20,6 +20,7 @@ from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.linear_head import LinearHead
 from dino.flags import LinearOptions
 from dino.models.registry import is_vit
+from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone, select_network
 from dino.runtime.context import Run
 
@@ -78,8 +79,9 @@ def open_task(options: LinearOptions, run: Run) -> LinearTask:
                 "leave the flag out to follow the folders"
             )
         backbone = load_backbone(options.backbone, options.weights, options.explicit)
-    identity = {name: getattr(flags, name) for name in SETTINGS if is_vit(backbone.arch)}
-    identity["backbone"] = compute_digest(backbone.module)
+    identity: dict[str, Any] = {"backbone": compute_digest(backbone.module)}
+    if is_vit(backbone.arch):
+        identity |= {name: getattr(flags, name) for name in SETTINGS}
     if train is not None:
         identity |= {
             "images": train.fingerprint(),
@@ -97,15 +99,15 @@ def build_descriptor(backbone: TrainedBackbone, options: LinearOptions) -> Train
     Raises:
         OptionError: More blocks than the network has.
     """
-    flags = options.linear
-    if not is_vit(backbone.arch):
+    flags, network = options.linear, backbone.module
+    if not isinstance(network, VisionTransformer):
         for name in sorted(options.explicit & set(SETTINGS)):
             logger.warning("--%s is of no meaning for %s, whose features are taken as they are", name, backbone.arch)
         return backbone
-    depth = len(backbone.module.blocks)
+    depth = len(network.blocks)
     if flags.n_last_blocks > depth:
         raise OptionError(f"--n_last_blocks {flags.n_last_blocks}: {backbone.arch} has {depth}; give that or fewer")
-    module = LastBlocks(backbone.module, blocks=flags.n_last_blocks, average_patches=flags.avgpool_patchtokens)
+    module = LastBlocks(network, blocks=flags.n_last_blocks, average_patches=flags.avgpool_patchtokens)
     return replace(backbone, module=module.eval())
 
 

@@ -207,6 +207,19 @@ def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
     assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED.items()} == expected
 
 
+def test_the_published_linear_layers_are_the_recorded_ones(
+    shared_facts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
+    for entry in json.loads((shared_facts / "published_weights.json").read_text())["weights"]:
+        path = tmp_path / entry["linear_head"].rsplit("/", 1)[1]
+        path.touch()
+        flags = BackboneFlags(arch=entry["arch"], patch_size=entry["patch_size"] or 16)
+        with caplog.at_level(logging.INFO):
+            assert find_published(flags, part="linearweights") == path
+        assert f"the published {entry['linear_head']}" in caplog.text
+
+
 @pytest.fixture
 def small_vit_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A `vit_small` of toy size, and no weights anywhere but in this test's folder."""
