@@ -27,7 +27,7 @@ def write_npz(path: Path, source: ImageSource, arrays: Arrays) -> None:
     content: dict[str, Any] = {"names": np.array(source.names), "classes": np.array(source.classes, dtype=np.str_)}
     if source.labels is not None:
         content["labels"] = np.array(source.labels, dtype=np.int64)
-    np.savez(path, **content, **arrays)
+    np.savez(path, **content | dict(arrays))
 
 
 def write_safetensors(path: Path, source: ImageSource, arrays: Arrays) -> None:

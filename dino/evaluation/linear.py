@@ -11,7 +11,7 @@ from dino.evaluation.features import extract_features
 from dino.evaluation.linear_batches import cache_lessons, open_lessons
 from dino.evaluation.linear_head import LinearHead, LinearScore, score_head
 from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_task
-from dino.evaluation.linear_trainer import LinearTrainer
+from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
 from dino.flags import BackboneFlags, LinearOptions
 from dino.models.weights import find_published
 from dino.runtime.context import Run, make_output_folder
@@ -57,12 +57,13 @@ def check_folder(options: LinearOptions) -> None:
 
 def _train_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
     assert task.train is not None
-    trainer = LinearTrainer(options, task, run)
+    layer = restore_layer(options, task, run)
     test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
     make = cache_lessons if options.linear.cache_features else open_lessons
     lessons = make(task.descriptor, task.train, run, task.reading, seed=options.run.seed)
-    return trainer.run_epochs(lessons, test), trainer.best
+    score = LinearTrainer(options, run, layer, task=task, lessons=lessons, test=test).run_epochs()
+    return score, layer.best
 
 
 def _score_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:

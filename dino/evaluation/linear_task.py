@@ -149,5 +149,5 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict
                 "use the old value, or another --output_dir"
             )
     head.load_state_dict({name: tensors[name] for name in head.state_dict()})
-    logger.info("linear layer: %s%s", path, "" if then else ", which is the original's")
+    logger.info("linear layer: %s%s", path, "" if then else ", which does not say what it belongs to")
     return state

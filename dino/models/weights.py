@@ -85,7 +85,9 @@ def load_backbone(backbone: BackboneFlags, weights: WeightsFlags, explicit: froz
         if weights.pretrained_weights:
             raise OptionError("--random_weights and --pretrained_weights contradict each other; give one of them")
         logger.warning("--random_weights: an untrained %s", backbone.arch)
-        return _describe({}, {}, backbone, frozenset({"arch", "patch_size"}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # by itself each process would draw another network
+            return _describe({}, {}, backbone, frozenset({"arch", "patch_size"}))
     path = Path(weights.pretrained_weights) if weights.pretrained_weights else find_published(backbone)
     state = checkpoint.load_file(path)
     tensors = checkpoint.strip_prefixes(select_network(state, weights.checkpoint_key, path))

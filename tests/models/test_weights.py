@@ -199,6 +199,16 @@ def test_random_and_given_weights_contradict_each_other() -> None:
         load_backbone(BackboneFlags(), flags, NOTHING)
 
 
+def test_random_weights_are_the_same_in_every_process_and_disturb_no_other_random_numbers() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    flags = WeightsFlags(random_weights=True)
+    first = load_backbone(BackboneFlags(arch="vit_mini"), flags, NOTHING)
+    assert torch.equal(torch.rand(2), expected)
+    assert_same(load_backbone(BackboneFlags(arch="vit_mini"), flags, NOTHING), first.module)
+
+
 def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
     recorded = json.loads((shared_facts / "published_weights.json").read_text())["weights"]
     expected = {
