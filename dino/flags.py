@@ -96,13 +96,19 @@ class TeacherFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimFlags:
-    """The optimiser and its schedules, all per iteration."""
+class RateFlags:
+    """How large a step is."""
 
-    optimizer: str = flag("adamw", "update rule", choices=("adamw", "sgd", "lars"))
     lr: float = flag(
         0.0005, "peak learning rate for a global batch of 256; scaled linearly with the global batch", least=0
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimFlags(RateFlags):
+    """The optimiser and its schedules, all per iteration."""
+
+    optimizer: str = flag("adamw", "update rule", choices=("adamw", "sgd", "lars"))
     warmup_epochs: int = flag(10, "epochs of linear learning-rate warm-up", least=0)
     min_lr: float = flag(1e-6, "learning rate at the end of the cosine", least=0)
     weight_decay: float = flag(0.04, "weight decay at the start of its cosine", least=0)
@@ -134,21 +140,33 @@ class DataFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDataFlags:
+class LimitFlags:
+    """How many of the images to train on."""
+
+    data_limit: int | None = flag(None, "train on this many of the images, evenly spaced over the sorted list", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDataFlags(LimitFlags):
     """What only training asks of its images."""
 
-    data_limit: int | None = flag(None, "use this many images, evenly spaced over the sorted list", least=1)
     on_bad_image: str = flag("raise", "an unreadable image ends the run, or is replaced", choices=("raise", "skip"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags:
-    """How long, where to, and how often."""
+class EpochFlags:
+    """How long, where to, and with which random numbers."""
 
     output_dir: str = flag(".", "folder of checkpoints, log.txt and TensorBoard events")
     epochs: int = flag(100, "passes over the images", least=1)
-    accumulate_steps: int = flag(1, "batches per update; the global batch grows by this factor", least=1)
     seed: int = flag(0, "seed of weights, data order, crops and stochastic depth", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(EpochFlags):
+    """What pre-training asks besides: how large an update is, and how often to save and score."""
+
+    accumulate_steps: int = flag(1, "batches per update; the global batch grows by this factor", least=1)
     saveckp_freq: int = flag(20, "keep a numbered checkpoint every so many epochs; 0 keeps none", least=0)
     save_every_steps: int = flag(
         0, "also save every so many iterations; 0 saves at the end of each epoch only", least=0
@@ -195,6 +213,28 @@ class StoreFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearFlags:
+    """The linear classifier on frozen features (paper, section 4.1)."""
+
+    n_last_blocks: int = flag(
+        4, "join the CLS tokens of this many last blocks; ViT only (paper: 4 small, 1 base)", least=1
+    )
+    avgpool_patchtokens: bool = flag(
+        False, "join the mean patch token of the last block too; ViT only (paper: false small, true base)"
+    )
+    num_labels: int | None = flag(None, "classes; by default as many as class folders, which it must equal", least=1)
+    val_freq: int = flag(1, "epochs between two validations; the last epoch is always validated", least=1)
+    evaluate: bool = flag(False, "train nothing: score a linear layer that is there already", switch=True)
+    pretrained_linear: str | None = flag(
+        None,
+        "file of the linear layer that --evaluate scores; without it OUTPUT_DIR/checkpoint.pth.tar, else the published",
+    )
+    cache_features: bool = flag(
+        False, "compute the features once, of centre crops, and train on them in seconds: no augmentation", switch=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSizeFlags:
     """The size of images that are searched."""
 
@@ -218,6 +258,17 @@ class RetrievalFlags:
     dataset: str = flag("roxford5k", "which of the two sets", choices=("roxford5k", "rparis6k"))
     multiscale: bool = flag(False, "average the features of three sizes: 1, 1/sqrt(2) and 1/2")
     crop_queries: bool = flag(False, "cut each query to the box of its landmark, as the benchmark has it", switch=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFileFlags:
+    """Which features go to which file."""
+
+    output: str | None = flag(None, "file to write: .npz, .safetensors, .parquet or .csv")
+    layers: tuple[int, ...] | None = flag(
+        None, "blocks to take, counted from 1; without it the network's output; ViT only", least=1
+    )
+    patches: bool = flag(False, "also the grid of patch tokens; ViT only, not for .csv", switch=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +344,27 @@ class RetrievalOptions(EvaluationOptions):
     store: StoreFlags
     size: ImageSizeFlags
     retrieval: RetrievalFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearOptions(EvaluationOptions):
+    """Train a linear classifier on a frozen backbone, on DATA_PATH/train; score it on DATA_PATH/val (or validation)."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128, "lr": 0.001}
+
+    linear: LinearFlags
+    rate: RateFlags
+    limit: LimitFlags
+    run: EpochFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFileOptions(EvaluationOptions):
+    """Write the features of every image below DATA_PATH to one file, with file names and, of class folders, labels."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128}
+
+    features: FeatureFileFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tiny runs of the scripts, in a fork server that has the imports behind it: a run costs its work and not its start."""
+"""Tiny runs of commands, in a fork server that has the imports behind it: a run costs its work and not its start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from PIL import Image
 from dino.errors import exit_code
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["dino.training.trainer", "dino.evaluation.knn", "torch.utils.tensorboard"])
+PRELOAD = ("training.trainer", "evaluation.knn", "evaluation.linear", "evaluation.feature_file")
+SERVER.set_forkserver_preload([*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard"])
 
 TINY = (
     *("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8"),
@@ -56,14 +57,14 @@ class Result:
 
 
 class Job:
-    """One run of a script's main in a process of its own."""
+    """One run of a command's main in a process of its own."""
 
     def __init__(
-        self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None, script: str = "main_dino"
+        self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None, command: str = "main_dino"
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / f"job{len(list(folder.glob('job*.txt')))}.txt"
-        self.process = SERVER.Process(target=_run, args=(script, words, str(self.output), prepare))
+        self.process = SERVER.Process(target=_run, args=(command, words, str(self.output), prepare))
         self.process.start()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -120,7 +121,7 @@ def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
         prepare()
 
 
-def _run(script: str, words: list[str], output: str, prepare: Callable[[], None] | None) -> None:
+def _run(command: str, words: list[str], output: str, prepare: Callable[[], None] | None) -> None:
     import torch
 
     from dino.training import build
@@ -134,7 +135,7 @@ def _run(script: str, words: list[str], output: str, prepare: Callable[[], None]
         sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", buffering=0), write_through=True)
         if prepare is not None:
             prepare()
-        code = exit_code(lambda: importlib.import_module(script).main(words))
+        code = exit_code(lambda: importlib.import_module(command).main(words))
     sys.exit(code)
 
 

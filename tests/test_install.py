@@ -345,7 +345,9 @@ def test_package_metadata_takes_its_dependencies_from_requirements_txt():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'dynamic = ["dependencies"]' in text
     assert 'dependencies = { file = ["requirements.txt"] }' in text
-    assert f'submitit = ["submitit>={read_requirements("requirements-test.txt")["submitit"]}"]' in text
+    optional = read_requirements("requirements-test.txt")
+    assert f'submitit = ["submitit>={optional["submitit"]}"]' in text
+    assert f'parquet = ["pyarrow>={optional["pyarrow"]}"]' in text
 
 
 @pytest.mark.parametrize("name", INSTALL_FILES)

@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = (
     "main_dino.py",
     "eval_knn.py",
+    "eval_linear.py",
+    "extract_features.py",
     "eval_copy_detection.py",
     "eval_image_retrieval.py",
     "run_with_submitit.py",
@@ -31,7 +33,7 @@ def test_help_lists_the_flags(script: str) -> None:
     assert result.returncode == 0 and "--data_path" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py"])
+@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py", "eval_linear.py"])
 def test_without_data_path_it_ends_with_2_and_names_the_demo(script: str) -> None:
     result = run_script(script)
     assert result.returncode == 2

@@ -24,6 +24,7 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_RADIUS = (0.1, 2.0)  # pixels, on crops of the original's sizes
 ORIGINAL_SIZES = (224, 96)  # global, local
 CROP_TRIES = 10
+RANDOM_SCALE = (0.08, 1.0)  # share of the area of a random crop (torchvision's RandomResizedCrop)
 RESIZE_RATIO = 256 / 224  # evaluation: shorter side of the resized image over the centre crop's side
 
 
@@ -159,13 +160,29 @@ def draw_parameters(view: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
     return row
 
 
-def resize_crop(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
-    """Cut a box (top, left, height, width) and resize it, antialiased bicubic: (C, H, W) -> (C, *size), uint8."""
+def resize_crop(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Cut a box (top, left, height, width) and resize it, antialiased: (C, H, W) -> (C, *size), uint8."""
     top, left, height, width = box
     part = image[None, :, top : top + height, left : left + width]
     if part.shape[2:] == size:
         return part[0]
-    return F.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
+    return F.interpolate(part, size=size, mode=mode, antialias=True)[0]
+
+
+def cut_random(image: Tensor, rng: np.random.Generator, size: int) -> Tensor:
+    """The view that classifiers are trained on: a random bilinear crop, flipped half of the time.
+
+    Args:
+        image: (C, H, W) uint8.
+        rng: The image's own generator.
+        size: Side in pixels.
+
+    Returns:
+        (C, size, size) uint8, as torchvision's RandomResizedCrop and RandomHorizontalFlip draw it.
+    """
+    box = draw_box(image.shape[1], image.shape[2], RANDOM_SCALE, rng)
+    view = resize_crop(image, box, (size, size), mode="bilinear")
+    return view.flip(-1) if rng.random() < 0.5 else view
 
 
 def squeeze(image: Tensor, size: int) -> Tensor:

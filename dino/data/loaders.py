@@ -64,6 +64,37 @@ class CropDataset(Dataset):
         return DataError(f"none of the {len(self.source)} images can be read")
 
 
+class LabelledBatch(NamedTuple):
+    """Views (B, C, H, W) uint8, their labels (B,) and their indices in the source (B,), int64."""
+
+    pixels: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class RandomViewDataset(Dataset):
+    """(epoch, index) -> one random view of an image with label and index, or the error that stops the run."""
+
+    def __init__(
+        self, source: ImageSource, cut: Callable[[Tensor, np.random.Generator], Tensor], *, channels: int, seed: int
+    ) -> None:
+        """Keep the list; nothing is read yet.
+
+        Args:
+            source: The images.
+            cut: (C, H, W) uint8 of any size and the image's generator to the view; it travels to the loader processes.
+            channels: C.
+            seed: Of all views.
+        """
+        self.source, self.cut, self.channels, self.seed = source, cut, channels, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> LabelledBatch | DataError:
+        """The view of image `index` in `epoch`, without B."""
+        epoch, index = key
+        rng = build_rng(self.seed, epoch, index)
+        return _read_view(self.source, index, lambda image: self.cut(image, rng), self.channels)
+
+
 class EpochBatches(Sampler):
     """The indices of every batch: one permutation an epoch, from (seed, epoch) alone; short rests are dropped.
 
@@ -93,9 +124,9 @@ class EpochBatches(Sampler):
 
 
 class TrainLoader:
-    """Batches of crops, epoch by epoch, from any position."""
+    """Batches of crops or random views, epoch by epoch, from any position."""
 
-    def __init__(self, dataset: CropDataset, batches: EpochBatches, **settings: Any) -> None:
+    def __init__(self, dataset: CropDataset | RandomViewDataset, batches: EpochBatches, **settings: Any) -> None:
         """Wrap torch's loader; `settings` are its keyword arguments."""
         self.batches = batches
         self.loader = DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings)
@@ -104,8 +135,8 @@ class TrainLoader:
         """Batches in a whole epoch."""
         return len(self.batches)
 
-    def read(self, epoch: int, start: int = 0) -> Iterator[Crops]:
-        """Yield the batches of `epoch` from batch `start` on, each field with B in front.
+    def read(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches (`Crops` or `LabelledBatch`) of `epoch` from `start` on, each field with B in front.
 
         Raises:
             DataError: An image cannot be decoded, or a loader process died.
@@ -115,7 +146,13 @@ class TrainLoader:
 
 
 def build_train_loader(
-    dataset: CropDataset, *, batch_size: int, share: Share, workers: int, pin_memory: bool, start: str | None = None
+    dataset: CropDataset | RandomViewDataset,
+    *,
+    batch_size: int,
+    share: Share,
+    workers: int,
+    pin_memory: bool,
+    start: str | None = None,
 ) -> TrainLoader:
     """Build the training loader.
 
@@ -136,16 +173,8 @@ def check_count(source: ImageSource, global_batch: int) -> None:
     if len(source) < global_batch:
         raise DataError(
             f"{source.root} holds {len(source)} images, less than one global batch of {global_batch}; "
-            "lower --batch_size_per_device or --accumulate_steps"
+            "lower --batch_size_per_device (or --accumulate_steps)"
         )
-
-
-class LabelledBatch(NamedTuple):
-    """Views (B, C, H, W) uint8, their labels (B,) and their indices in the source (B,), int64."""
-
-    pixels: Tensor
-    labels: Tensor
-    indices: Tensor
 
 
 class ViewDataset(Dataset):
@@ -178,13 +207,7 @@ class ViewDataset(Dataset):
 
     def __getitem__(self, place: int) -> LabelledBatch | DataError:
         """One image, without B, or the error that stops the run."""
-        index = self.indices[place]
-        label = -1 if self.source.labels is None else self.source.labels[index]
-        try:
-            pixels = self.cut(read_image(self.source.path(index), self.channels, self.source.box(index)))
-        except DataError as error:
-            return error
-        return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))
+        return _read_view(self.source, self.indices[place], self.cut, self.channels)
 
     def plan(self, batch_size: int) -> Iterator[list[int]]:
         """Yield the places of each batch: in order, at most so many, all of one shape."""
@@ -192,6 +215,17 @@ class ViewDataset(Dataset):
         for _, run in itertools.groupby(range(len(self)), lambda place: shapes and shapes[self.indices[place]]):
             places = list(run)
             yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
+
+
+def _read_view(
+    source: ImageSource, index: int, cut: Callable[[Tensor], Tensor], channels: int
+) -> LabelledBatch | DataError:
+    label = -1 if source.labels is None else source.labels[index]
+    try:
+        pixels = cut(read_image(source.path(index), channels, source.box(index)))
+    except DataError as error:
+        return error
+    return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))
 
 
 def read_views(

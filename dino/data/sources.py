@@ -78,7 +78,7 @@ def open_training_source(data_path: str | None, limit: int | None = None) -> Ima
         DataError: No path, a path that does not exist, or no image in it.
     """
     root = _existing(data_path)
-    if root.is_dir() and (root / "train").is_dir() and _validation_folder(root):
+    if root.is_dir() and _holds_splits(root):
         root = root / "train"
     return _list(root).limited(limit)
 
@@ -91,12 +91,37 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
     """
     root = _existing(data_path)
     folder = _validation_folder(root)
-    if not (root / "train").is_dir() or folder is None:
+    if folder is None or not _holds_splits(root):
         raise DataError(
             f"--data_path {root} needs the folders train and val (or validation), with class folders in each"
         )
     train = _labelled(root / "train")
     return train, _labelled(folder, like=train)
+
+
+def open_validation_images(data_path: str | None) -> ImageSource:
+    """List the validation images of a folder, for which no train images need to be there.
+
+    Raises:
+        DataError: The folder is missing, or has no class folders.
+    """
+    root = _existing(data_path)
+    folder = _validation_folder(root)
+    if folder is None:
+        raise DataError(f"--data_path {root} needs the folder val (or validation), with class folders in it")
+    return _labelled(folder)
+
+
+def open_images(data_path: str | None) -> ImageSource:
+    """List every image there is: below a folder, whatever splits it holds, or in a text file.
+
+    Of a folder with train and val splits the labels are those of the class folders in the splits, not the splits.
+
+    Raises:
+        DataError: No path, a path that does not exist, or no image in it.
+    """
+    root = _existing(data_path)
+    return _list(root, level=1 if root.is_dir() and _holds_splits(root) else 0)
 
 
 def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple[ImageSource, ImageSource]:
@@ -143,8 +168,12 @@ def _validation_folder(root: Path) -> Path | None:
     return next((root / name for name in VALIDATION if (root / name).is_dir()), None)
 
 
-def _list(root: Path, flag: str = "--data_path") -> ImageSource:
-    source = _list_file(root, flag) if root.is_file() else _list_folder(root, flag)
+def _holds_splits(root: Path) -> bool:
+    return (root / "train").is_dir() and _validation_folder(root) is not None
+
+
+def _list(root: Path, flag: str = "--data_path", level: int = 0) -> ImageSource:
+    source = _list_file(root, flag) if root.is_file() else _list_folder(root, flag, level)
     if not len(source):
         raise DataError(f"{flag} {root} holds no image (looked for {' '.join(EXTENSIONS)})")
     return source
@@ -162,14 +191,15 @@ def _list_file(path: Path, flag: str) -> ImageSource:
     return ImageSource(root=path.parent, names=names)
 
 
-def _list_folder(root: Path, flag: str) -> ImageSource:
+def _list_folder(root: Path, flag: str, level: int) -> ImageSource:
+    """The images below a folder; classes are the folders `level` levels further down."""
     names = tuple(_walk(root, flag))
-    if not all(os.sep in name for name in names):
+    folders = [name.split(os.sep)[level:-1] for name in names]
+    if not all(folders):
         return ImageSource(root=root, names=names)
-    classes = tuple(sorted({name.split(os.sep, 1)[0] for name in names}))
+    classes = tuple(sorted({parts[0] for parts in folders}))
     index = {name: number for number, name in enumerate(classes)}
-    labels = tuple(index[name.split(os.sep, 1)[0]] for name in names)
-    return ImageSource(root=root, names=names, labels=labels, classes=classes)
+    return ImageSource(root=root, names=names, labels=tuple(index[parts[0]] for parts in folders), classes=classes)
 
 
 def _walk(root: Path, flag: str) -> Iterator[str]:

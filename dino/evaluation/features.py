@@ -111,6 +111,39 @@ def extract_features(
     return _gather(torch.cat(rows), torch.cat(labels), len(source), run, reading)
 
 
+def stream_features(backbone: TrainedBackbone, source: ImageSource, run: Run, reading: Reading) -> Iterator[Tensor]:
+    """Run a backbone over the centre crop of each image; gives its rows as they come, in bounded memory.
+
+    Args:
+        backbone: Its module gives one tensor (B, ...) for (B, C, H, W).
+        source: The images.
+        run: Device and processes; each process reads its share.
+        reading: Batch size and loader processes.
+
+    Yields:
+        Rows (n, ...) float32 in host memory: the next n images of all processes together, in the order of `source`,
+        the same on every process.
+
+    Raises:
+        DataError: An image cannot be decoded.
+    """
+    processes, done = run.processes, 0
+    share = Share(rank=processes.rank, world=processes.world)
+    cut = functools.partial(cut_centre, size=backbone.image_size)
+    batches = _infer(backbone, ViewDataset(source, cut, channels=backbone.in_chans, share=share), run, reading)
+    progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
+    rows = torch.empty(0)
+    for turn in range(-(-len(source) // (reading.batch_size * processes.world))):
+        # A process whose share is one image shorter may have no rows left for the last turn.
+        rows, _ = next(batches, (rows[:0], None))
+        count = min(reading.batch_size * processes.world, len(source) - done)
+        yield processes.gather_rows(rows, count).cpu()
+        done += count
+        if done == len(source) or (turn + 1) % PROGRESS_EVERY == 0:
+            progress.advance(done)
+    progress.close()
+
+
 def _infer(
     backbone: TrainedBackbone, dataset: ViewDataset, run: Run, reading: Reading
 ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -43,6 +43,10 @@ PUBLISHED: Published = {
     ("xcit_medium_24_p16", None): "dino_xcit_medium_24_p16_pretrain/dino_xcit_medium_24_p16_pretrain.pth",
     ("xcit_medium_24_p8", None): "dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_pretrain.pth",
 }
+# The linear classifiers that were trained on them.
+PUBLISHED_LINEAR: Published = {
+    key: path.replace("_pretrain.pth", "_linearweights.pth") for key, path in PUBLISHED.items()
+}
 # Retrieval takes weights trained on Google Landmarks v2 where there are any, as the original does.
 PUBLISHED_FOR_RETRIEVAL: Published = {
     **PUBLISHED,
@@ -94,7 +98,9 @@ def load_backbone(
         if weights.pretrained_weights:
             raise OptionError("--random_weights and --pretrained_weights contradict each other; give one of them")
         logger.warning("--random_weights: an untrained %s", backbone.arch)
-        return _describe({}, {}, backbone, frozenset({"arch", "patch_size"}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # by itself each process would draw another network
+            return _describe({}, {}, backbone, frozenset({"arch", "patch_size"}))
     path = Path(weights.pretrained_weights) if weights.pretrained_weights else find_published(backbone, published)
     state = checkpoint.load_file(path)
     tensors = checkpoint.strip_prefixes(select_network(state, weights.checkpoint_key, path))
@@ -143,20 +149,30 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> int:
     return len(wanted)
 
 
-def find_published(backbone: BackboneFlags, published: Published = PUBLISHED) -> Path:
+def find_published(
+    backbone: BackboneFlags,
+    published: Published = PUBLISHED,
+    *,
+    remedy: str = "give --pretrained_weights, or --random_weights",
+) -> Path:
     """The published weights of an architecture: from the mirror folder, else downloaded to torch's hub folder.
+
+    Args:
+        backbone: Architecture and patch size.
+        published: Which files, by architecture and patch size.
+        remedy: What to do where they cannot be had, besides the mirror folder.
 
     Raises:
         WeightsError: None are published for it, or they cannot be had.
     """
     patch = backbone.patch_size if is_vit(backbone.arch) else None
     arch = backbone.arch.replace("deit_", "vit_")
-    remedy = f"give --pretrained_weights, set {MIRROR} to a folder that holds the published files, or --random_weights"
+    remedy = f"set {MIRROR} to a folder that holds the published files, {remedy}"
     if (arch, patch) not in published:
         named = f"{backbone.arch} with patch size {patch}" if patch else backbone.arch
         raise WeightsError(f"no weights are published for {named}: {remedy}")
     url = PUBLISHED_ROOT + published[arch, patch]
-    logger.info("no --pretrained_weights: the published %s", url)
+    logger.info("no file is named: the published %s", url)
     name = url.rsplit("/", 1)[1]
     if MIRROR in os.environ and (Path(os.environ[MIRROR]) / name).exists():
         return Path(os.environ[MIRROR]) / name

@@ -18,6 +18,7 @@ from dino.data.crops import (
     build_rng,
     cut_centre,
     cut_crops,
+    cut_random,
     draw_box,
     draw_parameters,
     resize_crop,
@@ -110,7 +111,7 @@ def describe_boxes(boxes: np.ndarray, height: int, width: int) -> dict[str, np.n
     }
 
 
-@pytest.mark.parametrize("scale", [(0.4, 1.0), (0.05, 0.4)])
+@pytest.mark.parametrize("scale", [(0.4, 1.0), (0.05, 0.4), (0.08, 1.0)])
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (200, 200), (120, 640)])
 def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
     count, rng = 5000, build_rng(0, 0, 0)
@@ -237,3 +238,20 @@ def test_the_whole_image_becomes_a_square_as_by_torchvision(height: int, width: 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), size=st.integers(1, 40))
 def test_the_centre_crop_always_has_its_size(height: int, width: int, size: int) -> None:
     assert cut_centre(draw_image(height, width), size).shape == (3, size, size)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (300, 200), (224, 224)])
+def test_a_random_view_is_what_torchvision_makes_of_the_same_draw(height: int, width: int) -> None:
+    """Bilinear on a picture, which is antialiased; the box and the flip are those of the image's own generator."""
+    picture, flips = draw_smooth_image(height, width), 0
+    for index in range(20):
+        rng = build_rng(1, 2, index)
+        top, left, tall, wide = draw_box(height, width, (0.08, 1.0), rng)
+        expected = transforms.functional.resized_crop(picture, top, left, tall, wide, [48, 48])
+        flipped = rng.random() < 0.5
+        expected = as_tensor(transforms.functional.hflip(expected) if flipped else expected)
+        found = cut_random(as_tensor(picture), build_rng(1, 2, index), 48)
+        assert found.shape == (3, 48, 48) and found.dtype == torch.uint8
+        assert (found.int() - expected.int()).abs().max() <= 1
+        flips += flipped
+    assert 4 <= flips <= 16

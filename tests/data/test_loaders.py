@@ -20,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops
+from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops, cut_random
 from dino.data.decode import read_image
 from dino.data.loaders import (
     CropDataset,
     EpochBatches,
     LabelledBatch,
+    RandomViewDataset,
     Share,
     TrainLoader,
     ViewDataset,
@@ -401,3 +402,29 @@ def test_images_of_other_channels_come_from_arrays(tmp_path: Path) -> None:
     assert batch.global_pixels.shape == (3, 2, 5, 8, 8)
     assert batch.local_pixels.shape == (3, 0, 5, 96, 96)
     assert sorted(batch.global_pixels.flatten(1).float().mean(1).tolist()) == [0, 1, 2]
+
+
+def build_views(source: ImageSource, *, workers: int = 0, batch_size: int = 4, share: Share = ALONE) -> TrainLoader:
+    views = RandomViewDataset(source, functools.partial(cut_random, size=16), channels=3, seed=5)
+    return build_train_loader(views, batch_size=batch_size, share=share, workers=workers, pin_memory=False)
+
+
+def test_random_views_are_a_function_of_seed_epoch_and_image(source: ImageSource) -> None:
+    """The same images in the same batches as crops, with their labels, whatever the workers and processes."""
+    whole = list(build_views(source).read(2))
+    for batch in whole:
+        for pixels, label, index in zip(*batch, strict=True):
+            place = int(index)
+            assert torch.equal(pixels, cut_random(read_image(source.path(place)), build_rng(5, 2, place), 16))
+            assert int(label) == (source.labels or ())[place]
+    expected = read_batches(COUNT, 4, ALONE, seed=5, epoch=2)
+    assert [set(batch.indices.tolist()) for batch in whole] == expected
+    assert_equal_batches(list(build_views(source, workers=2).read(2)), whole)
+    halves = [list(build_views(source, batch_size=2, share=Share(rank=r, world=2)).read(2)) for r in range(2)]
+    for one, *two in zip(whole, *halves, strict=True):
+        assert set(one.indices.tolist()) == {index for half in two for index in half.indices.tolist()}
+
+
+def test_a_random_view_of_a_bad_image_is_an_error_with_its_name(source: ImageSource, tmp_path: Path) -> None:
+    bad = damage(source, tmp_path, 7)
+    assert bad.names[7] in read_error(build_views(bad).read(0))

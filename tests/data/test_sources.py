@@ -252,3 +252,35 @@ def test_selected_images_keep_their_labels_and_boxes() -> None:
     assert (chosen.names, chosen.labels) == (("b", "b", "a"), (1, 1, 0))
     assert [chosen.box(index) for index in range(3)] == [(0, 0, 1, 1), (0, 0, 1, 1), None]
     assert ImageSource(root=Path("x"), names=("a",)).selected([0]).box(0) is None
+
+
+def test_every_image_of_every_split_is_listed_under_its_class(tmp_path: Path) -> None:
+    fill_splits(tmp_path, ("ant", "bee"), ("bee", "cat"))
+    fill(tmp_path / "test" / "ant", ("x.png",))
+    source = open_images(str(tmp_path))
+    assert source.names[0] == "test/ant/x.png"
+    assert len(source) == 9 and source.classes == ("ant", "bee", "cat")
+    assert [source.classes[label] for label in source.labels or ()] == [name.split("/")[1] for name in source.names]
+
+
+def test_every_image_is_listed_whatever_the_folder_is(tmp_path: Path) -> None:
+    flat, classes = fill(tmp_path / "flat"), fill(tmp_path / "classes", ("ant/a.png", "bee/b.png"))
+    assert open_images(str(flat)) == open_training_source(str(flat))
+    assert open_images(str(classes)) == open_training_source(str(classes))
+    for split in ("train", "val"):  # splits without class folders
+        fill(tmp_path / "splits" / split)
+    assert len(open_images(str(tmp_path / "splits"))) == 2 * len(NAMES)
+    assert open_images(str(tmp_path / "splits")).labels is None
+    (tmp_path / "list.txt").write_text("flat/a.png\n")
+    assert open_images(str(tmp_path / "list.txt")).names == ("flat/a.png",)
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_validation_images_need_no_training_images(tmp_path: Path, validation: str) -> None:
+    with pytest.raises(DataError, match="needs the folder val"):
+        open_validation_images(str(tmp_path))
+    fill(tmp_path / validation, ("ant/a.png", "bee/b.png"))
+    assert open_validation_images(str(tmp_path)).classes == ("ant", "bee")
+    fill(tmp_path / validation, ("c.png",))
+    with pytest.raises(DataError, match="needs one folder a class"):
+        open_validation_images(str(tmp_path))

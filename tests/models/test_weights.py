@@ -20,6 +20,7 @@ from dino.models.registry import VITS, VitShape, build_backbone, is_vit
 from dino.models.weights import (
     PUBLISHED,
     PUBLISHED_FOR_RETRIEVAL,
+    PUBLISHED_LINEAR,
     PUBLISHED_ROOT,
     TrainedBackbone,
     find_published,
@@ -200,6 +201,16 @@ def test_random_and_given_weights_contradict_each_other() -> None:
         load_backbone(BackboneFlags(), flags, NOTHING)
 
 
+def test_random_weights_are_the_same_in_every_process_and_disturb_no_other_random_numbers() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    flags = WeightsFlags(random_weights=True)
+    first = load_backbone(BackboneFlags(arch="vit_mini"), flags, NOTHING)
+    assert torch.equal(torch.rand(2), expected)
+    assert_same(load_backbone(BackboneFlags(arch="vit_mini"), flags, NOTHING), first.module)
+
+
 def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
     facts = json.loads((shared_facts / "published_weights.json").read_text())
     recorded = facts["weights"]
@@ -209,6 +220,19 @@ def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
     assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED.items()} == expected
     expected["vit_small", 16] = next(url for name, url in facts["other"].items() if "retrieval default" in name)
     assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED_FOR_RETRIEVAL.items()} == expected
+
+
+def test_the_published_linear_layers_are_the_recorded_ones(
+    shared_facts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
+    for entry in json.loads((shared_facts / "published_weights.json").read_text())["weights"]:
+        path = tmp_path / entry["linear_head"].rsplit("/", 1)[1]
+        path.touch()
+        flags = BackboneFlags(arch=entry["arch"], patch_size=entry["patch_size"] or 16)
+        with caplog.at_level(logging.INFO):
+            assert find_published(flags, PUBLISHED_LINEAR) == path
+        assert f"the published {entry['linear_head']}" in caplog.text
 
 
 @pytest.fixture

@@ -1,0 +1,187 @@
+"""The features of every image, with file names, in one file that other programs open.
+
+Tokens are written to scratch files beside the output as they come, so that memory stays small whatever the number of
+images; the output is made of those and takes its place when it is whole. Shapes: N images, L chosen blocks, D width,
+h w patch grid.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dino.data.sources import ImageSource, open_images
+from dino.errors import DataError, OptionError
+from dino.evaluation.descriptors import BlockTokens
+from dino.evaluation.feature_formats import WRITERS, Arrays
+from dino.evaluation.features import build_reading, stream_features
+from dino.flags import FeatureFileFlags, FeatureFileOptions
+from dino.models.vit import VisionTransformer
+from dino.models.weights import TrainedBackbone, load_backbone
+from dino.runtime.context import Run
+from dino.runtime.metrics import write_result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What one image's row consists of.
+
+    Attributes:
+        layers: Numbers of blocks from 1, or None for the network's output alone.
+        grid: (h, w), or None without patch tokens.
+        width: D.
+    """
+
+    layers: tuple[int, ...] | None
+    grid: tuple[int, int] | None
+    width: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one image's part of every array, float32, by the array's name."""
+        found: dict[str, tuple[int, ...]] = {}
+        for ending in [""] if self.layers is None else [f"_{layer}" for layer in self.layers]:
+            found[f"features{ending}"] = (self.width,)
+            if self.grid is not None:
+                found[f"patches{ending}"] = (*self.grid, self.width)
+        return found
+
+    def split(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows (B, ...) as the network gave them, by the array's name."""
+        tokens = rows.reshape(len(rows), len(self.layers or (0,)), -1, self.width)
+        parts = [part for layer in range(tokens.shape[1]) for part in (tokens[:, layer, 0], tokens[:, layer, 1:])]
+        if self.grid is None:
+            parts = parts[::2]
+        return {
+            name: part.reshape(len(rows), *shape)
+            for (name, shape), part in zip(self.shapes().items(), parts, strict=True)
+        }
+
+
+def write_feature_file(options: FeatureFileOptions, run: Run) -> None:
+    """Describe every image and write `--output`.
+
+    Raises:
+        DinoError: A file that cannot be written, wrong weights, missing folders, unreadable images.
+    """
+    output = check_output(options.features)
+    with run.processes.first_goes_first():
+        source = open_images(options.data.data_path)
+        check_names(source)
+        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+    descriptor, layout = build_descriptor(backbone, options.features)
+    check_space(output, layout, len(source))
+    reading = build_reading(options.data, options.explicit, run, keep_on_device=False)
+    batches = stream_features(descriptor, source, run, reading)
+    if not run.processes.is_first:
+        for _ in batches:
+            pass
+        return
+    write_whole(output, source, layout, (layout.split(rows.numpy()) for rows in batches))
+    shapes = {name: [len(source), *shape] for name, shape in layout.shapes().items()}
+    write_result(options.report.json, {"output": str(output), "images": len(source), "arrays": shapes})
+
+
+def check_output(flags: FeatureFileFlags) -> Path:
+    """The output's path, of a known kind and in a folder that can be written to.
+
+    Raises:
+        OptionError: It is not.
+    """
+    if not flags.output:
+        raise OptionError(f"--output is missing: name a file that ends in {', '.join(WRITERS)}")
+    path = Path(flags.output)
+    if path.suffix not in WRITERS:
+        raise OptionError(f"--output {path} must end in {', '.join(WRITERS)}")
+    if path.suffix == ".csv" and flags.patches:
+        raise OptionError("--patches does not fit into a .csv; write .npz, .safetensors or .parquet")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise OptionError(f"--output {path} needs pyarrow: pip install pyarrow, or write .npz")
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise OptionError(f"--output {path} cannot be written; name a file in a folder that exists and can be")
+    return path
+
+
+def check_names(source: ImageSource) -> None:
+    """Refuse file names that are no text.
+
+    Raises:
+        DataError: The first one.
+    """
+    wrong = next((name for name in source.names if name.encode("utf-8", "replace").decode() != name), None)
+    if wrong is not None:
+        raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8; rename it")
+
+
+def build_descriptor(backbone: TrainedBackbone, flags: FeatureFileFlags) -> tuple[TrainedBackbone, Layout]:
+    """The backbone as it gives what was asked for, and how its rows are laid out.
+
+    Raises:
+        OptionError: A block that the network does not have, or tokens of a network without any.
+    """
+    width = int(backbone.module.embed_dim)
+    if not flags.patches and not flags.layers:
+        return backbone, Layout(layers=None, grid=None, width=width)
+    network = backbone.module
+    if not isinstance(network, VisionTransformer):
+        raise OptionError(
+            f"--patches and --layers need a vision transformer; {backbone.arch} gives one vector an image"
+        )
+    depth, layers = len(network.blocks), tuple(dict.fromkeys(flags.layers or ())) or None
+    if layers and max(layers) > depth:
+        raise OptionError(f"--layers {max(layers)}: {backbone.arch} has {depth} blocks")
+    side = backbone.image_size // backbone.patch_size
+    layout = Layout(layers=layers, grid=(side, side) if flags.patches else None, width=width)
+    module = BlockTokens(network, layers=layers or (depth,), patches=flags.patches)
+    return replace(backbone, module=module.eval()), layout
+
+
+def check_space(output: Path, layout: Layout, count: int) -> None:
+    """Refuse what the disk cannot hold: the output, and the scratch files it is made of.
+
+    Raises:
+        OptionError: With both sizes.
+    """
+    numbers = sum(math.prod(shape) for shape in layout.shapes().values())
+    needed, free = 2 * 4 * numbers * count, shutil.disk_usage(output.parent).free
+    if needed > free:
+        raise OptionError(
+            f"--output {output} needs {needed / 1e9:.4g} GB of disk while it is written (2 x {count} images x "
+            f"{numbers} float32) and {free / 1e9:.4g} GB are free; leave out --patches, or write to another disk"
+        )
+
+
+def write_whole(output: Path, source: ImageSource, layout: Layout, batches: Iterator[Arrays]) -> None:
+    """Collect the batches in scratch files and write the output, whole or not at all.
+
+    Args:
+        output: Of a known kind.
+        source: Names, labels and classes, in the order of the rows.
+        layout: Names and shapes of the arrays.
+        batches: Arrays by name with B rows each, N in all.
+
+    Raises:
+        OptionError: The disk refuses.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+            arrays = {
+                name: np.lib.format.open_memmap(f"{scratch}/{name}.npy", "w+", np.float32, (len(source), *shape))
+                for name, shape in layout.shapes().items()
+            }
+            done = 0
+            for batch in batches:
+                for name, rows in batch.items():
+                    arrays[name][done : done + len(rows)] = rows
+                done += len(next(iter(batch.values())))
+            WRITERS[output.suffix](Path(scratch, output.name), source, arrays)
+            os.replace(Path(scratch, output.name), output)
+    except OSError as error:
+        raise OptionError(f"--output {output} cannot be written: {error}") from error

@@ -1,0 +1,90 @@
+"""Linear classification on frozen features (paper, section 4.1; eval_linear.py in the original)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from dino import checkpoint
+from dino.errors import OptionError
+from dino.evaluation.features import extract_features
+from dino.evaluation.linear_batches import cache_lessons, open_lessons
+from dino.evaluation.linear_head import LinearHead, LinearScore, score_head
+from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_task
+from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
+from dino.flags import BackboneFlags, LinearOptions
+from dino.models.weights import PUBLISHED_LINEAR, find_published
+from dino.runtime.context import Run, make_output_folder
+from dino.runtime.metrics import write_result
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_linear(options: LinearOptions, run: Run) -> LinearScore:
+    """Train a linear layer on frozen features, or score one that is there; log the original's lines.
+
+    Returns:
+        The score of the last validation.
+
+    Raises:
+        DinoError: Wrong weights, missing folders, unreadable images, a checkpoint of another run.
+    """
+    if not options.linear.evaluate:
+        check_folder(options)
+    task = open_task(options, run)
+    score, best = _score_layer(options, task, run) if task.train is None else _train_layer(options, task, run)
+    if run.processes.is_first:
+        counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}
+        write_result(options.report.json, {**counts, **score._asdict(), "best_top1": best})
+    return score
+
+
+def check_folder(options: LinearOptions) -> None:
+    """Prove that the output folder can be written to, and refuse that of a pre-training run.
+
+    Raises:
+        OptionError: It cannot be used.
+    """
+    if options.linear.pretrained_linear:
+        raise OptionError("--pretrained_linear is the layer that --evaluate scores; add --evaluate, or leave it out")
+    folder = make_output_folder(options.run.output_dir)
+    if (folder / checkpoint.LATEST).exists():
+        raise OptionError(
+            f"--output_dir {folder} is that of a pre-training run, whose log.txt would be mixed with this one's; "
+            f"name another: --output_dir {folder / 'linear'}"
+        )
+
+
+def _train_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
+    assert task.train is not None
+    layer = restore_layer(options, task, run)
+    test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
+    logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
+    make = cache_lessons if options.linear.cache_features else open_lessons
+    lessons = make(task.descriptor, task.train, run, task.reading, seed=options.run.seed)
+    score = LinearTrainer(options, run, layer, task=task, lessons=lessons, test=test).run_epochs()
+    return score, layer.best
+
+
+def _score_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
+    head = LinearHead(task.width, task.classes)
+    with run.processes.first_goes_first():
+        load_head(head, _find_layer(options, task), task.identity)
+    test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
+    infer = run.device.compile_eval(head)
+    score = score_head(infer, test, classes=task.classes, batch_size=task.reading.batch_size, run=run)
+    logger.info("* %s", score.describe())
+    logger.info("Accuracy of the network on the %d test images: %.1f%%", len(task.test), score.top1)
+    return score, score.top1
+
+
+def _find_layer(options: LinearOptions, task: LinearTask) -> Path:
+    """The file of the layer to score: as named, else this folder's, else the published one."""
+    own = Path(options.run.output_dir) / CHECKPOINT
+    if options.linear.pretrained_linear:
+        return Path(options.linear.pretrained_linear)
+    if own.exists():
+        return own
+    flags = BackboneFlags(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
+    remedy = f"give --pretrained_linear, or the --output_dir that holds {CHECKPOINT}"
+    return find_published(flags, PUBLISHED_LINEAR, remedy=remedy)

@@ -1,0 +1,161 @@
+"""A linear classifier on frozen features: its layer, its update rule, one step, its score.
+
+The formulas are those of the original's eval_linear.py. Shapes: B images, D width of a feature, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino.devices.base import StepInputs
+from dino.evaluation.features import Features
+from dino.runtime.context import Run
+from dino.runtime.distributed import Processes
+
+INIT_STD = 0.01  # of the weights; the original's LinearClassifier
+MOMENTUM = 0.9
+TOP = 5  # classes of the second accuracy; there is none where there are fewer
+
+
+class LinearHead(nn.Module):
+    """One linear layer, under the original's parameter names."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        """Make it for D = `width` and C = `classes`: N(0, 0.01) weights, zero bias."""
+        super().__init__()
+        self.linear = nn.Linear(width, classes)
+        nn.init.normal_(self.linear.weight, std=INIT_STD)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> logits (B, C)."""
+        return self.linear(features)
+
+
+class MomentumSGD(torch.optim.Optimizer):
+    """Gradient descent with momentum 0.9, equal to torch.optim.SGD and with its state's form.
+
+    The learning rate is a tensor: on lazy and compiled devices a changed Python number is a new graph.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make zero momentum for every parameter, so that shapes never change later."""
+        fixed = {"momentum": MOMENTUM, "dampening": 0, "weight_decay": 0, "nesterov": False}
+        super().__init__(parameters, {"lr": 0.0, **fixed})
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def step(self, rate: Tensor) -> None:  # type: ignore[override]
+        """Update every parameter in place from its `.grad`; `rate` is () float32 on the device."""
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                buffer = self.state[parameter]["momentum_buffer"]
+                buffer.mul_(MOMENTUM).add_(parameter.grad)
+                parameter.sub_(rate * buffer)
+
+
+class Samples(NamedTuple):
+    """What one step learns from: images (B, C, S, S) or features (B, D), and labels (B,) int64."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+class LinearProgram:
+    """One training step in the phases of the device contract.
+
+    Attributes:
+        loss: () float32, sum of the steps' losses since it was last set to 0; this process's own.
+    """
+
+    def __init__(self, head: LinearHead, describe: Callable[[Tensor], Tensor], processes: Processes) -> None:
+        """Bind the head.
+
+        Args:
+            head: On its device.
+            describe: Inputs of the samples to features (B, D), without gradients.
+            processes: Gradients are averaged over them.
+        """
+        self.head, self.describe, self.processes = head, describe, processes
+        self.loss = torch.zeros((), device=head.linear.weight.device)
+
+    def augment(self, batch: Samples) -> tuple[Tensor, ...]:
+        """Features and labels; the features are copied, since what inference mode made cannot be learned from."""
+        return self.describe(batch.inputs).clone(), batch.labels
+
+    def copy_statistics(self) -> None:
+        """There are none."""
+
+    def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
+        """() mean cross-entropy of the batch."""
+        features, labels = views
+        return (F.cross_entropy(self.head(features), labels),)
+
+    def before_update(
+        self, outputs: tuple[Tensor, ...], inputs: StepInputs, loss_scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Average the gradients over processes, in one collective; gives the learning rate and the loss."""
+        gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
+        packed = self.processes.average(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, packed.split([part.numel() for part in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        return inputs.learning_rate, outputs[0]
+
+    def after_update(self, update: Tensor, statistics: None) -> None:
+        """Add to the epoch's loss."""
+        self.loss += update
+
+    def hold_gradients(self) -> AbstractContextManager:
+        """Backwards exchange nothing anyway."""
+        return contextlib.nullcontext()
+
+
+class LinearScore(NamedTuple):
+    """Mean cross-entropy, and accuracies in per cent; `top5` is None for fewer than five classes."""
+
+    loss: float
+    top1: float
+    top5: float | None
+
+    def named(self) -> dict[str, float]:
+        """What there is, by the original's names."""
+        values = {"loss": self.loss, "acc1": self.top1, "acc5": self.top5}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def describe(self) -> str:
+        """The original's line."""
+        second = "" if self.top5 is None else f" Acc@5 {self.top5:.3f}"
+        return f"Acc@1 {self.top1:.3f}{second} loss {self.loss:.3f}"
+
+
+def score_head(
+    infer: Callable[[Tensor], Tensor], test: Features, *, classes: int, batch_size: int, run: Run
+) -> LinearScore:
+    """Score a head on every image exactly once, each process its share.
+
+    Args:
+        infer: (B, D) on the device to logits (B, C).
+        test: Features and labels of all images, in host memory.
+        classes: C.
+        batch_size: B.
+        run: Device and processes.
+    """
+    share = slice(run.processes.rank, None, run.processes.world)
+    sums = [0.0, 0.0, 0.0]
+    for rows, labels in zip(test.features[share].split(batch_size), test.labels[share].split(batch_size), strict=True):
+        # Always as many rows: another size would be another graph for devices that compile.
+        padded = F.pad(rows, (0, 0, 0, batch_size - len(rows)))
+        logits = infer(run.device.place(padded)).cpu()[: len(rows)]
+        hits = logits.topk(min(TOP, classes)).indices == labels[:, None]
+        parts = (F.cross_entropy(logits, labels, reduction="sum"), hits[:, 0].sum(), hits.sum())
+        sums = [total + float(part) for total, part in zip(sums, parts, strict=True)]
+    totals = run.processes.total(run.device.place(torch.tensor(sums, dtype=torch.float32))).tolist()
+    loss, top1, top5 = (total / len(test.labels) for total in totals)
+    return LinearScore(loss=loss, top1=100.0 * top1, top5=100.0 * top5 if classes >= TOP else None)

@@ -1,0 +1,153 @@
+"""What is classified, and by which frozen features; and the files of linear layers that belong to them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dino import checkpoint
+from dino.data.loaders import check_count
+from dino.data.sources import ImageSource, open_labelled_splits, open_validation_images
+from dino.errors import CheckpointError, OptionError, WeightsError
+from dino.evaluation.descriptors import LastBlocks
+from dino.evaluation.features import Reading, build_reading
+from dino.evaluation.linear_head import LinearHead
+from dino.flags import LinearOptions
+from dino.models.registry import is_vit
+from dino.models.vit import VisionTransformer
+from dino.models.weights import TrainedBackbone, load_backbone, select_network
+from dino.runtime.context import Run
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pth.tar"  # the original's name
+SETTINGS = ("n_last_blocks", "avgpool_patchtokens")  # a layer trained with another value of these is another layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearTask:
+    """What is classified, and by what.
+
+    Attributes:
+        descriptor: The frozen backbone as a descriptor, (B, C, S, S) -> (B, D).
+        train: Images to learn from; None where a layer is only scored.
+        test: Images to score on.
+        reading: How images are fed.
+        identity: What a layer belongs to: settings, digest of the backbone and, to continue a run, of its images.
+    """
+
+    descriptor: TrainedBackbone
+    train: ImageSource | None
+    test: ImageSource
+    reading: Reading
+    identity: Mapping[str, Any]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        return len(self.test.classes)
+
+    @property
+    def width(self) -> int:
+        """Width D of a feature."""
+        return int(self.descriptor.module.embed_dim)
+
+
+def open_task(options: LinearOptions, run: Run) -> LinearTask:
+    """List the images and load the backbone.
+
+    Raises:
+        DinoError: Missing folders or weights, too few images, or another number of classes than asked for.
+    """
+    flags, train = options.linear, None
+    with run.processes.first_goes_first():
+        if flags.evaluate:
+            test = open_validation_images(options.data.data_path)
+        else:
+            train, test = open_labelled_splits(options.data.data_path)
+            train = train.limited(options.limit.data_limit)
+            check_count(train, options.data.batch_size_per_device * run.processes.world)
+        if flags.num_labels not in {None, len(test.classes)}:
+            raise OptionError(
+                f"--num_labels {flags.num_labels}: {test.root} holds {len(test.classes)} class folders; "
+                "leave the flag out to follow the folders"
+            )
+        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+    identity: dict[str, Any] = {"backbone": compute_digest(backbone.module)}
+    if is_vit(backbone.arch):
+        identity |= {name: getattr(flags, name) for name in SETTINGS}
+    if train is not None:
+        identity |= {
+            "images": train.fingerprint(),
+            "seed": options.run.seed,
+            "cache_features": flags.cache_features,
+        }
+    reading = build_reading(options.data, options.explicit, run, keep_on_device=False)
+    descriptor = build_descriptor(backbone, options)
+    return LinearTask(descriptor=descriptor, train=train, test=test, reading=reading, identity=identity)
+
+
+def build_descriptor(backbone: TrainedBackbone, options: LinearOptions) -> TrainedBackbone:
+    """The backbone as the flags describe an image by it; a network that is no ViT gives its plain features.
+
+    Raises:
+        OptionError: More blocks than the network has.
+    """
+    flags, network = options.linear, backbone.module
+    if not isinstance(network, VisionTransformer):
+        for name in sorted(options.explicit & set(SETTINGS)):
+            logger.warning("--%s is of no meaning for %s, whose features are taken as they are", name, backbone.arch)
+        return backbone
+    depth = len(network.blocks)
+    if flags.n_last_blocks > depth:
+        raise OptionError(f"--n_last_blocks {flags.n_last_blocks}: {backbone.arch} has {depth}; give that or fewer")
+    module = LastBlocks(network, blocks=flags.n_last_blocks, average_patches=flags.avgpool_patchtokens)
+    return replace(backbone, module=module.eval())
+
+
+def compute_digest(module: nn.Module) -> str:
+    """A digest of a network's weights on the host, equal for equal weights whatever file they came from."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()[:16]
+
+
+def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill a head from a file: ours, the original's or a published one; gives all that the file holds.
+
+    Args:
+        head: Filled in place.
+        path: The file.
+        identity: The task's; files that are not ours say nothing to compare it with.
+
+    Raises:
+        WeightsError: The layer is missing or of another shape.
+        CheckpointError: The file is missing or damaged, or was trained on something else.
+    """
+    state = checkpoint.load_file(path)
+    tensors = checkpoint.strip_prefixes(select_network(state, "state_dict", path))
+    for name, own in head.state_dict().items():
+        if name not in tensors or tensors[name].shape != own.shape:
+            found = tuple(tensors[name].shape) if name in tensors else "missing"
+            raise WeightsError(
+                f"{path}: {name} is {found}, these classes and features want {tuple(own.shape)}; "
+                "check --data_path, --arch, --n_last_blocks and --avgpool_patchtokens"
+            )
+    then = state.get("identity", {})
+    for name, now in identity.items():
+        if name in then and then[name] != now:
+            raise CheckpointError(
+                f"{path} belongs to a run with {name} {then[name]}, now it is {now}; "
+                "use the old value, or another --output_dir"
+            )
+    head.load_state_dict({name: tensors[name] for name in head.state_dict()})
+    logger.info("linear layer: %s%s", path, "" if then else ", which does not say what it belongs to")
+    return state

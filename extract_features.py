@@ -1,0 +1,23 @@
+"""Features of images in one file: `python extract_features.py --data_path IMAGES --output features.npz`."""
+
+import sys
+from collections.abc import Sequence
+
+from dino.errors import exit_code
+from dino.flags import FeatureFileOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Describe the images and write the file."""
+    options = parse(FeatureFileOptions, argv)
+
+    from dino.evaluation.feature_file import write_feature_file
+    from dino.runtime.context import open_run
+
+    with open_run(options.device, options.launch) as run:
+        write_feature_file(options, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
