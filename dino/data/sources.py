@@ -96,6 +96,27 @@ def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple
     return train, _labelled(folder, like=train)
 
 
+def find_images(path: str, flag: str) -> tuple[Path, ...]:
+    """A file itself, or every image of a folder and of the folders in it, sorted.
+
+    Args:
+        path: File or folder.
+        flag: Which flag named it, for the error.
+
+    Raises:
+        DataError: There is no such path, or no image in it.
+    """
+    root = Path(path)
+    if root.is_file():
+        return (root,)
+    if not root.is_dir():
+        raise DataError(f"{flag} {path} does not exist")
+    found = tuple(root / name for name in _walk(root))
+    if not found:
+        raise DataError(f"{flag} {path} holds no image (looked for {' '.join(EXTENSIONS)})")
+    return found
+
+
 def _existing(data_path: str | None) -> Path:
     if not data_path:
         raise DataError(f"--data_path is missing: {ASK}")
@@ -141,7 +162,7 @@ def _list_folder(root: Path) -> ImageSource:
 
 def _walk(root: Path) -> Iterator[str]:
     def stop(error: OSError) -> None:
-        raise DataError(f"--data_path {root} cannot be read: {error}") from error
+        raise DataError(f"{root} cannot be read: {error}") from error
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
         folders.sort()
