@@ -284,7 +284,9 @@ class VideoFlags:
         least=1,
     )
     video_only: bool = flag(False, "only make a video of the pictures in the folder --input_path", switch=True)
-    fps: float = flag(30.0, "frames a second of the video; without the flag those of the input video", least=0.1, most=1000)
+    fps: float = flag(
+        30.0, "frames a second of the video; without the flag those of the input video", least=0.1, most=1000
+    )
     video_format: str = flag("mp4", "mp4 (H.264) or avi (MPEG-4)", choices=("mp4", "avi"))
 
 

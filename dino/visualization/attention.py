@@ -178,7 +178,8 @@ def visualize_attention(options: AttentionOptions, run: Run) -> list[Path]:
     alone = not given or (len(given) == 1 and Path(given[0]).is_file())
     folders = [output] if alone else [output / name for name in name_folders(paths)]
     sheet, progress, found = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
-    for done, (folder, path) in enumerate(zip(folders, paths or [None], strict=True), start=1):
+    images: Sequence[Path | None] = paths or [None]
+    for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
         view, heads = _read(path, options.pictures.image_size, reader)
         maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
         _save_maps(make_output_folder(str(folder)), to_picture(view), maps, options.mask.threshold)
