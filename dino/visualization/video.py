@@ -77,8 +77,11 @@ def open_frames(path: Path) -> FrameSource:
             rate = stream.average_rate or stream.guessed_rate
             seconds = (container.duration or 0) / av.time_base
             promised = _count_promised(stream)
+            readable = next(container.decode(stream), None) is not None
     except av.FFmpegError as error:
         raise DataError(f"--input_path {path} cannot be read as a video: {error.strerror}") from error
+    if not readable:
+        raise DataError(f"--input_path {path} is a video without a frame")
     return FrameSource(
         path=path,
         count=promised or round(seconds * (rate or 0)),
@@ -91,8 +94,9 @@ def _count_promised(stream: av.VideoStream) -> int:
     """Packets that a video's header counts, 0 where it counts none.
 
     A trimmed mp4 still counts all, and leaves out of its index what was trimmed; PyAV shows the index from release 17.
+    The index of an avi tells nothing: ffmpeg makes one of what is there.
     """
-    indexed = len(getattr(stream, "index_entries", ()))
+    indexed = len(getattr(stream, "index_entries", ())) if "mp4" in stream.container.format.name else 0
     return min(stream.frames, indexed or stream.frames)
 
 
@@ -126,7 +130,7 @@ def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Ten
         with av.open(str(path)) as container:
             # Without threads: ffmpeg's threads for frames lose its errors.
             for packet in container.demux(video=0):
-                packets += packet.size > 0
+                packets += packet.size > 0 and not packet.is_corrupt  # a packet is corrupt where the file ends in it
                 for frame in packet.decode():
                     yield f"frame-{done:04}", _read_pixels(frame, channels)
                     done += 1
