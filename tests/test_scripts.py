@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("main_dino.py", "eval_knn.py", "run_with_submitit.py", "demo.py")
+SCRIPTS = (
+    *("main_dino.py", "eval_knn.py", "run_with_submitit.py", "demo.py"),
+    *("visualize_attention.py", "video_generation.py"),
+)
 
 
 def run_script(*words: object) -> subprocess.CompletedProcess[str]:
@@ -21,7 +24,7 @@ def run_script(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_the_flags(script: str) -> None:
     result = run_script(script, "--help")
-    assert result.returncode == 0 and "--data_path" in result.stdout, result.stderr
+    assert result.returncode == 0 and "--arch" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py"])

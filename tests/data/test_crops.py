@@ -21,6 +21,7 @@ from dino.data.crops import (
     draw_box,
     draw_parameters,
     resize_crop,
+    resize_whole,
 )
 from dino.data.decode import read_image
 
@@ -228,3 +229,12 @@ def test_the_centre_crop_of_photos_is_the_originals(shared_data: Path) -> None:
 @given(height=st.integers(1, 300), width=st.integers(1, 300), size=st.integers(1, 40))
 def test_the_centre_crop_always_has_its_size(height: int, width: int, size: int) -> None:
     assert cut_centre(draw_image(height, width), size).shape == (3, size, size)
+
+
+@pytest.mark.parametrize("size", [(96,), (64, 120), (480, 480), (500, 700), None])
+def test_whole_images_are_resized_as_by_torchvision(shared_data: Path, size: tuple[int, ...] | None) -> None:
+    for path in (shared_data / "broken" / "good.jpg", shared_data / "broken" / "huge_aspect_10x4000.jpg"):
+        picture = Image.open(path).convert("RGB")
+        expected = np.asarray(picture if size is None else transforms.Resize(list(size))(picture))[:8000]
+        found = resize_whole(read_image(path), size).permute(1, 2, 0).numpy()[:8000]
+        assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 1

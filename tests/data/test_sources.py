@@ -10,7 +10,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dino.data import sources
-from dino.data.sources import ImageSource, open_labelled_splits, open_online_splits, open_training_source
+from dino.data.sources import (
+    ImageSource,
+    find_images,
+    open_labelled_splits,
+    open_online_splits,
+    open_training_source,
+)
 from dino.errors import DataError
 
 NAMES = ("a.png", "b.jpg", "c c.png", "d.JPEG", "ü.png")
@@ -226,3 +232,17 @@ def test_a_limited_source_keeps_the_share_of_every_class(size: int, classes: int
     limit = max(1, int(len(source) * share))
     counts = [source.limited(limit).labels.count(label) for label in range(classes)]
     assert max(counts) - min(counts) <= 1
+
+
+def test_a_path_is_one_image_or_those_of_a_folder_and_its_folders(tmp_path: Path) -> None:
+    fill(tmp_path, ("b.png", "a.JPG", "x/c.png", "notes.txt.png"))
+    (tmp_path / "notes.txt").write_text("no image")
+    names = [str(path.relative_to(tmp_path)) for path in find_images(str(tmp_path), "--image_path")]
+    assert names == ["a.JPG", "b.png", "notes.txt.png", "x/c.png"]
+    assert find_images(str(tmp_path / "b.png"), "--image_path") == (tmp_path / "b.png",)
+
+
+@pytest.mark.parametrize(("name", "text"), [("nowhere", "does not exist$"), ("", r"holds no image \(looked for \.jpg")])
+def test_a_path_without_images_is_named_with_its_flag(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(DataError, match=rf"^--image_path {tmp_path / name} {text}"):
+        find_images(str(tmp_path / name), "--image_path")
