@@ -154,10 +154,16 @@ class TrainDataFlags(LimitFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochFlags:
-    """How long, where to, and with which random numbers."""
+class OutputFlags:
+    """Where results go."""
 
-    output_dir: str = flag(".", "folder of checkpoints, log.txt and TensorBoard events")
+    output_dir: str = flag(".", "folder to write to; made where it is missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFlags(OutputFlags):
+    """How long, and with which random numbers."""
+
     epochs: int = flag(100, "passes over the images", least=1)
     seed: int = flag(0, "seed of weights, data order, crops and stochastic depth", least=0)
 
@@ -297,16 +303,22 @@ class ReportFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
-    """What every evaluation of a frozen backbone asks."""
+class FrozenOptions:
+    """What every command that runs a frozen backbone asks."""
 
     device: DeviceFlags
     launch: LaunchFlags
     backbone: BackboneFlags
     weights: WeightsFlags
-    data: DataFlags
     report: ReportFlags
     explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(FrozenOptions):
+    """What every evaluation of a frozen backbone asks."""
+
+    data: DataFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,6 +377,64 @@ class FeatureFileOptions(EvaluationOptions):
     DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128}
 
     features: FeatureFileFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFlags:
+    """Which patches of an attention map count."""
+
+    threshold: float | None = flag(
+        None, "keep only the patches that hold this share of each head's attention, 0 to 1", least=0, most=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFlags:
+    """Which images the attention maps are of."""
+
+    image_path: tuple[str, ...] | None = flag(None, "one or more images or folders of images; without it a drawn one")
+    image_size: tuple[int, ...] = flag(
+        (480, 480), "height and width in pixels that each image is stretched to; one number: its shorter side", least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions(FrozenOptions):
+    """Draw what the CLS token of a vision transformer attends to: a map for each head of the last block."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"patch_size": 8}
+
+    pictures: PictureFlags
+    mask: MaskFlags
+    output: OutputFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFlags:
+    """From frames to a video."""
+
+    input_path: str | None = flag(None, "a video file or a folder of frames")
+    output_path: str = flag("./", "folder of frames/, attention/ and the video; made where it is missing")
+    resize: tuple[int, ...] | None = flag(
+        None,
+        "height and width in pixels that each frame is stretched to; one number: its shorter side; without it as it is",
+        least=1,
+    )
+    video_only: bool = flag(False, "only make a video of the pictures in the folder --input_path", switch=True)
+    fps: float = flag(
+        30.0, "frames a second of the video; without the flag those of the input video", least=0.1, most=1000
+    )
+    video_format: str = flag("mp4", "mp4 (H.264) or avi (MPEG-4)", choices=("mp4", "avi"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionVideoOptions(FrozenOptions):
+    """Make a video of what the CLS token of a vision transformer attends to, averaged over the heads."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"patch_size": 8}
+
+    video: VideoFlags
+    mask: MaskFlags
 
 
 @dataclass(frozen=True, kw_only=True)

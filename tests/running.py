@@ -57,14 +57,14 @@ class Result:
 
 
 class Job:
-    """One run of a command's main in a process of its own."""
+    """One run of a script's main in a process of its own."""
 
     def __init__(
-        self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None, command: str = "main_dino"
+        self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None, script: str = "main_dino"
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / f"job{len(list(folder.glob('job*.txt')))}.txt"
-        self.process = SERVER.Process(target=_run, args=(command, words, str(self.output), prepare))
+        self.process = SERVER.Process(target=_run, args=(script, words, str(self.output), prepare))
         self.process.start()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -114,6 +114,20 @@ def run_pair(
     return [job.wait() for job in jobs]
 
 
+def run_script(
+    folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None, processes: int = 1
+) -> list[Result]:
+    """Run a script (`eval_knn`) to its end, alone or with others as a launcher starts them; a result a process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    jobs = []
+    for rank in range(processes):
+        ready = prepare if processes == 1 else functools.partial(_be_rank, rank, port, prepare)
+        jobs.append(Job(folder / f"rank{rank}", list(map(str, words)), ready, script))
+    return [job.wait() for job in jobs]
+
+
 def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
     place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
@@ -121,7 +135,7 @@ def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
         prepare()
 
 
-def _run(command: str, words: list[str], output: str, prepare: Callable[[], None] | None) -> None:
+def _run(script: str, words: list[str], output: str, prepare: Callable[[], None] | None) -> None:
     import torch
 
     from dino.training import build
@@ -135,7 +149,7 @@ def _run(command: str, words: list[str], output: str, prepare: Callable[[], None
         sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", buffering=0), write_through=True)
         if prepare is not None:
             prepare()
-        code = exit_code(lambda: importlib.import_module(command).main(words))
+        code = exit_code(lambda: importlib.import_module(script).main(words))
     sys.exit(code)
 
 

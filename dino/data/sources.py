@@ -154,6 +154,23 @@ def list_images(path: Path, flag: str) -> ImageSource:
     return _list(path, flag)
 
 
+def find_images(path: str, flag: str) -> tuple[Path, ...]:
+    """A file itself, or every image of a folder and of the folders in it, sorted.
+
+    Args:
+        path: File or folder.
+        flag: Which flag named it, for the error.
+
+    Raises:
+        DataError: There is no such path, or no image in it.
+    """
+    root = Path(path)
+    if root.is_file():
+        return (root,)
+    source = list_images(root, flag)
+    return tuple(source.path(index) for index in range(len(source)))
+
+
 def _existing(data_path: str | None) -> Path:
     if not data_path:
         raise DataError(f"--data_path is missing: {ASK}")

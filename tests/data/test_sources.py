@@ -12,10 +12,13 @@ from torchvision.datasets import ImageFolder
 from dino.data import sources
 from dino.data.sources import (
     ImageSource,
+    find_images,
     list_images,
+    open_images,
     open_labelled_splits,
     open_online_splits,
     open_training_source,
+    open_validation_images,
 )
 from dino.errors import DataError
 
@@ -284,3 +287,17 @@ def test_validation_images_need_no_training_images(tmp_path: Path, validation: s
     fill(tmp_path / validation, ("c.png",))
     with pytest.raises(DataError, match="needs one folder a class"):
         open_validation_images(str(tmp_path))
+
+
+def test_a_path_is_one_image_or_those_of_a_folder_and_its_folders(tmp_path: Path) -> None:
+    fill(tmp_path, ("b.png", "a.JPG", "x/c.png", "notes.txt.png"))
+    (tmp_path / "notes.txt").write_text("no image")
+    names = [str(path.relative_to(tmp_path)) for path in find_images(str(tmp_path), "--image_path")]
+    assert names == ["a.JPG", "b.png", "notes.txt.png", "x/c.png"]
+    assert find_images(str(tmp_path / "b.png"), "--image_path") == (tmp_path / "b.png",)
+
+
+@pytest.mark.parametrize(("name", "text"), [("nowhere", "does not exist"), ("", r"holds no image \(looked for \.jpg")])
+def test_a_path_without_images_is_named_with_its_flag(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(DataError, match=rf"^--image_path {tmp_path / name} {text}"):
+        find_images(str(tmp_path / name), "--image_path")

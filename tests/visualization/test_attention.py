@@ -1,20 +1,39 @@
-"""Attention maps: the right rows of the right softmax, drawn for colour and gray."""
+"""Attention maps: the right rows of the right softmax, the original's masks, and the command's files."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision import transforms
 
+import visualize_attention as script
+from dino.data.decode import read_image
 from dino.data.photometric import build_normalisation
-from dino.errors import OptionError
+from dino.devices.cpu import CpuDevice
+from dino.errors import DataError, OptionError
+from dino.flags import AttentionOptions
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
-from dino.visualization.attention import TILE, compute_maps, draw_sheet
-from tests.running import make_images
+from dino.options import parse
+from dino.runtime.context import Run
+from dino.runtime.distributed import Launch, Processes
+from dino.visualization.attention import ClsAttention, draw_sheet, keep_mass, name_folders, open_attention
+from dino.visualization.pictures import TILE, VIRIDIS, colour
+from tests import hpu_simulator
+from tests.running import make_images, on_simulated_card, run_script
+
+TINY = ("--arch", "vit_mini", "--random_weights", "--device", "cpu")
+HEADS = 3
 
 
 def build(channels: int) -> VisionTransformer:
@@ -23,13 +42,98 @@ def build(channels: int) -> VisionTransformer:
     return backbone.eval()
 
 
-def test_maps_are_the_class_tokens_attention_to_the_patches() -> None:
-    backbone, images = build(3), torch.randn(2, 3, 32, 48)[..., :32]
-    maps = compute_maps(backbone, images)
-    whole = backbone.get_last_selfattention(images)
-    assert maps.shape == (2, 3, 4, 4)
+def build_run() -> Run:
+    return Run(device=CpuDevice("fp32"), processes=Processes(Launch(), "gloo", "env://"))
+
+
+def save_weights(folder: Path, channels: int = 3, patch_size: int = 16) -> Path:
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_mini", patch_size=patch_size, img_size=64, in_chans=channels)
+    torch.save({"teacher": backbone.state_dict()}, folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+def run_main(*words: object) -> None:
+    script.main(list(map(str, words)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 48), (64, 24)])
+def test_maps_are_the_class_tokens_attention_to_the_patches(height: int, width: int) -> None:
+    backbone, images = build(3), torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        maps, whole = ClsAttention(backbone)(images), backbone.get_last_selfattention(images)
+    assert maps.shape == (2, HEADS, height // 8, width // 8)
     assert torch.allclose(maps.flatten(2), whole[:, :, 0, 1:], atol=1e-6)
     assert torch.all(maps.sum(dim=(2, 3)) < 1.0)
+
+
+@pytest.mark.parametrize("patch_size", [16, 8])
+def test_maps_are_those_of_the_original(
+    patch_size: int,
+    golden: Callable[[str], dict[str, np.ndarray]],
+    draw: Callable[..., torch.Tensor],
+    relative_error: Callable[[object, object], float],
+) -> None:
+    arrays = golden(f"vit_patch{patch_size}")
+    model = VisionTransformer(patch_size=patch_size, embed_dim=48, depth=2, heads=3).eval()
+    model.load_state_dict({name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")})
+    keys = [key for key in arrays if key.startswith("attn/")]
+    assert keys
+    for key in keys:
+        number, shape = key.split("/")[1:]
+        with torch.no_grad():
+            maps = ClsAttention(model)(draw(int(number), *map(int, shape.split("x"))))
+        assert relative_error(maps.flatten(2), arrays[key][:, :, 0, 1:]) <= 1e-5, key
+
+
+def test_no_tensor_has_a_number_for_every_pair_of_tokens() -> None:
+    class Sizes(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
+            result = op(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple) else (result,):
+                if isinstance(tensor, torch.Tensor):
+                    self.largest = max(self.largest, tensor.numel())
+            return result
+
+    backbone, images = build(3), torch.zeros(1, 3, 256, 256)
+    tokens = (256 // 8) ** 2 + 1
+    with torch.no_grad(), Sizes() as ours:
+        ClsAttention(backbone)(images)
+    with torch.no_grad(), Sizes() as textbook:
+        backbone.get_last_selfattention(images)
+    assert ours.largest < tokens * tokens
+    assert textbook.largest >= HEADS * tokens * tokens
+
+
+def keep_mass_as_the_original(weights: np.ndarray, share: float) -> np.ndarray:
+    """Sort up, running sum over the total, keep above 1 - share; patch by patch."""
+    kept, running = np.zeros(weights.size, bool), np.float32(0)
+    for place in np.argsort(weights, kind="stable"):
+        running += weights[place] / weights.sum()
+        kept[place] = running > 1 - share
+    return kept
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.floats(0.05, 0.95))
+def test_the_kept_patches_are_the_smallest_set_that_holds_the_share(weights: list[int], share: float) -> None:
+    values = np.array(weights, dtype=np.float32)
+    kept = keep_mass(torch.from_numpy(values).reshape(1, 1, -1), share)[0, 0].numpy()
+    total = values.sum(dtype=np.float64)
+    assert values[kept].min() >= values[~kept].max(initial=0)
+    assert values[kept].sum(dtype=np.float64) / total >= share - 1e-5
+    assert (values[kept].sum(dtype=np.float64) - values[kept].min()) / total <= share + 1e-5
+
+
+def test_masks_are_the_originals(draw: Callable[..., torch.Tensor]) -> None:
+    maps = draw(5, 2, 3, 6, 7).softmax(dim=-1) / 10
+    for share in (0.1, 0.6, 0.99):
+        kept = keep_mass(maps, share)
+        assert kept.shape == maps.shape and kept.dtype == torch.bool
+        for found, weights in zip(kept.flatten(0, 1), maps.flatten(0, 1), strict=True):
+            expected = keep_mass_as_the_original(weights.flatten().numpy(), share)
+            assert np.array_equal(found.flatten().numpy(), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -38,8 +142,8 @@ def test_a_sheet_has_a_row_an_image_and_a_column_a_head(tmp_path: Path, channels
     target = tmp_path / "sheets" / "attention.png"
     draw_sheet(build(channels), paths, size=32, normalisation=build_normalisation(channels), target=target)
     sheet = np.asarray(Image.open(target))
-    assert sheet.shape == (2 * TILE, 4 * TILE, 3)
-    assert all(sheet[:, column * TILE : (column + 1) * TILE].std() > 0 for column in range(4))
+    assert sheet.shape == (2 * TILE, (1 + HEADS) * TILE, 3)
+    assert all(sheet[:, column * TILE : (column + 1) * TILE].std() > 0 for column in range(1 + HEADS))
 
 
 def test_a_sheet_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -48,3 +152,189 @@ def test_a_sheet_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be written"):
         target = tmp_path / "file" / "attention.png"
         draw_sheet(build(3), paths, size=32, normalisation=build_normalisation(3), target=target)
+
+
+NAMES = ("head0", "head1", "head2", "mean")
+
+
+def expected_files(threshold: float | None) -> set[str]:
+    files = {"img.png", "attention.npy"} | {f"{kind}-{name}.png" for kind in ("attn", "overlay") for name in NAMES}
+    return files | ({f"mask_th{threshold}_{name}.png" for name in NAMES} if threshold is not None else set())
+
+
+def test_one_image_gives_the_originals_files_and_numbers(shared_data: Path, tmp_path: Path) -> None:
+    """The original's steps with torchvision and all queries, beside what the command writes; 333 x 517 is cut."""
+    image, weights = shared_data / "broken" / "good.jpg", save_weights(tmp_path)
+    run_main(
+        *("--image_path", image, "--image_size", 333, 517, "--pretrained_weights", weights, "--threshold", 0.6),
+        *("--device", "cpu", "--output_dir", tmp_path / "out"),
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected_files(0.6) | {"sheet.png"}
+    backbone = build_backbone("vit_mini", patch_size=16, img_size=64)
+    backbone.load_state_dict(torch.load(weights)["teacher"])
+    steps = [transforms.Resize([333, 517]), transforms.ToTensor()]
+    steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    view = transforms.Compose(steps)(Image.open(image).convert("RGB"))[:, :320, :512]
+    assert isinstance(backbone, VisionTransformer)
+    with torch.no_grad():
+        attention = backbone.eval().get_last_selfattention(view[None])[0, :, 0, 1:].reshape(HEADS, 20, 32)
+    found = np.load(tmp_path / "out" / "attention.npy")
+    assert found.dtype == np.float32 and found.shape == (HEADS, 20, 32)
+    assert np.abs(found - attention.numpy()).max() <= 0.01 * float(attention.max())  # Pillow's resize and torch's
+    for name, values in zip(NAMES, [*found, found.mean(axis=0)], strict=True):
+        drawn = np.asarray(Image.open(tmp_path / "out" / f"attn-{name}.png"))
+        assert drawn.shape == (320, 512, 3)
+        assert np.array_equal(drawn[8::16, 8::16], colour(values, VIRIDIS))
+    mask = np.asarray(Image.open(tmp_path / "out" / "mask_th0.6_head1.png"))
+    picture = np.asarray(Image.open(tmp_path / "out" / "img.png"))
+    changed = (mask != picture).any(axis=2)[8::16, 8::16].ravel()
+    assert np.array_equal(changed, keep_mass_as_the_original(found[1].ravel(), 0.6))
+
+
+@pytest.mark.parametrize(("size", "grid"), [(("64",), (4, 7)), (("64", "64"), (4, 4)), (("48", "80"), (3, 5))])
+def test_one_number_keeps_the_aspect_and_two_stretch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: tuple[str, ...], grid: tuple[int, int]
+) -> None:
+    Image.new("RGB", (200, 110)).save(tmp_path / "wide.png")
+    words = ("--image_path", tmp_path / "wide.png", "--patch_size", 16, "--output_dir", tmp_path / "out")
+    run_main(*TINY, *words, "--image_size", *size)
+    assert np.load(tmp_path / "out" / "attention.npy").shape == (HEADS, *grid)
+    cut = "64 x 116 pixels are no multiple of the patch size 16: cut to 64 x 112"
+    assert (cut in capsys.readouterr().out) == (len(size) == 1)
+
+
+def test_a_folder_and_files_give_a_folder_each_and_one_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "in" / "a", 2)
+    make_images(tmp_path / "in" / "b", 1, seed=5)
+    (tmp_path / "in" / "b" / "notes.txt").write_text("no image")
+    Image.new("L", (30, 20), 128).save(tmp_path / "000.JPG", format="JPEG")
+    out = tmp_path / "out"
+    words = ("--image_path", tmp_path / "in", tmp_path / "000.JPG", "--image_size", 32, 48, "--output_dir", out)
+    run_main(*TINY, *words, "--json", "-")
+    folders = ["000", "001", "000-2", "000-3"]
+    assert {path.name for path in out.iterdir()} == {*folders, "sheet.png"}
+    assert all({path.name for path in (out / name).iterdir()} == expected_files(None) for name in folders)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [Path(entry["folder"]).name for entry in result["images"]] == folders
+    assert [Path(entry["image"]).name for entry in result["images"]] == ["000.png", "001.png", "000.png", "000.JPG"]
+    assert {tuple(entry["grid"]) for entry in result["images"]} == {(4, 6)}
+    assert np.asarray(Image.open(out / "sheet.png")).shape == (4 * TILE, (2 + HEADS) * TILE, 3)
+
+
+def test_a_folder_of_one_image_gives_a_folder_too(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 1)
+    run_main(*TINY, "--image_path", tmp_path / "in", "--image_size", 16, "--output_dir", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000", "sheet.png"}
+
+
+@given(st.lists(st.sampled_from(["a.png", "A.png", "a-2.jpg", "a.jpg", "sheet.png.png", "x/a.png"]), max_size=12))
+def test_no_two_images_share_a_folder(names: list[str]) -> None:
+    found = [name.casefold() for name in name_folders([Path(name) for name in names])]
+    assert len(set(found)) == len(names) and "sheet.png" not in found
+
+
+def test_without_an_image_it_draws_one_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("one", "two"):
+        run_main(*TINY, "--image_size", 32, "--output_dir", tmp_path / folder)
+    assert "no --image_path: an image of the embedded demo data set" in capsys.readouterr().out
+    first, second = ((tmp_path / folder / "img.png").read_bytes() for folder in ("one", "two"))
+    assert first == second and np.asarray(Image.open(tmp_path / "one" / "img.png")).std() > 20
+
+
+def test_network_and_patch_size_come_from_the_file_unless_they_are_given(tmp_path: Path) -> None:
+    for patch_size in (4, 16):
+        weights = save_weights(tmp_path, patch_size=patch_size)
+        words = ["--pretrained_weights", str(weights), "--device", "cpu"]
+        assert open_attention(parse(AttentionOptions, words), build_run()).patch_size == patch_size
+    assert parse(AttentionOptions, []).backbone.patch_size == 8
+    assert open_attention(parse(AttentionOptions, TINY), build_run()).patch_size == 8
+
+
+def test_a_gray_network_reads_gray(tmp_path: Path) -> None:
+    weights = save_weights(tmp_path, channels=1)
+    words = ("--pretrained_weights", weights, "--device", "cpu", "--image_size", 32)
+    run_main(*words, "--output_dir", tmp_path / "out")
+    picture = np.asarray(Image.open(tmp_path / "out" / "img.png"))
+    assert picture.shape == (32, 32, 3) and np.ptp(picture, axis=2).max() == 0
+
+
+def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
+    weights = save_weights(tmp_path, channels=4)
+    words = ("--pretrained_weights", weights, "--device", "cpu", "--image_size", 32, "--output_dir", tmp_path / "out")
+    with pytest.raises(DataError, match=r"--image_path is missing: .* \.npy files of 4 channels"):
+        run_main(*words)
+    np.save(tmp_path / "scene.npy", np.zeros((40, 40, 4), np.uint8))
+    run_main(*words, "--image_path", tmp_path / "scene.npy")
+    assert (tmp_path / "out" / "attn-head0.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "text"),
+    [
+        (("--image_path", "nowhere.png"), DataError, r"^--image_path nowhere\.png does not exist$"),
+        (("--image_path", "{}"), DataError, r"^--image_path .* holds no image \(looked for \.jpg"),
+        (("--image_size", "1", "2", "3"), OptionError, "^--image_size got 3 numbers, wants height and width"),
+        (("--image_size", "4"), DataError, "not one patch of 8 pixels fits into 4 x 4; give a larger size"),
+        (("--image_size", "0"), OptionError, "^--image_size 0 cannot be; give 1 or more"),
+        (("--threshold", "1.5"), OptionError, "^--threshold 1.5 cannot be; give 0 to 1"),
+        (("--arch", "resnet50"), OptionError, "^--arch resnet50 has no attention maps; vision transformers have: vit_"),
+        (("--arch", "vit_smal"), OptionError, "^--arch vit_smal is unknown: did you mean vit_small"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(
+    tmp_path: Path, words: tuple[str, ...], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        run_main(*TINY, *(word.format(tmp_path) for word in words), "--output_dir", tmp_path / "out")
+
+
+def test_a_network_without_maps_in_the_file_is_refused(tmp_path: Path) -> None:
+    backbone = build_backbone("resnet18")
+    args = {"arch": "resnet18", "patch_size": 16}
+    torch.save({"teacher": backbone.state_dict(), "args": args}, tmp_path / "weights.pth")
+    with pytest.raises(OptionError, match="--arch resnet18 has no attention maps"):
+        run_main("--pretrained_weights", tmp_path / "weights.pth", "--device", "cpu", "--output_dir", tmp_path / "out")
+
+
+def test_a_damaged_image_is_named(tmp_path: Path, shared_data: Path) -> None:
+    path = shared_data / "broken" / "truncated_half.jpg"
+    with pytest.raises(DataError, match=r"truncated_half\.jpg cannot be decoded"):
+        run_main(*TINY, "--image_path", path, "--image_size", 32, "--output_dir", tmp_path / "out")
+
+
+def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", tmp_path / "in", "--image_size", 32)
+    for processes in (1, 2):
+        more = ("--device", "cpu", "--output_dir", tmp_path / f"out{processes}")
+        results = run_script(tmp_path, "visualize_attention", *words, *more, processes=processes)
+        assert [result.code for result in results] == [0] * processes, results
+    one, two = (sorted((tmp_path / name).rglob("*.*")) for name in ("out1", "out2"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two] and len(one) == 21
+
+
+@pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
+@pytest.mark.parametrize("lazy", ["true", "false"])
+def test_a_card_gives_the_cpus_maps(tmp_path: Path, lazy: str) -> None:
+    make_images(tmp_path / "in", 2)
+    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", tmp_path / "in", "--image_size", 32)
+    run_main(*words, "--device", "cpu", "--output_dir", tmp_path / "cpu")
+    more = ("--device", "hpu", "--lazy_mode", lazy, "--output_dir", tmp_path / "hpu")
+    (result,) = run_script(tmp_path, "visualize_attention", *words, *more, prepare=on_simulated_card)
+    assert result.code == 0, result.text
+    for name in ("000", "001"):
+        card, host = (np.load(tmp_path / place / name / "attention.npy") for place in ("hpu", "cpu"))
+        assert np.abs(card - host).max() <= 1e-6
+
+
+def test_the_view_is_torchvisions_within_a_level(shared_data: Path) -> None:
+    path = shared_data / "broken" / "good.jpg"
+    reader = open_attention(parse(AttentionOptions, TINY), build_run())
+    for size in ((96,), (64, 120), (480, 480)):
+        expected = np.asarray(transforms.Resize(list(size))(Image.open(path).convert("RGB")))
+        cut = expected[: expected.shape[0] // 8 * 8, : expected.shape[1] // 8 * 8]
+        found = reader.cut(read_image(path), size, path).permute(1, 2, 0).numpy()
+        assert found.shape == cut.shape and np.abs(found.astype(int) - cut).max() <= 1
+    assert replace(reader, patch_size=1).cut(read_image(path), None, path).shape == read_image(path).shape

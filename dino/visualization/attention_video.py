@@ -1,0 +1,116 @@
+"""A video of what the CLS token attends to, averaged over the heads (the original's video_generation.py).
+
+Frames stream from the decoder through the device to the encoder: memory does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dino.errors import DataError, OptionError
+from dino.flags import AttentionVideoOptions
+from dino.runtime.context import Run, make_output_folder
+from dino.runtime.metrics import write_result
+from dino.runtime.progress import Progress
+from dino.visualization.attention import AttentionReader, check_size, keep_mass, open_attention
+from dino.visualization.pictures import INFERNO, Pixels, colour, enlarge, save_picture, to_picture
+from dino.visualization.video import FrameSource, open_frames, write_video
+
+logger = logging.getLogger(__name__)
+
+BATCH = 4  # frames that a device sees at a time; of 480p at patch size 8 each has 6,421 tokens
+FRAMES, ATTENTION = "frames", "attention"  # folders, named as the original does
+PROGRESS_EVERY = 20  # frames between two progress lines
+
+
+def generate_video(options: AttentionVideoOptions, run: Run) -> Path:
+    """Write `video.mp4` (or avi) to the output path; gives its path.
+
+    Beside it stand `attention/attn-NAME.jpg`, the frames of the video, and, where the input is a video,
+    `frames/NAME.jpg`, its frames as they are. One process does all the work.
+
+    Raises:
+        DinoError: Wrong weights, an architecture without maps, missing or unreadable frames, no place to write to.
+    """
+    target = Path(options.video.output_path) / f"video.{options.video.video_format}"
+    if not run.processes.is_first:
+        return target
+    _check(options, target)
+    source = open_frames(Path(options.video.input_path or ""))
+    make_output_folder(options.video.output_path, "--output_path")
+    if options.video.video_only:
+        pictures: Iterator[Pixels] = (to_picture(frame) for _, frame in source.read(3))
+    else:
+        pictures = _draw_attention(source, open_attention(options, run), options, target.parent)
+    rate = options.video.fps if source.rate is None or "fps" in options.explicit else source.rate
+    progress = Progress(source.count, f"frames of {source.path.name}")
+    with write_video(target, rate=rate) as writer, contextlib.closing(progress):
+        for picture in pictures:
+            writer.write(picture)
+            if writer.count % PROGRESS_EVERY == 0 or writer.count == source.count:
+                progress.advance(writer.count)
+    found = {"video": str(target), "frames": writer.count, "size": writer.size, "fps": rate}
+    logger.info("video: %(video)s, %(frames)d frames of %(size)s pixels (height, width) at %(fps)g frames/s", found)
+    write_result(options.report.json, found)
+    return target
+
+
+def _check(options: AttentionVideoOptions, target: Path) -> None:
+    """Refuse what cannot be meant, before anything is loaded or written."""
+    flags = options.video
+    if flags.input_path is None:
+        raise DataError("--input_path is missing; give a video file or a folder of frames")
+    given = Path(flags.input_path)
+    check_size("--resize", flags.resize)
+    unused = sorted({"resize", "threshold"} & options.explicit)
+    if flags.video_only and unused:
+        raise OptionError(f"--video_only makes a video of pictures as they are; --{unused[0]} cannot change them")
+    if flags.video_only and given.is_file():
+        raise OptionError(f"--video_only makes a video of a folder of pictures; --input_path {given} is a file")
+    if given.resolve() == target.resolve():
+        raise OptionError(f"--input_path {given} would be overwritten by the video; name another --output_path")
+    if not flags.video_only and given.resolve() == (target.parent / ATTENTION).resolve():
+        raise OptionError(f"--input_path {given} is where the attention goes; add --video_only to make a video of it")
+
+
+def _draw_attention(
+    source: FrameSource, reader: AttentionReader, options: AttentionVideoOptions, output: Path
+) -> Iterator[Pixels]:
+    """Each frame's map in colours, (H, W, 3), written to `output`/attention before it is given."""
+    folder = make_output_folder(str(output / ATTENTION), "--output_path")
+    size = min(BATCH, source.count or BATCH)
+    views = _read_views(source, reader, options.video.resize, output)
+    while batch := list(itertools.islice(views, size)):
+        # A last batch that is not full would be another graph for devices that compile, so it is filled up.
+        pixels = F.pad(torch.stack([view for _, view in batch]), (*(0, 0) * 3, 0, size - len(batch)))
+        for (name, _), heads in zip(batch, reader.read_maps(pixels), strict=False):
+            if options.mask.threshold is not None:
+                heads = heads * keep_mass(heads, options.mask.threshold)
+            picture = enlarge(colour(heads.mean(dim=0).numpy(), INFERNO), reader.patch_size)
+            save_picture(folder / f"attn-{name}.jpg", picture)
+            yield picture
+
+
+def _read_views(
+    source: FrameSource, reader: AttentionReader, size: tuple[int, ...] | None, output: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """Each frame's name and view (C, H, W) uint8, all of one size; a video's frames are written to `output`/frames."""
+    folder = make_output_folder(str(output / FRAMES), "--output_path") if source.path.is_file() else None
+    first = None
+    for name, frame in source.read(reader.in_chans):
+        if folder is not None:
+            save_picture(folder / f"{name}.jpg", to_picture(frame))
+        view = reader.cut(frame, size, f"{source.path}, {name}")
+        first = first or view.shape
+        if view.shape != first:
+            sizes = [" x ".join(map(str, shape[1:])) for shape in (view.shape, first)]
+            raise DataError(f"{source.path}: {name} is {sizes[0]}, the frames before it {sizes[1]}; give --resize H W")
+        yield name, view

@@ -1,0 +1,130 @@
+"""Pictures: the colours of matplotlib's tables, one block a patch, and files that are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino.errors import OptionError
+from dino.visualization import pictures
+from dino.visualization.pictures import (
+    INFERNO,
+    TILE,
+    VIRIDIS,
+    Sheet,
+    colour,
+    enlarge,
+    mark,
+    overlay,
+    save_picture,
+    to_picture,
+    writing_whole,
+)
+
+# Rows 0, 64, 128, 192 and 255 of matplotlib's tables, in [0, 255].
+TABLES = {
+    VIRIDIS: [(68, 1, 84), (58, 82, 139), (32, 144, 140), (94, 201, 97), (253, 231, 36)],
+    INFERNO: [(0, 0, 3), (87, 15, 109), (187, 55, 84), (249, 142, 8), (252, 254, 164)],
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_colours_are_those_of_matplotlib_from_least_to_greatest(table: int) -> None:
+    values = np.array([[2.0, 2.0 + 64.5 / 256, 2.5, 2.0 + 192.5 / 256, 3.0]], dtype=np.float32)
+    found = colour(values, table)
+    assert found.dtype == np.uint8 and found.shape == (1, 5, 3)
+    assert np.abs(found[0].astype(int) - np.array(TABLES[table])).max() <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_a_map_of_one_value_has_the_first_colour(value: float) -> None:
+    assert np.ptp(colour(np.full((3, 4), value, np.float32), VIRIDIS), axis=(0, 1)).max() == 0
+    assert np.abs(colour(np.full((1, 1), value, np.float32), VIRIDIS)[0, 0] - np.array([68, 1, 84])).max() <= 1
+
+
+def test_a_patch_becomes_a_block() -> None:
+    patches = np.arange(6).reshape(2, 3)
+    big = enlarge(patches, 4)
+    assert big.shape == (8, 12)
+    assert all(big[row, column] == patches[row // 4, column // 4] for row in range(8) for column in range(12))
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_any_number_of_channels_can_be_shown(channels: int, shown: list[int]) -> None:
+    image = torch.arange(channels, dtype=torch.uint8).reshape(-1, 1, 1).expand(-1, 2, 3)
+    assert to_picture(image).shape == (2, 3, 3) and to_picture(image)[1, 2].tolist() == shown
+
+
+def test_a_mask_tints_what_is_kept_and_outlines_it() -> None:
+    kept = np.zeros((9, 9), bool)
+    kept[2:7, 2:7] = True
+    marked = mark(np.full((9, 9, 3), 100, np.uint8), kept)
+    assert marked[0, 0].tolist() == [100, 100, 100]
+    assert marked[4, 4].tolist() == [177, 50, 50]
+    outline = (marked == (255, 0, 0)).all(axis=2)
+    assert outline.sum() == 16 and not outline[3:6, 3:6].any() and not outline[~kept].any()
+
+
+def test_a_kept_border_is_outlined_at_the_border() -> None:
+    marked = mark(np.zeros((6, 6, 3), np.uint8), np.ones((6, 6), bool))
+    assert (marked[0] == (255, 0, 0)).all() and (marked[:, -1] == (255, 0, 0)).all()
+
+
+def test_an_overlay_is_half_of_each() -> None:
+    found = overlay(np.full((1, 1, 3), 200, np.uint8), np.array([[[0, 100, 255]]], np.uint8))
+    assert found.tolist() == [[[100, 150, 227]]]
+
+
+def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(KeyError), writing_whole(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "before"
+        raise KeyError
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_text() == "before"
+    with writing_whole(path) as temporary:
+        temporary.write_text("after")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_text() == "after"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_a_picture_is_read_back(tmp_path: Path, name: str) -> None:
+    pixels = np.full((5, 7, 3), (10, 100, 200), np.uint8)
+    save_picture(tmp_path / name, pixels)
+    with Image.open(tmp_path / name) as file:
+        assert file.format == {"a.png": "PNG", "a.jpg": "JPEG"}[name]
+        assert np.abs(np.asarray(file).astype(int) - pixels).max() <= (0 if name == "a.png" else 3)
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match=r"file/a\.png cannot be written"):
+        save_picture(tmp_path / "file" / "a.png", np.zeros((1, 1, 3), np.uint8))
+
+
+def test_a_sheet_begins_anew_when_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "SHEET_ROWS", 2)
+    sheet = Sheet(tmp_path / "sheet.png")
+    for level in range(5):
+        sheet.add(np.full((8, 8, 3), 10 * level, np.uint8), np.ones((2, 2, 2), np.float32))
+        assert len(sheet.rows) < 2
+    written = sheet.close()
+    assert [path.name for path in written] == ["sheet.png", "sheet-2.png", "sheet-3.png"]
+    rows = np.concatenate([np.asarray(Image.open(path)) for path in written])
+    assert rows.shape == (5 * TILE, 3 * TILE, 3)
+    assert rows[TILE // 2 :: TILE, TILE // 2, 0].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_a_tile_keeps_the_aspect_and_shows_the_strongest_patch_brightest(tmp_path: Path) -> None:
+    sheet = Sheet(tmp_path / "sheet.png")
+    maps = np.array([[[0.1, 0.4]], [[0.2, 0.0]]], np.float32)
+    sheet.add(np.full((8, 16, 3), 200, np.uint8), maps)
+    row = np.asarray(Image.open(sheet.close()[0]))[..., 0]
+    assert (row[: TILE // 4 - 1] == 0).all() and (row[TILE // 4 + 1 : 3 * TILE // 4 - 1, : TILE - 1] == 200).all()
+    middle = row[TILE // 2].reshape(3, 2, TILE // 2)[:, :, TILE // 4]
+    assert middle.tolist() == [[200, 200], [50, 200], [200, 0]]

@@ -1,0 +1,230 @@
+"""Frames in and frames out: order, number, size, speed, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dino.errors import DataError, OptionError
+from dino.visualization import video
+from dino.visualization.video import FrameSource, open_frames, write_video
+
+
+def make_frame(index: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """A plain frame whose red tells its index, with a green upper left corner and a blue right edge."""
+    frame = np.full((height, width, 3), (4 * index, 60, 60), np.uint8)
+    frame[: height // 4, : width // 4] = (0, 250, 0)
+    frame[:, -width // 8 :] = (0, 0, 250)
+    return frame
+
+
+def make_video(path: Path, count: int = 5, *, height: int = 48, width: int = 64, rate: float = 25) -> Path:
+    with write_video(path, rate=rate) as writer:
+        for index in range(count):
+            writer.write(make_frame(index, height, width))
+    return path
+
+
+def read_all(source: FrameSource, channels: int = 3) -> list[tuple[str, np.ndarray]]:
+    return [(name, frame.permute(1, 2, 0).numpy()) for name, frame in source.read(channels)]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("v.mp4", "h264"), ("v.avi", "mpeg4")])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (67, 101), (1, 1)])
+def test_frames_come_back_in_order_whatever_their_size(
+    tmp_path: Path, name: str, codec: str, height: int, width: int
+) -> None:
+    path = make_video(tmp_path / name, 12, height=height, width=width)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    source = open_frames(path)
+    frames = read_all(source)
+    assert source.count == len(frames) == 12 and source.rate == 25
+    assert [name for name, _ in frames] == [f"frame-{index:04}" for index in range(12)]
+    even = (height + height % 2, width + width % 2)
+    assert {frame.shape for _, frame in frames} == {(*even, 3)}
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == codec
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
+    if height > 1:
+        for index, (_, frame) in enumerate(frames):
+            middle = frame[height // 2, width // 2].astype(int)
+            assert np.abs(middle - (4 * index, 60, 60)).max() <= 12
+            assert np.abs(frame[5, 5].astype(int) - (0, 250, 0)).max() <= 24
+
+
+@pytest.mark.parametrize(
+    ("rate", "exact"),
+    [(30.0, Fraction(30)), (29.97, Fraction(30000, 1001)), (23.976, Fraction(24000, 1001)), (0.5, Fraction(1, 2))],
+)
+@pytest.mark.parametrize("name", ["v.mp4", "v.avi"])
+def test_the_speed_is_kept(tmp_path: Path, name: str, rate: float, exact: Fraction) -> None:
+    found = open_frames(make_video(tmp_path / name, rate=rate)).rate
+    assert found == pytest.approx(rate, rel=1e-4)
+    assert name != "v.mp4" or exact.denominator == 1001 or found == float(exact)
+
+
+@pytest.mark.parametrize("rate", [0.1, 59.94, 119.88, 1000.0])
+@pytest.mark.parametrize("name", ["v.mp4", "v.avi"])
+def test_any_speed_that_the_flag_takes_can_be_written(tmp_path: Path, name: str, rate: float) -> None:
+    assert len(read_all(open_frames(make_video(tmp_path / name, rate=rate)))) == 5
+
+
+def test_a_block_that_fails_leaves_no_video_and_keeps_the_old_one(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "v.mp4", 3)
+    before = path.read_bytes()
+    with pytest.raises(KeyError), write_video(path, rate=25) as writer:
+        for index in range(60):
+            writer.write(make_frame(index))
+        assert len(list(tmp_path.iterdir())) == 2 and path.read_bytes() == before
+        raise KeyError
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"] and path.read_bytes() == before
+
+
+def test_a_video_without_frames_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match="there is no frame to make a video of"),
+        write_video(tmp_path / "v.mp4", rate=1),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frame_of_another_size_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match="frame 2 is 10 x 12, those before it 12 x 10"),
+        write_video(tmp_path / "v.mp4", rate=1) as writer,
+    ):
+        writer.write(make_frame(0, 12, 10))
+        writer.write(make_frame(1, 10, 12))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["missing/v.mp4", "v.mkv"])
+def test_a_video_that_cannot_be_written_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OptionError, match=r"cannot be written|must end with \.mp4 or \.avi"):
+        make_video(tmp_path / name)
+
+
+def test_without_x264_the_next_encoder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video.av, "codecs_available", {"mpeg4"})
+    path = make_video(tmp_path / "v.mp4")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+
+
+def test_the_shared_video_is_read_whole_and_gray(shared_data: Path) -> None:
+    source = open_frames(shared_data / "video" / "car-roundabout_3s_25fps.mp4")
+    assert (source.count, source.rate) == (75, 25.0)
+    assert sum(1 for _ in source.read(3)) == 75
+    _, gray = next(source.read(1))
+    assert gray.shape == (1, 480, 854)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_a_turned_video_is_upright(tmp_path: Path, turn: int) -> None:
+    """The matrix of the track's header, as a phone writes it, turns the pixels clockwise by `turn`."""
+    path = make_video(tmp_path / "v.mp4", 1)
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
+    one = 1 << 16
+    matrix = struct.pack(">9i", cosine * one, sine * one, 0, -sine * one, cosine * one, 0, 0, 0, 1 << 30)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44  # version and flags, times, number, duration, layer, volume
+    content[start : start + len(matrix)] = matrix
+    path.write_bytes(content)
+    (_, frame), (_, gray) = read_all(open_frames(path))[0], read_all(open_frames(path), 1)[0]
+    expected = np.rot90(make_frame(0), -turn // 90)
+    assert frame.shape == expected.shape and gray.shape == (*expected.shape[:2], 1)
+    assert np.abs(frame.astype(int) - expected).mean() < 10
+
+
+@pytest.mark.parametrize("cut", ["middle", "last byte", "between packets"])
+@pytest.mark.parametrize("name", ["v.mp4", "v.avi"])
+def test_a_video_that_was_cut_off_is_an_error(tmp_path: Path, cut: str, name: str) -> None:
+    path = make_video(tmp_path / name, 30)
+    with av.open(str(path)) as container:
+        places = sorted((packet.pos, packet.size) for packet in container.demux(video=0) if packet.size)
+    end = sum(places[-1])
+    length = {"middle": (places[0][0] + end) // 2, "last byte": end - 1, "between packets": sum(places[20])}[cut]
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(
+        DataError, match=r"v\.\w+ (cannot be read as a video|is damaged after frame|was cut off: \d+ of its 30 frames)"
+    ):
+        read_all(open_frames(path))
+
+
+def test_a_trimmed_video_is_whole(tmp_path: Path) -> None:
+    """An edit list shows 6 of 30 frames; the header still counts 30."""
+    path = make_video(tmp_path / "v.mp4", 30)
+    content = bytearray(path.read_bytes())
+    elst = content.index(b"elst")
+    duration = content.index(b"mvhd") + 20
+    (scale,) = struct.unpack(">I", content[duration - 4 : duration])
+    content[elst + 12 : elst + 16] = struct.pack(">I", scale * 6 // 25)
+    path.write_bytes(content)
+    source = open_frames(path)
+    if not hasattr(av.open(str(path)).streams.video[0], "index_entries"):
+        pytest.skip("this PyAV does not show the index")
+    assert 6 <= len(read_all(source)) < 30
+
+
+@pytest.mark.parametrize("name", ["zero_byte.jpg", "text.jpg", "html_404.jpg"])
+def test_what_is_no_video_is_one_line(shared_data: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"^--input_path .*{name} cannot be read as a video: Invalid data"):
+        open_frames(shared_data / "broken" / name)
+
+
+def test_sound_without_pictures_is_one_line(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(DataError, match=r"sound\.wav has no pictures in it"):
+        open_frames(tmp_path / "sound.wav")
+
+
+def test_frames_of_a_folder_are_ordered_by_their_numbers(tmp_path: Path) -> None:
+    numbers = [10000, 2, 9999, 10, 1]
+    for number in numbers:
+        Image.new("RGB", (4, 4), (number % 256, 0, 0)).save(tmp_path / f"frame-{number}.png")
+    (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / "more").mkdir()
+    source = open_frames(tmp_path)
+    assert (source.count, source.rate) == (5, None)
+    frames = read_all(source)
+    assert [name for name, _ in frames] == [f"frame-{number}" for number in sorted(numbers)]
+    assert [frame[0, 0, 0] for _, frame in frames] == [number % 256 for number in sorted(numbers)]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 10**6)), unique=True))
+def test_names_are_ordered_by_text_and_number(parts: list[tuple[str, int]]) -> None:
+    paths = [Path(f"{text}_{number}.jpg") for text, number in parts]
+    assert sorted(paths, key=video._order) == [Path(f"{text}_{number}.jpg") for text, number in sorted(parts)]
+
+
+def test_two_files_for_one_frame_are_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "a.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    with pytest.raises(DataError, match=r"a\.jpg and a\.png would both be frame a$"):
+        open_frames(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere.mp4", "."])
+def test_nothing_there_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"does not exist; give a video file|holds no frame \(looked for \.jpg"):
+        open_frames(tmp_path / name)
+
+
+def test_a_video_of_other_channels_is_refused(tmp_path: Path) -> None:
+    source = open_frames(make_video(tmp_path / "v.mp4"))
+    with pytest.raises(DataError, match=r"wants 4 channels; give a folder of \.npy frames"):
+        next(source.read(4))

@@ -1,0 +1,23 @@
+"""Attention as a video: `python video_generation.py --input_path video.mp4 --pretrained_weights checkpoint.pth`."""
+
+import sys
+from collections.abc import Sequence
+
+from dino.errors import exit_code
+from dino.flags import AttentionVideoOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the video."""
+    options = parse(AttentionVideoOptions, argv)
+
+    from dino.runtime.context import open_run
+    from dino.visualization.attention_video import generate_video
+
+    with open_run(options.device, options.launch) as run:
+        generate_video(options, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

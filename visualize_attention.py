@@ -1,0 +1,23 @@
+"""Attention maps: `python visualize_attention.py --image_path image.jpg --pretrained_weights checkpoint.pth`."""
+
+import sys
+from collections.abc import Sequence
+
+from dino.errors import exit_code
+from dino.flags import AttentionOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the maps."""
+    options = parse(AttentionOptions, argv)
+
+    from dino.runtime.context import open_run
+    from dino.visualization.attention import visualize_attention
+
+    with open_run(options.device, options.launch) as run:
+        visualize_attention(options, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
