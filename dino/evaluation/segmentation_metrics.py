@@ -1,7 +1,7 @@
 """What predicted label maps are worth: the DAVIS 2017 measures J and F, and intersection over union by class.
 
-The definitions are those of the DAVIS benchmark (Perazzi et al. 2016, sections 4.1 and 4.2; Pont-Tuset et al. 2017), with
-the constants of its davis2017-evaluation. Pure numpy: arrays in, numbers out.
+The definitions are those of the DAVIS benchmark (Perazzi et al. 2016, sections 4.1 and 4.2; Pont-Tuset et al. 2017),
+with the constants of its davis2017-evaluation. Pure numpy: arrays in, numbers out.
 
 Shapes: H, W pixels of a frame, L labels, T frames of a sequence.
 """

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from dino.data.segmentations import DAVIS, Clip, list_clips, list_unscored, recognise_layout
 from dino.errors import DataError, OptionError
 from dino.evaluation.segmentation_scores import (
+    VOID,
     ObjectScore,
     RunScore,
     add_runs,
@@ -51,6 +52,11 @@ def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[Clip]]:
     if flags.pictures and picture:
         raise DataError(f"--pictures needs the picture of {picture.truth}, which --dataset_path {root} lacks")
     return layout, clips
+
+
+def ignored_label(options: SegmentationMetricsOptions, layout: str) -> int | None:
+    """The true label whose pixels do not count: void in DAVIS, `--ignore_label` in driving runs."""
+    return VOID if layout == DAVIS else options.metrics.ignore_label
 
 
 def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequence[Clip]) -> None:

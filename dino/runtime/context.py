@@ -99,8 +99,8 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
-def make_output_folder(path: str) -> Path:
-    """Make the output folder, and prove that it can be written to.
+def make_output_folder(path: str, *, flag: str = "--output_dir") -> Path:
+    """Make the folder that `flag` names, and prove that it can be written to.
 
     Raises:
         OptionError: It cannot.
@@ -111,5 +111,5 @@ def make_output_folder(path: str) -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise OptionError(f"--output_dir {path} cannot be written to ({error}); name another folder") from error
+        raise OptionError(f"{flag} {path} cannot be written to ({error}); name another folder") from error
     return folder
