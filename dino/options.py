@@ -81,8 +81,10 @@ class Flag:
 
     def _check_bounds(self, number: Any) -> None:
         least, most = self.spec.least, self.spec.most
+        if number is None:
+            return
         # Written so that nan, which no comparison holds for, is out of any bounds.
-        above, below = least is None or number is None or number >= least, most is None or number <= most
+        above, below = least is None or number >= least, most is None or number <= most
         if not (above and below):
             bounds = f"{least} or more" if most is None else f"{least} to {most}"
             raise OptionError(f"{self.words[0]} {number} cannot be; give {bounds}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dino.errors import OptionError
-from dino.flags import KnnOptions, SubmitOptions, TrainOptions
+from dino.flags import KnnOptions, SegmentationMetricsOptions, SubmitOptions, TrainOptions
 from dino.options import as_dict, flags_of, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,14 +90,34 @@ KNN = {
     "--max_batches": None,
     "--dump_tb_events": None,
 }
+SEGMENTATION_METRICS = {
+    "--dataset_path": None,
+    "--prediction_path": None,
+    "--layout": None,
+    "--num_classes": 27,
+    "--ignore_label": None,
+    "--skip_refreshed": False,
+    "--csv": None,
+    "--pictures": None,
+    "--refresh_label_interval": 50,
+    "--json": None,
+}
 ALIASES = {"--local_rank": ("--local-rank",), "--batch_size_per_device": ("--batch_size_per_gpu",)}
+OWN_ALIASES = {
+    KnnOptions: {"--store_on_device": ("--use_cuda",)},
+    SegmentationMetricsOptions: {"--dataset_path": ("--data_path",)},
+}
 # Flags of the reference whose default is another one here: chosen at start, or with no default that could be right.
 DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights"}
 
 COMMANDS = pytest.mark.parametrize(
     ("command", "frozen", "reference"),
-    [(TrainOptions, TRAIN, "gaudi/main_dino.py"), (KnnOptions, KNN, "gaudi/eval_knn.py")],
-    ids=["main_dino", "eval_knn"],
+    [
+        (TrainOptions, TRAIN, "gaudi/main_dino.py"),
+        (KnnOptions, KNN, "gaudi/eval_knn.py"),
+        (SegmentationMetricsOptions, SEGMENTATION_METRICS, None),
+    ],
+    ids=["main_dino", "eval_knn", "compute_segmentation_metrics"],
 )
 
 
@@ -106,6 +126,13 @@ def plain_default(entry):
     if entry.get("action") == "store_true":
         return False
     return tuple(entry["default"]) if isinstance(entry["default"], list) else entry["default"]
+
+
+def entries_of(reference, facts):
+    """The recorded flags of a command of the reference; skips a command that has none recorded."""
+    if reference is None:
+        pytest.skip("no flags of this command are recorded")
+    return json.loads((facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
 
 
 def declared_fields(path):
@@ -135,13 +162,13 @@ def test_parsing_nothing_gives_the_frozen_defaults(command, frozen, reference):
 
 @COMMANDS
 def test_other_spellings_are_frozen(command, frozen, reference):
-    others = ALIASES | ({"--store_on_device": ("--use_cuda",)} if command is KnnOptions else {})
+    others = {word: also for word, also in ALIASES.items() if word in frozen} | OWN_ALIASES.get(command, {})
     assert {k.words[0]: k.words[1:] for k in flags_of(command) if k.words[1:]} == others
 
 
 @COMMANDS
 def test_every_flag_of_the_reference_is_here_with_its_default(command, frozen, reference, shared_facts):
-    entries = json.loads((shared_facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
+    entries = entries_of(reference, shared_facts)
     ours = {word: known for known in flags_of(command) for word in known.words}
     assert {word for entry in entries for word in entry["flags"]} <= ours.keys()
     differing = {entry["flags"][0] for entry in entries if ours[entry["flags"][0]].default != plain_default(entry)}
@@ -152,7 +179,7 @@ def test_every_flag_of_the_reference_is_here_with_its_default(command, frozen, r
 
 @COMMANDS
 def test_every_choice_of_the_reference_is_taken(command, frozen, reference, shared_facts):
-    entries = json.loads((shared_facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
+    entries = entries_of(reference, shared_facts)
     ours = {word: known for known in flags_of(command) for word in known.words}
     for entry in entries:
         for choice in entry.get("choices", []):
@@ -163,7 +190,9 @@ def test_each_flag_is_declared_once_in_the_project():
     files = [*sorted((ROOT / "dino").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
     count = Counter(name for path in files for name in declared_fields(path))
     assert {name for name, times in count.items() if times > 1} == set()
-    assert {k.field for command in (TrainOptions, KnnOptions) for k in flags_of(command)} <= count.keys()
+    assert {
+        k.field for command in (TrainOptions, KnnOptions, SegmentationMetricsOptions) for k in flags_of(command)
+    } <= count.keys()
 
 
 @COMMANDS
@@ -177,7 +206,7 @@ def test_every_flag_says_what_it_means(command, frozen, reference):
     assert all(known.spec.help.strip() for known in flags_of(command))
 
 
-@pytest.mark.parametrize("command", [TrainOptions, KnnOptions, SubmitOptions])
+@pytest.mark.parametrize("command", [TrainOptions, KnnOptions, SubmitOptions, SegmentationMetricsOptions])
 def test_every_number_has_a_bound_that_its_default_keeps(command):
     numbers = {"int", "float", "int | None", "tuple[int, ...]"}
     for known in flags_of(command):
@@ -208,7 +237,7 @@ def test_a_number_out_of_bounds_is_refused_by_flag_value_and_bounds(flag, value,
             parse(TrainOptions, words)
 
 
-@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py"])
+@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py", "compute_segmentation_metrics.py"])
 def test_help_does_not_import_torch(script):
     program = (
         "import runpy, sys\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("main_dino.py", "eval_knn.py", "run_with_submitit.py", "demo.py")
+SCRIPTS = ("main_dino.py", "eval_knn.py", "run_with_submitit.py", "demo.py", "compute_segmentation_metrics.py")
 
 
 def run_script(*words: object) -> subprocess.CompletedProcess[str]:
