@@ -25,7 +25,7 @@ LABEL_MODES = ("P", "L", "1")  # of Pillow: palette, gray, bilevel; a pixel's va
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class ScoredFrame:
     """The files of one frame.
 
     Attributes:
@@ -42,12 +42,12 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ScoredClip:
     """A DAVIS sequence or a driving run: its first annotation, and its frames to score, in order."""
 
     name: str
     first: Path
-    frames: tuple[Frame, ...]
+    frames: tuple[ScoredFrame, ...]
 
 
 def recognise_layout(root: Path) -> str:
@@ -64,7 +64,7 @@ def recognise_layout(root: Path) -> str:
     return found[0]
 
 
-def list_clips(layout: str, root: Path, predictions: Path) -> list[Clip]:
+def list_clips(layout: str, root: Path, predictions: Path) -> list[ScoredClip]:
     """Pair the true label maps of a data set with the predicted ones.
 
     davis: the sequences of the val split, without their first frame, which is given, and their last, as the benchmark's
@@ -81,7 +81,7 @@ def list_clips(layout: str, root: Path, predictions: Path) -> list[Clip]:
     return [_list_run(run, _predictions_of(run, root, predictions)) for run in runs]
 
 
-def list_unscored(clips: Sequence[Clip], predictions: Path) -> list[str]:
+def list_unscored(clips: Sequence[ScoredClip], predictions: Path) -> list[str]:
     """Folders of predictions that belong to no clip, by name."""
     scored = {clip.frames[0].prediction.parent.name for clip in clips}
     return sorted({path.parent.name for path in predictions.glob("*/*.png")} - scored)
@@ -119,13 +119,13 @@ def _read_split(root: Path) -> list[str]:
     return names
 
 
-def _list_sequence(root: Path, name: str, predictions: Path) -> Clip:
+def _list_sequence(root: Path, name: str, predictions: Path) -> ScoredClip:
     truths = _list_files(root / "Annotations" / RESOLUTION / name, ".png")
     if len(truths) < 3:
         raise DataError(f"{truths[0].parent} has {len(truths)} frames; first and last are not scored, so 3 are needed")
     images = {path.stem: path for path in (root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")}
     frames = _pair(truths[1:-1], {path.stem: n for n, path in enumerate(truths)}, images, predictions)
-    return Clip(name=name, first=truths[0], frames=frames)
+    return ScoredClip(name=name, first=truths[0], frames=frames)
 
 
 def _find_runs(root: Path) -> list[Path]:
@@ -141,11 +141,11 @@ def _predictions_of(run: Path, root: Path, predictions: Path) -> Path:
     return predictions if run == root and not folder.is_dir() else folder
 
 
-def _list_run(run: Path, predictions: Path) -> Clip:
+def _list_run(run: Path, predictions: Path) -> ScoredClip:
     images = {path.stem: path for path in _list_files(run / "image", ".jpg")}
     truths = _list_files(run / "segmentation", ".png")
     frames = _pair(truths, {stem: n for n, stem in enumerate(images)}, images, predictions)
-    return Clip(name=run.resolve().name, first=truths[0], frames=frames)
+    return ScoredClip(name=run.resolve().name, first=truths[0], frames=frames)
 
 
 def _list_files(folder: Path, ending: str) -> list[Path]:
@@ -159,7 +159,7 @@ def _list_files(folder: Path, ending: str) -> list[Path]:
 
 def _pair(
     truths: Sequence[Path], numbers: Mapping[str, int], images: Mapping[str, Path], predictions: Path
-) -> tuple[Frame, ...]:
+) -> tuple[ScoredFrame, ...]:
     """Frames of the true label maps; `numbers` has every frame of the clip by the stem of its files."""
     found = {path.stem: path for path in _list_files(predictions, ".png")}
     for path in (*truths, *found.values()):
@@ -169,7 +169,7 @@ def _pair(
     if missing:
         raise DataError(f"{predictions / missing.name} is missing, the prediction for {missing}")
     frames = tuple(
-        Frame(number=numbers[path.stem], image=images.get(path.stem), truth=path, prediction=found[path.stem])
+        ScoredFrame(number=numbers[path.stem], image=images.get(path.stem), truth=path, prediction=found[path.stem])
         for path in truths
     )
     for frame in frames:
@@ -177,7 +177,7 @@ def _pair(
     return frames
 
 
-def _check_sizes(frame: Frame) -> None:
+def _check_sizes(frame: ScoredFrame) -> None:
     width, height = _read_size(frame.truth)
     for other in (frame.prediction, frame.image):
         if other and _read_size(other) != (width, height):

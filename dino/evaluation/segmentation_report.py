@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dino.data.segmentations import DAVIS, Clip, list_clips, list_unscored, recognise_layout
+from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognise_layout
 from dino.errors import DataError, OptionError
 from dino.evaluation.segmentation_scores import (
     VOID,
@@ -31,7 +31,7 @@ Rows = list[tuple[Any, ...]]
 DRIVING_ONLY = ("num_classes", "ignore_label", "skip_refreshed", "refresh_label_interval")
 
 
-def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[Clip]]:
+def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[ScoredClip]]:
     """Find the layout and the frames to score.
 
     Raises:
@@ -59,7 +59,7 @@ def ignored_label(options: SegmentationMetricsOptions, layout: str) -> int | Non
     return VOID if layout == DAVIS else options.metrics.ignore_label
 
 
-def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequence[Clip]) -> None:
+def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequence[ScoredClip]) -> None:
     """Score label maps; print the tables and write the files that were asked for.
 
     Raises:
@@ -93,7 +93,7 @@ def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
     return _report_davis(list_clips(DAVIS, dataset_path, prediction_path))[0]
 
 
-def _report_davis(clips: Sequence[Clip]) -> tuple[dict[str, Any], Rows]:
+def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     scored = _score_each(clips, score_sequence)
     sequences = {name: average_objects(scores) for name, scores in scored.items()}
     objects = {f"{name}_{n}": score for name, scores in scored.items() for n, score in enumerate(scores, 1)}
@@ -117,7 +117,7 @@ def _report_davis(clips: Sequence[Clip]) -> tuple[dict[str, Any], Rows]:
 
 
 def _report_driving(
-    clips: Sequence[Clip], flags: SegmentationMetricsFlags, interval: int
+    clips: Sequence[ScoredClip], flags: SegmentationMetricsFlags, interval: int
 ) -> tuple[dict[str, Any], Rows]:
     runs = _score_each(clips, lambda clip: score_run(clip, num_classes=flags.num_classes, ignored=flags.ignore_label))
     total = add_runs(list(runs.values()))
@@ -165,7 +165,7 @@ def _named(scores: Mapping[str, ObjectScore]) -> dict[str, dict[str, float]]:
     return {name: score.named() for name, score in scores.items()}
 
 
-def _score_each(clips: Sequence[Clip], score: Callable[[Clip], Score]) -> dict[str, Score]:
+def _score_each(clips: Sequence[ScoredClip], score: Callable[[ScoredClip], Score]) -> dict[str, Score]:
     progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
     scores = {}
     for clip in clips:
@@ -192,13 +192,13 @@ def _existing(flag: str, path: str | None) -> Path:
     return Path(path)
 
 
-def _warn_of_unscored(clips: Sequence[Clip], predictions: Path) -> None:
+def _warn_of_unscored(clips: Sequence[ScoredClip], predictions: Path) -> None:
     names = list_unscored(clips, predictions)
     if names:
         logger.warning("not scored, since the data set has none of that name: %s", ", ".join(names))
 
 
-def _without_refreshed(clip: Clip, interval: int) -> Clip:
+def _without_refreshed(clip: ScoredClip, interval: int) -> ScoredClip:
     frames = tuple(frame for frame in clip.frames if frame.number % interval)
     if not frames:
         raise DataError(f"the run {clip.name} has no frame but those that --skip_refreshed leaves out")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.data.segmentations import Clip, read_labels
+from dino.data.segmentations import ScoredClip, read_labels
 from dino.errors import DataError
 from dino.evaluation.segmentation_metrics import (
     Measure,
@@ -52,7 +52,7 @@ def average_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
     )
 
 
-def find_objects(clip: Clip) -> range:
+def find_objects(clip: ScoredClip) -> range:
     """Labels of the objects of a DAVIS sequence: 1 to the highest of its first annotation.
 
     Raises:
@@ -65,7 +65,7 @@ def find_objects(clip: Clip) -> range:
     return objects
 
 
-def score_sequence(clip: Clip) -> list[ObjectScore]:
+def score_sequence(clip: ScoredClip) -> list[ObjectScore]:
     """Score every object of the first annotation of a DAVIS sequence; label 255 is void and counts nowhere.
 
     Later true labels that the first annotation does not have are background, as in davis2017-evaluation.
@@ -115,7 +115,7 @@ class RunScore:
         return float(self.counts.trace() / self.counts.sum()) if self.counts.any() else float("nan")
 
 
-def score_run(clip: Clip, *, num_classes: int, ignored: int | None) -> RunScore:
+def score_run(clip: ScoredClip, *, num_classes: int, ignored: int | None) -> RunScore:
     """Count the pixels of a driving run.
 
     Args:

@@ -5,21 +5,18 @@ Shapes: H, W pixels of a frame; h, w of a picture of four panels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dino.data.decode import read_image
-from dino.data.segmentations import Clip, Frame, read_labels
-from dino.errors import OptionError
+from dino.data.segmentations import ScoredClip, ScoredFrame, read_labels
+from dino.runtime.context import make_output_folder
 from dino.runtime.progress import Progress
-from dino.visualization.video import open_video
-
-Pixels = NDArray[np.uint8]
+from dino.visualization.pictures import Pixels, save_picture
+from dino.visualization.video import write_video
 
 PANEL_WIDTH = 480  # pixels, the most
 CAPTION = 16  # pixels, height of the line above the panels
@@ -28,12 +25,12 @@ FPS = 10  # slow enough to see where an error begins
 WRONG = (255, 0, 0)
 
 
-def draw_clips(clips: Sequence[Clip], folder: Path, *, ignored: int | None) -> None:
+def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None) -> None:
     """Write FOLDER/CLIP/FRAME.jpg for every frame, and the clip as a contact sheet CLIP.png and a video CLIP.mp4.
 
     Args:
         clips: All of their frames have an image, of their label maps' size.
-        folder: It exists.
+        folder: Made where it is missing.
         ignored: A true label whose pixels are never wrong.
 
     Raises:
@@ -42,12 +39,13 @@ def draw_clips(clips: Sequence[Clip], folder: Path, *, ignored: int | None) -> N
     """
     progress = Progress(sum(len(clip.frames) for clip in clips), f"pictures in {folder}")
     for clip in clips:
+        make_output_folder(str(folder / clip.name), flag="--pictures")
         _draw_clip(clip, folder, ignored)
         progress.advance(progress.done + len(clip.frames), {"last": clip.name})
     progress.close()
 
 
-def draw_frame(frame: Frame, colours: Pixels, ignored: int | None) -> Pixels:
+def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixels:
     """Draw image, truth and prediction in colour over the image, and the wrong pixels in red: (h, w, 3) uint8.
 
     Args:
@@ -90,19 +88,18 @@ def build_colours() -> Pixels:
     return colours
 
 
-def _draw_clip(clip: Clip, folder: Path, ignored: int | None) -> None:
+def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None) -> None:
     colours = read_colours(clip.first)
     chosen = set(np.linspace(0, len(clip.frames) - 1, SHEET_FRAMES).round().astype(int).tolist())
-    first = draw_frame(clip.frames[0], colours, ignored)
     sheet = []
-    with open_video(folder / f"{clip.name}.mp4", width=first.shape[1], height=first.shape[0], fps=FPS) as add:
+    with write_video(folder / f"{clip.name}.mp4", rate=FPS) as video:
         for place, frame in enumerate(clip.frames):
             drawn = draw_frame(frame, colours, ignored)
-            _save(drawn, folder / clip.name / f"{frame.truth.stem}.jpg")
-            add(drawn)
+            save_picture(folder / clip.name / f"{frame.truth.stem}.jpg", drawn)
+            video.write(drawn)
             if place in chosen:
                 sheet.append(drawn)
-    _save(np.concatenate(sheet), folder / f"{clip.name}.png")
+    save_picture(folder / f"{clip.name}.png", np.concatenate(sheet))
 
 
 def _blend(image: Pixels, colours: Pixels) -> Pixels:
@@ -110,10 +107,10 @@ def _blend(image: Pixels, colours: Pixels) -> Pixels:
 
 
 def _join(panels: Mapping[str, Pixels]) -> Pixels:
-    """Panels (H, W, 3) in a row, each under its caption, at most PANEL_WIDTH wide; even sides, as video needs them."""
+    """Panels (H, W, 3) in a row, each under its caption, at most PANEL_WIDTH wide."""
     height, width = next(iter(panels.values())).shape[:2]
     scale = min(1, PANEL_WIDTH / width)
-    size = 2 * max(1, round(width * scale / 2)), 2 * max(1, round(height * scale / 2))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     joined = Image.new("RGB", (size[0] * len(panels), size[1] + CAPTION))
     write = ImageDraw.Draw(joined)
     for place, (caption, panel) in enumerate(panels.items()):
@@ -121,13 +118,3 @@ def _join(panels: Mapping[str, Pixels]) -> Pixels:
         joined.paste(picture, (place * size[0], CAPTION))
         write.text((place * size[0] + 4, 2), caption, fill="white")
     return np.asarray(joined)
-
-
-def _save(picture: Pixels, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(temporary, quality=90)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OptionError(f"{path} cannot be written: {error}") from error

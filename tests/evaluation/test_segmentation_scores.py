@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.segmentations import Clip, list_clips
+from dino.data.segmentations import ScoredClip, list_clips
 from dino.errors import DataError
 from dino.evaluation.segmentation_scores import add_runs, average_objects, score_run, score_sequence
 from tests.label_folders import make_davis, make_predictions, make_runs
@@ -27,12 +27,12 @@ def place(*objects: tuple[int, int], label_of_rest: int = 0) -> np.ndarray:
     return labels
 
 
-def sequence(folder: Path, truth: list[np.ndarray], predicted: list[np.ndarray]) -> Clip:
+def sequence(folder: Path, truth: list[np.ndarray], predicted: list[np.ndarray]) -> ScoredClip:
     root = make_davis(folder / "davis", {"cat": truth})
     return list_clips("davis", root, make_predictions(folder / "out", {"cat": predicted}))[0]
 
 
-def run(folder: Path, truth: list[np.ndarray], predicted: list[np.ndarray]) -> Clip:
+def run(folder: Path, truth: list[np.ndarray], predicted: list[np.ndarray]) -> ScoredClip:
     root = make_runs(folder / "runs", {"run": truth})
     return list_clips("driving", root, make_predictions(folder / "out", {"run": predicted}))[0]
 
@@ -73,7 +73,7 @@ def test_real_sequences_score_as_the_benchmark_and_as_an_independent_statement(s
         assert " ".join(f"{total[name]:.6f}" for name in names) == expected[f"GLOBAL {' '.join(names)}"][column]
 
 
-def score_independently(clip: Clip, number: int) -> tuple[float, float]:
+def score_independently(clip: ScoredClip, number: int) -> tuple[float, float]:
     """Mean J and F of an object, from sets of pixels and distances."""
     regions, boundaries = [], []
     for frame in clip.frames:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.segmentations import Clip, Frame, list_clips
+from dino.data.segmentations import ScoredClip, ScoredFrame, list_clips
 from dino.errors import DataError, OptionError
 from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, build_colours, draw_clips, draw_frame, read_colours
 from tests.label_folders import make_predictions, make_runs, save_labels
@@ -21,7 +21,7 @@ PREDICTED[10:20, 20:40] = 1
 IMAGE = np.array((120, 100, 80))  # the colour of tests' images
 
 
-def make_clip(folder: Path, frames: int = 1) -> Clip:
+def make_clip(folder: Path, frames: int = 1) -> ScoredClip:
     root = make_runs(folder / "runs", {"run": [TRUTH] * frames})
     return list_clips("driving", root, make_predictions(folder / "out", {"run": [PREDICTED] * frames}))[0]
 
@@ -36,7 +36,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def test_four_panels_show_image_truth_prediction_and_error(tmp_path: Path) -> None:
-    frame: Frame = make_clip(tmp_path).frames[0]
+    frame: ScoredFrame = make_clip(tmp_path).frames[0]
     colours = read_colours(frame.truth)
     image, truth, predicted, error = panels(draw_frame(frame, colours, None))
     assert image.shape == (40, 60, 3)
@@ -54,7 +54,7 @@ def test_pixels_of_the_ignored_label_are_never_wrong(tmp_path: Path) -> None:
     assert np.array_equal((error == (255, 0, 0)).all(axis=2), (TRUTH == 1) & (PREDICTED == 0))
 
 
-def test_a_large_frame_is_made_smaller_with_even_sides(tmp_path: Path) -> None:
+def test_a_large_frame_is_made_smaller(tmp_path: Path) -> None:
     labels = np.zeros((481, 855), np.uint8)
     root = make_runs(tmp_path / "runs", {"run": [labels]})
     (clip,) = list_clips("driving", root, make_predictions(tmp_path / "out", {"run": [labels]}))
@@ -103,7 +103,7 @@ def test_a_folder_that_is_in_the_way_is_an_error_and_leaves_no_video(tmp_path: P
     (target / "run" / "00001.jpg").mkdir(parents=True)
     with pytest.raises(OptionError, match=r"run/00001\.jpg cannot be written"):
         draw_clips([clip], target, ignored=None)
-    assert not list(target.glob("*.mp4")) and not list(target.glob(".*"))
+    assert not list(target.glob("*.mp4")) and not [path for path in target.rglob(".*")]
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
