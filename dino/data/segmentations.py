@@ -43,11 +43,19 @@ class ScoredFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredClip:
-    """A DAVIS sequence or a driving run: its first annotation, and its frames to score, in order."""
+    """A DAVIS sequence or a driving run.
+
+    Attributes:
+        name: Of the sequence or run.
+        first: Its first true label map.
+        frames: Those to score, in order.
+        unlabelled: Frames of a run that have no true labels, and so cannot be scored.
+    """
 
     name: str
     first: Path
     frames: tuple[ScoredFrame, ...]
+    unlabelled: int = 0
 
 
 def recognise_layout(root: Path) -> str:
@@ -145,7 +153,8 @@ def _list_run(run: Path, predictions: Path) -> ScoredClip:
     images = {path.stem: path for path in _list_files(run / "image", ".jpg")}
     truths = _list_files(run / "segmentation", ".png")
     frames = _pair(truths, {stem: n for n, stem in enumerate(images)}, images, predictions)
-    return ScoredClip(name=run.resolve().name, first=truths[0], frames=frames)
+    unlabelled = len(images) - len(frames)
+    return ScoredClip(name=run.resolve().name, first=truths[0], frames=frames, unlabelled=unlabelled)
 
 
 def _list_files(folder: Path, ending: str) -> list[Path]:

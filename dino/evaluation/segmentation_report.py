@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognise_layout
 from dino.errors import DataError, OptionError
@@ -16,6 +16,7 @@ from dino.evaluation.segmentation_scores import (
     RunScore,
     add_runs,
     average_objects,
+    find_objects,
     score_run,
     score_sequence,
 )
@@ -25,7 +26,6 @@ from dino.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-Score = TypeVar("Score")
 Rows = list[tuple[Any, ...]]
 
 DRIVING_ONLY = ("num_classes", "ignore_label", "skip_refreshed", "refresh_label_interval")
@@ -94,7 +94,10 @@ def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
 
 
 def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
-    scored = _score_each(clips, score_sequence)
+    labels = {clip.name: find_objects(clip) for clip in clips}  # all of them first: what is wrong shows at once
+    progress = Progress(_count_frames(clips), "frames scored")
+    scored = {clip.name: score_sequence(labels[clip.name], progress.follow(clip.frames)) for clip in clips}
+    progress.close()
     sequences = {name: average_objects(scores) for name, scores in scored.items()}
     objects = {f"{name}_{n}": score for name, scores in scored.items() for n, score in enumerate(scores, 1)}
     total = average_objects(list(objects.values()))  # over objects, not sequences: the benchmark's rule
@@ -119,16 +122,24 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
 def _report_driving(
     clips: Sequence[ScoredClip], flags: SegmentationMetricsFlags, interval: int
 ) -> tuple[dict[str, Any], Rows]:
-    runs = _score_each(clips, lambda clip: score_run(clip, num_classes=flags.num_classes, ignored=flags.ignore_label))
+    progress = Progress(_count_frames(clips), "frames scored")
+    runs = {
+        clip.name: score_run(progress.follow(clip.frames), num_classes=flags.num_classes, ignored=flags.ignore_label)
+        for clip in clips
+    }
+    progress.close()
     total = add_runs(list(runs.values()))
-    everything = {**runs, "total": total}
+    everything = [*runs.items(), ("total", total)]
     classes = total.iou()
     _print_table(
         [("run", "frames", "classes", "accuracy", "mean IoU")]
-        + [(name, s.frames, len(s.iou()), s.accuracy(), s.mean_iou()) for name, s in everything.items()]
+        + [(name, s.frames, len(s.iou()), s.accuracy(), s.mean_iou()) for name, s in everything]
     )
     share = total.counts.sum(axis=1) / max(total.counts.sum(), 1)
     _print_table([("class", "of pixels", "IoU")] + [(f"{c}", float(share[c]), iou) for c, iou in classes.items()])
+    unlabelled = sum(clip.unlabelled for clip in clips)
+    if unlabelled:
+        logger.info("%d frames have no true labels and are not scored", unlabelled)
     refreshed = sum(frame.number % interval == 0 for clip in clips for frame in clip.frames)
     if refreshed:
         logger.info(
@@ -146,10 +157,14 @@ def _report_driving(
         total.frames,
     )
     rows: Rows = [("run", "frames", "class", "IoU")]
-    for name, score in everything.items():
+    for name, score in everything:
         rows += [(name, score.frames, label, iou) for label, iou in score.iou().items()]
         rows.append((name, score.frames, "mean", score.mean_iou()))
     return {**_describe(total), "runs": {name: _describe(score) for name, score in runs.items()}}, rows
+
+
+def _count_frames(clips: Sequence[ScoredClip]) -> int:
+    return sum(len(clip.frames) for clip in clips)
 
 
 def _describe(score: RunScore) -> dict[str, Any]:
@@ -163,16 +178,6 @@ def _describe(score: RunScore) -> dict[str, Any]:
 
 def _named(scores: Mapping[str, ObjectScore]) -> dict[str, dict[str, float]]:
     return {name: score.named() for name, score in scores.items()}
-
-
-def _score_each(clips: Sequence[ScoredClip], score: Callable[[ScoredClip], Score]) -> dict[str, Score]:
-    progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
-    scores = {}
-    for clip in clips:
-        scores[clip.name] = score(clip)
-        progress.advance(progress.done + len(clip.frames), {"last": clip.name})
-    progress.close()
-    return scores
 
 
 def _print_table(rows: Rows) -> None:

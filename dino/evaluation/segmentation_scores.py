@@ -1,17 +1,17 @@
 """From paired label maps to scores: of each object of a DAVIS sequence, of each class of a driving run.
 
-Shapes: L all labels of a byte, C classes.
+Shapes: L all labels of a byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.data.segmentations import ScoredClip, read_labels
+from dino.data.segmentations import ScoredClip, ScoredFrame, read_labels
 from dino.errors import DataError
 from dino.evaluation.segmentation_metrics import (
     Measure,
@@ -65,17 +65,16 @@ def find_objects(clip: ScoredClip) -> range:
     return objects
 
 
-def score_sequence(clip: ScoredClip) -> list[ObjectScore]:
-    """Score every object of the first annotation of a DAVIS sequence; label 255 is void and counts nowhere.
+def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[ObjectScore]:
+    """Score every object of a DAVIS sequence; label 255 is void and counts nowhere.
 
-    Later true labels that the first annotation does not have are background, as in davis2017-evaluation.
+    Other true labels, of objects that come later, are background, as in davis2017-evaluation.
 
     Raises:
-        DataError: A label map cannot be read, the first has no object, or a prediction has an object that it has not.
+        DataError: A label map cannot be read, or a prediction has a label that is no object.
     """
-    objects = find_objects(clip)
     regions, boundaries = [], []
-    for frame in clip.frames:
+    for frame in frames:
         truth, predicted = read_labels(frame.truth, ALL_LABELS), read_labels(frame.prediction, range(len(objects) + 1))
         regions.append(compute_iou(count_labels(truth, predicted, len(ALL_LABELS), VOID))[1 : len(objects) + 1])
         predicted = np.where(truth == VOID, 0, predicted)
@@ -115,11 +114,11 @@ class RunScore:
         return float(self.counts.trace() / self.counts.sum()) if self.counts.any() else float("nan")
 
 
-def score_run(clip: ScoredClip, *, num_classes: int, ignored: int | None) -> RunScore:
+def score_run(frames: Iterable[ScoredFrame], *, num_classes: int, ignored: int | None) -> RunScore:
     """Count the pixels of a driving run.
 
     Args:
-        clip: The run.
+        frames: Of the run.
         num_classes: Labels below it are classes.
         ignored: Pixels of this true label do not count; it is no class, and where it is predicted it is wrong.
 
@@ -128,11 +127,13 @@ def score_run(clip: ScoredClip, *, num_classes: int, ignored: int | None) -> Run
     """
     known = {*range(num_classes), *(() if ignored is None else (ignored,))}
     counts = np.zeros((len(ALL_LABELS), len(ALL_LABELS)), dtype=np.int64)
-    for frame in clip.frames:
+    done = 0
+    for frame in frames:
         truth, predicted = read_labels(frame.truth, known), read_labels(frame.prediction, known)
         counts += count_labels(truth, predicted, len(ALL_LABELS), ignored)
+        done += 1
     classes = tuple(label for label in range(num_classes) if label != ignored)
-    return RunScore(frames=len(clip.frames), counts=counts, classes=classes)
+    return RunScore(frames=done, counts=counts, classes=classes)
 
 
 def add_runs(scores: Sequence[RunScore]) -> RunScore:

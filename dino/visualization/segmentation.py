@@ -5,7 +5,7 @@ Shapes: H, W pixels of a frame; h, w of a picture of four panels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,7 @@ def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None
     progress = Progress(sum(len(clip.frames) for clip in clips), f"pictures in {folder}")
     for clip in clips:
         make_output_folder(str(folder / clip.name), flag="--pictures")
-        _draw_clip(clip, folder, ignored)
-        progress.advance(progress.done + len(clip.frames), {"last": clip.name})
+        _draw_clip(clip, folder, ignored, progress)
     progress.close()
 
 
@@ -62,12 +61,12 @@ def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixe
     if ignored is not None:
         wrong &= truth != ignored
     gray = image.mean(axis=2, keepdims=True) / 2
-    panels = {
-        frame.truth.stem: image,
-        "truth": _blend(image, colours[truth]),
-        "prediction": _blend(image, colours[predicted]),
-        f"error: {wrong.mean():.2%} of pixels": np.where(wrong[..., None], WRONG, gray),
-    }
+    panels = (
+        (frame.truth.stem, image),
+        ("truth", _blend(image, colours[truth])),
+        ("prediction", _blend(image, colours[predicted])),
+        (f"error: {wrong.mean():.2%} of pixels", np.where(wrong[..., None], WRONG, gray)),
+    )
     return _join(panels)
 
 
@@ -88,12 +87,12 @@ def build_colours() -> Pixels:
     return colours
 
 
-def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None) -> None:
+def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None, progress: Progress) -> None:
     colours = read_colours(clip.first)
     chosen = set(np.linspace(0, len(clip.frames) - 1, SHEET_FRAMES).round().astype(int).tolist())
     sheet = []
     with write_video(folder / f"{clip.name}.mp4", rate=FPS) as video:
-        for place, frame in enumerate(clip.frames):
+        for place, frame in enumerate(progress.follow(clip.frames)):
             drawn = draw_frame(frame, colours, ignored)
             save_picture(folder / clip.name / f"{frame.truth.stem}.jpg", drawn)
             video.write(drawn)
@@ -106,14 +105,14 @@ def _blend(image: Pixels, colours: Pixels) -> Pixels:
     return ((image.astype(np.uint16) + colours) // 2).astype(np.uint8)
 
 
-def _join(panels: Mapping[str, Pixels]) -> Pixels:
+def _join(panels: Sequence[tuple[str, Pixels]]) -> Pixels:
     """Panels (H, W, 3) in a row, each under its caption, at most PANEL_WIDTH wide."""
-    height, width = next(iter(panels.values())).shape[:2]
+    height, width = panels[0][1].shape[:2]
     scale = min(1, PANEL_WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     joined = Image.new("RGB", (size[0] * len(panels), size[1] + CAPTION))
     write = ImageDraw.Draw(joined)
-    for place, (caption, panel) in enumerate(panels.items()):
+    for place, (caption, panel) in enumerate(panels):
         picture = Image.fromarray(panel.astype(np.uint8)).resize(size, Image.Resampling.BOX)
         joined.paste(picture, (place * size[0], CAPTION))
         write.text((place * size[0] + 4, 2), caption, fill="white")

@@ -52,6 +52,7 @@ def test_runs_pair_the_frames_that_have_labels_and_keep_their_place(tmp_path: Pa
     root, out = driving(tmp_path)
     clips = list_clips("driving", root, out)
     assert {clip.name: [frame.number for frame in clip.frames] for clip in clips} == {"run_a": [0, 2], "run_b": [0]}
+    assert [clip.unlabelled for clip in clips] == [1, 0]
     frame = clips[0].frames[1]
     assert (frame.image, frame.truth) == (root / "run_a/image/00002.jpg", root / "run_a/segmentation/00002.png")
     assert frame.prediction == out / "run_a/00002.png"

@@ -84,8 +84,7 @@ def test_driving_prints_runs_classes_and_the_total(tmp_path: Path, capsys: pytes
     assert run(*driving(tmp_path), "--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json") == 0
     text = capsys.readouterr().out
     values = json.loads((tmp_path / "a.json").read_text())
-    ious = {"0": (5 * 520 + 2 * 520) / (5 * 520 + 2 * 560 + 80 + 520 * 2 - 520 * 2), "1": (4 * 80 + 2 * 40) / (7 * 80)}
-    ious["0"] = 7 * 520 / (7 * 520 + 2 * 40 + 80)
+    ious = {"0": 7 * 520 / (7 * 520 + 2 * 40 + 80), "1": (4 * 80 + 2 * 40) / (7 * 80)}
     assert values["classes"] == pytest.approx(ious)
     assert values["mean_iou"] == pytest.approx(sum(ious.values()) / 2)
     assert values["accuracy"] == pytest.approx(1 - 160 / (7 * 600))
@@ -114,6 +113,13 @@ def test_refreshed_frames_count_with_a_line_that_says_so_or_not_at_all(
     values = json.loads((tmp_path / "a.json").read_text())
     assert values["frames"] == 3 and values["classes"]["1"] == pytest.approx(80 / 240)
     assert "are counted" not in capsys.readouterr().out
+
+
+def test_frames_without_labels_are_counted_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = driving(tmp_path)
+    (tmp_path / "runs/run_a/segmentation/00001.png").unlink()
+    assert run(*words) == 0
+    assert "1 frames have no true labels and are not scored" in capsys.readouterr().out
 
 
 def test_a_class_that_is_ignored_has_no_row(tmp_path: Path) -> None:
