@@ -438,6 +438,43 @@ class AttentionVideoOptions(FrozenOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefreshFlags:
+    """How driving runs start anew from true labels."""
+
+    refresh_label_interval: int = flag(50, "frames of a run from one true label map to the next", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationMetricsFlags:
+    """Which label maps are compared, and what is written about it."""
+
+    dataset_path: str | None = flag(
+        None, "DAVIS 2017, a folder of driving runs (RUN/image, RUN/segmentation), or one run", also=("--data_path",)
+    )
+    prediction_path: str | None = flag(None, "folder of the predictions, one folder of PNGs a sequence or run")
+    layout: str | None = flag(None, "davis or driving; recognised by the folders", choices=("davis", "driving"))
+    num_classes: int = flag(27, "driving: classes; a label beyond them is an error", least=1, most=256)
+    ignore_label: int | None = flag(None, "driving: pixels of this true label do not count", least=0, most=255)
+    skip_refreshed: bool = flag(
+        False, "driving: leave out each --refresh_label_interval-th frame, predicted by its own label", switch=True
+    )
+    csv: str | None = flag(None, "file to write all figures to as a table")
+    pictures: str | None = flag(
+        None, "folder for pictures of each frame (image, truth, prediction, error), contact sheets and videos"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationMetricsOptions:
+    """Score predicted label maps: J and F of DAVIS 2017, or intersection over union of driving runs."""
+
+    metrics: SegmentationMetricsFlags
+    refresh: RefreshFlags
+    report: ReportFlags
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubmitFlags:
     """What to ask a cluster for, through submitit."""
 

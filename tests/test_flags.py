@@ -109,6 +109,10 @@ RETRIEVAL = EVALUATION | {
     "--crop_queries": False,
 }
 ALIASES = {"--local_rank": ("--local-rank",), "--batch_size_per_device": ("--batch_size_per_gpu",)}
+OWN_ALIASES = {
+    KnnOptions: {"--store_on_device": ("--use_cuda",)},
+    SegmentationMetricsOptions: {"--dataset_path": ("--data_path",)},
+}
 # Flags of the reference whose default is another one here: chosen at start, or with no default that could be right.
 DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights"}
 DEPARTURES |= {"--distractors_path", "--whitening_path"}
@@ -138,6 +142,13 @@ def read_entries(facts, reference):
     """The flags of a reference's script; none of a command that no reference has."""
     recorded = json.loads((facts / "reference_flags.json").read_text(encoding="utf-8"))
     return [] if reference is None else recorded[reference]
+
+
+def entries_of(reference, facts):
+    """The recorded flags of a command of the reference; skips a command that has none recorded."""
+    if reference is None:
+        pytest.skip("no flags of this command are recorded")
+    return json.loads((facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
 
 
 def declared_fields(path):

@@ -18,6 +18,7 @@ SCRIPTS = (
     "eval_image_retrieval.py",
     "visualize_attention.py",
     "video_generation.py",
+    "compute_segmentation_metrics.py",
     "run_with_submitit.py",
     "demo.py",
 )

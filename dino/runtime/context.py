@@ -99,8 +99,8 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
-def make_output_folder(path: str, flag: str = "--output_dir") -> Path:
-    """Make the output folder that `flag` names, and prove that it can be written to.
+def make_output_folder(path: str, *, flag: str = "--output_dir") -> Path:
+    """Make the folder that `flag` names, and prove that it can be written to.
 
     Raises:
         OptionError: It cannot.

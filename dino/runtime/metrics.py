@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,7 @@ class MetricLog:
     def write_epoch(self, values: Mapping[str, Any]) -> None:
         """Append one JSON line."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _finite(value) for name, value in values.items()}) + "\n")
+            file.write(json.dumps(_finite(values)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -62,7 +64,9 @@ class MetricLog:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; they become null."""
+    """JSON has no NaN and no infinity; they become null, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -72,16 +76,31 @@ def write_result(target: str | None, values: Mapping[str, Any]) -> None:
     Raises:
         OptionError: The file cannot be written.
     """
-    text = json.dumps({name: _finite(value) for name, value in values.items()})
+    text = json.dumps(_finite(values)) + "\n"
     if target == "-":
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(text)
     elif target:
-        temporary = Path(f"{target}.tmp")
-        try:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-            os.replace(temporary, target)
-        except OSError as error:
-            raise OptionError(f"--json {target} cannot be written: {error}") from error
+        _write_whole("--json", target, text)
+
+
+def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the column names first, as a CSV file, whole or not at all; a nan is an empty cell.
+
+    Raises:
+        OptionError: The file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_finite(cell) for cell in row] for row in rows)
+    _write_whole("--csv", target, text.getvalue())
+
+
+def _write_whole(flag: str, target: str, text: str) -> None:
+    temporary = Path(f"{target}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OptionError(f"{flag} {target} cannot be written: {error}") from error
 
 
 def write_events(folder: Path, values: Mapping[str, float]) -> None:

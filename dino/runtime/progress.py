@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -32,6 +35,16 @@ class Progress:
         elif self.shown:
             beside = "  ".join(f"{name} {value}" for name, value in (values or {}).items())
             logger.info("%s  %d/%d  %s  eta %s", self.title, done, self.total, beside, self.eta())
+
+    def follow(self, items: Iterable[Item], *, every: int = 100) -> Iterator[Item]:
+        """Yield items, one a step; without a terminal a line follows every so many of them, and the last one."""
+        before = done = self.done
+        for done, item in enumerate(items, before + 1):
+            yield item
+            if self.bar is not None or (done - before) % every == 0:
+                self.advance(done)
+        if self.done < done:
+            self.advance(done)
 
     def eta(self) -> str:
         """Time left at the pace so far, as h:mm:ss."""

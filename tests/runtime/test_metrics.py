@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dino.errors import OptionError
 from dino.runtime import metrics
-from dino.runtime.metrics import EVENTS, LOG_FILE, MetricLog, write_events, write_result
+from dino.runtime.metrics import EVENTS, LOG_FILE, MetricLog, write_csv, write_events, write_result
 
 
 def read_epochs(folder: Path) -> list[int]:
@@ -120,3 +120,21 @@ def test_a_result_is_one_json_object_whole_or_not_at_all(tmp_path: Path, capsys:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     with pytest.raises(OptionError, match=r"--json .*missing/a\.json cannot be written"):
         write_result(str(tmp_path / "missing" / "a.json"), {})
+
+
+def test_a_number_that_json_lacks_is_null_at_any_depth(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    write_result(str(target), {"mean": float("nan"), "runs": {"a": {"mean": float("inf"), "frames": 3}}})
+    assert json.loads(target.read_text()) == {"mean": None, "runs": {"a": {"mean": None, "frames": 3}}}
+
+
+def test_a_table_is_written_whole_with_empty_cells_for_nan(tmp_path: Path) -> None:
+    target = tmp_path / "table.csv"
+    write_csv(str(target), [("name", "value"), ("a, b", 0.5), ("c", float("nan"))])
+    assert target.read_text() == 'name,value\n"a, b",0.5\nc,\n'
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"--csv .*none/table\.csv cannot be written"):
+        write_csv(str(tmp_path / "none" / "table.csv"), [("name",)])

@@ -99,3 +99,11 @@ def test_written_seconds_read_back(seconds: float) -> None:
     hours, minutes, rest = map(int, format_seconds(seconds).split(":"))
     assert 3600 * hours + 60 * minutes + rest == round(seconds)
     assert 0 <= minutes < 60 > rest >= 0
+
+
+def test_followed_items_count_one_by_one_with_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    progress = Progress(10, "items")
+    with caplog.at_level(logging.INFO):
+        for items in (range(5), range(0), range(5, 10)):
+            assert list(progress.follow(items, every=2)) == list(items)
+    assert [message.split()[1] for message in caplog.messages] == ["2/10", "4/10", "5/10", "7/10", "9/10", "10/10"]

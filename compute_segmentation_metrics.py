@@ -1,0 +1,29 @@
+"""Scores of predicted label maps: `compute_segmentation_metrics.py --dataset_path DAVIS --prediction_path OUT`."""
+
+import sys
+from collections.abc import Sequence
+
+from dino.errors import exit_code
+from dino.flags import SegmentationMetricsOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, report, and draw where pictures are asked for."""
+    options = parse(SegmentationMetricsOptions, argv)
+
+    from dino.evaluation.segmentation_report import ignored_label, open_clips, report_metrics
+    from dino.runtime.context import make_output_folder, set_up_logging
+
+    set_up_logging()
+    layout, clips = open_clips(options)
+    folder = make_output_folder(options.metrics.pictures, flag="--pictures") if options.metrics.pictures else None
+    report_metrics(options, layout, clips)
+    if folder:
+        from dino.visualization.segmentation import draw_clips
+
+        draw_clips(clips, folder, ignored=ignored_label(options, layout))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,131 @@
+"""What predicted label maps are worth: the DAVIS 2017 measures J and F, and intersection over union by class.
+
+The definitions are those of the DAVIS benchmark (Perazzi et al. 2016, sections 4.1 and 4.2; Pont-Tuset et al. 2017),
+with the constants of its davis2017-evaluation. Pure numpy: arrays in, numbers out.
+
+Shapes: H, W pixels of a frame, L labels, T frames of a sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+BOUNDARY_TOLERANCE = 0.008  # of the frame's diagonal: how far apart two boundary pixels may lie (davis2017-evaluation)
+RECALL_THRESHOLD = 0.5  # a frame counts as found above it
+DECAY_BINS = 4  # decay compares the first quarter of a sequence with the last
+
+
+def count_labels(truth: Labels, predicted: Labels, labels: int, ignored: int | None = None) -> NDArray[np.int64]:
+    """Count pixels by true and predicted label: the confusion matrix of one frame.
+
+    Args:
+        truth: (H, W) uint8, values below `labels`.
+        predicted: The same.
+        labels: L.
+        ignored: Pixels of this true label count nowhere.
+
+    Returns:
+        (L, L) int64, rows by true label, columns by predicted label.
+    """
+    pairs = truth.astype(np.int32).ravel() * labels + predicted.ravel()
+    counts = np.bincount(pairs, minlength=labels * labels).reshape(labels, labels)
+    if ignored is not None and ignored < labels:
+        counts[ignored] = 0
+    return counts
+
+
+def compute_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Intersection over union of every label: (L, L) counts -> (L,); nan for a label that occurs nowhere."""
+    hit = counts.diagonal()
+    union = counts.sum(axis=0) + counts.sum(axis=1) - hit
+    return np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
+
+
+def measure_boundary(truth: Mask, predicted: Mask) -> float:
+    """Boundary measure F of one object in one frame: the harmonic mean of boundary precision and recall.
+
+    A boundary pixel is right where the other mask has one within ceil(0.008 x diagonal) pixels.
+
+    Args:
+        truth: (H, W) bool.
+        predicted: The same.
+
+    Returns:
+        0 to 1; 1 where neither mask has a boundary, 0 where only one of them has.
+    """
+    radius = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*truth.shape))
+    truth, predicted = find_boundary(truth), find_boundary(predicted)
+    if not truth.any() or not predicted.any():
+        return float(truth.any() == predicted.any())
+    box = _bounding_box(truth | predicted)  # the rest has nothing to match
+    truth, predicted = truth[box], predicted[box]
+    precision = np.count_nonzero(predicted & dilate(truth, radius)) / np.count_nonzero(predicted)
+    recall = np.count_nonzero(truth & dilate(predicted, radius)) / np.count_nonzero(truth)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def find_boundary(mask: Mask) -> Mask:
+    """Pixels that differ from their right, lower or lower right neighbour: (H, W) bool -> (H, W) bool.
+
+    This is seg2bmap of the benchmark; at the frame's edge nothing differs from what is outside.
+    """
+    boundary = np.zeros_like(mask)
+    boundary[:, :-1] |= mask[:, :-1] ^ mask[:, 1:]
+    boundary[:-1] |= mask[:-1] ^ mask[1:]
+    boundary[:-1, :-1] |= mask[:-1, :-1] ^ mask[1:, 1:]
+    return boundary
+
+
+def dilate(mask: Mask, radius: int) -> Mask:
+    """Pixels with a set pixel at most `radius` away: (H, W) bool -> (H, W) bool.
+
+    The disk is taken as rows: at height y it reaches sqrt(radius^2 - y^2) to each side, further towards the middle.
+    """
+    height, width = mask.shape
+    padded = np.pad(mask, radius)
+    spread = padded[:, radius : radius + width].copy()  # the mask spread sideways by `reach`, so far 0
+    dilated, reach = np.zeros_like(mask), 0
+    for y in range(radius, -1, -1):
+        while reach < math.isqrt(radius**2 - y**2):
+            reach += 1
+            spread |= padded[:, radius - reach :][:, :width] | padded[:, radius + reach :][:, :width]
+        dilated |= spread[radius - y :][:height] | spread[radius + y :][:height]
+    return dilated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One measure over the frames of an object: its mean, the share of frames above 0.5, and how much it falls."""
+
+    mean: float
+    recall: float
+    decay: float
+
+
+def summarise(values: NDArray[np.float64]) -> Measure:
+    """Mean, recall and decay of an object's values by frame, (T,) (Perazzi et al. 2016, section 4.2)."""
+    # The ends of the four bins belong to both neighbours; 1e-10 rounds halves up, as davis2017-evaluation does.
+    ends = np.round(np.linspace(1, len(values), DECAY_BINS + 1) + 1e-10).astype(np.int64) - 1
+    first, last = values[: ends[1] + 1], values[ends[-2] :]
+    return Measure(
+        mean=float(values.mean()),
+        recall=float((values > RECALL_THRESHOLD).mean()),
+        decay=float(first.mean() - last.mean()),
+    )
+
+
+def average(measures: list[Measure]) -> Measure:
+    """The mean of each figure over objects."""
+    return Measure(**{name: float(np.mean([getattr(m, name) for m in measures])) for name in asdict(measures[0])})
+
+
+def _bounding_box(mask: Mask) -> tuple[slice, slice]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

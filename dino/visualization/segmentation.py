@@ -1,0 +1,119 @@
+"""Where predicted label maps go wrong: image, truth, prediction and error side by side; contact sheets and videos.
+
+Shapes: H, W pixels of a frame; h, w of a picture of four panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dino.data.decode import read_image
+from dino.data.segmentations import ScoredClip, ScoredFrame, read_labels
+from dino.runtime.context import make_output_folder
+from dino.runtime.progress import Progress
+from dino.visualization.pictures import Pixels, save_picture
+from dino.visualization.video import write_video
+
+PANEL_WIDTH = 480  # pixels, the most
+CAPTION = 16  # pixels, height of the line above the panels
+SHEET_FRAMES = 8
+FPS = 10  # slow enough to see where an error begins
+WRONG = (255, 0, 0)
+
+
+def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None) -> None:
+    """Write FOLDER/CLIP/FRAME.jpg for every frame, and the clip as a contact sheet CLIP.png and a video CLIP.mp4.
+
+    Args:
+        clips: All of their frames have an image, of their label maps' size.
+        folder: Made where it is missing.
+        ignored: A true label whose pixels are never wrong.
+
+    Raises:
+        DataError: A file cannot be decoded.
+        OptionError: A file cannot be written.
+    """
+    progress = Progress(sum(len(clip.frames) for clip in clips), f"pictures in {folder}")
+    for clip in clips:
+        make_output_folder(str(folder / clip.name), flag="--pictures")
+        _draw_clip(clip, folder, ignored, progress)
+    progress.close()
+
+
+def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixels:
+    """Draw image, truth and prediction in colour over the image, and the wrong pixels in red: (h, w, 3) uint8.
+
+    Args:
+        frame: With an image.
+        colours: (256, 3) uint8, of each label.
+        ignored: A true label whose pixels are never wrong.
+
+    Raises:
+        DataError: A file cannot be decoded.
+    """
+    image = read_image(str(frame.image)).permute(1, 2, 0).numpy()
+    truth, predicted = (read_labels(path, range(256)) for path in (frame.truth, frame.prediction))
+    wrong = truth != predicted
+    if ignored is not None:
+        wrong &= truth != ignored
+    gray = image.mean(axis=2, keepdims=True) / 2
+    panels = (
+        (frame.truth.stem, image),
+        ("truth", _blend(image, colours[truth])),
+        ("prediction", _blend(image, colours[predicted])),
+        (f"error: {wrong.mean():.2%} of pixels", np.where(wrong[..., None], WRONG, gray)),
+    )
+    return _join(panels)
+
+
+def read_colours(path: Path) -> Pixels:
+    """Colours of all labels, (256, 3) uint8: a label map's own palette, or, for a gray one, PASCAL VOC's colour map."""
+    with Image.open(path) as picture:
+        palette = picture.getpalette() or []
+    colours = build_colours()
+    colours[: len(palette) // 3] = np.reshape(palette, (-1, 3))
+    return colours
+
+
+def build_colours() -> Pixels:
+    """PASCAL VOC's colour map, (256, 3) uint8: a label's bits, three by three, from each channel's top bit down."""
+    colours, bits = np.zeros((256, 3), dtype=np.uint8), np.arange(256)[:, None] >> np.arange(9) & 1
+    for place in range(3):
+        colours |= (bits[:, 3 * place :][:, :3] << (7 - place)).astype(np.uint8)
+    return colours
+
+
+def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None, progress: Progress) -> None:
+    colours = read_colours(clip.first)
+    chosen = set(np.linspace(0, len(clip.frames) - 1, SHEET_FRAMES).round().astype(int).tolist())
+    sheet = []
+    with write_video(folder / f"{clip.name}.mp4", rate=FPS) as video:
+        for place, frame in enumerate(progress.follow(clip.frames)):
+            drawn = draw_frame(frame, colours, ignored)
+            save_picture(folder / clip.name / f"{frame.truth.stem}.jpg", drawn)
+            video.write(drawn)
+            if place in chosen:
+                sheet.append(drawn)
+    save_picture(folder / f"{clip.name}.png", np.concatenate(sheet))
+
+
+def _blend(image: Pixels, colours: Pixels) -> Pixels:
+    return ((image.astype(np.uint16) + colours) // 2).astype(np.uint8)
+
+
+def _join(panels: Sequence[tuple[str, Pixels]]) -> Pixels:
+    """Panels (H, W, 3) in a row, each under its caption, at most PANEL_WIDTH wide."""
+    height, width = panels[0][1].shape[:2]
+    scale = min(1, PANEL_WIDTH / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    joined = Image.new("RGB", (size[0] * len(panels), size[1] + CAPTION))
+    write = ImageDraw.Draw(joined)
+    for place, (caption, panel) in enumerate(panels):
+        picture = Image.fromarray(panel.astype(np.uint8)).resize(size, Image.Resampling.BOX)
+        joined.paste(picture, (place * size[0], CAPTION))
+        write.text((place * size[0] + 4, 2), caption, fill="white")
+    return np.asarray(joined)
