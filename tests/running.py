@@ -1,9 +1,10 @@
-"""Tiny training runs, in a fork server that has the imports behind it: a run costs its work and not its start."""
+"""Tiny runs of commands, in a fork server that has the imports behind it: a run costs its work and not its start."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import multiprocessing
 import os
@@ -20,7 +21,8 @@ from PIL import Image
 from dino.errors import exit_code
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["dino.training.trainer", "dino.evaluation.knn", "torch.utils.tensorboard"])
+PRELOAD = ("training.trainer", "evaluation.knn", "evaluation.segmentation")
+SERVER.set_forkserver_preload([*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard"])
 
 TINY = (
     *("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8"),
@@ -55,12 +57,14 @@ class Result:
 
 
 class Job:
-    """One run of main_dino.py's main in a process of its own."""
+    """One run of a command's main in a process of its own."""
 
-    def __init__(self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None, command: str = "main_dino"
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / f"job{len(list(folder.glob('job*.txt')))}.txt"
-        self.process = SERVER.Process(target=_run, args=(words, str(self.output), prepare))
+        self.process = SERVER.Process(target=_run, args=(command, words, str(self.output), prepare))
         self.process.start()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -90,6 +94,21 @@ def train_pair(
     folder: Path, *words: object, prepare: tuple[Callable[[], None] | None, Callable[[], None] | None] = (None, None)
 ) -> list[Result]:
     """The same with two processes, as a launcher starts them; `prepare` has what each of them does first."""
+    return run_pair(folder, "main_dino", *TINY, *words, prepare=prepare)
+
+
+def run_alone(folder: Path, command: str, *words: object, prepare: Callable[[], None] | None = None) -> Result:
+    """Run a command, named by its script, to its end."""
+    return Job(folder, [*map(str, words)], prepare, command).wait()
+
+
+def run_pair(
+    folder: Path,
+    command: str,
+    *words: object,
+    prepare: tuple[Callable[[], None] | None, Callable[[], None] | None] = (None, None),
+) -> list[Result]:
+    """The same with two processes, as a launcher starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -98,8 +117,9 @@ def train_pair(
         for job in [
             Job(
                 folder / f"rank{rank}",
-                [*TINY, *map(str, words)],
+                [*map(str, words)],
                 functools.partial(_be_rank, rank, port, prepare[rank]),
+                command,
             )
             for rank in range(2)
         ]
@@ -113,10 +133,9 @@ def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
         prepare()
 
 
-def _run(words: list[str], output: str, prepare: Callable[[], None] | None) -> None:
+def _run(command: str, words: list[str], output: str, prepare: Callable[[], None] | None) -> None:
     import torch
 
-    import main_dino
     from dino.training import build
 
     torch.set_num_threads(1)
@@ -128,7 +147,7 @@ def _run(words: list[str], output: str, prepare: Callable[[], None] | None) -> N
         sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", buffering=0), write_through=True)
         if prepare is not None:
             prepare()
-        code = exit_code(lambda: main_dino.main(words))
+        code = exit_code(lambda: importlib.import_module(command).main(words))
     sys.exit(code)
 
 
