@@ -61,8 +61,8 @@ class BackboneFlags:
 
     arch: str = flag(
         "vit_small",
-        "vit_mini, vit_tiny, vit_small, vit_base, deit_tiny, deit_small, any torchvision classification model "
-        "(resnet50), or xcit_* of timm",
+        "vit_mini, vit_tiny, vit_small, vit_base, vit_large, deit_tiny, deit_small, any torchvision classification "
+        "model (resnet50), xcit_* of timm, or mae (a masked autoencoder's ViT, told by its weights)",
     )
     patch_size: int = flag(16, "side of a ViT patch in pixels; smaller is better and slower", least=1)
 
@@ -193,6 +193,24 @@ class WeightsFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Pre-train a vision backbone with DINO. `--data_path demo` needs no data of yours."""
+
+    device: DeviceFlags
+    precision: PrecisionFlags
+    launch: LaunchFlags
+    backbone: BackboneFlags
+    student: StudentFlags
+    teacher: TeacherFlags
+    optim: OptimFlags
+    crops: CropFlags
+    data: DataFlags
+    train_data: TrainDataFlags
+    run: RunFlags
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class KnnFlags:
     """The weighted k-NN vote (paper, section 4.1)."""
 
@@ -275,24 +293,6 @@ class FeatureFileFlags:
         None, "blocks to take, counted from 1; without it the network's output; ViT only", least=1
     )
     patches: bool = flag(False, "also the grid of patch tokens; ViT only, not for .csv", switch=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Pre-train a vision backbone with DINO. `--data_path demo` needs no data of yours."""
-
-    device: DeviceFlags
-    precision: PrecisionFlags
-    launch: LaunchFlags
-    backbone: BackboneFlags
-    student: StudentFlags
-    teacher: TeacherFlags
-    optim: OptimFlags
-    crops: CropFlags
-    data: DataFlags
-    train_data: TrainDataFlags
-    run: RunFlags
-    explicit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,6 +472,46 @@ class SegmentationMetricsOptions:
     refresh: RefreshFlags
     report: ReportFlags
     explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PropagationFlags:
+    """How labels go from frame to frame (paper, section 4.2.2)."""
+
+    n_last_frames: int = flag(7, "frames before the current one that give it labels, besides the first one", least=1)
+    size_mask_neighborhood: int = flag(
+        12,
+        "how far from a position its labels may come, in positions of the feature grid; 0 means any distance",
+        least=0,
+    )
+    topk: int = flag(5, "most similar positions, over all of these frames, whose labels are mixed", least=1)
+    bs: int = flag(6, "accepted, as the original takes it and does not use it; see --batch_size_per_device", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderFlags:
+    """What the driving fork asks for masked-autoencoder weights."""
+
+    path_to_mae_repo: str | None = flag(None, "accepted, not needed: --arch mae reads the weights by itself")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PropagationOptions(EvaluationOptions):
+    """Segment every sequence of DAVIS 2017's validation split from its first frame's labels, by a frozen backbone."""
+
+    # Features of so many frames at a time; more only pays on a device that one frame does not fill.
+    DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 1}
+
+    propagation: PropagationFlags
+    output: OutputFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingOptions(PropagationOptions):
+    """Segment driving runs, labelled every so many frames, by a frozen backbone."""
+
+    refresh: RefreshFlags
+    autoencoder: AutoencoderFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dino import flags
 from dino.errors import OptionError
-from dino.flags import CopyDetectionOptions, KnnOptions, RetrievalOptions, SubmitOptions, TrainOptions
 from dino.options import as_dict, flags_of, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,29 @@ KNN = {
     "--max_batches": None,
     "--dump_tb_events": None,
 }
-EVALUATION = {name: KNN[name] for name in list(KNN)[: list(KNN).index("--nb_knn")]}
+FROZEN = {
+    name: KNN[name]
+    for name in (
+        *("--device", "--lazy_mode", "--dist_url", "--local_rank", "--arch", "--patch_size", "--pretrained_weights"),
+        *("--checkpoint_key", "--random_weights", "--json"),
+    )
+}
+EVALUATION = FROZEN | {name: KNN[name] for name in ("--data_path", "--batch_size_per_device", "--num_workers")}
+LINEAR = EVALUATION | {
+    "--n_last_blocks": 4,
+    "--avgpool_patchtokens": False,
+    "--num_labels": None,
+    "--val_freq": 1,
+    "--evaluate": False,
+    "--pretrained_linear": None,
+    "--cache_features": False,
+    "--lr": 0.001,
+    "--data_limit": None,
+    "--output_dir": ".",
+    "--epochs": 100,
+    "--seed": 0,
+}
+FEATURE_FILE = EVALUATION | {"--output": None, "--layers": None, "--patches": False}
 COPY_DETECTION = EVALUATION | {
     "--arch": "vit_base",
     "--patch_size": 8,
@@ -108,26 +130,71 @@ RETRIEVAL = EVALUATION | {
     "--multiscale": False,
     "--crop_queries": False,
 }
-ALIASES = {"--local_rank": ("--local-rank",), "--batch_size_per_device": ("--batch_size_per_gpu",)}
-OWN_ALIASES = {
-    KnnOptions: {"--store_on_device": ("--use_cuda",)},
-    SegmentationMetricsOptions: {"--dataset_path": ("--data_path",)},
+PROPAGATION = EVALUATION | {
+    "--batch_size_per_device": 1,
+    "--output_dir": ".",
+    "--n_last_frames": 7,
+    "--size_mask_neighborhood": 12,
+    "--topk": 5,
+    "--bs": 6,
+}
+VIDEO_SEGMENTATION = PROPAGATION
+DRIVING = PROPAGATION | {"--refresh_label_interval": 50, "--path_to_mae_repo": None}
+SEGMENTATION_METRICS = {
+    "--dataset_path": None,
+    "--prediction_path": None,
+    "--layout": None,
+    "--num_classes": 27,
+    "--ignore_label": None,
+    "--skip_refreshed": False,
+    "--csv": None,
+    "--pictures": None,
+    "--refresh_label_interval": 50,
+    "--json": None,
+}
+ATTENTION = FROZEN | {
+    "--patch_size": 8,
+    "--image_path": None,
+    "--image_size": (480, 480),
+    "--threshold": None,
+    "--output_dir": ".",
+}
+ATTENTION_VIDEO = FROZEN | {
+    "--patch_size": 8,
+    "--input_path": None,
+    "--output_path": "./",
+    "--resize": None,
+    "--video_only": False,
+    "--fps": 30.0,
+    "--video_format": "mp4",
+    "--threshold": None,
+}
+TABLE = {  # by script: its options, their frozen defaults, and whose recorded flags it must have
+    "main_dino": (flags.TrainOptions, TRAIN, "gaudi/main_dino.py"),
+    "eval_knn": (flags.KnnOptions, KNN, "gaudi/eval_knn.py"),
+    "eval_linear": (flags.LinearOptions, LINEAR, "gaudi/eval_linear.py"),
+    "extract_features": (flags.FeatureFileOptions, FEATURE_FILE, None),
+    "eval_copy_detection": (flags.CopyDetectionOptions, COPY_DETECTION, "gaudi/eval_copy_detection.py"),
+    "eval_image_retrieval": (flags.RetrievalOptions, RETRIEVAL, "gaudi/eval_image_retrieval.py"),
+    "eval_video_segmentation": (flags.PropagationOptions, VIDEO_SEGMENTATION, "gaudi/eval_video_segmentation.py"),
+    "eval_ipace_segmentation": (flags.DrivingOptions, DRIVING, "driving/eval_ipace_segmentation.py"),
+    "compute_segmentation_metrics": (flags.SegmentationMetricsOptions, SEGMENTATION_METRICS, None),
+    "visualize_attention": (flags.AttentionOptions, ATTENTION, "gaudi/visualize_attention.py"),
+    "video_generation": (flags.AttentionVideoOptions, ATTENTION_VIDEO, "gaudi/video_generation.py"),
+}
+ALIASES = {
+    "--local_rank": ("--local-rank",),
+    "--batch_size_per_device": ("--batch_size_per_gpu",),
+    "--store_on_device": ("--use_cuda",),
+    "--dataset_path": ("--data_path",),
 }
 # Flags of the reference whose default is another one here: chosen at start, or with no default that could be right.
-DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights"}
+DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights", "--num_labels"}
 DEPARTURES |= {"--distractors_path", "--whitening_path"}
+OWN_DEPARTURES = {flags.AttentionVideoOptions: {"--threshold"}}  # masks are made where they are asked for
 
-COMMAND_CLASSES = (TrainOptions, KnnOptions, CopyDetectionOptions, RetrievalOptions)
-COMMANDS = pytest.mark.parametrize(
-    ("command", "frozen", "reference"),
-    [
-        (TrainOptions, TRAIN, "gaudi/main_dino.py"),
-        (KnnOptions, KNN, "gaudi/eval_knn.py"),
-        (CopyDetectionOptions, COPY_DETECTION, "gaudi/eval_copy_detection.py"),
-        (RetrievalOptions, RETRIEVAL, "gaudi/eval_image_retrieval.py"),
-    ],
-    ids=["main_dino", "eval_knn", "eval_copy_detection", "eval_image_retrieval"],
-)
+COMMAND_TYPES = tuple(options for options, _, _ in TABLE.values())
+COMMANDS = pytest.mark.parametrize(("command", "frozen", "reference"), TABLE.values(), ids=TABLE.keys())
 
 
 def plain_default(entry):
@@ -142,13 +209,6 @@ def read_entries(facts, reference):
     """The flags of a reference's script; none of a command that no reference has."""
     recorded = json.loads((facts / "reference_flags.json").read_text(encoding="utf-8"))
     return [] if reference is None else recorded[reference]
-
-
-def entries_of(reference, facts):
-    """The recorded flags of a command of the reference; skips a command that has none recorded."""
-    if reference is None:
-        pytest.skip("no flags of this command are recorded")
-    return json.loads((facts / "reference_flags.json").read_text(encoding="utf-8"))[reference]
 
 
 def declared_fields(path):
@@ -178,7 +238,7 @@ def test_parsing_nothing_gives_the_frozen_defaults(command, frozen, reference):
 
 @COMMANDS
 def test_other_spellings_are_frozen(command, frozen, reference):
-    others = ALIASES | ({"--store_on_device": ("--use_cuda",)} if "--store_on_device" in frozen else {})
+    others = {name: words for name, words in ALIASES.items() if name in frozen}
     assert {k.words[0]: k.words[1:] for k in flags_of(command) if k.words[1:]} == others
 
 
@@ -206,7 +266,7 @@ def test_each_flag_is_declared_once_in_the_project():
     files = [*sorted((ROOT / "dino").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
     count = Counter(name for path in files for name in declared_fields(path))
     assert {name for name, times in count.items() if times > 1} == set()
-    assert {k.field for command in COMMAND_CLASSES for k in flags_of(command)} <= count.keys()
+    assert {k.field for command in COMMAND_TYPES for k in flags_of(command)} <= count.keys()
 
 
 @COMMANDS
@@ -220,9 +280,9 @@ def test_every_flag_says_what_it_means(command, frozen, reference):
     assert all(known.spec.help.strip() for known in flags_of(command))
 
 
-@pytest.mark.parametrize("command", [*COMMAND_CLASSES, SubmitOptions])
+@pytest.mark.parametrize("command", [*COMMAND_TYPES, flags.SubmitOptions])
 def test_every_number_has_a_bound_that_its_default_keeps(command):
-    numbers = {"int", "float", "int | None", "tuple[int, ...]", "tuple[int, ...] | None"}
+    numbers = {"int", "float", "int | None", "float | None", "tuple[int, ...]", "tuple[int, ...] | None"}
     for known in flags_of(command):
         if getattr(known.annotation, "__name__", str(known.annotation)) in numbers or str(known.annotation) in numbers:
             assert known.field == "local_rank" or known.spec.least is not None, known.field
@@ -248,10 +308,10 @@ def test_a_number_out_of_bounds_is_refused_by_flag_value_and_bounds(flag, value,
     recipe.write_text(f"{flag[2:]}: {value if value[-1].isdigit() else '.' + value}")
     for words in ([f"{flag}={value}"], ["--config", str(recipe)]):
         with pytest.raises(OptionError, match=rf"^{flag} {value} cannot be; give {bounds}$"):
-            parse(TrainOptions, words)
+            parse(flags.TrainOptions, words)
 
 
-@pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py", "eval_copy_detection.py", "eval_image_retrieval.py"])
+@pytest.mark.parametrize("script", [f"{name}.py" for name in TABLE])
 def test_help_does_not_import_torch(script):
     program = (
         "import runpy, sys\n"
@@ -267,4 +327,4 @@ def test_help_does_not_import_torch(script):
         [sys.executable, "-c", program], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "--arch" in done.stdout
+    assert "--config" in done.stdout

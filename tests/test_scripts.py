@@ -33,7 +33,7 @@ def run_script(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_the_flags(script: str) -> None:
     result = run_script(script, "--help")
-    assert result.returncode == 0 and "--arch" in result.stdout, result.stderr
+    assert result.returncode == 0 and "--config" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("script", ["main_dino.py", "eval_knn.py", "eval_linear.py"])

@@ -34,6 +34,8 @@ VITS = {
     "vit_tiny": VitShape(embed_dim=192, depth=12, heads=3),
     "vit_small": VitShape(embed_dim=384, depth=12, heads=6),
     "vit_base": VitShape(embed_dim=768, depth=12, heads=12),
+    "vit_large": VitShape(embed_dim=1024, depth=24, heads=16),  # of masked autoencoders; none of the paper's
+    "vit_huge": VitShape(embed_dim=1280, depth=32, heads=16),
 }
 VITS |= {"deit_tiny": VITS["vit_tiny"], "deit_small": VITS["vit_small"]}
 

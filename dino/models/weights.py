@@ -53,6 +53,8 @@ PUBLISHED_FOR_RETRIEVAL: Published = {
     ("vit_small", 16): "dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
 }
 DEFAULT_SIZE = 224  # pixels; what weights without options were trained at
+MAE = "mae"  # an architecture's name: the ViT of a masked autoencoder's file, which its tensors tell
+NETWORK_KEYS = ("state_dict", "model")  # where files of other projects hold the network; model is the autoencoder's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +113,16 @@ def load_backbone(
 
 
 def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapping[str, Tensor]:
-    """One network's tensors: `state[key]` of a checkpoint, or the file itself where it holds nothing but tensors.
+    """One network's tensors: `state[key]` of a checkpoint, what other projects call it, or the file itself.
 
     Raises:
         WeightsError: Neither.
     """
     if isinstance(state.get(key), Mapping):
         return state[key]
-    if isinstance(state.get("state_dict"), Mapping):
-        return state["state_dict"]
+    for name in NETWORK_KEYS:
+        if isinstance(state.get(name), Mapping):
+            return state[name]
     if state and all(isinstance(value, Tensor) for value in state.values()):
         return state
     raise WeightsError(f"{path} has no network {key!r}; it holds {', '.join(map(str, state))}: set --checkpoint_key")
@@ -239,6 +242,8 @@ def _describe(
     guessed = _guess(tensors)
     known = {**vars(flags), **guessed, **{name: args[name] for name in vars(flags) if name in args}}
     known |= {name: value for name, value in vars(flags).items() if name in explicit}
+    if known["arch"] == MAE:
+        known["arch"] = _name_autoencoder(guessed)
     in_chans = int(args.get("in_chans", guessed.get("in_chans", 3)))
     image_size = int(args.get("global_crops_size", guessed.get("image_size", DEFAULT_SIZE)))
     module = build_backbone(
@@ -266,3 +271,10 @@ def _guess(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     image_size = math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch_size
     found = {"patch_size": patch_size, "in_chans": in_chans, "image_size": image_size}
     return found | ({"arch": arch} if arch else {})
+
+
+def _name_autoencoder(guessed: Mapping[str, Any]) -> str:
+    """Which of our vision transformers the encoder is."""
+    if "arch" not in guessed:
+        raise WeightsError(f"--arch {MAE} wants --pretrained_weights with the encoder of a masked autoencoder (a ViT)")
+    return guessed["arch"]

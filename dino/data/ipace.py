@@ -1,0 +1,50 @@
+"""Driving data: a run, or a folder of runs, with labels for every so many frames.
+
+RUN/image/*.jpg         frames, in the order of their names
+RUN/segmentation/*.png  label maps of some or all of them, by the same names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dino.data.davis import Clip, check_clips, list_frames
+from dino.data.label_maps import DRIVING_PALETTE
+from dino.errors import DataError
+
+IMAGES, LABELS = "image", "segmentation"
+
+
+def open_runs(data_path: str | None, interval: int) -> list[Clip]:
+    """List the runs, each cut into clips that begin with true labels.
+
+    Args:
+        data_path: A folder that holds `image` and `segmentation`, or a folder of such folders.
+        interval: Frames of a clip; the last one of a run may be shorter.
+
+    Raises:
+        DataError: No run, a run without frames, a label map that is missing where a clip begins, or sizes that differ.
+    """
+    asked = f"name a run, which holds {IMAGES} and {LABELS}, or a folder of runs"
+    if not data_path:
+        raise DataError(f"--data_path is missing: {asked}")
+    root = Path(data_path)
+    if not root.is_dir():
+        raise DataError(f"--data_path {root} does not exist: {asked}")
+    runs = [root] if _is_run(root) else sorted(folder for folder in root.iterdir() if _is_run(folder))
+    if not runs:
+        raise DataError(f"--data_path {root} holds no run: {asked}")
+    return check_clips(clip for run in runs for clip in _cut_run(run, interval))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / IMAGES).is_dir() or (folder / LABELS).is_dir()
+
+
+def _cut_run(run: Path, interval: int) -> Iterator[Clip]:
+    frames = list_frames(run / IMAGES)
+    for start in range(0, len(frames), interval):
+        labels = run / LABELS / f"{frames[start].stem}.png"
+        part = frames[start : start + interval]
+        yield Clip(name=run.resolve().name, frames=part, labels=labels, palette=DRIVING_PALETTE)

@@ -1,0 +1,174 @@
+"""Labels of earlier frames carried to the next one by nearest features (paper, section 4.2.2; Jabri et al., 2020).
+
+The formulas are those of label_propagation and norm_mask in the original's eval_video_segmentation.py. There each
+position of the new frame is compared with all positions of all context frames and a mask then blanks what lies outside
+its neighbourhood. Here the new frame is cut into tiles, and a tile is compared with the rectangle around it alone.
+
+Shapes: T context frames, H W positions of the feature grid, D width, C labels; Q positions of a tile, K positions of
+the rectangle that holds the neighbourhoods of all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.1  # of the similarity's exponential; fixed in the original
+TILE = (10, 13)  # largest tile in rows and columns; measured on a CPU at 60 x 104 and 30 x 52, both are flat around it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A rectangle of the new frame, and the one of every context frame that its positions are compared with.
+
+    Attributes:
+        queries: Rows and columns of the new frame, Q positions.
+        keys: Rows and columns of a context frame, K positions.
+        penalty: (Q, 1, K) float32: 0 within the query's neighbourhood, -inf outside.
+    """
+
+    queries: tuple[slice, slice]
+    keys: tuple[slice, slice]
+    penalty: Tensor
+
+
+def plan_tiles(grid: tuple[int, int], radius: int, device: torch.device) -> tuple[Tile, ...]:
+    """Cover a grid with tiles of one size, whose keys are of one size too, so that all of them are one computation.
+
+    Where the grid is no multiple of the tile, the last tiles overlap their neighbours; at the edges of the grid the keys
+    are moved inside instead of cut.
+
+    Args:
+        grid: H and W.
+        radius: A neighbourhood is the square of 2 radius + 1 positions around the query; 0 means the whole grid.
+        device: Where the penalties live.
+    """
+    reach = radius or max(grid)
+    rows, columns = (_plan_side(side, most, reach) for side, most in zip(grid, TILE, strict=True))
+    # Most tiles lie alike within their keys; they share one penalty.
+    place = functools.cache(lambda *parts: _build_penalty(*parts, reach).to(device))
+
+    def build(row: tuple[range, range], column: tuple[range, range]) -> Tile:
+        from_corner = [range(q.start - k.start, q.stop - k.start) for q, k in (row, column)]
+        penalty = place(*from_corner, len(row[1]), len(column[1]))
+        queries, keys = ((_slice(row[part]), _slice(column[part])) for part in (0, 1))
+        return Tile(queries=queries, keys=keys, penalty=penalty)
+
+    return tuple(build(row, column) for row in rows for column in columns)
+
+
+def _slice(positions: range) -> slice:
+    return slice(positions.start, positions.stop)
+
+
+def _plan_side(side: int, most: int, reach: int) -> list[tuple[range, range]]:
+    """Queries and keys of every tile along one side of the grid."""
+    length = -(-side // -(-side // most))
+    width = min(side, length + 2 * reach)
+    starts = (min(start, side - length) for start in range(0, side, length))
+    corners = ((start, min(max(start - reach, 0), side - width)) for start in starts)
+    return [(range(start, start + length), range(corner, corner + width)) for start, corner in corners]
+
+
+def _build_penalty(rows: range, columns: range, height: int, width: int, reach: int) -> Tensor:
+    """(Q, 1, K) for queries at `rows` and `columns` of the `height` x `width` keys."""
+    down, right = (
+        (torch.tensor(queries, device="cpu")[:, None] - torch.arange(keys, device="cpu")).abs() <= reach
+        for queries, keys in ((rows, height), (columns, width))
+    )
+    near = (down[:, None, :, None] & right[None, :, None, :]).reshape(len(rows) * len(columns), 1, height * width)
+    return torch.where(near, 0.0, -torch.inf)
+
+
+class Context:
+    """The frames that labels come from: the first of a clip and the last ones before the current.
+
+    They lie in buffers of one size from the start, because a context that grows would be a new shape with every frame;
+    places that are empty yet carry a penalty.
+
+    Attributes:
+        features: (T, H, W, D) float32 of length 1.
+        labels: (T, H, W, C) float32, as soft as they were propagated.
+        penalty: (T, 1) float32: 0, or -inf where no frame is.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, *, last: int) -> None:
+        """Begin a clip.
+
+        Args:
+            features: (H, W, D) of the first frame, of length 1.
+            labels: (H, W, C), one-hot.
+            last: How many of the last frames are kept besides, 1 or more; T = 1 + last.
+        """
+        self.features, self.labels = (first.new_zeros((1 + last, *first.shape)) for first in (features, labels))
+        self.penalty = features.new_full((1 + last, 1), -torch.inf)
+        # The place of the next frame is counted on the device: a number of the host would be a new graph each time.
+        self.last, self.place = last, torch.zeros(1, dtype=torch.int64, device=features.device)
+        self._write(features, labels)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Keep a frame, (H, W, D) and (H, W, C), in the place of the oldest but the first."""
+        self._write(features, labels)
+
+    def _write(self, features: Tensor, labels: Tensor) -> None:
+        for kept, new in ((self.features, features), (self.labels, labels)):
+            kept.index_copy_(0, self.place, new[None])
+        self.penalty.index_fill_(0, self.place, 0.0)
+        self.place = self.place % self.last + 1
+
+
+@torch.inference_mode()
+def propagate_labels(features: Tensor, context: Context, tiles: tuple[Tile, ...], *, topk: int) -> Tensor:
+    """Give each position the mean label of its most similar context positions, weighted by exp(cosine / 0.1).
+
+    The most similar are the `topk` over all context frames together; those as similar as the last of them count too.
+
+    Args:
+        features: (H, W, D) float32 of the new frame, of length 1.
+        context: Frames to take labels from.
+        tiles: Of this grid.
+        topk: Positions that count; where fewer lie in the neighbourhood, all of them.
+
+    Returns:
+        (H, W, C) float32; labels that are not negative and sum to 1 give such labels.
+    """
+    queries = features / TEMPERATURE
+    found = features.new_empty((*features.shape[:2], context.labels.shape[-1]))
+    for tile in tiles:
+        query = queries[tile.queries].flatten(0, 1)
+        keys, labels = (part[:, *tile.keys].flatten(0, 2) for part in (context.features, context.labels))
+        scores = (query @ keys.T).unflatten(1, (len(context.penalty), -1))
+        scores = scores.add_(tile.penalty).add_(context.penalty).flatten(1)
+        least = scores.topk(min(topk, scores.shape[1]), dim=1).values[:, -1:]
+        weights = scores.masked_fill_(scores < least, -torch.inf).softmax(dim=1)
+        height = tile.queries[0].stop - tile.queries[0].start
+        found[tile.queries] = (weights @ labels).unflatten(0, (height, -1))
+    return found
+
+
+@torch.inference_mode()
+def decide_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Choose one label for every pixel of the frame.
+
+    Bilinear to the frame's size, then each label stretched to [0, 1] over the frame (norm_mask of the original; a label
+    that is the same everywhere stays as it is, there it is divided by zero), then the largest.
+
+    Args:
+        labels: (H, W, C) float32.
+        size: Height and width in pixels.
+
+    Returns:
+        (height, width) uint8, indices among the C labels.
+    """
+    soft = F.interpolate(labels.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)[0]
+    return stretch(soft).max(dim=0).indices.to(torch.uint8)  # argmax alone takes eight times as long on a CPU
+
+
+def stretch(soft: Tensor) -> Tensor:
+    """Each of C maps (C, height, width) from its smallest and largest value to [0, 1], unless these are equal."""
+    least, most = soft.amin(dim=(1, 2), keepdim=True), soft.amax(dim=(1, 2), keepdim=True)
+    return torch.where(most > least, (soft - least) / (most - least), soft)

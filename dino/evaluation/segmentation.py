@@ -1,0 +1,179 @@
+"""Clips segmented from their first frame's labels: frames to features, labels from frame to frame, label maps to disk.
+
+Shapes: B frames, C channels or labels, H W positions of the feature grid, D width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino.data.davis import FRAME_NORMALISATION, Clip, compute_frame_size, open_davis, resize_frame
+from dino.data.ipace import open_runs
+from dino.data.label_maps import read_label_map, resize_labels, write_label_map
+from dino.data.loaders import Share, ViewDataset, read_views
+from dino.data.photometric import IMAGENET_STD, Normalisation, build_normalisation
+from dino.data.sources import ImageSource
+from dino.errors import OptionError
+from dino.evaluation.features import Reading, build_reading
+from dino.evaluation.propagation import Context, decide_labels, plan_tiles, propagate_labels
+from dino.flags import DrivingOptions, PropagationFlags, PropagationOptions
+from dino.models.dense import build_dense
+from dino.models.weights import TrainedBackbone, load_backbone
+from dino.runtime.context import Run, make_output_folder
+from dino.runtime.metrics import write_result
+from dino.runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY = 20  # frames between two progress lines
+
+
+def segment_davis(options: PropagationOptions, run: Run) -> None:
+    """Segment the validation split of DAVIS 2017 (the original's eval_video_segmentation.py).
+
+    Args:
+        options: The command line of eval_video_segmentation.py.
+        run: Device and processes; whole sequences are shared out.
+
+    Raises:
+        DataError: A file is missing, damaged or of another size; all but damage is found before the work begins.
+        WeightsError: The weights do not fit.
+        OptionError: The output folder is not usable, or the network has no map of features.
+    """
+    segment_clips(open_davis(options.data.data_path), options, run)
+
+
+def segment_runs(options: DrivingOptions, run: Run) -> None:
+    """Segment driving runs, anew from the labels of every `--refresh_label_interval`-th frame (the driving fork).
+
+    First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
+    Raises as `segment_davis`.
+    """
+    segment_clips(open_runs(options.data.data_path, options.refresh.refresh_label_interval), options, run)
+
+
+def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) -> None:
+    """Write OUTPUT_DIR/NAME/FRAME.png for every frame of every clip; all are there when it returns, on any process.
+
+    Args:
+        clips: To segment; clips of one name are parts of one sequence.
+        options: The command line.
+        run: Device and processes.
+    """
+    began, output = time.monotonic(), make_output_folder(options.output.output_dir)
+    _protect_labels(clips, output)
+    with run.processes.first_goes_first():
+        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+    reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
+    mine, done = clips[run.processes.rank :: run.processes.world], 0
+    features = extract_maps(mine, backbone, run, reading)
+    progress = Progress(sum(len(clip.frames) for clip in mine), "segmentation", shown=run.processes.is_first)
+    for clip in mine:
+        for number in _segment(clip, features, options.propagation, output / clip.name, run):
+            if number == len(clip.frames) or number % PROGRESS_EVERY == 0:
+                progress.advance(done + number, {"clip": clip.name})
+        done += len(clip.frames)
+    progress.close()
+    run.processes.barrier()
+    if run.processes.is_first:
+        names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
+        logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
+        found = {"sequences": len(names), "frames": frames, "seconds": time.monotonic() - began}
+        write_result(options.report.json, {**found, "output_dir": str(output)})
+
+
+def _protect_labels(clips: Sequence[Clip], output: Path) -> None:
+    for clip in clips:
+        if (output / clip.name).resolve() == clip.labels.parent.resolve():
+            raise OptionError(
+                f"--output_dir {output} would overwrite the true labels {clip.labels.parent}; name another"
+            )
+
+
+def _segment(clip: Clip, features: Iterator[Tensor], flags: PropagationFlags, folder: Path, run: Run) -> Iterator[int]:
+    """Write the label maps of one clip, its first frame's as given; yields the number of those that are there."""
+    truth, palette = read_label_map(clip.labels)
+    folder.mkdir(exist_ok=True)
+    found = itertools.islice(features, len(clip.frames))
+    for number, labels in enumerate(propagate_clip(truth, found, flags, run, clip.name), start=1):
+        path = folder / f"{clip.frames[number - 1].stem}.png"
+        write_label_map(path, labels, palette or clip.palette)
+        yield number
+
+
+def propagate_clip(
+    truth: NDArray[np.uint8], features: Iterator[Tensor], flags: PropagationFlags, run: Run, name: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Label every frame of a clip.
+
+    Labels are any numbers of a byte. One that is smaller than a position of the feature grid can get lost when the
+    labels are scaled to it by nearest neighbour, as in the original; here a line says so.
+
+    Args:
+        truth: (height, width), the labels of the first frame.
+        features: (H, W, D) of every frame, of length 1.
+        flags: Neighbourhood, context and number of neighbours.
+        run: The device that holds the features.
+        name: Of the clip, for that line.
+
+    Yields:
+        (height, width) uint8 of every frame; of the first frame `truth` itself.
+    """
+    first = next(features)
+    grid = (first.shape[0], first.shape[1])
+    small = resize_labels(truth, grid)
+    known = np.unique(small)
+    lost = np.setdiff1d(truth, known)
+    if len(lost):
+        logger.warning("%s: too small for a grid of %dx%d, lost: label %s", name, *grid, ", ".join(map(str, lost)))
+    chosen = F.one_hot(torch.from_numpy(np.searchsorted(known, small)), len(known))
+    context = Context(first, run.device.place(chosen.float()), last=flags.n_last_frames)
+    tiles = plan_tiles(grid, flags.size_mask_neighborhood, first.device)
+    yield truth
+    for found in features:
+        labels = propagate_labels(found, context, tiles, topk=flags.topk)
+        context.add(found, labels)
+        decided = decide_labels(labels, compute_frame_size(*truth.shape))
+        yield resize_labels(known[decided.cpu().numpy()], truth.shape)
+
+
+def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, reading: Reading) -> Iterator[Tensor]:
+    """Yield the features (H, W, D) float32, of length 1, of every frame of every clip, in order.
+
+    Raises:
+        DataError: A frame cannot be decoded.
+    """
+    infer, normalisation = run.device.compile_eval(build_dense(backbone)), choose_normalisation(backbone)
+    names = tuple(str(path) for clip in clips for path in clip.frames)
+    dataset = ViewDataset(
+        ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()
+    )
+    settings = {"pin_memory": run.device.pins_memory, "start": run.device.loader_start}
+    frames = read_views(dataset, batch_size=1, workers=reading.workers, **settings)
+    for clip in clips:
+        # Sizes differ between clips, so batches end with them; a rest is filled up, for another B is another graph.
+        size = min(reading.batch_size, len(clip.frames))
+        for start in range(0, len(clip.frames), size):
+            pixels = torch.cat(
+                [frame.pixels for frame in itertools.islice(frames, min(size, len(clip.frames) - start))]
+            )
+            filled = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
+            maps = F.normalize(infer(normalisation(run.device.place(filled))).float(), dim=1)
+            yield from maps.permute(0, 2, 3, 1)[: len(pixels)].contiguous()
+
+
+def choose_normalisation(backbone: TrainedBackbone) -> Normalisation:
+    """The original's constants for video where the network was trained with ImageNet's, else the network's own."""
+    own = build_normalisation(backbone.in_chans, backbone.normalisation)
+    return replace(own, std=FRAME_NORMALISATION.std) if own.std == IMAGENET_STD else own

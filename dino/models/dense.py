@@ -1,0 +1,61 @@
+"""From a backbone to a map of features: one vector a patch of a ViT, one a position of a convnet's last feature map."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import Tensor, nn
+
+from dino.errors import OptionError
+from dino.models.vit import VisionTransformer
+from dino.models.weights import TrainedBackbone
+
+# Names that torchvision's networks give to the part whose output is the last feature map, width first: swin, ResNet and
+# its kin, RegNet, MNASNet, ShuffleNet, GoogLeNet, Inception; all others call it features.
+LAST_MAPS = ("permute", "layer4", "trunk_output", "layers", "conv5", "inception5b", "Mixed_7c", "features")
+
+
+class PatchMap(nn.Module):
+    """The last block's normalised patch tokens of a ViT, without CLS (extract_feature in eval_video_segmentation.py)."""
+
+    def __init__(self, network: VisionTransformer) -> None:
+        """Wrap a network."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) -> (B, D, H, W), H and W the whole patches that fit."""
+        patches = self.network.get_intermediate_layers(images)[0][:, 1:]
+        rows = images.shape[-2] // self.network.patch_size
+        return patches.transpose(1, 2).unflatten(2, (rows, -1))
+
+
+class LastMap(nn.Module):
+    """The last of the feature maps that a network of timm names."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Wrap a network."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) -> (B, D, H, W)."""
+        return self.network.forward_intermediates(images, indices=1, intermediates_only=True, norm=True)[0]
+
+
+def build_dense(backbone: TrainedBackbone) -> nn.Module:
+    """Make a module (B, C, height, width) -> (B, D, H, W) of a backbone; the weights are shared.
+
+    Raises:
+        OptionError: The architecture has no feature map.
+    """
+    network = backbone.module
+    if isinstance(network, VisionTransformer):
+        return PatchMap(network)
+    if hasattr(network, "forward_intermediates"):
+        return LastMap(network)
+    parts = dict(network.named_children())
+    last = next((name for name in LAST_MAPS if name in parts), None)
+    if last is None:
+        raise OptionError(f"--arch {backbone.arch} has no map of features; name a ViT or a convnet (resnet50)")
+    return nn.Sequential(*itertools.islice(parts.values(), 1 + list(parts).index(last))).eval()

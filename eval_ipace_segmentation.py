@@ -1,0 +1,23 @@
+"""Driving runs by label propagation: `python eval_ipace_segmentation.py --data_path RUNS --pretrained_weights FILE`."""
+
+import sys
+from collections.abc import Sequence
+
+from dino.errors import exit_code
+from dino.flags import DrivingOptions
+from dino.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Segment the runs."""
+    options = parse(DrivingOptions, argv)
+
+    from dino.evaluation.segmentation import segment_runs
+    from dino.runtime.context import open_run
+
+    with open_run(options.device, options.launch) as run:
+        segment_runs(options, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
