@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+import faiss
 import torch
 from torch import Tensor
-
-from dino.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +55,7 @@ class CellIndex:
     """Approximate search by faiss: vectors lie in cells, and a query looks into the nearest of them (IVF)."""
 
     def __init__(self, vectors: Tensor) -> None:
-        """Place the cells and sort (N, D) vectors into them.
-
-        Raises:
-            OptionError: faiss is not installed.
-        """
-        faiss = _import_faiss()
+        """Place the cells and sort (N, D) vectors into them."""
         count, width = vectors.shape
         cells = max(1, min(int(CELLS * math.sqrt(count)), count // TRAINING_POINTS))
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
@@ -80,11 +74,7 @@ class CellIndex:
 
 
 def build_index(kind: str, vectors: Tensor) -> Index:
-    """`exact` or `ivf` over (N, D) float32 vectors.
-
-    Raises:
-        OptionError: faiss is not installed.
-    """
+    """`exact` or `ivf` over (N, D) float32 vectors."""
     return ExactIndex(vectors) if kind == "exact" else CellIndex(vectors)
 
 
@@ -95,11 +85,3 @@ def log_recall(index: Index, vectors: Tensor, queries: Tensor) -> float:
     recall = (exact == found).float().mean().item()
     logger.info("approximate search: recall@1 %.4f against the exact one, on %d queries", recall, len(sample))
     return recall
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise OptionError("--index ivf needs faiss: `pip install faiss-cpu`, or leave the flag out") from error
-    return faiss

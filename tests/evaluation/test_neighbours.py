@@ -1,8 +1,6 @@
 """The nearest vectors are those of a plain sort; an approximate search says how many of them it finds."""
 
-import builtins
 import logging
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.errors import OptionError
-from dino.evaluation import neighbours
 from dino.evaluation.neighbours import CellIndex, ExactIndex, build_index, log_recall
 
 
@@ -43,7 +39,6 @@ def test_the_best_products_are_those_of_a_plain_sort(seed: int, spread: float, c
 
 
 def test_cells_find_nearly_all_and_say_how_many(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     vectors, queries = draw_vectors(1, 5000, 32, spread=0.3), draw_vectors(2, 300, 32, spread=0.3)
     index = build_index("ivf", vectors)
     with caplog.at_level(logging.INFO):
@@ -56,23 +51,9 @@ def test_cells_find_nearly_all_and_say_how_many(caplog: pytest.LogCaptureFixture
 
 
 def test_cells_that_hold_fewer_than_k_repeat_their_last() -> None:
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     vectors = torch.eye(8).repeat(20, 1)
     index = CellIndex(vectors)
     index.index.nprobe = 1
     found = index.search(vectors[:4], 159)
     assert found.places.min() >= 0 and found.places.max() < len(vectors)
     assert (found.products[:, :20] == 1).all()
-
-
-def test_without_faiss_the_remedy_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
-
-    def refuse(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "faiss":
-            raise ImportError(name)
-        return whole(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(OptionError, match="pip install faiss-cpu"):
-        neighbours.build_index("ivf", torch.eye(3))
