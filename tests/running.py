@@ -114,6 +114,11 @@ def run_pair(
     return [job.wait() for job in jobs]
 
 
+def run_alone(folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None) -> Result:
+    """Run a script to its end."""
+    return Job(folder, [*map(str, words)], prepare, script).wait()
+
+
 def run_script(
     folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None, processes: int = 1
 ) -> list[Result]:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino.data.crops import cut_centre
-from dino.data.loaders import Shape, Share, ViewDataset, choose_workers, read_views
+from dino.data.datasets import Shape, Share, ViewDataset
+from dino.data.loaders import choose_workers, read_views
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, DataError

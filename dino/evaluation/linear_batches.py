@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dino.data.crops import cut_random
-from dino.data.loaders import EpochBatches, RandomViewDataset, Share, build_train_loader
+from dino.data.datasets import RandomViewDataset, Share
+from dino.data.loaders import EpochBatches, build_train_loader
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.evaluation.features import Features, Reading, extract_features

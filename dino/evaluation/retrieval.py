@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino.data.loaders import Shape
+from dino.data.datasets import Shape
 from dino.data.oxford_paris import Thumbnail, Truth, open_landmarks
 from dino.data.sources import ImageSource
 from dino.errors import DataError

@@ -55,7 +55,7 @@ def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[ScoredCli
 
 
 def ignored_label(options: SegmentationMetricsOptions, layout: str) -> int | None:
-    """The true label whose pixels do not count: void in DAVIS, `--ignore_label` in driving runs."""
+    """The true label whose pixels are not drawn as wrong: void in DAVIS, `--ignore_label` in driving runs."""
     return VOID if layout == DAVIS else options.metrics.ignore_label
 
 

@@ -66,9 +66,10 @@ def find_objects(clip: ScoredClip) -> range:
 
 
 def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[ObjectScore]:
-    """Score every object of a DAVIS sequence; label 255 is void and counts nowhere.
+    """Score every object of a DAVIS sequence.
 
-    Other true labels, of objects that come later, are background, as in davis2017-evaluation.
+    Other true labels, void (255) and objects that come later, are background, as in the semi-supervised task of
+    davis2017-evaluation, which hands its measures no void.
 
     Raises:
         DataError: A label map cannot be read, or a prediction has a label that is no object.
@@ -76,8 +77,7 @@ def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[Object
     regions, boundaries = [], []
     for frame in frames:
         truth, predicted = read_labels(frame.truth, ALL_LABELS), read_labels(frame.prediction, range(len(objects) + 1))
-        regions.append(compute_iou(count_labels(truth, predicted, len(ALL_LABELS), VOID))[1 : len(objects) + 1])
-        predicted = np.where(truth == VOID, 0, predicted)
+        regions.append(compute_iou(count_labels(truth, predicted, len(ALL_LABELS)))[1 : len(objects) + 1])
         boundaries.append([measure_boundary(truth == label, predicted == label) for label in objects])
     found = np.nan_to_num(regions, nan=1.0)  # nothing there and nothing predicted is right
     return [

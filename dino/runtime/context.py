@@ -99,7 +99,7 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
-def make_output_folder(path: str, *, flag: str = "--output_dir") -> Path:
+def make_output_folder(path: str, flag: str = "--output_dir") -> Path:
     """Make the folder that `flag` names, and prove that it can be written to.
 
     Raises:

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dino.data.crops import CropRecipe
-from dino.data.loaders import CropDataset, Share, TrainLoader, build_train_loader, choose_workers
+from dino.data.datasets import CropDataset, Share
+from dino.data.loaders import TrainLoader, build_train_loader, choose_workers
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.errors import OptionError

@@ -21,19 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops, cut_random
+from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.decode import read_image
-from dino.data.loaders import (
-    CropDataset,
-    EpochBatches,
-    LabelledBatch,
-    RandomViewDataset,
-    Share,
-    TrainLoader,
-    ViewDataset,
-    build_train_loader,
-    choose_workers,
-    read_views,
-)
+from dino.data.loaders import EpochBatches, TrainLoader, build_train_loader, choose_workers, read_views
 from dino.data.sources import ImageSource, open_training_source
 from dino.errors import DataError
 
@@ -284,7 +274,8 @@ def start_run(source: ImageSource, start: str, then: str) -> subprocess.Popen:
         import signal
 
         from dino.data.crops import CropRecipe
-        from dino.data.loaders import CropDataset, Share, build_train_loader
+        from dino.data.datasets import CropDataset, Share
+        from dino.data.loaders import build_train_loader
         from dino.data.sources import open_training_source
 
         if __name__ == "__main__":

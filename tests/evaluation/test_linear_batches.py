@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dino.data.loaders import EpochBatches, Share
+from dino.data.datasets import Share
+from dino.data.loaders import EpochBatches
 from dino.evaluation.features import Features
 from dino.evaluation.linear_batches import CachedBatches
 

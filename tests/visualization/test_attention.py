@@ -273,7 +273,7 @@ def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "error", "text"),
     [
-        (("--image_path", "nowhere.png"), DataError, r"^--image_path nowhere\.png does not exist$"),
+        (("--image_path", "nowhere.png"), DataError, r"^--image_path nowhere\.png does not exist"),
         (("--image_path", "{}"), DataError, r"^--image_path .* holds no image \(looked for \.jpg"),
         (("--image_size", "1", "2", "3"), OptionError, "^--image_size got 3 numbers, wants height and width"),
         (("--image_size", "4"), DataError, "not one patch of 8 pixels fits into 4 x 4; give a larger size"),

@@ -1,0 +1,141 @@
+"""Images by index: what a loader process makes of one image, or the error that stops the run.
+
+Shapes: B images, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dino.data.crops import CropRecipe, Crops, build_rng, cut_crops
+from dino.data.decode import read_image
+from dino.data.sources import ImageSource
+from dino.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, int]  # H, W
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of every batch this process loads."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class CropDataset(Dataset):
+    """(epoch, index) -> the crops of one image, or the error that stops the run."""
+
+    def __init__(self, source: ImageSource, recipe: CropRecipe, *, seed: int, skip_bad: bool) -> None:
+        """Keep the list and the recipe; nothing is read yet."""
+        self.source = source
+        self.recipe = recipe
+        self.seed = seed
+        self.skip_bad = skip_bad
+
+    def __getitem__(self, key: tuple[int, int]) -> Crops | DataError:
+        """Crops of image `index` in `epoch`; an unreadable image gives way to the next one where that is allowed."""
+        epoch, index = key
+        rng = build_rng(self.seed, epoch, index)
+        for replaced in range(len(self.source)):
+            path = self.source.path((index + replaced) % len(self.source))
+            try:
+                return cut_crops(read_image(path, self.recipe.channels), self.recipe, rng, replaced)
+            except DataError as error:
+                if not self.skip_bad:
+                    return DataError(f"{error}; --on_bad_image skip would replace it")
+                logger.warning("%s; skipped", error)
+        return DataError(f"none of the {len(self.source)} images can be read")
+
+
+class LabelledBatch(NamedTuple):
+    """Views (B, C, H, W) uint8, their labels (B,) and their indices in the source (B,), int64."""
+
+    pixels: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class RandomViewDataset(Dataset):
+    """(epoch, index) -> one random view of an image with label and index, or the error that stops the run."""
+
+    def __init__(
+        self, source: ImageSource, cut: Callable[[Tensor, np.random.Generator], Tensor], *, channels: int, seed: int
+    ) -> None:
+        """Keep the list; nothing is read yet.
+
+        Args:
+            source: The images.
+            cut: (C, H, W) uint8 of any size and the image's generator to the view; it travels to the loader processes.
+            channels: C.
+            seed: Of all views.
+        """
+        self.source, self.cut, self.channels, self.seed = source, cut, channels, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> LabelledBatch | DataError:
+        """The view of image `index` in `epoch`, without B."""
+        epoch, index = key
+        rng = build_rng(self.seed, epoch, index)
+        return _read_view(self.source, index, lambda image: self.cut(image, rng), self.channels)
+
+
+class ViewDataset(Dataset):
+    """Place in this process's share -> one view of an image with label and index."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        cut: Callable[[Tensor], Tensor],
+        *,
+        channels: int,
+        share: Share,
+        shapes: Sequence[Shape] | None = None,
+    ) -> None:
+        """Keep the list; rank r of w reads images r, r + w, r + 2w, ...
+
+        Args:
+            source: The images.
+            cut: (C, H, W) uint8 of any size to the view, (C, H, W) uint8; it travels to the loader processes.
+            channels: C.
+            share: This process's.
+            shapes: (H, W) of each image's view, where they differ; a batch then ends where the shape changes.
+        """
+        self.source, self.cut, self.channels, self.shapes = source, cut, channels, shapes
+        self.indices = range(share.rank, len(source), share.world)
+
+    def __len__(self) -> int:
+        """Images of this process."""
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> LabelledBatch | DataError:
+        """One image, without B, or the error that stops the run."""
+        return _read_view(self.source, self.indices[place], self.cut, self.channels)
+
+    def plan(self, batch_size: int) -> Iterator[list[int]]:
+        """Yield the places of each batch: in order, at most so many, all of one shape."""
+        shapes = self.shapes
+        for _, run in itertools.groupby(range(len(self)), lambda place: shapes and shapes[self.indices[place]]):
+            places = list(run)
+            yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
+
+
+def _read_view(
+    source: ImageSource, index: int, cut: Callable[[Tensor], Tensor], channels: int
+) -> LabelledBatch | DataError:
+    label = -1 if source.labels is None else source.labels[index]
+    try:
+        pixels = cut(read_image(source.path(index), channels, source.box(index)))
+    except DataError as error:
+        return error
+    return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))
