@@ -242,7 +242,9 @@ class PropagationFlags:
 
     n_last_frames: int = flag(7, "frames before the current one that give it labels, besides the first one", least=1)
     size_mask_neighborhood: int = flag(
-        12, "how far from a position its labels may come, in positions of the feature grid; 0 means any distance", least=0
+        12,
+        "how far from a position its labels may come, in positions of the feature grid; 0 means any distance",
+        least=0,
     )
     topk: int = flag(5, "most similar positions, over all of these frames, whose labels are mixed", least=1)
     bs: int = flag(6, "accepted, as the original takes it and does not use it; see --batch_size_per_device", least=1)

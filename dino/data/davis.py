@@ -1,8 +1,8 @@
 """Clips to segment: frames of which the first is labelled; the layout of DAVIS 2017, and how its frames are scaled.
 
-    ROOT/ImageSets/2017/val.txt      names of the sequences, one a line
-    ROOT/JPEGImages/480p/SEQ/*.jpg   frames, in the order of their names
-    ROOT/Annotations/480p/SEQ/*.png  label maps; only the first frame's is read
+ROOT/ImageSets/2017/val.txt      names of the sequences, one a line
+ROOT/JPEGImages/480p/SEQ/*.jpg   frames, in the order of their names
+ROOT/Annotations/480p/SEQ/*.png  label maps; only the first frame's is read
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def open_davis(data_path: str | None) -> list[Clip]:
     try:
         names = (root / SPLIT).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--data_path {root}: {root / SPLIT}, the list of sequences, cannot be read: {error}") from error
+        raise DataError(
+            f"--data_path {root}: {root / SPLIT}, the list of sequences, cannot be read: {error}"
+        ) from error
     if not names:
         raise DataError(f"{root / SPLIT} names no sequence")
     return check_clips(_open_sequence(root, name) for name in names)
@@ -108,7 +110,7 @@ def compute_frame_size(height: int, width: int) -> tuple[int, int]:
 
 def resize_frame(image: Tensor) -> Tensor:
     """A frame (C, H, W) uint8 at the size above; bilinear without smoothing and rounded, by the original's OpenCV."""
-    # Loader processes are forked, and threads of a pool do not outlive a fork: the resize would wait for them for ever.
+    # Loaders share the cores already; and where OpenCV's threads are OpenMP's or TBB's, they do not outlive a fork.
     cv2.setNumThreads(1)
     size = compute_frame_size(*image.shape[1:])
     scaled = cv2.resize(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), size[::-1])

@@ -1,7 +1,7 @@
 """Driving data: a run, or a folder of runs, with labels for every so many frames.
 
-    RUN/image/*.jpg         frames, in the order of their names
-    RUN/segmentation/*.png  label maps of some or all of them, by the same names
+RUN/image/*.jpg         frames, in the order of their names
+RUN/segmentation/*.png  label maps of some or all of them, by the same names
 """
 
 from __future__ import annotations

@@ -96,12 +96,12 @@ def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) 
 def _protect_labels(clips: Sequence[Clip], output: Path) -> None:
     for clip in clips:
         if (output / clip.name).resolve() == clip.labels.parent.resolve():
-            raise OptionError(f"--output_dir {output} would overwrite the true labels {clip.labels.parent}; name another")
+            raise OptionError(
+                f"--output_dir {output} would overwrite the true labels {clip.labels.parent}; name another"
+            )
 
 
-def _segment(
-    clip: Clip, features: Iterator[Tensor], flags: PropagationFlags, folder: Path, run: Run
-) -> Iterator[int]:
+def _segment(clip: Clip, features: Iterator[Tensor], flags: PropagationFlags, folder: Path, run: Run) -> Iterator[int]:
     """Write the label maps of one clip, its first frame's as given; yields the number of those that are there."""
     truth, palette = read_label_map(clip.labels)
     folder.mkdir(exist_ok=True)
@@ -156,14 +156,23 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
     """
     infer, normalisation = run.device.compile_eval(build_dense(backbone)), choose_normalisation(backbone)
     names = tuple(str(path) for clip in clips for path in clip.frames)
-    dataset = ViewDataset(ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share())
-    settings = {"pin_memory": run.device.pins_memory, "start": run.device.loader_start}
-    frames = read_views(dataset, batch_size=1, workers=reading.workers, **settings)
+    dataset = ViewDataset(
+        ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()
+    )
+    frames = read_views(
+        dataset,
+        batch_size=1,
+        workers=reading.workers,
+        pin_memory=run.device.pins_memory,
+        start=run.device.loader_start,
+    )
     for clip in clips:
         # Sizes differ between clips, so batches end with them; a rest is filled up, for another B is another graph.
         size = min(reading.batch_size, len(clip.frames))
         for start in range(0, len(clip.frames), size):
-            pixels = torch.cat([frame.pixels for frame in itertools.islice(frames, min(size, len(clip.frames) - start))])
+            pixels = torch.cat(
+                [frame.pixels for frame in itertools.islice(frames, min(size, len(clip.frames) - start))]
+            )
             filled = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
             maps = F.normalize(infer(normalisation(run.device.place(filled))).float(), dim=1)
             yield from maps.permute(0, 2, 3, 1)[: len(pixels)].contiguous()
