@@ -110,7 +110,7 @@ def compute_frame_size(height: int, width: int) -> tuple[int, int]:
 
 def resize_frame(image: Tensor) -> Tensor:
     """A frame (C, H, W) uint8 at the size above; bilinear without smoothing and rounded, by the original's OpenCV."""
-    # Loader processes are forked, and threads of a pool do not outlive a fork: the resize would wait for them for ever.
+    # Loaders share the cores already; and where OpenCV's threads are OpenMP's or TBB's, they do not outlive a fork.
     cv2.setNumThreads(1)
     size = compute_frame_size(*image.shape[1:])
     scaled = cv2.resize(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), size[::-1])

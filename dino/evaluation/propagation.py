@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,20 +28,20 @@ class Tile:
 
     Attributes:
         queries: Rows and columns of the new frame, Q positions.
-        keys: Rows and columns of a context frame, K positions.
+        keys: All context frames, and rows and columns of each, K positions.
         penalty: (Q, 1, K) float32: 0 within the query's neighbourhood, -inf outside.
     """
 
     queries: tuple[slice, slice]
-    keys: tuple[slice, slice]
+    keys: tuple[slice, slice, slice]
     penalty: Tensor
 
 
 def plan_tiles(grid: tuple[int, int], radius: int, device: torch.device) -> tuple[Tile, ...]:
     """Cover a grid with tiles of one size, whose keys are of one size too, so that all of them are one computation.
 
-    Where the grid is no multiple of the tile, the last tiles overlap their neighbours; at the edges of the grid the keys
-    are moved inside instead of cut.
+    Where the grid is no multiple of the tile, the last tiles overlap their neighbours; at the edges of the grid the
+    keys are moved inside instead of cut.
 
     Args:
         grid: H and W.
@@ -48,40 +49,56 @@ def plan_tiles(grid: tuple[int, int], radius: int, device: torch.device) -> tupl
         device: Where the penalties live.
     """
     reach = radius or max(grid)
-    rows, columns = (_plan_side(side, most, reach) for side, most in zip(grid, TILE, strict=True))
-    # Most tiles lie alike within their keys; they share one penalty.
-    place = functools.cache(lambda *parts: _build_penalty(*parts, reach).to(device))
+    rows, columns = (_cut_side(side, most, reach) for side, most in zip(grid, TILE, strict=True))
 
-    def build(row: tuple[range, range], column: tuple[range, range]) -> Tile:
-        from_corner = [range(q.start - k.start, q.stop - k.start) for q, k in (row, column)]
-        penalty = place(*from_corner, len(row[1]), len(column[1]))
-        queries, keys = ((_slice(row[part]), _slice(column[part])) for part in (0, 1))
-        return Tile(queries=queries, keys=keys, penalty=penalty)
+    @functools.cache  # most tiles lie alike within their keys, and share one penalty
+    def penalise(*offsets: int) -> Tensor:
+        return _build_penalty(rows[0], columns[0], offsets, reach).to(device)
 
-    return tuple(build(row, column) for row in rows for column in columns)
+    return tuple(
+        Tile(
+            queries=(_slice(row.queries), _slice(column.queries)),
+            keys=(slice(None), _slice(row.keys), _slice(column.keys)),
+            penalty=penalise(row.offset, column.offset),
+        )
+        for row in rows
+        for column in columns
+    )
+
+
+class _Strip(NamedTuple):
+    """Rows, or columns, of a tile: its queries and its keys."""
+
+    queries: range
+    keys: range
+
+    @property
+    def offset(self) -> int:
+        """Place of the first query among the keys."""
+        return self.queries.start - self.keys.start
+
+
+def _cut_side(side: int, most: int, reach: int) -> list[_Strip]:
+    """Equal strips of at most `most` positions, with the `reach` positions on either side as far as there are."""
+    length = -(-side // -(-side // most))
+    width = min(side, length + 2 * reach)
+    starts = (min(start, side - length) for start in range(0, side, length))
+    corners = ((start, min(max(start - reach, 0), side - width)) for start in starts)
+    return [_Strip(range(start, start + length), range(corner, corner + width)) for start, corner in corners]
 
 
 def _slice(positions: range) -> slice:
     return slice(positions.start, positions.stop)
 
 
-def _plan_side(side: int, most: int, reach: int) -> list[tuple[range, range]]:
-    """Queries and keys of every tile along one side of the grid."""
-    length = -(-side // -(-side // most))
-    width = min(side, length + 2 * reach)
-    starts = (min(start, side - length) for start in range(0, side, length))
-    corners = ((start, min(max(start - reach, 0), side - width)) for start in starts)
-    return [(range(start, start + length), range(corner, corner + width)) for start, corner in corners]
-
-
-def _build_penalty(rows: range, columns: range, height: int, width: int, reach: int) -> Tensor:
-    """(Q, 1, K) for queries at `rows` and `columns` of the `height` x `width` keys."""
+def _build_penalty(row: _Strip, column: _Strip, offsets: tuple[int, ...], reach: int) -> Tensor:
+    """(Q, 1, K) for strips of these lengths at `offsets`."""
     down, right = (
-        (torch.tensor(queries, device="cpu")[:, None] - torch.arange(keys, device="cpu")).abs() <= reach
-        for queries, keys in ((rows, height), (columns, width))
+        (torch.arange(len(strip.queries))[:, None] + offset - torch.arange(len(strip.keys))).abs() <= reach
+        for strip, offset in zip((row, column), offsets, strict=True)
     )
-    near = (down[:, None, :, None] & right[None, :, None, :]).reshape(len(rows) * len(columns), 1, height * width)
-    return torch.where(near, 0.0, -torch.inf)
+    near = down[:, None, :, None] & right[None, :, None, :]
+    return torch.where(near, 0.0, -torch.inf).reshape(down.shape[0] * right.shape[0], 1, -1)
 
 
 class Context:
@@ -140,7 +157,7 @@ def propagate_labels(features: Tensor, context: Context, tiles: tuple[Tile, ...]
     found = features.new_empty((*features.shape[:2], context.labels.shape[-1]))
     for tile in tiles:
         query = queries[tile.queries].flatten(0, 1)
-        keys, labels = (part[:, *tile.keys].flatten(0, 2) for part in (context.features, context.labels))
+        keys, labels = (part[tile.keys].flatten(0, 2) for part in (context.features, context.labels))
         scores = (query @ keys.T).unflatten(1, (len(context.penalty), -1))
         scores = scores.add_(tile.penalty).add_(context.penalty).flatten(1)
         least = scores.topk(min(topk, scores.shape[1]), dim=1).values[:, -1:]

@@ -160,8 +160,13 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
     dataset = ViewDataset(
         ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()
     )
-    settings = {"pin_memory": run.device.pins_memory, "start": run.device.loader_start}
-    frames = read_views(dataset, batch_size=1, workers=reading.workers, **settings)
+    frames = read_views(
+        dataset,
+        batch_size=1,
+        workers=reading.workers,
+        pin_memory=run.device.pins_memory,
+        start=run.device.loader_start,
+    )
     for clip in clips:
         # Sizes differ between clips, so batches end with them; a rest is filled up, for another B is another graph.
         size = min(reading.batch_size, len(clip.frames))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,24 +17,24 @@ LAST_MAPS = ("permute", "layer4", "trunk_output", "layers", "conv5", "inception5
 
 
 class PatchMap(nn.Module):
-    """The last block's normalised patch tokens of a ViT, without CLS (extract_feature in eval_video_segmentation.py)."""
+    """The last block's normalised patch tokens of a ViT, without CLS (extract_feature of the original)."""
 
     def __init__(self, network: VisionTransformer) -> None:
         """Wrap a network."""
         super().__init__()
-        self.network = network
+        self.network, self.patch_size = network, network.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) -> (B, D, H, W), H and W the whole patches that fit."""
         patches = self.network.get_intermediate_layers(images)[0][:, 1:]
-        rows = images.shape[-2] // self.network.patch_size
+        rows = images.shape[-2] // self.patch_size
         return patches.transpose(1, 2).unflatten(2, (rows, -1))
 
 
 class LastMap(nn.Module):
     """The last of the feature maps that a network of timm names."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         """Wrap a network."""
         super().__init__()
         self.network = network

@@ -1,0 +1,118 @@
+"""DAVIS's layout is read or refused by name, and frames are scaled as the original scales them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino.data.davis import FRAME_NORMALISATION, compute_frame_size, open_davis, resize_frame
+from dino.data.decode import read_image
+from dino.data.label_maps import DAVIS_PALETTE
+from dino.errors import DataError
+
+SEQUENCES = {"ant": 3, "bee": 1}
+
+
+def write_davis(root: Path, size: tuple[int, int] = (30, 20)) -> Path:
+    """Gray frames and empty label maps of two sequences; `size` is width and height."""
+    (root / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "ImageSets" / "2017" / "val.txt").write_text("bee\nant\n\n")
+    for name, count in SEQUENCES.items():
+        frames, labels = (root / part / "480p" / name for part in ("JPEGImages", "Annotations"))
+        for folder in (frames, labels):
+            folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", size, (90, 80, 70)).save(frames / f"{number:05}.jpg")
+        Image.new("P", size).save(labels / "00000.png")
+    return root
+
+
+def test_sequences_come_in_the_order_of_the_list_and_frames_in_that_of_their_names(tmp_path: Path) -> None:
+    root = write_davis(tmp_path / "JPEGImages.jpg")  # no part of the path but the layout's own is replaced
+    bee, ant = open_davis(str(root))
+    assert (bee.name, ant.name) == ("bee", "ant")
+    assert [path.name for path in ant.frames] == ["00000.jpg", "00001.jpg", "00002.jpg"]
+    assert ant.labels == root / "Annotations" / "480p" / "ant" / "00000.png" and ant.palette == DAVIS_PALETTE
+
+
+def test_the_real_sequences_are_found(shared_data: Path) -> None:
+    found = {clip.name: len(clip.frames) for clip in open_davis(str(shared_data / "davis"))}
+    assert found == {"blackswan": 50, "car-shadow": 40, "dog": 60, "horsejump-high": 50}
+
+
+def remove(*parts: str) -> Callable[[Path], None]:
+    return lambda root: root.joinpath(*parts).unlink()
+
+
+def enlarge(*parts: str) -> Callable[[Path], None]:
+    return lambda root: Image.new("P" if parts[-1].endswith("png") else "RGB", (31, 20)).save(root.joinpath(*parts))
+
+
+def empty_list(root: Path) -> None:
+    (root / "ImageSets" / "2017" / "val.txt").write_text("\n")
+
+
+def name_another(root: Path) -> None:
+    (root / "ImageSets" / "2017" / "val.txt").write_text("cow\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (remove("ImageSets", "2017", "val.txt"), r"val.txt, the list of sequences, cannot be read"),
+        (empty_list, r"val.txt names no sequence"),
+        (name_another, r"JPEGImages/480p/cow does not exist"),
+        (remove("JPEGImages", "480p", "bee", "00000.jpg"), r"JPEGImages/480p/bee holds no frame"),
+        (remove("Annotations", "480p", "ant", "00000.png"), r"ant/00000.png does not exist; .* labels of .*00000.jpg"),
+        (enlarge("JPEGImages", "480p", "ant", "00002.jpg"), r"ant/00002.jpg is 31x20 pixels, its labels .* 30x20"),
+        (enlarge("Annotations", "480p", "ant", "00000.png"), r"ant/00000.jpg is 30x20 pixels, its labels .* 31x20"),
+    ],
+)
+def test_what_is_wrong_is_named_before_the_work(damage: Callable[[Path], None], named: str, tmp_path: Path) -> None:
+    root = write_davis(tmp_path)
+    damage(root)
+    with pytest.raises(DataError, match=named):
+        open_davis(str(root))
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_no_path_is_answered_by_what_it_should_hold(path: str | None) -> None:
+    with pytest.raises(DataError, match=r"--data_path is missing: .*val.txt"):
+        open_davis(path)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        *[(480, 854, (480, 832)), (854, 480, (832, 480)), (480, 910, (480, 896)), (1080, 1920, (480, 832))],
+        *[(600, 960, (480, 768)), (67, 101, (480, 704)), (480, 480, (480, 448)), (481, 480, (448, 480))],
+    ],
+)
+def test_the_short_side_becomes_480_and_the_long_one_a_multiple_of_64(
+    height: int, width: int, expected: tuple[int, int]
+) -> None:
+    assert compute_frame_size(height, width) == expected
+    # As read_frame has it: proportion first, then cut.
+    long = int(((480 * max(height, width)) / min(height, width)) // 64 * 64)
+    assert expected == ((long, 480) if height > width else (480, long))
+
+
+def test_frames_are_opencvs_to_the_level(shared_data: Path) -> None:
+    path = next(iter(sorted(shared_data.glob("davis/JPEGImages/480p/dog/*.jpg"))))
+    expected = cv2.resize(cv2.imread(str(path)), (832, 480))[:, :, ::-1]
+    found = resize_frame(read_image(path))
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
+
+
+def test_one_channel_stays_one() -> None:
+    assert resize_frame(torch.zeros(1, 20, 30, dtype=torch.uint8)).shape == (1, 480, 704)
+
+
+def test_the_constants_are_the_originals() -> None:
+    assert FRAME_NORMALISATION.mean == (0.485, 0.456, 0.406)
+    assert FRAME_NORMALISATION.std == (0.228, 0.224, 0.225)
