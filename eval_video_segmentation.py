@@ -4,13 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from dino.errors import exit_code
-from dino.flags import PropagationOptions
+from dino.flags import DavisOptions
 from dino.options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment the validation split."""
-    options = parse(PropagationOptions, argv)
+    options = parse(DavisOptions, argv)
 
     from dino.evaluation.segmentation import segment_davis
     from dino.runtime.context import open_run

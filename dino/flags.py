@@ -497,13 +497,29 @@ class AutoencoderFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class PropagationOptions(EvaluationOptions):
-    """Segment every sequence of DAVIS 2017's validation split from its first frame's labels, by a frozen backbone."""
+    """Segment clips from their first frame's labels, by a frozen backbone."""
 
     # Features of so many frames at a time; more only pays on a device that one frame does not fill.
     DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 1}
 
     propagation: PropagationFlags
     output: OutputFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class DavisFlags:
+    """What is done with the label maps of DAVIS 2017."""
+
+    score: bool = flag(
+        False, "score them too: J and F, as compute_segmentation_metrics.py", spelling="--evaluate", switch=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DavisOptions(PropagationOptions):
+    """Segment every sequence of DAVIS 2017's validation split from its first frame's labels, by a frozen backbone."""
+
+    davis: DavisFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,7 +138,7 @@ PROPAGATION = EVALUATION | {
     "--topk": 5,
     "--bs": 6,
 }
-VIDEO_SEGMENTATION = PROPAGATION
+VIDEO_SEGMENTATION = PROPAGATION | {"--evaluate": False}
 DRIVING = PROPAGATION | {"--refresh_label_interval": 50, "--path_to_mae_repo": None}
 SEGMENTATION_METRICS = {
     "--dataset_path": None,
@@ -176,7 +176,7 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "extract_features": (flags.FeatureFileOptions, FEATURE_FILE, None),
     "eval_copy_detection": (flags.CopyDetectionOptions, COPY_DETECTION, "gaudi/eval_copy_detection.py"),
     "eval_image_retrieval": (flags.RetrievalOptions, RETRIEVAL, "gaudi/eval_image_retrieval.py"),
-    "eval_video_segmentation": (flags.PropagationOptions, VIDEO_SEGMENTATION, "gaudi/eval_video_segmentation.py"),
+    "eval_video_segmentation": (flags.DavisOptions, VIDEO_SEGMENTATION, "gaudi/eval_video_segmentation.py"),
     "eval_ipace_segmentation": (flags.DrivingOptions, DRIVING, "driving/eval_ipace_segmentation.py"),
     "compute_segmentation_metrics": (flags.SegmentationMetricsOptions, SEGMENTATION_METRICS, None),
     "visualize_attention": (flags.AttentionOptions, ATTENTION, "gaudi/visualize_attention.py"),
@@ -229,10 +229,10 @@ def test_the_flags_and_their_defaults_are_frozen(command, frozen, reference):
 
 @COMMANDS
 def test_parsing_nothing_gives_the_frozen_defaults(command, frozen, reference):
-    values = as_dict(parse(command, []))
-    assert {name.removeprefix("--").replace("-", "_") for name in frozen} == set(values)
+    values, fields = as_dict(parse(command, [])), {known.words[0]: known.field for known in flags_of(command)}
+    assert set(fields.values()) == set(values)
     for name, default in frozen.items():
-        value = values[name.removeprefix("--").replace("-", "_")]
+        value = values[fields[name]]
         assert value == (list(default) if isinstance(default, tuple) else default), name
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from dino.data.davis import RESOLUTION, SPLIT
+from dino.data.label_maps import read_label_map, read_size
 from dino.errors import DataError
 
 DAVIS, DRIVING = "davis", "driving"
-RESOLUTION = "480p"
 RUN_LAYOUT = "RUN/image and RUN/segmentation"
-LABEL_MODES = ("P", "L", "1")  # of Pillow: palette, gray, bilevel; a pixel's value is its label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +100,7 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
     Raises:
         DataError: The file cannot be read, is no label map, or has a label that is not `known`.
     """
-    try:
-        with Image.open(path) as picture:
-            mode, labels = picture.mode, np.array(picture).astype(np.uint8)
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
-        raise DataError(f"{path} cannot be decoded: {error}") from error
-    if mode not in LABEL_MODES:
-        raise DataError(f"{path} is no label map: wants an indexed or gray 8-bit PNG, not {mode}")
+    labels = read_label_map(path).labels
     strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - set(known))
     if strange:
         raise DataError(f"{path} has the labels {', '.join(map(str, strange[:5]))}; known are {_describe(known)}")
@@ -115,7 +108,7 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
 
 
 def _read_split(root: Path) -> list[str]:
-    path = root / "ImageSets" / "2017" / "val.txt"
+    path = root / SPLIT
     try:
         names = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -187,18 +180,10 @@ def _pair(
 
 
 def _check_sizes(frame: ScoredFrame) -> None:
-    width, height = _read_size(frame.truth)
+    height, width = read_size(frame.truth)
     for other in (frame.prediction, frame.image):
-        if other and _read_size(other) != (width, height):
-            raise DataError(f"{other} is {'x'.join(map(str, _read_size(other)))}, {frame.truth} {width}x{height}")
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except Exception as error:  # noqa: BLE001 - as above
-        raise DataError(f"{path} cannot be decoded: {error}") from error
+        if other and (found := read_size(other)) != (height, width):
+            raise DataError(f"{other} is {found[1]}x{found[0]}, {frame.truth} {width}x{height}")
 
 
 def _describe(known: Collection[int]) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from dino.data.sources import ImageSource
 from dino.errors import OptionError
 from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.propagation import Context, decide_labels, plan_tiles, propagate_labels
-from dino.flags import DrivingOptions, PropagationFlags, PropagationOptions
+from dino.evaluation.segmentation_report import report_davis
+from dino.flags import DavisOptions, DrivingOptions, PropagationFlags, PropagationOptions
 from dino.models.dense import build_dense
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, make_output_folder
@@ -40,8 +42,8 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY = 20  # frames between two progress lines
 
 
-def segment_davis(options: PropagationOptions, run: Run) -> None:
-    """Segment the validation split of DAVIS 2017 (the original's eval_video_segmentation.py).
+def segment_davis(options: DavisOptions, run: Run) -> None:
+    """Segment the validation split of DAVIS 2017, and score it where that is asked for.
 
     Args:
         options: The command line of eval_video_segmentation.py.
@@ -52,7 +54,11 @@ def segment_davis(options: PropagationOptions, run: Run) -> None:
         WeightsError: The weights do not fit.
         OptionError: The output folder is not usable, or the network has no map of features.
     """
-    segment_clips(open_davis(options.data.data_path), options, run)
+    found = segment_clips(open_davis(options.data.data_path), options, run)
+    if run.processes.is_first:
+        if options.davis.score:
+            found["scores"] = report_davis(Path(options.data.data_path or ""), Path(options.output.output_dir))
+        write_result(options.report.json, found)
 
 
 def segment_runs(options: DrivingOptions, run: Run) -> None:
@@ -61,16 +67,21 @@ def segment_runs(options: DrivingOptions, run: Run) -> None:
     First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
     Raises as `segment_davis`.
     """
-    segment_clips(open_runs(options.data.data_path, options.refresh.refresh_label_interval), options, run)
+    found = segment_clips(open_runs(options.data.data_path, options.refresh.refresh_label_interval), options, run)
+    if run.processes.is_first:
+        write_result(options.report.json, found)
 
 
-def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) -> None:
+def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) -> dict[str, Any]:
     """Write OUTPUT_DIR/NAME/FRAME.png for every frame of every clip; all are there when it returns, on any process.
 
     Args:
         clips: To segment; clips of one name are parts of one sequence.
         options: The command line.
         run: Device and processes.
+
+    Returns:
+        How many sequences and frames there are, the seconds it took, and the folder.
     """
     began, output = time.monotonic(), make_output_folder(options.output.output_dir)
     _protect_labels(clips, output)
@@ -87,11 +98,10 @@ def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) 
         done += len(clip.frames)
     progress.close()
     run.processes.barrier()
-    if run.processes.is_first:
-        names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
-        logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
-        found = {"sequences": len(names), "frames": frames, "seconds": time.monotonic() - began}
-        write_result(options.report.json, {**found, "output_dir": str(output)})
+    names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
+    logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
+    seconds = time.monotonic() - began
+    return {"sequences": len(names), "frames": frames, "seconds": seconds, "output_dir": str(output)}
 
 
 def _protect_labels(clips: Sequence[Clip], output: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dino.data.decode import read_image
+from dino.data.label_maps import DAVIS_PALETTE, read_label_map
 from dino.data.segmentations import ScoredClip, ScoredFrame, read_labels
 from dino.runtime.context import make_output_folder
 from dino.runtime.progress import Progress
@@ -71,19 +72,10 @@ def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixe
 
 
 def read_colours(path: Path) -> Pixels:
-    """Colours of all labels, (256, 3) uint8: a label map's own palette, or, for a gray one, PASCAL VOC's colour map."""
-    with Image.open(path) as picture:
-        palette = picture.getpalette() or []
-    colours = build_colours()
-    colours[: len(palette) // 3] = np.reshape(palette, (-1, 3))
-    return colours
-
-
-def build_colours() -> Pixels:
-    """PASCAL VOC's colour map, (256, 3) uint8: a label's bits, three by three, from each channel's top bit down."""
-    colours, bits = np.zeros((256, 3), dtype=np.uint8), np.arange(256)[:, None] >> np.arange(9) & 1
-    for place in range(3):
-        colours |= (bits[:, 3 * place :][:, :3] << (7 - place)).astype(np.uint8)
+    """Colours of all labels, (256, 3) uint8: a label map's own palette, or, for a gray one, that of DAVIS."""
+    colours = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(-1, 3).copy()
+    own = np.frombuffer(read_label_map(path).palette or b"", dtype=np.uint8).reshape(-1, 3)
+    colours[: len(own)] = own
     return colours
 
 

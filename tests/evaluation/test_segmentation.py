@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import compute_segmentation_metrics
 import eval_ipace_segmentation
 import eval_video_segmentation
 from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
@@ -190,6 +191,22 @@ def test_real_frames_are_segmented_as_the_original_does(shared_data: Path, weigh
             found = read_label_map(output / name / f"{number:05}.png")
             assert found.palette == DAVIS_PALETTE and (found.labels != labels).mean() < 1e-3
         assert (expected[0] == read_label_map(first).labels).all()
+
+
+def test_what_was_segmented_is_scored_as_by_the_command_for_it(
+    shared_data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """On the composed sequences, whose masks are exact."""
+    data, told = shared_data / "davis_synth", tmp_path / "told.json"
+    output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--evaluate", "--json", told)
+    assert "J&F-Mean" in capsys.readouterr().out
+    alone = tmp_path / "alone.json"
+    words = ("--dataset_path", data, "--prediction_path", output, "--json", alone)
+    compute_segmentation_metrics.main([*map(str, words)])
+    found, expected = json.loads(told.read_text()), json.loads(alone.read_text())
+    assert {"layout": "davis", **found["scores"]} == expected
+    assert (found["frames"], expected["frames"]) == (24, 20)  # first and last are not scored
+    assert 0 < expected["J&F-Mean"] < 1
 
 
 def test_frames_keep_their_names_and_sizes_and_the_result_is_told(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino.data.label_maps import DAVIS_PALETTE
 from dino.data.segmentations import ScoredClip, ScoredFrame, list_clips
 from dino.errors import DataError, OptionError
-from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, build_colours, draw_clips, draw_frame, read_colours
+from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, draw_clips, draw_frame, read_colours
 from tests.label_folders import make_predictions, make_runs, save_labels
 
 TRUTH = np.zeros((40, 60), np.uint8)
@@ -19,6 +20,8 @@ TRUTH[10:20, 10:30] = 1
 PREDICTED = np.zeros_like(TRUTH)
 PREDICTED[10:20, 20:40] = 1
 IMAGE = np.array((120, 100, 80))  # the colour of tests' images
+
+COLOURS = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(-1, 3)
 
 
 def make_clip(folder: Path, frames: int = 1) -> ScoredClip:
@@ -50,7 +53,7 @@ def test_four_panels_show_image_truth_prediction_and_error(tmp_path: Path) -> No
 
 def test_pixels_of_the_ignored_label_are_never_wrong(tmp_path: Path) -> None:
     frame = make_clip(tmp_path).frames[0]
-    *_, error = panels(draw_frame(frame, build_colours(), 0))
+    *_, error = panels(draw_frame(frame, COLOURS, 0))
     assert np.array_equal((error == (255, 0, 0)).all(axis=2), (TRUTH == 1) & (PREDICTED == 0))
 
 
@@ -58,7 +61,7 @@ def test_a_large_frame_is_made_smaller(tmp_path: Path) -> None:
     labels = np.zeros((481, 855), np.uint8)
     root = make_runs(tmp_path / "runs", {"run": [labels]})
     (clip,) = list_clips("driving", root, make_predictions(tmp_path / "out", {"run": [labels]}))
-    assert draw_frame(clip.frames[0], build_colours(), None).shape == (270 + CAPTION, 4 * PANEL_WIDTH, 3)
+    assert draw_frame(clip.frames[0], COLOURS, None).shape == (270 + CAPTION, 4 * PANEL_WIDTH, 3)
 
 
 def test_a_clip_becomes_pictures_a_sheet_of_eight_and_a_video(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_colours_are_the_files_own_or_the_voc_map(tmp_path: Path) -> None:
 
 def test_the_colours_of_davis_are_those_of_its_files(shared_data: Path) -> None:
     path = shared_data / "davis/Annotations/480p/dog/00000.png"
-    assert np.array_equal(read_colours(path)[:21], build_colours()[:21])
+    assert np.array_equal(read_colours(path)[:21], COLOURS[:21])
 
 
 def test_a_folder_that_is_in_the_way_is_an_error_and_leaves_no_video(tmp_path: Path) -> None:
