@@ -15,6 +15,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+GROUP = 100  # columns whose maximum is taken together; measured on a CPU at 50,000 x 384
+LEAST_GROUPS = 20  # groups a neighbour, below which two passes do not pay
 CELLS = 4  # IVF: cells a square root of N, faiss's rule of thumb
 PROBES = 0.05  # IVF: share of the cells that a query looks into
 TRAINING_POINTS = 64  # IVF: vectors a cell to place the cells by
@@ -45,10 +47,31 @@ class ExactIndex:
     def __init__(self, vectors: Tensor) -> None:
         """Keep (N, D) float32 vectors."""
         self.vectors = vectors
+        self.products = vectors.new_empty(0)
 
     def search(self, queries: Tensor, k: int) -> Neighbours:
-        """The k best of (M, D) queries, k at most N."""
-        return Neighbours(*(queries @ self.vectors.T).topk(k, dim=1))
+        """The k best of (M, D) queries, k at most N; best called with one M, whose products then keep their memory."""
+        if self.products.shape[0] != len(queries):
+            self.products = self.vectors.new_empty(len(queries), len(self.vectors))
+        return find_largest(torch.mm(queries, self.vectors.T, out=self.products), k)
+
+
+def find_largest(rows: Tensor, k: int) -> Neighbours:
+    """The k largest of each row (M, N), largest first.
+
+    The rows are read once, for the maximum of every group of columns; the k best groups hold the k largest, since each
+    group that is left out has k numbers before it that are not smaller than its own.
+    """
+    count = rows.shape[1] // GROUP
+    if count < LEAST_GROUPS * k:
+        return Neighbours(*rows.topk(k, dim=1))
+    groups = rows[:, : count * GROUP].unflatten(1, (count, GROUP))
+    chosen = groups.amax(dim=2).topk(k, dim=1).indices
+    places = (chosen[:, :, None] * GROUP + torch.arange(GROUP, device=rows.device)).flatten(1)
+    rest = torch.arange(count * GROUP, rows.shape[1], device=rows.device).expand(len(rows), -1)
+    places = torch.cat([places, rest], dim=1)
+    products, order = rows.gather(1, places).topk(k, dim=1)
+    return Neighbours(products, places.gather(1, order))
 
 
 class CellIndex:

@@ -1,5 +1,6 @@
 """The nearest vectors are those of a plain sort; an approximate search says how many of them it finds."""
 
+import contextlib
 import logging
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.evaluation.neighbours import CellIndex, ExactIndex, build_index, log_recall
+from dino.evaluation.neighbours import CellIndex, ExactIndex, build_index, find_largest, log_recall
+from tests import hpu_simulator
 
 
 def draw_vectors(seed: int, count: int, width: int, *, spread: float) -> torch.Tensor:
@@ -38,6 +40,19 @@ def test_the_best_products_are_those_of_a_plain_sort(seed: int, spread: float, c
     assert all(len(set(row)) == k for row in found.places.tolist())
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 1000), count=st.integers(4000, 6500), k=st.integers(1, 3), levels=st.sampled_from([3, 10**6])
+)
+def test_the_largest_are_found_by_groups_too(seed: int, count: int, k: int, levels: int) -> None:
+    """With few levels many numbers are equal; any of them will do."""
+    rows = torch.as_tensor(np.random.default_rng(seed).integers(0, levels, (3, count)).astype(np.float32))
+    found = find_largest(rows, k)
+    assert torch.equal(found.products, rows.topk(k, dim=1).values)
+    assert torch.equal(rows.gather(1, found.places), found.products)
+    assert all(len(set(row)) == k for row in found.places.tolist())
+
+
 def test_cells_find_nearly_all_and_say_how_many(caplog: pytest.LogCaptureFixture) -> None:
     vectors, queries = draw_vectors(1, 5000, 32, spread=0.3), draw_vectors(2, 300, 32, spread=0.3)
     index = build_index("ivf", vectors)
@@ -57,3 +72,13 @@ def test_cells_that_hold_fewer_than_k_repeat_their_last() -> None:
     found = index.search(vectors[:4], 159)
     assert found.places.min() >= 0 and found.places.max() < len(vectors)
     assert (found.products[:, :20] == 1).all()
+
+
+def test_a_card_finds_them_all_itself(device: torch.device) -> None:
+    with torch.device("cpu"):
+        vectors, queries = draw_vectors(1, 4100, 16, spread=1.0), draw_vectors(2, 5, 16, spread=1.0)
+    index = ExactIndex(vectors.to(device))
+    with hpu_simulator.watch() if device.type == "hpu" else contextlib.nullcontext(hpu_simulator.Seen()) as seen:
+        found = index.search(queries.to(device), 2)
+    assert not seen.fallbacks and not seen.host_reads
+    assert torch.equal(found.places.cpu(), (queries @ vectors.T).topk(2, dim=1).indices)
