@@ -1,9 +1,8 @@
 """The k-NN vote is exact against an independent statement of it, whatever the sizes; and the command that prints it."""
 
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,6 @@ NEIGHBOURS = (1, 5, 10, 20, 100, 150)
 @pytest.fixture
 def run() -> Run:
     return Run(device=CpuDevice("fp32"), processes=Processes(Launch(), "gloo", "env://"))
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging() -> Iterator[None]:
-    """Commands set up the root logger; put it back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 def draw_golden_set(draw: Draw, name: str) -> tuple[Features, Features, int]:
