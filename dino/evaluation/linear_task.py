@@ -154,7 +154,7 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict
     for name, now in identity.items():
         if name in then and then[name] != now:
             other = OTHERS.get(name, f"--{name} {then[name]}, not {now}")
-            raise CheckpointError(f"{path} was trained with {other}; a layer goes with what it was trained on")
+            raise CheckpointError(f"{path} was trained with {other}; use those again, or another file or --output_dir")
     head.load_state_dict({name: tensors[name] for name in head.state_dict()})
     logger.info("linear layer: %s%s", path, "" if then else ", which does not say what it belongs to")
     return state

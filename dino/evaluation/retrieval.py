@@ -18,7 +18,7 @@ from torch import Tensor
 from dino.data.datasets import Shape
 from dino.data.oxford_paris import Thumbnail, Truth, open_landmarks
 from dino.data.sources import ImageSource
-from dino.errors import DataError
+from dino.errors import DataError, OptionError
 from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.descriptors import MultiScale
 from dino.evaluation.features import Reading, build_reading, extract_features

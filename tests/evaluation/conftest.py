@@ -49,7 +49,7 @@ def score_lines(
 
 
 def find_results(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith((">> ", "eval on "))]
+    return [line for line in text.splitlines() if line.startswith((">> ", "eval on ")) or "classifier result" in line]
 
 
 @pytest.fixture

@@ -216,3 +216,17 @@ def test_shared_photos_have_rows_in_order(words: list[str], shared_data: Path, w
     some = slice(3, None, 97)
     expected = compute_tokens(folder, weights, names[some])[-1][:, 0]
     np.testing.assert_allclose(found["features"][some], expected, atol=1e-5)
+
+
+def test_a_stray_image_takes_the_labels_away_with_a_line(
+    words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, tmp_path / "data")
+    shutil.copy(images / NAMES[0], tmp_path / "data" / "stray.png")
+    found = extract(tmp_path / "f.npz", *words, "--data_path", tmp_path / "data")
+    assert "labels" not in found and "no labels are written: " in capsys.readouterr().out
+
+
+def test_scratch_files_have_their_space_from_the_start(tmp_path: Path) -> None:
+    array = feature_file._make_array(tmp_path / "a.npy", (1000, 64))
+    assert array.shape == (1000, 64) and (tmp_path / "a.npy").stat().st_blocks * 512 >= 4 * 64 * 1000

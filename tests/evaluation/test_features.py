@@ -169,6 +169,24 @@ def test_damaged_features_are_named(tmp_path: Path) -> None:
         load_features(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [
+        (torch.rand(8, 3), torch.arange(7)),
+        (torch.rand(8), torch.arange(8)),
+        ({}, torch.arange(8)),
+        (torch.rand(0, 3),) * 2,
+    ],
+)
+def test_features_and_labels_that_do_not_go_together_are_refused(
+    features: object, labels: object, tmp_path: Path
+) -> None:
+    torch.save(features, tmp_path / "trainfeat.pth")
+    torch.save(labels, tmp_path / "trainlabels.pth")
+    with pytest.raises(DataError, match=r"trainfeat\.pth must hold \(N, D\) features"):
+        load_features(tmp_path, "train")
+
+
 class WholeMean(nn.Module):
     """(B, C, H, W) -> (B, C): the mean colour, for views of any size."""
 

@@ -244,6 +244,18 @@ def test_programs_get_the_result_as_json(
     told = json.loads((tmp_path / "knn.json").read_text())
     assert [(int(k), score["top1"], score["top5"]) for k, score in told["knn"].items()] == found
     assert told["train"] == 30
+    _, printed = evaluate(capsys, *words, "--nb_knn", 5, 200, "--json", tmp_path / "knn.json")
+    told = json.loads((tmp_path / "knn.json").read_text())
+    assert set(told["knn"]) == {"5", "200"} and "there are only 30 train images" in printed  # by what was asked
+
+
+def test_the_references_line_for_eight_cards_gives_the_cpus_figures(
+    images: Path, launched_lines: Callable[..., list[str]], lively_weights: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--data_path", images, "--nb_knn", 5, "--num_workers", 0)
+    alone, _ = evaluate(capsys, *words, "--pretrained_weights", lively_weights)
+    launched = launched_lines("eval_knn.py", *words)
+    assert [(int(k), float(top1), float(top5)) for k, top1, top5 in RESULT.findall("\n".join(launched))] == alone
 
 
 def test_a_folder_named_validation_is_accepted(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dino.evaluation.linear_head import LinearHead
 from dino.evaluation.linear_task import CHECKPOINT
 from dino.models.registry import VITS, VitShape, build_backbone
 from dino.models.vit import VisionTransformer
+from dino.runtime.distributed import Processes
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
 
@@ -361,12 +363,43 @@ def test_a_layer_of_another_backbone_or_run_is_refused(words: list[str], weights
     other["teacher"]["cls_token"] += 1
     torch.save(other, tmp_path / "other.pth")
     for more in ((), ("--evaluate",)):
-        with pytest.raises(CheckpointError, match="belongs to a run with backbone"):
+        with pytest.raises(CheckpointError, match="was trained with another backbone"):
             run(*words, "--output_dir", tmp_path, "--pretrained_weights", tmp_path / "other.pth", *more)
-    with pytest.raises(CheckpointError, match="belongs to a run with cache_features True, now it is False"):
+    with pytest.raises(CheckpointError, match="was trained with --cache_features True, not False"):
         run(*words, "--output_dir", tmp_path)
-    with pytest.raises(CheckpointError, match="belongs to a run with images"):
+    with pytest.raises(CheckpointError, match="was trained with other images"):
         run(*words, "--output_dir", tmp_path, "--cache_features", "--data_limit", 20)
+
+
+def test_a_layer_of_other_classes_is_refused(words: list[str], images: Path, tmp_path: Path) -> None:
+    run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
+    shutil.copytree(images / "val", tmp_path / "data" / "val")
+    first = min((tmp_path / "data" / "val").iterdir())
+    first.rename(first.with_name("another"))
+    with pytest.raises(CheckpointError, match="was trained with other class folders"):
+        run(*words, "--output_dir", tmp_path, "--evaluate", "--data_path", tmp_path / "data")
+
+
+def test_hosts_that_do_not_share_the_folder_are_refused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
+    monkeypatch.setattr(Processes, "read_from_first", lambda *_: "0")
+    with pytest.raises(CheckpointError, match="holds epoch 1 here and 0 where rank 0 runs"):
+        run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 2)
+
+
+def test_the_references_line_for_eight_cards_gives_the_cpus_figures(
+    words: list[str], launched_lines: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    more = ("--cache_features", "--epochs", 2, "--lr", 0.002)
+    launched = launched_lines("eval_linear.py", *words, *more, "--output_dir", tmp_path / "two")
+    run(*words, *more, "--output_dir", tmp_path / "one", "--batch_size_per_device", 16)
+    assert launched == []  # result lines of searches; its own are in log.txt
+    found, expected = (lines_of(tmp_path / name)[-1] for name in ("two", "one"))
+    assert found["test_acc1"] == expected["test_acc1"] and found["test_loss"] == pytest.approx(
+        expected["test_loss"], rel=1e-3
+    )
 
 
 def test_a_file_of_a_layer_alone_is_no_checkpoint(words: list[str], tmp_path: Path) -> None:

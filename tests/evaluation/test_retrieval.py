@@ -16,8 +16,8 @@ from PIL import Image
 
 import eval_image_retrieval
 from dino.data.oxford_paris import Truth
-from dino.errors import DataError
-from dino.evaluation.retrieval import DEPTHS, rank, score_landmarks, score_ranks
+from dino.errors import DataError, OptionError
+from dino.evaluation.retrieval import DEPTHS, check_network, rank, score_landmarks, score_ranks
 from dino.flags import BackboneFlags, WeightsFlags
 from dino.models.registry import VITS, build_backbone
 from dino.models.weights import load_backbone
@@ -230,3 +230,10 @@ def test_the_most_similar_come_first(device: torch.device) -> None:
     database, queries = (F.normalize(torch.tensor(rng.randn(count, 8)).float(), dim=1) for count in (40, 5))
     expected = np.argsort(-(database.cpu().double().numpy() @ queries.cpu().double().numpy().T), axis=0)
     assert np.array_equal(rank(database.to(device), queries.to(device)), expected)
+
+
+def test_a_network_of_one_image_size_is_refused_in_one_line() -> None:
+    flags = BackboneFlags(arch="timm:vit_tiny_patch16_224")
+    backbone = load_backbone(flags, WeightsFlags(random_weights=True), frozenset({"arch"}))
+    with pytest.raises(OptionError, match=r"--arch timm:vit_tiny_patch16_224 does not take images of 64 x 48: "):
+        check_network(backbone, (48, 64))

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import pytest
 from dino.errors import DeviceError, OptionError
 from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
 from dino.runtime import context
-from dino.runtime.context import STOP_SIGNALS, StopRequest, make_output_folder, open_run, set_up_logging
+from dino.runtime.context import (
+    STOP_SIGNALS,
+    StopRequest,
+    leaving_on_sigterm,
+    make_output_folder,
+    open_run,
+    set_up_logging,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +125,12 @@ def test_an_output_folder_on_a_full_disk_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OptionError, match="No space left on device"):
         make_output_folder(str(tmp_path / "new"))
+
+
+def test_sigterm_ends_the_block_and_what_it_made_is_taken_away(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, leaving_on_sigterm(), tempfile.TemporaryDirectory(dir=tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dino.errors import OptionError
 from dino.runtime import metrics
-from dino.runtime.metrics import EVENTS, LOG_FILE, MetricLog, write_csv, write_events, write_result
+from dino.runtime.metrics import EVENTS, LOG_FILE, MetricLog, check_target, write_csv, write_events, write_result
 
 
 def read_epochs(folder: Path) -> list[int]:
@@ -138,3 +138,11 @@ def test_a_table_is_written_whole_with_empty_cells_for_nan(tmp_path: Path) -> No
 def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"--csv .*none/table\.csv cannot be written"):
         write_csv(str(tmp_path / "none" / "table.csv"), [("name",)])
+
+
+@pytest.mark.parametrize("name", ["missing/a.json", "."])
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OptionError, match="--json .* cannot be written"):
+        check_target(str(tmp_path / name))
+    for allowed in (None, "-", str(tmp_path / "a.json")):
+        check_target(allowed)
