@@ -15,13 +15,15 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.sources import ImageSource
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+TOGETHER = 16  # items that travel at once where they are not stacked
 
 
 class EpochBatches(Sampler):
@@ -117,6 +119,16 @@ def read_views(
     settings = _settings(workers, pin_memory, start)
     batches = list(dataset.plan(batch_size))
     yield from _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings))
+
+
+def read_items(dataset: Dataset, *, workers: int) -> Iterator[Any]:
+    """Yield whatever a dataset makes of each of its items, in order.
+
+    Raises:
+        DataError: A loader process died.
+    """
+    for items in _checked(DataLoader(dataset, batch_size=TOGETHER, collate_fn=list, **_settings(workers, False, None))):
+        yield from items
 
 
 def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> int:

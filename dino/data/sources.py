@@ -58,6 +58,19 @@ class ImageSource:
         """A digest of the names, equal for equal data wherever it is mounted."""
         return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
+    def name_in_list(self, index: int, folder: Path) -> str | None:
+        """The line that stands for image `index` in a list file of this folder, or None where no line can.
+
+        That is where the name holds a line break or is no UTF-8, or begins or ends with a blank, which a reader takes
+        away. Folders are compared as they are without links, since `..` leads out of where a link leads to.
+        """
+        name = os.path.relpath(os.path.realpath(self.root) / Path(self.names[index]), os.path.realpath(folder))
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            return None
+        return name if name.splitlines() == [name.strip()] else None
+
     def limited(self, limit: int | None) -> ImageSource:
         """At most `limit` images, evenly spaced, so that every class folder keeps its share."""
         if limit is None or limit >= len(self):
