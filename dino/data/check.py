@@ -1,4 +1,4 @@
-"""The command: `python -m dino.data.check PATH`; ends with 1 if an image is corrupt, tiny, oddly stored or a duplicate."""
+"""The command: `python -m dino.data.check PATH`: names the images that are corrupt, tiny, odd or there twice."""
 
 from __future__ import annotations
 
