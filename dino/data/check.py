@@ -93,14 +93,13 @@ def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[st
     """Lines for what is worth training on; an image that no line can name becomes a finding of its own."""
     left_out = set().union(*(found[kind] for kind in LEFT_OUT if kind in found))
     names, found["unlistable"] = [], {}
-    for index in range(len(source)):
+    for index, line in enumerate(source.lines(folder)):
         if index in left_out:
             continue
-        name = source.name_in_list(index, folder)
-        if name is None:
+        if line is None:
             found["unlistable"][index] = "a line break, an outer blank or bytes that are no UTF-8; rename it"
         else:
-            names.append(name)
+            names.append(line)
     return names
 
 

@@ -176,5 +176,5 @@ class Reporter:
         self.lines += 1
         if self.feeding is None or self.log is None or self.lines <= SETTLING_LINES or share <= LARGEST_WAIT:
             return
-        logger.warning("the device waited for images %.0f %% of the time: %s", 100 * share, self.feeding.explain())
+        logger.warning("training waited for images %.0f %% of the time: %s", 100 * share, self.feeding.explain())
         self.feeding = None  # once is enough

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dino.data.inspection import Digests, Inspection, InspectionDataset
-from dino.data.sources import ImageSource, open_images
+from dino.data.sources import ImageSource
 
 
 def inspect(path: Path, *, channels: int = 3, min_size: int = 16) -> Inspection:
@@ -80,36 +80,3 @@ def test_duplicates_are_the_later_ones_of_equal_files(digests: list[bytes]) -> N
         kept.keep(index, digest)
     expected = {i: digests.index(digest) for i, digest in enumerate(digests) if digest and digest in digests[:i]}
     assert list(kept.find_duplicates().items()) == list(expected.items())
-
-
-@pytest.mark.parametrize(
-    "name", ["a\nb.png", "a\u2028b.png", " a.png", "\u00a0a.png", b"\xff.png".decode(errors="surrogateescape")]
-)
-def test_some_names_cannot_stand_in_a_list(name: str, tmp_path: Path) -> None:
-    source = ImageSource(root=tmp_path, names=(name, f"folder/{name}"))
-    assert source.name_in_list(0, tmp_path) is None
-    inner = source.name_in_list(1, tmp_path)
-    assert inner == (f"folder/{name}" if name.strip() != name else None)
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=9))
-def test_a_name_that_can_stand_in_a_list_is_read_back(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    root = tmp_path_factory.getbasetemp() / "names"
-    (root / "images").mkdir(parents=True, exist_ok=True)
-    source = ImageSource(root=root / "images", names=(f"{text}.png",))
-    line = source.name_in_list(0, root)
-    if line is not None:
-        (root / "list.txt").write_text(f"{line}\n", encoding="utf-8")
-        assert open_images(str(root / "list.txt")).path(0) == root / "images" / f"{text}.png"
-
-
-def test_a_list_in_a_linked_folder_leads_to_the_images(picture: Image.Image, tmp_path: Path) -> None:
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    picture.save(tmp_path / "image.png")
-    os.symlink(tmp_path / "deep" / "er", tmp_path / "link")
-    os.symlink(tmp_path, tmp_path / "deep" / "root")
-    source = ImageSource(root=tmp_path / "deep" / "root", names=("image.png",))
-    line = source.name_in_list(0, tmp_path / "link")
-    assert line == "../../image.png"
-    (tmp_path / "link" / "list.txt").write_text(str(line))
-    assert open_images(str(tmp_path / "link" / "list.txt")).path(0).samefile(tmp_path / "image.png")

@@ -129,7 +129,7 @@ def test_waiting_for_images_is_explained_once_and_not_in_the_first_lines(plan, t
     for line, share in enumerate([0.9, 0.9, 0.05, 0.4, 0.6], start=1):
         caplog.clear()
         report_wait(reporter, 5 * line, share)
-        expected = [f"the device waited for images 40 % of the time: {feeding.explain()}"] if line == 4 else []
+        expected = [f"training waited for images 40 % of the time: {feeding.explain()}"] if line == 4 else []
         assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == expected
     reporter.close()
 
