@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = inspect_images(source, options)
     names = _choose_clean(source, found, Path(output).parent) if output else []
     _report(source, found)
-    listed = _list_clean(names, Path(output), len(source)) if output else {}
+    listed = _write_clean(names, Path(output), len(source)) if output else {}
     write_result(options.report.json, _as_result(source, found, **listed))
     counts = ", ".join(f"{len(places)} {kind}" for kind, places in found.items() if places)
     if counts:
@@ -103,12 +103,13 @@ def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[st
     return names
 
 
-def _list_clean(names: Sequence[str], path: Path, count: int) -> dict[str, Any]:
-    """Write them; gives what the result says about it."""
+def _write_clean(names: Sequence[str], path: Path, count: int) -> dict[str, Any]:
+    """Write them, if there are any; gives what the result says about it."""
     from dino.runtime.metrics import write_whole
 
     if not names:
-        raise CheckFailed(f"none of the {count} images is worth listing, so --output {path} is not written")
+        logger.warning("none of the %d images is worth listing: %s is not written", count, path)
+        return {"output": None, "listed": 0}
     write_whole("--output", str(path), "".join(f"{name}\n" for name in names))
     logger.info(
         "%s lists %d of %d images: not those that are %s; of equal files the first, and oddly stored ones, are kept",

@@ -14,7 +14,7 @@ import pytest
 from dino.data import inspection
 from dino.data.check import main
 from dino.data.sources import open_images
-from dino.errors import CheckFailed, DataError, OptionError, exit_code
+from dino.errors import DataError, OptionError, exit_code
 from tests.running import make_images
 
 # What shared/data/broken holds, by its manifest; the damage in corrupt_scan.jpg is none that a decoder notices.
@@ -105,9 +105,11 @@ def test_an_output_that_cannot_be_a_list_stops_before_the_work(tmp_path: Path, n
 
 def test_a_list_without_any_image_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jpg").write_text("")
-    with pytest.raises(CheckFailed, match="none of the 1 images is worth listing"):
-        main([str(tmp_path), "--output", str(tmp_path / "list.txt"), "--num_workers", "0"])
-    assert "corrupt: a.jpg: " in capsys.readouterr().out
+    assert check(tmp_path, "--output", tmp_path / "list.txt", "--json", tmp_path / "r") == 1
+    text = capsys.readouterr()
+    assert "corrupt: a.jpg: " in text.out and "none of the 1 images is worth listing" in text.out
+    assert text.err.startswith("CheckFailed: 1 corrupt of 1 images")
+    assert json.loads((tmp_path / "r").read_text())["listed"] == 0
     assert not (tmp_path / "list.txt").exists()
 
 
