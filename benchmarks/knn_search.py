@@ -24,8 +24,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from dino.evaluation.knn import CHUNK_NUMBERS  # noqa: E402
-from dino.evaluation.neighbours import ExactIndex  # noqa: E402
+from dino.evaluation.neighbours import ExactIndex, split_queries  # noqa: E402
 
 WIDTH, CENTRES, ROUNDS, SPREAD = 384, 1000, 5, 1.0
 
@@ -39,8 +38,8 @@ def draw(count: int, generator: torch.Generator) -> Tensor:
 
 def search_in_chunks(index: ExactIndex, queries: Tensor, k: int) -> Tensor:
     """Places (M, k) as `predict_classes` finds them, chunk by chunk."""
-    rows = max(1, CHUNK_NUMBERS // len(index.vectors))
-    return torch.cat([index.search(chunk, k).places for chunk in queries.split(rows)])
+    chunks = split_queries(queries, len(index.vectors))
+    return torch.cat([index.search(chunk, k).places[:count] for chunk, count in chunks])
 
 
 def search_as_the_original(train: Tensor, queries: Tensor, k: int) -> Tensor:

@@ -26,14 +26,14 @@ PREVIOUS = "checkpoint_previous.pth"
 TEACHER = "teacher_backbone.pth"
 
 
-def save_file(path: Path, state: Mapping[str, Any]) -> None:
+def save_file(path: Path, state: Mapping[str, Any] | Tensor) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename.
 
     Raises:
         CheckpointError: The folder cannot be written to, or the disk is full; the old file is untouched.
     """
     with _temporary(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(state), file)
+        torch.save(state if isinstance(state, Tensor) else dict(state), file)
         file.flush()
         os.fsync(file.fileno())
 

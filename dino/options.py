@@ -84,8 +84,6 @@ class Flag:
         if number is None:
             return
         least, most = self.spec.least, self.spec.most
-        if number is None:
-            return
         # Written so that nan, which no comparison holds for, is out of any bounds.
         above, below = least is None or number >= least, most is None or number <= most
         if not (above and below):

@@ -1,6 +1,7 @@
 """Fixtures every test folder shares: golden numbers, shared data, drawn tensors and a measure of distance."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -71,6 +72,15 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         torch.device(request.param) as chosen,
     ):
         yield chosen
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Iterator[None]:
+    """Commands set up the root logger; put it back."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
 
 
 @pytest.fixture

@@ -119,20 +119,6 @@ def run_alone(folder: Path, script: str, *words: object, prepare: Callable[[], N
     return Job(folder, [*map(str, words)], prepare, script).wait()
 
 
-def run_script(
-    folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None, processes: int = 1
-) -> list[Result]:
-    """Run a script (`eval_knn`) to its end, alone or with others as a launcher starts them; a result a process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    jobs = []
-    for rank in range(processes):
-        ready = prepare if processes == 1 else functools.partial(_be_rank, rank, port, prepare)
-        jobs.append(Job(folder / f"rank{rank}", list(map(str, words)), ready, script))
-    return [job.wait() for job in jobs]
-
-
 def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
     place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}

@@ -182,6 +182,12 @@ def find_images(path: str, flag: str) -> tuple[Path, ...]:
     return tuple(source.path(index) for index in range(len(source)))
 
 
+def find_stray(source: ImageSource) -> Path | None:
+    """The image that keeps class folders from being labels: the first in no folder, where others are in one."""
+    stray = next((name for name in source.names if os.sep not in name), None)
+    return source.root / stray if source.labels is None and stray and any(os.sep in n for n in source.names) else None
+
+
 def _existing(data_path: str | None) -> Path:
     if not data_path:
         raise DataError(f"--data_path is missing: {ASK}")
@@ -252,7 +258,7 @@ def _walk(root: Path, flag: str) -> Iterator[str]:
 def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
     source = _list(root)
     if source.labels is None:
-        raise DataError(f"{root} needs one folder a class; it holds images without a class folder")
+        raise DataError(f"{root} needs one folder a class; {find_stray(source) or source.path(0)} lies in none")
     if like is not None and source.classes != like.classes:
         odd = sorted(set(source.classes) ^ set(like.classes))
         raise DataError(

@@ -22,16 +22,16 @@ from dino.errors import OptionError
 from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.descriptors import ClsGem
 from dino.evaluation.features import build_reading, extract_features
+from dino.evaluation.neighbours import ExactIndex, split_queries
 from dino.flags import CopyDetectionOptions
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 
 logger = logging.getLogger(__name__)
 
 DEPTH = 20  # how far down a query's list an original counts as found
-CHUNK_NUMBERS = 2**25  # float32 numbers of one chunk of similarities: 128 MiB
 WHITENING_EXPONENT = 0.5  # of the inverse eigenvalues; 0.5 gives every direction the same variance
 LEAST_EIGENVALUE = 1e-5  # of the largest one; smaller ones are taken as this (utils.PCA of the original)
 
@@ -46,6 +46,7 @@ def evaluate_copy_detection(options: CopyDetectionOptions, run: Run) -> dict[str
         DinoError: Wrong weights, a network without patch tokens, missing folders, unreadable images.
     """
     flags = options.copy_detection
+    check_target(options.report.json)
     copydays = open_copydays(options.data.data_path)
     distractors = _open(flags.distractors_path, "--distractors_path")
     whitening = _open(flags.whitening_path, "--whitening_path")
@@ -133,10 +134,9 @@ def find_nearest(database: Tensor, queries: Tensor, depth: int) -> Tensor:
     Returns:
         (M, depth) int64 indices, in host memory.
     """
-    depth = min(depth, len(database))
-    # From the host: a slice on the device would be another graph there for each place it is taken from.
-    chunks = queries.cpu().split(max(1, CHUNK_NUMBERS // len(database)))
-    return torch.cat([(chunk.to(database.device) @ database.T).topk(depth).indices.cpu() for chunk in chunks])
+    index, depth = ExactIndex(database), min(depth, len(database))
+    chunks = split_queries(queries, len(database))
+    return torch.cat([index.search(chunk.to(database.device), depth).places.cpu()[:count] for chunk, count in chunks])
 
 
 def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]:

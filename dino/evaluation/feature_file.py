@@ -8,6 +8,7 @@ h w patch grid.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dino.data.sources import ImageSource, open_images
+from dino.data.sources import ImageSource, find_stray, open_images
 from dino.errors import DataError, OptionError
 from dino.evaluation.descriptors import BlockTokens
 from dino.evaluation.feature_formats import WRITERS, Arrays
@@ -26,8 +27,10 @@ from dino.evaluation.features import build_reading, stream_features
 from dino.flags import FeatureFileFlags, FeatureFileOptions
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
-from dino.runtime.context import Run
-from dino.runtime.metrics import write_result
+from dino.runtime.context import Run, leaving_on_sigterm
+from dino.runtime.metrics import check_target, write_result
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,13 @@ def write_feature_file(options: FeatureFileOptions, run: Run) -> None:
         DinoError: A file that cannot be written, wrong weights, missing folders, unreadable images.
     """
     output = check_output(options.features)
+    check_target(options.report.json)
     with run.processes.first_goes_first():
         source = open_images(options.data.data_path)
         check_names(source)
+        stray = find_stray(source)
+        if stray and run.processes.is_first:
+            logger.warning("no labels are written: %s lies in no class folder", stray)
         backbone = load_backbone(options.backbone, options.weights, options.explicit)
     descriptor, layout = build_descriptor(backbone, options.features)
     check_space(output, layout, len(source))
@@ -86,6 +93,7 @@ def write_feature_file(options: FeatureFileOptions, run: Run) -> None:
         return
     write_whole(output, source, layout, (layout.split(rows.numpy()) for rows in batches))
     shapes = {name: [len(source), *shape] for name, shape in layout.shapes().items()}
+    logger.info("%s: %s of %d images", output, ", ".join(f"{name} {shapes[name]}" for name in shapes), len(source))
     write_result(options.report.json, {"output": str(output), "images": len(source), "arrays": shapes})
 
 
@@ -171,9 +179,12 @@ def write_whole(output: Path, source: ImageSource, layout: Layout, batches: Iter
         OptionError: The disk refuses.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        with (
+            leaving_on_sigterm(),
+            tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch,
+        ):
             arrays = {
-                name: np.lib.format.open_memmap(f"{scratch}/{name}.npy", "w+", np.float32, (len(source), *shape))
+                name: _make_array(Path(scratch, f"{name}.npy"), (len(source), *shape))
                 for name, shape in layout.shapes().items()
             }
             done = 0
@@ -185,3 +196,11 @@ def write_whole(output: Path, source: ImageSource, layout: Layout, batches: Iter
             os.replace(Path(scratch, output.name), output)
     except OSError as error:
         raise OptionError(f"--output {output} cannot be written: {error}") from error
+
+
+def _make_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array on disk, its space taken at once: writing into a hole of a full disk ends the process."""
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino import checkpoint
 from dino.data.crops import cut_centre
 from dino.data.datasets import Shape, Share, ViewDataset
 from dino.data.loaders import choose_workers, read_views
@@ -99,7 +100,7 @@ def extract_features(
     share = Share(rank=processes.rank, world=processes.world)
     cut = cut or functools.partial(cut_centre, size=backbone.image_size)
     dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share, shapes=shapes)
-    progress = Progress(len(dataset), f"features of {source.root.name}", shown=processes.is_first)
+    progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
     rows, labels, done = [], [], 0
     for found, batch_labels in _infer(backbone, dataset, run, reading):
         found = F.normalize(found, dim=-1) if normalise else found
@@ -107,7 +108,7 @@ def extract_features(
         labels.append(batch_labels)
         done += len(batch_labels)
         if done == len(dataset) or len(rows) % PROGRESS_EVERY == 0:
-            progress.advance(done)
+            progress.advance(min(done * processes.world, len(source)))
     progress.close()
     return _gather(torch.cat(rows), torch.cat(labels), len(source), run, reading)
 
@@ -189,17 +190,17 @@ def _gather(rows: Tensor, labels: Tensor, count: int, run: Run, reading: Reading
 
 
 def save_features(folder: Path, name: str, features: Features) -> None:
-    """Write `NAMEfeat.pth` and `NAMElabels.pth`, as the original does.
+    """Write `NAMEfeat.pth` and `NAMElabels.pth`, as the original does, each whole or not at all.
 
     Raises:
         CheckpointError: The folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(features.features.cpu(), folder / f"{name}feat.pth")
-        torch.save(features.labels.cpu(), folder / f"{name}labels.pth")
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise CheckpointError(f"--dump_features {folder} cannot be written to: {error}") from error
+    checkpoint.save_file(folder / f"{name}feat.pth", features.features.cpu())
+    checkpoint.save_file(folder / f"{name}labels.pth", features.labels.cpu())
 
 
 def load_features(folder: Path, name: str) -> Features:
@@ -215,4 +216,9 @@ def load_features(folder: Path, name: str) -> Features:
         raise DataError(
             f"--load_features {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}"
         ) from error
+    kinds = [isinstance(part, Tensor) and part.ndim for part in (features, labels)]
+    if kinds != [2, 1] or len(features) != len(labels) or not len(labels):
+        raise DataError(
+            f"--load_features {folder}: {name}feat.pth must hold (N, D) features and {name}labels.pth N labels"
+        )
     return Features(features=features, labels=labels)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino.data.photometric import build_normalisation
@@ -27,15 +26,14 @@ from dino.evaluation.features import (
     load_features,
     save_features,
 )
-from dino.evaluation.neighbours import ExactIndex, Index, build_index, log_recall
+from dino.evaluation.neighbours import ExactIndex, Index, build_index, log_recall, split_queries
 from dino.flags import KnnOptions, TrainOptions
 from dino.models.weights import TrainedBackbone, load_backbone
-from dino.runtime.context import Run
-from dino.runtime.metrics import write_events, write_result
+from dino.runtime.context import Run, make_output_folder
+from dino.runtime.metrics import check_target, write_events, write_result
 
 logger = logging.getLogger(__name__)
 
-CHUNK_NUMBERS = 2**25  # float32 numbers of one chunk of similarities: 128 MiB
 PAPER_NEIGHBOURS = 20  # paper, section 4.1 and appendix
 PAPER_TEMPERATURE = 0.07
 TOP = 5
@@ -74,22 +72,19 @@ def predict_classes(
         {k: (M, min(5, C)) int64 classes, best first}, in host memory.
     """
     most = min(max(neighbours), len(train.features))
-    rows = max(1, min(len(queries), CHUNK_NUMBERS // (len(train.features) + classes)))
     labels = train.labels.to(train.features.device)
     index = index or ExactIndex(train.features)
     parts: dict[int, list[Tensor]] = {k: [] for k in neighbours}
-    for chunk in queries.cpu().split(rows):
-        # From the host and always as many rows: a slice on the device, or another size, would be another graph there.
-        padded = F.pad(chunk, (0, 0, 0, rows - len(chunk)))
-        found = index.search(padded.to(train.features.device), most)
+    for chunk, count in split_queries(queries, len(train.features) + classes):
+        found = index.search(chunk.to(train.features.device), most)
         # Only ratios of weights matter; taken from the nearest neighbour they cannot overflow.
         nearest, voted = found.products.to(labels.device), labels[found.places.to(labels.device)]
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
         for k in neighbours:
-            votes = weights.new_zeros(rows, classes).scatter_add_(1, voted[:, :k], weights[:, :k])
+            votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
             # Stable: classes without a vote follow in the order of their index, as in the original.
             ranked = votes.sort(dim=1, descending=True, stable=True).indices
-            parts[k].append(ranked[:, :TOP].cpu()[: len(chunk)])
+            parts[k].append(ranked[:, :TOP].cpu()[:count])
     return {k: torch.cat(found) for k, found in parts.items()}
 
 
@@ -133,19 +128,23 @@ def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
     Raises:
         DinoError: Wrong weights, missing folders, unreadable images.
     """
-    train, test = _load(options) if options.knn.load_features else _extract(options, run)
+    check_target(options.report.json)
+    for path in (options.knn.dump_features, options.knn.dump_tb_events):
+        if path and run.processes.is_first:
+            make_output_folder(path, "--dump_features" if path == options.knn.dump_features else "--dump_tb_events")
+    train, test = _load(options, run) if options.knn.load_features else _extract(options, run)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     asked = options.knn.nb_knn
     neighbours = list(dict.fromkeys(min(k, len(train.labels)) for k in asked))
     for k in asked:
-        if k > len(train.labels):
+        if k > len(train.labels) and run.processes.is_first:
             logger.warning("--nb_knn %d: there are only %d train images, which is the k used", k, len(train.labels))
     settings = {"neighbours": neighbours, "temperature": options.knn.temperature, "kind": options.knn.index}
     scores = score_knn(train, test, classes=classes, run=run, **settings)
     for k, score in scores.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
     if run.processes.is_first:
-        found = {str(k): score._asdict() for k, score in scores.items()}
+        found = {str(k): scores[min(k, len(train.labels))]._asdict() for k in asked}
         write_result(options.report.json, {"train": len(train.labels), "test": len(test.labels), "knn": found})
     return scores
 
@@ -191,11 +190,13 @@ def score_backbone(
     return score_knn(train, test, neighbours=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run)[k]
 
 
-def _load(options: KnnOptions) -> tuple[Features, Features]:
+def _load(options: KnnOptions, run: Run) -> tuple[Features, Features]:
     folder = Path(options.knn.load_features or "")
     train, test = load_features(folder, "train"), load_features(folder, "test")
     if train.features.shape[1:] != test.features.shape[1:]:
         raise DataError(f"--load_features {folder}: train and test features differ in width")
+    if options.store.store_on_device:
+        train = Features(features=run.device.place(train.features), labels=train.labels)
     return train, test
 
 

@@ -15,7 +15,7 @@ from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
 from dino.flags import BackboneFlags, LinearOptions
 from dino.models.weights import PUBLISHED_LINEAR, find_published
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def evaluate_linear(options: LinearOptions, run: Run) -> LinearScore:
     Raises:
         DinoError: Wrong weights, missing folders, unreadable images, a checkpoint of another run.
     """
+    check_target(options.report.json)
     if not options.linear.evaluate:
         check_folder(options)
     task = open_task(options, run)
@@ -60,7 +61,8 @@ def _train_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[Li
     layer = restore_layer(options, task, run)
     test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
-    make = cache_lessons if options.linear.cache_features else open_lessons
+    finished = layer.epoch >= options.run.epochs  # then nothing is learnt, and nothing needs to be described for it
+    make = cache_lessons if options.linear.cache_features and not finished else open_lessons
     lessons = make(task.descriptor, task.train, run, task.reading, seed=options.run.seed)
     score = LinearTrainer(options, run, layer, task=task, lessons=lessons, test=test).run_epochs()
     return score, layer.best

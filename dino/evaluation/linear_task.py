@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.data.loaders import check_count
@@ -21,12 +21,14 @@ from dino.evaluation.linear_head import LinearHead
 from dino.flags import LinearOptions
 from dino.models.registry import is_vit
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone, load_backbone, select_network
+from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pth.tar"  # the original's name
+# What is known by a digest only, and what to say where it differs.
+OTHERS = {"backbone": "another backbone", "classes": "other class folders", "images": "other images"}
 SETTINGS = ("n_last_blocks", "avgpool_patchtokens")  # a layer trained with another value of these is another layer
 
 
@@ -79,7 +81,7 @@ def open_task(options: LinearOptions, run: Run) -> LinearTask:
                 "leave the flag out to follow the folders"
             )
         backbone = load_backbone(options.backbone, options.weights, options.explicit)
-    identity: dict[str, Any] = {"backbone": compute_digest(backbone.module)}
+    identity: dict[str, Any] = {"backbone": compute_digest(backbone.module), "classes": digest_names(test.classes)}
     if is_vit(backbone.arch):
         identity |= {name: getattr(flags, name) for name in SETTINGS}
     if train is not None:
@@ -120,6 +122,11 @@ def compute_digest(module: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
+def digest_names(names: Sequence[str]) -> str:
+    """A digest of class names in their order."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
 def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Fill a head from a file: ours, the original's or a published one; gives all that the file holds.
 
@@ -133,21 +140,21 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict
         CheckpointError: The file is missing or damaged, or was trained on something else.
     """
     state = checkpoint.load_file(path)
-    tensors = checkpoint.strip_prefixes(select_network(state, "state_dict", path))
+    held = state.get("state_dict", state)
+    tensors = checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
     for name, own in head.state_dict().items():
-        if name not in tensors or tensors[name].shape != own.shape:
-            found = tuple(tensors[name].shape) if name in tensors else "missing"
+        if name not in tensors:
+            raise WeightsError(f"{path} holds no linear layer ({name} is missing); eval_linear.py writes {CHECKPOINT}")
+        if tensors[name].shape != own.shape:
             raise WeightsError(
-                f"{path}: {name} is {found}, these classes and features want {tuple(own.shape)}; "
+                f"{path}: {name} is {tuple(tensors[name].shape)}, these classes and features want {tuple(own.shape)}; "
                 "check --data_path, --arch, --n_last_blocks and --avgpool_patchtokens"
             )
     then = state.get("identity", {})
     for name, now in identity.items():
         if name in then and then[name] != now:
-            raise CheckpointError(
-                f"{path} belongs to a run with {name} {then[name]}, now it is {now}; "
-                "use the old value, or another --output_dir"
-            )
+            other = OTHERS.get(name, f"--{name} {then[name]}, not {now}")
+            raise CheckpointError(f"{path} was trained with {other}; a layer goes with what it was trained on")
     head.load_state_dict({name: tensors[name] for name in head.state_dict()})
     logger.info("linear layer: %s%s", path, "" if then else ", which does not say what it belongs to")
     return state

@@ -56,6 +56,12 @@ def restore_layer(options: LinearOptions, task: LinearTask, run: Run) -> Layer:
         layer.optimizer.load_state_dict(state["optimizer"])
         layer.epoch, layer.best = int(state["epoch"]), float(state["best_acc"])
         logger.info("continuing at epoch %d, best accuracy so far %.2f%%", layer.epoch, layer.best)
+    first = run.processes.read_from_first("epoch", str(layer.epoch))
+    if int(first) != layer.epoch:
+        raise CheckpointError(
+            f"{path.parent} holds epoch {layer.epoch} here and {first} where rank 0 runs; "
+            "--output_dir must be a folder that all hosts share"
+        )
     return layer
 
 

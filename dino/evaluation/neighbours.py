@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import faiss
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+CHUNK_NUMBERS = 2**25  # float32 numbers of one chunk of products: 128 MiB
 GROUP = 100  # columns whose maximum is taken together; measured on a CPU at 50,000 x 384
 LEAST_GROUPS = 20  # groups a neighbour, below which two passes do not pay
 CELLS = 4  # IVF: cells a square root of N, faiss's rule of thumb
@@ -72,6 +75,17 @@ def find_largest(rows: Tensor, k: int) -> Neighbours:
     places = torch.cat([places, rest], dim=1)
     products, order = rows.gather(1, places).topk(k, dim=1)
     return Neighbours(products, places.gather(1, order))
+
+
+def split_queries(queries: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield (M, D) queries in chunks whose products with `count` vectors are bounded, and how many of each are real.
+
+    From the host and always as many rows, filled up with zeros: a slice on the device, or another size, would be
+    another graph there.
+    """
+    rows = max(1, min(len(queries), CHUNK_NUMBERS // count))
+    for chunk in queries.cpu().split(rows):
+        yield F.pad(chunk, (0, 0, 0, rows - len(chunk))), len(chunk)
 
 
 class CellIndex:

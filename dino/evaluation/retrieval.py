@@ -26,7 +26,7 @@ from dino.flags import RetrievalOptions
 from dino.models.registry import is_vit
 from dino.models.weights import PUBLISHED_FOR_RETRIEVAL, TrainedBackbone, load_backbone
 from dino.runtime.context import Run
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, Ranking
     Raises:
         DinoError: Wrong weights, missing or unreadable files, images smaller than a patch.
     """
+    check_target(options.report.json)
     flags, data = options.retrieval, options.data
     landmarks = open_landmarks(data.data_path, flags.dataset, crop_queries=flags.crop_queries)
     with run.processes.first_goes_first():
@@ -82,6 +83,7 @@ def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, Ranking
     view = Thumbnail(longest=options.size.imsize, patch=1 if flags.multiscale else patch)
     shapes = read_shapes(landmarks.source, view, run)
     check_shapes(landmarks.source, shapes, least=patch * (2 if flags.multiscale else 1))
+    check_network(backbone, min(shapes))
     queries = len(landmarks.truths)
     database = len(shapes) - queries
     logger.info("train: %d imgs / query: %d imgs, in %d shapes", database, queries, len(set(shapes)))
@@ -117,6 +119,22 @@ def check_shapes(source: ImageSource, shapes: Sequence[Shape], *, least: int) ->
                 f"{source.path(index)} would be {shape[1]} x {shape[0]} pixels large, and no side may be less than "
                 f"{least}; a larger --imsize or a smaller --patch_size may do"
             )
+
+
+def check_network(backbone: TrainedBackbone, shape: Shape) -> None:
+    """Refuse a network that does not take images of any shape, such as timm's vision transformers, on the host.
+
+    Raises:
+        OptionError: With what the network said.
+    """
+    try:
+        with torch.inference_mode():
+            backbone.module(torch.zeros(1, backbone.in_chans, *shape))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"--arch {backbone.arch} does not take images of {shape[1]} x {shape[0]}: {reason}"
+        ) from error
 
 
 def describe(

@@ -34,7 +34,7 @@ from dino.flags import DavisOptions, DrivingOptions, PropagationFlags, Propagati
 from dino.models.dense import build_dense
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) 
     Returns:
         How many sequences and frames there are, the seconds it took, and the folder.
     """
+    check_target(options.report.json)
     began, output = time.monotonic(), make_output_folder(options.output.output_dir)
     _protect_labels(clips, output)
     with run.processes.first_goes_first():

@@ -99,6 +99,20 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
+@contextlib.contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception, so that what it made on disk is taken away."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def make_output_folder(path: str, flag: str = "--output_dir") -> Path:
     """Make the folder that `flag` names, and prove that it can be written to.
 

@@ -70,6 +70,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_target(path: str | None, flag: str = "--json") -> None:
+    """Refuse, before long work, a file to write whose folder is missing or cannot be written to.
+
+    Raises:
+        OptionError: It is.
+    """
+    if path and path != "-" and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
+        raise OptionError(f"{flag} {path} cannot be written; name a file in a folder that exists and can be")
+
+
 def write_result(target: str | None, values: Mapping[str, Any]) -> None:
     """Write what a command found as one JSON object: to a file, whole or not at all, or with `-` as a line on stdout.
 

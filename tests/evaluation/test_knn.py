@@ -1,9 +1,8 @@
 """The k-NN vote is exact against an independent statement of it, whatever the sizes; and the command that prints it."""
 
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 import eval_knn
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, DinoError, OptionError
-from dino.evaluation import knn
+from dino.evaluation import neighbours
 from dino.evaluation.features import Features
 from dino.evaluation.knn import predict_classes, score_knn
 from dino.models.registry import build_backbone
@@ -33,15 +32,6 @@ NEIGHBOURS = (1, 5, 10, 20, 100, 150)
 @pytest.fixture
 def run() -> Run:
     return Run(device=CpuDevice("fp32"), processes=Processes(Launch(), "gloo", "env://"))
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging() -> Iterator[None]:
-    """Commands set up the root logger; put it back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 def draw_golden_set(draw: Draw, name: str) -> tuple[Features, Features, int]:
@@ -132,7 +122,7 @@ def test_small_chunks_give_what_one_large_one_gives(monkeypatch: pytest.MonkeyPa
     settings = {"neighbours": (1, 20), "temperature": 0.07, "classes": 50}
     whole = predict_classes(train, test.features, **settings)
     for numbers in (1, 350 * 7, 350 * 100):
-        monkeypatch.setattr(knn, "CHUNK_NUMBERS", numbers)
+        monkeypatch.setattr(neighbours, "CHUNK_NUMBERS", numbers)
         parts = predict_classes(train, test.features, **settings)
         assert all(torch.equal(parts[k], whole[k]) for k in (1, 20))
 
@@ -145,7 +135,7 @@ def test_no_chunk_is_larger_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> N
         return split(self, rows, *rest, **more)
 
     monkeypatch.setattr(torch.Tensor, "split", remember)
-    monkeypatch.setattr(knn, "CHUNK_NUMBERS", 350 * 7)
+    monkeypatch.setattr(neighbours, "CHUNK_NUMBERS", 350 * 7)
     train, test = draw_set(300, 50, seed=1), draw_set(101, 50, seed=2)
     predict_classes(train, test.features, neighbours=(3,), temperature=0.07, classes=50)
     assert set(sizes) == {7}

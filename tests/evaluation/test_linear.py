@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,6 @@ from tests.running import on_simulated_card, run_alone, run_pair
 COLOURS = ("black", "blue", "gray", "green", "red", "white")
 TRAIN, TEST, SIZE, BATCH = 8, 3, 16, 8  # images of a class, side of a view, images of a batch
 ACCURACY = re.compile(r"^Accuracy at epoch (\d+) of the network on the 18 test images: ([\d.]+)%$", re.MULTILINE)
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging() -> Iterator[None]:
-    """Commands set up the root logger; put it back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -30,15 +29,6 @@ VIDEO, DRIVING = "eval_video_segmentation", "eval_ipace_segmentation"
 needs_card = pytest.mark.skipif(
     hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
 )
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging() -> Iterator[None]:
-    """Commands set up the root logger; put it back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,6 @@ from dino.errors import DeviceError, OptionError
 from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
 from dino.runtime import context
 from dino.runtime.context import STOP_SIGNALS, StopRequest, make_output_folder, open_run, set_up_logging
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging() -> Iterator[None]:
-    """These tests set up the root logger; put it back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture(autouse=True)

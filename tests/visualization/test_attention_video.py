@@ -23,7 +23,7 @@ from dino.visualization import attention_video
 from dino.visualization.pictures import INFERNO, colour
 from dino.visualization.video import FrameSource, open_frames, write_video
 from tests import hpu_simulator
-from tests.running import Job, make_images, on_simulated_card, run_script
+from tests.running import Job, make_images, on_simulated_card, run_alone, run_pair
 
 TINY = ("--arch", "vit_mini", "--random_weights", "--device", "cpu")
 HEADS = 3
@@ -280,7 +280,7 @@ def test_two_processes_give_one_video(tmp_path: Path) -> None:
     frames = make_images(tmp_path / "in", 3)
     words = ("--input_path", frames, "--pretrained_weights", save_weights(tmp_path), "--device", "cpu")
     run_main(*words, "--output_path", tmp_path / "one")
-    results = run_script(tmp_path, "video_generation", *words, "--output_path", tmp_path / "two", processes=2)
+    results = run_pair(tmp_path, "video_generation", *words, "--output_path", tmp_path / "two")
     assert [result.code for result in results] == [0, 0], results
     one, two = (sorted((tmp_path / name).rglob("*.jpg")) for name in ("one", "two"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two] and len(one) == 3
@@ -292,7 +292,7 @@ def test_a_card_gives_the_cpus_video(tmp_path: Path) -> None:
     words = ("--input_path", frames, "--pretrained_weights", save_weights(tmp_path))
     run_main(*words, "--device", "cpu", "--output_path", tmp_path / "cpu")
     more = ("--device", "hpu", "--output_path", tmp_path / "hpu")
-    (result,) = run_script(tmp_path, "video_generation", *words, *more, prepare=on_simulated_card)
+    result = run_alone(tmp_path, "video_generation", *words, *more, prepare=on_simulated_card)
     assert result.code == 0, result.text
     for host in sorted((tmp_path / "cpu" / "attention").iterdir()):
         card = np.asarray(Image.open(tmp_path / "hpu" / "attention" / host.name)).astype(int)
