@@ -68,12 +68,18 @@ class BackboneFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentFlags:
-    """What the student's network has beyond the backbone's name."""
+class ChannelFlags:
+    """What an image is made of."""
 
     in_chans: int = flag(
         3, "channels of an image: 3 (colour), 1 (gray), or those of .npy files; colour ops need 3", least=1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFlags(ChannelFlags):
+    """What the student's network has beyond the backbone's name."""
+
     drop_path_rate: float = flag(0.1, "stochastic depth of the student, 0 to 1", least=0, most=1)
     out_dim: int = flag(65536, "prototypes K, the width of the head's output; small data sets want less", least=2)
     norm_last_layer: bool = flag(True, "keep the prototypes at unit length; more stable for the small networks")
@@ -129,14 +135,20 @@ class CropFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags:
-    """Which images, and how they are fed."""
+class SourceFlags:
+    """Which images, and who reads them."""
 
     data_path: str | None = flag(
         None, "a folder of images (with or without class folders), a text file that lists images, or demo"
     )
-    batch_size_per_device: int = flag(32, "images a device sees at a time", also=("--batch_size_per_gpu",), least=1)
     num_workers: int = flag(10, "loader processes per device (by default at most one a core)", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(SourceFlags):
+    """Which images, and how they are fed."""
+
+    batch_size_per_device: int = flag(32, "images a device sees at a time", also=("--batch_size_per_gpu",), least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +312,37 @@ class ReportFlags:
     """Results for programs; people read the log lines."""
 
     json: str | None = flag(None, "file to write the result to as one JSON object; - means a line on stdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFlags:
+    """What makes an image suspicious, and what becomes of the others."""
+
+    min_size: int = flag(
+        16, "an image whose shorter side has fewer pixels is tiny; the default is one patch of the usual size", least=1
+    )
+    clean_list: str | None = flag(
+        None,
+        "text file to list the images in that are worth training on: without corrupt and tiny ones and repetitions; "
+        "it can be a --data_path",
+        spelling="--output",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Decode every image of a folder or list, and name what is corrupt, tiny, oddly stored or there twice.
+
+    python -m dino.data.check PATH [flags]; ends with 1 if there is any such image.
+    """
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"num_workers": 64}
+
+    source: SourceFlags
+    channels: ChannelFlags
+    check: CheckFlags
+    report: ReportFlags
+    explicit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,6 +152,14 @@ SEGMENTATION_METRICS = {
     "--refresh_label_interval": 50,
     "--json": None,
 }
+CHECK = {
+    "--data_path": None,
+    "--num_workers": 64,
+    "--in_chans": 3,
+    "--min_size": 16,
+    "--output": None,
+    "--json": None,
+}
 ATTENTION = FROZEN | {
     "--patch_size": 8,
     "--image_path": None,
@@ -179,6 +187,7 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "eval_video_segmentation": (flags.DavisOptions, VIDEO_SEGMENTATION, "gaudi/eval_video_segmentation.py"),
     "eval_ipace_segmentation": (flags.DrivingOptions, DRIVING, "driving/eval_ipace_segmentation.py"),
     "compute_segmentation_metrics": (flags.SegmentationMetricsOptions, SEGMENTATION_METRICS, None),
+    "dino/data/check": (flags.CheckOptions, CHECK, None),
     "visualize_attention": (flags.AttentionOptions, ATTENTION, "gaudi/visualize_attention.py"),
     "video_generation": (flags.AttentionVideoOptions, ATTENTION_VIDEO, "gaudi/video_generation.py"),
 }

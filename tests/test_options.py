@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dino.errors import OptionError
 from dino.flags import KnnOptions, TrainOptions
-from dino.options import as_dict, flag, flags_of, nearest, parse
+from dino.options import as_dict, flag, flags_of, name_places, nearest, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,3 +329,22 @@ def test_no_word_is_silently_ignored(word):
     known = {spelling for declared in flags_of(TrainOptions) for spelling in declared.words} | {"--config", "--help"}
     if f"--{word}" not in known:
         assert f"--{word}" in refusal([f"--{word}", "1"], TrainOptions)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("", ""),
+        ("--json -", "--json -"),
+        ("a --json -", "--one=a --json -"),
+        ("a b --json - c", "--one=a --two=b --json - c"),
+        ("--one a", "--one a"),
+    ],
+)
+def test_words_before_the_flags_have_their_places(given, named):
+    assert name_places(given.split(), "--one", "--two") == named.split()
+
+
+def test_a_word_without_a_place_is_refused():
+    with pytest.raises(OptionError, match="'c' is one word too many"):
+        name_places(["a", "b", "c", "--json", "-"], "--one", "--two")

@@ -5,23 +5,35 @@ Shapes: B images a device and step, C channels, S side.
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler, default_collate
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.sources import ImageSource
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+TOGETHER = 16  # items that travel at once where they are not stacked
+PREFETCH = 2  # batches a loader process has ready or in work; more hides no lasting lack of cores, and costs memory
+FILES_OF_BATCH = 8  # tensors of one batch, each an open file on its way, and some to spare
+OTHER_FILES = 512  # whatever else a run has open: pipes, logs, sockets, libraries
+CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # quota and period of a container (cgroup v2), in microseconds
 
 
 class EpochBatches(Sampler):
@@ -58,6 +70,7 @@ class TrainLoader:
     def __init__(self, dataset: CropDataset | RandomViewDataset, batches: EpochBatches, **settings: Any) -> None:
         """Wrap torch's loader; `settings` are its keyword arguments."""
         self.batches = batches
+        self.workers: int = settings["num_workers"]
         self.loader = DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings)
 
     def __len__(self) -> int:
@@ -119,24 +132,71 @@ def read_views(
     yield from _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings))
 
 
+def read_items(dataset: Dataset, *, workers: int) -> Iterator[Any]:
+    """Yield whatever a dataset makes of each of its items, in order.
+
+    Raises:
+        DataError: A loader process died.
+    """
+    for items in _checked(DataLoader(dataset, batch_size=TOGETHER, collate_fn=list, **_settings(workers, False, None))):
+        yield from items
+
+
 def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> int:
     """Loader processes: what the user asked for, or the default cut to the cores this process can count on."""
-    return asked if explicit else min(asked, max(1, len(os.sched_getaffinity(0)) // processes_here))
+    return asked if explicit else min(asked, max(1, count_cores() // processes_here))
+
+
+def count_cores() -> int:
+    """Cores this process may use: those it is bound to, or fewer where its container has a share of their time."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_SHARE.read_text(encoding="ascii").split()
+        return max(1, min(bound, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such limit: the file is not there, or says max
+        return bound
+
+
+def choose_sharing(workers: int) -> str:
+    """How batches come from loader processes: as open files, which need no cleaning up, while there may be enough.
+
+    The number of files a process may have open is raised for that, as far as the system lets it.
+    """
+    needed = OTHER_FILES + workers * PREFETCH * FILES_OF_BATCH
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or needed <= soft:
+        return "file_descriptor"
+    if hard != unlimited and needed > hard:
+        return "file_system"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return "file_descriptor"
 
 
 def _settings(workers: int, pin_memory: bool, start: str | None) -> dict[str, Any]:
-    context = multiprocessing.get_context(start) if workers else None
-    if start == "forkserver" and context is not None:
+    if not workers:
+        return {"num_workers": 0, "pin_memory": pin_memory}
+    context = multiprocessing.get_context(start)
+    if start == "forkserver":
         context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by every loader
     return {
         "num_workers": workers,
         "pin_memory": pin_memory,
-        "worker_init_fn": _outlive_signals,
+        "prefetch_factor": PREFETCH,
+        "worker_init_fn": functools.partial(_begin_worker, choose_sharing(workers)),
         "multiprocessing_context": context,
     }
 
 
-def _outlive_signals(_worker: int) -> None:
+def _begin_worker(sharing: str, _worker: int) -> None:
+    """One thread each, since there is a process a core; torch's own loader has seen to torch's threads already."""
+    torch.multiprocessing.set_sharing_strategy(sharing)  # the sender's counts, and a fork server's children forget it
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
+    _outlive_signals()
+
+
+def _outlive_signals() -> None:
     """A signal to the whole job must not take the loaders away before the run has saved; the parent's own may."""
     for name in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)

@@ -58,6 +58,17 @@ class ImageSource:
         """A digest of the names, equal for equal data wherever it is mounted."""
         return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
+    def lines(self, folder: Path) -> Iterator[str | None]:
+        """Yield the line that stands for each image in a list file of this folder, or None where no line can.
+
+        That is where the name holds a line break or is no UTF-8, or begins or ends with a blank, which a reader takes
+        away. Links in both folders are followed first, since `..` leads out of the folder that a link leads to.
+        """
+        way = os.path.relpath(os.path.realpath(self.root), os.path.realpath(folder))
+        for name in self.names:
+            line = name if way == os.curdir else os.path.join(way, name)
+            yield line if _can_be_read_back(line) else None
+
     def limited(self, limit: int | None) -> ImageSource:
         """At most `limit` images, evenly spaced, so that every class folder keeps its share."""
         if limit is None or limit >= len(self):
@@ -212,6 +223,14 @@ def _list_file(path: Path, flag: str) -> ImageSource:
     if wrong is not None:
         raise DataError(f"{flag} {path} lists {wrong!r}, which is no image name (known: {' '.join(EXTENSIONS)})")
     return ImageSource(root=path.parent, names=names)
+
+
+def _can_be_read_back(line: str) -> bool:
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return line.splitlines() == [line.strip()]
 
 
 def _list_folder(root: Path, flag: str, level: int) -> ImageSource:

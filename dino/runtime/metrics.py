@@ -90,7 +90,7 @@ def write_result(target: str | None, values: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
     elif target:
-        _write_whole("--json", target, text)
+        write_whole("--json", target, text)
 
 
 def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -101,10 +101,15 @@ def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_finite(cell) for cell in row] for row in rows)
-    _write_whole("--csv", target, text.getvalue())
+    write_whole("--csv", target, text.getvalue())
 
 
-def _write_whole(flag: str, target: str, text: str) -> None:
+def write_whole(flag: str, target: str, text: str) -> None:
+    """Write a text file, whole or not at all; `flag` asked for it.
+
+    Raises:
+        OptionError: The file cannot be written.
+    """
     temporary = Path(f"{target}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

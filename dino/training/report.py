@@ -20,6 +20,9 @@ from dino.training.step import METERS, DinoProgram
 
 logger = logging.getLogger(__name__)
 
+SETTLING_LINES = 2  # log lines in which loaders start and graphs compile
+LARGEST_WAIT = 0.1  # share of the time that a device may wait for images without a word
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -51,10 +54,31 @@ def read_device(program: DinoProgram) -> Reading:
     return Reading(sums=dict(zip(METERS, values, strict=False)), masked=int(values[-2]), masked_in_row=int(values[-1]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """Who reads the images of one process: its loader processes, and the cores it can count on."""
+
+    workers: int
+    cores: int
+
+    def explain(self) -> str:
+        """Why the device may wait for images, and what to do."""
+        more = min(self.cores, 2 * self.workers or 4)  # each takes memory, so not all cores at once
+        if not self.workers:
+            return f"--num_workers 0 reads them between the steps; try --num_workers {more}"
+        has = f"{self.workers} loader process{'es' * (self.workers > 1)} and {self.cores} core{'s' * (self.cores > 1)}"
+        smaller = "images stored smaller (a shorter side of 256 to 512 pixels)"
+        if self.workers < self.cores:
+            return f"this process has {has}; try --num_workers {more}, or {smaller}"
+        return f"this process has {has}, so more --num_workers will not help; try {smaller}, tar shards, or more cores"
+
+
 class Reporter:
     """Turns readings into lines; one for the whole run, shown by rank 0 only."""
 
-    def __init__(self, folder: Path, plan: Plan, *, prototypes: int, iteration: int, shown: bool) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, *, prototypes: int, iteration: int, shown: bool, feeding: Feeding | None = None
+    ) -> None:
         """Open the records at `iteration`.
 
         Args:
@@ -63,11 +87,13 @@ class Reporter:
             prototypes: K.
             iteration: Where the run starts or continues.
             shown: Whether this process is the one that reports.
+            feeding: Who reads the images; it explains why the device waits for them.
         """
         self.plan, self.prototypes, self.epoch = plan, prototypes, iteration // plan.iterations
         self.log = MetricLog(folder, epoch=self.epoch, iteration=iteration) if shown else None
         self.progress = Progress(plan.epochs * plan.iterations, "training", start=iteration, shown=shown)
         self.warned: str | None = None
+        self.feeding, self.lines = feeding, 0
         self.begin_window(iteration, {})
 
     def begin_window(self, iteration: int, sums: Mapping[str, float]) -> None:
@@ -88,6 +114,7 @@ class Reporter:
         }
         self._show(means, timings, rate, iteration, reading.masked)
         self._warn_of_collapse(means)
+        self._warn_of_waiting(timings["data_wait_share"])
         self.write(
             {
                 **timings,
@@ -145,3 +172,10 @@ class Reporter:
         if diagnosis and kind != self.warned:
             logger.warning("%s", diagnosis)
         self.warned = kind
+
+    def _warn_of_waiting(self, share: float) -> None:
+        self.lines += 1
+        if self.feeding is None or self.log is None or self.lines <= SETTLING_LINES or share <= LARGEST_WAIT:
+            return
+        logger.warning("training waited for images %.0f %% of the time: %s", 100 * share, self.feeding.explain())
+        self.feeding = None  # once is enough

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dino import checkpoint
+from dino.data.loaders import count_cores
 from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, Interrupted, NonFiniteError
 from dino.flags import TrainOptions
@@ -25,7 +26,7 @@ from dino.training.build import build_loader, build_networks, build_program
 from dino.training.ema import build_teacher
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
-from dino.training.report import Reporter, read_device
+from dino.training.report import Feeding, Reporter, read_device
 from dino.training.resume import Identity, check_complete, find_position
 from dino.training.step import NON_FINITE_LIMIT
 
@@ -64,7 +65,12 @@ class Trainer:
         self._begin()
         first = run.processes.is_first
         self.reporter = Reporter(
-            self.folder, self.plan, prototypes=options.student.out_dim, iteration=self.iteration, shown=first
+            self.folder,
+            self.plan,
+            prototypes=options.student.out_dim,
+            iteration=self.iteration,
+            shown=first,
+            feeding=Feeding(workers=self.loader.workers, cores=max(1, count_cores() // run.processes.local_world)),
         )
 
     def train(self) -> None:

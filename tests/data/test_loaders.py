@@ -13,17 +13,28 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import Dataset
 
+from dino.data import loaders
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops, cut_random
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.decode import read_image
-from dino.data.loaders import EpochBatches, TrainLoader, build_train_loader, choose_workers, read_views
+from dino.data.loaders import (
+    EpochBatches,
+    TrainLoader,
+    build_train_loader,
+    choose_workers,
+    count_cores,
+    read_items,
+    read_views,
+)
 from dino.data.sources import ImageSource, open_training_source
 from dino.errors import DataError
 
@@ -377,6 +388,63 @@ def test_the_default_number_of_workers_is_cut_to_the_cores(monkeypatch: pytest.M
     assert choose_workers(10, explicit=False, processes_here=64) == 1
     assert choose_workers(4, explicit=False) == 4
     assert choose_workers(0, explicit=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("max 100000\n", 8), ("250000 100000\n", 3), ("20000 100000\n", 1), ("6400000 100000\n", 8), ("", 8)],
+)
+def test_the_cores_are_those_of_the_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(loaders, "CPU_SHARE", tmp_path / "cpu.max")
+    assert count_cores() == 8
+    (tmp_path / "cpu.max").write_text(text)
+    assert count_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("limits", "strategy", "raised"),
+    [
+        ((1024, 4096), "file_descriptor", []),
+        ((600, 4096), "file_descriptor", [(672, 4096)]),
+        ((600, -1), "file_descriptor", [(672, -1)]),
+        ((600, 600), "file_system", []),
+        ((-1, -1), "file_descriptor", []),
+    ],
+)
+def test_batches_travel_as_open_files_while_there_may_be_enough(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], strategy: str, raised: list[tuple[int, int]]
+) -> None:
+    """Ten loader processes may have 10 x 2 batches of 8 tensors on their way, beside 512 other files."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(loaders.resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(loaders.resource, "setrlimit", lambda _, new: asked.append(new))
+    assert loaders.choose_sharing(10) == strategy
+    assert asked == raised
+
+
+class WorkerSettings(Dataset):
+    """What a loader process looks like from inside."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[int, int, str]:
+        return torch.get_num_threads(), cv2.getNumThreads(), torch.multiprocessing.get_sharing_strategy()
+
+
+@pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
+def test_a_worker_has_one_thread_and_the_chosen_way_of_sharing(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    monkeypatch.setattr(loaders, "choose_sharing", lambda workers: strategy)
+    assert list(read_items(WorkerSettings(), workers=1)) == [(1, 1, strategy)] * 2
+
+
+def test_the_way_of_sharing_changes_no_crop(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = list(build(source).read(1))
+    monkeypatch.setattr(loaders, "choose_sharing", lambda workers: "file_system")
+    assert_equal_batches(list(build(source, workers=2).read(1)), alone)
 
 
 def test_an_explicit_number_of_workers_is_kept() -> None:

@@ -10,7 +10,7 @@ import torch
 from dino.flags import TrainOptions
 from dino.options import parse
 from dino.training.plan import build_plan
-from dino.training.report import Reading, Reporter, read_device
+from dino.training.report import Feeding, Reading, Reporter, read_device
 from dino.training.step import METERS
 
 HEALTHY = {"entropy": 2.0, "divergence": 1.0}
@@ -113,6 +113,46 @@ def test_a_collapse_is_named_once_and_again_when_it_changes_or_returns(reporter,
         reporter.begin_window(steps - 1, {})
         reporter.report(reading_of(1, **kind), steps)
     assert warnings_in(caplog) == ["uniform collapse", "constant collapse", "constant collapse"]
+
+
+def report_wait(reporter, steps, share):
+    """One log line of five iterations of which the device waited `share` of the time."""
+    reporter.begin_window(steps - 5, {})
+    reporter.began -= 100.0  # seconds ago, so that what the test itself takes does not matter
+    reporter.waited = 100.0 * share
+    reporter.report(reading_of(5, **HEALTHY), steps)
+
+
+def test_waiting_for_images_is_explained_once_and_not_in_the_first_lines(plan, tmp_path, caplog):
+    feeding = Feeding(workers=2, cores=8)
+    reporter = Reporter(tmp_path, plan, prototypes=64, iteration=0, shown=True, feeding=feeding)
+    for line, share in enumerate([0.9, 0.9, 0.05, 0.4, 0.6], start=1):
+        caplog.clear()
+        report_wait(reporter, 5 * line, share)
+        expected = [f"training waited for images 40 % of the time: {feeding.explain()}"] if line == 4 else []
+        assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == expected
+    reporter.close()
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "words"),
+    [
+        (0, 64, ["--num_workers 0", "try --num_workers 4"]),
+        (1, 8, ["1 loader process and 8 cores", "try --num_workers 2,", "smaller"]),
+        (10, 12, ["10 loader processes and 12 cores", "try --num_workers 12,", "smaller"]),
+        (10, 1, ["10 loader processes and 1 core,", "more --num_workers will not help", "smaller", "shards"]),
+    ],
+)
+def test_the_explanation_of_waiting_fits_the_cores(workers, cores, words):
+    text = Feeding(workers=workers, cores=cores).explain()
+    assert all(word in text for word in words) and "\n" not in text
+
+
+def test_the_wait_goes_to_tensorboard_under_the_references_tag(reporter, scalars):
+    report_wait(reporter, 10, 0.5)
+    values = scalars[-1][0]
+    assert values["data_time"] == pytest.approx(10.0, rel=0.01)
+    assert values["data_wait_share"] == pytest.approx(0.5, rel=0.01)
 
 
 def test_an_epoch_is_one_json_line_under_the_originals_keys(reporter, plan, tmp_path):
