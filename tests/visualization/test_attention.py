@@ -20,7 +20,7 @@ import visualize_attention as script
 from dino.data.decode import read_image
 from dino.data.photometric import build_normalisation
 from dino.devices.cpu import CpuDevice
-from dino.errors import DataError, OptionError
+from dino.errors import DataError, OptionError, WeightsError
 from dino.flags import AttentionOptions
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
@@ -296,6 +296,14 @@ def test_a_network_without_maps_in_the_file_is_refused(tmp_path: Path) -> None:
     torch.save({"teacher": backbone.state_dict(), "args": args}, tmp_path / "weights.pth")
     with pytest.raises(OptionError, match="--arch resnet18 has no attention maps"):
         run_main("--pretrained_weights", tmp_path / "weights.pth", "--device", "cpu", "--output_dir", tmp_path / "out")
+
+
+def test_the_encoder_of_a_masked_autoencoder_is_told_by_its_file(tmp_path: Path) -> None:
+    words = ["--arch", "mae", "--device", "cpu"]
+    weights = ["--pretrained_weights", str(save_weights(tmp_path, patch_size=4))]
+    assert open_attention(parse(AttentionOptions, [*words, *weights]), build_run()).patch_size == 4
+    with pytest.raises(WeightsError, match="--arch mae wants --pretrained_weights"):
+        open_attention(parse(AttentionOptions, [*words, "--random_weights"]), build_run())
 
 
 def test_a_damaged_image_is_named(tmp_path: Path, shared_data: Path) -> None:
