@@ -25,7 +25,7 @@ from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
 from dino.models.weights import MAE, load_backbone
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
 from dino.visualization.pictures import (
     VIRIDIS,
@@ -174,6 +174,7 @@ def visualize_attention(options: AttentionOptions, run: Run) -> list[Path]:
         return []
     paths = [image for path in given for image in find_images(path, "--image_path")]
     output = make_output_folder(options.output.output_dir)
+    check_target(options.report.json)
     reader = open_attention(options, run)
     alone = not given or (len(given) == 1 and Path(given[0]).is_file())
     folders = [output] if alone else [output / name for name in name_folders(paths)]

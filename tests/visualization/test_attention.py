@@ -276,6 +276,7 @@ def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
         (("--image_path", "nowhere.png"), DataError, r"^--image_path nowhere\.png does not exist"),
         (("--image_path", "{}"), DataError, r"^--image_path .* holds no image \(looked for \.jpg"),
         (("--image_size", "1", "2", "3"), OptionError, "^--image_size got 3 numbers, wants height and width"),
+        (("--json", "{}/no/a.json"), OptionError, "^--json .* cannot be written; name a file"),
         (("--image_size", "4"), DataError, "not one patch of 8 pixels fits into 4 x 4; give a larger size"),
         (("--image_size", "0"), OptionError, "^--image_size 0 cannot be; give 1 or more"),
         (("--threshold", "1.5"), OptionError, "^--threshold 1.5 cannot be; give 0 to 1"),

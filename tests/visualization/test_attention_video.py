@@ -122,6 +122,25 @@ def test_a_video_gives_its_frames_its_attention_and_its_speed(
     assert np.abs(np.asarray(Image.open(extracted[0])).astype(int) - first).mean() < 3
 
 
+def test_pictures_of_an_earlier_longer_run_go_and_nothing_else_does(tmp_path: Path) -> None:
+    for count in (5, 2):
+        with write_video(tmp_path / f"{count}.mp4", rate=25) as writer:
+            for _ in range(count):
+                writer.write(np.zeros((16, 16, 3), np.uint8))
+    kept = {"attention": "notes.txt", "frames": "mine.txt"}
+    for folder, name in kept.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("")
+    for count in (5, 2):
+        run_main(*TINY, "--input_path", tmp_path / f"{count}.mp4", "--output_path", tmp_path)
+    names = {folder: {path.name for path in (tmp_path / folder).iterdir()} - {name} for folder, name in kept.items()}
+    frames = {"frame-0000.jpg", "frame-0001.jpg"}
+    assert names == {"attention": {f"attn-{name}" for name in frames}, "frames": frames}
+    assert all((tmp_path / folder / name).exists() for folder, name in kept.items())
+    run_main(*TINY, "--input_path", tmp_path / "frames", "--output_path", tmp_path)  # the input's own stay
+    assert {path.name for path in (tmp_path / "frames").iterdir()} == {*frames, "mine.txt"}
+
+
 def test_a_speed_that_is_given_wins_over_the_videos(tmp_path: Path) -> None:
     with write_video(tmp_path / "in.mp4", rate=25) as writer:
         for _ in range(3):
@@ -247,6 +266,7 @@ def test_frames_that_cannot_be_read_leave_no_video(tmp_path: Path, prepare: Call
         (("--input_path", "{}/out/attention"), OptionError, "add --video_only to make a video of it$"),
         (("--input_path", "{}/in", "--arch", "resnet50"), OptionError, "^--arch resnet50 has no attention maps"),
         (("--input_path", "{}/in", "--output_path", "{}/one.txt/out"), OptionError, "^--output_path .* cannot be"),
+        (("--input_path", "{}/in", "--json", "{}/no/a.json"), OptionError, "^--json .* cannot be written; name a file"),
         (("--input_path", "{}/in", "--fps", "0"), OptionError, "^--fps 0.0 cannot be; give 0.1 to 1000"),
     ],
 )
@@ -257,7 +277,7 @@ def test_what_cannot_be_meant_is_one_line(
     Path(tmp_path / "one.txt").write_text("a file")
     with pytest.raises(error, match=text):
         run_main(*TINY, "--output_path", tmp_path / "out", *(word.format(tmp_path) for word in words))
-    assert not list((tmp_path / "out").glob("*.mp4"))
+    assert not list((tmp_path / "out").glob("*.*"))
 
 
 def test_a_killed_run_leaves_the_video_that_was_there(tmp_path: Path) -> None:
