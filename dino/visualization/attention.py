@@ -20,6 +20,7 @@ from dino.data.demo import DemoSpec, draw_image
 from dino.data.photometric import Normalisation, build_normalisation
 from dino.data.sources import find_images
 from dino.errors import DataError, OptionError
+from dino.files import writing_whole
 from dino.flags import AttentionOptions, FrozenOptions
 from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
@@ -37,7 +38,6 @@ from dino.visualization.pictures import (
     overlay,
     save_picture,
     to_picture,
-    writing_whole,
 )
 
 logger = logging.getLogger(__name__)

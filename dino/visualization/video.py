@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dino.data.decode import EXTENSIONS, read_image
 from dino.errors import DataError, OptionError
-from dino.visualization.pictures import Pixels, writing_whole
+from dino.files import writing_whole
+from dino.visualization.pictures import Pixels
 
 logger = logging.getLogger(__name__)
 
