@@ -163,7 +163,7 @@ def visualize_attention(options: AttentionOptions, run: Run) -> list[Path]:
 
     Files of an image: `img.png` (what the backbone sees), `attention.npy` (heads, h, w) float32, and for each head J
     and for the mean over heads `attn-headJ.png`, `overlay-headJ.png` and, with a threshold T, `mask_thT_headJ.png`.
-    One process does all the work.
+    One process does all the work. Where an image cannot be read, the sheet and `--json` tell of those before it.
 
     Raises:
         DinoError: Wrong weights, an architecture without maps, missing or unreadable images, no place to write to.
@@ -180,17 +180,20 @@ def visualize_attention(options: AttentionOptions, run: Run) -> list[Path]:
     folders = [output] if alone else [output / name for name in name_folders(paths)]
     sheet, progress, found = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
     images: Sequence[Path | None] = paths or [None]
-    for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
-        view, heads = _read(path, options.pictures.image_size, reader)
-        maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
-        _save_maps(make_output_folder(str(folder)), to_picture(view), maps, options.mask.threshold)
-        sheet.add(to_picture(view), maps.numpy())
-        found.append({"image": path and str(path), "folder": str(folder), "grid": list(heads.shape[1:])})
-        progress.advance(done)
-    progress.close()
-    sheets = [str(path) for path in sheet.close()]
-    logger.info("attention maps of %d image%s: %s", len(found), "s" * (len(found) > 1), " ".join(sheets))
-    write_result(options.report.json, {"images": found, "sheets": sheets})
+    try:
+        for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
+            view, heads = _read(path, options.pictures.image_size, reader)
+            maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
+            _save_maps(make_output_folder(str(folder)), to_picture(view), maps, options.mask.threshold)
+            sheet.add(to_picture(view), maps.numpy())
+            found.append({"image": path and str(path), "folder": str(folder), "grid": list(heads.shape[1:])})
+            progress.advance(done)
+    finally:  # one bad image in a folder does not take the sheet of those before it along
+        progress.close()
+        if found:
+            sheets = [str(path) for path in sheet.close()]
+            logger.info("attention maps of %d image%s: %s", len(found), "s" * (len(found) > 1), " ".join(sheets))
+            write_result(options.report.json, {"images": found, "sheets": sheets})
     return folders
 
 

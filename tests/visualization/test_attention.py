@@ -313,6 +313,17 @@ def test_a_damaged_image_is_named(tmp_path: Path, shared_data: Path) -> None:
         run_main(*TINY, "--image_path", path, "--image_size", 32, "--output_dir", tmp_path / "out")
 
 
+def test_a_damaged_image_leaves_the_sheet_of_those_before_it(tmp_path: Path) -> None:
+    images, out = make_images(tmp_path / "in", 3), tmp_path / "out"
+    (images / "002.png").write_bytes(b"no picture")
+    words = ("--image_path", images, "--image_size", 32, "--output_dir", out)
+    with pytest.raises(DataError, match=r"002\.png cannot be decoded"):
+        run_main(*TINY, *words, "--json", tmp_path / "found.json")
+    assert np.asarray(Image.open(out / "sheet.png")).shape[0] == 2 * TILE
+    found = json.loads((tmp_path / "found.json").read_text())["images"]
+    assert [Path(entry["folder"]).name for entry in found] == ["000", "001"]
+
+
 def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 2)
     words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", tmp_path / "in", "--image_size", 32)
@@ -325,14 +336,14 @@ def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
 @pytest.mark.parametrize("lazy", ["true", "false"])
-def test_a_card_gives_the_cpus_maps(tmp_path: Path, lazy: str) -> None:
-    make_images(tmp_path / "in", 2)
-    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", tmp_path / "in", "--image_size", 32)
+def test_a_card_gives_the_cpus_maps_of_photos(tmp_path: Path, shared_data: Path, lazy: str) -> None:
+    photos = sorted((shared_data / "photos" / "val").rglob("*.jpg"))[:2]
+    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", *photos, "--image_size", 96)
     run_main(*words, "--device", "cpu", "--output_dir", tmp_path / "cpu")
     more = ("--device", "hpu", "--lazy_mode", lazy, "--output_dir", tmp_path / "hpu")
     result = run_alone(tmp_path, "visualize_attention", *words, *more, prepare=on_simulated_card)
     assert result.code == 0, result.text
-    for name in ("000", "001"):
+    for name in [path.stem for path in photos]:
         card, host = (np.load(tmp_path / place / name / "attention.npy") for place in ("hpu", "cpu"))
         assert np.abs(card - host).max() <= 1e-6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -307,9 +308,13 @@ def test_two_processes_give_one_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
-def test_a_card_gives_the_cpus_video(tmp_path: Path) -> None:
-    frames = make_images(tmp_path / "in", 5)
-    words = ("--input_path", frames, "--pretrained_weights", save_weights(tmp_path))
+def test_a_card_gives_the_cpus_video(tmp_path: Path, shared_data: Path) -> None:
+    frames = tmp_path / "in"
+    frames.mkdir()
+    source = open_frames(shared_data / "video" / "car-roundabout_3s_25fps.mp4")
+    for name, frame in itertools.islice(source.read(3), 5):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(frames / f"{name}.png")
+    words = ("--input_path", frames, "--resize", 96, "--pretrained_weights", save_weights(tmp_path))
     run_main(*words, "--device", "cpu", "--output_path", tmp_path / "cpu")
     more = ("--device", "hpu", "--output_path", tmp_path / "hpu")
     result = run_alone(tmp_path, "video_generation", *words, *more, prepare=on_simulated_card)
