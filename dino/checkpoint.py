@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dino.errors import CheckpointError
+from dino.files import replacing
 
 LATEST = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
@@ -144,18 +145,15 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` that takes its place when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """As `replacing`, and the new name is on disk when the block ends."""
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            yield temporary
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         raise CheckpointError(
             f"{path} cannot be written ({error}); the file before it is untouched: free space or change --output_dir"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _duplicate(source: Path, target: Path) -> None:

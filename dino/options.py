@@ -176,10 +176,10 @@ def as_words(command: type, options: Any, fields: Collection[str]) -> list[str]:
     return words
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The remedy for an unknown word: the nearest known one, or the list of all."""
+def nearest(word: str, known: Sequence[str], families: Sequence[str] = ()) -> str:
+    """The remedy for an unknown word: the nearest known one, or the list of all, or of families where all are many."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(families or sorted(known))}"
 
 
 class _Parser(argparse.ArgumentParser):

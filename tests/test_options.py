@@ -196,7 +196,7 @@ def test_an_unknown_recipe_key_names_file_key_and_nearest(recipe):
 
 
 def test_a_key_like_nothing_known_lists_all(recipe):
-    assert "known: asked, counts, depth" in refusal(recipe({"zzzzzzzzzzzz": 1}))
+    assert "known are asked, counts, depth" in refusal(recipe({"zzzzzzzzzzzz": 1}))
 
 
 @pytest.mark.parametrize("text", ["- size\n- 3", "size", "size: [", "{a: b", "\x00"])
@@ -219,7 +219,8 @@ def test_a_flag_without_its_value_is_refused():
 
 def test_the_nearest_word_or_all_of_them():
     assert nearest("vit_smal", ["vit_small", "resnet50"]) == "did you mean vit_small?"
-    assert nearest("q", ["b", "a"]) == "known: a, b"
+    assert nearest("q", ["b", "a"]) == "known are a, b"
+    assert nearest("q", ["b", "a"], families=["letters"]) == "known are letters"
 
 
 def test_help_shows_every_flag_its_default_and_percent_signs(capsys):

@@ -178,7 +178,9 @@ def find_images(path: str, flag: str) -> tuple[Path, ...]:
     root = Path(path)
     if root.is_file():
         return (root,)
-    source = list_images(root, flag)
+    if not root.exists():
+        raise DataError(f"{flag} {path} does not exist: name images or folders of images")
+    source = _list(root, flag)
     return tuple(source.path(index) for index in range(len(source)))
 
 

@@ -40,18 +40,20 @@ VITS = {
 VITS |= {"deit_tiny": VITS["vit_tiny"], "deit_small": VITS["vit_small"]}
 
 TIMM_PREFIX = "timm:"
+FAMILIES = ("vit_small and other sizes", "a classification model of torchvision", "xcit_* or timm:NAME of timm")
 
 
 def check_arch(arch: str) -> None:
     """Refuse an unknown architecture before anything is built.
 
     Raises:
-        OptionError: No builder knows the name; the nearest known one is named.
+        OptionError: No builder knows the name; the nearest known one is named, else the families.
     """
     torchvision_names = torchvision.models.list_models(module=torchvision.models)
     if arch in VITS or arch in torchvision_names or timm.is_model(_timm_name(arch)):
         return
-    raise OptionError(f"--arch {arch} is unknown: {nearest(arch, [*VITS, *torchvision_names, *_xcit_names()])}")
+    known = [*VITS, *torchvision_names, *_xcit_names()]
+    raise OptionError(f"--arch {arch} is unknown: {nearest(arch, known, families=FAMILIES)}")
 
 
 def is_vit(arch: str) -> bool:

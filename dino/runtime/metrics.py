@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino.errors import OptionError
+from dino.files import replacing, writing_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -56,9 +57,8 @@ class MetricLog:
             return
         try:
             lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < epoch]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         except OSError as error:
             raise OptionError(f"{self.path} cannot be rewritten: {error}") from error
 
@@ -110,12 +110,8 @@ def write_whole(flag: str, target: str, text: str) -> None:
     Raises:
         OptionError: The file cannot be written.
     """
-    temporary = Path(f"{target}.tmp")
-    try:
+    with writing_whole(Path(target), flag) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OptionError(f"{flag} {target} cannot be written: {error}") from error
 
 
 def write_events(folder: Path, values: Mapping[str, float]) -> None:

@@ -20,12 +20,13 @@ from dino.data.demo import DemoSpec, draw_image
 from dino.data.photometric import Normalisation, build_normalisation
 from dino.data.sources import find_images
 from dino.errors import DataError, OptionError
+from dino.files import writing_whole
 from dino.flags import AttentionOptions, FrozenOptions
 from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
-from dino.models.weights import load_backbone
+from dino.models.weights import MAE, load_backbone
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
 from dino.visualization.pictures import (
     VIRIDIS,
@@ -37,7 +38,6 @@ from dino.visualization.pictures import (
     overlay,
     save_picture,
     to_picture,
-    writing_whole,
 )
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def open_attention(options: FrozenOptions, run: Run) -> AttentionReader:
         OptionError: The architecture has no attention maps.
         WeightsError: The weights do not fit.
     """
-    if "arch" in options.explicit:
+    if "arch" in options.explicit and options.backbone.arch != MAE:  # only the file tells which one that is
         check_arch(options.backbone.arch)
         _check_vit(options.backbone.arch)
     trained = load_backbone(options.backbone, options.weights, options.explicit)
@@ -163,7 +163,7 @@ def visualize_attention(options: AttentionOptions, run: Run) -> list[Path]:
 
     Files of an image: `img.png` (what the backbone sees), `attention.npy` (heads, h, w) float32, and for each head J
     and for the mean over heads `attn-headJ.png`, `overlay-headJ.png` and, with a threshold T, `mask_thT_headJ.png`.
-    One process does all the work.
+    One process does all the work. Where an image cannot be read, the sheet and `--json` tell of those before it.
 
     Raises:
         DinoError: Wrong weights, an architecture without maps, missing or unreadable images, no place to write to.
@@ -174,22 +174,26 @@ def visualize_attention(options: AttentionOptions, run: Run) -> list[Path]:
         return []
     paths = [image for path in given for image in find_images(path, "--image_path")]
     output = make_output_folder(options.output.output_dir)
+    check_target(options.report.json)
     reader = open_attention(options, run)
     alone = not given or (len(given) == 1 and Path(given[0]).is_file())
     folders = [output] if alone else [output / name for name in name_folders(paths)]
     sheet, progress, found = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
     images: Sequence[Path | None] = paths or [None]
-    for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
-        view, heads = _read(path, options.pictures.image_size, reader)
-        maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
-        _save_maps(make_output_folder(str(folder)), to_picture(view), maps, options.mask.threshold)
-        sheet.add(to_picture(view), maps.numpy())
-        found.append({"image": path and str(path), "folder": str(folder), "grid": list(heads.shape[1:])})
-        progress.advance(done)
-    progress.close()
-    sheets = [str(path) for path in sheet.close()]
-    logger.info("attention maps of %d image%s: %s", len(found), "s" * (len(found) > 1), " ".join(sheets))
-    write_result(options.report.json, {"images": found, "sheets": sheets})
+    try:
+        for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
+            view, heads = _read(path, options.pictures.image_size, reader)
+            maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
+            _save_maps(make_output_folder(str(folder)), to_picture(view), maps, options.mask.threshold)
+            sheet.add(to_picture(view), maps.numpy())
+            found.append({"image": path and str(path), "folder": str(folder), "grid": list(heads.shape[1:])})
+            progress.advance(done)
+    finally:  # one bad image in a folder does not take the sheet of those before it along
+        progress.close()
+        if found:
+            sheets = [str(path) for path in sheet.close()]
+            logger.info("attention maps of %d image%s: %s", len(found), "s" * (len(found) > 1), " ".join(sheets))
+            write_result(options.report.json, {"images": found, "sheets": sheets})
     return folders
 
 

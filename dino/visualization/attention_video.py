@@ -18,7 +18,7 @@ from torch import Tensor
 from dino.errors import DataError, OptionError
 from dino.flags import AttentionVideoOptions
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
 from dino.visualization.attention import AttentionReader, check_size, keep_mass, open_attention
 from dino.visualization.pictures import INFERNO, Pixels, colour, enlarge, save_picture, to_picture
@@ -35,7 +35,7 @@ def generate_video(options: AttentionVideoOptions, run: Run) -> Path:
     """Write `video.mp4` (or avi) to the output path; gives its path.
 
     Beside it stand `attention/attn-NAME.jpg`, the frames of the video, and, where the input is a video,
-    `frames/NAME.jpg`, its frames as they are. One process does all the work.
+    `frames/NAME.jpg`, its frames as they are; those of an earlier run go. One process does all the work.
 
     Raises:
         DinoError: Wrong weights, an architecture without maps, missing or unreadable frames, no place to write to.
@@ -46,6 +46,7 @@ def generate_video(options: AttentionVideoOptions, run: Run) -> Path:
     _check(options, target)
     source = open_frames(Path(options.video.input_path or ""))
     make_output_folder(options.video.output_path, "--output_path")
+    check_target(options.report.json)
     if options.video.video_only:
         pictures: Iterator[Pixels] = (to_picture(frame) for _, frame in source.read(3))
     else:
@@ -87,7 +88,7 @@ def _draw_attention(
     """Each frame's map in colours, (H, W, 3), written to `output`/attention before it is given."""
     folder = make_output_folder(str(output / ATTENTION), "--output_path")
     size = min(BATCH, source.count or BATCH)
-    views = _read_views(source, reader, options.video.resize, output)
+    views, written = _read_views(source, reader, options.video.resize, output), set[str]()
     while batch := list(itertools.islice(views, size)):
         # A last batch that is not full would be another graph for devices that compile, so it is filled up.
         pixels = F.pad(torch.stack([view for _, view in batch]), (*(0, 0) * 3, 0, size - len(batch)))
@@ -95,8 +96,10 @@ def _draw_attention(
             if options.mask.threshold is not None:
                 heads = heads * keep_mass(heads, options.mask.threshold)
             picture = enlarge(colour(heads.mean(dim=0).numpy(), INFERNO), reader.patch_size)
+            written.add(f"attn-{name}.jpg")
             save_picture(folder / f"attn-{name}.jpg", picture)
             yield picture
+    _remove_stale(folder, "attn-*.jpg", written)
 
 
 def _read_views(
@@ -104,9 +107,10 @@ def _read_views(
 ) -> Iterator[tuple[str, Tensor]]:
     """Each frame's name and view (C, H, W) uint8, all of one size; a video's frames are written to `output`/frames."""
     folder = make_output_folder(str(output / FRAMES), "--output_path") if source.path.is_file() else None
-    first = None
+    first, written = None, set[str]()
     for name, frame in source.read(reader.in_chans):
         if folder is not None:
+            written.add(f"{name}.jpg")
             save_picture(folder / f"{name}.jpg", to_picture(frame))
         view = reader.cut(frame, size, f"{source.path}, {name}")
         first = first or view.shape
@@ -114,3 +118,12 @@ def _read_views(
             sizes = [" x ".join(map(str, shape[1:])) for shape in (view.shape, first)]
             raise DataError(f"{source.path}: {name} is {sizes[0]}, the frames before it {sizes[1]}; give --resize H W")
         yield name, view
+    if folder is not None:
+        _remove_stale(folder, "frame-*.jpg", written)
+
+
+def _remove_stale(folder: Path, pattern: str, written: set[str]) -> None:
+    """Remove the pictures of an earlier, longer run, which `--video_only` would append to these."""
+    for path in folder.glob(pattern):
+        if path.name not in written:
+            path.unlink()

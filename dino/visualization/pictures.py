@@ -5,9 +5,6 @@ Shapes: P side of a patch in pixels, h x w patches, H x W = P h x P w pixels.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -16,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dino.errors import OptionError
+from dino.files import writing_whole
 
 Pixels = NDArray[np.uint8]
 
@@ -70,24 +67,6 @@ def mark(picture: Pixels, kept: NDArray[np.bool_]) -> Pixels:
 
 def _mix(picture: Pixels, over: Pixels, share: np.float32 | NDArray[np.float32]) -> Pixels:
     return (picture * (1 - share) + over * share).astype(np.uint8)
-
-
-@contextlib.contextmanager
-def writing_whole(path: Path) -> Iterator[Path]:
-    """Give the path to write to, beside `path`; it takes its place when the block ends well, and goes when not.
-
-    Raises:
-        OptionError: The file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OptionError(f"{path} cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def save_picture(path: Path, pixels: Pixels) -> None:

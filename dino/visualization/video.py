@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dino.data.decode import EXTENSIONS, read_image
 from dino.errors import DataError, OptionError
-from dino.visualization.pictures import Pixels, writing_whole
+from dino.files import writing_whole
+from dino.visualization.pictures import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ LAYOUTS = {1: "gray", 3: "rgb24"}  # ffmpeg's names of pixel formats, by channel
 ENCODERS = {".mp4": ("libx264", "libopenh264", "mpeg4"), ".avi": ("mpeg4",)}
 # Constant quality. x264: 18 of 0 to 51 is visually near lossless. MPEG-4: scale 3 of 1 to 31, in ffmpeg's unit of 118.
 QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": str(3 * 118)}}
+SEGMENT = bytes.fromhex("18538067")  # the element of a Matroska file that holds all but its first few bytes
 LARGEST_TICK = 65535  # MPEG-4 counts the ticks of a second in 16 bits
 REPAIR = "fetch it again, or let `ffmpeg -i OLD NEW` keep what is whole"
 
@@ -82,6 +84,8 @@ def open_frames(path: Path) -> FrameSource:
         raise DataError(f"--input_path {path} cannot be read as a video: {error.strerror}") from error
     if not readable:
         raise DataError(f"--input_path {path} is a video without a frame")
+    if "matroska" in container.format.name and _count_bytes_promised(path) > path.stat().st_size:
+        raise DataError(f"--input_path {path} was cut off: it is shorter than its header says; {REPAIR}")
     return FrameSource(
         path=path,
         count=promised or round(seconds * (rate or 0)),
@@ -98,6 +102,16 @@ def _count_promised(stream: av.VideoStream) -> int:
     """
     indexed = len(getattr(stream, "index_entries", ())) if "mp4" in stream.container.format.name else 0
     return min(stream.frames, indexed or stream.frames)
+
+
+def _count_bytes_promised(path: Path) -> int:
+    """Size of a Matroska file (mkv, webm) by its header, which counts no frames; 0 of a live recording (RFC 8794)."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    start = head.find(SEGMENT) + len(SEGMENT)
+    width = 9 - head[start].bit_length()  # bytes of the size: as many as its first one has leading zeros, and that one
+    size, unknown = int.from_bytes(head[start : start + width], "big"), (1 << 7 * width) - 1
+    return 0 if size & unknown == unknown else start + width + (size & unknown)
 
 
 def _open_folder(folder: Path) -> FrameSource:

@@ -297,7 +297,10 @@ def test_a_path_is_one_image_or_those_of_a_folder_and_its_folders(tmp_path: Path
     assert find_images(str(tmp_path / "b.png"), "--image_path") == (tmp_path / "b.png",)
 
 
-@pytest.mark.parametrize(("name", "text"), [("nowhere", "does not exist"), ("", r"holds no image \(looked for \.jpg")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("nowhere", "does not exist: name images or folders of images$"), ("", r"holds no image \(looked for \.jpg")],
+)
 def test_a_path_without_images_is_named_with_its_flag(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(DataError, match=rf"^--image_path {tmp_path / name} {text}"):
         find_images(str(tmp_path / name), "--image_path")

@@ -112,6 +112,12 @@ def test_names_that_are_no_classification_backbone_are_refused(arch):
         check_arch(arch)
 
 
+def test_a_name_that_is_near_to_none_gets_the_families_on_one_short_line():
+    with pytest.raises(OptionError, match=r"^--arch qqq is unknown: known are vit_small and .* timm:NAME") as refusal:
+        check_arch("qqq")
+    assert len(str(refusal.value)) < 150
+
+
 def test_only_our_own_transformers_have_patches_to_look_at():
     assert is_vit("deit_small") and not is_vit("xcit_nano_12_p16") and not is_vit("resnet50")
 

@@ -20,7 +20,7 @@ import visualize_attention as script
 from dino.data.decode import read_image
 from dino.data.photometric import build_normalisation
 from dino.devices.cpu import CpuDevice
-from dino.errors import DataError, OptionError
+from dino.errors import DataError, OptionError, WeightsError
 from dino.flags import AttentionOptions
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
@@ -276,6 +276,7 @@ def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
         (("--image_path", "nowhere.png"), DataError, r"^--image_path nowhere\.png does not exist"),
         (("--image_path", "{}"), DataError, r"^--image_path .* holds no image \(looked for \.jpg"),
         (("--image_size", "1", "2", "3"), OptionError, "^--image_size got 3 numbers, wants height and width"),
+        (("--json", "{}/no/a.json"), OptionError, "^--json .* cannot be written; name a file"),
         (("--image_size", "4"), DataError, "not one patch of 8 pixels fits into 4 x 4; give a larger size"),
         (("--image_size", "0"), OptionError, "^--image_size 0 cannot be; give 1 or more"),
         (("--threshold", "1.5"), OptionError, "^--threshold 1.5 cannot be; give 0 to 1"),
@@ -298,10 +299,29 @@ def test_a_network_without_maps_in_the_file_is_refused(tmp_path: Path) -> None:
         run_main("--pretrained_weights", tmp_path / "weights.pth", "--device", "cpu", "--output_dir", tmp_path / "out")
 
 
+def test_the_encoder_of_a_masked_autoencoder_is_told_by_its_file(tmp_path: Path) -> None:
+    words = ["--arch", "mae", "--device", "cpu"]
+    weights = ["--pretrained_weights", str(save_weights(tmp_path, patch_size=4))]
+    assert open_attention(parse(AttentionOptions, [*words, *weights]), build_run()).patch_size == 4
+    with pytest.raises(WeightsError, match="--arch mae wants --pretrained_weights"):
+        open_attention(parse(AttentionOptions, [*words, "--random_weights"]), build_run())
+
+
 def test_a_damaged_image_is_named(tmp_path: Path, shared_data: Path) -> None:
     path = shared_data / "broken" / "truncated_half.jpg"
     with pytest.raises(DataError, match=r"truncated_half\.jpg cannot be decoded"):
         run_main(*TINY, "--image_path", path, "--image_size", 32, "--output_dir", tmp_path / "out")
+
+
+def test_a_damaged_image_leaves_the_sheet_of_those_before_it(tmp_path: Path) -> None:
+    images, out = make_images(tmp_path / "in", 3), tmp_path / "out"
+    (images / "002.png").write_bytes(b"no picture")
+    words = ("--image_path", images, "--image_size", 32, "--output_dir", out)
+    with pytest.raises(DataError, match=r"002\.png cannot be decoded"):
+        run_main(*TINY, *words, "--json", tmp_path / "found.json")
+    assert np.asarray(Image.open(out / "sheet.png")).shape[0] == 2 * TILE
+    found = json.loads((tmp_path / "found.json").read_text())["images"]
+    assert [Path(entry["folder"]).name for entry in found] == ["000", "001"]
 
 
 def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
@@ -316,14 +336,14 @@ def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
 @pytest.mark.parametrize("lazy", ["true", "false"])
-def test_a_card_gives_the_cpus_maps(tmp_path: Path, lazy: str) -> None:
-    make_images(tmp_path / "in", 2)
-    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", tmp_path / "in", "--image_size", 32)
+def test_a_card_gives_the_cpus_maps_of_photos(tmp_path: Path, shared_data: Path, lazy: str) -> None:
+    photos = sorted((shared_data / "photos" / "val").rglob("*.jpg"))[:2]
+    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", *photos, "--image_size", 96)
     run_main(*words, "--device", "cpu", "--output_dir", tmp_path / "cpu")
     more = ("--device", "hpu", "--lazy_mode", lazy, "--output_dir", tmp_path / "hpu")
     result = run_alone(tmp_path, "visualize_attention", *words, *more, prepare=on_simulated_card)
     assert result.code == 0, result.text
-    for name in ("000", "001"):
+    for name in [path.stem for path in photos]:
         card, host = (np.load(tmp_path / place / name / "attention.npy") for place in ("hpu", "cpu"))
         assert np.abs(card - host).max() <= 1e-6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -120,6 +121,25 @@ def test_a_video_gives_its_frames_its_attention_and_its_speed(
     assert [path.name for path in extracted] == [f"frame-{index:04}.jpg" for index in range(75)]
     first = next(open_frames(video).read(3))[1].permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(Image.open(extracted[0])).astype(int) - first).mean() < 3
+
+
+def test_pictures_of_an_earlier_longer_run_go_and_nothing_else_does(tmp_path: Path) -> None:
+    for count in (5, 2):
+        with write_video(tmp_path / f"{count}.mp4", rate=25) as writer:
+            for _ in range(count):
+                writer.write(np.zeros((16, 16, 3), np.uint8))
+    kept = {"attention": "notes.txt", "frames": "mine.txt"}
+    for folder, name in kept.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("")
+    for count in (5, 2):
+        run_main(*TINY, "--input_path", tmp_path / f"{count}.mp4", "--output_path", tmp_path)
+    names = {folder: {path.name for path in (tmp_path / folder).iterdir()} - {name} for folder, name in kept.items()}
+    frames = {"frame-0000.jpg", "frame-0001.jpg"}
+    assert names == {"attention": {f"attn-{name}" for name in frames}, "frames": frames}
+    assert all((tmp_path / folder / name).exists() for folder, name in kept.items())
+    run_main(*TINY, "--input_path", tmp_path / "frames", "--output_path", tmp_path)  # the input's own stay
+    assert {path.name for path in (tmp_path / "frames").iterdir()} == {*frames, "mine.txt"}
 
 
 def test_a_speed_that_is_given_wins_over_the_videos(tmp_path: Path) -> None:
@@ -247,6 +267,7 @@ def test_frames_that_cannot_be_read_leave_no_video(tmp_path: Path, prepare: Call
         (("--input_path", "{}/out/attention"), OptionError, "add --video_only to make a video of it$"),
         (("--input_path", "{}/in", "--arch", "resnet50"), OptionError, "^--arch resnet50 has no attention maps"),
         (("--input_path", "{}/in", "--output_path", "{}/one.txt/out"), OptionError, "^--output_path .* cannot be"),
+        (("--input_path", "{}/in", "--json", "{}/no/a.json"), OptionError, "^--json .* cannot be written; name a file"),
         (("--input_path", "{}/in", "--fps", "0"), OptionError, "^--fps 0.0 cannot be; give 0.1 to 1000"),
     ],
 )
@@ -257,7 +278,7 @@ def test_what_cannot_be_meant_is_one_line(
     Path(tmp_path / "one.txt").write_text("a file")
     with pytest.raises(error, match=text):
         run_main(*TINY, "--output_path", tmp_path / "out", *(word.format(tmp_path) for word in words))
-    assert not list((tmp_path / "out").glob("*.mp4"))
+    assert not list((tmp_path / "out").glob("*.*"))
 
 
 def test_a_killed_run_leaves_the_video_that_was_there(tmp_path: Path) -> None:
@@ -287,9 +308,13 @@ def test_two_processes_give_one_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
-def test_a_card_gives_the_cpus_video(tmp_path: Path) -> None:
-    frames = make_images(tmp_path / "in", 5)
-    words = ("--input_path", frames, "--pretrained_weights", save_weights(tmp_path))
+def test_a_card_gives_the_cpus_video(tmp_path: Path, shared_data: Path) -> None:
+    frames = tmp_path / "in"
+    frames.mkdir()
+    source = open_frames(shared_data / "video" / "car-roundabout_3s_25fps.mp4")
+    for name, frame in itertools.islice(source.read(3), 5):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(frames / f"{name}.png")
+    words = ("--input_path", frames, "--resize", 96, "--pretrained_weights", save_weights(tmp_path))
     run_main(*words, "--device", "cpu", "--output_path", tmp_path / "cpu")
     more = ("--device", "hpu", "--output_path", tmp_path / "hpu")
     result = run_alone(tmp_path, "video_generation", *words, *more, prepare=on_simulated_card)

@@ -22,7 +22,6 @@ from dino.visualization.pictures import (
     overlay,
     save_picture,
     to_picture,
-    writing_whole,
 )
 
 # Rows 0, 64, 128, 192 and 255 of matplotlib's tables, in [0, 255].
@@ -77,19 +76,6 @@ def test_a_kept_border_is_outlined_at_the_border() -> None:
 def test_an_overlay_is_half_of_each() -> None:
     found = overlay(np.full((1, 1, 3), 200, np.uint8), np.array([[[0, 100, 255]]], np.uint8))
     assert found.tolist() == [[[100, 150, 227]]]
-
-
-def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("before")
-    with pytest.raises(KeyError), writing_whole(path) as temporary:
-        temporary.write_text("half")
-        assert path.read_text() == "before"
-        raise KeyError
-    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_text() == "before"
-    with writing_whole(path) as temporary:
-        temporary.write_text("after")
-    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_text() == "after"
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])

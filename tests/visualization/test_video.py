@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -158,6 +159,40 @@ def test_a_video_that_was_cut_off_is_an_error(tmp_path: Path, cut: str, name: st
         DataError, match=r"v\.\w+ (cannot be read as a video|is damaged after frame|was cut off: \d+ of its 30 frames)"
     ):
         read_all(open_frames(path))
+
+
+def make_matroska(path: Path, *, sound: float = 0, live: bool = False) -> list[int]:
+    """30 frames at 25 frames a second, and seconds of sound; gives where each frame's packet ends."""
+    with av.open(str(path), "w", options={"live": "1"} if live else {}) as container:
+        picture = container.add_stream("libx264" if path.suffix == ".mkv" else "libvpx", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        voice = container.add_stream("libopus", rate=48000) if sound else None
+        for index in range(30):
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(make_frame(index), format="rgb24")))
+        container.mux(picture.encode(None))
+        for index in range(round(sound * 50)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 960), np.int16), layout="stereo")
+            frame.rate, frame.pts = 48000, 960 * index
+            container.mux(voice.encode(frame))
+        container.mux(voice.encode(None) if voice else [])
+    with av.open(str(path)) as container:
+        return sorted(packet.pos + packet.size for packet in container.demux(video=0) if packet.size)
+
+
+@pytest.mark.parametrize("frames", [1, 15, 26, 28])
+@pytest.mark.parametrize("name", ["v.mkv", "v.webm"])
+def test_a_matroska_file_that_was_cut_off_is_an_error(tmp_path: Path, name: str, frames: int) -> None:
+    ends = make_matroska(tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[: ends[frames]])
+    with pytest.raises(DataError, match=rf"{name} was cut off: it is shorter than its header says; fetch it again"):
+        open_frames(tmp_path / name)
+
+
+@pytest.mark.parametrize("more", [{}, {"sound": 2}, {"live": True}])
+@pytest.mark.parametrize("name", ["v.mkv", "v.webm"])
+def test_a_whole_matroska_file_is_read(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+    make_matroska(tmp_path / name, **more)
+    assert len(read_all(open_frames(tmp_path / name))) == 30
 
 
 def test_a_trimmed_video_is_whole(tmp_path: Path) -> None:
