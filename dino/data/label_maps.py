@@ -13,7 +13,6 @@ from PIL import Image
 from dino.errors import DataError, OptionError
 
 MODES = ("P", "L", "1")  # of Pillow: palette, gray, bilevel; a pixel's value is its label
-ORIENTATION = 0x0112  # EXIF tag; from 5 on the picture lies on its side
 LABELS = 256
 
 # Colours of the driving fork's 27 labels, 26 being none; what is left of the palette is gray.
@@ -84,17 +83,3 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], palette: bytes) -> No
         os.replace(temporary, path)
     except OSError as error:
         raise OptionError(f"--output_dir: {path} cannot be written: {error}") from error
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is decoded, upright, from its header alone.
-
-    Raises:
-        DataError: The file is missing or no picture; the text names it.
-    """
-    try:
-        with Image.open(path) as picture:
-            lies = picture.getexif().get(ORIENTATION, 1) >= 5
-            return picture.size if lies else picture.size[::-1]
-    except Exception as error:  # noqa: BLE001 - as above
-        raise DataError(f"{path} cannot be decoded: {error}") from error
