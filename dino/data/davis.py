@@ -42,12 +42,14 @@ class Clip:
         frames: Paths, in order, at least one.
         labels: Path of the first frame's label map.
         palette: Colours for label maps that have none.
+        has_void: Whether label 255 is no label, as in DAVIS.
     """
 
     name: str
     frames: tuple[Path, ...]
     labels: Path
     palette: bytes
+    has_void: bool = False
 
 
 def open_davis(data_path: str | None) -> list[Clip]:
@@ -101,7 +103,7 @@ def list_truths(root: Path, name: str) -> tuple[Path, ...]:
 def _open_sequence(root: Path, name: str) -> Clip:
     frames = list_frames(root / "JPEGImages" / RESOLUTION / name)
     labels = root / "Annotations" / RESOLUTION / name / f"{frames[0].stem}.png"
-    return Clip(name=name, frames=frames, labels=labels, palette=DAVIS_PALETTE)
+    return Clip(name=name, frames=frames, labels=labels, palette=DAVIS_PALETTE, has_void=True)
 
 
 def list_frames(folder: Path, ending: str = ".jpg") -> tuple[Path, ...]:

@@ -14,6 +14,7 @@ from dino.errors import DataError, OptionError
 
 MODES = ("P", "L", "1")  # of Pillow: palette, gray, bilevel; a pixel's value is its label
 LABELS = 256
+VOID = 255  # of DAVIS: pixels that belong to nothing
 
 # Colours of the driving fork's 27 labels, 26 being none; what is left of the palette is gray.
 DRIVING_COLOURS = (
@@ -62,6 +63,11 @@ def read_label_map(path: Path) -> LabelMap:
     if mode not in MODES:
         raise DataError(f"{path} is no label map: wants an indexed or gray 8-bit PNG, not one of mode {mode}")
     return LabelMap(labels, palette)
+
+
+def drop_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Void as background (0), where there are objects; 255 alone is an object, as in the masks of DAVIS 2016."""
+    return np.where(labels == VOID, np.uint8(0), labels) if ((labels > 0) & (labels < VOID)).any() else labels
 
 
 def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dino.data.davis import RESOLUTION, check_sizes, list_frames, list_truths, read_split
 from dino.data.ipace import IMAGES, LABELS, find_runs
-from dino.data.label_maps import read_label_map
+from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
 from dino.errors import DataError
 
 DAVIS, DRIVING = "davis", "driving"
@@ -49,12 +49,14 @@ class ScoredClip:
         name: Of the sequence or run.
         first: Its first true label map.
         frames: Those to score, in order.
+        palette: Colours for label maps that have none.
         unlabelled: Frames of a run that have no true labels, and so cannot be scored.
     """
 
     name: str
     first: Path
     frames: tuple[ScoredFrame, ...]
+    palette: bytes
     unlabelled: int = 0
 
 
@@ -112,7 +114,7 @@ def _list_sequence(root: Path, name: str, predictions: Path) -> ScoredClip:
     truths = list_truths(root, name)
     images = {path.stem: path for path in (root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")}
     frames = _pair(truths[1:-1], {path.stem: n for n, path in enumerate(truths)}, images, predictions)
-    return ScoredClip(name=name, first=truths[0], frames=frames)
+    return ScoredClip(name=name, first=truths[0], frames=frames, palette=DAVIS_PALETTE)
 
 
 def _predictions_of(name: str, alone: bool, predictions: Path) -> Path:
@@ -125,7 +127,8 @@ def _list_run(name: str, run: Path, predictions: Path) -> ScoredClip:
     images = {path.stem: path for path in list_frames(run / IMAGES)}
     truths = list_frames(run / LABELS, ".png")
     frames = _pair(truths, {stem: n for n, stem in enumerate(images)}, images, predictions)
-    return ScoredClip(name=name, first=truths[0], frames=frames, unlabelled=len(images) - len(frames))
+    unlabelled = len(images) - len(frames)
+    return ScoredClip(name=name, first=truths[0], frames=frames, palette=DRIVING_PALETTE, unlabelled=unlabelled)
 
 
 def _pair(

@@ -11,6 +11,7 @@ from PIL import Image
 from dino.data.label_maps import (
     DAVIS_PALETTE,
     DRIVING_PALETTE,
+    drop_void,
     read_label_map,
     resize_labels,
     write_label_map,
@@ -72,6 +73,12 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
 def test_a_map_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"--output_dir: .*nowhere/00000.png cannot be written"):
         write_label_map(tmp_path / "nowhere" / "00000.png", np.zeros((2, 2), np.uint8), DAVIS_PALETTE)
+
+
+def test_void_is_background_beside_objects_only() -> None:
+    assert drop_void(np.array([[0, 3, 255]], np.uint8)).tolist() == [[0, 3, 0]]
+    assert drop_void(np.array([[0, 3, 255]], np.uint8)).dtype == np.uint8
+    assert drop_void(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 40), columns=st.integers(1, 40))
