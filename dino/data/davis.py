@@ -92,11 +92,11 @@ def list_truths(root: Path, name: str) -> tuple[Path, ...]:
         DataError: There are fewer, or one of a frame in between is missing.
     """
     truths = list_frames(root / "Annotations" / RESOLUTION / name, ".png")
-    if len(truths) < 3:
-        raise DataError(f"{truths[0].parent} has {len(truths)} frames; first and last are not scored, so 3 are needed")
     for image in sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")):
         if not (truth := truths[0].with_name(f"{image.stem}.png")).is_file():
             raise DataError(f"{truth} does not exist; it should hold the true labels of {image}")
+    if len(truths) < 3:
+        raise DataError(f"{truths[0].parent} has {len(truths)} frames; first and last are not scored, so 3 are needed")
     return truths
 
 
