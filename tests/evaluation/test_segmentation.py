@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +25,7 @@ import eval_video_segmentation
 from dino.data.davis import Clip
 from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
 from dino.errors import DataError, DinoError, OptionError, WeightsError
+from dino.evaluation import segmentation
 from dino.evaluation.segmentation import choose_normalisation, share_clips
 from dino.models.registry import build_backbone
 from dino.models.weights import TrainedBackbone
@@ -160,19 +165,26 @@ def test_label_maps_are_the_originals(davis: Path, weights: Path, on_cpu: Path) 
     assert set(np.unique(found["wide/00004.png"]).tolist()) == {0, 1, 2}
 
 
+def link_start(source: Path, target: Path, count: int) -> None:
+    """The first files of a folder, as links."""
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir())[:count]:
+        (target / path.name).symlink_to(path)
+
+
+def link_davis(source: Path, target: Path, frames: int, labels: int) -> Path:
+    """The first frames and label maps of two sequences."""
+    (target / "ImageSets" / "2017").mkdir(parents=True)
+    (target / "ImageSets" / "2017" / "val.txt").write_text("dog\nhorsejump-high\n")
+    for name in ("dog", "horsejump-high"):
+        for part, count in (("JPEGImages", frames), ("Annotations", labels)):
+            link_start(source / part / "480p" / name, target / part / "480p" / name, count)
+    return target
+
+
 def test_real_frames_are_segmented_as_the_original_does(shared_data: Path, weights: Path, tmp_path: Path) -> None:
     """The first frames of two real sequences; colours are DAVIS's, the first frame's labels are the annotation."""
-    data = tmp_path / "davis"
-    (data / "ImageSets" / "2017").mkdir(parents=True)
-    (data / "ImageSets" / "2017" / "val.txt").write_text("dog\nhorsejump-high\n")
-    for name in ("dog", "horsejump-high"):
-        for part, ending, count in (("JPEGImages", "jpg", 4), ("Annotations", "png", 1)):
-            folder = Path(part, "480p", name)
-            (data / folder).mkdir(parents=True)
-            for number in range(count):
-                (data / folder / f"{number:05}.{ending}").symlink_to(
-                    shared_data / "davis" / folder / f"{number:05}.{ending}"
-                )
+    data = link_davis(shared_data / "davis", tmp_path / "davis", frames=4, labels=1)
     output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--num_workers", 1)
     network = build_backbone("vit_mini", patch_size=PATCH).eval()
     network.load_state_dict(torch.load(weights)["teacher"])
@@ -229,6 +241,26 @@ def test_two_processes_write_what_one_writes(davis: Path, weights: Path, on_cpu:
     assert [result.code for result in results] == [0, 0], results
     assert "10 frames of 3 sequences" in results[0].text
     assert differing(read_all(tmp_path / "out"), read_all(on_cpu)) == 0
+
+
+def dawdle() -> None:
+    """Let the second process take longer than a collective may."""
+    share = segmentation.share_clips
+
+    def share_and_wait(clips: Sequence[Clip], world: int) -> list[list[Clip]]:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+        time.sleep(3 * int(os.environ["RANK"]))
+        return share(clips, world)
+
+    segmentation.share_clips = share_and_wait
+
+
+def test_a_process_that_is_done_waits_without_a_limit(weights: Path, tmp_path: Path) -> None:
+    data = write_davis(tmp_path / "data", {"wide": (2, (64, 48)), "tall": (2, (48, 64))})
+    words = ("--pretrained_weights", weights, "--data_path", data, "--num_workers", 0, "--device", "cpu")
+    results = run_pair(tmp_path, VIDEO, *words, "--output_dir", tmp_path / "out", prepare=(dawdle, dawdle))
+    assert [result.code for result in results] == [0, 0], results
+    assert len(read_all(tmp_path / "out")) == 4
 
 
 @needs_card
@@ -301,13 +333,6 @@ def test_runs_are_shared_out_over_cards(weights: Path, tmp_path: Path) -> None:
     assert differing(read_all(tmp_path / "out"), expected) < 1e-3
 
 
-def link_start(source: Path, target: Path, count: int) -> None:
-    """The first files of a folder, as links."""
-    target.mkdir(parents=True)
-    for path in sorted(source.iterdir())[:count]:
-        (target / path.name).symlink_to(path)
-
-
 def segment_elsewhere(folder: Path, script: str, card: bool, pair: bool, *words: object) -> Path:
     """Run a command on the CPU or a simulated card, in one process or two."""
     prepare, output = on_simulated_card if card else None, folder / "out"
@@ -351,12 +376,7 @@ def test_real_runs_are_segmented_alike_everywhere_and_scored(
 def test_real_sequences_are_segmented_alike_everywhere_and_scored(
     card: bool, pair: bool, shared_data: Path, weights: Path, tmp_path: Path
 ) -> None:
-    data = tmp_path / "davis"
-    (data / "ImageSets" / "2017").mkdir(parents=True)
-    (data / "ImageSets" / "2017" / "val.txt").write_text("dog\nhorsejump-high\n")
-    for name in ("dog", "horsejump-high"):
-        for part in ("JPEGImages", "Annotations"):
-            link_start(shared_data / "davis" / part / "480p" / name, data / part / "480p" / name, 3)
+    data = link_davis(shared_data / "davis", tmp_path / "davis", frames=3, labels=3)
     told = [tmp_path / "one.json", tmp_path / "other.json"]
     words = ("--evaluate", "--json", told[0])
     expected = read_all(segment(eval_video_segmentation.main, weights, data, tmp_path / "cpu", *words))
