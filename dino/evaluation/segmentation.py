@@ -57,7 +57,7 @@ def segment_davis(options: DavisOptions, run: Run) -> None:
     """
     clips = open_davis(options.data.data_path)
     if options.davis.score:
-        check_truths(Path(options.data.data_path or ""))
+        check_truths(Path(options.data.data_path or ""), clips)
     found = segment_clips(clips, options, run)
     if run.processes.is_first:
         if options.davis.score:

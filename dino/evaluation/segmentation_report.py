@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dino.data.davis import check_sizes, list_truths, read_split
+from dino.data.davis import Clip, check_sizes, list_truths
 from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognise_layout
 from dino.errors import DataError, OptionError
 from dino.evaluation.segmentation_scores import (
@@ -72,16 +72,20 @@ def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequ
     write_result(options.report.json, {"layout": layout, **values})
 
 
-def check_truths(dataset_path: Path) -> None:
+def check_truths(dataset_path: Path, clips: Sequence[Clip]) -> None:
     """Refuse true labels of DAVIS 2017 that predictions could not be scored by, before these are made.
 
     Raises:
-        DataError: Label maps are missing or of another size, or a first one has no object; the text names it.
+        DataError: Label maps are missing, superfluous or of another size, or a first one has no object; the text names
+            it.
     """
-    for name in read_split(dataset_path):
-        truths = list_truths(dataset_path, name)
-        find_objects(truths[0])
-        check_sizes(truths[0], truths)
+    for clip in clips:
+        truths, frames = list_truths(dataset_path, clip.name), {path.stem for path in clip.frames}
+        for path in truths:
+            if path.stem not in frames:
+                raise DataError(f"{path} belongs to no frame of its clip")
+        find_objects(clip.labels)
+        check_sizes(clip.labels, truths)
 
 
 def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:

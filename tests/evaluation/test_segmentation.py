@@ -467,6 +467,8 @@ def label_all(folder: Path, damage: str) -> None:
     first.resize((64, 47 if damage == "size" else 48)).save(folder / "00002.png")
     if damage != "middle":
         first.save(folder / "00001.png")
+    if damage == "more":
+        first.save(folder / "00003.png")
     if damage == "mask":
         Image.fromarray(np.where(np.array(first), 255, 0).astype(np.uint8)).save(folder / "00000.png")
 
@@ -483,6 +485,7 @@ def label_all(folder: Path, damage: str) -> None:
         ("middle", DataError, r"00001.png does not exist; .* true labels of .*00001.jpg"),
         ("size", DataError, r"00002.png is 64x47 pixels, .*00000.png 64x48"),
         ("mask", DataError, "00000.png has no object"),
+        ("more", DataError, "00003.png belongs to no frame"),
     ],
 )
 def test_what_is_wrong_ends_with_2_and_is_named(
@@ -501,7 +504,7 @@ def test_what_is_wrong_ends_with_2_and_is_named(
         output.mkdir()
         (output / "tall").touch()
         weights = tmp_path / "not read yet"
-    elif damage in ("middle", "size", "mask"):
+    elif damage in ("middle", "size", "mask", "more"):
         (data / "ImageSets/2017/val.txt").write_text("wide")
         label_all(data / "Annotations/480p/wide", damage)
         weights, words = tmp_path / "not read yet", ("--evaluate",)
