@@ -12,17 +12,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare, report, and draw where pictures are asked for."""
     options = parse(SegmentationMetricsOptions, argv)
 
-    from dino.evaluation.segmentation_report import ignored_label, open_clips, report_metrics
+    from dino.evaluation.segmentation_report import open_clips, report_metrics
     from dino.runtime.context import make_output_folder, set_up_logging
 
-    set_up_logging()
+    if set_up_logging().rank:
+        return  # one process does it all
     layout, clips = open_clips(options)
     folder = make_output_folder(options.metrics.pictures, flag="--pictures") if options.metrics.pictures else None
     report_metrics(options, layout, clips)
     if folder:
         from dino.visualization.segmentation import draw_clips
 
-        draw_clips(clips, folder, ignored=ignored_label(options, layout))
+        draw_clips(clips, folder, ignored=options.metrics.ignore_label)
 
 
 if __name__ == "__main__":

@@ -511,6 +511,7 @@ class SegmentationMetricsFlags:
 class SegmentationMetricsOptions:
     """Score predicted label maps: J and F of DAVIS 2017, or intersection over union of driving runs."""
 
+    launch: LaunchFlags
     metrics: SegmentationMetricsFlags
     refresh: RefreshFlags
     report: ReportFlags

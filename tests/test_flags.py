@@ -141,6 +141,8 @@ PROPAGATION = EVALUATION | {
 VIDEO_SEGMENTATION = PROPAGATION | {"--evaluate": False}
 DRIVING = PROPAGATION | {"--refresh_label_interval": 50, "--path_to_mae_repo": None}
 SEGMENTATION_METRICS = {
+    "--dist_url": "env://",
+    "--local_rank": 0,
     "--dataset_path": None,
     "--prediction_path": None,
     "--layout": None,

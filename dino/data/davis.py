@@ -7,6 +7,7 @@ ROOT/Annotations/480p/SEQ/*.png  label maps; only the first frame's is read
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino.data.label_maps import DAVIS_PALETTE, read_size
+from dino.data.decode import EXTENSIONS, read_size
+from dino.data.label_maps import DAVIS_PALETTE
 from dino.data.photometric import IMAGENET_MEAN, Normalisation
 from dino.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SHORT_SIDE = 480  # pixels; read_frame of the original
 MULTIPLE = 64  # pixels; the long side is cut down to one
@@ -38,12 +42,14 @@ class Clip:
         frames: Paths, in order, at least one.
         labels: Path of the first frame's label map.
         palette: Colours for label maps that have none.
+        has_void: Whether label 255 is no label, as in DAVIS.
     """
 
     name: str
     frames: tuple[Path, ...]
     labels: Path
     palette: bytes
+    has_void: bool = False
 
 
 def open_davis(data_path: str | None) -> list[Clip]:
@@ -55,32 +61,65 @@ def open_davis(data_path: str | None) -> list[Clip]:
     if not data_path:
         raise DataError(f"--data_path is missing: name the folder of DAVIS 2017, which holds {SPLIT}")
     root = Path(data_path)
+    return check_clips(_open_sequence(root, name) for name in read_split(root))
+
+
+def read_split(root: Path) -> list[str]:
+    """Names of the sequences of the validation split.
+
+    Raises:
+        DataError: The list cannot be read, is empty, or has a name twice or one that is no folder's.
+    """
+    path = root / SPLIT
     try:
-        names = (root / SPLIT).read_text(encoding="utf-8").split()
+        names = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"--data_path {root}: {root / SPLIT}, the list of sequences, cannot be read: {error}"
-        ) from error
+        raise DataError(f"{path}, the list of sequences, cannot be read: {error}") from error
     if not names:
-        raise DataError(f"{root / SPLIT} names no sequence")
-    return check_clips(_open_sequence(root, name) for name in names)
+        raise DataError(f"{path} names no sequence")
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path} names a sequence twice: {name}")
+        if Path(name).name != name or name == "..":
+            raise DataError(f"{path} names {name}; a sequence is the name of a folder, without a slash")
+    return names
+
+
+def list_truths(root: Path, name: str) -> tuple[Path, ...]:
+    """The true label maps of a sequence, at least three: the first is given, the last is not scored.
+
+    Raises:
+        DataError: There are fewer, or one of a frame in between is missing.
+    """
+    truths = list_frames(root / "Annotations" / RESOLUTION / name, ".png")
+    for image in sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")):
+        if not (truth := truths[0].with_name(f"{image.stem}.png")).is_file():
+            raise DataError(f"{truth} does not exist; it should hold the true labels of {image}")
+    if len(truths) < 3:
+        raise DataError(f"{truths[0].parent} has {len(truths)} frames; first and last are not scored, so 3 are needed")
+    return truths
 
 
 def _open_sequence(root: Path, name: str) -> Clip:
     frames = list_frames(root / "JPEGImages" / RESOLUTION / name)
     labels = root / "Annotations" / RESOLUTION / name / f"{frames[0].stem}.png"
-    return Clip(name=name, frames=frames, labels=labels, palette=DAVIS_PALETTE)
+    return Clip(name=name, frames=frames, labels=labels, palette=DAVIS_PALETTE, has_void=True)
 
 
-def list_frames(folder: Path) -> tuple[Path, ...]:
-    """The frames in a folder by name.
+def list_frames(folder: Path, ending: str = ".jpg") -> tuple[Path, ...]:
+    """The frames in a folder by name; a line names the first picture, if any, that has another ending.
 
     Raises:
         DataError: There are none.
     """
-    frames = tuple(sorted(folder.glob("*.jpg")))
+    if not folder.is_dir():
+        raise DataError(f"the folder {folder} does not exist")
+    frames = tuple(sorted(folder.glob(f"*{ending}")))
     if not frames:
-        raise DataError(f"{folder} {'holds no frame (looked for *.jpg)' if folder.is_dir() else 'does not exist'}")
+        raise DataError(f"{folder} holds no frame (looked for *{ending})")
+    others = sorted(path for path in set(folder.iterdir()) - set(frames) if path.suffix.lower() in EXTENSIONS)
+    if others:
+        logger.warning("%s is not taken: frames of %s are *%s", others[0].name, folder, ending)
     return frames
 
 
@@ -94,11 +133,20 @@ def check_clips(clips: Iterable[Clip]) -> list[Clip]:
     for clip in checked:
         if not clip.labels.is_file():
             raise DataError(f"{clip.labels} does not exist; it should hold the labels of {clip.frames[0]}")
-        height, width = read_size(clip.labels)
-        for path in clip.frames:
-            if (found := read_size(path)) != (height, width):
-                raise DataError(f"{path} is {found[1]}x{found[0]} pixels, its labels {clip.labels} {width}x{height}")
+        check_sizes(clip.labels, clip.frames)
     return checked
+
+
+def check_sizes(labels: Path, others: Iterable[Path]) -> None:
+    """Refuse pictures of another size than a label map has.
+
+    Raises:
+        DataError: There is one; the text names it.
+    """
+    height, width = read_size(labels)
+    for path in others:
+        if (found := read_size(path)) != (height, width):
+            raise DataError(f"{path} is {found[1]}x{found[0]} pixels, {labels} {width}x{height}")
 
 
 def compute_frame_size(height: int, width: int) -> tuple[int, int]:

@@ -32,19 +32,26 @@ def open_runs(data_path: str | None, interval: int) -> list[Clip]:
     root = Path(data_path)
     if not root.is_dir():
         raise DataError(f"--data_path {root} does not exist: {asked}")
-    runs = [root] if _is_run(root) else sorted(folder for folder in root.iterdir() if _is_run(folder))
+    runs = find_runs(root)
     if not runs:
         raise DataError(f"--data_path {root} holds no run: {asked}")
-    return check_clips(clip for run in runs for clip in _cut_run(run, interval))
+    return check_clips(clip for name, run in runs.items() for clip in _cut_run(name, run, interval))
+
+
+def find_runs(root: Path) -> dict[str, Path]:
+    """The runs of a folder by name, or the one that it is; links go by their own names, which are unlike each other."""
+    if _is_run(root):
+        return {root.resolve().name: root}
+    return {folder.name: folder for folder in sorted(root.iterdir()) if _is_run(folder)}
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / IMAGES).is_dir() or (folder / LABELS).is_dir()
 
 
-def _cut_run(run: Path, interval: int) -> Iterator[Clip]:
+def _cut_run(name: str, run: Path, interval: int) -> Iterator[Clip]:
     frames = list_frames(run / IMAGES)
     for start in range(0, len(frames), interval):
         labels = run / LABELS / f"{frames[start].stem}.png"
         part = frames[start : start + interval]
-        yield Clip(name=run.resolve().name, frames=part, labels=labels, palette=DRIVING_PALETTE)
+        yield Clip(name=name, frames=part, labels=labels, palette=DRIVING_PALETTE)

@@ -13,8 +13,8 @@ from PIL import Image
 from dino.errors import DataError, OptionError
 
 MODES = ("P", "L", "1")  # of Pillow: palette, gray, bilevel; a pixel's value is its label
-ORIENTATION = 0x0112  # EXIF tag; from 5 on the picture lies on its side
 LABELS = 256
+VOID = 255  # of DAVIS: pixels that belong to nothing
 
 # Colours of the driving fork's 27 labels, 26 being none; what is left of the palette is gray.
 DRIVING_COLOURS = (
@@ -65,6 +65,11 @@ def read_label_map(path: Path) -> LabelMap:
     return LabelMap(labels, palette)
 
 
+def drop_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Void as background (0), where there are objects; 255 alone is an object, as in the masks of DAVIS 2016."""
+    return np.where(labels == VOID, np.uint8(0), labels) if ((labels > 0) & (labels < VOID)).any() else labels
+
+
 def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Nearest labels at another size, height and width, by Pillow's rule."""
     return np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
@@ -84,17 +89,3 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], palette: bytes) -> No
         os.replace(temporary, path)
     except OSError as error:
         raise OptionError(f"--output_dir: {path} cannot be written: {error}") from error
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is decoded, upright, from its header alone.
-
-    Raises:
-        DataError: The file is missing or no picture; the text names it.
-    """
-    try:
-        with Image.open(path) as picture:
-            lies = picture.getexif().get(ORIENTATION, 1) >= 5
-            return picture.size if lies else picture.size[::-1]
-    except Exception as error:  # noqa: BLE001 - as above
-        raise DataError(f"{path} cannot be decoded: {error}") from error

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.data.davis import RESOLUTION, SPLIT
-from dino.data.label_maps import read_label_map, read_size
+from dino.data.davis import RESOLUTION, check_sizes, list_frames, list_truths, read_split
+from dino.data.ipace import IMAGES, LABELS, find_runs
+from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
 from dino.errors import DataError
 
 DAVIS, DRIVING = "davis", "driving"
-RUN_LAYOUT = "RUN/image and RUN/segmentation"
+RUN_LAYOUT = f"RUN/{IMAGES} and RUN/{LABELS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,14 @@ class ScoredClip:
         name: Of the sequence or run.
         first: Its first true label map.
         frames: Those to score, in order.
+        palette: Colours for label maps that have none.
         unlabelled: Frames of a run that have no true labels, and so cannot be scored.
     """
 
     name: str
     first: Path
     frames: tuple[ScoredFrame, ...]
+    palette: bytes
     unlabelled: int = 0
 
 
@@ -63,7 +66,7 @@ def recognise_layout(root: Path) -> str:
     Raises:
         DataError: It is neither, or could be both.
     """
-    found = [DAVIS] * (root / "Annotations").is_dir() + [DRIVING] * bool(_find_runs(root))
+    found = [DAVIS] * (root / "Annotations").is_dir() + [DRIVING] * bool(find_runs(root))
     if not found:
         raise DataError(f"--dataset_path {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} (driving runs)")
     if len(found) == 2:
@@ -81,11 +84,11 @@ def list_clips(layout: str, root: Path, predictions: Path) -> list[ScoredClip]:
         DataError: A folder or a frame is missing or superfluous, or sizes differ; the text names it.
     """
     if layout == DAVIS:
-        return [_list_sequence(root, name, predictions / name) for name in _read_split(root)]
-    runs = _find_runs(root)
+        return [_list_sequence(root, name, predictions / name) for name in read_split(root)]
+    runs = find_runs(root)
     if not runs:
         raise DataError(f"--dataset_path {root} has no {RUN_LAYOUT}")
-    return [_list_run(run, _predictions_of(run, root, predictions)) for run in runs]
+    return [_list_run(name, run, _predictions_of(name, run == root, predictions)) for name, run in runs.items()]
 
 
 def list_unscored(clips: Sequence[ScoredClip], predictions: Path) -> list[str]:
@@ -107,63 +110,32 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
     return labels
 
 
-def _read_split(root: Path) -> list[str]:
-    path = root / SPLIT
-    try:
-        names = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}, the list of sequences, cannot be read: {error}") from error
-    if not names:
-        raise DataError(f"{path} names no sequence")
-    if len(set(names)) < len(names):
-        raise DataError(f"{path} names a sequence twice")
-    return names
-
-
 def _list_sequence(root: Path, name: str, predictions: Path) -> ScoredClip:
-    truths = _list_files(root / "Annotations" / RESOLUTION / name, ".png")
-    if len(truths) < 3:
-        raise DataError(f"{truths[0].parent} has {len(truths)} frames; first and last are not scored, so 3 are needed")
+    truths = list_truths(root, name)
     images = {path.stem: path for path in (root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")}
     frames = _pair(truths[1:-1], {path.stem: n for n, path in enumerate(truths)}, images, predictions)
-    return ScoredClip(name=name, first=truths[0], frames=frames)
+    return ScoredClip(name=name, first=truths[0], frames=frames, palette=DAVIS_PALETTE)
 
 
-def _find_runs(root: Path) -> list[Path]:
-    parts = ("image", "segmentation")
-    if any((root / part).is_dir() for part in parts):
-        return [root]
-    return sorted({folder.parent for part in parts for folder in root.glob(f"*/{part}") if folder.is_dir()})
-
-
-def _predictions_of(run: Path, root: Path, predictions: Path) -> Path:
+def _predictions_of(name: str, alone: bool, predictions: Path) -> Path:
     """OUT/RUN; for a single run also OUT itself."""
-    folder = predictions / run.resolve().name
-    return predictions if run == root and not folder.is_dir() else folder
+    folder = predictions / name
+    return predictions if alone and not folder.is_dir() else folder
 
 
-def _list_run(run: Path, predictions: Path) -> ScoredClip:
-    images = {path.stem: path for path in _list_files(run / "image", ".jpg")}
-    truths = _list_files(run / "segmentation", ".png")
+def _list_run(name: str, run: Path, predictions: Path) -> ScoredClip:
+    images = {path.stem: path for path in list_frames(run / IMAGES)}
+    truths = list_frames(run / LABELS, ".png")
     frames = _pair(truths, {stem: n for n, stem in enumerate(images)}, images, predictions)
     unlabelled = len(images) - len(frames)
-    return ScoredClip(name=run.resolve().name, first=truths[0], frames=frames, unlabelled=unlabelled)
-
-
-def _list_files(folder: Path, ending: str) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"the folder {folder} does not exist")
-    files = sorted(folder.glob(f"*{ending}"))
-    if not files:
-        raise DataError(f"{folder} holds no frame (looked for *{ending})")
-    return files
+    return ScoredClip(name=name, first=truths[0], frames=frames, palette=DRIVING_PALETTE, unlabelled=unlabelled)
 
 
 def _pair(
     truths: Sequence[Path], numbers: Mapping[str, int], images: Mapping[str, Path], predictions: Path
 ) -> tuple[ScoredFrame, ...]:
     """Frames of the true label maps; `numbers` has every frame of the clip by the stem of its files."""
-    found = {path.stem: path for path in _list_files(predictions, ".png")}
+    found = {path.stem: path for path in list_frames(predictions, ".png")}
     for path in (*truths, *found.values()):
         if path.stem not in numbers:
             raise DataError(f"{path} belongs to no frame of its clip")
@@ -175,15 +147,8 @@ def _pair(
         for path in truths
     )
     for frame in frames:
-        _check_sizes(frame)
+        check_sizes(frame.truth, [path for path in (frame.prediction, frame.image) if path])
     return frames
-
-
-def _check_sizes(frame: ScoredFrame) -> None:
-    height, width = read_size(frame.truth)
-    for other in (frame.prediction, frame.image):
-        if other and (found := read_size(other)) != (height, width):
-            raise DataError(f"{other} is {found[1]}x{found[0]}, {frame.truth} {width}x{height}")
 
 
 def _describe(known: Collection[int]) -> str:

@@ -22,14 +22,14 @@ from torch import Tensor
 from dino.data.datasets import Share, ViewDataset
 from dino.data.davis import FRAME_NORMALISATION, Clip, compute_frame_size, open_davis, resize_frame
 from dino.data.ipace import open_runs
-from dino.data.label_maps import read_label_map, resize_labels, write_label_map
+from dino.data.label_maps import drop_void, read_label_map, resize_labels, write_label_map
 from dino.data.loaders import read_views
 from dino.data.photometric import IMAGENET_STD, Normalisation, build_normalisation
 from dino.data.sources import ImageSource
 from dino.errors import OptionError
 from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.propagation import Context, decide_labels, plan_tiles, propagate_labels
-from dino.evaluation.segmentation_report import report_davis
+from dino.evaluation.segmentation_report import check_truths, report_davis
 from dino.flags import DavisOptions, DrivingOptions, PropagationFlags, PropagationOptions
 from dino.models.dense import build_dense
 from dino.models.weights import TrainedBackbone, load_backbone
@@ -50,11 +50,15 @@ def segment_davis(options: DavisOptions, run: Run) -> None:
         run: Device and processes; whole sequences are shared out.
 
     Raises:
-        DataError: A file is missing, damaged or of another size; all but damage is found before the work begins.
+        DataError: A file is missing, damaged or of another size, or, where it is scored, a first label map has no
+            object; all but damage is found before the work begins.
         WeightsError: The weights do not fit.
         OptionError: The output folder is not usable, or the network has no map of features.
     """
-    found = segment_clips(open_davis(options.data.data_path), options, run)
+    clips = open_davis(options.data.data_path)
+    if options.davis.score:
+        check_truths(Path(options.data.data_path or ""), clips)
+    found = segment_clips(clips, options, run)
     if run.processes.is_first:
         if options.davis.score:
             found["scores"] = report_davis(Path(options.data.data_path or ""), Path(options.output.output_dir))
@@ -85,11 +89,11 @@ def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) 
     """
     check_target(options.report.json)
     began, output = time.monotonic(), make_output_folder(options.output.output_dir)
-    _protect_labels(clips, output)
+    _make_folders(clips, output)
     with run.processes.first_goes_first():
         backbone = load_backbone(options.backbone, options.weights, options.explicit)
     reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
-    mine, done = clips[run.processes.rank :: run.processes.world], 0
+    mine, done = share_clips(clips, run.processes.world)[run.processes.rank], 0
     features = extract_maps(mine, backbone, run, reading)
     progress = Progress(sum(len(clip.frames) for clip in mine), "segmentation", shown=run.processes.is_first)
     for clip in mine:
@@ -98,29 +102,41 @@ def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) 
                 progress.advance(done + number, {"clip": clip.name})
         done += len(clip.frames)
     progress.close()
-    run.processes.barrier()
+    run.processes.wait_for_all("segmented")
     names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
     logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
     seconds = time.monotonic() - began
     return {"sequences": len(names), "frames": frames, "seconds": seconds, "output_dir": str(output)}
 
 
-def _protect_labels(clips: Sequence[Clip], output: Path) -> None:
-    for clip in clips:
+def share_clips(clips: Sequence[Clip], world: int) -> list[list[Clip]]:
+    """Deal clips to processes, the longest first, each to the one that has the fewest frames."""
+    hands: list[list[Clip]] = [[] for _ in range(world)]
+    frames = [0] * world
+    for clip in sorted(clips, key=lambda clip: -len(clip.frames)):
+        least = frames.index(min(frames))
+        hands[least].append(clip)
+        frames[least] += len(clip.frames)
+    return hands
+
+
+def _make_folders(clips: Sequence[Clip], output: Path) -> None:
+    for clip in {clip.name: clip for clip in clips}.values():
         if (output / clip.name).resolve() == clip.labels.parent.resolve():
             raise OptionError(
                 f"--output_dir {output} would overwrite the true labels {clip.labels.parent}; name another"
             )
+        make_output_folder(str(output / clip.name))
 
 
 def _segment(clip: Clip, features: Iterator[Tensor], flags: PropagationFlags, folder: Path, run: Run) -> Iterator[int]:
     """Write the label maps of one clip, its first frame's as given; yields the number of those that are there."""
-    truth, palette = read_label_map(clip.labels)
-    folder.mkdir(exist_ok=True)
+    given, palette = read_label_map(clip.labels)
+    truth = drop_void(given) if clip.has_void else given
     found = itertools.islice(features, len(clip.frames))
     for number, labels in enumerate(propagate_clip(truth, found, flags, run, clip.name), start=1):
         path = folder / f"{clip.frames[number - 1].stem}.png"
-        write_label_map(path, labels, palette or clip.palette)
+        write_label_map(path, given if number == 1 else labels, palette or clip.palette)
         yield number
 
 

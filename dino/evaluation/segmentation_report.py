@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dino.data.davis import Clip, check_sizes, list_truths
 from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognise_layout
 from dino.errors import DataError, OptionError
 from dino.evaluation.segmentation_scores import (
-    VOID,
     ObjectScore,
     RunScore,
     add_runs,
@@ -21,7 +21,7 @@ from dino.evaluation.segmentation_scores import (
     score_sequence,
 )
 from dino.flags import SegmentationMetricsFlags, SegmentationMetricsOptions
-from dino.runtime.metrics import write_csv, write_result
+from dino.runtime.metrics import check_target, write_csv, write_result
 from dino.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,12 @@ def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[ScoredCli
     """Find the layout and the frames to score.
 
     Raises:
-        OptionError: A flag is of no use for this layout.
+        OptionError: A flag is of no use for this layout, or a file to write cannot be.
         DataError: A folder or a frame is missing or superfluous, or sizes differ; the text names it.
     """
     flags = options.metrics
+    check_target(flags.csv, "--csv")
+    check_target(options.report.json)
     root, predictions = (_existing(flag, getattr(flags, flag)) for flag in ("dataset_path", "prediction_path"))
     layout = flags.layout or recognise_layout(root)
     for name in DRIVING_ONLY:
@@ -52,11 +54,6 @@ def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[ScoredCli
     if flags.pictures and picture:
         raise DataError(f"--pictures needs the picture of {picture.truth}, which --dataset_path {root} lacks")
     return layout, clips
-
-
-def ignored_label(options: SegmentationMetricsOptions, layout: str) -> int | None:
-    """The true label whose pixels are not drawn as wrong: void in DAVIS, `--ignore_label` in driving runs."""
-    return VOID if layout == DAVIS else options.metrics.ignore_label
 
 
 def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequence[ScoredClip]) -> None:
@@ -73,6 +70,22 @@ def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequ
     if options.metrics.csv:
         write_csv(options.metrics.csv, rows)
     write_result(options.report.json, {"layout": layout, **values})
+
+
+def check_truths(dataset_path: Path, clips: Sequence[Clip]) -> None:
+    """Refuse true labels of DAVIS 2017 that predictions could not be scored by, before these are made.
+
+    Raises:
+        DataError: Label maps are missing, superfluous or of another size, or a first one has no object; the text names
+            it.
+    """
+    for clip in clips:
+        truths, frames = list_truths(dataset_path, clip.name), {path.stem for path in clip.frames}
+        for path in truths:
+            if path.stem not in frames:
+                raise DataError(f"{path} belongs to no frame of its clip")
+        find_objects(clip.labels)
+        check_sizes(clip.labels, truths)
 
 
 def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
@@ -94,7 +107,7 @@ def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
 
 
 def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
-    labels = {clip.name: find_objects(clip) for clip in clips}  # all of them first: what is wrong shows at once
+    labels = {clip.name: find_objects(clip.first) for clip in clips}  # all of them first: what is wrong shows at once
     progress = Progress(_count_frames(clips), "frames scored")
     scored = {clip.name: score_sequence(labels[clip.name], progress.follow(clip.frames)) for clip in clips}
     progress.close()
@@ -140,14 +153,7 @@ def _report_driving(
     unlabelled = sum(clip.unlabelled for clip in clips)
     if unlabelled:
         logger.info("%d frames have no true labels and are not scored", unlabelled)
-    refreshed = sum(frame.number % interval == 0 for clip in clips for frame in clip.frames)
-    if refreshed:
-        logger.info(
-            "%d frames, each %d-th of a run, are counted though eval_ipace_segmentation.py writes their labels as "
-            "predictions; --skip_refreshed leaves them out",
-            refreshed,
-            interval,
-        )
+    _tell_of_refreshed(clips, interval, total.copied if flags.skip_refreshed else 0)
     logger.info(
         "driving: mean IoU %.4f  accuracy %.4f  (%d classes, %d runs, %d frames)",
         total.mean_iou(),
@@ -161,6 +167,25 @@ def _report_driving(
         rows += [(name, score.frames, label, iou) for label, iou in score.iou().items()]
         rows.append((name, score.frames, "mean", score.mean_iou()))
     return {**_describe(total), "runs": {name: _describe(score) for name, score in runs.items()}}, rows
+
+
+def _tell_of_refreshed(clips: Sequence[ScoredClip], interval: int, copied: int) -> None:
+    """Say what makes figures too good: frames predicted by their own labels, by their place or by their looks."""
+    if copied:
+        logger.warning(
+            "%d frames are counted whose predictions are their true labels to the pixel, though --skip_refreshed "
+            "leaves out each %d-th; was another --refresh_label_interval used for them?",
+            copied,
+            interval,
+        )
+    refreshed = sum(frame.number % interval == 0 for clip in clips for frame in clip.frames)
+    if refreshed:
+        logger.info(
+            "%d frames, each %d-th of a run, are counted though eval_ipace_segmentation.py writes their labels as "
+            "predictions; --skip_refreshed leaves them out",
+            refreshed,
+            interval,
+        )
 
 
 def _count_frames(clips: Sequence[ScoredClip]) -> int:

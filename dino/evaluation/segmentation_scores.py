@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.data.segmentations import ScoredClip, ScoredFrame, read_labels
+from dino.data.label_maps import VOID
+from dino.data.segmentations import ScoredFrame, read_labels
 from dino.errors import DataError
 from dino.evaluation.segmentation_metrics import (
     Measure,
@@ -23,7 +25,6 @@ from dino.evaluation.segmentation_metrics import (
 )
 
 ALL_LABELS = range(256)  # what one byte holds
-VOID = 255  # DAVIS: pixels that belong to nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +53,16 @@ def average_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
     )
 
 
-def find_objects(clip: ScoredClip) -> range:
+def find_objects(annotation: Path) -> range:
     """Labels of the objects of a DAVIS sequence: 1 to the highest of its first annotation.
 
     Raises:
         DataError: The annotation cannot be read or has no object.
     """
-    first = read_labels(clip.first, ALL_LABELS)
+    first = read_labels(annotation, ALL_LABELS)
     objects = range(1, int(first[first != VOID].max(initial=0)) + 1)
     if not objects:
-        raise DataError(f"{clip.first} has no object (0 is background, {VOID} void)")
+        raise DataError(f"{annotation} has no object (0 is background, {VOID} void); wants labels of DAVIS 2017")
     return objects
 
 
@@ -94,11 +95,13 @@ class RunScore:
         frames: Frames counted.
         counts: (L, L) int64 pixels by true label (row) and predicted label (column).
         classes: The labels that are classes, without the ignored one.
+        copied: Frames whose prediction equals the true labels in every pixel.
     """
 
     frames: int
     counts: NDArray[np.int64]
     classes: tuple[int, ...]
+    copied: int
 
     def iou(self) -> dict[int, float]:
         """Intersection over union of each class that occurs, true or predicted."""
@@ -127,16 +130,17 @@ def score_run(frames: Iterable[ScoredFrame], *, num_classes: int, ignored: int |
     """
     known = {*range(num_classes), *(() if ignored is None else (ignored,))}
     counts = np.zeros((len(ALL_LABELS), len(ALL_LABELS)), dtype=np.int64)
-    done = 0
+    done = copied = 0
     for frame in frames:
         truth, predicted = read_labels(frame.truth, known), read_labels(frame.prediction, known)
         counts += count_labels(truth, predicted, len(ALL_LABELS), ignored)
-        done += 1
+        done, copied = done + 1, copied + np.array_equal(truth, predicted)
     classes = tuple(label for label in range(num_classes) if label != ignored)
-    return RunScore(frames=done, counts=counts, classes=classes)
+    return RunScore(frames=done, counts=counts, classes=classes, copied=copied)
 
 
 def add_runs(scores: Sequence[RunScore]) -> RunScore:
     """Several runs as one: each pixel counts alike."""
     counts = np.sum([score.counts for score in scores], axis=0)
-    return RunScore(frames=sum(score.frames for score in scores), counts=counts, classes=scores[0].classes)
+    frames, copied = (sum(getattr(score, name) for score in scores) for name in ("frames", "copied"))
+    return RunScore(frames=frames, counts=counts, classes=scores[0].classes, copied=copied)

@@ -25,9 +25,16 @@ class PatchMap(nn.Module):
         self.network, self.patch_size = network, network.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) -> (B, D, H, W), H and W the whole patches that fit."""
+        """(B, C, height, width) -> (B, D, H, W), H and W the whole patches that fit.
+
+        Raises:
+            OptionError: Not one fits.
+        """
+        height, width = images.shape[-2:]
+        rows = height // self.patch_size
+        if not rows or width < self.patch_size:
+            raise OptionError(f"--patch_size {self.patch_size}: not one patch fits into {height} x {width} pixels")
         patches = self.network.get_intermediate_layers(images)[0][:, 1:]
-        rows = images.shape[-2] // self.patch_size
         return patches.transpose(1, 2).unflatten(2, (rows, -1))
 
 

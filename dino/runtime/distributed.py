@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from dino.errors import OptionError
 
 JOIN_TIMEOUT = timedelta(minutes=30)  # as long as a collective may take: one rank may be writing a checkpoint
+LOOK_EVERY = 0.2  # seconds between two looks of a process that waits for others without a limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,18 @@ class Processes:
         """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
+
+    def wait_for_all(self, name: str) -> None:
+        """Wait for all processes to get to the one place of this name, however long that takes.
+
+        They look in the store, since a collective ends after JOIN_TIMEOUT. A process that failed ends them (failures).
+        """
+        if self.store is None:
+            return
+        self.store.set(f"{name}_{self.rank}", "")
+        while not self.store.check([f"{name}_{rank}" for rank in range(self.world)]):
+            time.sleep(LOOK_EVERY)
+        self.barrier()  # a moment: nobody leaves, and takes the store along, before all have looked
 
     @contextlib.contextmanager
     def first_goes_first(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dino.data.decode import read_image
-from dino.data.label_maps import DAVIS_PALETTE, read_label_map
+from dino.data.label_maps import read_label_map
 from dino.data.segmentations import ScoredClip, ScoredFrame, read_labels
 from dino.runtime.context import make_output_folder
 from dino.runtime.progress import Progress
@@ -71,16 +71,16 @@ def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixe
     return _join(panels)
 
 
-def read_colours(path: Path) -> Pixels:
-    """Colours of all labels, (256, 3) uint8: a label map's own palette, or, for a gray one, that of DAVIS."""
-    colours = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(-1, 3).copy()
+def read_colours(path: Path, palette: bytes) -> Pixels:
+    """Colours of all labels, (256, 3) uint8: a label map's own, and `palette` for those that it has none for."""
+    colours = np.frombuffer(palette, dtype=np.uint8).reshape(-1, 3).copy()
     own = np.frombuffer(read_label_map(path).palette or b"", dtype=np.uint8).reshape(-1, 3)
     colours[: len(own)] = own
     return colours
 
 
 def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None, progress: Progress) -> None:
-    colours = read_colours(clip.first)
+    colours = read_colours(clip.first, clip.palette)
     chosen = set(np.linspace(0, len(clip.frames) - 1, SHEET_FRAMES).round().astype(int).tolist())
     sheet = []
     with write_video(folder / f"{clip.name}.mp4", rate=FPS) as video:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino.data.davis import FRAME_NORMALISATION, compute_frame_size, open_davis, resize_frame
+from dino.data.davis import FRAME_NORMALISATION, compute_frame_size, list_frames, open_davis, resize_frame
 from dino.data.decode import read_image
 from dino.data.label_maps import DAVIS_PALETTE
 from dino.errors import DataError
@@ -56,8 +56,8 @@ def empty_list(root: Path) -> None:
     (root / "ImageSets" / "2017" / "val.txt").write_text("\n")
 
 
-def name_another(root: Path) -> None:
-    (root / "ImageSets" / "2017" / "val.txt").write_text("cow\n")
+def name_instead(names: str) -> Callable[[Path], None]:
+    return lambda root: (root / "ImageSets" / "2017" / "val.txt").write_text(names) and None
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,14 @@ def name_another(root: Path) -> None:
     [
         (remove("ImageSets", "2017", "val.txt"), r"val.txt, the list of sequences, cannot be read"),
         (empty_list, r"val.txt names no sequence"),
-        (name_another, r"JPEGImages/480p/cow does not exist"),
+        (name_instead("cow"), r"JPEGImages/480p/cow does not exist"),
+        (name_instead("ant\nbee\nant"), r"val.txt names a sequence twice: ant"),
+        (name_instead("ant\n../bee"), r"val.txt names \.\./bee; a sequence is the name of a folder"),
+        (name_instead(".."), r"val.txt names \.\.; a sequence is the name of a folder"),
         (remove("JPEGImages", "480p", "bee", "00000.jpg"), r"JPEGImages/480p/bee holds no frame"),
         (remove("Annotations", "480p", "ant", "00000.png"), r"ant/00000.png does not exist; .* labels of .*00000.jpg"),
-        (enlarge("JPEGImages", "480p", "ant", "00002.jpg"), r"ant/00002.jpg is 31x20 pixels, its labels .* 30x20"),
-        (enlarge("Annotations", "480p", "ant", "00000.png"), r"ant/00000.jpg is 30x20 pixels, its labels .* 31x20"),
+        (enlarge("JPEGImages", "480p", "ant", "00002.jpg"), r"ant/00002.jpg is 31x20 pixels, .*00000.png 30x20"),
+        (enlarge("Annotations", "480p", "ant", "00000.png"), r"ant/00000.jpg is 30x20 pixels, .*00000.png 31x20"),
     ],
 )
 def test_what_is_wrong_is_named_before_the_work(damage: Callable[[Path], None], named: str, tmp_path: Path) -> None:
@@ -77,6 +80,15 @@ def test_what_is_wrong_is_named_before_the_work(damage: Callable[[Path], None], 
     damage(root)
     with pytest.raises(DataError, match=named):
         open_davis(str(root))
+
+
+def test_a_picture_of_another_ending_is_named_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_davis(tmp_path) / "JPEGImages" / "480p" / "ant"
+    assert len(open_davis(str(tmp_path))) == 2 and not caplog.records
+    (folder / "00001.jpg").rename(folder / "00001.JPG")
+    (folder / "notes.txt").touch()
+    assert [path.name for path in list_frames(folder)] == ["00000.jpg", "00002.jpg"]
+    assert caplog.messages == [f"00001.JPG is not taken: frames of {folder} are *.jpg"]
 
 
 @pytest.mark.parametrize("path", [None, ""])

@@ -67,6 +67,14 @@ def test_a_run_given_as_the_working_folder_has_its_name(tmp_path: Path, monkeypa
     assert open_runs(".", 50)[0].name == "run"
 
 
+def test_links_go_by_their_own_names(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "elsewhere" / "run", count=1)
+    (tmp_path / "runs").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).symlink_to(run)
+    assert describe(open_runs(str(tmp_path / "runs"), 50)) == [("a", 1, "0"), ("b", 1, "0")]
+
+
 def test_missing_labels_are_named_where_they_are_due(tmp_path: Path) -> None:
     write_run(tmp_path / "run", labelled=range(0, 3, 2))
     with pytest.raises(
@@ -79,7 +87,7 @@ def test_missing_labels_are_named_where_they_are_due(tmp_path: Path) -> None:
 def test_a_size_of_its_own_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     Image.new("RGB", (32, 20)).save(run / "image" / "1625481133.jpg")
-    with pytest.raises(DataError, match=r"image/1625481133.jpg is 32x20 pixels, its labels .*1625481132.png 30x20"):
+    with pytest.raises(DataError, match=r"image/1625481133.jpg is 32x20 pixels, .*1625481132.png 30x20"):
         open_runs(str(tmp_path), 2)
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from dino.data.label_maps import (
     DAVIS_PALETTE,
     DRIVING_PALETTE,
+    drop_void,
     read_label_map,
-    read_size,
     resize_labels,
     write_label_map,
 )
@@ -65,10 +65,9 @@ def test_other_pictures_are_refused(mode: str, tmp_path: Path) -> None:
 
 def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     (tmp_path / "map.png").write_bytes(b"nonsense")
-    for read in (read_label_map, read_size):
-        for name in ("map.png", "nowhere.png"):
-            with pytest.raises(DataError, match=f"{name} cannot be decoded"):
-                read(tmp_path / name)
+    for name in ("map.png", "nowhere.png"):
+        with pytest.raises(DataError, match=f"{name} cannot be decoded"):
+            read_label_map(tmp_path / name)
 
 
 def test_a_map_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -76,12 +75,10 @@ def test_a_map_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_label_map(tmp_path / "nowhere" / "00000.png", np.zeros((2, 2), np.uint8), DAVIS_PALETTE)
 
 
-def test_the_size_is_that_of_the_upright_picture(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(tmp_path / "lies.jpg", exif=exif)
-    Image.new("RGB", (40, 30)).save(tmp_path / "stands.jpg")
-    assert (read_size(tmp_path / "lies.jpg"), read_size(tmp_path / "stands.jpg")) == ((40, 30), (30, 40))
+def test_void_is_background_beside_objects_only() -> None:
+    assert drop_void(np.array([[0, 3, 255]], np.uint8)).tolist() == [[0, 3, 0]]
+    assert drop_void(np.array([[0, 3, 255]], np.uint8)).dtype == np.uint8
+    assert drop_void(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 40), columns=st.integers(1, 40))

@@ -65,6 +65,15 @@ def test_one_run_finds_its_predictions_in_its_folder_or_at_once(tmp_path: Path, 
     assert clip.name == "run_a" and clip.frames[0].prediction == out / "run_a/00000.png"
 
 
+def test_links_to_runs_are_told_apart_by_their_own_names(tmp_path: Path) -> None:
+    root, out = driving(tmp_path)
+    (root / "run_c").symlink_to(root / "run_b")
+    make_predictions(out, {"run_c": [LABELS]})
+    clips = list_clips("driving", root, out)
+    assert [clip.name for clip in clips] == ["run_a", "run_b", "run_c"]
+    assert clips[2].frames[0].prediction == out / "run_c/00000.png"
+
+
 def test_the_words_image_and_segmentation_may_stand_anywhere_in_the_path(tmp_path: Path) -> None:
     root, out = driving(tmp_path / "image" / "segmentation.jpg")
     assert len(list_clips("driving", root, out)) == 2
@@ -128,12 +137,12 @@ FAULTS: dict[str, tuple[str, Callable[[Path, Path], object], str]] = {
     "another size": (
         "driving",
         lambda root, out: save_labels(out / "run_a/00000.png", np.zeros((4, 6))),
-        r"out/run_a/00000\.png is 6x4, .*run_a/segmentation/00000\.png 12x8",
+        r"out/run_a/00000\.png is 6x4 pixels, .*run_a/segmentation/00000\.png 12x8",
     ),
     "another size of the image": (
         "davis",
         lambda root, out: save_image(root / "JPEGImages/480p/cat/00001.jpg", 9, 12),
-        r"cat/00001\.jpg is 12x9, .*00001\.png 12x8",
+        r"cat/00001\.jpg is 12x9 pixels, .*00001\.png 12x8",
     ),
     "no prediction at all": (
         "davis",
@@ -165,9 +174,14 @@ FAULTS: dict[str, tuple[str, Callable[[Path, Path], object], str]] = {
         lambda root, out: (root / "ImageSets/2017/val.txt").write_text("cat\ncat\n"),
         "names a sequence twice",
     ),
+    "labels missing in the middle": (
+        "davis",
+        lambda root, out: (root / "Annotations/480p/cat/00001.png").unlink(),
+        r"Annotations/480p/cat/00001\.png does not exist; .* true labels of .*cat/00001\.jpg",
+    ),
     "two frames": (
         "davis",
-        lambda root, out: (root / "Annotations/480p/dog/00002.png").unlink(),
+        lambda root, out: [next(root.glob(f"*/480p/dog/00002.{end}")).unlink() for end in ("png", "jpg")],
         r"dog has 2 frames; .* 3 are needed",
     ),
     "a damaged file": (

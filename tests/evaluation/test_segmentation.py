@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import compute_segmentation_metrics
 import eval_ipace_segmentation
 import eval_video_segmentation
+from dino.data.davis import Clip
 from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
 from dino.errors import DataError, DinoError, OptionError, WeightsError
-from dino.evaluation.segmentation import choose_normalisation
+from dino.evaluation import segmentation
+from dino.evaluation.segmentation import choose_normalisation, share_clips
 from dino.models.registry import build_backbone
 from dino.models.weights import TrainedBackbone
 from tests import hpu_simulator
@@ -157,19 +165,26 @@ def test_label_maps_are_the_originals(davis: Path, weights: Path, on_cpu: Path) 
     assert set(np.unique(found["wide/00004.png"]).tolist()) == {0, 1, 2}
 
 
+def link_start(source: Path, target: Path, count: int) -> None:
+    """The first files of a folder, as links."""
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir())[:count]:
+        (target / path.name).symlink_to(path)
+
+
+def link_davis(source: Path, target: Path, frames: int, labels: int) -> Path:
+    """The first frames and label maps of two sequences."""
+    (target / "ImageSets" / "2017").mkdir(parents=True)
+    (target / "ImageSets" / "2017" / "val.txt").write_text("dog\nhorsejump-high\n")
+    for name in ("dog", "horsejump-high"):
+        for part, count in (("JPEGImages", frames), ("Annotations", labels)):
+            link_start(source / part / "480p" / name, target / part / "480p" / name, count)
+    return target
+
+
 def test_real_frames_are_segmented_as_the_original_does(shared_data: Path, weights: Path, tmp_path: Path) -> None:
     """The first frames of two real sequences; colours are DAVIS's, the first frame's labels are the annotation."""
-    data = tmp_path / "davis"
-    (data / "ImageSets" / "2017").mkdir(parents=True)
-    (data / "ImageSets" / "2017" / "val.txt").write_text("dog\nhorsejump-high\n")
-    for name in ("dog", "horsejump-high"):
-        for part, ending, count in (("JPEGImages", "jpg", 4), ("Annotations", "png", 1)):
-            folder = Path(part, "480p", name)
-            (data / folder).mkdir(parents=True)
-            for number in range(count):
-                (data / folder / f"{number:05}.{ending}").symlink_to(
-                    shared_data / "davis" / folder / f"{number:05}.{ending}"
-                )
+    data = link_davis(shared_data / "davis", tmp_path / "davis", frames=4, labels=1)
     output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--num_workers", 1)
     network = build_backbone("vit_mini", patch_size=PATCH).eval()
     network.load_state_dict(torch.load(weights)["teacher"])
@@ -226,6 +241,26 @@ def test_two_processes_write_what_one_writes(davis: Path, weights: Path, on_cpu:
     assert [result.code for result in results] == [0, 0], results
     assert "10 frames of 3 sequences" in results[0].text
     assert differing(read_all(tmp_path / "out"), read_all(on_cpu)) == 0
+
+
+def dawdle() -> None:
+    """Let the second process take longer than a collective may."""
+    share = segmentation.share_clips
+
+    def share_and_wait(clips: Sequence[Clip], world: int) -> list[list[Clip]]:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+        time.sleep(3 * int(os.environ["RANK"]))
+        return share(clips, world)
+
+    segmentation.share_clips = share_and_wait
+
+
+def test_a_process_that_is_done_waits_without_a_limit(weights: Path, tmp_path: Path) -> None:
+    data = write_davis(tmp_path / "data", {"wide": (2, (64, 48)), "tall": (2, (48, 64))})
+    words = ("--pretrained_weights", weights, "--data_path", data, "--num_workers", 0, "--device", "cpu")
+    results = run_pair(tmp_path, VIDEO, *words, "--output_dir", tmp_path / "out", prepare=(dawdle, dawdle))
+    assert [result.code for result in results] == [0, 0], results
+    assert len(read_all(tmp_path / "out")) == 4
 
 
 @needs_card
@@ -298,6 +333,60 @@ def test_runs_are_shared_out_over_cards(weights: Path, tmp_path: Path) -> None:
     assert differing(read_all(tmp_path / "out"), expected) < 1e-3
 
 
+def segment_elsewhere(folder: Path, script: str, card: bool, pair: bool, *words: object) -> Path:
+    """Run a command on the CPU or a simulated card, in one process or two."""
+    prepare, output = on_simulated_card if card else None, folder / "out"
+    words = (*words, "--device", "hpu" if card else "cpu", "--num_workers", 0, "--output_dir", output)
+    if pair:
+        results = run_pair(folder, script, *words, prepare=(prepare, prepare))
+    else:
+        results = [run_alone(folder, script, *words, prepare=prepare)]
+    assert {result.code for result in results} == {0}, results
+    return output
+
+
+ELSEWHERE = pytest.mark.parametrize(
+    ("card", "pair"),
+    [(False, True), pytest.param(True, False, marks=needs_card), pytest.param(True, True, marks=needs_card)],
+)
+
+
+@ELSEWHERE
+def test_real_runs_are_segmented_alike_everywhere_and_scored(
+    card: bool, pair: bool, shared_data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Short links to both runs, so that processes share them; what one process on the CPU writes is the measure."""
+    runs = tmp_path / "runs"
+    for number, source in enumerate(sorted((shared_data / "ipace").iterdir())):
+        for part in ("image", "segmentation"):
+            link_start(source / part, runs / source.name / part, 3 - number)
+    words = ("--refresh_label_interval", 2)
+    expected = read_all(segment(eval_ipace_segmentation.main, weights, runs, tmp_path / "cpu", *words))
+    basis = ("--pretrained_weights", weights, "--data_path", runs, *words)
+    output = segment_elsewhere(tmp_path, DRIVING, card, pair, *basis)
+    assert len(expected) == 5 and differing(read_all(output), expected) < 1e-3
+    told = tmp_path / "told.json"
+    scoring = ("--dataset_path", runs, "--prediction_path", output, "--skip_refreshed", *words, "--json", told)
+    compute_segmentation_metrics.main([*map(str, scoring)])
+    scores = json.loads(told.read_text())
+    assert scores["frames"] == 2 and set(scores["classes"]) == {"3", "26"} and 0.5 < scores["mean_iou"] < 1
+
+
+@ELSEWHERE
+def test_real_sequences_are_segmented_alike_everywhere_and_scored(
+    card: bool, pair: bool, shared_data: Path, weights: Path, tmp_path: Path
+) -> None:
+    data = link_davis(shared_data / "davis", tmp_path / "davis", frames=3, labels=3)
+    told = [tmp_path / "one.json", tmp_path / "other.json"]
+    words = ("--evaluate", "--json", told[0])
+    expected = read_all(segment(eval_video_segmentation.main, weights, data, tmp_path / "cpu", *words))
+    basis = ("--pretrained_weights", weights, "--data_path", data, "--evaluate", "--json", told[1])
+    output = segment_elsewhere(tmp_path, VIDEO, card, pair, *basis)
+    assert len(expected) == 6 and differing(read_all(output), expected) < 1e-3
+    one, other = (json.loads(path.read_text())["scores"]["J&F-Mean"] for path in told)
+    assert 0 < one < 1 and other == pytest.approx(one, abs=0.01)
+
+
 def test_a_convnet_and_real_runs(shared_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "image").mkdir(parents=True)
@@ -312,6 +401,38 @@ def test_a_convnet_and_real_runs(shared_data: Path, tmp_path: Path) -> None:
     found = read_all(output)
     assert len(found) == 3 and {labels.shape for labels in found.values()} == {(480, 854)}
     assert all(set(np.unique(labels).tolist()) == {3, 26} for labels in found.values())
+
+
+def test_void_is_not_carried_along_and_predictions_can_be_scored(weights: Path, tmp_path: Path) -> None:
+    """The first frame's file is its annotation as it is; a mask of 0 and 255 has an object of that label."""
+    data = write_davis(tmp_path / "data", {"wide": (3, (64, 48))})
+    folder = data / "Annotations" / "480p" / "wide"
+    labels = np.array(Image.open(folder / "00000.png"))
+    labels[-12:] = 255
+    for number in range(3):
+        Image.fromarray(labels).save(folder / f"{number:05}.png")
+    told = tmp_path / "told.json"
+    output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--evaluate", "--json", told)
+    assert 0 < json.loads(told.read_text())["scores"]["J&F-Mean"] <= 1
+    found = read_all(output)
+    assert (found["wide/00000.png"] == labels).all()
+    assert set(np.unique(found["wide/00001.png"]).tolist()) == {0, 1, 2}
+    Image.fromarray(np.where(labels, 255, 0).astype(np.uint8)).save(folder / "00000.png")
+    found = read_all(segment(eval_video_segmentation.main, weights, data, tmp_path / "mask"))
+    assert set(np.unique(found["wide/00002.png"]).tolist()) == {0, 255}
+
+
+@given(lengths=st.lists(st.integers(1, 99), max_size=20), world=st.integers(1, 8))
+def test_clips_are_shared_out_by_their_frames(lengths: list[int], world: int) -> None:
+    clips = [
+        Clip(name=f"{n}", frames=(Path(),) * length, labels=Path(), palette=b"") for n, length in enumerate(lengths)
+    ]
+    hands = share_clips(clips, world)
+    assert len(hands) == world and hands == share_clips(clips, world)
+    assert sorted(clip.name for hand in hands for clip in hand) == sorted(clip.name for clip in clips)
+    loads = [sum(len(clip.frames) for clip in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+    assert max(loads) <= sum(lengths) / world + max(lengths, default=0)
 
 
 def test_masked_autoencoders_are_read_as_they_are(weights: Path, tmp_path: Path) -> None:
@@ -340,6 +461,18 @@ def test_labels_that_are_too_small_are_told(weights: Path, tmp_path: Path, capsy
     assert "run: too small for a grid of 15x20, lost: label 7" in capsys.readouterr().out
 
 
+def label_all(folder: Path, damage: str) -> None:
+    """True labels of three frames, with one thing wrong."""
+    first = Image.open(folder / "00000.png")
+    first.resize((64, 47 if damage == "size" else 48)).save(folder / "00002.png")
+    if damage != "middle":
+        first.save(folder / "00001.png")
+    if damage == "more":
+        first.save(folder / "00003.png")
+    if damage == "mask":
+        Image.fromarray(np.where(np.array(first), 255, 0).astype(np.uint8)).save(folder / "00000.png")
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "named"),
     [
@@ -348,13 +481,18 @@ def test_labels_that_are_too_small_are_told(weights: Path, tmp_path: Path, capsy
         ("broken", DataError, "00002.jpg cannot be decoded"),
         ("colour", DataError, "00000.png is no label map"),
         ("onto labels", OptionError, "would overwrite the true labels"),
+        ("file", OptionError, "out/tall cannot be written to"),
+        ("middle", DataError, r"00001.png does not exist; .* true labels of .*00001.jpg"),
+        ("size", DataError, r"00002.png is 64x47 pixels, .*00000.png 64x48"),
+        ("mask", DataError, "00000.png has no object"),
+        ("more", DataError, "00003.png belongs to no frame"),
     ],
 )
 def test_what_is_wrong_ends_with_2_and_is_named(
     damage: str, error: type[DinoError], named: str, weights: Path, tmp_path: Path
 ) -> None:
     data, output = write_davis(tmp_path / "data", {"tall": (1, (67, 101)), "wide": (3, (64, 48))}), tmp_path / "out"
-    frames = data / "JPEGImages" / "480p" / "wide"
+    frames, words = data / "JPEGImages" / "480p" / "wide", ()
     if damage == "broken":
         whole = (frames / "00002.jpg").read_bytes()
         (frames / "00002.jpg").write_bytes(whole[: len(whole) // 2])
@@ -362,11 +500,19 @@ def test_what_is_wrong_ends_with_2_and_is_named(
         Image.new("RGB", (67, 101)).save(data / "Annotations" / "480p" / "tall" / "00000.png")
     elif damage == "onto labels":
         output = data / "Annotations" / "480p"
+    elif damage == "file":
+        output.mkdir()
+        (output / "tall").touch()
+        weights = tmp_path / "not read yet"
+    elif damage in ("middle", "size", "mask", "more"):
+        (data / "ImageSets/2017/val.txt").write_text("wide")
+        label_all(data / "Annotations/480p/wide", damage)
+        weights, words = tmp_path / "not read yet", ("--evaluate",)
     else:
         for path in [data / damage] if (data / damage).is_file() else list((data / damage).iterdir()):
             path.unlink()
     with pytest.raises(error, match=named) as caught:
-        segment(eval_video_segmentation.main, weights, data, output)
+        segment(eval_video_segmentation.main, weights, data, output, *words)
     assert caught.value.exit_code == 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import compute_segmentation_metrics
 from dino.errors import exit_code
@@ -115,6 +116,16 @@ def test_refreshed_frames_count_with_a_line_that_says_so_or_not_at_all(
     assert "are counted" not in capsys.readouterr().out
 
 
+def test_skipping_by_another_interval_than_that_of_the_predictions_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*driving(tmp_path), "--skip_refreshed", "--refresh_label_interval")
+    assert run(*words, 3) == 0  # run_a 1 2 4, run_b 1
+    assert "2 frames are counted whose predictions are their true labels to the pixel" in capsys.readouterr().out
+    assert run(*words, 2) == 0
+    assert "to the pixel" not in capsys.readouterr().out
+
+
 def test_frames_without_labels_are_counted_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = driving(tmp_path)
     (tmp_path / "runs/run_a/segmentation/00001.png").unlink()
@@ -135,6 +146,40 @@ def test_ignoring_all_gives_null(tmp_path: Path) -> None:
     make_predictions(tmp_path / "out", {"run_b": [NOTHING] * 2})
     assert run(*words, "--ignore_label", 0, "--json", tmp_path / "a.json") == 0
     assert json.loads((tmp_path / "a.json").read_text())["runs"]["run_b"]["mean_iou"] is None
+
+
+@pytest.mark.parametrize("flag", ["--csv", "--json"])
+def test_files_that_cannot_be_written_are_named_before_the_work(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*davis(tmp_path), flag, tmp_path / "none" / "a.txt") == 2
+    printed = capsys.readouterr()
+    assert f"{flag} {tmp_path}/none/a.txt cannot be written" in printed.err and "J&F-Mean" not in printed.out
+
+
+def test_one_of_several_processes_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.distributed.launch starts them, with the flag that older ones add."""
+    words = davis(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        assert run(*words, f"--local-rank={rank}", "--json", tmp_path / f"{rank}.json") == 0
+    assert (tmp_path / "0.json").exists() and not (tmp_path / "1.json").exists()
+    assert capsys.readouterr().out.count("DAVIS 2017:") == 1
+
+
+def test_void_is_drawn_as_wrong_for_it_counts_as_background(tmp_path: Path) -> None:
+    words = davis(tmp_path)
+    void = RIGHT.copy()
+    void[12:] = 255
+    save_labels(tmp_path / "davis/Annotations/480p/cat/00001.png", void)
+    make_predictions(tmp_path / "out", {"cat": [np.ones_like(RIGHT)] * 5})
+    assert run(*words, "--pictures", tmp_path) == 0
+    with Image.open(tmp_path / "cat" / "00001.jpg") as picture:
+        error = np.asarray(picture).astype(int)[-20:, -30:]
+    assert abs(error[14:, 2:] - (255, 0, 0)).max() < 30 and abs(error[6:10, 7:13] - (255, 0, 0)).max() > 100
 
 
 def test_pictures_are_drawn_for_every_run(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def run(folder: Path, truth: list[np.ndarray], predicted: list[np.ndarray]) -> S
 
 
 def score_clip(clip: ScoredClip) -> list[ObjectScore]:
-    return score_sequence(find_objects(clip), clip.frames)
+    return score_sequence(find_objects(clip.first), clip.frames)
 
 
 def score_driving(clip: ScoredClip, *, num_classes: int, ignored: int | None) -> RunScore:

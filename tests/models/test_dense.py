@@ -36,6 +36,12 @@ def test_a_vits_map_is_its_patch_tokens_row_by_row(height: int, width: int) -> N
             torch.testing.assert_close(found[:, :, row, column], tokens[:, 1 + row * columns + column])
 
 
+@pytest.mark.parametrize("size", [(63, 64), (64, 63)])
+def test_an_image_without_room_for_a_patch_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(OptionError, match=f"--patch_size 64: not one patch fits into {size[0]} x {size[1]} pixels"):
+        compute_map(build_backbone("vit_mini", patch_size=64, img_size=64), *size)
+
+
 def test_a_resnets_map_is_what_it_pools() -> None:
     network = build_backbone("resnet18")
     found = compute_map(network, 96, 160)

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +83,7 @@ def test_one_process_needs_nobody_and_no_port(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(processes.average(rows.clone()), rows)
     assert torch.equal(processes.total(rows.clone()), rows)
     processes.barrier()
+    processes.wait_for_all("here")
     with processes.first_goes_first():
         pass
     processes.close()
@@ -172,7 +176,8 @@ def work(rank: int, url: str, folder: str) -> None:
         seen = sorted(path.name for path in Path(folder).glob("block*"))
         Path(folder, f"block{rank}").touch()
     stops = agree_to_stop(processes, wanted_at=2 if rank == 1 else None)
-    result = {"gathered": gathered, "mean": mean, "total": total, "seen": seen, "stops": stops}
+    waited = wait_without_limit(processes, Path(folder))
+    result = {"gathered": gathered, "mean": mean, "total": total, "seen": seen, "stops": stops, "waited": waited}
     torch.save({**result, "first": processes.is_first}, Path(folder, f"{rank}.pt"))
     processes.close()
 
@@ -185,6 +190,16 @@ def agree_to_stop(processes: Processes, wanted_at: int | None) -> int | None:
             return line
         processes.barrier()
     return None
+
+
+def wait_without_limit(processes: Processes, folder: Path) -> bool:
+    """Whether the other process was there afterwards, that had outlasted the time limit of a collective."""
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+    if not processes.is_first:
+        time.sleep(2)
+        (folder / "late").touch()
+    processes.wait_for_all("meeting")
+    return (folder / "late").exists()
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +231,10 @@ def test_means_and_sums_are_over_processes(pair: list[dict]) -> None:
 def test_the_first_process_goes_first(pair: list[dict]) -> None:
     assert [result["seen"] for result in pair] == [[], ["block0"]]
     assert [result["first"] for result in pair] == [True, False]
+
+
+def test_waiting_for_all_outlasts_the_limit_of_a_collective(pair: list[dict]) -> None:
+    assert [result["waited"] for result in pair] == [True, True]
 
 
 def test_a_wish_of_one_process_stops_both_at_the_next_line(pair: list[dict]) -> None:

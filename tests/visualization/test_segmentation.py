@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.label_maps import DAVIS_PALETTE
+from dino.data.label_maps import DAVIS_PALETTE, DRIVING_COLOURS, DRIVING_PALETTE
 from dino.data.segmentations import ScoredClip, ScoredFrame, list_clips
 from dino.errors import DataError, OptionError
 from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, draw_clips, draw_frame, read_colours
-from tests.label_folders import make_predictions, make_runs, save_labels
+from tests.label_folders import make_davis, make_predictions, make_runs, save_labels
 
 TRUTH = np.zeros((40, 60), np.uint8)
 TRUTH[10:20, 10:30] = 1
@@ -40,7 +40,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def test_four_panels_show_image_truth_prediction_and_error(tmp_path: Path) -> None:
     frame: ScoredFrame = make_clip(tmp_path).frames[0]
-    colours = read_colours(frame.truth)
+    colours = read_colours(frame.truth, DAVIS_PALETTE)
     image, truth, predicted, error = panels(draw_frame(frame, colours, None))
     assert image.shape == (40, 60, 3)
     assert abs(image - IMAGE).max() <= 2
@@ -87,17 +87,33 @@ def test_a_short_clip_has_a_short_sheet(tmp_path: Path) -> None:
 
 
 def test_colours_are_the_files_own_or_the_voc_map(tmp_path: Path) -> None:
-    own = read_colours(save_labels(tmp_path / "a.png", TRUTH, tuple(range(10, 16)) * 128))
+    own = read_colours(save_labels(tmp_path / "a.png", TRUTH, tuple(range(10, 16)) * 128), DAVIS_PALETTE)
     assert own[:3].tolist() == [[10, 11, 12], [13, 14, 15], [10, 11, 12]]
-    gray = read_colours(save_labels(tmp_path / "b.png", TRUTH, None))
+    gray = read_colours(save_labels(tmp_path / "b.png", TRUTH, None), DAVIS_PALETTE)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
     assert {label: tuple(gray[label].tolist()) for label in known} == known
     assert len({tuple(colour) for colour in gray.tolist()}) == 256
 
 
+def test_gray_labels_have_the_colours_of_their_layout(tmp_path: Path) -> None:
+    """Runs those that eval_ipace_segmentation.py writes, so that truth and prediction look alike."""
+    clips = {"clip": [TRUTH] * 3}
+    out = make_predictions(tmp_path / "out", clips)
+    (run,) = list_clips("driving", make_runs(tmp_path / "runs", clips), out)
+    (sequence,) = list_clips("davis", make_davis(tmp_path / "davis", clips), out)
+    assert (run.palette, sequence.palette) == (DRIVING_PALETTE, DAVIS_PALETTE)
+    save_labels(run.first, TRUTH, None)
+    draw_clips([run], tmp_path, ignored=None)
+    _, truth, *_ = panels(np.asarray(Image.open(tmp_path / "clip" / "00000.jpg")))
+    middle = TRUTH.copy()
+    middle[9:21, 9:31], middle[12:18, 12:28] = 9, 1  # JPEG blurs edges
+    red = np.array(DRIVING_COLOURS[1])
+    assert abs(truth[middle == 1] - (IMAGE + red) / 2).max() <= 12
+
+
 def test_the_colours_of_davis_are_those_of_its_files(shared_data: Path) -> None:
     path = shared_data / "davis/Annotations/480p/dog/00000.png"
-    assert np.array_equal(read_colours(path)[:21], COLOURS[:21])
+    assert np.array_equal(read_colours(path, DAVIS_PALETTE)[:21], COLOURS[:21])
 
 
 def test_a_folder_that_is_in_the_way_is_an_error_and_leaves_no_video(tmp_path: Path) -> None:
