@@ -129,14 +129,22 @@ class CropFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags:
-    """Which images, and how they are fed."""
+class SourceFlags:
+    """Which images, and who reads them."""
 
     data_path: str | None = flag(
-        None, "a folder of images (with or without class folders), a text file that lists images, or demo"
+        None,
+        "a folder of images (with or without class folders), tar shards ('train-{000000..001023}.tar'), a text file "
+        "that lists images, or demo",
     )
-    batch_size_per_device: int = flag(32, "images a device sees at a time", also=("--batch_size_per_gpu",), least=1)
     num_workers: int = flag(10, "loader processes per device (by default at most one a core)", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(SourceFlags):
+    """Which images, and how they are fed."""
+
+    batch_size_per_device: int = flag(32, "images a device sees at a time", also=("--batch_size_per_gpu",), least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +308,34 @@ class ReportFlags:
     """Results for programs; people read the log lines."""
 
     json: str | None = flag(None, "file to write the result to as one JSON object; - means a line on stdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackFlags:
+    """How images become shards."""
+
+    shard_size: int = flag(1000, "images in a shard; the last one may hold fewer", least=1)
+    shorter_side: int | None = flag(
+        None,
+        "scale larger pictures down until their shorter side has so many pixels; the others stay as they are",
+        least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Pack a folder of images into tar shards, for training and for the webdataset library.
+
+    python -m dino.data.pack IMAGE_FOLDER OUT [flags]; the same command goes on where it was stopped.
+    """
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"num_workers": 4}
+
+    source: SourceFlags
+    output: OutputFlags
+    pack: PackFlags
+    report: ReportFlags
+    explicit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -129,6 +130,23 @@ def parse(command: type[Options], argv: Sequence[str] | None = None) -> Options:
     hints = typing.get_type_hints(command)
     built = {group: hints[group](**fields) for group, fields in groups.items()}
     return command(**built, explicit=frozenset(chosen))
+
+
+def name_places(argv: Sequence[str] | None, *words: str) -> list[str]:
+    """Give the words that stand before the first flag the flags they mean: `PATH --json -` as `--data_path=PATH ...`.
+
+    Args:
+        argv: Words of the command line; None means those of this process.
+        *words: The flags, in the order of the places; a place may be left out and its flag written instead.
+
+    Raises:
+        OptionError: More words than places.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    count = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
+    if count > len(words):
+        raise OptionError(f"{given[len(words)]!r} is one word too many before the flags; --help lists the flags")
+    return [f"{word}={value}" for word, value in zip(words, given[:count], strict=False)] + given[count:]
 
 
 def as_dict(options: Any) -> dict[str, Any]:

@@ -152,6 +152,14 @@ SEGMENTATION_METRICS = {
     "--refresh_label_interval": 50,
     "--json": None,
 }
+PACK = {
+    "--data_path": None,
+    "--num_workers": 4,
+    "--output_dir": ".",
+    "--shard_size": 1000,
+    "--shorter_side": None,
+    "--json": None,
+}
 ATTENTION = FROZEN | {
     "--patch_size": 8,
     "--image_path": None,
@@ -179,6 +187,7 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "eval_video_segmentation": (flags.DavisOptions, VIDEO_SEGMENTATION, "gaudi/eval_video_segmentation.py"),
     "eval_ipace_segmentation": (flags.DrivingOptions, DRIVING, "driving/eval_ipace_segmentation.py"),
     "compute_segmentation_metrics": (flags.SegmentationMetricsOptions, SEGMENTATION_METRICS, None),
+    "dino/data/pack": (flags.PackOptions, PACK, None),
     "visualize_attention": (flags.AttentionOptions, ATTENTION, "gaudi/visualize_attention.py"),
     "video_generation": (flags.AttentionVideoOptions, ATTENTION_VIDEO, "gaudi/video_generation.py"),
 }

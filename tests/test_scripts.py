@@ -21,6 +21,7 @@ SCRIPTS = (
     "compute_segmentation_metrics.py",
     "run_with_submitit.py",
     "demo.py",
+    "-m dino.data.pack",
 )
 
 
@@ -32,7 +33,7 @@ def run_script(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_the_flags(script: str) -> None:
-    result = run_script(script, "--help")
+    result = run_script(*script.split(), "--help")
     assert result.returncode == 0 and "--config" in result.stdout, result.stderr
 
 
