@@ -1,4 +1,4 @@
-"""Shards are a folder in another form: the same images, labels, crops, shares and batches, or one line that says why not."""
+"""Shards are a folder in another form: the same images, labels, crops and shares, or one line that says why not."""
 
 import io
 import os
@@ -65,7 +65,8 @@ def read(source: ImageSource, epoch: int, *, start: int = 0, workers: int = 0, *
 
 def assert_equal(one: list[Crops], two: list[Crops]) -> None:
     assert len(one) == len(two) > 0
-    assert all(torch.equal(a, b) for left, right in zip(one, two, strict=True) for a, b in zip(left, right, strict=True))
+    for left, right in zip(one, two, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -102,7 +103,10 @@ def test_crops_are_those_of_the_folder(folder: ImageSource, packed: Path, worker
 def test_two_ranks_share_what_one_reads(folder: ImageSource, packed: Path) -> None:
     source = open_training_source(pattern_of(packed))
     ranks = [read(source, 0, rank=rank, world=2) for rank in range(2)]
-    both = [Crops(*(torch.stack(pair, 1).flatten(0, 1) for pair in zip(*pair, strict=True))) for pair in zip(*ranks, strict=True)]
+    both = [
+        Crops(*(torch.stack(fields, 1).flatten(0, 1) for fields in zip(*batches, strict=True)))
+        for batches in zip(*ranks, strict=True)
+    ]
     assert_equal(both, read(folder, 0))
 
 
@@ -284,8 +288,10 @@ WORD = st.text("ab-/._0", max_size=5)
 
 @given(head=WORD, first=st.integers(0, 300), count=st.integers(0, 40), width=st.integers(1, 6), tail=WORD)
 def test_a_range_holds_every_number_once(head: str, first: int, count: int, width: int, tail: str) -> None:
-    pattern = f"{head}{{{first:0{width}}..{first + count:0{width}}}}}{tail}"
-    assert expand_braces(pattern) == [f"{head}{first + n:0{width}}{tail}" for n in range(count + 1)]
+    numbers = [f"{first + step:0{width}}" for step in range(count + 1)]
+    assert expand_braces(head + "{" + f"{numbers[0]}..{numbers[-1]}" + "}" + tail) == [
+        head + number + tail for number in numbers
+    ]
 
 
 @given(st.lists(WORD | st.lists(WORD, min_size=2, max_size=3), max_size=4))
