@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dino.data.shards import ENDING, LABEL, sample_of
 from dino.data.sources import ImageSource
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it whenever equal images would give other shards
 QUALITY = 95  # of a JPEG that was scaled; Pillow's documentation advises against more
+SMOOTH = {"P": "RGB", "PA": "RGBA", "1": "L"}
+ORIENTATION = ExifTags.Base.Orientation
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _read(source: ImageSource, index: int, *, shorter_side: int | None) -> bytes
 def scale_picture(content: bytes, shorter_side: int) -> bytes:
     """Scale a picture file down (antialiased bicubic) until its shorter side has so many pixels; keep its format.
 
-    A picture that is no larger is given back as it is. EXIF data stay, and with them the orientation.
+    A picture that is no larger is given back as it is. Of the EXIF data the orientation stays.
 
     Raises:
         Exception: Whatever the decoder raises on a damaged file, or on a format that it cannot write.
@@ -148,7 +150,10 @@ def scale_picture(content: bytes, shorter_side: int) -> bytes:
         if shorter <= shorter_side:
             return content
         size = [max(1, round(side * shorter_side / shorter)) for side in picture.size]
-        smooth = picture.convert("RGB") if picture.mode == "P" else picture
+        smooth = picture.convert(SMOOTH.get(picture.mode, picture.mode))  # the others have no levels to average
+        exif = Image.Exif()
+        if ORIENTATION in picture.getexif():
+            exif[ORIENTATION] = picture.getexif()[ORIENTATION]
         scaled, out = smooth.resize((size[0], size[1]), Image.Resampling.BICUBIC), io.BytesIO()
-        scaled.save(out, picture.format, quality=QUALITY, exif=picture.getexif())
+        scaled.save(out, picture.format, quality=QUALITY, exif=exif)
     return out.getvalue()
