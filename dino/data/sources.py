@@ -262,12 +262,17 @@ def _list_file(path: Path, flag: str) -> ImageSource:
 
 def _label_by_folder(names: tuple[str, ...], level: int) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Labels and classes of images whose classes are the folders `level` levels down; None where one has no folder."""
-    folders = [name.split(os.sep)[level:-1] for name in names]
+    folders = [_class_folder(name, level) for name in names]
     if not all(folders):
         return None, ()
-    classes = tuple(sorted({parts[0] for parts in folders}))
+    classes = tuple(sorted(set(folders)))
     index = {name: number for number, name in enumerate(classes)}
-    return tuple(index[parts[0]] for parts in folders), classes
+    return tuple(index[folder] for folder in folders), classes
+
+
+def _class_folder(name: str, level: int) -> str:
+    parts = name.split(os.sep, level + 1)
+    return parts[level] if len(parts) > level + 1 else ""
 
 
 def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
