@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,13 @@ def scans(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[
     """What is listed, and the folders that were looked into for it."""
     seen: list[str] = []
     plain = os.scandir
+
+    def scan(path: str) -> Iterator[os.DirEntry]:
+        seen.append(os.path.relpath(path, root))
+        return plain(path)
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", lambda path: (seen.append(os.path.relpath(path, root)), plain(path))[1])
+        patch.setattr(os, "scandir", scan)
         return list(list_files(root, ENDINGS)), seen
 
 
@@ -90,7 +96,7 @@ def test_small_folders_leave_nothing_in_the_cache(tree: Path, cache: Path, monke
 def test_a_listing_that_was_left_early_leaves_no_index(tree: Path, cache: Path) -> None:
     names = list_files(tree, ENDINGS)
     next(names)
-    names.close()
+    del names
     assert not list(cache.glob("*.json*")) + list(cache.glob("*.tmp"))
     assert list(list_files(tree, ENDINGS)) == SORTED
 

@@ -254,7 +254,12 @@ def test_only_changed_shards_are_scanned_again(tmp_path: Path, monkeypatch: pyte
     for number in range(20):
         write_tar(tmp_path / f"{number:02}.tar", {f"{number}.png": picture(number)})
     first, scanned, plain = open_training_source(str(tmp_path / "*.tar")), [], shards.scan_shard
-    monkeypatch.setattr(shards, "scan_shard", lambda path: (scanned.append(Path(path).name), plain(path))[1])
+
+    def scan(path: str) -> list[shards.Found]:
+        scanned.append(Path(path).name)
+        return plain(path)
+
+    monkeypatch.setattr(shards, "scan_shard", scan)
     assert open_training_source(str(tmp_path / "*.tar")) == first and scanned == []
     write_tar(tmp_path / "17.tar", {"x.png": picture(), "y.png": picture(99)})
     again = open_training_source(str(tmp_path / "*.tar"))
