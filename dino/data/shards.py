@@ -108,7 +108,8 @@ def expand_braces(pattern: str) -> list[str]:
     first, last, choices = found.groups()
     if first is not None and int(first) > int(last):
         raise DataError(f"{pattern}: {{{first}..{last}}} falls; write {{{last}..{first}}}")
-    width = max(len(first), len(last)) if first and (first[0] == "0" or last[0] == "0") else 0
+    padded = any(len(end) > 1 and end[0] == "0" for end in (first, last) if end)
+    width = max(len(first), len(last)) if padded else 0
     words = choices.split(",") if first is None else [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
     tails = expand_braces(pattern[found.end() :])
     return [

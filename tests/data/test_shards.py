@@ -273,6 +273,7 @@ def test_only_changed_shards_are_scanned_again(tmp_path: Path, monkeypatch: pyte
     [
         ("a.tar", ["a.tar"]),
         ("a-{8..11}.tar", ["a-8.tar", "a-9.tar", "a-10.tar", "a-11.tar"]),
+        ("a-{0..10}.tar", [f"a-{number}.tar" for number in range(11)]),
         ("a-{008..010}.tar", ["a-008.tar", "a-009.tar", "a-010.tar"]),
         ("{b,a}-{0..1}.tar", ["b-0.tar", "b-1.tar", "a-0.tar", "a-1.tar"]),
         ("{x,}.tar", ["x.tar", ".tar"]),
