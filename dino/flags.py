@@ -139,7 +139,9 @@ class SourceFlags:
     """Which images, and who reads them."""
 
     data_path: str | None = flag(
-        None, "a folder of images (with or without class folders), a text file that lists images, or demo"
+        None,
+        "a folder of images (with or without class folders), tar shards ('train-{000000..001023}.tar'), a text file "
+        "that lists images, or demo",
     )
     num_workers: int = flag(10, "loader processes per device (by default at most one a core)", least=0)
 
@@ -330,6 +332,18 @@ class CheckFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackFlags:
+    """How images become shards."""
+
+    shard_size: int = flag(1000, "images in a shard; the last one may hold fewer", least=1)
+    shorter_side: int | None = flag(
+        None,
+        "scale larger pictures down until their shorter side has so many pixels; the others stay as they are",
+        least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckOptions:
     """Decode every image of a folder or list, and name what is corrupt, tiny, oddly stored or there twice.
 
@@ -341,6 +355,22 @@ class CheckOptions:
     source: SourceFlags
     channels: ChannelFlags
     check: CheckFlags
+    report: ReportFlags
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Pack a folder of images into tar shards, for training and for the webdataset library.
+
+    python -m dino.data.pack IMAGE_FOLDER OUT [flags]; the same command goes on where it was stopped.
+    """
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"num_workers": 4}
+
+    source: SourceFlags
+    output: OutputFlags
+    pack: PackFlags
     report: ReportFlags
     explicit: frozenset[str] = frozenset()
 

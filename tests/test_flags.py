@@ -162,6 +162,14 @@ CHECK = {
     "--output": None,
     "--json": None,
 }
+PACK = {
+    "--data_path": None,
+    "--num_workers": 4,
+    "--output_dir": ".",
+    "--shard_size": 1000,
+    "--shorter_side": None,
+    "--json": None,
+}
 ATTENTION = FROZEN | {
     "--patch_size": 8,
     "--image_path": None,
@@ -190,6 +198,7 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "eval_ipace_segmentation": (flags.DrivingOptions, DRIVING, "driving/eval_ipace_segmentation.py"),
     "compute_segmentation_metrics": (flags.SegmentationMetricsOptions, SEGMENTATION_METRICS, None),
     "dino/data/check": (flags.CheckOptions, CHECK, None),
+    "dino/data/pack": (flags.PackOptions, PACK, None),
     "visualize_attention": (flags.AttentionOptions, ATTENTION, "gaudi/visualize_attention.py"),
     "video_generation": (flags.AttentionVideoOptions, ATTENTION_VIDEO, "gaudi/video_generation.py"),
 }

@@ -19,12 +19,15 @@ LEVELS = {
     "doctor": 4,
     **dict.fromkeys(("training", "evaluation", "visualization", "interop"), 3),
 }
-TOOLS = {"dino/data/check.py"}  # commands beside what they are about: level 4, like scripts, wherever they lie
+TOOLS = {
+    "dino/data/check.py",
+    "dino/data/pack.py",
+}  # commands beside what they are about: level 4, like scripts, wherever they lie
 WORDS = {"options", "flags", "errors", "files", "checkpoint"}  # they may import one another
 
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 300
-LONGEST_LIST = 600  # flags.py, a list of declarations that is looked up and not read
+LONGEST_LIST = 700  # flags.py, a list of declarations that is looked up and not read
 LONGEST_SCRIPT = 100
 
 

@@ -22,6 +22,7 @@ SCRIPTS = (
     "run_with_submitit.py",
     "demo.py",
     "-m dino.data.check",
+    "-m dino.data.pack",
 )
 
 

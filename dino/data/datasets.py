@@ -49,9 +49,9 @@ class CropDataset(Dataset):
         epoch, index = key
         rng = build_rng(self.seed, epoch, index)
         for replaced in range(len(self.source)):
-            path = self.source.path((index + replaced) % len(self.source))
+            file = self.source.file((index + replaced) % len(self.source))
             try:
-                return cut_crops(read_image(path, self.recipe.channels), self.recipe, rng, replaced)
+                return cut_crops(read_image(file, self.recipe.channels), self.recipe, rng, replaced)
             except DataError as error:
                 if not self.skip_bad:
                     return DataError(f"{error}; --on_bad_image skip would replace it")
@@ -135,7 +135,7 @@ def _read_view(
 ) -> LabelledBatch | DataError:
     label = -1 if source.labels is None else source.labels[index]
     try:
-        pixels = cut(read_image(source.path(index), channels, source.box(index)))
+        pixels = cut(read_image(source.file(index), channels, source.box(index)))
     except DataError as error:
         return error
     return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))

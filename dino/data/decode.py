@@ -6,7 +6,9 @@ become RGB (or gray, for one channel); alpha is dropped; 16-bit levels keep thei
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,11 +24,18 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
-def read_image(path: str | Path, channels: int = 3, box: Box | None = None) -> Tensor:
+class Stored(Protocol):
+    """An image that is no file of its own; `str` gives the name for error texts, ending like a file's."""
+
+    def read(self) -> bytes:
+        """Its content."""
+
+
+def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = None) -> Tensor:
     """Decode an image.
 
     Args:
-        path: A picture, or an `.npy` file of uint8 (H, W, C).
+        path: A picture, or an `.npy` file of uint8 (H, W, C); or the like stored elsewhere.
         channels: C; pictures give 1 or 3, `.npy` files any number.
         box: The part of a picture to keep, as it is stored, before it is turned upright.
 
@@ -47,14 +56,14 @@ def read_image(path: str | Path, channels: int = 3, box: Box | None = None) -> T
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def read_size(path: str | Path, box: Box | None = None) -> tuple[int, int]:
+def read_size(path: str | Path | Stored, box: Box | None = None) -> tuple[int, int]:
     """(H, W) of what `read_image` gives for a picture, from the file's header.
 
     Raises:
         DataError: The file is missing, no picture, or the box lies outside of it; the text names the file.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(_content(path)) as picture:
             left, top, right, bottom = _clip(box, picture)
             turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
     except Exception as error:  # noqa: BLE001 - as above
@@ -70,10 +79,14 @@ def _clip(box: Box | None, picture: Image.Image) -> Box:
     return inside
 
 
-def _read_picture(path: str | Path, channels: int, box: Box | None) -> np.ndarray:
+def _content(path: str | Path | Stored) -> str | Path | BytesIO:
+    return path if isinstance(path, str | Path) else BytesIO(path.read())
+
+
+def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> np.ndarray:
     if channels not in MODES:
         raise DataError(f"{path} is a picture; --in_chans {channels} needs .npy files, pictures give 1 or 3 channels")
-    with Image.open(path) as picture:
+    with Image.open(_content(path)) as picture:
         upright = ImageOps.exif_transpose(picture.crop(_clip(box, picture)) if box else picture)
         if upright.mode.startswith("I"):  # 16 bits a level, in whichever byte order
             upright = Image.fromarray((np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -81,8 +94,8 @@ def _read_picture(path: str | Path, channels: int, box: Box | None) -> np.ndarra
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _read_array(path: str | Path) -> np.ndarray:
-    pixels = np.load(path, allow_pickle=False)
+def _read_array(path: str | Path | Stored) -> np.ndarray:
+    pixels = np.load(_content(path), allow_pickle=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"{path} holds {pixels.dtype} {pixels.shape}, wants uint8 (H, W, C)")
     return pixels

@@ -7,7 +7,6 @@ Letters: S side of the image in pixels, G side of the finer drawing grid (G = 2 
 
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dino.data.index import find_cache_root
 from dino.errors import DataError
 
 # Part of the folder's name: raise it whenever the same specification would give other pixels.
@@ -256,7 +256,7 @@ def build_demo(spec: DemoSpec | None = None, root: Path | None = None) -> Path:
         DataError: the folder cannot be written, or the disk is full.
     """
     spec = spec or DemoSpec()
-    root = root or _find_cache_root()
+    root = root or find_cache_root()
     folder = root / spec.folder_name
     try:
         if not folder.is_dir():
@@ -269,11 +269,6 @@ def build_demo(spec: DemoSpec | None = None, root: Path | None = None) -> Path:
         what = f"cannot write the demo data set to {folder}: {error.strerror or error}"
         raise DataError(f"{what}; set DINO_CACHE_DIR to a writable folder with free space") from error
     return folder
-
-
-def _find_cache_root() -> Path:
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DINO_CACHE_DIR") or f"{shared}/dino").expanduser()
 
 
 def _write_once(folder: Path, spec: DemoSpec) -> None:

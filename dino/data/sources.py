@@ -1,31 +1,35 @@
-"""Where images come from: a folder with or without class folders, a text file that lists images, or `demo`."""
+"""Where images come from: a folder with or without class folders, tar shards, a list of files, or `demo`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dino.data.decode import EXTENSIONS, Box, read_size
 from dino.data.demo import build_demo
+from dino.data.index import list_files
+from dino.data.shards import ENDING, Member, Members, find_shards, is_pattern, list_members
 from dino.errors import DataError
 
 VALIDATION = ("val", "validation")
-ASK = "name a folder of images, a text file that lists images, or `--data_path demo` to try without any"
+FLAG = "--data_path"
+ASK = "name a folder of images, tar shards, a text file that lists images, or `--data_path demo` to try without any"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """A sorted list of image files.
+    """A list of images, each in a file of its own or a member of a shard.
 
     Attributes:
-        root: Folder that `names` are relative to.
+        root: Folder that `names` are relative to, or that the shards lie in.
         names: File names, in the order of the data set's indices.
         labels: Class index of each name, or None where there are no class folders.
         classes: Class names, sorted.
         boxes: The part of each picture that is meant, in pixels of the stored picture, or None where all of it is.
+        members: Where the images lie in shards, or None where they are files.
     """
 
     root: Path
@@ -33,14 +37,19 @@ class ImageSource:
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
     boxes: tuple[Box | None, ...] | None = None
+    members: Members | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         """Number of images N."""
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        """Path of image `index`."""
+        """Path of image `index`, if it is a file."""
         return self.root / self.names[index]
+
+    def file(self, index: int) -> Path | Member:
+        """What `read_image` reads for image `index`."""
+        return self.members.member(index, self.names[index]) if self.members else self.path(index)
 
     def box(self, index: int) -> Box | None:
         """The part of image `index` that is meant."""
@@ -52,7 +61,7 @@ class ImageSource:
         Raises:
             DataError: The file is missing or no picture, or the box lies outside of it.
         """
-        return read_size(self.path(index), self.box(index))
+        return read_size(self.file(index), self.box(index))
 
     def fingerprint(self) -> str:
         """A digest of the names, equal for equal data wherever it is mounted."""
@@ -79,7 +88,9 @@ class ImageSource:
         """The images of these indices, in their order."""
         labels = None if self.labels is None else tuple(self.labels[index] for index in indices)
         boxes = None if self.boxes is None else tuple(self.boxes[index] for index in indices)
-        return replace(self, names=tuple(self.names[index] for index in indices), labels=labels, boxes=boxes)
+        names = tuple(self.names[index] for index in indices)
+        members = self.members and self.members.selected(indices)
+        return replace(self, names=names, labels=labels, boxes=boxes, members=members)
 
 
 def open_training_source(data_path: str | None, limit: int | None = None) -> ImageSource:
@@ -89,9 +100,9 @@ def open_training_source(data_path: str | None, limit: int | None = None) -> Ima
         DataError: No path, a path that does not exist, or no image in it.
     """
     root = _existing(data_path)
-    if root.is_dir() and _holds_splits(root):
+    if root.is_dir() and holds_splits(root):
         root = root / "train"
-    return _list(root).limited(limit)
+    return _open(root).limited(limit)
 
 
 def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSource]:
@@ -102,7 +113,7 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
     """
     root = _existing(data_path)
     folder = _validation_folder(root)
-    if folder is None or not _holds_splits(root):
+    if folder is None or not holds_splits(root):
         raise DataError(
             f"--data_path {root} needs the folders train and val (or validation), with class folders in each"
         )
@@ -124,7 +135,7 @@ def open_validation_images(data_path: str | None) -> ImageSource:
 
 
 def open_images(data_path: str | None) -> ImageSource:
-    """List every image there is: below a folder, whatever splits it holds, or in a text file.
+    """List every image there is: below a folder, whatever splits it holds, in shards, or in a text file.
 
     Of a folder with train and val splits the labels are those of the class folders in the splits, not the splits.
 
@@ -132,7 +143,7 @@ def open_images(data_path: str | None) -> ImageSource:
         DataError: No path, a path that does not exist, or no image in it.
     """
     root = _existing(data_path)
-    return _list(root, level=1 if root.is_dir() and _holds_splits(root) else 0)
+    return _open(root, level=1 if root.is_dir() and holds_splits(root) else 0)
 
 
 def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple[ImageSource, ImageSource]:
@@ -195,7 +206,7 @@ def _existing(data_path: str | None) -> Path:
         raise DataError(f"--data_path is missing: {ASK}")
     if data_path == "demo":
         return build_demo()
-    if not Path(data_path).exists():
+    if not os.path.exists(data_path) and not is_pattern(data_path):
         raise DataError(f"--data_path {data_path} does not exist: {ASK}")
     return Path(data_path)
 
@@ -204,15 +215,56 @@ def _validation_folder(root: Path) -> Path | None:
     return next((root / name for name in VALIDATION if (root / name).is_dir()), None)
 
 
-def _holds_splits(root: Path) -> bool:
+def holds_splits(root: Path) -> bool:
+    """Whether a folder's images are those of its folders train and val (or validation)."""
     return (root / "train").is_dir() and _validation_folder(root) is not None
 
 
-def _list(root: Path, flag: str = "--data_path", level: int = 0) -> ImageSource:
-    source = _list_file(root, flag) if root.is_file() else _list_folder(root, flag, level)
+def _open(root: Path, level: int = 0) -> ImageSource:
+    """The images that --data_path means: those of shards, of a folder of shards, or files."""
+    if is_pattern(str(root)) and not root.is_dir():
+        return _list_shards(find_shards(str(root), FLAG))
+    source = _list_files(root, FLAG, level)
+    shards = sorted(root.glob(f"*{ENDING}")) if root.is_dir() and not len(source) else []
+    kinds = sorted({path.name.rstrip(f"{ENDING}0123456789") for path in shards})
+    if len(kinds) > 1:
+        raise DataError(
+            f"{FLAG} {root} holds shards of several sets ({', '.join(kinds[:5])}); name one's, as {root}/*.tar"
+        )
+    return _list_shards(shards) if shards else _not_empty(source, root, FLAG)
+
+
+def _list(root: Path, flag: str) -> ImageSource:
+    return _not_empty(_list_files(root, flag, 0), root, flag)
+
+
+def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
     if not len(source):
         raise DataError(f"{flag} {root} holds no image (looked for {' '.join(EXTENSIONS)})")
     return source
+
+
+def _list_files(root: Path, flag: str, level: int) -> ImageSource:
+    if root.is_file():
+        return _list_file(root, flag)
+    try:
+        names = tuple(list_files(root, EXTENSIONS))
+    except OSError as error:
+        raise DataError(f"{flag} {root} cannot be read: {error}") from error
+    labels, classes = _label_by_folder(names, level)
+    return ImageSource(root=root, names=names, labels=labels, classes=classes)
+
+
+def _list_shards(shards: Sequence[Path]) -> ImageSource:
+    """Classes are folders in the members' names or, where .cls members say otherwise, the numbers in those."""
+    images, members = list_members(shards)
+    names = tuple(image.name for image in images)
+    labels, classes = _label_by_folder(names, 0)
+    numbers = tuple(image.label for image in images if image.label is not None)
+    if len(numbers) == len(names) and numbers != labels:
+        labels, classes = numbers, tuple(map(str, range(max(numbers) + 1)))
+    root = Path(os.path.commonpath([path.absolute().parent for path in shards]))
+    return ImageSource(root=root, names=names, labels=labels, classes=classes, members=members)
 
 
 def _list_file(path: Path, flag: str) -> ImageSource:
@@ -235,30 +287,23 @@ def _can_be_read_back(line: str) -> bool:
     return line.splitlines() == [line.strip()]
 
 
-def _list_folder(root: Path, flag: str, level: int) -> ImageSource:
-    """The images below a folder; classes are the folders `level` levels further down."""
-    names = tuple(_walk(root, flag))
-    folders = [name.split(os.sep)[level:-1] for name in names]
+def _label_by_folder(names: tuple[str, ...], level: int) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+    """Labels and classes of images whose classes are the folders `level` levels down; None where one has no folder."""
+    folders = [_class_folder(name, level) for name in names]
     if not all(folders):
-        return ImageSource(root=root, names=names)
-    classes = tuple(sorted({parts[0] for parts in folders}))
+        return None, ()
+    classes = tuple(sorted(set(folders)))
     index = {name: number for number, name in enumerate(classes)}
-    return ImageSource(root=root, names=names, labels=tuple(index[parts[0]] for parts in folders), classes=classes)
+    return tuple(index[folder] for folder in folders), classes
 
 
-def _walk(root: Path, flag: str) -> Iterator[str]:
-    def stop(error: OSError) -> None:
-        raise DataError(f"{flag} {root} cannot be read: {error}") from error
-
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
-        folders.sort()
-        for file in sorted(files):
-            if file.lower().endswith(EXTENSIONS):
-                yield os.path.relpath(os.path.join(folder, file), root)
+def _class_folder(name: str, level: int) -> str:
+    parts = name.split(os.sep, level + 1)
+    return parts[level] if len(parts) > level + 1 else ""
 
 
 def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
-    source = _list(root)
+    source = _open(root)
     if source.labels is None:
         raise DataError(f"{root} needs one folder a class; {find_stray(source) or source.path(0)} lies in none")
     if like is not None and source.classes != like.classes:

@@ -1,0 +1,159 @@
+"""Images to tar shards that webdataset reads too: equal images give equal shards, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from dino.data.shards import ENDING, LABEL, sample_of
+from dino.data.sources import ImageSource
+from dino.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # raise it whenever equal images would give other shards
+QUALITY = 95  # of a JPEG that was scaled; Pillow's documentation advises against more
+SMOOTH = {"P": "RGB", "PA": "RGBA", "1": "L"}
+ORIENTATION = ExifTags.Base.Orientation
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed.
+
+    Attributes:
+        shard_size: Images in a shard; the last one may hold fewer.
+        shorter_side: Pixels to which pictures with a longer shorter side are scaled; None leaves all as they are.
+    """
+
+    shard_size: int
+    shorter_side: int | None = None
+
+
+def pack_images(source: ImageSource, folder: Path, packing: Packing, *, workers: int) -> Iterator[tuple[Path, int]]:
+    """Write the shards that are not there yet.
+
+    A sample is an image under its own name and, where there are labels, a .cls member with its class number.
+
+    Args:
+        source: The images; their order is kept.
+        folder: Where to write `NAME-000000.tar` and on, NAME being that of the source's folder.
+        packing: How.
+        workers: Threads that read and scale.
+
+    Yields:
+        Each shard, and the number of images packed up to its end.
+
+    Raises:
+        DataError: An image cannot be read, a shard cannot be written, or shards of other images are there.
+    """
+    name, size = source.root.resolve().name, packing.shard_size
+    try:
+        _claim(folder / f"{name}.json", source, packing)
+        with ThreadPoolExecutor(max(workers, 1)) as pool:
+            for number, start in enumerate(range(0, len(source), size)):
+                shard, indices = folder / f"{name}-{number:06}{ENDING}", range(start, min(start + size, len(source)))
+                if not shard.exists():
+                    _write_shard(shard, source, indices, packing, pool)
+                yield shard, indices.stop
+    except OSError as error:
+        raise DataError(f"packing {source.root} into {folder}: {error}; the same command goes on from here") from error
+
+
+def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
+    """Say beside the shards what they are made of; refuse to add to those of other images."""
+    ours = {"version": VERSION, "images": len(source), "names": source.fingerprint(), **asdict(packing)}
+    if note.exists():
+        try:
+            theirs = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{note} is damaged: {error}; pack into an empty folder") from error
+        differing = [
+            f"{key} {theirs.get(key)} then, {value} now" for key, value in ours.items() if theirs.get(key) != value
+        ]
+        if differing:
+            raise DataError(
+                f"{note.parent} holds shards packed otherwise ({', '.join(differing)}); name another folder"
+            )
+    elif next(note.parent.glob(f"{note.stem}-*{ENDING}"), None):
+        raise DataError(f"{note.parent} holds shards of unknown origin; name another folder")
+    _write_whole(note, json.dumps(ours).encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_shard(shard: Path, source: ImageSource, indices: range, packing: Packing, pool: ThreadPoolExecutor) -> None:
+    temporary, labelled = shard.with_name(f"{shard.name}.partial"), set[str]()
+    read = partial(_read, source, shorter_side=packing.shorter_side)
+    try:
+        with temporary.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
+                for index, content in zip(indices, pool.map(read, indices), strict=True):
+                    name, sample = source.names[index], sample_of(source.names[index])
+                    _add(tar, name, content)
+                    if source.labels is not None and sample not in labelled:
+                        _add(tar, f"{sample}{LABEL}", str(source.labels[index]).encode())
+                        labelled.add(sample)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, shard)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """A member with no owner and no time, so that equal content is equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _read(source: ImageSource, index: int, *, shorter_side: int | None) -> bytes:
+    """The content of an image, scaled down where that is asked for; what cannot be decoded stays as it is."""
+    content = source.path(index).read_bytes()
+    if shorter_side is None:
+        return content
+    try:
+        return scale_picture(content, shorter_side)
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+        logger.warning("%s cannot be scaled and is packed as it is: %s", source.path(index), error)
+        return content
+
+
+def scale_picture(content: bytes, shorter_side: int) -> bytes:
+    """Scale a picture file down (antialiased bicubic) until its shorter side has so many pixels; keep its format.
+
+    A picture that is no larger is given back as it is. Of the EXIF data the orientation stays.
+
+    Raises:
+        Exception: Whatever the decoder raises on a damaged file, or on a format that it cannot write.
+    """
+    with Image.open(io.BytesIO(content)) as picture:
+        shorter = min(picture.size)
+        if shorter <= shorter_side:
+            return content
+        size = [max(1, round(side * shorter_side / shorter)) for side in picture.size]
+        smooth = picture.convert(SMOOTH.get(picture.mode, picture.mode))  # the others have no levels to average
+        exif = Image.Exif()
+        if ORIENTATION in picture.getexif():
+            exif[ORIENTATION] = picture.getexif()[ORIENTATION]
+        scaled, out = smooth.resize((size[0], size[1]), Image.Resampling.BICUBIC), io.BytesIO()
+        scaled.save(out, picture.format, quality=QUALITY, exif=exif)
+    return out.getvalue()

@@ -1,0 +1,80 @@
+"""Training from tar shards ends where training from the folder ends, also when it is killed inside an epoch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from dino import checkpoint
+from dino.data.packing import Packing, pack_images
+from dino.data.sources import open_training_source
+from tests.running import make_images, train, train_pair
+
+BEFORE_THE_END = 57  # images read of 80: forty an epoch, in batches of four
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("data") / "images", 40)
+
+
+@pytest.fixture(scope="module")
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("shards")
+    list(pack_images(open_training_source(str(images)), folder, Packing(7), workers=1))
+    return str(folder / "images-{000000..000005}.tar")
+
+
+def student_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / checkpoint.LATEST, weights_only=True)["student"]
+
+
+def assert_equal(one: Path, two: Path) -> None:
+    left, right = student_of(one), student_of(two)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert (one / "log.txt").read_text() == (two / "log.txt").read_text()
+
+
+def die_inside_an_epoch() -> None:
+    from dino.data import datasets
+
+    plain, seen = datasets.read_image, []
+
+    def read(*words: object) -> torch.Tensor:
+        seen.append(words)
+        if len(seen) > BEFORE_THE_END:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*words)
+
+    datasets.read_image = read
+
+
+def test_a_run_killed_inside_an_epoch_of_shards_ends_as_one_on_the_folder(
+    images: Path, shards: str, tmp_path: Path
+) -> None:
+    words = ("--save_every_steps", 1)
+    assert train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "whole", *words).code == 0
+    words = ("--data_path", shards, "--output_dir", tmp_path / "killed", *words)
+    assert train(tmp_path, *words, prepare=die_inside_an_epoch).code == -signal.SIGKILL
+    again = train(tmp_path, *words)
+    assert again.code == 0, again.text
+    assert_equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_two_processes_share_shards_as_they_share_a_folder(images: Path, shards: str, tmp_path: Path) -> None:
+    for name, path in (("folder", images), ("shards", shards)):
+        words = ("--data_path", path, "--output_dir", tmp_path / name, "--epochs", 1, "--batch_size_per_device", 2)
+        assert [result.code for result in train_pair(tmp_path / f"{name}-log", *words)] == [0, 0]
+    assert_equal(tmp_path / "folder", tmp_path / "shards")
+
+
+def test_a_missing_shard_ends_with_2_and_one_line(shards: str, tmp_path: Path) -> None:
+    words = ("--data_path", shards.replace("000005", "000006"), "--output_dir", tmp_path / "run")
+    result = train(tmp_path, *words)
+    assert result.code == 2
+    assert "1 of 7 shards are missing, the first is" in result.text and "Traceback" not in result.text
