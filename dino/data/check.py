@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.errors import CheckFailed, OptionError, exit_code
+from dino.errors import CheckFailed, DataError, OptionError, exit_code
 from dino.flags import CheckOptions
 from dino.options import name_places, parse
 
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if output:
         _check_output(Path(output))
     source = open_images(options.source.data_path)
+    if source.members:
+        raise DataError(f"--data_path {source.root} holds shards; check the folder that they were packed from")
     found = inspect_images(source, options)
     names = _choose_clean(source, found, Path(output).parent) if output else []
     _report(source, found)
@@ -91,9 +93,11 @@ def _check_output(path: Path) -> None:
 
 def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[str]:
     """Lines for what is worth training on; an image that no line can name becomes a finding of its own."""
+    from dino.data.list_files import name_lines
+
     left_out = set().union(*(found[kind] for kind in LEFT_OUT if kind in found))
     names, found["unlistable"] = [], {}
-    for index, line in enumerate(source.lines(folder)):
+    for index, line in enumerate(name_lines(source.root, source.names, folder)):
         if index in left_out:
             continue
         if line is None:

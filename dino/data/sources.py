@@ -11,6 +11,7 @@ from pathlib import Path
 from dino.data.decode import EXTENSIONS, Box, read_size
 from dino.data.demo import build_demo
 from dino.data.index import list_files
+from dino.data.list_files import read_list
 from dino.data.shards import ENDING, Member, Members, find_shards, is_pattern, list_members
 from dino.errors import DataError
 
@@ -66,17 +67,6 @@ class ImageSource:
     def fingerprint(self) -> str:
         """A digest of the names, equal for equal data wherever it is mounted."""
         return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-    def lines(self, folder: Path) -> Iterator[str | None]:
-        """Yield the line that stands for each image in a list file of this folder, or None where no line can.
-
-        That is where the name holds a line break or is no UTF-8, or begins or ends with a blank, which a reader takes
-        away. Links in both folders are followed first, since `..` leads out of the folder that a link leads to.
-        """
-        way = os.path.relpath(os.path.realpath(self.root), os.path.realpath(folder))
-        for name in self.names:
-            line = name if way == os.curdir else os.path.join(way, name)
-            yield line if _can_be_read_back(line) else None
 
     def limited(self, limit: int | None) -> ImageSource:
         """At most `limit` images, evenly spaced, so that every class folder keeps its share."""
@@ -246,7 +236,7 @@ def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
 
 def _list_files(root: Path, flag: str, level: int) -> ImageSource:
     if root.is_file():
-        return _list_file(root, flag)
+        return ImageSource(root=root.parent, names=read_list(root, flag))
     try:
         names = tuple(list_files(root, EXTENSIONS))
     except OSError as error:
@@ -265,26 +255,6 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
         labels, classes = numbers, tuple(map(str, range(max(numbers) + 1)))
     root = Path(os.path.commonpath([path.absolute().parent for path in shards]))
     return ImageSource(root=root, names=names, labels=labels, classes=classes, members=members)
-
-
-def _list_file(path: Path, flag: str) -> ImageSource:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{flag} {path} is no text file that lists images: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    wrong = next((name for name in names if not name.lower().endswith(EXTENSIONS)), None)
-    if wrong is not None:
-        raise DataError(f"{flag} {path} lists {wrong!r}, which is no image name (known: {' '.join(EXTENSIONS)})")
-    return ImageSource(root=path.parent, names=names)
-
-
-def _can_be_read_back(line: str) -> bool:
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return line.splitlines() == [line.strip()]
 
 
 def _label_by_folder(names: tuple[str, ...], level: int) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
