@@ -97,7 +97,7 @@ def main() -> None:
     ways, available = build_ways(folder)
     indices = [place * available // int(count) for place in range(int(count))]
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for name, run in ways.items():
+    for run in ways.values():
         run(indices[:BATCH])
     for _ in range(int(rounds)):
         for name, run in ways.items():

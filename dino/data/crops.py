@@ -77,9 +77,9 @@ class Crops(NamedTuple):
     """The views of one image; of a batch, with B in front.
 
     Attributes:
-        global_pixels: (2, C, S, S) uint8.
+        global_pixels: (2, C, S, S) uint8; float32 once they are augmented.
         global_parameters: (2, PARAMETERS) float32.
-        local_pixels: (V - 2, C, s, s) uint8.
+        local_pixels: (V - 2, C, s, s), as the global ones.
         local_parameters: (V - 2, PARAMETERS) float32.
         replaced: () int64, how many unreadable images were passed over to find this one.
     """

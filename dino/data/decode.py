@@ -19,6 +19,7 @@ from dino.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".npy")
 MODES = {1: "L", 3: "RGB"}
+ROTATIONS = {1: None, 3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
 END_OF_JPEG = b"\xff\xd9"
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -78,9 +79,8 @@ def _read_picture(path: str | Path, channels: int, box: Box | None) -> np.ndarra
         raise DataError(f"{path} is a picture; --in_chans {channels} needs .npy files, pictures give 1 or 3 channels")
     encoded = np.fromfile(path, dtype=np.uint8)
     with Image.open(io.BytesIO(encoded)) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        if picture.format == "JPEG" and picture.mode in ("L", "RGB") and channels == 3 and not turned and box is None:
-            pixels = _read_jpeg(encoded)
+        if picture.format == "JPEG" and picture.mode in ("L", "RGB") and channels == 3 and box is None:
+            pixels = _read_jpeg(encoded, picture.getexif().get(ExifTags.Base.Orientation, 1))
             if pixels is not None:
                 return pixels
         upright = ImageOps.exif_transpose(picture.crop(_clip(box, picture)) if box else picture)
@@ -90,14 +90,17 @@ def _read_picture(path: str | Path, channels: int, box: Box | None) -> np.ndarra
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _read_jpeg(encoded: np.ndarray) -> np.ndarray | None:
+def _read_jpeg(encoded: np.ndarray, orientation: int) -> np.ndarray | None:
     """The same levels as Pillow's in two thirds of its time; None for what Pillow shall read, or refuse."""
-    if encoded[-2:].tobytes() != END_OF_JPEG:  # cut off, which OpenCV would fill up with gray
+    cut_off = encoded[-2:].tobytes() != END_OF_JPEG  # OpenCV would fill it up with gray
+    if cut_off or orientation not in ROTATIONS:
         return None
     try:
-        return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
+    rotation = ROTATIONS[orientation]
+    return pixels if rotation is None or pixels is None else cv2.rotate(pixels, rotation)
 
 
 def _read_array(path: str | Path) -> np.ndarray:
