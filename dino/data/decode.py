@@ -78,7 +78,7 @@ def _read_picture(path: str | Path, channels: int, box: Box | None) -> np.ndarra
     if channels not in MODES:
         raise DataError(f"{path} is a picture; --in_chans {channels} needs .npy files, pictures give 1 or 3 channels")
     encoded = np.fromfile(path, dtype=np.uint8)
-    with Image.open(io.BytesIO(encoded)) as picture:
+    with Image.open(io.BytesIO(encoded.data)) as picture:
         if picture.format == "JPEG" and picture.mode in ("L", "RGB") and channels == 3 and box is None:
             pixels = _read_jpeg(encoded, picture.getexif().get(ExifTags.Base.Orientation, 1))
             if pixels is not None:
