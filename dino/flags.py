@@ -165,6 +165,9 @@ class TrainDataFlags(LimitFlags):
     """What only training asks of its images."""
 
     on_bad_image: str = flag("raise", "an unreadable image ends the run, or is replaced", choices=("raise", "skip"))
+    augment_on: str = flag(
+        "device", "where colours, blur and normalisation are computed; host: in the loaders", choices=("device", "host")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

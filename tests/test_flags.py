@@ -59,6 +59,7 @@ TRAIN = {
     "--num_workers": 10,
     "--data_limit": None,
     "--on_bad_image": "raise",
+    "--augment_on": "device",
     "--output_dir": ".",
     "--epochs": 100,
     "--accumulate_steps": 1,

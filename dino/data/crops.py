@@ -19,7 +19,8 @@ from torch import Tensor
 from dino.data import photometric
 
 GLOBAL_VIEWS = 2
-JITTER_REACH = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+JITTER_LOW = -np.array((0.4, 0.4, 0.2, 0.1))  # brightness, contrast, saturation, hue
+JITTER_RANGE = -2.0 * JITTER_LOW
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_RADIUS = (0.1, 2.0)  # pixels, on crops of the original's sizes
 ORIGINAL_SIZES = (224, 96)  # global, local
@@ -76,9 +77,9 @@ class Crops(NamedTuple):
     """The views of one image; of a batch, with B in front.
 
     Attributes:
-        global_pixels: (2, C, S, S) uint8.
+        global_pixels: (2, C, S, S) uint8; float32 once they are augmented.
         global_parameters: (2, PARAMETERS) float32.
-        local_pixels: (V - 2, C, s, s) uint8.
+        local_pixels: (V - 2, C, s, s), as the global ones.
         local_parameters: (V - 2, PARAMETERS) float32.
         replaced: () int64, how many unreadable images were passed over to find this one.
     """
@@ -153,9 +154,8 @@ def draw_parameters(view: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
     row = np.empty(photometric.PARAMETERS, dtype=np.float32)
     chances = (0.5, 0.8, 0.2, view.blur, view.solarize)  # flip, jitter, gray, blur, solarise
     row[: len(chances)] = rng.random(len(chances)) < chances
-    reach = np.array(JITTER_REACH)
-    row[photometric.FACTORS] = rng.uniform(-reach, reach) + photometric.NEUTRAL
-    row[photometric.ORDER] = rng.permutation(len(reach))
+    row[photometric.FACTORS] = JITTER_LOW + JITTER_RANGE * rng.random(len(JITTER_RANGE)) + photometric.NEUTRAL
+    row[photometric.ORDER] = rng.permutation(len(JITTER_RANGE))
     row[photometric.RADIUS] = rng.uniform(*BLUR_RADIUS) * view.blur_scale
     return row
 
@@ -165,7 +165,8 @@ def resize_crop(
 ) -> Tensor:
     """Cut a box (top, left, height, width) and resize it, antialiased: (C, H, W) -> (C, *size), uint8."""
     top, left, height, width = box
-    part = image[None, :, top : top + height, left : left + width]
+    # Laid out as a batch of one, channels last: only so torch takes its fast way through such memory.
+    part = image.permute(1, 2, 0)[None].narrow(1, top, height).narrow(2, left, width).permute(0, 3, 1, 2)
     if part.shape[2:] == size:
         return part[0]
     return F.interpolate(part, size=size, mode=mode, antialias=True)[0]

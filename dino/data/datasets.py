@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_crops
 from dino.data.decode import read_image
+from dino.data.photometric import Normalisation, augment
 from dino.data.sources import ImageSource
 from dino.errors import DataError
 
@@ -37,8 +38,25 @@ class Share:
 class CropDataset(Dataset):
     """(epoch, index) -> the crops of one image, or the error that stops the run."""
 
-    def __init__(self, source: ImageSource, recipe: CropRecipe, *, seed: int, skip_bad: bool) -> None:
-        """Keep the list and the recipe; nothing is read yet."""
+    def __init__(
+        self,
+        source: ImageSource,
+        recipe: CropRecipe,
+        *,
+        seed: int,
+        skip_bad: bool,
+        host_normalisation: Normalisation | None = None,
+    ) -> None:
+        """Keep the list and the recipe; nothing is read yet.
+
+        Args:
+            source: The images.
+            recipe: Which views.
+            seed: Of all crops.
+            skip_bad: Unreadable images give way to the next one.
+            host_normalisation: Augment here, to float32 views, and not on the device.
+        """
+        self.host_normalisation = host_normalisation
         self.source = source
         self.recipe = recipe
         self.seed = seed
@@ -51,12 +69,22 @@ class CropDataset(Dataset):
         for replaced in range(len(self.source)):
             file = self.source.file((index + replaced) % len(self.source))
             try:
-                return cut_crops(read_image(file, self.recipe.channels), self.recipe, rng, replaced)
+                crops = cut_crops(read_image(file, self.recipe.channels), self.recipe, rng, replaced)
+                return crops if self.host_normalisation is None else augment_crops(crops, self.host_normalisation)
             except DataError as error:
                 if not self.skip_bad:
                     return DataError(f"{error}; --on_bad_image skip would replace it")
                 logger.warning("%s; skipped", error)
         return DataError(f"none of the {len(self.source)} images can be read")
+
+
+def augment_crops(crops: Crops, normalisation: Normalisation) -> Crops:
+    """One image's crops with float32 views for pixels, as the device would make them."""
+    views = augment(crops.global_pixels, crops.global_parameters, normalisation)
+    if not len(crops.local_pixels):
+        return crops._replace(global_pixels=views, local_pixels=crops.local_pixels.float())
+    local = augment(crops.local_pixels, crops.local_parameters, normalisation)
+    return crops._replace(global_pixels=views, local_pixels=local)
 
 
 class LabelledBatch(NamedTuple):

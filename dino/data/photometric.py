@@ -8,6 +8,7 @@ Pixels are floats in [0, 255] until they are normalised. Shapes: B images, C cha
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
-SOLARIZE_THRESHOLD = 128.0
+SOLARIZE_THRESHOLD = 127.5  # rounds to Pillow's 128
+CACHED_NUMBERS = 300_000  # floats of the views that a CPU augments at a time: two of 224 pixels
 BLUR_REACH = 6  # pixels; Pillow's blur of the largest radius, 2, reaches this far
 
 # Columns of a view's parameter row. ORDER holds the position (0 to 3) of brightness, contrast, saturation and hue.
@@ -73,15 +75,22 @@ def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) ->
     Returns:
         (B, C, S, S) float32, normalised.
     """
-    views = pixels.float()
+    if pixels.device.type != "cpu":
+        return _augment(pixels, parameters, normalisation)
+    count = max(1, CACHED_NUMBERS // pixels[:1].numel())  # a core passes over its cache many times faster than memory
+    parts = zip(pixels.split(count), parameters.split(count), strict=True)
+    return torch.cat([_augment(*part, normalisation) for part in parts])
+
+
+def _augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) -> Tensor:
     flags = parameters[:, :5].reshape(-1, 5, 1, 1, 1) > 0.5
-    views = torch.where(flags[:, FLIP], views.flip(-1), views)
+    views = torch.where(flags[:, FLIP], pixels.flip(-1), pixels).float()
     factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device))
     views = jitter_colour(views, factors, parameters[:, ORDER])
     if views.shape[1] == len(LUMA):
-        views = torch.where(flags[:, GRAY], compute_gray(views).floor().expand_as(views), views)
+        views = torch.where(flags[:, GRAY], compute_gray(views).floor_(), views)
     views = torch.where(flags[:, BLUR], blur(views, parameters[:, RADIUS]), views)
-    views = torch.where(flags[:, SOLARIZE], solarize(views), views)
+    views = solarize(views, torch.where(flags[:, SOLARIZE], SOLARIZE_THRESHOLD, math.inf))
     return normalisation(views)
 
 
@@ -120,7 +129,7 @@ def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         mean = (luma.round().mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
         _, contrast, saturation = due.reshape(-1, HUE, 1, 1, 1).float().unbind(dim=1)
         gray = luma if pixels.shape[1] == len(LUMA) else pixels
-        pixels = blend(pixels, contrast * mean + saturation * gray, factor)
+        pixels = blend(pixels, torch.addcmul(contrast * mean, saturation, gray), factor)
     return pixels
 
 
@@ -128,12 +137,11 @@ def blend(pixels: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
     """Pillow's blend with black (brightness), mean luma (contrast) or luma (saturation), cut to whole levels.
 
     Args:
-        pixels: (B, C, S, S) float in [0, 255].
+        pixels: (B, C, S, S) float, whole levels in [0, 255].
         reference: Broadcastable to `pixels`.
         factor: (B, 1, 1, 1); 1 gives `pixels`, 0 the reference.
     """
-    mixed = reference + factor * (pixels - reference)
-    return torch.where(factor == 1.0, pixels, mixed.clamp(0.0, 255.0).floor())
+    return torch.lerp(pixels, reference, 1.0 - factor).clamp_(0.0, 255.0).floor_()
 
 
 def compute_gray(pixels: Tensor) -> Tensor:
@@ -141,49 +149,64 @@ def compute_gray(pixels: Tensor) -> Tensor:
     if pixels.shape[1] != len(LUMA):
         return pixels.mean(dim=1, keepdim=True)
     red, green, blue = pixels.split(1, dim=1)
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of each image and leave its value and chroma.
 
     A colour is value v and chroma c at a hue; channel n in (5, 3, 1) of the result is
-    v - c max(0, min(k, 4 - k, 1)) with k = (n + 6 hue) mod 6 (Smith, 1978, in its branch-free form).
+    v - c max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 and h the hue in sixths (Smith, 1978, in its branch-free
+    form). For h in [0, 6) that is v + c - c min(2, max(1, abs(abs(h - m) - 3))) with m in (3, 5, 1).
 
     Args:
-        pixels: (B, 3, S, S) float in [0, 255].
+        pixels: (B, 3, S, S) float, whole levels in [0, 255].
         turns: (B,) shift in turns; 0 gives `pixels` back.
     """
-    value, largest = pixels.max(dim=1, keepdim=True)
+    value = pixels.amax(dim=1, keepdim=True)
     chroma = value - pixels.amin(dim=1, keepdim=True)
-    red, green, blue = (pixels / chroma.clamp(min=1e-6)).split(1, dim=1)
-    sixths = torch.where(largest == 0, green - blue, torch.where(largest == 1, blue - red + 2.0, red - green + 4.0))
-    sixths = sixths + 6.0 * turns.reshape(-1, 1, 1, 1)
-    k = torch.cat([sixths + 5.0, sixths + 3.0, sixths + 1.0], dim=1).remainder(6.0)
-    shifted = value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
-    return torch.where(turns.reshape(-1, 1, 1, 1) == 0.0, pixels, shifted.round())
+    per_chroma = chroma.clamp(min=1.0).reciprocal_()
+    red, green, blue = pixels.split(1, dim=1)
+    sixths = torch.where(
+        red == value,
+        (green - blue) * per_chroma,
+        torch.where(green == value, (blue - red) * per_chroma + 2.0, (red - green) * per_chroma + 4.0),
+    ).add_(6.0 * turns.reshape(-1, 1, 1, 1))
+    sixths -= 6.0 * (sixths / 6.0).floor_()
+    middles = place_constant(HUE_MIDDLES, pixels.device).reshape(3, 1, 1)
+    bend = (sixths - middles).abs_().sub_(3.0).abs_().clamp_(1.0, 2.0)
+    return torch.addcmul(value + chroma, chroma, bend, value=-1.0).round_()
+
+
+HUE_MIDDLES = (3.0, 5.0, 1.0)  # sixths of a turn: where red, green and blue are lowest
 
 
 def blur(pixels: Tensor, radius: Tensor) -> Tensor:
     """Gaussian blur of each image with its own radius (standard deviation), edges repeated.
 
+    Two matrix products an image: with so many kernels, one an image, they are faster than grouped convolutions.
+
     Args:
         pixels: (B, C, S, S) float.
         radius: (B,) in pixels, above 0 and at most 2.
     """
-    offsets = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=pixels.device, dtype=pixels.dtype)
+    offsets = place_constant(tuple(float(tap) for tap in range(-BLUR_REACH, BLUR_REACH + 1)), pixels.device)
     weights = torch.exp(-0.5 * (offsets / radius.reshape(-1, 1)).square())
-    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(pixels.shape[1], dim=0)
-    planes = pixels.flatten(0, 1).unsqueeze(0)  # (1, B C, S, S): one group a plane
-    for shape, padding in (
-        ((-1, 1, 1, offsets.numel()), (BLUR_REACH, BLUR_REACH, 0, 0)),
-        ((-1, 1, offsets.numel(), 1), (0, 0, BLUR_REACH, BLUR_REACH)),
-    ):
-        padded = F.pad(planes, padding, mode="replicate")
-        planes = F.conv2d(padded, weights.reshape(shape), groups=weights.shape[0])
-    return planes.reshape(pixels.shape)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    side = pixels.shape[-1]
+    rows = (weights @ _place_taps(side, pixels.device)).reshape(-1, 1, side, side)
+    return rows @ pixels @ rows.transpose(-1, -2)
 
 
-def solarize(pixels: Tensor) -> Tensor:
-    """Invert all levels from the threshold up; `pixels` (B, C, S, S) in [0, 255]."""
-    return torch.where(pixels.round() >= SOLARIZE_THRESHOLD, 255.0 - pixels, pixels)
+@functools.cache
+def _place_taps(side: int, device: torch.device) -> Tensor:
+    """(2 BLUR_REACH + 1, S S) float32: 1 where a tap of output row i lies on input row j, edges repeated."""
+    with torch.inference_mode(False):
+        taps, places = torch.arange(-BLUR_REACH, BLUR_REACH + 1), torch.arange(side)
+        inputs = (places + taps[:, None]).clamp(0, side - 1)
+        return F.one_hot(inputs, side).float().flatten(1).to(device)
+
+
+def solarize(pixels: Tensor, threshold: Tensor) -> Tensor:
+    """Invert all levels from the threshold up; `pixels` (B, C, S, S) in [0, 255], `threshold` (B, 1, 1, 1)."""
+    return torch.where(pixels >= threshold, 255.0 - pixels, pixels)

@@ -55,9 +55,16 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
         channels=options.student.in_chans,
     )
     skip_bad = options.train_data.on_bad_image == "skip"
+    on_host = options.train_data.augment_on == "host"
     explicit = "num_workers" in options.explicit
     return build_train_loader(
-        CropDataset(source, recipe, seed=options.run.seed, skip_bad=skip_bad),
+        CropDataset(
+            source,
+            recipe,
+            seed=options.run.seed,
+            skip_bad=skip_bad,
+            host_normalisation=build_normalisation(options.student.in_chans) if on_host else None,
+        ),
         batch_size=data.batch_size_per_device * options.run.accumulate_steps,
         share=Share(rank=processes.rank, world=processes.world),
         workers=choose_workers(data.num_workers, explicit=explicit, processes_here=processes.local_world),

@@ -108,16 +108,19 @@ class DinoProgram:
         self.meters = torch.zeros(len(METERS), device=device)
 
     def augment(self, batch: Crops) -> tuple[Tensor, ...]:
-        """Crops (B, v, C, S, S) uint8 -> one (v B, C, S, S) float32 a resolution, ordered by view, then image."""
+        """Crops (B, v, C, S, S) -> one (v B, C, S, S) float32 a resolution, ordered by view, then image.
+
+        Pixels that are float32 already were augmented by the loaders.
+        """
         with torch.no_grad():
             groups = (
                 (batch.global_pixels, batch.global_parameters),
                 (batch.local_pixels, batch.local_parameters),
             )
+            ordered = [[part.transpose(0, 1).flatten(0, 1) for part in group] for group in groups if group[0].shape[1]]
             return tuple(
-                augment(pixels.transpose(0, 1).flatten(0, 1), rows.transpose(0, 1).flatten(0, 1), self.normalisation)
-                for pixels, rows in groups
-                if pixels.shape[1]
+                pixels if pixels.is_floating_point() else augment(pixels, rows, self.normalisation)
+                for pixels, rows in ordered
             )
 
     def copy_statistics(self) -> list[Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from dino.data.decode import EXTENSIONS, read_image, read_size
 from dino.errors import DataError
@@ -185,3 +185,17 @@ def test_sizes_from_headers_are_those_of_the_decoded_pictures(shared_data: Path)
     for name in ("text.jpg", "zero_byte.jpg", "gone.jpg"):
         with pytest.raises(DataError, match=f"{name} cannot be decoded"):
             read_size(shared_data / "broken" / name)
+
+
+def test_jpegs_have_pillows_levels_whatever_their_orientation(shared_data: Path, tmp_path: Path) -> None:
+    photos = sorted((shared_data / "imagenet_jpegs").rglob("*.JPEG"))[::6]
+    coarse = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        photos.append(tmp_path / f"{orientation}.jpg")
+        Image.fromarray(coarse).resize((91, 60)).save(photos[-1], exif=exif)
+    for path in photos:
+        with Image.open(path) as picture:
+            expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected), path

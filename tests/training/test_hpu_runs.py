@@ -53,6 +53,16 @@ def test_every_mode_trains_to_the_cpus_numbers(images: Path, on_cpu: Path, tmp_p
     assert {event.value for event in events.Scalars("hpu/cpu_fallbacks")} == {0}
 
 
+@pytest.mark.parametrize("card", [(), ("--device", "hpu")], ids=["cpu", "hpu"])
+def test_views_made_by_the_loaders_train_to_the_same_numbers(
+    images: Path, on_cpu: Path, tmp_path: Path, card: tuple[str, ...]
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, "--augment_on", "host", *card)
+    result = train(tmp_path, *words, prepare=on_simulated_card if card else None)
+    assert result.code == 0, result.text
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
+
+
 def test_an_interrupted_run_continues_to_the_bit(images: Path, tmp_path: Path) -> None:
     words = ["--data_path", str(images), "--device", "hpu", "--hmp", "--drop_path_rate", "0.2", "--epochs", "3"]
     whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole", prepare=on_simulated_card)

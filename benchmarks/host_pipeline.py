@@ -1,0 +1,120 @@
+"""The data path of one core beside the textbook's, in one run.
+
+    python benchmarks/host_pipeline.py FOLDER [images] [rounds]          # 96 images, 5 rounds
+
+Prints one JSON line a way: images a second of processor time (which other users of the machine change less than the
+clock on the wall) as median, smallest and largest of several rounds, taken in turn, and its ratio to the textbook and
+to decoding. Ways: `textbook` is the paper's ten crops of Pillow and torchvision; `host` is what our loaders do;
+`host_and_device` adds what the device does, on this core, in batches; `decode` is reading pixels alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch  # noqa: E402
+from PIL import Image, ImageFilter, ImageOps  # noqa: E402
+from torch.utils.data import default_collate  # noqa: E402
+from torchvision import transforms as T  # noqa: E402
+
+from dino.data.crops import CropRecipe  # noqa: E402
+from dino.data.datasets import CropDataset  # noqa: E402
+from dino.data.decode import read_image  # noqa: E402
+from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD, Normalisation, augment  # noqa: E402
+from dino.data.sources import open_images  # noqa: E402
+
+BATCH = 8
+
+
+def build_textbook() -> list[T.Compose]:
+    """The ten transforms of the paper's appendix, from a Pillow picture to float32."""
+
+    def blur(picture: Image.Image) -> Image.Image:
+        return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+    def build(size: int, scale: tuple[float, float], blurred: float, solarized: float) -> T.Compose:
+        jitter = T.ColorJitter(0.4, 0.4, 0.2, 0.1)
+        return T.Compose(
+            [
+                T.RandomResizedCrop(size, scale=scale, interpolation=T.InterpolationMode.BICUBIC),
+                T.RandomHorizontalFlip(),
+                T.RandomApply([jitter], p=0.8),
+                T.RandomGrayscale(p=0.2),
+                T.RandomApply([T.Lambda(blur)], p=blurred),
+                T.RandomApply([T.Lambda(ImageOps.solarize)], p=solarized),
+                T.ToTensor(),
+                T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    return [
+        build(224, (0.4, 1.0), 1.0, 0.0),
+        build(224, (0.4, 1.0), 0.1, 0.2),
+        *[build(96, (0.05, 0.4), 0.5, 0.0)] * 8,
+    ]
+
+
+def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], int]:
+    """Each way as a callable of image indices, and how many images there are."""
+    source = open_images(folder)
+    dataset = CropDataset(source, CropRecipe(), seed=0, skip_bad=False)
+    views, normalise = build_textbook(), Normalisation()
+
+    def run_textbook(indices: list[int]) -> None:
+        for index in indices:
+            with Image.open(source.path(index)) as picture:
+                picture = picture.convert("RGB")
+            [view(picture) for view in views]
+
+    def run_device(indices: list[int]) -> None:
+        for start in range(0, len(indices), BATCH):
+            batch = default_collate([dataset[0, index] for index in indices[start : start + BATCH]])
+            for pixels, rows in (batch[:2], batch[2:4]):
+                augment(pixels.transpose(0, 1).flatten(0, 1), rows.transpose(0, 1).flatten(0, 1), normalise)
+
+    return {
+        "textbook": run_textbook,
+        "host": lambda indices: [dataset[0, index] for index in indices] and None,
+        "host_and_device": run_device,
+        "decode": lambda indices: [read_image(source.path(index)) for index in indices] and None,
+    }, len(source)
+
+
+def main() -> None:
+    """Measure."""
+    torch.set_num_threads(1)
+    folder, count, rounds = (*sys.argv[1:], *("", "96", "5")[len(sys.argv) - 1 :])
+    ways, available = build_ways(folder)
+    indices = [place * available // int(count) for place in range(int(count))]
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for run in ways.values():
+        run(indices[:BATCH])
+    for _ in range(int(rounds)):
+        for name, run in ways.items():
+            began = time.process_time()
+            run(indices)
+            rates[name].append(len(indices) / (time.process_time() - began))
+    for name, found in rates.items():
+        line = {"way": name, "images_per_second": [round(part, 1) for part in _spread(found)]}
+        for other in ("textbook", "decode"):
+            pairs = [one / two for one, two in zip(found, rates[other], strict=True)]
+            line[f"times_{other}"] = [round(part, 3) for part in _spread(pairs)]
+        print(json.dumps({**line, "images": len(indices), "load": round(os.getloadavg()[0], 2)}))
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    return statistics.median(values), min(values), max(values)
+
+
+if __name__ == "__main__":
+    main()
