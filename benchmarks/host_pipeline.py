@@ -82,12 +82,16 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
             for pixels, rows in (batch[:2], batch[2:4]):
                 augment(pixels.transpose(0, 1).flatten(0, 1), rows.transpose(0, 1).flatten(0, 1), normalise)
 
-    return {
-        "textbook": run_textbook,
-        "host": lambda indices: [dataset[0, index] for index in indices] and None,
-        "host_and_device": run_device,
-        "decode": lambda indices: [read_image(source.path(index)) for index in indices] and None,
-    }, len(source)
+    def run_host(indices: list[int]) -> None:
+        for index in indices:
+            dataset[0, index]
+
+    def run_decode(indices: list[int]) -> None:
+        for index in indices:
+            read_image(source.path(index))
+
+    ways = {"textbook": run_textbook, "host": run_host, "host_and_device": run_device, "decode": run_decode}
+    return ways, len(source)
 
 
 def main() -> None:
