@@ -87,7 +87,7 @@ def _views(
     crops = [cut_crops(image, recipe, build_rng(0, epoch, index)) for image, index in zip(images, batch, strict=True)]
     rows = torch.stack([crop.global_parameters[0] for crop in crops])
     rows[:, 2:5] = 0.0
-    pixels = torch.stack([crop.global_pixels[0] for crop in crops])
+    pixels = torch.stack([crop.global_pixels[0].movedim(-1, 0) for crop in crops])
     assert source.labels is not None
     return augment(pixels, rows, build_normalisation(channels)), torch.tensor([source.labels[index] for index in batch])
 

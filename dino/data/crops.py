@@ -23,6 +23,7 @@ JITTER_LOW = -np.array((0.4, 0.4, 0.2, 0.1))  # brightness, contrast, saturation
 JITTER_RANGE = -2.0 * JITTER_LOW
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_RADIUS = (0.1, 2.0)  # pixels, on crops of the original's sizes
+BLUR_RANGE = BLUR_RADIUS[1] - BLUR_RADIUS[0]
 ORIGINAL_SIZES = (224, 96)  # global, local
 CROP_TRIES = 10
 RANDOM_SCALE = (0.08, 1.0)  # share of the area of a random crop (torchvision's RandomResizedCrop)
@@ -77,9 +78,9 @@ class Crops(NamedTuple):
     """The views of one image; of a batch, with B in front.
 
     Attributes:
-        global_pixels: (2, C, S, S) uint8; float32 once they are augmented.
+        global_pixels: (2, S, S, C) uint8, as decoders lay them out; (2, C, S, S) float32 once they are augmented.
         global_parameters: (2, PARAMETERS) float32.
-        local_pixels: (V - 2, C, s, s), as the global ones.
+        local_pixels: (V - 2, s, s, C), as the global ones.
         local_parameters: (V - 2, PARAMETERS) float32.
         replaced: () int64, how many unreadable images were passed over to find this one.
     """
@@ -113,11 +114,11 @@ def build_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def _cut_views(
     image: Tensor, views: tuple[ViewRecipe, ...], size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    pixels = torch.empty((len(views), image.shape[0], size, size), dtype=torch.uint8)
+    pixels = torch.empty((len(views), size, size, image.shape[0]), dtype=torch.uint8)
     parameters = np.zeros((len(views), photometric.PARAMETERS), dtype=np.float32)
     for place, view in enumerate(views):
         box = draw_box(image.shape[1], image.shape[2], view.scale, rng)
-        pixels[place] = resize_crop(image, box, (size, size))
+        pixels[place] = resize_crop(image, box, (size, size)).permute(1, 2, 0)
         parameters[place] = draw_parameters(view, rng)
     return pixels, torch.from_numpy(parameters)
 
@@ -138,12 +139,12 @@ def draw_box(
     """
     low, high = math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])
     for _ in range(CROP_TRIES):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
+        share, shape, down, right = rng.random(4).tolist()
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+        aspect = math.exp(low + (high - low) * shape)
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-            return int(top), int(left), box_height, box_width
+            return int(down * (height - box_height + 1)), int(right * (width - box_width + 1)), box_height, box_width
     box_width = min(width, max(1, round(height * ASPECT_RATIOS[1])))
     box_height = min(height, max(1, round(width / ASPECT_RATIOS[0])))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
@@ -151,12 +152,12 @@ def draw_box(
 
 def draw_parameters(view: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
     """Draw one view's row of PARAMETERS float32 numbers; `data/photometric` names the columns."""
+    drawn = rng.random(photometric.PARAMETERS)
     row = np.empty(photometric.PARAMETERS, dtype=np.float32)
-    chances = (0.5, 0.8, 0.2, view.blur, view.solarize)  # flip, jitter, gray, blur, solarise
-    row[: len(chances)] = rng.random(len(chances)) < chances
-    row[photometric.FACTORS] = JITTER_LOW + JITTER_RANGE * rng.random(len(JITTER_RANGE)) + photometric.NEUTRAL
-    row[photometric.ORDER] = rng.permutation(len(JITTER_RANGE))
-    row[photometric.RADIUS] = rng.uniform(*BLUR_RADIUS) * view.blur_scale
+    row[photometric.FLAGS] = drawn[photometric.FLAGS] < (0.5, 0.8, 0.2, view.blur, view.solarize)
+    row[photometric.FACTORS] = JITTER_LOW + JITTER_RANGE * drawn[photometric.FACTORS] + photometric.NEUTRAL
+    row[photometric.ORDER] = drawn[photometric.ORDER].argsort()
+    row[photometric.RADIUS] = view.blur_scale * (BLUR_RADIUS[0] + BLUR_RANGE * drawn[photometric.RADIUS])
     return row
 
 
@@ -165,11 +166,9 @@ def resize_crop(
 ) -> Tensor:
     """Cut a box (top, left, height, width) and resize it, antialiased: (C, H, W) -> (C, *size), uint8."""
     top, left, height, width = box
-    # Laid out as a batch of one, channels last: only so torch takes its fast way through such memory.
-    part = image.permute(1, 2, 0)[None].narrow(1, top, height).narrow(2, left, width).permute(0, 3, 1, 2)
-    if part.shape[2:] == size:
-        return part[0]
-    return F.interpolate(part, size=size, mode=mode, antialias=True)[0]
+    part = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[top : top + height, left : left + width])
+    views = torch.from_numpy(part)[None].permute(0, 3, 1, 2)  # known as channels last, torch's fast way through it
+    return views[0] if (height, width) == size else F.interpolate(views, size=size, mode=mode, antialias=True)[0]
 
 
 def cut_random(image: Tensor, rng: np.random.Generator, size: int) -> Tensor:

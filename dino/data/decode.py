@@ -20,8 +20,9 @@ from dino.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".npy")
 MODES = {1: "L", 3: "RGB"}
-ROTATIONS = {1: None, 3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-END_OF_JPEG = b"\xff\xd9"
+ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+MIRRORED = (2, 4, 5, 7)  # EXIF orientations that are no mere rotation; a camera's unknown values mean upright
+SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
@@ -90,10 +91,9 @@ def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> 
     if channels not in MODES:
         raise DataError(f"{path} is a picture; --in_chans {channels} needs .npy files, pictures give 1 or 3 channels")
     content = Path(path).read_bytes() if isinstance(path, str | Path) else path.read()
-    encoded = np.frombuffer(content, dtype=np.uint8)
     with Image.open(io.BytesIO(content)) as picture:
         if picture.format == "JPEG" and picture.mode in ("L", "RGB") and channels == 3 and box is None:
-            pixels = _read_jpeg(encoded, picture.getexif().get(ExifTags.Base.Orientation, 1))
+            pixels = _read_jpeg(content, picture.getexif().get(ExifTags.Base.Orientation, 1))
             if pixels is not None:
                 return pixels
         upright = ImageOps.exif_transpose(picture.crop(_clip(box, picture)) if box else picture)
@@ -103,17 +103,17 @@ def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> 
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _read_jpeg(encoded: np.ndarray, orientation: int) -> np.ndarray | None:
+def _read_jpeg(content: bytes, orientation: int) -> np.ndarray | None:
     """The same levels as Pillow's in two thirds of its time; None for what Pillow shall read, or refuse."""
-    cut_off = encoded[-2:].tobytes() != END_OF_JPEG  # OpenCV would fill it up with gray
-    if cut_off or orientation not in ROTATIONS:
+    complete = content.endswith(END_OF_JPEG) or content.rfind(END_OF_JPEG) > content.rfind(SCAN_OF_JPEG)
+    if not complete or orientation in MIRRORED:  # OpenCV would fill up with gray what is missing
         return None
+    encoded = np.frombuffer(content, dtype=np.uint8)
     try:
         pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    rotation = ROTATIONS[orientation]
-    return pixels if rotation is None or pixels is None else cv2.rotate(pixels, rotation)
+    return cv2.rotate(pixels, ROTATIONS[orientation]) if orientation in ROTATIONS and pixels is not None else pixels
 
 
 def _read_array(path: str | Path | Stored) -> np.ndarray:

@@ -8,8 +8,7 @@ Pixels are floats in [0, 255] until they are normalised. Shapes: B images, C cha
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,14 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
-SOLARIZE_THRESHOLD = 127.5  # rounds to Pillow's 128
-CACHED_NUMBERS = 300_000  # floats of the views that a CPU augments at a time: two of 224 pixels
+CACHED_NUMBERS = 160_000  # floats of the views that a CPU augments at a time: one of 224 pixels, five of 96
+BLUR_LEAST = 1e-9  # of the middle's weight; less is nothing: denormal weights make a CPU a hundred times slower
+BLUR_STRIP = 32  # rows blurred by one matrix
 BLUR_REACH = 6  # pixels; Pillow's blur of the largest radius, 2, reaches this far
 
 # Columns of a view's parameter row. ORDER holds the position (0 to 3) of brightness, contrast, saturation and hue.
 FLIP, JITTER, GRAY, BLUR, SOLARIZE = range(5)
+FLAGS = slice(5)
 FACTORS = slice(5, 9)
 ORDER = slice(9, 13)
 RADIUS = 13
@@ -44,7 +45,7 @@ class Normalisation:
         """Normalise (..., C, S, S) in [0, 255], uint8 or float, to float32."""
         levels = tuple(tuple(255.0 * part for part in parts) for parts in (self.mean, self.std))
         shift, scale = place_constant(levels, pixels.device)[..., None, None]
-        return (pixels.float() - shift) / scale
+        return (pixels.float() - shift).div_(scale)
 
 
 @functools.cache
@@ -83,15 +84,26 @@ def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) ->
 
 
 def _augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) -> Tensor:
-    flags = parameters[:, :5].reshape(-1, 5, 1, 1, 1) > 0.5
-    views = torch.where(flags[:, FLIP], pixels.flip(-1), pixels).float()
+    flags = parameters[:, FLAGS].reshape(-1, 5, 1, 1, 1) > 0.5
+    views = _change(pixels.contiguous().float(), flags[:, FLIP], lambda views: views.flip(-1))
     factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device))
     views = jitter_colour(views, factors, parameters[:, ORDER])
     if views.shape[1] == len(LUMA):
-        views = torch.where(flags[:, GRAY], compute_gray(views).floor_(), views)
-    views = torch.where(flags[:, BLUR], blur(views, parameters[:, RADIUS]), views)
-    views = solarize(views, torch.where(flags[:, SOLARIZE], SOLARIZE_THRESHOLD, math.inf))
-    return normalisation(views)
+        views = _change(views, flags[:, GRAY], lambda views: compute_gray(views).floor_())
+    views = _change(views, flags[:, BLUR], lambda views: blur(views, parameters[:, RADIUS]))
+    return normalisation(_change(views, flags[:, SOLARIZE], solarize))
+
+
+def _change(views: Tensor, flag: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    if _is_idle(flag):
+        return views
+    # A weight of 0 or 1 picks exactly; picking by a mask takes a CPU four times longer.
+    return change(views) if _is_idle(~flag) else views.lerp_(change(views), flag.float())
+
+
+def _is_idle(flag: Tensor) -> bool:
+    """Whether nothing is to be done for any image; a CPU alone is asked, where the answer costs no wait."""
+    return flag.device.type == "cpu" and not torch.compiler.is_compiling() and not flag.any()
 
 
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
@@ -115,33 +127,36 @@ def jitter_colour(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         return _blend_in_order(pixels, factors[:, :HUE], order)
     before = order[:, :HUE] < order[:, HUE:]
     pixels = _blend_in_order(pixels, torch.where(before, factors[:, :HUE], 1.0), order)
-    pixels = shift_hue(pixels, factors[:, HUE])
+    if not _is_idle(factors[:, HUE]):
+        pixels = shift_hue(pixels, factors[:, HUE])
     return _blend_in_order(pixels, torch.where(before, 1.0, factors[:, :HUE]), order)
 
 
 def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    rank = (order[:, :HUE] > order[:, HUE:]).float()
-    turn = order[:, :HUE] - rank  # positions 0 to 2 among the three blends
+    turn = order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()  # positions 0 to 2 among the three blends
+    due = (turn[:, None] == place_constant((0.0, 1.0, 2.0), pixels.device)[:, None]).float()  # (B, 3, 3), one 1 a row
+    factors = (due * factors[:, None]).sum(dim=2)
     for position in range(HUE):
-        due = turn == position  # (B, 3), one true a row
-        factor = torch.where(due, factors, 0.0).sum(dim=1).reshape(-1, 1, 1, 1)
+        factor = factors[:, position].reshape(-1, 1, 1, 1)
+        if _is_idle(factor != 1.0):
+            continue
         luma = compute_gray(pixels)
         mean = (luma.round().mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
-        _, contrast, saturation = due.reshape(-1, HUE, 1, 1, 1).float().unbind(dim=1)
+        _, contrast, saturation = due[:, position].reshape(-1, HUE, 1, 1, 1).unbind(dim=1)
         gray = luma if pixels.shape[1] == len(LUMA) else pixels
-        pixels = blend(pixels, torch.addcmul(contrast * mean, saturation, gray), factor)
+        blend_(pixels, torch.addcmul(contrast * mean, saturation, gray), factor)
     return pixels
 
 
-def blend(pixels: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's blend with black (brightness), mean luma (contrast) or luma (saturation), cut to whole levels.
+def blend_(pixels: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
+    """Pillow's blend with black (brightness), mean luma (contrast) or luma (saturation), cut to whole levels, in place.
 
     Args:
         pixels: (B, C, S, S) float, whole levels in [0, 255].
         reference: Broadcastable to `pixels`.
-        factor: (B, 1, 1, 1); 1 gives `pixels`, 0 the reference.
+        factor: (B, 1, 1, 1); 1 leaves `pixels`, 0 gives the reference.
     """
-    return torch.lerp(pixels, reference, 1.0 - factor).clamp_(0.0, 255.0).floor_()
+    return pixels.lerp_(reference, 1.0 - factor).clamp_(0.0, 255.0).floor_()
 
 
 def compute_gray(pixels: Tensor) -> Tensor:
@@ -157,21 +172,18 @@ def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
 
     A colour is value v and chroma c at a hue; channel n in (5, 3, 1) of the result is
     v - c max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 and h the hue in sixths (Smith, 1978, in its branch-free
-    form). For h in [0, 6) that is v + c - c min(2, max(1, abs(abs(h - m) - 3))) with m in (3, 5, 1).
+    form). For h in [0, 6) that is v + c - c min(2, max(1, abs(abs(h - m) - 3))) with m in (3, 5, 1). The hue itself
+    lies (c - r + g + b - min) / c away from red, 0 to 3, towards green where g >= b and else towards blue.
 
     Args:
         pixels: (B, 3, S, S) float, whole levels in [0, 255].
         turns: (B,) shift in turns; 0 gives `pixels` back.
     """
-    value = pixels.amax(dim=1, keepdim=True)
-    chroma = value - pixels.amin(dim=1, keepdim=True)
-    per_chroma = chroma.clamp(min=1.0).reciprocal_()
+    value, least = pixels.amax(dim=1, keepdim=True), pixels.amin(dim=1, keepdim=True)
+    chroma = value - least
     red, green, blue = pixels.split(1, dim=1)
-    sixths = torch.where(
-        red == value,
-        (green - blue) * per_chroma,
-        torch.where(green == value, (blue - red) * per_chroma + 2.0, (red - green) * per_chroma + 4.0),
-    ).add_(6.0 * turns.reshape(-1, 1, 1, 1))
+    distance = (chroma - red + green + blue - least) / chroma.clamp(min=1.0)
+    sixths = torch.copysign(distance, green - blue).add_(6.0 * turns.reshape(-1, 1, 1, 1))
     sixths -= 6.0 * (sixths / 6.0).floor_()
     middles = place_constant(HUE_MIDDLES, pixels.device).reshape(3, 1, 1)
     bend = (sixths - middles).abs_().sub_(3.0).abs_().clamp_(1.0, 2.0)
@@ -184,29 +196,36 @@ HUE_MIDDLES = (3.0, 5.0, 1.0)  # sixths of a turn: where red, green and blue are
 def blur(pixels: Tensor, radius: Tensor) -> Tensor:
     """Gaussian blur of each image with its own radius (standard deviation), edges repeated.
 
-    Two matrix products an image: with so many kernels, one an image, they are faster than grouped convolutions.
+    Matrix products, because with so many kernels, one an image, they are faster than grouped convolutions; over
+    strips of BLUR_STRIP rows or columns, because a kernel reaches no farther than one strip and its margins.
 
     Args:
         pixels: (B, C, S, S) float.
         radius: (B,) in pixels, above 0 and at most 2.
     """
     offsets = place_constant(tuple(float(tap) for tap in range(-BLUR_REACH, BLUR_REACH + 1)), pixels.device)
-    weights = torch.exp(-0.5 * (offsets / radius.reshape(-1, 1)).square())
+    weights = F.threshold(torch.exp(-0.5 * (offsets / radius.reshape(-1, 1)).square()), BLUR_LEAST, 0.0)
     weights = weights / weights.sum(dim=1, keepdim=True)
     side = pixels.shape[-1]
-    rows = (weights @ _place_taps(side, pixels.device)).reshape(-1, 1, side, side)
-    return rows @ pixels @ rows.transpose(-1, -2)
+    strip = min(side, BLUR_STRIP)
+    reach, after = strip + 2 * BLUR_REACH, BLUR_REACH + -side % strip
+    kernels = (weights @ _place_taps(strip, pixels.device)).reshape(-1, strip, reach)
+    rows = F.pad(pixels, (0, 0, BLUR_REACH, after), mode="replicate").unfold(2, reach, strip)
+    pixels = (kernels[:, None, None] @ rows.transpose(-1, -2)).flatten(2, 3)[:, :, :side]
+    columns = F.pad(pixels, (BLUR_REACH, after, 0, 0), mode="replicate").unfold(3, reach, strip)
+    blurred = columns.flatten(1, 3) @ kernels.transpose(-1, -2)
+    return blurred.unflatten(1, columns.shape[1:4]).flatten(3)[..., :side]
 
 
 @functools.cache
-def _place_taps(side: int, device: torch.device) -> Tensor:
-    """(2 BLUR_REACH + 1, S S) float32: 1 where a tap of output row i lies on input row j, edges repeated."""
+def _place_taps(strip: int, device: torch.device) -> Tensor:
+    """(taps, strip (strip + margins)) float32: 1 where a tap of an output row lies on an input row."""
     with torch.inference_mode(False):
-        taps, places = torch.arange(-BLUR_REACH, BLUR_REACH + 1), torch.arange(side)
-        inputs = (places + taps[:, None]).clamp(0, side - 1)
-        return F.one_hot(inputs, side).float().flatten(1).to(device)
+        taps, outputs = torch.arange(2 * BLUR_REACH + 1), torch.arange(strip)
+        inputs = taps[:, None] + outputs
+        return F.one_hot(inputs, strip + 2 * BLUR_REACH).float().flatten(1).to(device)
 
 
-def solarize(pixels: Tensor, threshold: Tensor) -> Tensor:
-    """Invert all levels from the threshold up; `pixels` (B, C, S, S) in [0, 255], `threshold` (B, 1, 1, 1)."""
-    return torch.where(pixels >= threshold, 255.0 - pixels, pixels)
+def solarize(pixels: Tensor) -> Tensor:
+    """Invert all levels from 127.5 (which stands for Pillow's 128) up; `pixels` (B, C, S, S) in [0, 255]."""
+    return torch.minimum(pixels, 255.0 - pixels)

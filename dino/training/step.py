@@ -108,7 +108,7 @@ class DinoProgram:
         self.meters = torch.zeros(len(METERS), device=device)
 
     def augment(self, batch: Crops) -> tuple[Tensor, ...]:
-        """Crops (B, v, C, S, S) -> one (v B, C, S, S) float32 a resolution, ordered by view, then image.
+        """Crops (B, v, S, S, C) -> one (v B, C, S, S) float32 a resolution, ordered by view, then image.
 
         Pixels that are float32 already were augmented by the loaders.
         """
@@ -119,7 +119,7 @@ class DinoProgram:
             )
             ordered = [[part.transpose(0, 1).flatten(0, 1) for part in group] for group in groups if group[0].shape[1]]
             return tuple(
-                pixels if pixels.is_floating_point() else augment(pixels, rows, self.normalisation)
+                pixels if pixels.is_floating_point() else augment(pixels.movedim(-1, 1), rows, self.normalisation)
                 for pixels, rows in ordered
             )
 

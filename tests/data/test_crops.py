@@ -80,8 +80,8 @@ def test_the_views_of_one_image_differ() -> None:
 def test_shapes_follow_the_recipe(channels: int, views: int) -> None:
     recipe = CropRecipe(global_size=20, local_size=12, local_views=views, channels=channels)
     crops = cut_crops(draw_image(30, 33, channels), recipe, build_rng(0, 0, 0), replaced=2)
-    assert crops.global_pixels.shape == (2, channels, 20, 20)
-    assert crops.local_pixels.shape == (views, channels, 12, 12)
+    assert crops.global_pixels.shape == (2, 20, 20, channels)
+    assert crops.local_pixels.shape == (views, 12, 12, channels)
     assert crops.global_parameters.shape == (2, photometric.PARAMETERS)
     assert crops.local_parameters.shape == (views, photometric.PARAMETERS)
     assert crops.global_pixels.dtype == crops.local_pixels.dtype == torch.uint8
@@ -144,8 +144,8 @@ def test_boxes_lie_inside_the_image(height: int, width: int, scale: list[float],
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (10, 4000), (4000, 10), (1, 4000)])
 def test_extreme_images_give_crops_of_the_usual_shape(height: int, width: int) -> None:
     crops = cut_crops(draw_image(height, width), RECIPE, build_rng(0, 0, 0))
-    assert crops.global_pixels.shape == (2, 3, 32, 32)
-    assert crops.local_pixels.shape == (3, 3, 16, 16)
+    assert crops.global_pixels.shape == (2, 32, 32, 3)
+    assert crops.local_pixels.shape == (3, 16, 16, 3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 4000), (4000, 10), (30, 31)])

@@ -190,7 +190,7 @@ def test_sizes_from_headers_are_those_of_the_decoded_pictures(shared_data: Path)
 def test_jpegs_have_pillows_levels_whatever_their_orientation(shared_data: Path, tmp_path: Path) -> None:
     photos = sorted((shared_data / "imagenet_jpegs").rglob("*.JPEG"))[::6]
     coarse = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
-    for orientation in range(1, 9):
+    for orientation in range(10):  # a camera's 0 or 9 says nothing
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         photos.append(tmp_path / f"{orientation}.jpg")
@@ -199,3 +199,21 @@ def test_jpegs_have_pillows_levels_whatever_their_orientation(shared_data: Path,
         with Image.open(path) as picture:
             expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected), path
+
+
+def test_what_follows_a_jpegs_end_is_ignored_and_a_missing_end_is_not(tmp_path: Path) -> None:
+    """A camera's padding is no damage; a cut picture is, also where its small preview is whole."""
+    content = {}
+    for side in (16, 128):
+        path = tmp_path / f"{side}.jpg"
+        Image.fromarray(np.random.RandomState(side).randint(0, 256, (side, side, 3)).astype(np.uint8)).save(path)
+        content[side] = path.read_bytes()
+    padded, cut, preview = tmp_path / "padded.jpg", tmp_path / "cut.jpg", tmp_path / "preview.jpg"
+    padded.write_bytes(content[128] + b"\0" * 100)
+    cut.write_bytes(content[128][:-200])
+    segment = b"\xff\xe2" + (len(content[16]) + 2).to_bytes(2, "big") + content[16]
+    preview.write_bytes(content[128][:2] + segment + content[128][2:-200])
+    assert torch.equal(read_image(padded), read_image(tmp_path / "128.jpg"))
+    for path in (cut, preview):
+        with pytest.raises(DataError, match=f"{path.name} cannot be decoded"):
+            read_image(path)

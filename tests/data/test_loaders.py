@@ -95,8 +95,8 @@ def read_batches(count: int, batch_size: int, share: Share, *, seed: int, epoch:
 
 def test_a_batch_has_fixed_shapes(source: ImageSource) -> None:
     batch = next(build(source).read(0))
-    assert batch.global_pixels.shape == (4, 2, 3, 16, 16)
-    assert batch.local_pixels.shape == (4, 2, 3, 8, 8)
+    assert batch.global_pixels.shape == (4, 2, 16, 16, 3)
+    assert batch.local_pixels.shape == (4, 2, 8, 8, 3)
     assert batch.global_parameters.shape[:2] == batch.local_parameters.shape[:2] == (4, 2)
     assert batch.replaced.tolist() == [0, 0, 0, 0]
 
@@ -211,7 +211,7 @@ def test_skipped_images_are_counted_and_replaced_by_the_next(source: ImageSource
     places = {index: place for place, (_, index) in enumerate(next(iter(loader.batches)))}
     counts = {index: int(batch.replaced[place]) for index, place in places.items()}
     assert {index: count for index, count in counts.items() if count} == {7: 2, 8: 1, COUNT - 1: 1}
-    assert batch.global_pixels.shape == (COUNT, 2, 3, 16, 16)
+    assert batch.global_pixels.shape == (COUNT, 2, 16, 16, 3)
     for index, successor in ((7, 9), (8, 9), (COUNT - 1, 0)):
         expected = cut_crops(read_image(source.path(successor)), RECIPE, build_rng(5, 0, index))
         assert torch.equal(batch.global_pixels[places[index]], expected.global_pixels)
@@ -458,8 +458,8 @@ def test_images_of_other_channels_come_from_arrays(tmp_path: Path) -> None:
     dataset = CropDataset(open_training_source(str(tmp_path)), recipe, seed=0, skip_bad=False)
     loader = build_train_loader(dataset, batch_size=3, share=Share(), workers=0, pin_memory=False)
     [batch] = loader.read(0)
-    assert batch.global_pixels.shape == (3, 2, 5, 8, 8)
-    assert batch.local_pixels.shape == (3, 0, 5, 96, 96)
+    assert batch.global_pixels.shape == (3, 2, 8, 8, 5)
+    assert batch.local_pixels.shape == (3, 0, 96, 96, 5)
     assert sorted(batch.global_pixels.flatten(1).float().mean(1).tolist()) == [0, 1, 2]
 
 

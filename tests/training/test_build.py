@@ -69,7 +69,7 @@ def test_the_loader_gives_the_crops_that_the_flags_describe(tmp_path: Path) -> N
     loader = build_loader(options, source, run_of())
     [batch] = loader.read(0)
     assert len(loader) == 1
-    assert batch.global_pixels.shape == (8, 2, 1, 16, 16) and batch.local_pixels.shape == (8, 3, 1, 8, 8)
+    assert batch.global_pixels.shape == (8, 2, 16, 16, 1) and batch.local_pixels.shape == (8, 3, 8, 8, 1)
     with pytest.raises(DataError, match="holds 10 images, less than one global batch of 16"):
         build_loader(options, source, run_of(world=2))
 

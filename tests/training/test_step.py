@@ -95,7 +95,7 @@ def draw_crops(seed, images=16, local_views=3):
     generator = torch.Generator().manual_seed(seed)
 
     def group(views, size):
-        pixels = torch.randint(0, 256, (images, views, 3, size, size), dtype=torch.uint8, generator=generator)
+        pixels = torch.randint(0, 256, (images, views, size, size, 3), dtype=torch.uint8, generator=generator)
         rows = torch.zeros(images, views, PARAMETERS)
         rows[..., :5] = torch.randint(0, 2, (images, views, 5), generator=generator)
         rows[..., 5:9] = torch.tensor([1.2, 0.8, 1.1, 0.05])

@@ -36,7 +36,7 @@ def draw_batch(step: int) -> Crops:
     parts = []
     for views, side in ((2, 16), (1, 8)):
         rows = rng.random((4, views, PARAMETERS), dtype=np.float32) + 0.3
-        parts += [rng.integers(0, 256, (4, views, 3, side, side), dtype=np.uint8), rows]
+        parts += [rng.integers(0, 256, (4, views, side, side, 3), dtype=np.uint8), rows]
     tensors = [torch.from_numpy(part).to(DEVICE, non_blocking=True) for part in parts]
     return Crops(*tensors, *[torch.zeros(4)] * (len(Crops._fields) - 4))
 
