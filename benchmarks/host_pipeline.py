@@ -27,7 +27,7 @@ from PIL import Image, ImageFilter, ImageOps  # noqa: E402
 from torch.utils.data import default_collate  # noqa: E402
 from torchvision import transforms as T  # noqa: E402
 
-from dino.data.crops import CropRecipe  # noqa: E402
+from dino.data.crops import CropRecipe, ViewRecipe  # noqa: E402
 from dino.data.datasets import CropDataset  # noqa: E402
 from dino.data.decode import read_image  # noqa: E402
 from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD, Normalisation, augment  # noqa: E402
@@ -36,39 +36,35 @@ from dino.data.sources import open_images  # noqa: E402
 BATCH = 8
 
 
-def build_textbook() -> list[T.Compose]:
-    """The ten transforms of the paper's appendix, from a Pillow picture to float32."""
+def build_textbook(recipe: CropRecipe) -> list[T.Compose]:
+    """The transforms of the paper's appendix, from a Pillow picture to float32, a view each."""
 
-    def blur(picture: Image.Image) -> Image.Image:
-        return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+    def build(view: ViewRecipe) -> T.Compose:
+        def blur(picture: Image.Image) -> Image.Image:
+            return picture.filter(ImageFilter.GaussianBlur(view.blur_scale * random.uniform(0.1, 2.0)))
 
-    def build(size: int, scale: tuple[float, float], blurred: float, solarized: float) -> T.Compose:
         jitter = T.ColorJitter(0.4, 0.4, 0.2, 0.1)
         return T.Compose(
             [
-                T.RandomResizedCrop(size, scale=scale, interpolation=T.InterpolationMode.BICUBIC),
+                T.RandomResizedCrop(view.size, scale=view.scale, interpolation=T.InterpolationMode.BICUBIC),
                 T.RandomHorizontalFlip(),
                 T.RandomApply([jitter], p=0.8),
                 T.RandomGrayscale(p=0.2),
-                T.RandomApply([T.Lambda(blur)], p=blurred),
-                T.RandomApply([T.Lambda(ImageOps.solarize)], p=solarized),
+                T.RandomApply([T.Lambda(blur)], p=view.blur),
+                T.RandomApply([T.Lambda(ImageOps.solarize)], p=view.solarize),
                 T.ToTensor(),
                 T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
         )
 
-    return [
-        build(224, (0.4, 1.0), 1.0, 0.0),
-        build(224, (0.4, 1.0), 0.1, 0.2),
-        *[build(96, (0.05, 0.4), 0.5, 0.0)] * 8,
-    ]
+    return [build(view) for view in (*recipe.global_recipes(), *recipe.local_recipes())]
 
 
 def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], int]:
     """Each way as a callable of image indices, and how many images there are."""
     source = open_images(folder)
     dataset = CropDataset(source, CropRecipe(), seed=0, skip_bad=False)
-    views, normalise = build_textbook(), Normalisation()
+    views, normalise = build_textbook(CropRecipe()), Normalisation()
 
     def run_textbook(indices: list[int]) -> None:
         for index in indices:
