@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import eval_knn
+from dino.data.packing import Packing, pack_images
+from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, DinoError, OptionError
 from dino.evaluation import neighbours
@@ -234,6 +236,18 @@ def test_a_checkpoint_is_read_from_any_flag_order(images: Path, weights: Path, c
         capsys, "--pretrained_weights", weights, *words, "--batch_size_per_gpu", 7, "--store_on_device", "false"
     )
     assert default == spelled
+
+
+def test_shards_score_as_their_folders(
+    images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        list(pack_images(open_training_source(str(images / split)), tmp_path / split, Packing(7), workers=1))
+    found, expected = (
+        evaluate(capsys, "--data_path", path, "--pretrained_weights", weights)[0] for path in (tmp_path, images)
+    )
+    assert found == expected and found
 
 
 def test_programs_get_the_result_as_json(

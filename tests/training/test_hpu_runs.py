@@ -12,6 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dino import checkpoint
+from dino.data.packing import Packing, pack_images
+from dino.data.sources import open_training_source
 from tests import hpu_simulator
 from tests.running import TINY, Job, make_images, make_labelled, on_simulated_card, train, train_pair
 from tests.training.test_trainer import assert_equal, lines_of, state_of
@@ -61,6 +63,35 @@ def test_views_made_by_the_loaders_train_to_the_same_numbers(
     result = train(tmp_path, *words, prepare=on_simulated_card if card else None)
     assert result.code == 0, result.text
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images in tar shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    list(pack_images(open_training_source(str(images)), folder, Packing(16), workers=1))
+    return folder
+
+
+@pytest.mark.parametrize("card", [(), ("--device", "hpu")], ids=["cpu", "hpu"])
+def test_shards_train_to_the_folders_numbers(shards: Path, on_cpu: Path, tmp_path: Path, card: tuple[str, ...]) -> None:
+    words = ("--data_path", shards, "--output_dir", tmp_path / "run", *EXACT, *card)
+    result = train(tmp_path, *words, prepare=on_simulated_card if card else None)
+    assert result.code == 0, result.text
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
+
+
+def test_a_run_killed_in_an_epoch_of_a_folder_continues_on_its_shards(
+    images: Path, shards: Path, on_cpu: Path, tmp_path: Path
+) -> None:
+    words = ("--output_dir", tmp_path / "run", *EXACT, "--save_every_steps", 3)
+    job = Job(tmp_path, [*TINY, *map(str, ("--data_path", images, *words))], None)
+    while "5/20" not in job.text() and job.process.is_alive():
+        pass
+    job.kill()
+    job.wait()
+    assert train(tmp_path, "--data_path", shards, *words).code == 0
+    assert_equal(state_of(tmp_path / "run"), state_of(on_cpu))
 
 
 def test_an_interrupted_run_continues_to_the_bit(images: Path, tmp_path: Path) -> None:
