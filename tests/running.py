@@ -8,6 +8,7 @@ import importlib
 import io
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -104,14 +105,21 @@ def run_pair(
     prepare: tuple[Callable[[], None] | None, Callable[[], None] | None] = (None, None),
 ) -> list[Result]:
     """Run any script with two processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_port()
     jobs = [
         Job(folder / f"rank{rank}", [*map(str, words)], functools.partial(_be_rank, rank, port, prepare[rank]), script)
         for rank in range(2)
     ]
     return [job.wait() for job in jobs]
+
+
+def find_port() -> int:
+    """A port for a job's first process, below those that the system gives to outgoing connections in the meantime."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port")
 
 
 def run_alone(folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None) -> Result:

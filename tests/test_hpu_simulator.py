@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hpu_simulator import why_unavailable
+from tests.running import find_port
 
 SCRIPTS = Path(__file__).parent / "hpu_simulator" / "scripts"
 ROOT = Path(__file__).parents[1]
@@ -61,10 +61,8 @@ def test_eager_mode_and_the_compiler():
 
 
 def test_two_processes_reduce_and_train():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PT_HPU_LAZY_MODE": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_port())}
+    place = {"WORLD_SIZE": "2", **address, "PT_HPU_LAZY_MODE": "1"}
     ranks = [start(str(SCRIPTS / "collectives.py"), **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     for process in ranks:
         finish(process)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.running import find_port
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 3
@@ -65,12 +66,6 @@ def finish(*processes):
         for process in processes:
             process.kill()
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
-
-
-def find_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start_ranks(*command):

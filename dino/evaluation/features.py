@@ -167,7 +167,7 @@ def _infer(
         if batch.pixels.shape[1:] != shape:
             shape, full = batch.pixels.shape[1:], len(batch.labels)
         missing = full - len(batch.labels)
-        pixels = F.pad(batch.pixels, (*(0, 0) * 3, 0, missing))
+        pixels = F.pad(batch.pixels, (*(0, 0) * 3, 0, missing)) if missing else batch.pixels  # a copy is not pinned
         found = infer(normalisation(run.device.place(pixels))).float()
         yield found[: len(batch.labels)] if missing else found, batch.labels
 
