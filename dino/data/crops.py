@@ -8,6 +8,7 @@ original's DataAugmentationDINO. Shapes: V views, C channels, S side.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -48,6 +49,11 @@ class ViewRecipe:
     blur: float
     blur_scale: float = 1.0
     solarize: float = 0.0
+
+    @property
+    def chances(self) -> tuple[float, ...]:
+        """Of flip, jitter, gray, blur and solarisation (the original's DataAugmentationDINO)."""
+        return 0.5, 0.8, 0.2, self.blur, self.solarize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +120,11 @@ def build_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def _cut_views(
     image: Tensor, views: tuple[ViewRecipe, ...], size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    pixels = torch.empty((len(views), size, size, image.shape[0]), dtype=torch.uint8)
-    parameters = np.zeros((len(views), photometric.PARAMETERS), dtype=np.float32)
+    pixels = np.empty((len(views), size, size, image.shape[0]), dtype=np.uint8)
     for place, view in enumerate(views):
         box = draw_box(image.shape[1], image.shape[2], view.scale, rng)
-        pixels[place] = resize_crop(image, box, (size, size)).permute(1, 2, 0)
-        parameters[place] = draw_parameters(view, rng)
-    return pixels, torch.from_numpy(parameters)
+        pixels[place] = resize_crop(image, box, (size, size)).permute(1, 2, 0).numpy()
+    return torch.from_numpy(pixels), torch.from_numpy(draw_parameters(views, rng))
 
 
 def draw_box(
@@ -150,15 +154,16 @@ def draw_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def draw_parameters(view: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
-    """Draw one view's row of PARAMETERS float32 numbers; `data/photometric` names the columns."""
-    drawn = rng.random(photometric.PARAMETERS)
-    row = np.empty(photometric.PARAMETERS, dtype=np.float32)
-    row[photometric.FLAGS] = drawn[photometric.FLAGS] < (0.5, 0.8, 0.2, view.blur, view.solarize)
-    row[photometric.FACTORS] = JITTER_LOW + JITTER_RANGE * drawn[photometric.FACTORS] + photometric.NEUTRAL
-    row[photometric.ORDER] = drawn[photometric.ORDER].argsort()
-    row[photometric.RADIUS] = view.blur_scale * (BLUR_RADIUS[0] + BLUR_RANGE * drawn[photometric.RADIUS])
-    return row
+def draw_parameters(views: Sequence[ViewRecipe], rng: np.random.Generator) -> np.ndarray:
+    """Draw the (V, PARAMETERS) float32 numbers of V views; `data/photometric` names the columns."""
+    drawn = rng.random((len(views), photometric.PARAMETERS))
+    rows = drawn.astype(np.float32)
+    rows[:, photometric.FLAGS] = drawn[:, photometric.FLAGS] < np.reshape([view.chances for view in views], (-1, 5))
+    rows[:, photometric.FACTORS] = JITTER_LOW + JITTER_RANGE * drawn[:, photometric.FACTORS] + photometric.NEUTRAL
+    rows[:, photometric.ORDER] = drawn[:, photometric.ORDER].argsort(axis=1)
+    rows[:, photometric.RADIUS] = BLUR_RADIUS[0] + BLUR_RANGE * drawn[:, photometric.RADIUS]
+    rows[:, photometric.RADIUS] *= [view.blur_scale for view in views]
+    return rows
 
 
 def resize_crop(

@@ -157,7 +157,7 @@ def test_where_no_try_fits_the_middle_is_taken_as_torchvision_does(height: int, 
 
 def draw_rows(view: ViewRecipe, count: int = 4000) -> np.ndarray:
     rng = build_rng(0, 0, 0)
-    return np.stack([draw_parameters(view, rng) for _ in range(count)])
+    return draw_parameters([view] * count, rng)
 
 
 def test_operations_have_the_probabilities_of_the_paper() -> None:
