@@ -6,8 +6,9 @@ Shapes: B images, V views of which the first 2 are global, K prototypes. Rows ar
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,13 +59,38 @@ def compute_loss(student_logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         () float32: -1 / (B T) times the sum of p log q over images and the T = 2 V - 2 pairs of different views.
     """
-    _, images, prototypes = targets.shape
-    scaled = student_logits.float() / STUDENT_TEMPERATURE
-    logs = F.log_softmax(scaled, dim=-1).reshape(-1, images, prototypes)
-    pairs = 2 * logs.shape[0] - 2
-    # Each target meets the sum over all views less the view it comes from: V products become 2.
-    others = logs.sum(dim=0) - logs[:2]
-    return -(targets * others).sum() / (images * pairs)
+    loss: Tensor = _CrossEntropy.apply(student_logits, targets)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """View by view and the softmax twice, so that nothing of the size of all views' logits is kept but these."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        views, both = logits.split(targets.shape[1]), targets.sum(dim=0)
+        ctx.share = 1.0 / (targets.shape[1] * (2 * len(views) - 2))
+        ctx.save_for_backward(logits, targets, both)
+        total = torch.zeros((), device=logits.device)
+        for view, (target, _) in zip(views, _pair(targets, both, len(views)), strict=True):
+            total = total - (target * F.log_softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)).sum()
+        return total * ctx.share
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        logits, targets, both = ctx.saved_tensors
+        views, gradient = logits.split(targets.shape[1]), torch.empty_like(logits)
+        scale = upstream * (ctx.share / STUDENT_TEMPERATURE)
+        parts = zip(views, gradient.split(targets.shape[1]), _pair(targets, both, len(views)), strict=True)
+        for view, part, (target, mass) in parts:
+            softmax = F.softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)
+            part.copy_(softmax.mul_(mass).sub_(target).mul_(scale))
+        return gradient, None
+
+
+def _pair(targets: Tensor, both: Tensor, views: int) -> list[tuple[Tensor, float]]:
+    """For each view the sum of the targets of other views, (B, K), and the sum of a row of it."""
+    return [(targets[1], 1.0), (targets[0], 1.0), *[(both, 2.0)] * (views - 2)]
 
 
 def update_centre(centre: Tensor, batch_centre: Tensor, momentum: Tensor | float = CENTRE_MOMENTUM) -> Tensor:

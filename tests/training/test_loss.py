@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +90,24 @@ def test_loss_equals_the_loops_for_any_number_of_views(images, views, prototypes
     targets = compute_targets(torch.as_tensor(teacher), torch.as_tensor(centre), scalar(temperature))
     loss = compute_loss(torch.as_tensor(student), targets.probabilities)
     assert float(loss) == pytest.approx(loss_by_loops(student, teacher, centre, temperature, images), rel=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(images=st.integers(1, 4), views=st.integers(2, 6), seed=st.integers(0, 10_000), scale=st.floats(0.1, 10.0))
+def test_the_gradient_is_that_of_the_plain_formula(images, views, seed, scale):
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.device("cpu"):
+        student = torch.randn(views * images, 11, generator=generator)
+        teacher = torch.randn(2 * images, 11, generator=generator)
+    targets = compute_targets(torch.as_tensor(teacher.numpy()), torch.zeros(1, 11), scalar(0.2)).probabilities
+    logits = torch.as_tensor(student.numpy()).requires_grad_()
+    (scale * compute_loss(logits, targets)).backward()
+    plain = student.double().requires_grad_()
+    logs = F.log_softmax(plain / 0.1, dim=-1).unflatten(0, (views, images))
+    pairs = [(one, two) for one in range(2) for two in range(views) if one != two]
+    expected = targets.cpu().double()
+    (-scale * sum((expected[one] * logs[two]).sum(-1).mean() for one, two in pairs) / len(pairs)).backward()
+    torch.testing.assert_close(logits.grad.cpu().double(), plain.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_targets_say_what_they_promise():
