@@ -1,0 +1,247 @@
+"""One training step beside the textbook's: images/s, peak memory, host reads, share of each phase, utilisation.
+
+    python benchmarks/train_step.py [--device cpu] [--arch vit_small] [--batch 8] [--precision fp32] [--rounds 2]
+
+Each way runs in processes of its own, in turn, on the same weights and the same drawn views, which lie on the device
+already. The first step is not timed. `--precision` is ours; the textbook has fp32 on cpu and hpu and fp16 autocast
+with loss scaling on cuda. Utilisation is against the rate of a large matrix product in our number format, measured in
+the same process. Prints one JSON line a way, and one with the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from benchmarks import textbook_step  # noqa: E402
+from dino.data.crops import Crops  # noqa: E402
+from dino.devices.base import StepInputs  # noqa: E402
+from dino.flags import TrainOptions  # noqa: E402
+from dino.options import parse  # noqa: E402
+from dino.runtime.context import Run, open_run  # noqa: E402
+from dino.training.build import build_networks, build_program  # noqa: E402
+from dino.training.optim import build_optimizer  # noqa: E402
+
+SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
+NUMBERS = {"rate": 5e-4, "decay": 0.04, "momentum": 0.996, "temperature": 0.04}
+PRODUCT = {"cpu": 2048, "cuda": 8192, "hpu": 8192}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Step = Callable[[Callable[[str], None]], float | None]
+
+
+class Clock:
+    """Seconds by phase, the device's work included where `synchronize` waits for it."""
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        """Stand still."""
+        self.synchronize, self.phase, self.began = synchronize, "", 0.0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def enter(self, phase: str) -> None:
+        """End one phase and begin the next; an empty name begins none."""
+        self.synchronize()
+        now = time.perf_counter()
+        if self.phase:
+            self.seconds[self.phase] += now - self.began
+        self.phase, self.began = phase, now
+
+
+def parse_words() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=list(PRODUCT))
+    parser.add_argument("--arch", default="vit_small", choices=list(SHAPES))
+    parser.add_argument("--precision", default="fp32", choices=list(TYPES))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--prototypes", type=int, default=65536)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--impl", choices=["textbook", "ours"], help="measure this way, in this process")
+    return parser.parse_args()
+
+
+def draw_views(words: argparse.Namespace, device: torch.device) -> list[Tensor]:
+    """Two global and eight local views of each image, float32, ordered by view."""
+    generator = torch.Generator().manual_seed(0)
+    sides = ((2, 224), (8, 96))
+    return [torch.randn(count * words.batch, 3, side, side, generator=generator).to(device) for count, side in sides]
+
+
+def build_options(words: argparse.Namespace) -> TrainOptions:
+    """Our options for the paper's crops."""
+    line = ["--data_path", "demo", "--device", words.device, "--arch", words.arch, "--precision", words.precision]
+    line += ["--out_dim", str(words.prototypes), "--drop_path_rate", "0", "--batch_size_per_device", str(words.batch)]
+    return parse(TrainOptions, line + ["--compile"] * words.compile)
+
+
+def build_ours(words: argparse.Namespace, options: TrainOptions, run: Run) -> tuple[Step, Callable[[], float]]:
+    """Our step as training runs it, phase by phase."""
+    student, teacher = build_networks(options, run)
+    optimizer = build_optimizer(options.optim.optimizer, student)
+    program = build_program(options, student, teacher, run)
+    device = run.device.torch_device
+    views = draw_views(words, device)
+    inputs = StepInputs(*(torch.tensor(number, device=device) for number in (*NUMBERS.values(), 1.0)))
+    pixels = [part.unflatten(0, (-1, words.batch)).transpose(0, 1) for part in views]
+    batch = Crops(pixels[0], torch.zeros(words.batch, 2, 1), pixels[1], torch.zeros(words.batch, 8, 1), torch.zeros(1))
+    train, phases = run.device.compile_train(program, optimizer, 1), [lambda name: None]
+    for network, name in ((program.teacher, "teacher"), (program.student, "student")):
+        network.register_forward_pre_hook(lambda *_, name=name: phases[0](name))
+    program.student.register_forward_hook(lambda *_: phases[0]("loss"))
+    for method, name in (("before_update", "clip and optimiser"), ("after_update", "teacher's update")):
+        _announce(program, method, lambda name=name: phases[0](name))
+    forward = program.forward
+
+    def forward_then_backward(*arguments: Any) -> Any:
+        output = forward(*arguments)
+        phases[0]("backward")
+        return output
+
+    program.forward = forward_then_backward  # type: ignore[method-assign]
+
+    def step(enter: Callable[[str], None]) -> None:
+        phases[0] = enter
+        train(batch, inputs)
+
+    return step, lambda: (program.meters[1] / program.meters[0]).item()
+
+
+def _announce(program: Any, method: str, begin: Callable[[], None]) -> None:
+    whole = getattr(program, method)
+
+    def announced(*arguments: Any) -> Any:
+        begin()
+        return whole(*arguments)
+
+    setattr(program, method, announced)
+
+
+def build_textbook(words: argparse.Namespace, options: TrainOptions, run: Run) -> tuple[Step, Callable[[], float]]:
+    """The textbook's step on our network's first weights."""
+    dim, depth, heads = SHAPES[words.arch]
+    weights = {name: part.cpu() for name, part in build_networks(options, run)[0].state_dict().items()}
+
+    def build() -> textbook_step.Network:
+        backbone = textbook_step.VisionTransformer(patch=16, dim=dim, depth=depth, heads=heads, size=224)
+        network = textbook_step.Network(backbone, textbook_step.Head(dim, words.prototypes))
+        network.load_state_dict(weights)
+        return network
+
+    half = words.device == "cuda"
+    book = textbook_step.Textbook(
+        build,
+        prototypes=words.prototypes,
+        clip=options.optim.clip_grad,
+        device=run.device.torch_device,
+        autocast=lambda: torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext(),
+        scaler=torch.amp.GradScaler("cuda") if half else None,
+    )
+    views, losses = draw_views(words, run.device.torch_device), []
+
+    def step(enter: Callable[[str], None]) -> None:
+        losses.append(book.step(views, **NUMBERS, enter=enter))
+
+    return step, lambda: statistics.mean(losses)
+
+
+def measure(words: argparse.Namespace) -> dict[str, Any]:
+    """One way, in this process."""
+    options = build_options(words)
+    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+        device = run.device
+        before = read_memory(run)
+        step, tell = (build_ours if words.impl == "ours" else build_textbook)(words, options, run)
+        with FlopCounterMode(display=False) as flops:
+            step(lambda name: None)
+        clock, seconds = Clock(device.synchronize), []
+        for _ in range(words.steps):
+            device.synchronize()
+            began = time.perf_counter()
+            step(lambda name: None)
+            device.synchronize()
+            seconds.append(time.perf_counter() - began)
+        memory = read_memory(run) - before
+        clock.enter("views")
+        step(clock.enter)
+        clock.enter("")
+        with profile(activities=[ProfilerActivity.CPU]) as events:
+            step(lambda name: None)
+        found = {event.key: event.count for event in events.key_averages()}
+        product = measure_product(words, device.torch_device, device.synchronize)
+    rate, whole = words.batch / statistics.median(seconds), sum(clock.seconds.values())
+    return {
+        "impl": words.impl,
+        "loss": round(tell(), 5),
+        "images_per_second": round(rate, 3),
+        "spread": [round(words.batch / part, 3) for part in (max(seconds), min(seconds))],
+        "peak_memory_mb": round(memory / 1e6),
+        "host_reads": found.get("aten::_local_scalar_dense", 0),
+        "launches": found.get("cudaLaunchKernel", 0) + found.get("cuLaunchKernelEx", 0),
+        "phases": {name: round(part / whole, 3) for name, part in clock.seconds.items()},
+        "gflop_an_image": round(flops.get_total_flops() / words.batch / 1e9, 1),
+        "utilisation": round(flops.get_total_flops() / words.batch * rate / product, 3),
+        "product_tflops": round(product / 1e12, 3),
+    }
+
+
+def measure_product(words: argparse.Namespace, device: torch.device, synchronize: Callable[[], None]) -> float:
+    """Floating point operations a second of one large square matrix product: the best of five."""
+    size = PRODUCT[words.device]
+    kind = TYPES["fp16" if words.impl == "textbook" and words.device == "cuda" else words.precision]
+    left, right, best = torch.randn(size, size, device=device).to(kind), torch.randn(size, size, device=device), 0.0
+    right = right.to(kind)
+    for _ in range(6):
+        synchronize()
+        began = time.perf_counter()
+        left @ right
+        synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def read_memory(run: Run) -> int:
+    """Bytes at most so far: of the card, or of this process."""
+    return run.device.memory_peak() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Measure one way here, or both in turn in other processes."""
+    words = parse_words()
+    if words.impl:
+        print(json.dumps(measure(words)))
+        return
+    runs: dict[str, list[dict[str, Any]]] = {"textbook": [], "ours": []}
+    for _ in range(words.rounds):
+        for impl, found in runs.items():
+            line = subprocess.run([sys.executable, *sys.argv, "--impl", impl], check=True, stdout=subprocess.PIPE)
+            found.append(json.loads(line.stdout.splitlines()[-1]))
+            print(json.dumps({**found[-1], "load": round(os.getloadavg()[0], 2)}), flush=True)
+    rates, memory = (
+        {impl: statistics.median(one[key] for one in found) for impl, found in runs.items()}
+        for key in ("images_per_second", "peak_memory_mb")
+    )
+    faster, less = rates["ours"] / rates["textbook"], memory["ours"] / memory["textbook"]
+    print(json.dumps({"times_images_per_second": round(faster, 2), "times_peak_memory": round(less, 2)}))
+
+
+if __name__ == "__main__":
+    main()
