@@ -6,10 +6,13 @@ Numbers that change by command (a batch size, say) stand in the command's `DEFAU
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dino.options import flag
+from dino.probe_keys import LINEAR_PROBE
+from dino.recipes import Meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,17 @@ class RunFlags(EpochFlags):
     eval_knn_every: int = flag(
         0, "epochs between k-NN scores on the val (or validation) folder beside the images", least=0
     )
+    preset: str | None = flag(
+        None,
+        "auto: what is not given of out_dim, momentum, temperatures, warm-ups and lr follows from the number of "
+        "images, the global batch and the epochs; each with its reason",
+        choices=("auto",),
+    )
+    dry_run: bool = flag(
+        False,
+        "two steps on drawn pixels: images/s, memory, FLOPs, the share of each phase and the largest batch; no output",
+        switch=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +239,7 @@ class TrainOptions:
     train_data: TrainDataFlags
     run: RunFlags
     explicit: frozenset[str] = frozenset()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +280,8 @@ class LinearFlags:
     )
     num_labels: int | None = flag(None, "classes; by default as many as class folders, which it must equal", least=1)
     val_freq: int = flag(1, "epochs between two validations; the last epoch is always validated", least=1)
+    val_first: int = flag(1, "epoch, counted from 1, that is validated first", least=1)
+    scale_lr: bool = flag(True, "--lr is for a global batch of 256 and scaled with it; false: it is the rate itself")
     evaluate: bool = flag(False, "train nothing: score a linear layer that is there already", switch=True)
     pretrained_linear: str | None = flag(
         None,
@@ -439,6 +456,7 @@ class LinearOptions(EvaluationOptions):
     """Train a linear classifier on a frozen backbone, on DATA_PATH/train; score it on DATA_PATH/val (or validation)."""
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"batch_size_per_device": 128, "lr": 0.001}
+    NESTED: ClassVar[Mapping[str, Meaning]] = LINEAR_PROBE
 
     linear: LinearFlags
     rate: RateFlags

@@ -1,27 +1,37 @@
 """From frozen dataclasses to flags, recipes and back.
 
 A group is a frozen dataclass whose fields are made by `flag`; a command is a frozen dataclass whose fields are groups.
-`parse` gives the command with every value resolved in the order flag > recipe > default. Standard library and PyYAML
-only, so that `--help` is quick and so that the environment can be completed before torch is imported.
+`parse` gives the command with every value resolved in the order flag > `-o` > recipe > default. Standard library and
+PyYAML only, so that `--help` is quick and so that the environment can be completed before torch is imported.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
+import math
 import sys
-import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
 
+from dino import values
 from dino.errors import OptionError
+from dino.recipes import DEFAULTS, Meaning, interpret, is_first, nearest, read_overrides, read_recipe, sets
 
 Options = TypeVar("Options")
+
+RECIPE_FLAGS: Mapping[tuple[str, ...], dict[str, Any]] = {
+    ("--config", "-c"): {"help": "recipe: a YAML file of flag names and values; flags win over it"},
+    ("--override", "-o"): {
+        "help": "change one value of the recipe, or any flag: -o Optimizer.lr=0.01; may be repeated",
+        "action": "append",
+        "metavar": "KEY=VALUE",
+    },
+    ("--print_config",): {"help": "print every value as a recipe, run nothing", "action": "store_true"},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,9 +81,9 @@ class Flag:
             OptionError: The value is of another type, not among the choices or out of bounds; the text names both.
         """
         try:
-            result = _convert(value, self.annotation)
+            result = values.convert(value, self.annotation)
         except (TypeError, ValueError):
-            raise OptionError(f"{self.words[0]} got {value!r}, wants {_describe(self.annotation)}") from None
+            raise OptionError(f"{self.words[0]} got {value!r}, wants {values.describe(self.annotation)}") from None
         if self.spec.choices and result is not None and result not in self.spec.choices:
             raise OptionError(f"{self.words[0]} got {value!r}, wants one of {', '.join(self.spec.choices)}")
         for number in result if isinstance(result, tuple) else (result,):
@@ -104,30 +114,43 @@ def flags_of(command: type) -> Iterator[Flag]:
             yield Flag(group=group, field=field.name, annotation=hints[field.name], default=default, spec=spec)
 
 
-def parse(command: type[Options], argv: Sequence[str] | None = None) -> Options:
-    """Resolve a command's options: flag, else recipe (`--config`), else default.
+def parse(
+    command: type[Options],
+    argv: Sequence[str] | None = None,
+    complete: Callable[[Options], Options] = lambda options: options,
+) -> Options:
+    """Resolve a command's options: flag, else `-o`, else recipe (`--config`), else default.
 
     Args:
         command: A frozen dataclass of groups with a field `explicit: frozenset[str]`; its docstring is the help text.
         argv: Words of the command line; None means those of this process.
+        complete: Chooses values that were not given and need more than the command line; runs before the options are
+            printed.
 
     Returns:
         The command's options; `explicit` holds the names that a flag or the recipe set.
 
     Raises:
         OptionError: An unknown flag or recipe key (the nearest known one is named), or a value that does not fit.
+        SystemExit: `--print_config` printed them, or `--help` the flags.
     """
     flags = tuple(flags_of(command))
     given = _read_flags(command, flags, argv)
-    recipe = given.pop("config", None)
-    chosen = {**(_read_recipe(recipe, flags) if recipe else {}), **given}
+    recipe, changes, printed = (given.pop(name, None) for name in ("config", "override", "print_config"))
+    meanings = _meanings_of(command, flags)
+    chosen = _read_recipe(recipe, meanings, flags) if recipe else {}
+    chosen |= interpret("-o", read_overrides(changes or ()), meanings) | given
     groups: dict[str, dict[str, Any]] = {}
     for known in flags:
         value = known.convert(chosen[known.field]) if known.field in chosen else known.default
         groups.setdefault(known.group, {})[known.field] = value
     hints = typing.get_type_hints(command)
     built = {group: hints[group](**fields) for group, fields in groups.items()}
-    return command(**built, explicit=frozenset(chosen))
+    options = complete(command(**built, explicit=frozenset(chosen)))
+    if printed:
+        sys.stdout.write(as_recipe(options) if is_first() else "")
+        raise SystemExit(0)
+    return options
 
 
 def name_places(argv: Sequence[str] | None, *words: str) -> list[str]:
@@ -176,10 +199,29 @@ def as_words(command: type, options: Any, fields: Collection[str]) -> list[str]:
     return words
 
 
-def nearest(word: str, known: Sequence[str], families: Sequence[str] = ()) -> str:
-    """The remedy for an unknown word: the nearest known one, or the list of all, or of families where all are many."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(families or sorted(known))}"
+def as_recipe(options: Any) -> str:
+    """Write options as a recipe that gives the same run again, with every value in it.
+
+    `defaults` names the flags that nobody had set: as long as their value is the default they count as not set when
+    the recipe is read. Values that were chosen for a reason (`options.reasons`, by field) have it beside them.
+    """
+    reasons: Mapping[str, str] = getattr(options, "reasons", {})
+    lines = ["# every flag as it was resolved; read it with --config"]
+    for name, value in as_dict(options).items():
+        beside = f"  # {reasons[name]}" if name in reasons else ""
+        lines.append(_line(name, value) + beside)
+    unset = [name for name in as_dict(options) if name not in options.explicit and name not in reasons]
+    return "\n".join([*lines, "# flags that nobody had set", _line(DEFAULTS, unset), ""])
+
+
+def change(options: Options, values_of: Mapping[str, Any]) -> Options:
+    """Options with other values, by field; `explicit` stays as it is."""
+    groups: dict[str, dict[str, Any]] = {}
+    for known in flags_of(type(options)):
+        if known.field in values_of:
+            groups.setdefault(known.group, {})[known.field] = known.convert(values_of[known.field])
+    changed = {group: dataclasses.replace(getattr(options, group), **fields) for group, fields in groups.items()}
+    return dataclasses.replace(typing.cast(Any, options), **changed)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -194,12 +236,13 @@ def _read_flags(command: type, flags: Sequence[Flag], argv: Sequence[str] | None
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", help="recipe: a YAML file of flag names and values; flags win over it")
+    for words, spec in RECIPE_FLAGS.items():
+        parser.add_argument(*words, **spec)
     for known in flags:
         _add_flag(parser, known)
     found, unknown = parser.parse_known_args(argv)
     if unknown:
-        words = ["--config", *(word for known in flags for word in known.words)]
+        words = [word for words in (*RECIPE_FLAGS, *(known.words for known in flags)) for word in words]
         raise OptionError(f"unknown flag {unknown[0]}: {nearest(unknown[0].split('=')[0], words)}")
     return vars(found)
 
@@ -209,69 +252,33 @@ def _add_flag(parser: argparse.ArgumentParser, known: Flag) -> None:
     if known.spec.switch:
         parser.add_argument(*known.words, dest=known.field, action="store_true", help=text)
         return
-    many = typing.get_origin(_required(known.annotation)) is tuple
+    many = values.takes_many(known.annotation)
     metavar = "{" + ",".join(known.spec.choices) + "}" if known.spec.choices else known.field.upper()
     parser.add_argument(*known.words, dest=known.field, nargs="+" if many else None, metavar=metavar, help=text)
 
 
-def _read_recipe(path: str, flags: Sequence[Flag]) -> dict[str, Any]:
-    """The recipe's values by field; keys may be written as any spelling of the flag, without the leading dashes."""
-    try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"--config {path} cannot be read: {error}") from error
-    if not isinstance(recipe, dict):
-        raise OptionError(f"--config {path} must hold `flag: value` lines, one a flag")
-    fields = {word.removeprefix("--"): known.field for known in flags for word in (*known.words, f"--{known.field}")}
-    for key in recipe:
-        if key not in fields:
-            raise OptionError(f"--config {path} has the unknown key {key!r}: {nearest(str(key), list(fields))}")
-    return {fields[key]: value for key, value in recipe.items()}
+def _read_recipe(path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]) -> dict[str, Any]:
+    """The recipe's values by field, without those that say they are defaults and still are."""
+    recipe = read_recipe(path)
+    unset = recipe.pop(DEFAULTS, None) or ()
+    found = interpret(f"--config {path}", recipe, meanings)
+    for known in flags:
+        if known.field in found and known.field in unset and known.convert(found[known.field]) == known.default:
+            del found[known.field]
+    return found
 
 
-def _required(annotation: Any) -> Any:
-    """`X` of `X | None`, else the annotation itself."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return next(part for part in typing.get_args(annotation) if part is not type(None))
-    return annotation
+def _meanings_of(command: type, flags: Sequence[Flag]) -> dict[str, Meaning]:
+    """What each key of a recipe means: any spelling of a flag, without the dashes, or a path of the command's own."""
+    spellings = {word.removeprefix("--"): known.field for known in flags for word in (*known.words, f"--{known.field}")}
+    return {word: sets(field) for word, field in spellings.items()} | getattr(command, "NESTED", {})
 
 
-def _convert(value: Any, annotation: Any) -> Any:
-    wanted = _required(annotation)
-    if value is None and wanted is not annotation:
-        return None
-    if typing.get_origin(wanted) is tuple:
-        return _convert_tuple(value, typing.get_args(wanted))
-    if wanted is bool:
-        return _convert_bool(value)
-    if value is None or isinstance(value, bool | list | dict) or (wanted is int and isinstance(value, float)):
-        raise ValueError(value)
-    return wanted(value)
-
-
-def _convert_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple) or (parts[-1] is not Ellipsis and len(value) != len(parts)):
-        raise ValueError(value)
-    return tuple(_convert(item, parts[0]) for item in value)
-
-
-def _convert_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = str(value).lower()
-    if word in {"1", "true", "on", "yes"}:
-        return True
-    if word in {"0", "false", "off", "no"}:
-        return False
-    raise ValueError(value)
-
-
-def _describe(annotation: Any) -> str:
-    wanted = _required(annotation)
-    if typing.get_origin(wanted) is tuple:
-        parts = typing.get_args(wanted)
-        return f"{'one or more' if parts[-1] is Ellipsis else len(parts)} {parts[0].__name__} values"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[wanted]
+def _line(name: str, value: Any) -> str:
+    """One line of YAML, however long."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    body = text.removesuffix("...\n").strip()  # yaml ends a document that is a bare word with dots
+    return f"{name}: {body}"
 
 
 def _shown(default: Any) -> str:

@@ -68,6 +68,8 @@ TRAIN = {
     "--save_every_steps": 0,
     "--keep_checkpoints": 0,
     "--eval_knn_every": 0,
+    "--preset": None,
+    "--dry_run": False,
 }
 KNN = {
     "--device": None,
@@ -105,6 +107,8 @@ LINEAR = EVALUATION | {
     "--avgpool_patchtokens": False,
     "--num_labels": None,
     "--val_freq": 1,
+    "--val_first": 1,
+    "--scale_lr": True,
     "--evaluate": False,
     "--pretrained_linear": None,
     "--cache_features": False,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dino.errors import OptionError
 from dino.flags import KnnOptions, TrainOptions
-from dino.options import as_dict, flag, flags_of, name_places, nearest, parse
+from dino.options import as_dict, flag, flags_of, name_places, parse
+from dino.recipes import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +328,8 @@ def test_options_written_as_flags_come_back_the_same(values):
 @QUICK
 @given(word=st.text(string.ascii_lowercase + "_", min_size=1, max_size=12))
 def test_no_word_is_silently_ignored(word):
-    known = {spelling for declared in flags_of(TrainOptions) for spelling in declared.words} | {"--config", "--help"}
+    known = {spelling for declared in flags_of(TrainOptions) for spelling in declared.words} | {"--help"}
+    known |= {f"--{name}" for name in ("config", "override", "print_config")}
     if f"--{word}" not in known:
         assert f"--{word}" in refusal([f"--{word}", "1"], TrainOptions)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dino.errors import OptionError
 from dino.flags import PrecisionFlags
-from dino.options import nearest
+from dino.recipes import nearest
 
 logger = logging.getLogger(__name__)
 

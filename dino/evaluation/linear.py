@@ -14,8 +14,10 @@ from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_
 from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
 from dino.flags import BackboneFlags, LinearOptions
 from dino.models.weights import PUBLISHED_LINEAR, find_published
+from dino.options import as_recipe
+from dino.recipes import RECIPE
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import check_target, write_result
+from dino.runtime.metrics import check_target, write_result, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ def check_folder(options: LinearOptions) -> None:
 def _train_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
     assert task.train is not None
     layer = restore_layer(options, task, run)
+    if run.processes.is_first:
+        write_whole("--output_dir", str(Path(options.run.output_dir) / RECIPE), as_recipe(options))
     test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
     finished = layer.epoch >= options.run.epochs  # then nothing is learnt, and nothing needs to be described for it

@@ -27,6 +27,7 @@ from dino.runtime.context import Run
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pth.tar"  # the original's name
+BEST = "checkpoint_best.pth.tar"  # the same of the epoch with the best top-1
 # What is known by a digest only, and what to say where it differs.
 OTHERS = {"backbone": "another backbone", "classes": "other class folders", "images": "other images"}
 SETTINGS = ("n_last_blocks", "avgpool_patchtokens")  # a layer trained with another value of these is another layer

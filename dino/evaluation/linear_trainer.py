@@ -12,7 +12,7 @@ from dino.errors import CheckpointError, NonFiniteError
 from dino.evaluation.features import Features
 from dino.evaluation.linear_batches import Lessons
 from dino.evaluation.linear_head import LinearHead, LinearProgram, LinearScore, MomentumSGD, Samples, score_head
-from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head
+from dino.evaluation.linear_task import BEST, CHECKPOINT, LinearTask, load_head
 from dino.flags import LinearOptions
 from dino.options import as_dict
 from dino.runtime.context import Run
@@ -98,18 +98,20 @@ class LinearTrainer:
         """
         epochs, start = self.options.run.epochs, self.layer.epoch
         folder = Path(self.options.run.output_dir)
+        logger.info("learning rate %g for a global batch of %d, cosine to 0", self._peak(), self._global_batch())
         log = MetricLog(folder, epoch=start, iteration=start) if self.run.processes.is_first else None
         try:
             score = self._score() if start >= epochs else None
             for epoch in range(start, epochs):
+                best = self.layer.best
                 values = {"train_lr": self._rate(epoch), "train_loss": self._train_epoch(epoch)}
-                if epoch % self.options.linear.val_freq == 0 or epoch == epochs - 1:
+                if self._is_validated(epoch):
                     score = self._validate(epoch)
                     values |= {f"test_{name}": value for name, value in score.named().items()}
                 if log is not None:
                     log.write_scalars(values, epoch + 1)
                     log.write_epoch({**values, "epoch": epoch})
-                    self._save(epoch + 1)
+                    self._save(epoch + 1, is_best=self.layer.best > best)
         finally:
             self.progress.close()
             if log is not None:
@@ -135,13 +137,21 @@ class LinearTrainer:
             raise NonFiniteError(f"the loss of epoch {epoch} is {mean}, and the epoch was not saved; try a lower --lr")
         return mean
 
+    def _is_validated(self, epoch: int) -> bool:
+        """Whether the epoch, counted from 0, is `--val_first` or a multiple of `--val_freq` after it, or the last."""
+        since = epoch + 1 - self.options.linear.val_first
+        return (since >= 0 and since % self.options.linear.val_freq == 0) or epoch + 1 == self.options.run.epochs
+
     def _rate(self, epoch: int) -> float:
         """Cosine from the peak in epoch 0 to 0, by whole epochs (torch's CosineAnnealingLR)."""
         return 0.5 * self._peak() * (1.0 + math.cos(math.pi * epoch / self.options.run.epochs))
 
     def _peak(self) -> float:
-        batch = self.options.data.batch_size_per_device * self.run.processes.world
-        return self.options.rate.lr * batch / BATCH_OF_LR
+        scale = self._global_batch() / BATCH_OF_LR if self.options.linear.scale_lr else 1.0
+        return self.options.rate.lr * scale
+
+    def _global_batch(self) -> int:
+        return self.options.data.batch_size_per_device * self.run.processes.world
 
     def _validate(self, epoch: int) -> LinearScore:
         score, count = self._score(), len(self.test.labels)
@@ -155,7 +165,7 @@ class LinearTrainer:
         batch_size = self.task.reading.batch_size
         return score_head(self.infer, self.test, classes=self.task.classes, batch_size=batch_size, run=self.run)
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, *, is_best: bool) -> None:
         """Write the checkpoint as the original does, so that each reads the other's; and what this run belongs to."""
         rate, peak = self._rate(done), self._peak()
         self.layer.optimizer.param_groups[0].update(lr=rate, initial_lr=peak)
@@ -169,4 +179,6 @@ class LinearTrainer:
             "args": as_dict(self.options),
             "identity": dict(self.task.identity),
         }
-        checkpoint.save_file(Path(self.options.run.output_dir) / CHECKPOINT, self.run.device.to_host(state))
+        # The best one first: a run that is killed in between does this epoch again, and finds it the best again.
+        for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
+            checkpoint.save_file(Path(self.options.run.output_dir) / name, self.run.device.to_host(state))

@@ -14,7 +14,7 @@ from torch import nn
 
 from dino.errors import OptionError
 from dino.models.vit import VisionTransformer
-from dino.options import nearest
+from dino.recipes import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,134 @@
+"""Recipes: YAML files of values, flat (`lr: 0.001`) or nested (`Optimizer: {lr: 0.001}`), and words that change them.
+
+Nothing here knows a flag: a recipe becomes a flat {path: value}, whose paths are the keys joined by dots, list places
+as numbers. What a dotted path means to a command stands in its table of meanings (`dino/probe_keys.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino.errors import OptionError
+
+RECIPE = "recipe.yaml"  # the name under which a run keeps its own, beside its checkpoint
+DEFAULTS = "defaults"  # key of a resolved recipe: the flags that nobody had set
+
+logger = logging.getLogger(__name__)
+
+Meaning = Callable[[Any], dict[str, Any]]  # value of a dotted path -> {field: value}; ValueError if it cannot be meant
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """Read a recipe as it is.
+
+    Raises:
+        OptionError: It is missing, no YAML, or no mapping.
+    """
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise OptionError(f"--config {path} must hold `flag: value` lines, one a flag")
+    return {str(key): value for key, value in recipe.items()}
+
+
+def read_overrides(words: Iterable[str]) -> dict[str, Any]:
+    """Read words `PATH=VALUE`; a value is YAML, never code, and may hold further signs of equality.
+
+    Returns:
+        Values by path; of equal paths the last counts.
+
+    Raises:
+        OptionError: There is no such sign, or the value is no YAML.
+    """
+    found = {}
+    for word in words:
+        path, sign, text = word.partition("=")
+        if not sign or not path:
+            raise OptionError(f"-o {word} changes nothing; write KEY=VALUE, as in -o Optimizer.lr=0.01")
+        try:
+            found[path] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise OptionError(f"-o {word}: the value is no YAML ({error})") from error
+    return found
+
+
+def interpret(where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meaning]) -> dict[str, Any]:
+    """What a recipe says as {field: value}.
+
+    Args:
+        where: What the user wrote, for errors.
+        tree: Values, nested or not.
+        meanings: What each dotted path means.
+
+    Raises:
+        OptionError: A path that is unknown (the nearest is named), a value that cannot be meant, or two paths that give
+            one field different values.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    for path, value in flatten(tree, meanings):
+        if path not in meanings:
+            raise OptionError(f"{where} has the unknown key {path!r}: {nearest(path, list(meanings))}")
+        try:
+            meant = meanings[path](value)
+        except ValueError as error:
+            raise OptionError(f"{where}: {path} {error}") from error
+        for field, part in meant.items():
+            before, other = found.setdefault(field, (part, path))
+            if other != path and before != part:
+                raise OptionError(f"{where}: {other} and {path} set --{field} to {before} and {part}; drop one")
+    idle = [path for path, _ in flatten(tree, meanings) if meanings[path] is of_no_meaning]
+    if idle and is_first():
+        logger.warning("%s: of no meaning here: %s", where, ", ".join(idle))
+    return {field: value for field, (value, _) in found.items()}
+
+
+def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) for each leaf of nested mappings and lists; a known path is a leaf, whatever it is."""
+    parts: dict[Any, Any] = {}
+    if path not in known:
+        parts = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
+    for key, value in parts.items():
+        yield from flatten(value, known, f"{path}.{key}" if path else str(key))
+    if not parts and path:
+        yield path, tree
+
+
+def is_first() -> bool:
+    """Whether this process is the one of its launch that speaks; asked before the run knows its processes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def nearest(word: str, known: Sequence[str], families: Sequence[str] = ()) -> str:
+    """The remedy for an unknown word: the nearest known one, or the list of all, or of families where all are many."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(families or sorted(known))}"
+
+
+def sets(*fields: str) -> Meaning:
+    """The key gives these fields its value."""
+    return lambda value: dict.fromkeys(fields, value)
+
+
+def must_be(*known: Any) -> Meaning:
+    """The key says what is done here anyway; any other value is refused."""
+
+    def check(value: Any) -> dict[str, Any]:
+        if value not in known:
+            raise ValueError(f"is {value!r}; here it is always {' or '.join(map(repr, known))}")
+        return {}
+
+    return check
+
+
+def of_no_meaning(_value: Any) -> dict[str, Any]:
+    """The key is about the other software; its value changes nothing here."""
+    return {}
