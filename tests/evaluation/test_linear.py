@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -26,9 +27,10 @@ from dino.data.photometric import build_normalisation
 from dino.data.sources import open_labelled_splits
 from dino.errors import CheckpointError, DataError, DinoError, NonFiniteError, OptionError, WeightsError
 from dino.evaluation.linear_head import LinearHead
-from dino.evaluation.linear_task import CHECKPOINT
+from dino.evaluation.linear_task import BEST, CHECKPOINT
 from dino.models.registry import VITS, VitShape, build_backbone
 from dino.models.vit import VisionTransformer
+from dino.recipes import RECIPE
 from dino.runtime.distributed import Processes
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
@@ -436,3 +438,56 @@ def test_shared_pictures_are_learned(name: str, words: list[str], shared_data: P
     more = ("--data_limit", 500, "--batch_size_per_device", 100, "--epochs", 20, "--lr", 0.3, "--cache_features")
     run(*words, "--data_path", shared_data / name, "--output_dir", tmp_path, *more)
     assert max(line["test_acc1"] for line in lines_of(tmp_path)) > 15  # guessing gives 10
+
+
+PASSL_RECIPE = Path(__file__).resolve().parents[2] / "configs" / "linear" / "vits16_passl.yaml"
+PASSL_WORDS = (  # the recipe on tiny images: what the network cannot have is changed, what the probe does is not
+    *("--config", PASSL_RECIPE, "--arch", "vit_mini", "--patch_size", 8, "-o", "Model.backbone.n_last_blocks=2"),
+    *("-o", "DataLoader.Train.loader.num_workers=0", "-o", f"DataLoader.Train.sampler.batch_size={BATCH}"),
+)
+
+
+def test_the_probe_of_passl_acts(images: Path, weights: Path, tmp_path: Path) -> None:
+    """Absolute rate, cosine by epoch, validation after every second epoch, the best top-1 kept."""
+    files = ("--data_path", images, "--pretrained_weights", weights, "--output_dir", tmp_path)
+    run(*files, *PASSL_WORDS, "-o", "Optimizer.lr=0.1", "-o", "Global.epochs=5")
+    lines = lines_of(tmp_path)
+    rates = [0.05 * (1 + np.cos(np.pi * epoch / 5)) for epoch in range(5)]
+    assert [line["train_lr"] for line in lines] == pytest.approx(rates)
+    assert ["test_acc1" in line for line in lines] == [False, True, False, True, True]
+    scores = {line["epoch"]: line["test_acc1"] for line in lines if "test_acc1" in line}
+    first_best = max(scores, key=lambda epoch: scores[epoch])  # strictly better: the first of equal ones
+    best = checkpoint.load_file(tmp_path / BEST)
+    assert (best["epoch"], best["best_acc"]) == (first_best + 1, scores[first_best])
+    kept = yaml.safe_load((tmp_path / RECIPE).read_text())
+    assert (kept["lr"], kept["scale_lr"], kept["seed"], kept["val_first"]) == (0.1, False, 2023, 2)
+
+
+@pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
+def test_the_probe_of_passl_is_the_same_on_two_cards(images: Path, weights: Path, tmp_path: Path) -> None:
+    files = ("--data_path", images, "--pretrained_weights", weights, *PASSL_WORDS, "-o", "Global.epochs=4")
+    run(*files, "--output_dir", tmp_path / "one")
+    half = ("-o", f"DataLoader.Train.sampler.batch_size={BATCH // 2}", "--output_dir", tmp_path / "two")
+    cards = (on_simulated_card, on_simulated_card)
+    results = run_pair(tmp_path, "eval_linear", *files, *half, "--device", "hpu", prepare=cards)
+    assert [result.code for result in results] == [0, 0], results
+    for line, wanted in zip(lines_of(tmp_path / "two"), lines_of(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_best_layer_survives_and_is_scored(words: list[str], tmp_path: Path) -> None:
+    """Epochs that make it worse leave the best file alone, also across an interruption."""
+    more = ("--cache_features", "--output_dir", tmp_path, "--lr", 0.5)
+    run(*words, *more, "--epochs", 3)
+    best = (tmp_path / BEST).read_bytes()
+    run(*words, *more, "--epochs", 6, "--lr", 0)
+    assert (tmp_path / BEST).read_bytes() == best
+    assert checkpoint.load_file(tmp_path / CHECKPOINT)["epoch"] == 6
+    run(*words, "--output_dir", tmp_path, "--evaluate", "--pretrained_linear", tmp_path / BEST)
+
+
+def test_the_kept_recipe_gives_the_same_run(words: list[str], tmp_path: Path) -> None:
+    run(*words, "--cache_features", "--output_dir", tmp_path / "first")
+    run("--config", tmp_path / "first" / RECIPE, "--output_dir", tmp_path / "again")
+    assert lines_of(tmp_path / "first") == lines_of(tmp_path / "again")
+    assert_same_head(tmp_path / "again", {"state_dict": head_of(tmp_path / "first")}, rtol=0, atol=0)
