@@ -12,6 +12,7 @@ from typing import Any
 from dino.errors import exit_code
 from dino.flags import TrainOptions
 from dino.options import parse
+from dino.training.preset import apply_preset
 
 RECIPE = Path(__file__).parent / "configs" / "demo.yaml"
 PICTURES = 8  # images on the sheet of attention maps
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; flags of main_dino.py may follow and win over the recipe."""
     words = ["--config", str(RECIPE), "--data_path", "demo", "--output_dir", "output/demo"]
     began = time.monotonic()
-    scores, paths = run_demo(parse(TrainOptions, [*words, *(sys.argv[1:] if argv is None else argv)]))
+    scores, paths = run_demo(parse(TrainOptions, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset))
     lines = ["", f"{'k-NN top-1 (20 neighbours)':<30} {'%':>6}", "-" * 37]
     lines += [f"{name:<30} {score:6.1f}" for name, score in scores.items()]
     lines += ["", *(f"{name:<15} {path}" for name, path in paths.items())]

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dino.errors import exit_code
 from dino.flags import TrainOptions
 from dino.options import parse
+from dino.training.preset import apply_preset, log_reasons
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the command line, then train."""
-    options = parse(TrainOptions, argv)
+    options = parse(TrainOptions, argv, apply_preset)
 
     from dino.evaluation.knn import build_online_knn
     from dino.runtime.context import open_run, set_up_logging
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.training.trainer import Trainer
 
     set_up_logging()
+    log_reasons(options)
     source = check_options(options)
     with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
         Trainer(options, source, run, build_online_knn(options, run)).train()

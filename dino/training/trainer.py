@@ -19,9 +19,11 @@ from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, Interrupted, NonFiniteError
 from dino.flags import TrainOptions
 from dino.models.weights import load_initial_weights
-from dino.options import as_dict
+from dino.options import as_dict, as_recipe
+from dino.recipes import RECIPE
 from dino.runtime.context import Run, StopRequest
 from dino.runtime.distributed import StopAgreement
+from dino.runtime.metrics import write_whole
 from dino.training.build import build_loader, build_networks, build_program
 from dino.training.ema import build_teacher
 from dino.training.optim import build_optimizer
@@ -64,6 +66,8 @@ class Trainer:
         self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
         first = run.processes.is_first
+        if first:
+            write_whole("--output_dir", str(self.folder / RECIPE), as_recipe(options))
         self.reporter = Reporter(
             self.folder,
             self.plan,
