@@ -16,13 +16,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.evaluation.knn import build_online_knn
     from dino.runtime.context import open_run, set_up_logging
     from dino.training.checks import check_options
+    from dino.training.dry_run import check_dry_run, rehearse
     from dino.training.trainer import Trainer
 
     set_up_logging()
     log_reasons(options)
-    source = check_options(options)
+    if options.run.dry_run:
+        check_dry_run(options)
+    else:
+        source = check_options(options)
     with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
-        Trainer(options, source, run, build_online_knn(options, run)).train()
+        if options.run.dry_run:
+            rehearse(options, run)
+        else:
+            Trainer(options, source, run, build_online_knn(options, run)).train()
 
 
 if __name__ == "__main__":

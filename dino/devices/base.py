@@ -107,6 +107,10 @@ class Device(abc.ABC):
     def memory_peak(self) -> int | None:
         """Largest memory use so far in bytes, or None where the device does not tell."""
 
+    @abc.abstractmethod
+    def memory_total(self) -> int | None:
+        """All memory that there is in bytes, or None where the device does not tell."""
+
     def seed(self, value: int) -> None:
         """Restart the random numbers of the device and of the host's torch."""
         torch.manual_seed(value)

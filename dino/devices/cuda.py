@@ -69,3 +69,7 @@ class CudaDevice(EagerDevice):
     def memory_peak(self) -> int | None:
         """See the contract."""
         return torch.cuda.max_memory_allocated()
+
+    def memory_total(self) -> int:
+        """See the contract."""
+        return torch.cuda.mem_get_info()[1]

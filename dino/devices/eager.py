@@ -78,10 +78,6 @@ class EagerDevice(Device):
     def synchronize(self) -> None:
         """See the contract; on the CPU nothing is queued."""
 
-    def memory_peak(self) -> int | None:
-        """See the contract."""
-        return None
-
     def build_scaler(self) -> torch.amp.GradScaler | None:
         """A loss scale where the number format needs one (fp16)."""
         return torch.amp.GradScaler(self.torch_device.type) if self.precision == "fp16" else None

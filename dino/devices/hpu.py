@@ -135,6 +135,10 @@ class HpuDevice(EagerDevice):
         """See the contract."""
         return int(self.hpu.max_memory_allocated())
 
+    def memory_total(self) -> int:
+        """See the contract."""
+        return int(self.hpu.memory_stats()["Limit"])
+
 
 def find_release() -> tuple[int, ...] | None:
     """The installed bridge's release, as (1, 19), or None where its package does not tell."""

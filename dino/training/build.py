@@ -28,11 +28,11 @@ def build_networks(options: TrainOptions, run: Run) -> tuple[MultiCrop, MultiCro
         OptionError: The architecture refuses the crop sizes or the number of channels.
     """
     run.device.seed(options.run.seed)
-    student = _build_network(
+    student = build_network(
         options, drop_path_rate=options.student.drop_path_rate, norm_last_layer=options.student.norm_last_layer
     )
     _check_crops(student.backbone, options)
-    teacher = build_teacher(_build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
+    teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
     device = run.device
     if run.processes.world > 1:
         student, teacher = device.synchronise_batch_norm(student), device.synchronise_batch_norm(teacher)
@@ -45,22 +45,14 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
     Raises:
         DataError: Fewer images than one global batch.
     """
-    processes, data, crops = run.processes, options.data, options.crops
-    recipe = CropRecipe(
-        global_size=crops.global_crops_size,
-        global_scale=crops.global_crops_scale,
-        local_size=crops.local_crops_size,
-        local_scale=crops.local_crops_scale,
-        local_views=crops.local_crops_number,
-        channels=options.student.in_chans,
-    )
+    processes, data = run.processes, options.data
     skip_bad = options.train_data.on_bad_image == "skip"
     on_host = options.train_data.augment_on == "host"
     explicit = "num_workers" in options.explicit
     return build_train_loader(
         CropDataset(
             source,
-            recipe,
+            build_recipe(options),
             seed=options.run.seed,
             skip_bad=skip_bad,
             host_normalisation=build_normalisation(options.student.in_chans) if on_host else None,
@@ -70,6 +62,19 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
         workers=choose_workers(data.num_workers, explicit=explicit, processes_here=processes.local_world),
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
+    )
+
+
+def build_recipe(options: TrainOptions) -> CropRecipe:
+    """How many views an image has, and how they are cut."""
+    crops = options.crops
+    return CropRecipe(
+        global_size=crops.global_crops_size,
+        global_scale=crops.global_crops_scale,
+        local_size=crops.local_crops_size,
+        local_scale=crops.local_crops_scale,
+        local_views=crops.local_crops_number,
+        channels=options.student.in_chans,
     )
 
 
@@ -93,7 +98,8 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
     )
 
 
-def _build_network(options: TrainOptions, *, drop_path_rate: float, norm_last_layer: bool) -> MultiCrop:
+def build_network(options: TrainOptions, *, drop_path_rate: float, norm_last_layer: bool) -> MultiCrop:
+    """Build one network, untrained, on the host."""
     backbone = build_backbone(
         options.backbone.arch,
         patch_size=options.backbone.patch_size,

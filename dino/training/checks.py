@@ -25,16 +25,35 @@ def check_options(options: TrainOptions) -> ImageSource:
     Raises:
         DinoError: What is wrong, where, and what to do.
     """
+    check_settings(options)
+    source = check_images(options)
+    make_output_folder(options.run.output_dir)
+    return source
+
+
+def check_settings(options: TrainOptions) -> None:
+    """Check every option against itself and the others.
+
+    Raises:
+        OptionError: What is wrong, and what to do.
+    """
     check_arch(options.backbone.arch)
     check_scales(options)
     check_sizes(options)
     check_warmups(options)
+
+
+def check_images(options: TrainOptions) -> ImageSource:
+    """List the images, and check that there are enough.
+
+    Raises:
+        DataError: There are none, or too few.
+    """
     source = open_training_source(options.data.data_path, options.train_data.data_limit)
     if options.run.eval_knn_every:
         open_online_splits(options.data.data_path, options.train_data.data_limit)
     batch = options.data.batch_size_per_device * options.run.accumulate_steps * read_launch(os.environ).world
     check_count(source, batch)
-    make_output_folder(options.run.output_dir)
     return source
 
 

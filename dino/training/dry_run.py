@@ -1,0 +1,243 @@
+"""`--dry_run`: build everything, run two steps on drawn pixels, and say what a run would cost; nothing is written.
+
+Shapes: B images of one process and update, V views, C channels, S side.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dino.data.crops import Crops, ViewRecipe, draw_parameters
+from dino.data.photometric import PARAMETERS, Normalisation
+from dino.devices.base import StepInputs
+from dino.flags import TrainOptions
+from dino.runtime.context import Run
+from dino.training.build import build_network, build_networks, build_program, build_recipe
+from dino.training.checks import check_images, check_settings
+from dino.training.optim import build_optimizer
+from dino.training.plan import build_plan
+from dino.training.step import DinoProgram
+
+logger = logging.getLogger(__name__)
+
+USABLE = 0.9  # share of the memory that a run may fill; the rest goes to fragments, libraries and other programs
+FLOP_IMAGES = 2  # images whose operations are counted; batch norm of a single one has no variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What two steps showed.
+
+    Attributes:
+        images_per_second: Of all processes, in the second step; the first one loads and compiles.
+        flops: Floating point operations an image, of both networks and the backward pass; a multiply-add is 2 of them.
+        shares: Share of the second step's time by phase, 0 to 1.
+        memory_peak: Bytes of one process, or None where the device does not tell.
+        memory_total: Bytes that its device has, or None.
+        memory_image: Bytes that one more image of a batch takes, or None.
+        largest_batch: The largest `--batch_size_per_device` that would fit, about; None where that is not known.
+    """
+
+    images_per_second: float
+    flops: float
+    shares: dict[str, float]
+    memory_peak: int | None
+    memory_total: int | None
+    memory_image: float | None
+    largest_batch: int | None
+
+
+class PhaseClock:
+    """Adds up the time from one phase to the next, the device's work included."""
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        """Stand still; `synchronize` waits for the device."""
+        self.synchronize, self.phase, self.began = synchronize, "", 0.0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def enter(self, phase: str) -> None:
+        """End the phase that runs, and begin another; an empty name begins none."""
+        self.synchronize()
+        now = time.perf_counter()
+        if self.phase:
+            self.seconds[self.phase] += now - self.began
+        self.phase, self.began = phase, now
+
+
+class TimedProgram:
+    """A program whose phases are timed."""
+
+    def __init__(self, program: DinoProgram, clock: PhaseClock) -> None:
+        """Wrap `program`; its networks tell when they begin."""
+        self.program, self.clock = program, clock
+        self.copy_statistics, self.hold_gradients = program.copy_statistics, program.hold_gradients
+        for name, network in (("teacher", program.teacher), ("student", program.student)):
+            network.register_forward_pre_hook(lambda *_, name=name: clock.enter(name))
+        program.student.register_forward_hook(lambda *_: clock.enter("loss"))
+
+    def augment(self, batch: Crops) -> tuple[Tensor, ...]:
+        """See the program."""
+        self.clock.enter("augmentation")
+        return self.program.augment(batch)
+
+    def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
+        """See the program."""
+        outputs = self.program.forward(views, inputs)
+        self.clock.enter("backward")
+        return outputs
+
+    def before_update(
+        self, outputs: tuple[Tensor, ...], inputs: StepInputs, loss_scale: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """See the program."""
+        self.clock.enter("clipping and optimiser")
+        return self.program.before_update(outputs, inputs, loss_scale)
+
+    def after_update(self, update: Any, statistics: Any) -> None:
+        """See the program."""
+        self.clock.enter("teacher's update")
+        self.program.after_update(update, statistics)
+
+
+def check_dry_run(options: TrainOptions) -> None:
+    """Check what a run would check, but for the output folder, and for the images where none are named.
+
+    Raises:
+        DinoError: What is wrong, where, and what to do.
+    """
+    check_settings(options)
+    if options.data.data_path is not None:
+        check_images(options)
+
+
+def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
+    """Run two steps and log what they showed.
+
+    Raises:
+        OptionError: The architecture refuses the crop sizes or the number of channels.
+        DeviceError: The batch does not fit into the device's memory.
+    """
+    device, world = run.device, run.processes.world
+    before = device.memory_peak() or 0
+    student, teacher = build_networks(options, run)
+    optimizer = build_optimizer(options.optim.optimizer, student)
+    clock = PhaseClock(device.synchronize)
+    program = TimedProgram(build_program(options, student, teacher, run), clock)
+    step = device.compile_train(program, optimizer, options.run.accumulate_steps)
+    batch, plan = draw_batch(options), build_plan(options, iterations=1, world=world)
+    for _ in range(2):
+        clock.seconds.clear()
+        clock.enter("transfer")
+        step(batch, plan.inputs(0))
+        clock.enter("")
+    seconds, peak = sum(clock.seconds.values()), device.memory_peak()
+    fixed = before + count_bytes(student, teacher, optimizer)
+    largest, image = estimate_batch(peak, device.memory_total(), fixed=fixed, micro_batch=plan.micro_batch)
+    found = Rehearsal(
+        images_per_second=plan.global_batch / seconds,
+        flops=count_flops(options),
+        shares={phase: part / seconds for phase, part in clock.seconds.items()},
+        memory_peak=peak,
+        memory_total=device.memory_total(),
+        memory_image=image,
+        largest_batch=largest,
+    )
+    for line in describe(found, seconds):
+        logger.info("%s", line)
+    return found
+
+
+def draw_batch(options: TrainOptions) -> Crops:
+    """A batch (B, ...) of uniformly drawn pixels, uint8, as the loader would give it, in host memory."""
+    recipe, rng = build_recipe(options), np.random.default_rng(options.run.seed)
+    images = options.data.batch_size_per_device * options.run.accumulate_steps
+    parts: list[Tensor] = []
+    for views in (recipe.global_recipes(), recipe.local_recipes()):
+        side = views[0].size if views else recipe.local_size
+        pixels = rng.integers(0, 256, (images, len(views), recipe.channels, side, side), dtype=np.uint8)
+        parts += [torch.from_numpy(pixels), _draw_rows(views, images, rng)]
+    return Crops(*parts, replaced=torch.zeros(images, dtype=torch.int64))
+
+
+def count_flops(options: TrainOptions) -> float:
+    """Floating point operations of one image in a step, counted on networks without memory (torch's meta device)."""
+    student = build_network(options, drop_path_rate=0.0, norm_last_layer=options.student.norm_last_layer)
+    teacher = build_network(options, drop_path_rate=0.0, norm_last_layer=True).requires_grad_(False)
+    program = DinoProgram(
+        student=student.to("meta"),
+        teacher=teacher.to("meta"),
+        prototypes=options.student.out_dim,
+        normalisation=Normalisation(),
+        clip_grad=0.0,
+    )
+    recipe = build_recipe(options)
+    sizes = [(2, recipe.global_size), (recipe.local_views, recipe.local_size)]
+    views = [
+        torch.empty(count * FLOP_IMAGES, recipe.channels, side, side, device="meta") for count, side in sizes if count
+    ]
+    inputs = StepInputs(*torch.ones(len(StepInputs._fields), device="meta").unbind())
+    with FlopCounterMode(display=False) as counter:
+        program.forward(views, inputs).loss.backward()
+    return counter.get_total_flops() / FLOP_IMAGES
+
+
+def count_bytes(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what does not depend on the batch: both networks, the student's gradients, the optimiser's state."""
+    kept = [*student.state_dict().values(), *teacher.state_dict().values()]
+    kept += [part for part in student.parameters() if part.requires_grad]
+    kept += [part for state in optimizer.state.values() for part in state.values() if isinstance(part, Tensor)]
+    return sum(part.numel() * part.element_size() for part in kept)
+
+
+def estimate_batch(
+    peak: int | None, total: int | None, *, fixed: int, micro_batch: int
+) -> tuple[int | None, float | None]:
+    """The largest batch that fits, and the bytes that each of its images takes.
+
+    Memory is taken as `fixed` and so much an image; a tenth of all memory stays free.
+
+    Args:
+        peak: Bytes that a step with `micro_batch` images took, or None if that is not known.
+        total: Bytes that there are, or None if that is not known.
+        fixed: Bytes of what does not depend on the batch.
+        micro_batch: Images.
+    """
+    if peak is None or peak <= fixed:
+        return None, None
+    image = (peak - fixed) / micro_batch
+    return (None if total is None else max(0, int((USABLE * total - fixed) / image))), image
+
+
+def describe(found: Rehearsal, seconds: float) -> list[str]:
+    """What the user reads; `seconds` is the time of a step."""
+    rate = found.images_per_second
+    phases = ", ".join(f"{phase} {share:.0%}" for phase, share in found.shares.items())
+    lines = [
+        f"dry run: {rate:.2f} images/s ({seconds:.3g} s a step), with the pixels already in memory",
+        f"FLOPs: {found.flops / 1e9:.4g} GFLOP an image, {found.flops * rate / 1e12:.3g} TFLOP/s over all processes",
+        f"phases: {phases}",
+    ]
+    if found.memory_peak is None:
+        return [*lines, "memory: this device does not tell"]
+    total = "" if found.memory_total is None else f" of {found.memory_total / 1e9:.1f} GB"
+    lines.append(f"peak memory: {found.memory_peak / 1e9:.2f} GB{total} a process")
+    if found.largest_batch is not None and found.memory_image is not None:
+        image = f"{found.memory_image / 1e6:.3g} MB an image"
+        lines.append(f"--batch_size_per_device {found.largest_batch} would about fit ({image})")
+    return lines
+
+
+def _draw_rows(views: Sequence[ViewRecipe], images: int, rng: np.random.Generator) -> Tensor:
+    """Photometric parameters (B, v, PARAMETERS) float32, drawn as for real images."""
+    rows = [draw_parameters(view, rng) for _ in range(images) for view in views]
+    return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(images, len(views), PARAMETERS))

@@ -1,0 +1,187 @@
+"""`--dry_run`: counted operations, drawn batches, timed phases, the batch that fits; and nothing is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dino.data.sources import open_training_source
+from dino.devices.cpu import CpuDevice
+from dino.errors import DataError, OptionError
+from dino.flags import TrainOptions
+from dino.options import parse
+from dino.training.build import build_loader, build_networks
+from dino.training.dry_run import (
+    PhaseClock,
+    check_dry_run,
+    count_bytes,
+    count_flops,
+    draw_batch,
+    estimate_batch,
+    rehearse,
+)
+from dino.training.optim import build_optimizer
+from tests import hpu_simulator
+from tests.running import TINY, make_images, on_simulated_card, train, train_pair
+from tests.training.test_build import run_of
+
+PHASES = ["transfer", "augmentation", "teacher", "student", "loss", "backward", "clipping and optimiser"]
+PHASES += ["teacher's update"]
+
+
+def options_of(*words: object) -> TrainOptions:
+    return parse(TrainOptions, [*TINY, *map(str, words)])
+
+
+def count_vit(tokens: int, *, width: int, depth: int, ratio: float, patch: int) -> float:
+    """Multiply-adds of one view through a ViT: patches, four products with weights a block, and the attention."""
+    block = tokens * width * width * (4 + 2 * ratio) + 2 * tokens * tokens * width
+    return (tokens - 1) * 3 * patch * patch * width + depth * block
+
+
+def count_head(width: int, prototypes: int) -> float:
+    return width * 2048 + 2048 * 2048 + 2048 * 256 + 256 * prototypes
+
+
+@pytest.mark.parametrize(
+    ("words", "shape", "sides", "prototypes"),
+    [
+        ((), {"width": 96, "depth": 3, "ratio": 2.0, "patch": 8}, (16, 8), 16),
+        (
+            ("--global_crops_size", 32, "--local_crops_number", 3, "--out_dim", 64),
+            {"width": 96, "depth": 3, "ratio": 2.0, "patch": 8},
+            (32, 8, 8, 8),
+            64,
+        ),
+        (
+            *(("--arch", "vit_small", "--patch_size", 16, "--local_crops_number", 8, "--out_dim", 65536),),
+            {"width": 384, "depth": 12, "ratio": 4.0, "patch": 16},
+            (224, *(96,) * 8),
+            65536,
+        ),
+    ],
+    ids=["tiny", "more views", "vit_small"],
+)
+def test_counted_operations_are_those_of_the_formula(
+    words: tuple[object, ...], shape: dict, sides: tuple[int, ...], prototypes: int
+) -> None:
+    """Student: forward, and twice that backward but for the gradient of the pixels; teacher: the global views."""
+    sizes = ("--global_crops_size", sides[0], "--local_crops_size", sides[1])
+    views = [count_vit((side // shape["patch"]) ** 2 + 1, **shape) for side in (sides[0], *sides)]
+    head = count_head(shape["width"], prototypes)
+    pixels = sum(3 * (side - side % shape["patch"]) ** 2 * shape["width"] for side in (sides[0], *sides))
+    student = 3 * (sum(views) + len(views) * head) - pixels
+    teacher = 2 * (views[0] + head)
+    assert count_flops(options_of(*words, *sizes)) == pytest.approx(2 * (student + teacher), rel=0.03)
+
+
+def test_a_drawn_batch_is_shaped_as_the_loaders(tmp_path: Path) -> None:
+    options = options_of("--accumulate_steps", 2, "--local_crops_number", 3, "--data_path", make_images(tmp_path, 8))
+    loaded = next(build_loader(options, open_training_source(options.data.data_path), run_of()).read(0))
+    drawn = draw_batch(options)
+    assert [(part.shape, part.dtype) for part in drawn] == [(part.shape, part.dtype) for part in loaded]
+    assert drawn.global_pixels.float().std() > 60  # uniform: 74
+    assert (drawn.global_parameters[:, 0, 3] == 1).all()  # the first view is always blurred
+
+
+def test_without_local_views_the_batch_has_none() -> None:
+    drawn = draw_batch(options_of("--local_crops_number", 0))
+    assert drawn.local_pixels.shape == (4, 0, 3, 8, 8) and len(drawn.local_parameters[0]) == 0
+
+
+def test_bytes_are_those_of_networks_gradients_and_moments() -> None:
+    options = options_of()
+    student, teacher = build_networks(options, run_of())
+    optimizer = build_optimizer("adamw", student)
+    weights = sum(part.numel() for part in student.parameters())
+    learnt = sum(part.numel() for part in student.parameters() if part.requires_grad)
+    assert count_bytes(student, teacher, optimizer) == pytest.approx(4 * (2 * weights + 3 * learnt), rel=1e-3)
+
+
+@given(
+    fixed=st.integers(1, 10**11),
+    image=st.floats(10**3, 10**9),
+    batch=st.integers(1, 1024),
+    total=st.integers(10**9, 10**12),
+)
+def test_the_largest_batch_leaves_a_tenth_free(fixed: int, image: float, batch: int, total: int) -> None:
+    peak = int(fixed + batch * image) + 1
+    largest, found = estimate_batch(peak, total, fixed=fixed, micro_batch=batch)
+    assert largest is not None and found == pytest.approx((peak - fixed) / batch)
+    assert largest == 0 or fixed + largest * found <= 0.9 * total * (1 + 1e-9)
+    assert fixed + (largest + 1) * found > 0.9 * total * (1 - 1e-9)
+
+
+def test_memory_that_is_not_known_gives_no_batch() -> None:
+    assert estimate_batch(None, 100, fixed=1, micro_batch=2) == (None, None)
+    assert estimate_batch(5, None, fixed=1, micro_batch=2) == (None, 2.0)
+    assert estimate_batch(5, 100, fixed=7, micro_batch=2) == (None, None)
+
+
+def test_the_clock_gives_each_phase_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, waits = iter([1.0, 3.0, 4.0, 10.0]), []
+    monkeypatch.setattr("dino.training.dry_run.time.perf_counter", lambda: next(times))
+    clock = PhaseClock(lambda: waits.append(1))
+    for phase in ("a", "b", "a", ""):
+        clock.enter(phase)
+    assert clock.seconds == {"a": 8.0, "b": 1.0} and len(waits) == 4
+
+
+def test_two_steps_show_rate_phases_and_memory(caplog: pytest.LogCaptureFixture) -> None:
+    found = rehearse(options_of("--accumulate_steps", 2), run_of())
+    assert list(found.shares) == PHASES and sum(found.shares.values()) == pytest.approx(1.0)
+    assert found.images_per_second > 0 and found.memory_peak is not None and found.memory_total is not None
+    assert found.memory_peak < found.memory_total
+
+
+def test_a_host_tells_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CpuDevice("fp32")
+    before, held = device.memory_peak(), torch.ones(2**26)
+    assert device.memory_peak() >= before and held.numel()
+    monkeypatch.setattr("dino.devices.cpu.MEMORY_LIMIT", tmp_path / "memory.max")
+    whole = device.memory_total()
+    for text, wanted in (("max\n", whole), ("123456\n", 123456)):
+        (tmp_path / "memory.max").write_text(text)
+        assert device.memory_total() == wanted
+
+
+CARD = pytest.param(
+    ("--device", "hpu"), marks=pytest.mark.skipif(bool(hpu_simulator.why_unavailable()), reason="no simulated hpu")
+)
+
+
+@pytest.mark.parametrize("mode", [("--device", "cpu"), CARD], ids=["cpu", "hpu"])
+def test_the_command_says_what_a_run_would_cost_and_writes_nothing(mode: tuple[str, ...], tmp_path: Path) -> None:
+    prepare = on_simulated_card if "hpu" in mode else None
+    result = train(tmp_path, "--dry_run", *mode, "--output_dir", tmp_path / "run", prepare=prepare)
+    assert result.code == 0, result.text
+    for line in (r"dry run: [\d.]+ images/s", r"FLOPs: [\d.]+ GFLOP an image", r"peak memory: [\d.]+ GB of [\d.]+ GB"):
+        assert re.search(line, result.text), result.text
+    assert all(f"{phase} " in result.text for phase in PHASES)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(bool(hpu_simulator.why_unavailable()), reason="no simulated hpu")
+def test_a_lazy_card_says_so_too(tmp_path: Path) -> None:
+    result = train(tmp_path, "--dry_run", "--device", "hpu", "--lazy_mode", "true", prepare=on_simulated_card)
+    assert result.code == 0 and "--batch_size_per_device" in result.text, result.text
+
+
+def test_two_processes_speak_once(tmp_path: Path) -> None:
+    first, second = train_pair(tmp_path, "--dry_run")
+    assert (first.code, second.code) == (0, 0), (first.text, second.text)
+    assert "dry run: " in first.text and "dry run: " not in second.text
+
+
+def test_what_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--arch vit_smal is unknown"):
+        check_dry_run(options_of("--dry_run", "--arch", "vit_smal"))
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        check_dry_run(options_of("--dry_run", "--data_path", "nowhere"))
+    check_dry_run(options_of("--dry_run", "--data_path", make_images(tmp_path / "images", 4)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
