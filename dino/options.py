@@ -236,8 +236,8 @@ def _read_flags(command: type, flags: Sequence[Flag], argv: Sequence[str] | None
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for words, spec in RECIPE_FLAGS.items():
-        parser.add_argument(*words, **spec)
+    for spellings, spec in RECIPE_FLAGS.items():
+        parser.add_argument(*spellings, **spec)
     for known in flags:
         _add_flag(parser, known)
     found, unknown = parser.parse_known_args(argv)

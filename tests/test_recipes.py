@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dino.errors import OptionError
 from dino.flags import LinearOptions, SubmitOptions, TrainOptions
 from dino.options import as_dict, as_recipe, change, parse
+from dino.probe_keys import LINEAR_PROBE
 from dino.recipes import flatten, interpret, must_be, of_no_meaning, read_overrides, sets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,3 +262,12 @@ def test_passls_probes_differ_from_the_originals_as_they_do(name, arch, patch, r
         **{"scale_lr": False, "batch_size_per_device": batch, "val_freq": 2, "val_first": 2},
         **{"seed": 2023, "num_workers": 8},
     }
+
+
+def test_the_documents_name_every_recipe_and_every_section():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    names = [path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in RECIPES]
+    assert [name for name in names if f"`{name}`" not in text] == []
+    last = {part for key in LINEAR_PROBE for part in [key.rpartition(".")[2]] if ".transform." not in key}
+    swallowed = {"weight", "topk", "export_type", "input_shape", "drop_last", "use_shared_memory", "name", "shuffle"}
+    assert [part for part in sorted(last - swallowed) if part not in text] == []

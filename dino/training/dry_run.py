@@ -161,12 +161,13 @@ def draw_batch(options: TrainOptions) -> Crops:
     """A batch (B, ...) of uniformly drawn pixels, uint8, as the loader would give it, in host memory."""
     recipe, rng = build_recipe(options), np.random.default_rng(options.run.seed)
     images = options.data.batch_size_per_device * options.run.accumulate_steps
-    parts: list[Tensor] = []
-    for views in (recipe.global_recipes(), recipe.local_recipes()):
-        side = views[0].size if views else recipe.local_size
-        pixels = rng.integers(0, 256, (images, len(views), recipe.channels, side, side), dtype=np.uint8)
-        parts += [torch.from_numpy(pixels), _draw_rows(views, images, rng)]
-    return Crops(*parts, replaced=torch.zeros(images, dtype=torch.int64))
+    groups = ((recipe.global_recipes(), recipe.global_size), (recipe.local_recipes(), recipe.local_size))
+    pixels = [
+        torch.from_numpy(rng.integers(0, 256, (images, len(views), recipe.channels, side, side), dtype=np.uint8))
+        for views, side in groups
+    ]
+    rows = [_draw_rows(views, images, rng) for views, _ in groups]
+    return Crops(pixels[0], rows[0], pixels[1], rows[1], torch.zeros(images, dtype=torch.int64))
 
 
 def count_flops(options: TrainOptions) -> float:
