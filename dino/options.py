@@ -260,7 +260,9 @@ def _add_flag(parser: argparse.ArgumentParser, known: Flag) -> None:
 def _read_recipe(path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]) -> dict[str, Any]:
     """The recipe's values by field, without those that say they are defaults and still are."""
     recipe = read_recipe(path)
-    unset = recipe.pop(DEFAULTS, None) or ()
+    unset = recipe.pop(DEFAULTS, [])
+    if not isinstance(unset, list):
+        raise OptionError(f"--config {path}: {DEFAULTS} is {unset!r}, wants the list that --print_config writes")
     found = interpret(f"--config {path}", recipe, meanings)
     for known in flags:
         if known.field in found and known.field in unset and known.convert(found[known.field]) == known.default:

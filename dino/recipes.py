@@ -19,6 +19,7 @@ from dino.errors import OptionError
 
 RECIPE = "recipe.yaml"  # the name under which a run keeps its own, beside its checkpoint
 DEFAULTS = "defaults"  # key of a resolved recipe: the flags that nobody had set
+DEEPEST = 20  # levels of sections
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,13 @@ def interpret(where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meanin
 
 
 def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) for each leaf of nested mappings and lists; a known path is a leaf, whatever it is."""
+    """Yield (dotted path, value) for each leaf of nested mappings and lists; a known path is a leaf, whatever it is.
+
+    Raises:
+        OptionError: Nested too deeply, as YAML is that refers to itself.
+    """
+    if path.count(".") > DEEPEST:
+        raise OptionError(f"the recipe is nested too deeply at {path[:40]}...")
     parts: dict[Any, Any] = {}
     if path not in known:
         parts = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
@@ -102,9 +109,12 @@ def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple
         yield path, tree
 
 
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # of torchrun, mpirun and srun
+
+
 def is_first() -> bool:
     """Whether this process is the one of its launch that speaks; asked before the run knows its processes."""
-    return os.environ.get("RANK", "0") == "0"
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def nearest(word: str, known: Sequence[str], families: Sequence[str] = ()) -> str:

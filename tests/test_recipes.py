@@ -135,6 +135,18 @@ def test_two_keys_that_contradict_each_other_are_refused(tmp_path):
     assert named in refusal(words)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("Optimizer: &loop {inner: *loop}", "the recipe is nested too deeply at Optimizer.inner.inner"),
+        ("lr: 1\ndefaults: lr", "defaults is 'lr', wants the list that --print_config writes"),
+    ],
+)
+def test_odd_recipes_are_one_line(text, named, tmp_path):
+    (tmp_path / "odd.yaml").write_text(text)
+    assert named in refusal(["--config", str(tmp_path / "odd.yaml")])
+
+
 def test_nested_keys_belong_to_their_command(tmp_path):
     assert "unknown key 'Optimizer.lr'" in refusal(write(tmp_path, {"Optimizer": {"lr": 0.1}}), TrainOptions)
 

@@ -103,13 +103,13 @@ class Device(abc.ABC):
     def synchronize(self) -> None:
         """Wait until everything queued has run."""
 
-    @abc.abstractmethod
     def memory_peak(self) -> int | None:
         """Largest memory use so far in bytes, or None where the device does not tell."""
+        return None
 
-    @abc.abstractmethod
     def memory_total(self) -> int | None:
         """All memory that there is in bytes, or None where the device does not tell."""
+        return None
 
     def seed(self, value: int) -> None:
         """Restart the random numbers of the device and of the host's torch."""

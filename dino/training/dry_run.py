@@ -158,7 +158,7 @@ def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
 
 
 def draw_batch(options: TrainOptions) -> Crops:
-    """A batch (B, ...) of uniformly drawn pixels, uint8, as the loader would give it, in host memory."""
+    """A batch (B, ...) of uniformly drawn pixels, shaped and typed as the loader would give it, in host memory."""
     recipe, rng = build_recipe(options), np.random.default_rng(options.run.seed)
     images = options.data.batch_size_per_device * options.run.accumulate_steps
     groups = ((recipe.global_recipes(), recipe.global_size), (recipe.local_recipes(), recipe.local_size))
@@ -166,6 +166,8 @@ def draw_batch(options: TrainOptions) -> Crops:
         torch.from_numpy(rng.integers(0, 256, (images, len(views), recipe.channels, side, side), dtype=np.uint8))
         for views, side in groups
     ]
+    if options.train_data.augment_on == "host":  # then loaders give floats, which the step takes as they are
+        pixels = [part.float() for part in pixels]
     rows = [_draw_rows(views, images, rng) for views, _ in groups]
     return Crops(pixels[0], rows[0], pixels[1], rows[1], torch.zeros(images, dtype=torch.int64))
 

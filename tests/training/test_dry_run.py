@@ -80,8 +80,10 @@ def test_counted_operations_are_those_of_the_formula(
     assert count_flops(options_of(*words, *sizes)) == pytest.approx(2 * (student + teacher), rel=0.03)
 
 
-def test_a_drawn_batch_is_shaped_as_the_loaders(tmp_path: Path) -> None:
-    options = options_of("--accumulate_steps", 2, "--local_crops_number", 3, "--data_path", make_images(tmp_path, 8))
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_a_drawn_batch_is_shaped_as_the_loaders(place: str, tmp_path: Path) -> None:
+    words = ("--accumulate_steps", 2, "--local_crops_number", 3, "--augment_on", place)
+    options = options_of(*words, "--data_path", make_images(tmp_path, 8))
     loaded = next(build_loader(options, open_training_source(options.data.data_path), run_of()).read(0))
     drawn = draw_batch(options)
     assert [(part.shape, part.dtype) for part in drawn] == [(part.shape, part.dtype) for part in loaded]

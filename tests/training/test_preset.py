@@ -31,7 +31,7 @@ TABLE = {
     (IMAGENET, 256, 100): (65536, 0.9995, 0.04, 0.04, 0, 0.0005, 10),
     (IMAGENET, 512, 100): (65536, 0.996, 0.04, 0.04, 0, 0.0005, 10),
     (IMAGENET, 1024, 300): (65536, 0.996, 0.04, 0.07, 30, 0.0005, 10),
-    (IMAGENET, 4096, 300): (65536, 0.996, 0.04, 0.07, 30, 0.000254, 10),
+    (IMAGENET, 4096, 300): (65536, 0.996, 0.04, 0.07, 30, 0.00025, 10),
     (IMAGENET, 1024, 5): (65536, 0.99, 0.04, 0.04, 0, 0.0005, 10),
     (5_350, 64, 26): (1024, 0.99, 0.03, 0.03, 0, 0.001, 2),
     (150_000, 256, 40): (16384, 0.9957, 0.04, 0.04, 0, 0.0005, 4),
@@ -103,7 +103,7 @@ def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypat
     assert options.run.preset is None and not options.reasons.keys() & options.explicit
     with caplog.at_level(logging.INFO):
         log_reasons(options)
-    assert "--lr 0.001 (auto: global batch 64 is outside 256 to 1056: square-root scaling" in caplog.text
+    assert "--lr 0.001 (auto: global batch 64 is outside 256 to 1024: square-root scaling" in caplog.text
 
 
 def test_without_a_preset_nothing_changes_and_nothing_is_listed():
