@@ -117,7 +117,7 @@ def _choose_momentum(scale: Scale) -> Choice:
     if usual <= bound:
         return Choice(usual, reason)
     value = max(LEAST_MOMENTUM, round(bound, 4))
-    return Choice(value, f"a run of {scale.updates} updates: the teacher remembers {1 / (1 - value):.0f} of them")
+    return Choice(value, f"a run of {scale.updates} updates: a teacher that remembers {1 / (1 - value):.0f} updates")
 
 
 def _choose_temperatures(scale: Scale) -> tuple[Choice, Choice, Choice]:
