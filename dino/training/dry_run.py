@@ -163,11 +163,11 @@ def draw_batch(options: TrainOptions) -> Crops:
     images = options.data.batch_size_per_device * options.run.accumulate_steps
     groups = ((recipe.global_recipes(), recipe.global_size), (recipe.local_recipes(), recipe.local_size))
     pixels = [
-        torch.from_numpy(rng.integers(0, 256, (images, len(views), recipe.channels, side, side), dtype=np.uint8))
+        torch.from_numpy(rng.integers(0, 256, (images, len(views), side, side, recipe.channels), dtype=np.uint8))
         for views, side in groups
     ]
     if options.train_data.augment_on == "host":  # then loaders give floats, which the step takes as they are
-        pixels = [part.float() for part in pixels]
+        pixels = [part.float().movedim(-1, 2) for part in pixels]
     rows = [_draw_rows(views, images, rng) for views, _ in groups]
     return Crops(pixels[0], rows[0], pixels[1], rows[1], torch.zeros(images, dtype=torch.int64))
 
@@ -240,7 +240,7 @@ def describe(found: Rehearsal, seconds: float) -> list[str]:
     return lines
 
 
-def _draw_rows(views: Sequence[ViewRecipe], images: int, rng: np.random.Generator) -> Tensor:
+def _draw_rows(views: tuple[ViewRecipe, ...], images: int, rng: np.random.Generator) -> Tensor:
     """Photometric parameters (B, v, PARAMETERS) float32, drawn as for real images."""
-    rows = [draw_parameters(view, rng) for _ in range(images) for view in views]
-    return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(images, len(views), PARAMETERS))
+    rows = draw_parameters(views * images, rng)
+    return torch.from_numpy(rows.reshape(images, len(views), PARAMETERS))

@@ -93,7 +93,7 @@ def test_a_drawn_batch_is_shaped_as_the_loaders(place: str, tmp_path: Path) -> N
 
 def test_without_local_views_the_batch_has_none() -> None:
     drawn = draw_batch(options_of("--local_crops_number", 0))
-    assert drawn.local_pixels.shape == (4, 0, 3, 8, 8) and len(drawn.local_parameters[0]) == 0
+    assert drawn.local_pixels.shape == (4, 0, 8, 8, 3) and len(drawn.local_parameters[0]) == 0
 
 
 def test_bytes_are_those_of_networks_gradients_and_moments() -> None:
