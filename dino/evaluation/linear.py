@@ -13,7 +13,7 @@ from dino.evaluation.linear_head import LinearHead, LinearScore, score_head
 from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_task
 from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
 from dino.flags import BackboneFlags, LinearOptions
-from dino.models.weights import PUBLISHED_LINEAR, find_published
+from dino.models.published import PUBLISHED_LINEAR, find_published
 from dino.options import as_recipe
 from dino.recipes import RECIPE
 from dino.runtime.context import Run, make_output_folder

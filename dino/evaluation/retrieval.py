@@ -23,8 +23,9 @@ from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.descriptors import MultiScale
 from dino.evaluation.features import Reading, build_reading, extract_features
 from dino.flags import RetrievalOptions
+from dino.models.published import PUBLISHED_FOR_RETRIEVAL
 from dino.models.registry import is_vit
-from dino.models.weights import PUBLISHED_FOR_RETRIEVAL, TrainedBackbone, load_backbone
+from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
 from dino.runtime.metrics import check_target, write_result
 

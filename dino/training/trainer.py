@@ -226,7 +226,7 @@ class Trainer:
         if found is not None:
             self._continue(*found)
         elif self.options.student.init_from:
-            centre = load_initial_weights(self.student, self.options.student.init_from)
+            centre = load_initial_weights(self.student, self.options.student.init_from, self.options.explicit)
             build_teacher(self.teacher, self.student)
             if centre is not None:
                 self.program.load_state_dict({"centre": centre})

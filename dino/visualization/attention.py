@@ -24,7 +24,7 @@ from dino.files import writing_whole
 from dino.flags import AttentionOptions, FrozenOptions
 from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
-from dino.models.weights import MAE, load_backbone
+from dino.models.weights import is_autoencoder, load_backbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
@@ -128,7 +128,9 @@ def open_attention(options: FrozenOptions, run: Run) -> AttentionReader:
         OptionError: The architecture has no attention maps.
         WeightsError: The weights do not fit.
     """
-    if "arch" in options.explicit and options.backbone.arch != MAE:  # only the file tells which one that is
+    if "arch" in options.explicit and not is_autoencoder(
+        options.backbone.arch
+    ):  # only the file tells which one that is
         check_arch(options.backbone.arch)
         _check_vit(options.backbone.arch)
     trained = load_backbone(options.backbone, options.weights, options.explicit)

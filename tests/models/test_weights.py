@@ -14,20 +14,18 @@ from torch import Tensor, nn
 
 from dino.errors import CheckpointError, OptionError, WeightsError
 from dino.flags import BackboneFlags, WeightsFlags
+from dino.models.adaptation import resample_position
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
-from dino.models.registry import VITS, VitShape, build_backbone, is_vit
-from dino.models.weights import (
+from dino.models.published import (
     PUBLISHED,
     PUBLISHED_FOR_RETRIEVAL,
     PUBLISHED_LINEAR,
     PUBLISHED_ROOT,
-    TrainedBackbone,
     find_published,
-    load_backbone,
-    load_initial_weights,
-    resample_position,
 )
+from dino.models.registry import VITS, VitShape, build_backbone, is_vit
+from dino.models.weights import TrainedBackbone, load_backbone, load_initial_weights
 
 PREFIXES = ("", "module.", "backbone.", "module.backbone.")
 NOTHING: frozenset[str] = frozenset()

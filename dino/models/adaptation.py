@@ -1,0 +1,100 @@
+"""Weights of one input for a network of another: other channels, patches or image sizes.
+
+Letters: D width, C channels, P side of a patch, N tokens, the CLS token among them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from timm.layers.patch_embed import resample_patch_embed
+from torch import Tensor
+
+from dino.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+POSITION = "pos_embed"
+
+
+def adapt_input(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], asked: Collection[str], origin: str
+) -> dict[str, Tensor]:
+    """Fit the first layer and the position embedding of a file to a network; each change is logged.
+
+    Args:
+        tensors: The file's.
+        wanted: The network's own, for their shapes.
+        asked: Flags that the user set; `in_chans` and `patch_size` are changed only where they are among them.
+        origin: The file, for messages.
+
+    Returns:
+        The tensors, those two adapted; what differs in any other way is left to whoever loads them.
+
+    Raises:
+        WeightsError: The file has other channels or patches, and nobody asked for that.
+    """
+    adapted = dict(tensors)
+    first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), "")
+    if first in tensors and tensors[first].ndim == 4:
+        adapted[first] = _adapt_first(tensors[first], wanted[first].shape, asked, origin)
+    if POSITION in tensors and POSITION in wanted:
+        adapted[POSITION] = resample_position(tensors[POSITION], wanted[POSITION].shape[1])
+        if adapted[POSITION].shape != tensors[POSITION].shape:
+            counts = tensors[POSITION].shape[1] - 1, wanted[POSITION].shape[1] - 1
+            logger.info("%s: position embedding resampled from %d to %d patches, bicubic", origin, *counts)
+    return adapted
+
+
+def _adapt_first(weight: Tensor, wanted: torch.Size, asked: Collection[str], origin: str) -> Tensor:
+    """The first convolution (D, C, P, P) for another C or P."""
+    channels, patch_size = wanted[1], wanted[-1]
+    if weight.shape[1] != channels:
+        _check_asked("in_chans", weight.shape[1], channels, asked, origin)
+        how = "summed" if channels == 1 else f"repeated, times {weight.shape[1]}/{channels}"
+        logger.info("%s: first layer from %d to %d channels, %s", origin, weight.shape[1], channels, how)
+        weight = adapt_channels(weight, channels)
+    if weight.shape[-1] != patch_size:
+        _check_asked("patch_size", weight.shape[-1], patch_size, asked, origin)
+        logger.info("%s: patches from %d to %d pixels, resampled", origin, weight.shape[-1], patch_size)
+        weight = resample_patch_embed(weight, [patch_size, patch_size])
+    return weight
+
+
+def _check_asked(name: str, there: int, here: int, asked: Collection[str], origin: str) -> None:
+    if name not in asked:
+        raise WeightsError(
+            f"{origin} has --{name} {there}, this network {here}: give --{name} {there}, or --{name} {here} to adapt it"
+        )
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """First convolution (D, C, P, P) -> (D, channels, P, P), as timm's adapt_input_conv.
+
+    One channel: the sum over C, so that a gray image gives what its colour copy gave. Else channels repeat in their
+    order and are scaled by C / channels, so that the sum over an image of equal channels stays about what it was.
+    """
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    there = weight.shape[1]
+    return weight[:, torch.arange(channels) % there] * (there / channels)
+
+
+def resample_position(embedding: Tensor, tokens: int) -> Tensor:
+    """Bicubic position embedding of another square grid: (1, 1 + n, D) -> (1, tokens, D).
+
+    Raises:
+        WeightsError: The stored grid is not square.
+    """
+    if embedding.shape[1] == tokens:
+        return embedding
+    old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
+    if old * old != embedding.shape[1] - 1:
+        raise WeightsError(f"the position embedding has {embedding.shape[1] - 1} patches, which is no square")
+    grid = embedding[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic")
+    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

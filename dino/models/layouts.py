@@ -1,0 +1,101 @@
+"""Names of the tensors in other projects' files, and ours for them.
+
+Ours are the original's; timm's vision transformers and masked autoencoders have them too. Letters: D width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino import checkpoint
+
+# transformers' ViT as it lies on disk (modeling_vit.py; what its newer releases rename, they rename when they read).
+OUTSIDE_BLOCKS = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+IN_BLOCKS = {
+    "norm1": ("layernorm_before",),
+    # one matrix here, (3 D, D), is three there
+    "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "attn.proj": ("attention.output.dense",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("intermediate.dense",),
+    "mlp.fc2": ("output.dense",),
+}
+# What may lie beside a vision transformer's backbone: heads of all projects, and an autoencoder's decoder.
+BESIDE_AUTOENCODER = re.compile(r"mask_token$|decoder_")
+BESIDE_VIT = re.compile(
+    r"(head|linear|fc|pooler|classifier|projection_head|prototypes)\.|" + BESIDE_AUTOENCODER.pattern
+)
+
+
+def rename_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one network under our names, whoever's they had; what we have no name for keeps its own."""
+    tensors = checkpoint.strip_prefixes(tensors)
+    bare = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+    return from_hugging_face(bare) if is_hugging_face(bare) else tensors
+
+
+def is_hugging_face(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of transformers' ViT."""
+    return "embeddings.patch_embeddings.projection.weight" in tensors
+
+
+def is_vision_transformer(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of our vision transformers."""
+    return {"pos_embed", "patch_embed.proj.weight"} <= tensors.keys()
+
+
+def count_blocks(tensors: Mapping[str, Tensor]) -> int:
+    """How many blocks a vision transformer under our names has."""
+    return len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+
+
+def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under transformers' names, under ours; query, key and value are joined."""
+    left, ours = dict(tensors), {}
+    for name, theirs in _name_pairs(len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")})):
+        if all(part in left for part in theirs):
+            parts = [left.pop(part) for part in theirs]
+            ours[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return {**left, **ours}
+
+
+def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A vision transformer's tensors under our names, under transformers'; query, key and value are parted."""
+    return {
+        part: piece.contiguous()
+        for name, theirs in _name_pairs(count_blocks(tensors))
+        for part, piece in zip(theirs, tensors[name].chunk(len(theirs)), strict=True)
+    }
+
+
+def transpose_linear(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Matrices called `weight` from (in, out), as Paddle's linear layers have them, to (out, in), or back."""
+    return {
+        name: value.T.contiguous()
+        if isinstance(value, Tensor) and value.ndim == 2 and name.endswith("weight")
+        else value
+        for name, value in tensors.items()
+    }
+
+
+def _name_pairs(depth: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Each of our names with transformers'."""
+    blocks = [
+        (f"blocks.{block}.{ours}.{kind}", tuple(f"encoder.layer.{block}.{part}.{kind}" for part in theirs))
+        for block in range(depth)
+        for ours, theirs in IN_BLOCKS.items()
+        for kind in ("weight", "bias")
+    ]
+    return [*((ours, (theirs,)) for ours, theirs in OUTSIDE_BLOCKS.items()), *blocks]

@@ -1,0 +1,110 @@
+"""The weights published with the paper: which there are, and how a file of them is had."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dino.errors import WeightsError
+from dino.flags import BackboneFlags
+from dino.models.registry import is_vit
+from dino.options import nearest
+
+logger = logging.getLogger(__name__)
+
+MIRROR = "DINO_WEIGHTS_DIR"
+HUB_PREFIX = "hub:"
+PUBLISHED_ROOT = "https://dl.fbaipublicfiles.com/dino/"
+Published = Mapping[tuple[str, int | None], str]  # file by architecture and patch size
+# Backbones published with the paper; no digests of the files are known.
+PUBLISHED: Published = {
+    ("vit_small", 16): "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+    ("vit_small", 8): "dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
+    ("vit_base", 16): "dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+    ("vit_base", 8): "dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
+    ("resnet50", None): "dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+    ("xcit_small_12_p16", None): "dino_xcit_small_12_p16_pretrain/dino_xcit_small_12_p16_pretrain.pth",
+    ("xcit_small_12_p8", None): "dino_xcit_small_12_p8_pretrain/dino_xcit_small_12_p8_pretrain.pth",
+    ("xcit_medium_24_p16", None): "dino_xcit_medium_24_p16_pretrain/dino_xcit_medium_24_p16_pretrain.pth",
+    ("xcit_medium_24_p8", None): "dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_pretrain.pth",
+}
+# The linear classifiers that were trained on them.
+PUBLISHED_LINEAR: Published = {
+    key: path.replace("_pretrain.pth", "_linearweights.pth") for key, path in PUBLISHED.items()
+}
+# Retrieval takes weights trained on Google Landmarks v2 where there are any, as the original does.
+PUBLISHED_FOR_RETRIEVAL: Published = {
+    **PUBLISHED,
+    ("vit_small", 16): "dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
+}
+# The names that torch.hub knows them by (the original's hubconf.py); deits are the same networks' older names.
+HUB: Mapping[str, tuple[str, int | None]] = {
+    "dino_vits16": ("vit_small", 16),
+    "dino_deits16": ("vit_small", 16),
+    "dino_vits8": ("vit_small", 8),
+    "dino_deits8": ("vit_small", 8),
+    "dino_vitb16": ("vit_base", 16),
+    "dino_vitb8": ("vit_base", 8),
+    **{f"dino_{arch}": (arch, patch) for arch, patch in PUBLISHED if patch is None},
+}
+
+
+def find_published(
+    backbone: BackboneFlags,
+    published: Published = PUBLISHED,
+    *,
+    remedy: str = "give --pretrained_weights, or --random_weights",
+) -> Path:
+    """The published weights of an architecture: from the mirror folder, else downloaded to torch's hub folder.
+
+    Args:
+        backbone: Architecture and patch size.
+        published: Which files, by architecture and patch size.
+        remedy: What to do where they cannot be had, besides the mirror folder.
+
+    Raises:
+        WeightsError: None are published for it, or they cannot be had.
+    """
+    patch = backbone.patch_size if is_vit(backbone.arch) else None
+    arch = backbone.arch.replace("deit_", "vit_")
+    remedy = f"set {MIRROR} to a folder that holds the published files, {remedy}"
+    if (arch, patch) not in published:
+        named = f"{backbone.arch} with patch size {patch}" if patch else backbone.arch
+        raise WeightsError(f"no weights are published for {named}: {remedy}")
+    url = PUBLISHED_ROOT + published[arch, patch]
+    logger.info("the published %s", url)
+    name = url.rsplit("/", 1)[1]
+    mirrored = find_mirrored(name)
+    if mirrored:
+        return mirrored
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(target), progress=False)
+        except (OSError, urllib.error.URLError) as error:
+            raise WeightsError(f"{url} cannot be downloaded to {target} ({error}): {remedy}") from error
+    return target
+
+
+def find_mirrored(*names: str) -> Path | None:
+    """The first of these files that is in the user's mirror folder, if there is one."""
+    folder = os.environ.get(MIRROR)
+    return next((Path(folder) / name for name in names if (Path(folder) / name).is_file()), None) if folder else None
+
+
+def read_hub_name(name: str) -> BackboneFlags:
+    """Architecture and patch size of a name of torch.hub, such as dino_vits16.
+
+    Raises:
+        WeightsError: The hub has no such name; the nearest one is named.
+    """
+    if name not in HUB:
+        raise WeightsError(f"{HUB_PREFIX}{name} is not published: {nearest(name, list(HUB))}")
+    arch, patch = HUB[name]
+    return BackboneFlags(arch=arch) if patch is None else BackboneFlags(arch=arch, patch_size=patch)

@@ -1,0 +1,192 @@
+"""What `--pretrained_weights` can name, read to one form: a dictionary of networks, options and tensors.
+
+Nothing is executed: torch's files are read with its safe unpickler, Paddle's with our own, safetensors and Hugging
+Face's folders have no code in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor, nn
+
+from dino import checkpoint
+from dino.errors import CheckpointError, WeightsError
+from dino.models.layouts import count_blocks, is_vision_transformer, transpose_linear
+from dino.models.paddle import read_paddle
+from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_published, read_hub_name
+from dino.models.registry import TIMM_PREFIX, VITS, build_backbone
+from dino.options import nearest
+
+NETWORKS = ("state_dict", "model")  # where files of other projects hold the network; model is the autoencoder's
+HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HF_FIXED = {"model_type": "vit", "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
+HF_DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True}  # of transformers' ViTConfig
+PADDLE = ".pdparams"
+SAFETENSORS = ".safetensors"
+SAME = 1e-4  # largest difference of two networks' features, relative to the largest feature, for them to be the same
+
+
+def read_weights(word: str) -> dict[str, Any]:
+    """Read what `--pretrained_weights` or `--init_from` names.
+
+    Args:
+        word: A checkpoint or weights file of torch, `.safetensors`, `.pdparams`, a Hugging Face folder, `hub:NAME` or
+            `timm:NAME`.
+
+    Returns:
+        What the file holds. Files that hold one network without saying which have it at the top or under
+        `state_dict`, and what is known about it under `args` and `normalisation`, as our checkpoints do.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or holds more than tensors and plain values.
+        WeightsError: No such name, or it cannot be downloaded.
+    """
+    if word.startswith(HUB_PREFIX):
+        return _read_hub(word.removeprefix(HUB_PREFIX))
+    if word.startswith(TIMM_PREFIX):
+        return _read_timm(word.removeprefix(TIMM_PREFIX))
+    path = Path(word)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path)
+    if path.suffix == PADDLE:
+        return _read_pdparams(path)
+    return checkpoint.load_file(path)
+
+
+def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapping[str, Tensor]:
+    """One network's tensors: `state[key]` of a checkpoint, what other projects call it, or the file itself.
+
+    Raises:
+        WeightsError: Neither.
+    """
+    if isinstance(state.get(key), Mapping):
+        return state[key]
+    for name in NETWORKS:
+        if isinstance(state.get(name), Mapping):
+            return state[name]
+    if state and all(isinstance(value, Tensor) for value in state.values()):
+        return state
+    raise WeightsError(f"{path} has no network {key!r}; it holds {', '.join(map(str, state))}: set --checkpoint_key")
+
+
+def _read_hub(name: str) -> dict[str, Any]:
+    flags = read_hub_name(name)
+    path = find_published(flags, remedy="or name a file instead")
+    return {"state_dict": checkpoint.load_file(path), "args": {"arch": flags.arch, "patch_size": flags.patch_size}}
+
+
+def _read_timm(name: str) -> dict[str, Any]:
+    """Weights by their name in timm, from the mirror folder or timm's hub; for our own network where it is the same."""
+    if not timm.is_model(name):
+        raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, timm.list_models(pretrained=True))}")
+    mirrored = find_mirrored(f"{name}{SAFETENSORS}", f"{name}.pth")
+    source = {"pretrained_cfg_overlay": {"file": str(mirrored)}} if mirrored else {}
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, **source).eval()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        remedy = f"set {MIRROR} to a folder that holds {name}{SAFETENSORS}, or name a file"
+        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({error}): {remedy}") from error
+    about = model.pretrained_cfg
+    return {
+        "state_dict": model.state_dict(),
+        "args": _find_twin(model) or {"arch": f"{TIMM_PREFIX}{name}"},
+        "normalisation": {part: list(about[part]) for part in ("mean", "std")},
+    }
+
+
+def _find_twin(model: nn.Module) -> dict[str, Any] | None:
+    """Our vision transformer of the same names and shapes, if it computes the same features of an image.
+
+    Names alone do not tell: timm has networks with other activations, or the mean of the tokens for the CLS token.
+    """
+    tensors = model.state_dict()
+    if not is_vision_transformer(tensors):
+        return None
+    channels, size, _ = model.pretrained_cfg["input_size"]
+    patch_size = tensors["patch_embed.proj.weight"].shape[-1]
+    for arch, shape in VITS.items():
+        if (shape.embed_dim, shape.depth) == (model.num_features, count_blocks(tensors)) and not shape.conv_stem:
+            twin = build_backbone(arch, patch_size=patch_size, in_chans=channels, img_size=size).eval()
+            if _shapes(twin.state_dict()) == _shapes(tensors):
+                twin.load_state_dict(tensors)
+                image = torch.linspace(-2, 2, channels * size * size).reshape(1, channels, size, size)
+                with torch.inference_mode():
+                    ours, theirs = twin(image), model(image)
+                if (ours - theirs).abs().max() <= SAME * theirs.abs().max():
+                    return {"arch": arch, "patch_size": patch_size, "in_chans": channels, "global_crops_size": size}
+    return None
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return {"state_dict": load_safetensors(path)}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _read_pdparams(path: Path) -> dict[str, Any]:
+    """Paddle writes a pickle, or (from 3.0 on, if asked to) safetensors under the same ending."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    state = _read_safetensors(path) if start[8:] == b"{" else read_paddle(path)
+    networks = {name: transpose_linear(value) if isinstance(value, dict) else value for name, value in state.items()}
+    return transpose_linear(networks)
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    """A folder of Hugging Face: config.json, the weights, and, if there, how images are normalised."""
+    config = _read_json(path / "config.json")
+    found = {name: config.get(name, HF_DEFAULTS.get(name)) for name in HF_FIXED}
+    other = [f"{name} {found[name]!r}, wants {wanted!r}" for name, wanted in HF_FIXED.items() if found[name] != wanted]
+    if other:
+        raise WeightsError(f"{path} is another network than this project's ViT: {'; '.join(other)}")
+    file = next((path / name for name in HF_WEIGHTS if (path / name).is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{path} holds none of {', '.join(HF_WEIGHTS)}")
+    about = _read_json(path / "preprocessor_config.json") if (path / "preprocessor_config.json").exists() else {}
+    normalisation = {"mean": about.get("image_mean"), "std": about.get("image_std")}
+    return {
+        "state_dict": select_network(read_weights(str(file)), "state_dict", file),
+        "args": {"arch": _find_arch(config, path)},  # the tensors tell the rest
+        "normalisation": normalisation if all(normalisation.values()) else None,
+    }
+
+
+def _find_arch(config: Mapping[str, Any], path: Path) -> str:
+    """Our name of the network that a configuration of transformers' ViT describes; tensors do not tell its heads."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    wanted = tuple(config.get(name) for name in names)
+    for arch, shape in VITS.items():
+        if wanted == (shape.embed_dim, shape.depth, shape.heads, int(shape.embed_dim * shape.mlp_ratio)):
+            return arch
+    named = ", ".join(f"{name} {value}" for name, value in zip(names, wanted, strict=True))
+    raise WeightsError(f"{path}: no architecture of this project has {named}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, wants a dictionary")
+    return content
