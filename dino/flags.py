@@ -87,7 +87,9 @@ class StudentFlags(ChannelFlags):
     out_dim: int = flag(65536, "prototypes K, the width of the head's output; small data sets want less", least=2)
     norm_last_layer: bool = flag(True, "keep the prototypes at unit length; more stable for the small networks")
     use_bn_in_head: bool = flag(False, "batch norm in the head's hidden layers")
-    init_from: str | None = flag(None, "start a new run from the weights in this file (not a resume)")
+    init_from: str | None = flag(
+        None, "start a new run from these weights, as --pretrained_weights has them (not a resume)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,11 @@ class RunFlags(EpochFlags):
 class WeightsFlags:
     """Which trained backbone an evaluation reads."""
 
-    pretrained_weights: str | None = flag(None, "a checkpoint or weights file; without it the published weights")
+    pretrained_weights: str | None = flag(
+        None,
+        "a checkpoint or weights file (.pth, .safetensors, .pdparams), a Hugging Face folder, hub:NAME of the "
+        "published weights, or timm:NAME; without it the published ones",
+    )
     checkpoint_key: str = flag("teacher", "which network of the checkpoint: teacher or student")
     random_weights: bool = flag(False, "evaluate an untrained network on purpose", switch=True)
 
@@ -269,7 +275,17 @@ class StoreFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearFlags:
+class LayerFlags:
+    """A linear layer that is there already."""
+
+    pretrained_linear: str | None = flag(
+        None,
+        "file of the linear layer that --evaluate scores; without it OUTPUT_DIR/checkpoint.pth.tar, else the published",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearFlags(LayerFlags):
     """The linear classifier on frozen features (paper, section 4.1)."""
 
     n_last_blocks: int = flag(
@@ -283,10 +299,6 @@ class LinearFlags:
     val_first: int = flag(1, "epoch, counted from 1, that is validated first", least=1)
     scale_lr: bool = flag(True, "--lr is for a global batch of 256 and scaled with it; false: it is the rate itself")
     evaluate: bool = flag(False, "train nothing: score a linear layer that is there already", switch=True)
-    pretrained_linear: str | None = flag(
-        None,
-        "file of the linear layer that --evaluate scores; without it OUTPUT_DIR/checkpoint.pth.tar, else the published",
-    )
     cache_features: bool = flag(
         False, "compute the features once, of centre crops, and train on them in seconds: no augmentation", switch=True
     )
@@ -623,6 +635,79 @@ class DrivingOptions(PropagationOptions):
 
     refresh: RefreshFlags
     autoencoder: AutoencoderFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionFlags:
+    """What becomes of weights."""
+
+    converted: str | None = flag(
+        None, "where to write: OUT.pth in this project's form, anything else in the other one's", spelling="--output"
+    )
+    input_size: tuple[int, ...] | None = flag(
+        None,
+        "height and width in pixels of the images to come, for which a ViT's position embedding is resampled; one "
+        "number: a square; without it as it is",
+        least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """Weights of one project in the form of another."""
+
+    backbone: BackboneFlags
+    channels: ChannelFlags
+    weights: WeightsFlags
+    conversion: ConversionFlags
+    report: ReportFlags
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddleOptions(ConversionOptions):
+    """Weights between this project and Paddle's PASSL.
+
+    python -m dino.interop.paddle IN.pdparams OUT.pth, or IN OUT.pdparams; with a linear layer where there is one.
+    """
+
+    layer: LayerFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmOptions(ConversionOptions):
+    """Weights between this project and timm.
+
+    python -m dino.interop.timm IN OUT.safetensors, or timm:NAME OUT.pth
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceOptions(ConversionOptions):
+    """Weights between this project and the transformers library (ViTModel).
+
+    python -m dino.interop.huggingface IN FOLDER, or FOLDER OUT.pth
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxOptions(ConversionOptions):
+    """A backbone as an ONNX graph: images of one size, any number of them, to features.
+
+    python -m dino.interop.onnx --output model.onnx [flags]; other words before the flags: IN OUT.onnx
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Say what a weights file is, without executing anything in it.
+
+    python -m dino.inspect FILE
+    """
+
+    weights: WeightsFlags
+    report: ReportFlags
+    explicit: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ Ours are the original's; timm's vision transformers and masked autoencoders have
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,11 +31,6 @@ IN_BLOCKS = {
     "mlp.fc1": ("intermediate.dense",),
     "mlp.fc2": ("output.dense",),
 }
-# What may lie beside a vision transformer's backbone: heads of all projects, and an autoencoder's decoder.
-BESIDE_AUTOENCODER = re.compile(r"mask_token$|decoder_")
-BESIDE_VIT = re.compile(
-    r"(head|linear|fc|pooler|classifier|projection_head|prototypes)\.|" + BESIDE_AUTOENCODER.pattern
-)
 
 
 def rename_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -236,8 +236,8 @@ def read_paddle(path: Path) -> dict[str, Any]:
     """Read a `.pdparams` file that is a pickle.
 
     Returns:
-        Names to tensors, in the dictionary or in one of its dictionaries, and plain values. Numbers of bfloat16, which Paddle stores as uint16, have
-        their own dtype.
+        Names to tensors, in the dictionary or in one of its dictionaries, and plain values. Numbers of
+        bfloat16, which Paddle stores as uint16, have their own dtype.
 
     Raises:
         CheckpointError: The file is missing or damaged, or holds anything but arrays and plain values.

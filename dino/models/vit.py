@@ -171,6 +171,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = embed(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
+        self.fixed_size: tuple[int, int] | None = None
         rates = torch.linspace(0, drop_path_rate, depth).tolist()
         self.blocks = nn.ModuleList(
             Block(dim=embed_dim, heads=heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates
@@ -209,25 +210,37 @@ class VisionTransformer(nn.Module):
         last = self.blocks[-1]
         return last.attn.compute_weights(last.norm1(tokens), queries)
 
+    def fix_size(self, height: int, width: int) -> None:
+        """Store the position embedding of images of `height` x `width` pixels, the only ones from then on."""
+        self.pos_embed = nn.Parameter(self._position(height, width).detach(), requires_grad=False)
+        self.fixed_size = (height, width)
+
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
         return tokens + self._position(*images.shape[-2:])
 
     def _position(self, height: int, width: int) -> Tensor:
-        """Position embedding (1, N, D) for an image of `height` x `width` pixels, bicubic from the stored one.
-
-        The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding
-        never loses a row; the scale that follows from it is part of every published number, so it stays.
-        """
-        side = math.isqrt(self.pos_embed.shape[1] - 1)
-        rows, columns = height // self.patch_size, width // self.patch_size
-        if rows * columns == side * side and height == width:
+        """Position embedding (1, N, D) for an image of `height` x `width` pixels."""
+        if (height, width) == self.fixed_size:
             return self.pos_embed
-        grid = self.pos_embed[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
-        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
-        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return scale_position(self.pos_embed, height, width, self.patch_size)
+
+
+def scale_position(embedding: Tensor, height: int, width: int, patch_size: int) -> Tensor:
+    """Position embedding (1, N, D) for an image of `height` x `width` pixels, bicubic from that of a square.
+
+    The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding never
+    loses a row; the scale that follows from it is part of every published number, so it stays.
+    """
+    side = math.isqrt(embedding.shape[1] - 1)
+    rows, columns = height // patch_size, width // patch_size
+    if rows * columns == side * side and height == width:
+        return embedding
+    grid = embedding[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+    grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -90,21 +90,21 @@ def _read_timm(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
         raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, timm.list_models(pretrained=True))}")
     mirrored = find_mirrored(f"{name}{SAFETENSORS}", f"{name}.pth")
-    source = {"pretrained_cfg_overlay": {"file": str(mirrored)}} if mirrored else {}
+    overlay = {"file": str(mirrored)} if mirrored else {}
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, **source).eval()
+        model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
     except (OSError, RuntimeError, SafetensorError) as error:
         remedy = f"set {MIRROR} to a folder that holds {name}{SAFETENSORS}, or name a file"
         raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({error}): {remedy}") from error
-    about = model.pretrained_cfg
+    about = cast(dict[str, Any], model.pretrained_cfg)
     return {
         "state_dict": model.state_dict(),
-        "args": _find_twin(model) or {"arch": f"{TIMM_PREFIX}{name}"},
+        "args": _find_twin(model, about["input_size"]) or {"arch": f"{TIMM_PREFIX}{name}"},
         "normalisation": {part: list(about[part]) for part in ("mean", "std")},
     }
 
 
-def _find_twin(model: nn.Module) -> dict[str, Any] | None:
+def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any] | None:
     """Our vision transformer of the same names and shapes, if it computes the same features of an image.
 
     Names alone do not tell: timm has networks with other activations, or the mean of the tokens for the CLS token.
@@ -112,7 +112,7 @@ def _find_twin(model: nn.Module) -> dict[str, Any] | None:
     tensors = model.state_dict()
     if not is_vision_transformer(tensors):
         return None
-    channels, size, _ = model.pretrained_cfg["input_size"]
+    channels, size, _ = input_size
     patch_size = tensors["patch_embed.proj.weight"].shape[-1]
     for arch, shape in VITS.items():
         if (shape.embed_dim, shape.depth) == (model.num_features, count_blocks(tensors)) and not shape.conv_stem:

@@ -9,27 +9,29 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.xcit import checkpoint_filter_fn as rename_xcit
 from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.errors import OptionError, WeightsError
 from dino.flags import BackboneFlags, WeightsFlags
+from dino.models import matching
 from dino.models.adaptation import adapt_input
-from dino.models.layouts import BESIDE_AUTOENCODER, BESIDE_VIT, count_blocks, is_vision_transformer, rename_to_ours
+from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
+from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
 from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published
-from dino.models.registry import VITS, build_backbone, is_vit
+from dino.models.registry import VITS, build_backbone
+from dino.models.vit import VisionTransformer
 from dino.models.weight_files import read_weights, select_network
 
 logger = logging.getLogger(__name__)
 
+HIDDEN = "blocks.0.mlp.fc1.weight"  # (hidden, D)
 DEFAULT_SIZE = 224  # pixels; what weights without options were trained at
 MAE = "mae"  # an architecture's name: the ViT of a masked autoencoder's file, which its tensors tell
 MAE_NETWORKS = {  # and what its own code calls it (models_mae.py); the tensors tell the patch
@@ -37,8 +39,6 @@ MAE_NETWORKS = {  # and what its own code calls it (models_mae.py); the tensors 
     "mae_vit_large_patch16": "vit_large",
     "mae_vit_huge_patch14": "vit_huge",
 }
-NOTHING = re.compile("(?!)")  # a pattern that no name has
-ANYTHING = re.compile("")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,23 @@ class TrainedBackbone:
     normalisation: Mapping[str, list[float]] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoundNetwork:
+    """A backbone in a file, before a network is filled with it.
+
+    Attributes:
+        origin: The file, or what else named it.
+        state: All that the file holds.
+        trained: The network, not filled yet; `arch` is empty where no architecture of ours has its width and depth.
+        matched: The file's tensors.
+    """
+
+    origin: str
+    state: Mapping[str, Any]
+    trained: TrainedBackbone
+    matched: Matched
+
+
 def load_backbone(
     backbone: BackboneFlags, weights: WeightsFlags, explicit: frozenset[str], *, published: Published = PUBLISHED
 ) -> TrainedBackbone:
@@ -80,75 +97,65 @@ def load_backbone(
         WeightsError: No such file, a tensor of the backbone is not in it with its shape, or it has one too many.
         CheckpointError: The file is damaged.
     """
+    found = find_network(backbone, weights, explicit, published=published)
+    if not found.trained.arch:
+        raise WeightsError(f"{found.origin}: no architecture of this project has its width and depth; see --arch")
+    found.trained.module.load_state_dict(found.matched.tensors)
+    count = len(found.matched.tensors)
+    if not weights.random_weights:
+        logger.info(
+            "%s: %d of %d backbone tensors loaded into %s%s",
+            *(found.origin, count, count, found.trained.arch, found.matched.describe_left()),
+        )
+    return found.trained
+
+
+def find_network(
+    backbone: BackboneFlags,
+    weights: WeightsFlags,
+    explicit: frozenset[str],
+    *,
+    published: Published = PUBLISHED,
+    in_chans: int | None = None,
+) -> FoundNetwork:
+    """Find the backbone that the flags mean, tensor by tensor, as `load_backbone` does, without filling a network.
+
+    Args:
+        backbone: `--arch` and `--patch_size`.
+        weights: Which file and network, or `--random_weights`.
+        explicit: Flags that the user set.
+        published: What is taken without a file.
+        in_chans: Where it is given, the first layer is fitted to these channels, and to `--patch_size` where that is
+            among `explicit`.
+
+    Raises:
+        WeightsError: As `load_backbone`.
+        CheckpointError: As `load_backbone`.
+    """
     if weights.random_weights:
-        if weights.pretrained_weights:
-            raise OptionError("--random_weights and --pretrained_weights contradict each other; give one of them")
-        logger.warning("--random_weights: an untrained %s", backbone.arch)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # by itself each process would draw another network
-            return _describe({}, {}, backbone, frozenset({"arch", "patch_size"}))
+        return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
     state = read_weights(word)
     tensors = rename_to_ours(select_network(state, weights.checkpoint_key, word))
-    loaded = _describe(state, tensors, backbone, explicit)
+    trained = _describe(state, tensors, backbone, explicit, in_chans)
+    if in_chans is not None:
+        tensors = adapt_input(tensors, trained.module.state_dict(), explicit, word)
     exact = not weights.pretrained_weights or word.startswith(HUB_PREFIX)  # published files hold a backbone alone
-    beside = NOTHING if exact else _find_beside(loaded.arch, is_autoencoder(backbone.arch))
-    matched = match(loaded.module, tensors, f"{word} ({loaded.arch}, patch size {loaded.patch_size})", beside)
-    loaded.module.load_state_dict(matched.tensors)
-    logger.info(
-        "%s: %d of %d backbone tensors loaded into %s%s",
-        *(word, len(matched.tensors), len(matched.tensors), loaded.arch, matched.describe_left()),
-    )
-    return loaded
+    beside = matching.NOTHING if exact else _find_beside(trained, is_autoencoder(backbone.arch))
+    named = f"{trained.arch}, " if trained.arch else ""
+    matched = match(trained.module, tensors, f"{word} ({named}patch size {trained.patch_size})", beside)
+    return FoundNetwork(origin=word, state=state, trained=trained, matched=matched)
 
 
-@dataclass(frozen=True)
-class Matched:
-    """What a file's tensors are to a network."""
-
-    tensors: dict[str, Tensor]  # one for each of the network's
-    left: tuple[str, ...]  # names of the others
-
-    def describe_left(self) -> str:
-        """The names that were not used, counted by their first word, as the end of a line."""
-        counts = Counter(name.split(".")[0] for name in self.left)
-        named = ", ".join(f"{name} ({count})" for name, count in counts.items())
-        return f"; not part of it: {named}" if named else ""
-
-
-def match(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, beside: re.Pattern[str] = ANYTHING) -> Matched:
-    """Find every tensor of a network in a file.
-
-    Args:
-        module: The network.
-        tensors: The file's, under our names.
-        origin: The file, for the error.
-        beside: Which tensors the file may have besides.
-
-    Raises:
-        WeightsError: Some are missing or have another shape, or there are others; the text lists them.
-    """
-    wanted = module.state_dict()
-    if not wanted.keys() <= tensors.keys() and any("cls_attn_blocks" in name for name in wanted):
-        tensors = rename_xcit(dict(tensors), module)
-    wrong = [
-        f"{name} ({'missing' if name not in tensors else f'{tuple(tensors[name].shape)}, wants {tuple(own.shape)}'})"
-        for name, own in wanted.items()
-        if name not in tensors or tensors[name].shape != own.shape
-    ]
-    if wrong:
-        raise WeightsError(
-            f"{origin}: {len(wrong)} of {len(wanted)} backbone tensors do not fit, nothing was loaded: "
-            f"{_shorten(wrong)}; check --arch, --patch_size and --checkpoint_key"
-        )
-    left = tuple(name for name in tensors if name not in wanted)
-    foreign = [name for name in left if not beside.match(name)]
-    if foreign:
-        raise WeightsError(
-            f"{origin}: it is another network, with {len(foreign)} tensors that this one has not, nothing was loaded: "
-            f"{_shorten(foreign)}; check --arch"
-        )
-    return Matched({name: tensors[name] for name in wanted}, left)
+def _draw_network(backbone: BackboneFlags, weights: WeightsFlags, in_chans: int | None) -> FoundNetwork:
+    if weights.pretrained_weights:
+        raise OptionError("--random_weights and --pretrained_weights contradict each other; give one of them")
+    logger.warning("--random_weights: an untrained %s", backbone.arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # by itself each process would draw another network
+        trained = _describe({}, {}, backbone, frozenset({"arch", "patch_size"}), in_chans)
+    matched = Matched(trained.module.state_dict(), {})
+    return FoundNetwork(origin="--random_weights", state={}, trained=trained, matched=matched)
 
 
 def is_autoencoder(arch: str) -> bool:
@@ -156,15 +163,11 @@ def is_autoencoder(arch: str) -> bool:
     return arch == MAE or arch in MAE_NETWORKS
 
 
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def _find_beside(arch: str, autoencoder: bool) -> re.Pattern[str]:
+def _find_beside(trained: TrainedBackbone, autoencoder: bool) -> re.Pattern[str]:
     """What may lie beside a backbone: a vision transformer without a part of its own computes something else."""
     if autoencoder:
-        return BESIDE_AUTOENCODER
-    return BESIDE_VIT if is_vit(arch) else ANYTHING
+        return matching.AUTOENCODER
+    return matching.VIT if isinstance(trained.module, VisionTransformer) else matching.ANYTHING
 
 
 def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = ()) -> Tensor | None:
@@ -185,7 +188,7 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
     state = read_weights(path)
     network = select_network(state, "teacher", path)
     backbone = adapt_input(rename_to_ours(network), student.backbone.state_dict(), frozenset(asked), path)
-    beside = BESIDE_VIT if is_vision_transformer(backbone) else ANYTHING
+    beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
     matched = match(student.backbone, backbone, path, beside)
     student.backbone.load_state_dict(matched.tensors)
     tensors = {name.removeprefix("module."): value for name, value in network.items()}
@@ -203,20 +206,25 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
 
 
 def _describe(
-    state: Mapping[str, Any], tensors: Mapping[str, Tensor], flags: BackboneFlags, explicit: frozenset[str]
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    flags: BackboneFlags,
+    explicit: frozenset[str],
+    in_chans: int | None = None,
 ) -> TrainedBackbone:
     """Build the empty backbone that the file and the flags describe."""
     args = checkpoint.read_args(state)
     guessed = _guess(tensors)
-    known = {**vars(flags), **guessed, **{name: args[name] for name in vars(flags) if name in args}}
+    unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a vision transformer of a width and depth that none has
+    known = {**vars(flags), **unnamed, **guessed, **{name: args[name] for name in vars(flags) if name in args}}
     known |= {name: value for name, value in vars(flags).items() if name in explicit}
     if is_autoencoder(known["arch"]):
         known["arch"] = MAE_NETWORKS.get(known["arch"], _name_autoencoder(guessed))
-    in_chans = int(args.get("in_chans", guessed.get("in_chans", 3)))
+    in_chans = in_chans or int(args.get("in_chans", guessed.get("in_chans", 3)))
     image_size = int(args.get("global_crops_size", guessed.get("image_size", DEFAULT_SIZE)))
-    module = build_backbone(
-        known["arch"], patch_size=known["patch_size"], in_chans=in_chans, img_size=guessed.get("image_size", image_size)
-    )
+    settings = {"patch_size": known["patch_size"], "in_chans": in_chans}
+    settings["img_size"] = guessed.get("image_size", image_size)
+    module = build_backbone(known["arch"], **settings) if known["arch"] else _build_unnamed(tensors, **settings)
     return TrainedBackbone(
         module=module.eval(),
         arch=known["arch"],
@@ -224,6 +232,14 @@ def _describe(
         image_size=image_size,
         in_chans=in_chans,
         normalisation=state.get("normalisation"),
+    )
+
+
+def _build_unnamed(tensors: Mapping[str, Tensor], **settings: int) -> VisionTransformer:
+    """A vision transformer by the shapes of a file's tensors; they do not tell the number of heads, which is 1 here."""
+    hidden, dim = tensors[HIDDEN].shape
+    return VisionTransformer(
+        embed_dim=dim, depth=count_blocks(tensors), heads=1, mlp_ratio=hidden / dim, conv_stem=False, **settings
     )
 
 

@@ -128,9 +128,8 @@ def open_attention(options: FrozenOptions, run: Run) -> AttentionReader:
         OptionError: The architecture has no attention maps.
         WeightsError: The weights do not fit.
     """
-    if "arch" in options.explicit and not is_autoencoder(
-        options.backbone.arch
-    ):  # only the file tells which one that is
+    # which network an autoencoder has, only the file tells
+    if "arch" in options.explicit and not is_autoencoder(options.backbone.arch):
         check_arch(options.backbone.arch)
         _check_vit(options.backbone.arch)
     trained = load_backbone(options.backbone, options.weights, options.explicit)
