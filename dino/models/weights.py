@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.errors import OptionError, WeightsError
-from dino.flags import BackboneFlags, WeightsFlags
+from dino.flags import BackboneFlags, ChannelFlags, WeightsFlags
 from dino.models import matching
 from dino.models.adaptation import adapt_input
 from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
@@ -116,7 +116,7 @@ def find_network(
     explicit: frozenset[str],
     *,
     published: Published = PUBLISHED,
-    in_chans: int | None = None,
+    channels: ChannelFlags | None = None,
 ) -> FoundNetwork:
     """Find the backbone that the flags mean, tensor by tensor, as `load_backbone` does, without filling a network.
 
@@ -125,20 +125,21 @@ def find_network(
         weights: Which file and network, or `--random_weights`.
         explicit: Flags that the user set.
         published: What is taken without a file.
-        in_chans: Where it is given, the first layer is fitted to these channels, and to `--patch_size` where that is
-            among `explicit`.
+        channels: Where it is given, the first layer is fitted to its channels and to the patch size of `backbone`,
+            those of the two that are among `explicit`.
 
     Raises:
         WeightsError: As `load_backbone`.
         CheckpointError: As `load_backbone`.
     """
+    in_chans = channels.in_chans if channels and "in_chans" in explicit else None
     if weights.random_weights:
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
     state = read_weights(word)
     tensors = rename_to_ours(select_network(state, weights.checkpoint_key, word))
     trained = _describe(state, tensors, backbone, explicit, in_chans)
-    if in_chans is not None:
+    if channels:
         tensors = adapt_input(tensors, trained.module.state_dict(), explicit, word)
     exact = not weights.pretrained_weights or word.startswith(HUB_PREFIX)  # published files hold a backbone alone
     beside = matching.NOTHING if exact else _find_beside(trained, is_autoencoder(backbone.arch))
@@ -215,7 +216,7 @@ def _describe(
     """Build the empty backbone that the file and the flags describe."""
     args = checkpoint.read_args(state)
     guessed = _guess(tensors)
-    unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a vision transformer of a width and depth that none has
+    unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a width and depth that none of ours has
     known = {**vars(flags), **unnamed, **guessed, **{name: args[name] for name in vars(flags) if name in args}}
     known |= {name: value for name, value in vars(flags).items() if name in explicit}
     if is_autoencoder(known["arch"]):

@@ -1,0 +1,232 @@
+"""Weights read in any form and written in one, read back, and every tensor accounted for.
+
+Letters: C classes, D width of the features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino import checkpoint
+from dino.errors import OptionError, WeightsError
+from dino.flags import ConversionOptions, LayerFlags
+from dino.models.adaptation import POSITION
+from dino.models.layouts import is_vision_transformer, rename_to_ours
+from dino.models.matching import Matched
+from dino.models.vit import scale_position
+from dino.models.weight_files import read_weights, select_network
+from dino.models.weights import FoundNetwork, find_network
+from dino.runtime.context import make_output_folder
+from dino.runtime.metrics import write_result
+
+logger = logging.getLogger(__name__)
+
+OURS = ".pth"
+BACKBONE = "backbone."
+LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A backbone on its way from one form to another.
+
+    Attributes:
+        origin: What it was read from.
+        tensors: The backbone's, under our names, in the file's number formats.
+        linear: A linear classifier's `weight` (C, D) and `bias` (C,), or nothing.
+        arch: Architecture; empty for a vision transformer that is none of ours by its width and depth.
+        patch_size: In pixels; of no meaning but for a ViT.
+        in_chans: Channels of an image.
+        image_size: Height and width in pixels of the images that it is for.
+        normalisation: {"mean": ..., "std": ...}, a number a channel each, or None where the file does not say.
+        left: Words about what of the file is not converted, the end of a line.
+    """
+
+    origin: str
+    tensors: Mapping[str, Tensor]
+    linear: Mapping[str, Tensor]
+    arch: str
+    patch_size: int
+    in_chans: int
+    image_size: tuple[int, int]
+    normalisation: Mapping[str, list[float]] | None
+    left: str
+
+    @property
+    def is_plain_vit(self) -> bool:
+        """Whether it is a vision transformer as other projects have it too, with one projection for patches."""
+        return is_vision_transformer(self.tensors) and not any("patch_embed.convs" in name for name in self.tensors)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the patches that the position embedding is stored for."""
+        height, width = (side // self.patch_size * self.patch_size for side in self.image_size)
+        return height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What another project's weights look like on disk.
+
+    Attributes:
+        write: Writes a network there.
+        ending: Of its files; a folder has none.
+    """
+
+    write: Callable[[Network, Path], None]
+    ending: str = ""
+
+
+def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = None) -> None:
+    """Read what the flags name, write it to `--output`, read that back and compare.
+
+    Args:
+        options: The command's.
+        form: The other project's; `OUT.pth` is ours.
+        layer: Where given, a linear layer is converted too: this file's, or the one beside the backbone.
+
+    Raises:
+        OptionError: No output, or it cannot be written.
+        WeightsError: A network that the form cannot hold, or a tensor that is another one when it is read back.
+        CheckpointError: A file is missing or damaged.
+    """
+    target = check_output(options, form)
+    network = read_network(options, layer)
+    (write_ours if target.suffix == OURS else form.write)(network, target)
+    count = check_written(network, target)
+    logger.info("%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left)
+    about = {"arch": network.arch, "patch_size": network.patch_size, "image_size": list(network.image_size)}
+    write_result(options.report.json, {"output": str(target), "matched": count, **about})
+
+
+def check_output(options: ConversionOptions, form: Form) -> Path:
+    """Where to write, refused before long work.
+
+    Raises:
+        OptionError: Nowhere, over what is read, or under a name that tells no form.
+    """
+    wanted = f"OUT{OURS} for this project's form, or {f'OUT{form.ending}' if form.ending else 'a folder'}"
+    if not options.conversion.converted:
+        raise OptionError(f"name what to write, as the second word or with --output: {wanted}")
+    target = Path(options.conversion.converted)
+    if target.suffix not in {OURS, form.ending} and form.ending:
+        raise OptionError(f"--output {target} tells no form; name {wanted}")
+    if target.is_dir() == bool(target.suffix == OURS or form.ending) and target.exists():
+        raise OptionError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}; name {wanted}")
+    if options.weights.pretrained_weights and target.resolve() == Path(options.weights.pretrained_weights).resolve():
+        raise OptionError(f"--output {target} is what is read; name another")
+    make_output_folder(str(target.parent), "--output")
+    return target
+
+
+def read_network(options: ConversionOptions, layer: LayerFlags | None = None) -> Network:
+    """The network that the flags name, fitted to the input that they ask for.
+
+    Raises:
+        WeightsError: It is not there, or does not fit.
+        CheckpointError: A file is missing or damaged.
+    """
+    found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)
+    trained, matched, kept = found.trained, found.matched, found.trained.normalisation
+    linear = {} if layer is None else find_layer(layer, found)
+    rest = Matched(matched.tensors, {name: t for name, t in matched.left.items() if not (linear and "linear." in name)})
+    network = Network(
+        origin=found.origin,
+        tensors=matched.tensors,
+        linear=linear,
+        arch=trained.arch,
+        patch_size=trained.patch_size,
+        in_chans=trained.in_chans,
+        image_size=(trained.image_size, trained.image_size),
+        normalisation=kept if kept and len(kept["mean"]) == trained.in_chans else None,
+        left=rest.describe_left(),
+    )
+    size = options.conversion.input_size
+    return fix_size(network, (size[0], size[-1])) if size else network
+
+
+def fix_size(network: Network, size: tuple[int, int]) -> Network:
+    """The network for images of another height and width: a ViT's position embedding is resampled, as its forward does.
+
+    Raises:
+        WeightsError: An image would be smaller than a patch.
+    """
+    if POSITION not in network.tensors:
+        return replace(network, image_size=size)
+    if min(size) < network.patch_size:
+        raise WeightsError(f"--input_size {size[0]} {size[1]} is smaller than a patch, {network.patch_size} pixels")
+    stored = network.tensors[POSITION]
+    scaled = scale_position(stored.float(), *size, network.patch_size).to(stored.dtype)
+    if scaled.shape != stored.shape or not torch.equal(scaled, stored):
+        logger.info("position embedding resampled to %d x %d pixels, bicubic", *size)
+    return replace(network, image_size=size, tensors={**network.tensors, POSITION: scaled})
+
+
+def find_layer(flags: LayerFlags, found: FoundNetwork) -> dict[str, Tensor]:
+    """A linear classifier: the flag's file's, else the one beside the backbone, else nothing.
+
+    Raises:
+        WeightsError: The flag's file has none.
+    """
+    if flags.pretrained_linear:
+        layer = select_layer(read_weights(flags.pretrained_linear))
+        if not layer:
+            raise WeightsError(f"--pretrained_linear {flags.pretrained_linear} holds no linear layer")
+        return layer
+    return select_layer(found.matched.left) or select_layer(found.state)
+
+
+def select_layer(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The linear classifier of a file, `weight` (C, D) and `bias` (C,), by PASSL's or the original's names."""
+    held = state.get("state_dict", state)
+    tensors = checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
+    for prefix in LINEAR:
+        if {f"{prefix}weight", f"{prefix}bias"} <= tensors.keys():
+            return {name: tensors[f"{prefix}{name}"] for name in ("weight", "bias")}
+    return {}
+
+
+def write_ours(network: Network, target: Path) -> None:
+    """Write a checkpoint that every command of ours reads, with the linear layer as the original's evaluation has it.
+
+    Raises:
+        OptionError: Its images are not square.
+        CheckpointError: It cannot be written.
+    """
+    height, width = network.image_size
+    if height != width:
+        raise OptionError(f"--input_size {height} {width}: {OURS} files are of square images; give one number")
+    arch = {"arch": network.arch} if network.arch else {}
+    args = {"patch_size": network.patch_size, "in_chans": network.in_chans, "global_crops_size": height}
+    state: dict[str, Any] = {"teacher": checkpoint.add_prefix(BACKBONE, network.tensors), "args": arch | args}
+    if network.linear:
+        state["state_dict"] = checkpoint.add_prefix("module.linear.", network.linear)
+    checkpoint.save_file(target, state | {"normalisation": network.normalisation})
+
+
+def check_written(network: Network, target: Path) -> int:
+    """Read a written file back and compare; gives the number of its tensors.
+
+    Raises:
+        WeightsError: It has others.
+    """
+    state = read_weights(str(target))
+    tensors = rename_to_ours(select_network(state, "teacher", target))
+    linear = select_layer(tensors) or select_layer(state) if network.linear else {}
+    pairs = [(network.tensors, {n: t for n, t in tensors.items() if n in network.tensors}), (network.linear, linear)]
+    different = [
+        name
+        for wanted, found in pairs
+        for name, tensor in wanted.items()
+        if name not in found or not torch.equal(found[name], tensor)
+    ]
+    if different:
+        raise WeightsError(f"{target} differs from {network.origin} when it is read back: {', '.join(different)}")
+    return len(network.tensors) + len(network.linear)
