@@ -5,7 +5,9 @@ Every builder gives a module (B, C, H, W) -> features (B, D) that knows its `emb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -93,6 +95,43 @@ def build_backbone(
         model.embed_dim = model.num_features
         return model
     return _build_torchvision(arch, in_chans)
+
+
+def describe_in_timm(
+    arch: str, *, patch_size: int, in_chans: int, image_size: tuple[int, int]
+) -> tuple[str, dict[str, Any]]:
+    """The name in timm of a backbone of ours, and the settings in which it differs from the model of that name.
+
+    Args:
+        arch: A name that `check_arch` accepts.
+        patch_size: Side of a patch in pixels; ViT only.
+        in_chans: Channels C of an image.
+        image_size: Height and width in pixels that the position embedding is stored for; ViT only.
+
+    Raises:
+        OptionError: timm has no such network.
+    """
+    settings: dict[str, Any] = {"num_classes": 0} | ({"in_chans": in_chans} if in_chans != 3 else {})
+    if arch not in VITS:
+        name = _timm_name(arch) or arch
+        if not timm.is_model(name):
+            raise OptionError(f"timm has no network like {arch}")
+        return name, settings
+    shape = VITS[arch]
+    if shape.conv_stem:
+        raise OptionError(f"timm has no network like {arch}, which embeds patches by several convolutions")
+    name = f"{arch.replace('deit_', 'vit_')}_patch{patch_size}_224"
+    if not timm.is_model(name):
+        name = "vit_tiny_patch16_224"
+        settings |= {"patch_size": patch_size, "embed_dim": shape.embed_dim, "depth": shape.depth}
+        settings |= {"num_heads": shape.heads, "mlp_ratio": shape.mlp_ratio}
+    return name, settings | ({"img_size": image_size} if image_size != (224, 224) else {})
+
+
+def list_timm_shapes(name: str, settings: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """Shape by name of every tensor of a model of timm, which is not filled with anything."""
+    with torch.device("meta"):
+        return {key: value.shape for key, value in timm.create_model(name, **settings).state_dict().items()}
 
 
 def _timm_name(arch: str) -> str:

@@ -1,0 +1,68 @@
+"""timm's weights: `python -m dino.interop.timm IN OUT.safetensors`, or `timm:NAME OUT.pth`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dino.errors import WeightsError, exit_code
+from dino.flags import TimmOptions
+from dino.options import name_places, parse
+
+if TYPE_CHECKING:
+    from dino.interop.conversion import Network
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert the weights.
+
+    Raises:
+        DinoError: They cannot be read, timm has no such network, or they cannot be written.
+    """
+    options = parse(TimmOptions, name_places(argv, "--pretrained_weights", "--output"))
+
+    from dino.interop.conversion import Form, convert
+    from dino.runtime.context import set_up_logging
+
+    set_up_logging()
+    convert(options, Form(write=write_timm, ending=".safetensors"))
+
+
+def write_timm(network: Network, target: Path) -> None:
+    """Write what `timm.create_model(..., checkpoint_path=...)` reads, once every tensor of that model is there.
+
+    Names are those of timm's vision transformers already; the line that is logged says which model it is.
+
+    Raises:
+        OptionError: timm has no such network, or the file cannot be written.
+        WeightsError: timm's network has other tensors.
+    """
+    from safetensors.torch import save_file
+
+    from dino.files import writing_whole
+    from dino.models.registry import describe_in_timm, list_timm_shapes
+
+    if not network.arch:
+        raise WeightsError(f"{network.origin}: the number of its heads is not known, so timm's network is not either")
+    size = network.grid_size if network.is_plain_vit else network.image_size
+    name, settings = describe_in_timm(
+        network.arch, patch_size=network.patch_size, in_chans=network.in_chans, image_size=size
+    )
+    wanted, own = list_timm_shapes(name, settings), {key: tensor.shape for key, tensor in network.tensors.items()}
+    wrong = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
+    if wrong:
+        raise WeightsError(f"timm's {name} has other tensors than {network.origin}: {', '.join(wrong[:10])}")
+    tensors = {key: tensor.contiguous() for key, tensor in network.tensors.items()}
+    with writing_whole(target, "--output") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "architecture": name})
+    words = "".join(f", {key}={value!r}" for key, value in settings.items())
+    logger.info("timm.create_model(%r, checkpoint_path=%r%s)", name, str(target), words)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
