@@ -40,7 +40,7 @@ def write_folder(network: Network, target: Path) -> None:
         WeightsError: transformers' ViT cannot hold the network.
         OptionError: The folder cannot be written to.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from dino.files import writing_whole
     from dino.models.layouts import to_hugging_face
@@ -57,7 +57,7 @@ def write_folder(network: Network, target: Path) -> None:
     }.items():
         write_whole("--output", str(target / name), json.dumps(content, indent=2) + "\n")
     with writing_whole(target / "model.safetensors", "--output") as temporary:
-        save_file(to_hugging_face(network.tensors), temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(to_hugging_face(network.tensors), metadata={"format": "pt"}))
 
 
 def describe(network: Network) -> dict[str, Any]:

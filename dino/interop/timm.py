@@ -42,7 +42,7 @@ def write_timm(network: Network, target: Path) -> None:
         OptionError: timm has no such network, or the file cannot be written.
         WeightsError: timm's network has other tensors.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from dino.files import writing_whole
     from dino.models.registry import describe_in_timm, list_timm_shapes
@@ -59,7 +59,7 @@ def write_timm(network: Network, target: Path) -> None:
         raise WeightsError(f"timm's {name} has other tensors than {network.origin}: {', '.join(wrong[:10])}")
     tensors = {key: tensor.contiguous() for key, tensor in network.tensors.items()}
     with writing_whole(target, "--output") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "architecture": name})
+        temporary.write_bytes(save(tensors, metadata={"format": "pt", "architecture": name}))
     words = "".join(f", {key}={value!r}" for key, value in settings.items())
     logger.info("timm.create_model(%r, checkpoint_path=%r%s)", name, str(target), words)
 

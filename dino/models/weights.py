@@ -97,16 +97,23 @@ def load_backbone(
         WeightsError: No such file, a tensor of the backbone is not in it with its shape, or it has one too many.
         CheckpointError: The file is damaged.
     """
-    found = find_network(backbone, weights, explicit, published=published)
+    return fill_network(find_network(backbone, weights, explicit, published=published))
+
+
+def fill_network(found: FoundNetwork) -> TrainedBackbone:
+    """Fill a network with what was found for it, and say so.
+
+    Raises:
+        WeightsError: The tensors do not tell how many heads it has.
+    """
     if not found.trained.arch:
         raise WeightsError(f"{found.origin}: no architecture of this project has its width and depth; see --arch")
     found.trained.module.load_state_dict(found.matched.tensors)
     count = len(found.matched.tensors)
-    if not weights.random_weights:
-        logger.info(
-            "%s: %d of %d backbone tensors loaded into %s%s",
-            *(found.origin, count, count, found.trained.arch, found.matched.describe_left()),
-        )
+    logger.info(
+        "%s: %d of %d backbone tensors loaded into %s%s",
+        *(found.origin, count, count, found.trained.arch, found.matched.describe_left()),
+    )
     return found.trained
 
 

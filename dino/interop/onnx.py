@@ -1,0 +1,155 @@
+"""A backbone as an ONNX graph: `python -m dino.interop.onnx IN OUT.onnx`, or `--output model.onnx` with flags."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dino.errors import OptionError, WeightsError, exit_code
+from dino.flags import OnnxOptions
+from dino.options import name_places, parse
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dino.models.weights import TrainedBackbone
+
+logger = logging.getLogger(__name__)
+
+EXTRAS = ("onnx", "onnxscript")
+TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each node
+LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
+BATCHES = (1, 3)  # sizes at which the graph is compared with the network
+CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the graph.
+
+    Raises:
+        DinoError: The weights do not fit, a library is missing, or the file cannot be written.
+    """
+    options = parse(OnnxOptions, name_places(argv, "--pretrained_weights", "--output"))
+
+    from dino.models.weights import fill_network, find_network
+    from dino.runtime.context import set_up_logging
+    from dino.runtime.metrics import check_target, write_result
+
+    set_up_logging()
+    if not options.conversion.converted:
+        raise OptionError("name what to write: --output model.onnx")
+    target = Path(options.conversion.converted)
+    check_target(str(target), "--output")
+    check_extras()
+    found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)
+    backbone = fill_network(found)
+    size = options.conversion.input_size or (backbone.image_size,)
+    images = fix_input(backbone, size[0], size[-1])
+    write_graph(backbone.module, images, target)
+    difference = compare(backbone.module, images, target)
+    count = len(found.matched.tensors)
+    logger.info("%s: %d of %d tensors matched, for images %s", target, count, count, list(images.shape[1:]))
+    result = {"output": str(target), "matched": count, "images": list(images.shape[1:]), "difference": difference}
+    write_result(options.report.json, result)
+
+
+def check_extras() -> None:
+    """Refuse to begin without the libraries that write the graph.
+
+    Raises:
+        OptionError: One is missing.
+    """
+    missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OptionError(f"ONNX graphs are written by {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
+    """Give the network's position embedding the one size; gives an example of its images, (B, C, H, W).
+
+    Raises:
+        OptionError: The images are smaller than a patch.
+    """
+    import torch
+
+    from dino.models.vit import VisionTransformer
+
+    if isinstance(backbone.module, VisionTransformer):
+        if min(height, width) < backbone.patch_size:
+            raise OptionError(f"--input_size {height} {width} is smaller than a patch, {backbone.patch_size} pixels")
+        backbone.module.fix_size(height, width)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((max(BATCHES), backbone.in_chans, height, width), generator=generator)
+
+
+def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
+    """Write `images` (batch, C, H, W) -> `features` (batch, D), for any batch.
+
+    Args:
+        module: In eval mode.
+        images: An example, of more than one image, as one would be taken for a constant.
+        target: The file.
+
+    Raises:
+        OptionError: It cannot be written, or the network is larger than one file can hold.
+    """
+    import torch
+
+    from dino.files import writing_whole
+
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if size >= LARGEST:
+        raise OptionError(f"an ONNX file holds up to 2 GiB, and this network has {size / 2**30:.1f}")
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        module,
+        (images,),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None
+    with writing_whole(target, "--output") as temporary:
+        program.save(temporary, external_data=False)
+
+
+def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
+    """Run graph and network on the same images, at two batch sizes; gives their largest difference.
+
+    Returns:
+        Relative to the largest feature; None where onnxruntime is missing, which is said.
+
+    Raises:
+        WeightsError: They differ.
+    """
+    import torch
+
+    if importlib.util.find_spec("onnxruntime") is None:
+        logger.warning("%s was not run: pip install onnxruntime", target)
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in BATCHES:
+        with torch.inference_mode():
+            expected = module(images[:batch])
+        features = torch.from_numpy(session.run(None, {"images": images[:batch].numpy()})[0])
+        worst = max(worst, float((features - expected).abs().max() / expected.abs().max()))
+    if not worst <= CLOSE:
+        raise WeightsError(f"{target} gives other features than the network: they differ by {worst:.1e}")
+    logger.info(
+        "%s: features of %s images equal the network's within %.1e", target, " and ".join(map(str, BATCHES)), worst
+    )
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
