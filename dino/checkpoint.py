@@ -121,8 +121,8 @@ def load_file(path: Path | str) -> dict[str, Any]:
 
 def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
     """The options a checkpoint was made with, whether it holds a dictionary (ours) or a namespace (the original's)."""
-    args = state.get("args") or {}
-    return dict(args) if isinstance(args, Mapping) else vars(args)
+    args = state.get("args")
+    return dict(args) if isinstance(args, Mapping) else vars(args) if isinstance(args, argparse.Namespace) else {}
 
 
 def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -217,14 +217,20 @@ class RunFlags(EpochFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsFlags:
-    """Which trained backbone an evaluation reads."""
+class WeightsFileFlags:
+    """Where weights are read from."""
 
     pretrained_weights: str | None = flag(
         None,
         "a checkpoint or weights file (.pth, .safetensors, .pdparams), a Hugging Face folder, hub:NAME of the "
         "published weights, or timm:NAME; without it the published ones",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFlags(WeightsFileFlags):
+    """Which trained backbone an evaluation reads."""
+
     checkpoint_key: str = flag("teacher", "which network of the checkpoint: teacher or student")
     random_weights: bool = flag(False, "evaluate an untrained network on purpose", switch=True)
 
@@ -660,52 +666,6 @@ class ConversionOptions:
     channels: ChannelFlags
     weights: WeightsFlags
     conversion: ConversionFlags
-    report: ReportFlags
-    explicit: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaddleOptions(ConversionOptions):
-    """Weights between this project and Paddle's PASSL.
-
-    python -m dino.interop.paddle IN.pdparams OUT.pth, or IN OUT.pdparams; with a linear layer where there is one.
-    """
-
-    layer: LayerFlags
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimmOptions(ConversionOptions):
-    """Weights between this project and timm.
-
-    python -m dino.interop.timm IN OUT.safetensors, or timm:NAME OUT.pth
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class HuggingFaceOptions(ConversionOptions):
-    """Weights between this project and the transformers library (ViTModel).
-
-    python -m dino.interop.huggingface IN FOLDER, or FOLDER OUT.pth
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnnxOptions(ConversionOptions):
-    """A backbone as an ONNX graph: images of one size, any number of them, to features.
-
-    python -m dino.interop.onnx --output model.onnx [flags]; other words before the flags: IN OUT.onnx
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectOptions:
-    """Say what a weights file is, without executing anything in it.
-
-    python -m dino.inspect FILE
-    """
-
-    weights: WeightsFlags
     report: ReportFlags
     explicit: frozenset[str] = frozenset()
 

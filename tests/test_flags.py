@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dino import flags
+from dino import flags, inspect
 from dino.errors import OptionError
+from dino.interop import huggingface, onnx, paddle, timm
 from dino.options import as_dict, flags_of, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,6 +176,19 @@ PACK = {
     "--shorter_side": None,
     "--json": None,
 }
+CONVERSION = {
+    "--arch": "vit_small",
+    "--patch_size": 16,
+    "--in_chans": 3,
+    "--pretrained_weights": None,
+    "--checkpoint_key": "teacher",
+    "--random_weights": False,
+    "--output": None,
+    "--input_size": None,
+    "--json": None,
+}
+PADDLE = CONVERSION | {"--pretrained_linear": None}
+INSPECT = {"--pretrained_weights": None, "--json": None}
 ATTENTION = FROZEN | {
     "--patch_size": 8,
     "--image_path": None,
@@ -204,6 +218,11 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "compute_segmentation_metrics": (flags.SegmentationMetricsOptions, SEGMENTATION_METRICS, None),
     "dino/data/check": (flags.CheckOptions, CHECK, None),
     "dino/data/pack": (flags.PackOptions, PACK, None),
+    "dino/inspect": (inspect.InspectOptions, INSPECT, None),
+    "dino/interop/paddle": (paddle.PaddleOptions, PADDLE, None),
+    "dino/interop/timm": (timm.TimmOptions, CONVERSION, None),
+    "dino/interop/huggingface": (huggingface.HuggingFaceOptions, CONVERSION, None),
+    "dino/interop/onnx": (onnx.OnnxOptions, CONVERSION, None),
     "visualize_attention": (flags.AttentionOptions, ATTENTION, "gaudi/visualize_attention.py"),
     "video_generation": (flags.AttentionVideoOptions, ATTENTION_VIDEO, "gaudi/video_generation.py"),
 }

@@ -23,6 +23,11 @@ SCRIPTS = (
     "demo.py",
     "-m dino.data.check",
     "-m dino.data.pack",
+    "-m dino.inspect",
+    "-m dino.interop.paddle",
+    "-m dino.interop.timm",
+    "-m dino.interop.huggingface",
+    "-m dino.interop.onnx",
 )
 
 

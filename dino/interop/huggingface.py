@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino.errors import WeightsError, exit_code
-from dino.flags import HuggingFaceOptions
+from dino.flags import ConversionOptions
 from dino.options import name_places, parse
 
 if TYPE_CHECKING:
     from dino.interop.conversion import Network
 
 BICUBIC = 3  # Pillow's number
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceOptions(ConversionOptions):
+    """Convert weights between this project and the transformers library (ViTModel).
+
+    python -m dino.interop.huggingface IN FOLDER, or FOLDER OUT.pth
+    """
 
 
 def main(argv: Sequence[str] | None = None) -> None:

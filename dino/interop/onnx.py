@@ -6,11 +6,12 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino.errors import OptionError, WeightsError, exit_code
-from dino.flags import OnnxOptions
+from dino.flags import ConversionOptions
 from dino.options import name_places, parse
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each
 LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
 BATCHES = (1, 3)  # sizes at which the graph is compared with the network
 CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxOptions(ConversionOptions):
+    """Write a backbone as an ONNX graph: images of one size, any number of them, to features.
+
+    python -m dino.interop.onnx IN OUT.onnx, or --output model.onnx with flags
+    """
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino.errors import exit_code
-from dino.flags import PaddleOptions
+from dino.flags import ConversionOptions, LayerFlags
 from dino.options import name_places, parse
 
 if TYPE_CHECKING:
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from dino.interop.conversion import Network
 
 PROTOCOL = 4  # of the pickle; paddle.load takes 2 to 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddleOptions(ConversionOptions):
+    """Convert weights between this project and Paddle's PASSL, with a linear layer where there is one.
+
+    python -m dino.interop.paddle IN.pdparams OUT.pth, or IN OUT.pdparams
+    """
+
+    layer: LayerFlags
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino.errors import WeightsError, exit_code
-from dino.flags import TimmOptions
+from dino.flags import ConversionOptions
 from dino.options import name_places, parse
 
 if TYPE_CHECKING:
     from dino.interop.conversion import Network
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmOptions(ConversionOptions):
+    """Convert weights between this project and timm.
+
+    python -m dino.interop.timm IN OUT.safetensors, or timm:NAME OUT.pth
+    """
 
 
 def main(argv: Sequence[str] | None = None) -> None:

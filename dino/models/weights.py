@@ -246,7 +246,7 @@ def _describe(
 ) -> TrainedBackbone:
     """Build the empty backbone that the file and the flags describe."""
     args = checkpoint.read_args(state)
-    guessed = _guess(tensors)
+    guessed = guess_backbone(tensors)
     unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a width and depth that none of ours has
     known = {**vars(flags), **unnamed, **guessed, **{name: args[name] for name in vars(flags) if name in args}}
     known |= {name: value for name, value in vars(flags).items() if name in explicit}
@@ -275,7 +275,7 @@ def _build_unnamed(tensors: Mapping[str, Tensor], **settings: int) -> VisionTran
     )
 
 
-def _guess(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors of one of our vision transformers tell about it; nothing for other networks."""
     if not is_vision_transformer(tensors):
         return {}
