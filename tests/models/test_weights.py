@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -314,3 +316,122 @@ def test_the_position_embedding_is_resampled_to_the_new_size(tmp_path: Path) -> 
     load_initial_weights(student, str(save(tmp_path, source.state_dict())))
     assert torch.equal(student.backbone.pos_embed, resample_position(source.pos_embed, 17))
     assert torch.equal(student.backbone.pos_embed[:, 0], source.pos_embed[:, 0])
+
+
+def test_what_a_file_holds_besides_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    head = {"head.mlp.0.weight": torch.zeros(2, 2), "head.last_layer.weight": torch.zeros(2, 2)}
+    with caplog.at_level(logging.INFO):
+        load(save(tmp_path, {"teacher": {**build().state_dict(), **head, "pooler.dense.bias": torch.zeros(2)}}))
+    assert "42 of 42 backbone tensors loaded into vit_mini; not part of it: head (2), pooler (1)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "reg_token", "fc_norm.weight", "norm_pre.weight"])
+def test_a_vision_transformer_with_parts_of_its_own_is_another_network(name: str, tmp_path: Path) -> None:
+    path = save(tmp_path, {**build().state_dict(), name: torch.zeros(96)})
+    with pytest.raises(WeightsError, match=rf"it is another network, with 1 tensors .*: {name}; check --arch"):
+        load(path)
+
+
+def test_a_width_that_no_architecture_has_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VITS, "vit_odd", VitShape(embed_dim=24, depth=2, heads=2))
+    path = save(tmp_path, build_backbone("vit_odd", img_size=32).state_dict())
+    assert load(path).arch == "vit_odd"
+    monkeypatch.delitem(VITS, "vit_odd")
+    with pytest.raises(WeightsError, match="no architecture of this project has its width and depth"):
+        load(path)
+
+
+@pytest.fixture
+def small_vit_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `vit_base` of toy size."""
+    monkeypatch.setitem(VITS, "vit_base", VitShape(embed_dim=72, depth=3, heads=3, mlp_ratio=2.0))
+
+
+def build_autoencoder() -> tuple[nn.Module, dict[str, Tensor]]:
+    """timm's network for the weights of masked autoencoders, and a file of such weights, decoder included."""
+    torch.manual_seed(6)
+    shape = {"embed_dim": 72, "depth": 3, "num_heads": 3, "mlp_ratio": 2, "img_size": 64}
+    module = timm.create_model("vit_base_patch16_224.mae", num_classes=0, **shape).eval()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    decoder = {"mask_token": (1, 1, 8), "decoder_pos_embed": (1, 17, 8), "decoder_blocks.0.norm1.weight": (8,)}
+    return module, {**module.state_dict(), **{name: torch.zeros(shape) for name, shape in decoder.items()}}
+
+
+@pytest.mark.usefixtures("small_vit_base")
+@pytest.mark.parametrize("arch", ["mae", "mae_vit_base_patch16"])
+@pytest.mark.parametrize("key", ["model", None])
+def test_an_autoencoders_encoder_gives_timms_features(
+    arch: str, key: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, tensors = build_autoencoder()
+    with caplog.at_level(logging.INFO):
+        loaded = load(save(tmp_path, {key: tensors} if key else tensors), arch=arch, explicit=("arch",))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(loaded.module(images), module(images), atol=1e-5)
+    assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_base", 16, 64)
+    assert "not part of it: mask_token (1), decoder_pos_embed (1), decoder_blocks (1)" in caplog.text
+
+
+@pytest.mark.usefixtures("small_vit_base")
+def test_beside_an_autoencoders_encoder_only_its_decoder_may_stay(tmp_path: Path) -> None:
+    path = save(tmp_path, {"model": {**build_autoencoder()[1], "head.weight": torch.zeros(10, 72)}})
+    assert load(path).arch == "vit_base"
+    with pytest.raises(WeightsError, match=r"another network, with 1 tensors .*: head\.weight"):
+        load(path, arch="mae", explicit=("arch",))
+
+
+@pytest.mark.parametrize("arch", ["mae", "mae_vit_huge_patch14"])
+def test_an_autoencoder_without_a_file_is_an_error(arch: str) -> None:
+    with pytest.raises(WeightsError, match="wants --pretrained_weights with the encoder of a masked autoencoder"):
+        load_backbone(BackboneFlags(arch=arch), WeightsFlags(random_weights=True), NOTHING)
+
+
+@pytest.mark.usefixtures("small_vit_small")
+def test_a_name_of_the_hub_is_loaded_exactly_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
+    module = build_backbone("vit_small", patch_size=8)
+    torch.save(module.state_dict(), tmp_path / "dino_deitsmall8_pretrain.pth")
+    for name in ("dino_vits8", "dino_deits8"):
+        assert_same(load(f"hub:{name}"), module)
+        assert_same(load(f"hub:{name}", arch="vit_small", patch_size=8, explicit=("arch", "patch_size")), module)
+    torch.save({**module.state_dict(), "head.bias": torch.zeros(3)}, tmp_path / "dino_deitsmall8_pretrain.pth")
+    with pytest.raises(WeightsError, match=r"another network, with 1 tensors .*: head\.bias"):
+        load("hub:dino_vits8")
+
+
+def test_published_xcit_names_are_translated_and_all_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The original's XCiT calls the position embedding `pos_embeder` and joins q, k and v of class attention."""
+    monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
+    module = build_backbone("xcit_nano_12_p16")
+    theirs = {name.replace("pos_embed.", "pos_embeder."): value for name, value in module.state_dict().items()}
+    for block in range(len(module.cls_attn_blocks)):
+        for kind in ("weight", "bias"):
+            parts = [theirs.pop(f"cls_attn_blocks.{block}.attn.{letter}.{kind}") for letter in "qkv"]
+            theirs[f"cls_attn_blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
+    torch.save(theirs, tmp_path / "weights.pth")
+    flags, published = BackboneFlags(arch="xcit_nano_12_p16"), {("xcit_nano_12_p16", None): "folder/weights.pth"}
+    assert_same(load_backbone(flags, WeightsFlags(), frozenset({"arch"}), published=published), module)
+
+
+def test_a_new_run_of_other_channels_and_patches_adapts_the_first_layer_where_flags_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(save(tmp_path, build(1).state_dict()))
+    head = DINOHead(in_dim=96, out_dim=12, hidden_dim=16, bottleneck_dim=8)
+    student = MultiCrop(build(2, in_chans=1, patch_size=8), head)
+    with pytest.raises(WeightsError, match="give --in_chans 3, or --in_chans 1 to adapt it"):
+        load_initial_weights(student, path)
+    with caplog.at_level(logging.INFO):
+        load_initial_weights(student, path, {"in_chans", "patch_size"})
+    assert "first layer from 3 to 1 channels, summed" in caplog.text
+    assert torch.equal(student.backbone.blocks[0].attn.qkv.weight, build(1).blocks[0].attn.qkv.weight)
+
+
+def test_a_new_run_starts_from_other_projects_files(tmp_path: Path) -> None:
+    source, student = build(1), build_student(seed=2)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(source.state_dict(), path)
+    load_initial_weights(student, str(path))
+    assert torch.equal(student.backbone.norm.weight, source.norm.weight)

@@ -1,0 +1,98 @@
+"""The graph gives the network's features at any batch size, and so does torch's own exported program."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dino.errors import WeightsError
+from dino.interop import onnx
+from dino.models.registry import build_backbone
+
+Command = Callable[..., tuple[int, str]]
+
+
+def run_graph(path: Path, images: torch.Tensor) -> np.ndarray:
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+    return session.run(None, {"images": images.numpy()})[0]
+
+
+def test_features_are_the_networks_at_two_batch_sizes_and_no_square(
+    weights: Path, tmp_path: Path, command: Command, lively: Any
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    code, text = command(onnx, weights, tmp_path / "model.onnx", "--input_size", 96, 64, "--json", "-")
+    assert code == 0, text
+    module, lines = lively(), text.splitlines()
+    assert lines[-2] == f"{tmp_path / 'model.onnx'}: 42 of 42 tensors matched, for images [3, 96, 64]"
+    assert 0 < json.loads(lines[-1])["difference"] < 1e-5
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 96, 64)
+        with torch.inference_mode():
+            expected = module(images).numpy()
+        assert np.abs(run_graph(tmp_path / "model.onnx", images) - expected).max() < 1e-4 * np.abs(expected).max()
+    assert onnx.compare(module, images, tmp_path / "model.onnx") < 1e-5
+    torch.nn.init.constant_(module.norm.bias, 3.0)
+    with pytest.raises(WeightsError, match="gives other features than the network"):
+        onnx.compare(module, images, tmp_path / "model.onnx")
+
+
+def test_other_backbones_and_channels(tmp_path: Path, command: Command) -> None:
+    pytest.importorskip("onnxscript")
+    torch.save(build_backbone("squeezenet1_1").state_dict(), tmp_path / "ours.pth")
+    words = ("--arch", "squeezenet1_1", "--in_chans", 1, "--input_size", 32)
+    code, text = command(onnx, tmp_path / "ours.pth", tmp_path / "model.onnx", *words)
+    assert code == 0 and "first layer from 3 to 1 channels" in text, text
+    assert run_graph(tmp_path / "model.onnx", torch.randn(2, 1, 32, 32)).shape[0] == 2
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_a_missing_library_is_named_with_its_command(
+    weights: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    found = onnx.importlib.util.find_spec
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    code, text = command(onnx, weights, tmp_path / "model.onnx")
+    assert code == 2 and text.splitlines()[-1].endswith(f"pip install {missing}")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_without_onnxruntime_the_graph_is_written_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda _: None)
+    assert onnx.compare(torch.nn.Identity(), torch.zeros(1), tmp_path / "model.onnx") is None
+    assert "was not run: pip install onnxruntime" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), "name what to write: --output model.onnx"),
+        (("--output", "nowhere/model.onnx"), "cannot be written"),
+        (("--output", "model.onnx", "--input_size", "8"), "smaller than a patch"),
+    ],
+)
+def test_wrong_words_are_refused(
+    weights: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, words: Any, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = command(onnx, "--pretrained_weights", weights, *words)
+    assert code == 2 and reason in text
+
+
+def test_torchs_exported_program_goes_to_disk_and_back(tmp_path: Path, lively: Any) -> None:
+    module = lively()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(module, (torch.randn(2, 3, 64, 96),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    for count in (1, 3):
+        images = torch.randn(count, 3, 64, 96)
+        with torch.inference_mode():
+            assert torch.allclose(loaded(images), module(images), atol=1e-5)

@@ -1,0 +1,181 @@
+"""Every form of weights that can be named is read to one; and what cannot be read is one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from dino.errors import CheckpointError, WeightsError
+from dino.flags import BackboneFlags, WeightsFlags
+from dino.models import weight_files
+from dino.models.layouts import to_hugging_face
+from dino.models.registry import build_backbone
+from dino.models.weight_files import read_weights
+from dino.models.weights import TrainedBackbone, load_backbone
+
+
+def build(arch: str = "vit_mini", **settings: Any) -> nn.Module:
+    torch.manual_seed(0)
+    module = build_backbone(arch, **{"img_size": 64, **settings})
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
+def load(word: Path | str, **flags: Any) -> TrainedBackbone:
+    return load_backbone(BackboneFlags(**flags), WeightsFlags(pretrained_weights=str(word)), frozenset(flags))
+
+
+def assert_same(loaded: TrainedBackbone, expected: nn.Module) -> None:
+    found = loaded.module.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+
+
+def make_folder(folder: Path, tensors: dict[str, Tensor], **changes: Any) -> Path:
+    """A folder as transformers writes it, of `vit_mini`."""
+    config = {
+        **{"model_type": "vit", "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3},
+        **{"intermediate_size": 192, "layer_norm_eps": 1e-6, "image_size": 64, "patch_size": 16, **changes},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    safetensors.torch.save_file(build().state_dict(), tmp_path / "w.safetensors")
+    assert_same(load(tmp_path / "w.safetensors"), build())
+
+
+@pytest.mark.parametrize("prefix", ["", "vit."])
+def test_a_hugging_face_folder_is_read(tmp_path: Path, prefix: str) -> None:
+    tensors = {f"{prefix}{name}": value for name, value in to_hugging_face(build().state_dict()).items()}
+    tensors["pooler.dense.weight"] = torch.zeros(96, 96)
+    folder = make_folder(tmp_path / "hf", tensors)
+    loaded = load(folder)
+    assert_same(loaded, build())
+    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.normalisation) == ("vit_mini", 16, 64, None)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    assert load(folder).normalisation == {"mean": [0.5] * 3, "std": [0.25] * 3}
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert_same(load(folder), build())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "dinov2"}, "model_type 'dinov2', wants 'vit'"),
+        ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12, wants 1e-06"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ({"num_attention_heads": 4}, "no architecture of this project has hidden_size 96, .*num_attention_heads 4"),
+    ],
+)
+def test_a_folder_of_another_network_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(WeightsError, match=reason):
+        load(make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()), **changes))
+
+
+def test_paddles_safetensors_are_transposed_too(tmp_path: Path) -> None:
+    tensors = {
+        f"backbone.{name}": value.T.contiguous() if value.ndim == 2 else value
+        for name, value in build().state_dict().items()
+    }
+    (tmp_path / "w.pdparams").write_bytes(safetensors.torch.save(tensors))
+    assert_same(load(tmp_path / "w.pdparams"), build())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("gone.safetensors", None, "does not exist"),
+        ("bad.safetensors", b"{}", "is damaged or no safetensors file"),
+        ("gone.pdparams", None, "cannot be read"),
+        ("bad.pdparams", b"\x09\0\0\0\0\0\0\0{bad", "is damaged or no safetensors file"),
+        ("folder/config.json", b"{", "cannot be read"),
+        ("folder/config.json", b"[]", "holds a list"),
+        ("folder/other", b"", "cannot be read"),
+        ("folder/config.json", b'{"model_type": "vit", "layer_norm_eps": 1e-6}', "holds none of model.safetensors"),
+    ],
+)
+def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        read_weights(str(path.parent if name.startswith("folder") else path))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.fixture
+def timm_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of weights by timm's names, and nothing to download."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
+    return tmp_path
+
+
+def test_a_vision_transformer_of_timm_becomes_ours_where_it_computes_the_same(timm_mirror: Path) -> None:
+    torch.manual_seed(3)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    safetensors.torch.save_file(model.state_dict(), timm_mirror / "vit_tiny_patch16_224.augreg_in21k.safetensors")
+    loaded = load("timm:vit_tiny_patch16_224.augreg_in21k")
+    assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_tiny", 16, 224)
+    assert loaded.normalisation == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.allclose(loaded.module(images), model(images), atol=1e-5)
+
+
+def test_any_other_network_of_timm_stays_timms(timm_mirror: Path) -> None:
+    torch.manual_seed(3)
+    model = timm.create_model("resnet10t", num_classes=0)
+    torch.save(model.state_dict(), timm_mirror / "resnet10t.c3_in1k.pth")
+    loaded = load("timm:resnet10t.c3_in1k")
+    assert loaded.arch == "timm:resnet10t.c3_in1k"
+    assert_same(loaded, model)
+
+
+def test_equal_names_and_shapes_are_not_enough_to_be_ours() -> None:
+    """The mean of the tokens, another activation, other heads: the same file, other features."""
+    shape = {"embed_dim": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0, "img_size": 64, "num_classes": 0}
+    torch.manual_seed(0)
+
+    def find(**changes: Any) -> Any:
+        model = timm.models.VisionTransformer(**{**shape, **changes}).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        return weight_files._find_twin(model, (3, 64, 64))
+
+    assert find() == {"arch": "vit_mini", "patch_size": 16, "in_chans": 3, "global_crops_size": 64}
+    assert find(global_pool="avg", fc_norm=False) is None
+    assert find(act_layer=nn.ReLU) is None
+    assert find(num_heads=6) is None
+
+
+@pytest.mark.usefixtures("timm_mirror")
+def test_without_network_timms_names_say_what_to_do() -> None:
+    with pytest.raises(WeightsError) as caught:
+        read_weights("timm:vit_small_patch16_224.dino")
+    text = str(caught.value)
+    assert "timm:vit_small_patch16_224.dino cannot be had (no network here)" in text
+    assert "DINO_WEIGHTS_DIR" in text and "vit_small_patch16_224.dino.safetensors" in text and "\n" not in text
+
+
+def test_an_unknown_name_of_timm_is_answered_with_the_nearest() -> None:
+    with pytest.raises(WeightsError, match=r"vit_smal_patch16_224\.dino is unknown: did you mean vit_small_patch16"):
+        read_weights("timm:vit_smal_patch16_224.dino")
