@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dino import checkpoint
+from dino.data.photometric import build_normalisation
 from dino.errors import OptionError, WeightsError
 from dino.flags import ConversionOptions, LayerFlags
 from dino.models.adaptation import POSITION
@@ -78,10 +79,12 @@ class Form:
     Attributes:
         write: Writes a network there.
         ending: Of its files; a folder has none.
+        tells_normalisation: Whether it says how images are normalised.
     """
 
     write: Callable[[Network, Path], None]
     ending: str = ""
+    tells_normalisation: bool = False
 
 
 def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = None) -> None:
@@ -99,9 +102,13 @@ def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = N
     """
     target = check_output(options, form)
     network = read_network(options, layer)
-    (write_ours if target.suffix == OURS else form.write)(network, target)
+    ours = target.suffix == OURS
+    (write_ours if ours else form.write)(network, target)
     count = check_written(network, target)
     logger.info("%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left)
+    known, usual = (build_normalisation(network.in_chans, stored) for stored in (network.normalisation, None))
+    if known != usual and not (ours or form.tells_normalisation):
+        logger.warning("%s does not say how images are normalised: mean %s, std %s", target, known.mean, known.std)
     about = {"arch": network.arch, "patch_size": network.patch_size, "image_size": list(network.image_size)}
     write_result(options.report.json, {"output": str(target), "matched": count, **about})
 
