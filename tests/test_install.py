@@ -348,6 +348,9 @@ def test_package_metadata_takes_its_dependencies_from_requirements_txt():
     optional = read_requirements("requirements-test.txt")
     assert f'submitit = ["submitit>={optional["submitit"]}"]' in text
     assert f'parquet = ["pyarrow>={optional["pyarrow"]}"]' in text
+    assert f'huggingface = ["transformers>={optional["transformers"]}"]' in text
+    graphs = ", ".join(f'"{name}>={optional[name]}"' for name in ("onnx", "onnxscript", "onnxruntime"))
+    assert f"onnx = [{graphs}]" in text
 
 
 @pytest.mark.parametrize("name", INSTALL_FILES)

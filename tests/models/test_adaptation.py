@@ -68,7 +68,7 @@ def test_everything_is_adapted_where_it_was_asked_for_and_said(caplog: pytest.Lo
 
 
 def test_a_resampled_patch_sees_in_an_enlarged_image_what_it_saw(caplog: pytest.LogCaptureFixture) -> None:
-    """The rule of FlexiViT (Beyer et al., 2023): enlarging patch and image together keeps the product."""
+    """The rule of FlexiViT (Beyer et al., 2022): enlarging patch and image together keeps the product."""
     there, here = build(patch_size=8, img_size=32), build(patch_size=16, img_size=64)
     found = adapt_input(there.state_dict(), here.state_dict(), {"patch_size"}, "FILE")
     flat = torch.full((1, 3, 32, 32), 0.7)
