@@ -141,19 +141,19 @@ def read_network(options: ConversionOptions, layer: LayerFlags | None = None) ->
         CheckpointError: A file is missing or damaged.
     """
     found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)
-    trained, matched, kept = found.trained, found.matched, found.trained.normalisation
+    trained, tensors = found.trained, found.matched.tensors
     linear = {} if layer is None else find_layer(layer, found)
-    rest = Matched(matched.tensors, {name: t for name, t in matched.left.items() if not (linear and "linear." in name)})
+    left = {name: part for name, part in found.matched.left.items() if not (linear and name.startswith(LINEAR))}
     network = Network(
         origin=found.origin,
-        tensors=matched.tensors,
+        tensors=tensors,
         linear=linear,
         arch=trained.arch,
         patch_size=trained.patch_size,
         in_chans=trained.in_chans,
         image_size=(trained.image_size, trained.image_size),
-        normalisation=kept if kept and len(kept["mean"]) == trained.in_chans else None,
-        left=rest.describe_left(),
+        normalisation=trained.normalisation,
+        left=Matched(tensors, left).describe_left(),
     )
     size = options.conversion.input_size
     return fix_size(network, (size[0], size[-1])) if size else network

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(OnnxOptions, name_places(argv, "--pretrained_weights", "--output"))
 
+    from dino.data.photometric import build_normalisation
     from dino.models.weights import fill_network, find_network
     from dino.runtime.context import set_up_logging
     from dino.runtime.metrics import check_target, write_result
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = fix_input(backbone, size[0], size[-1])
     write_graph(backbone.module, images, target)
     difference = compare(backbone.module, images, target)
+    expected = build_normalisation(backbone.in_chans, backbone.normalisation)
+    logger.info("images are to be normalised: levels of 0 to 1, mean %s, std %s", expected.mean, expected.std)
     count = len(found.matched.tensors)
     logger.info("%s: %d of %d tensors matched, for images %s", target, count, count, list(images.shape[1:]))
     result = {"output": str(target), "matched": count, "images": list(images.shape[1:]), "difference": difference}

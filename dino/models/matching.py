@@ -17,7 +17,8 @@ from dino.errors import WeightsError
 NOTHING = re.compile("(?!)")
 ANYTHING = re.compile("")
 AUTOENCODER = re.compile(r"mask_token$|decoder_")
-VIT = re.compile(r"(head|linear|fc|pooler|classifier|projection_head|prototypes)\.|" + AUTOENCODER.pattern)
+HEADS = r"(head|linear|fc|classifier|pooler|projector|projection_head|predictor|prototypes)\."
+VIT = re.compile(f"{HEADS}|{AUTOENCODER.pattern}")
 
 
 @dataclass(frozen=True)

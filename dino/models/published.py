@@ -7,12 +7,17 @@ import os
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from dino import checkpoint
 from dino.errors import WeightsError
 from dino.flags import BackboneFlags
-from dino.models.registry import is_vit
+from dino.models import matching
+from dino.models.adaptation import adapt_input
+from dino.models.registry import build_backbone, is_vit
 from dino.options import nearest
 
 logger = logging.getLogger(__name__)
@@ -108,3 +113,27 @@ def read_hub_name(name: str) -> BackboneFlags:
         raise WeightsError(f"{HUB_PREFIX}{name} is not published: {nearest(name, list(HUB))}")
     arch, patch = HUB[name]
     return BackboneFlags(arch=arch) if patch is None else BackboneFlags(arch=arch, patch_size=patch)
+
+
+def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn.Module:
+    """Build a backbone by its name in the original's hubconf.py, as torch builds modules: in training mode.
+
+    Args:
+        name: One of `HUB`.
+        pretrained: Fill it with the published weights. No digest of those files is known: what is checked is that
+            their tensors are exactly the network's, by name and shape.
+        **settings: Of `build_backbone`; the weights are adapted to other `in_chans` and `img_size`.
+
+    Raises:
+        WeightsError: No such name, or the weights cannot be had or are not the network's.
+    """
+    flags = read_hub_name(name)
+    module = build_backbone(flags.arch, patch_size=flags.patch_size, **settings)
+    if pretrained:
+        path = find_published(flags, remedy="or pass pretrained=False")
+        tensors = adapt_input(checkpoint.load_file(path), module.state_dict(), settings, str(path))
+        matched = matching.match(module, tensors, str(path), matching.NOTHING)
+        module.load_state_dict(matched.tensors)
+        count = len(matched.tensors)
+        logger.info("%s: %d of %d tensors, and no other; no digest of the file is known", path, count, count)
+    return module

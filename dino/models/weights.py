@@ -24,7 +24,7 @@ from dino.models.adaptation import adapt_input
 from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
-from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published, read_hub_name
+from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published
 from dino.models.registry import VITS, build_backbone
 from dino.models.vit import VisionTransformer
 from dino.models.weight_files import read_weights, select_network
@@ -110,10 +110,11 @@ def fill_network(found: FoundNetwork) -> TrainedBackbone:
         raise WeightsError(f"{found.origin}: no architecture of this project has its width and depth; see --arch")
     found.trained.module.load_state_dict(found.matched.tensors)
     count = len(found.matched.tensors)
-    logger.info(
-        "%s: %d of %d backbone tensors loaded into %s%s",
-        *(found.origin, count, count, found.trained.arch, found.matched.describe_left()),
-    )
+    if found.state:  # an untrained network was announced already
+        logger.info(
+            "%s: %d of %d backbone tensors loaded into %s%s",
+            *(found.origin, count, count, found.trained.arch, found.matched.describe_left()),
+        )
     return found.trained
 
 
@@ -164,30 +165,6 @@ def _draw_network(backbone: BackboneFlags, weights: WeightsFlags, in_chans: int 
         trained = _describe({}, {}, backbone, frozenset({"arch", "patch_size"}), in_chans)
     matched = Matched(trained.module.state_dict(), {})
     return FoundNetwork(origin="--random_weights", state={}, trained=trained, matched=matched)
-
-
-def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn.Module:
-    """Build a backbone by its name in the original's hubconf.py, as torch builds modules: in training mode.
-
-    Args:
-        name: One of `HUB`.
-        pretrained: Fill it with the published weights. No digest of those files is known: what is checked is that
-            their tensors are exactly the network's, by name and shape.
-        **settings: Of `build_backbone`; the weights are adapted to other `in_chans` and `img_size`.
-
-    Raises:
-        WeightsError: No such name, or the weights cannot be had or are not the network's.
-    """
-    flags = read_hub_name(name)
-    module = build_backbone(flags.arch, patch_size=flags.patch_size, **settings)
-    if pretrained:
-        path = find_published(flags, remedy="or pass pretrained=False")
-        tensors = adapt_input(checkpoint.load_file(path), module.state_dict(), settings, str(path))
-        matched = match(module, tensors, str(path), matching.NOTHING)
-        module.load_state_dict(matched.tensors)
-        count = len(matched.tensors)
-        logger.info("%s: %d of %d tensors, and no other; no digest of the file is known", path, count, count)
-    return module
 
 
 def is_autoencoder(arch: str) -> bool:
@@ -254,6 +231,7 @@ def _describe(
         known["arch"] = MAE_NETWORKS.get(known["arch"], _name_autoencoder(guessed))
     in_chans = in_chans or int(args.get("in_chans", guessed.get("in_chans", 3)))
     image_size = int(args.get("global_crops_size", guessed.get("image_size", DEFAULT_SIZE)))
+    stored = state.get("normalisation")
     settings = {"patch_size": known["patch_size"], "in_chans": in_chans}
     settings["img_size"] = guessed.get("image_size", image_size)
     module = build_backbone(known["arch"], **settings) if known["arch"] else _build_unnamed(tensors, **settings)
@@ -263,7 +241,7 @@ def _describe(
         patch_size=known["patch_size"],
         image_size=image_size,
         in_chans=in_chans,
-        normalisation=state.get("normalisation"),
+        normalisation=stored if stored and len(stored["mean"]) == in_chans else None,
     )
 
 

@@ -216,3 +216,15 @@ def test_weights_start_as_in_the_original():
     for tensor in (model.pos_embed, model.blocks[0].attn.qkv.weight, model.blocks[0].mlp.fc2.weight):
         assert float(tensor.detach().std()) == pytest.approx(0.02, rel=0.05)
     assert all(module.eps == 1e-6 for module in model.modules() if isinstance(module, torch.nn.LayerNorm))
+
+
+def test_a_fixed_size_gives_the_same_and_stores_the_position_embedding() -> None:
+    torch.manual_seed(0)
+    module = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, heads=2).eval()
+    images = torch.randn(2, 3, 24, 48)
+    with torch.inference_mode():
+        expected = module(images)
+    module.fix_size(24, 48)
+    assert module.pos_embed.shape == (1, 1 + 3 * 6, 24)
+    with torch.inference_mode():
+        assert torch.equal(module(images), expected)
