@@ -5,11 +5,12 @@ WORKERS ?= 2
 # An environment that exists is completed by its own interpreter; PYTHON=... chooses the one of a new environment.
 PYTHON ?= $(if $(wildcard $(VENV)/installed-requirements.json),$(VENV)/bin/python,python3)
 
-.PHONY: help demo test clean
+.PHONY: help demo test test-ipu clean
 
 help:
 	@echo "make demo    pre-train a small ViT on an embedded data set, score it with k-NN, draw attention maps"
 	@echo "make test    run the whole test suite"
+	@echo "make test-ipu   run the tests of --device ipu with the torch of the last Poplar SDK, in .venv-ipu"
 	@echo "make clean   remove $(VENV) and the caches; output/ stays"
 	@echo "PYTHON=/path/to/python3 make demo   uses another interpreter; a torch it already has is kept"
 
@@ -21,6 +22,15 @@ test:
 	@$(PYTHON) tools/make_venv.py $(VENV) requirements.txt requirements-test.txt
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
+# A second environment with the torch that PopTorch 3.4 wants, and what --device ipu reaches in it.
+IPU_TESTS := tests/test_poptorch_fake.py tests/devices/test_pipeline.py tests/devices/test_align.py \
+	tests/devices/test_ipu.py tests/interop/test_ipu_checkpoint.py tests/training/test_ipu_runs.py
+
+test-ipu:
+	python3 -m venv .venv-ipu
+	.venv-ipu/bin/python -m pip install --quiet -r requirements-ipu.txt "pytest>=8.0" "hypothesis>=6.100"
+	OMP_NUM_THREADS=1 .venv-ipu/bin/python -m pytest $(IPU_TESTS)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-ipu .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_dry_run(options)
     else:
         source = check_options(options)
-    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+    with open_run(
+        options.device,
+        options.launch,
+        precision=options.precision,
+        compiled=options.compiled,
+        explicit=options.explicit,
+        synthetic=options.train_data.synthetic_data,
+    ) as run:
         if options.run.dry_run:
             rehearse(options, run)
         else:

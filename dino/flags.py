@@ -33,8 +33,9 @@ class PrecisionFlags:
 
     precision: str | None = flag(
         None,
-        "number format of forward and backward: ops means the two op lists decide; wins over the older flags below",
-        choices=("fp32", "bf16", "fp16", "ops"),
+        "number format of forward and backward: ops means the two op lists decide; wins over the older flags below; "
+        "float32, float16 are fp32, fp16; masterweight (ipu only): float32 weights in float16 ops",
+        choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight"),
     )
     use_fp16: bool = flag(True, "fp16 with loss scaling; acts on cuda only")
     hmp: bool = flag(False, "mixed precision by op lists, the same as --precision ops", switch=True)
@@ -48,6 +49,38 @@ class PrecisionFlags:
     )
     hmp_verbose: bool = flag(False, "print each op's number format once", spelling="--hmp-verbose", switch=True)
     compile: bool = flag(False, "compile student and teacher with torch.compile", switch=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledFlags:
+    """What only a device asks that compiles the whole step (ipu); names and defaults of the published IPU code."""
+
+    pipeline: tuple[int, ...] | None = flag(
+        None, "blocks of the backbone on each IPU, one number an IPU; without it all is on one IPU", least=0
+    )
+    replica: int = flag(1, "copies of the model, each with its own part of a batch; under poprun it decides", least=1)
+    ga: int | None = flag(
+        None, "micro-batches a copy accumulates before an update; the same as --accumulate_steps", least=1
+    )
+    di: int = flag(1, "updates a call of the compiled step", least=1)
+    rts: bool = flag(True, "share the optimiser's state out among copies (replicated tensor sharding)")
+    ipu_per_replica: int = flag(8, "IPUs of a copy, told to poprun's side", least=1)
+    output_mode: str = flag(
+        "all",
+        "which micro-batches' centres and losses come back: all, or the last of each copy",
+        choices=("all", "final"),
+    )
+    async_type: str = flag(
+        "normal",
+        "rebatch: loader processes make --rebatched_worker_size images at a time; async and normal: whole batches",
+        choices=("async", "rebatch", "normal"),
+    )
+    rebatched_worker_size: int = flag(128, "images a loader process hands over at a time with rebatch", least=1)
+    loss_scale: float | None = flag(None, "factor on the loss; 128 with float16 and masterweight, else 1", least=1e-6)
+    executable_cache_dir: str = flag("./cachedir", "folder of compiled programs", spelling="--executable-cache-dir")
+    ema_so: str | None = flag(None, "compiled ExpMovAvg op for the teacher; without it nothing needs compiling")
+    gelu_type: str = flag("erf", "erf: the exact GELU; tanh: the device's own form", choices=("erf", "tanh"))
+    set_freq: int = flag(1, "iterations between two changes of learning rate, weight decay and momentum", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +153,7 @@ class OptimFlags(RateFlags):
     """The optimiser and its schedules, all per iteration."""
 
     optimizer: str = flag("adamw", "update rule", choices=("adamw", "sgd", "lars"))
+    eps: float = flag(1e-8, "adamw: added to the root of the second moment", least=0)
     warmup_epochs: int = flag(10, "epochs of linear learning-rate warm-up", least=0)
     min_lr: float = flag(1e-6, "learning rate at the end of the cosine", least=0)
     weight_decay: float = flag(0.04, "weight decay at the start of its cosine", least=0)
@@ -173,6 +207,9 @@ class TrainDataFlags(LimitFlags):
     augment_on: str = flag(
         "device", "where colours, blur and normalisation are computed; host: in the loaders", choices=("device", "host")
     )
+    synthetic_data: bool = flag(
+        False, "no images: random pixels made once on the device, to measure its speed alone", switch=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +254,13 @@ class RunFlags(EpochFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkFlags:
+    """Which of a checkpoint's networks."""
+
+    checkpoint_key: str = flag("teacher", "which network of the checkpoint: teacher or student")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightsFileFlags:
     """Where weights are read from."""
 
@@ -228,10 +272,9 @@ class WeightsFileFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsFlags(WeightsFileFlags):
+class WeightsFlags(WeightsFileFlags, NetworkFlags):
     """Which trained backbone an evaluation reads."""
 
-    checkpoint_key: str = flag("teacher", "which network of the checkpoint: teacher or student")
     random_weights: bool = flag(False, "evaluate an untrained network on purpose", switch=True)
 
 
@@ -241,6 +284,7 @@ class TrainOptions:
 
     device: DeviceFlags
     precision: PrecisionFlags
+    compiled: CompiledFlags
     launch: LaunchFlags
     backbone: BackboneFlags
     student: StudentFlags
@@ -252,6 +296,54 @@ class TrainOptions:
     run: RunFlags
     explicit: frozenset[str] = frozenset()
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """Results for programs; people read the log lines."""
+
+    json: str | None = flag(None, "file to write the result to as one JSON object; - means a line on stdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignFlags:
+    """What a device is compared with."""
+
+    reference: str = flag("cpu", "device to compare with, in fp32", choices=("hpu", "cuda", "cpu"))
+    steps: int = flag(8, "steps of training that both make", least=2)
+    tolerance: float = flag(
+        1e-5,
+        "largest difference that still counts as equal, over a tensor's largest number where that is above 1",
+        least=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions(TrainOptions):
+    """Train a few steps on two devices from the same weights and pixels; a table of how far apart they end.
+
+    python -m dino.devices.align --device ipu --reference cpu; every flag of main_dino.py may follow. Ends with 1 where
+    a difference is larger than --tolerance.
+    """
+
+    # Small, and in float32 fit for comparison: where a gradient is 0 but for rounding (the keys' bias), a small eps
+    # would make a whole step of the rounding.
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "arch": "vit_mini",
+        "out_dim": 1024,
+        "local_crops_number": 2,
+        "batch_size_per_device": 1,
+        "epochs": 2,
+        "warmup_epochs": 0,
+        "lr": 0.02,
+        "momentum_teacher": 0.9,
+        "drop_path_rate": 0.0,
+        "clip_grad": 0.0,
+        "eps": 1e-5,
+    }
+
+    align: AlignFlags
+    report: ReportFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,13 +437,6 @@ class FeatureFileFlags:
         None, "blocks to take, counted from 1; without it the network's output; ViT only", least=1
     )
     patches: bool = flag(False, "also the grid of patch tokens; ViT only, not for .csv", switch=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportFlags:
-    """Results for programs; people read the log lines."""
-
-    json: str | None = flag(None, "file to write the result to as one JSON object; - means a line on stdout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -644,12 +729,18 @@ class DrivingOptions(PropagationOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversionFlags:
-    """What becomes of weights."""
+class OutputFileFlags:
+    """Where a result goes that is one file, or a folder like one."""
 
-    converted: str | None = flag(
+    file_out: str | None = flag(
         None, "where to write: OUT.pth in this project's form, anything else in the other one's", spelling="--output"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionFlags(OutputFileFlags):
+    """What becomes of weights."""
+
     input_size: tuple[int, ...] | None = flag(
         None,
         "height and width in pixels of the images to come, for which a ViT's position embedding is resampled; one "
@@ -667,6 +758,34 @@ class ConversionOptions:
     weights: WeightsFlags
     conversion: ConversionFlags
     report: ReportFlags
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFlags(OutputFileFlags):
+    """From one file to another."""
+
+    file_in: str | None = flag(None, "checkpoint to read", spelling="--weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """Write the plain backbone of a checkpoint: ours, the original's, or of the published IPU code."""
+
+    backbone: BackboneFlags
+    files: FileFlags
+    network: NetworkFlags
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class IpuCheckpointOptions:
+    """Turn a checkpoint of the published IPU code into one of ours, or one of ours (or the original's) into one of it.
+
+    python -m dino.interop.ipu IN OUT
+    """
+
+    files: FileFlags
     explicit: frozenset[str] = frozenset()
 
 

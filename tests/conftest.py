@@ -1,6 +1,7 @@
 """Fixtures every test folder shares: golden numbers, shared data, drawn tensors and a measure of distance."""
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ import torch
 from dino.devices import open_device
 from dino.flags import DeviceFlags
 from tests import hpu_simulator
+from tests.running import FAKES
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -72,6 +74,15 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         torch.device(request.param) as chosen,
     ):
         yield chosen
+
+
+@pytest.fixture
+def poptorch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The stand-in for PopTorch, importable inside the test only, with nothing left of other tests."""
+    monkeypatch.syspath_prepend(str(FAKES))
+    yield importlib.import_module("poptorch")
+    for name in [name for name in sys.modules if name.split(".")[0] in {"poptorch", "popdist"}]:
+        del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

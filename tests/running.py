@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import io
 import multiprocessing
 import os
@@ -20,6 +21,10 @@ import numpy as np
 from PIL import Image
 
 from dino.errors import exit_code
+
+FAKES = Path(__file__).resolve().parent / "fakes"  # stand-ins for packages that cannot be installed here
+
+HALF_ON_CPU = tuple(int(part) for part in importlib.metadata.version("torch").split(".")[:2]) >= (2, 2)
 
 SERVER = multiprocessing.get_context("forkserver")
 PRELOAD = ("training.trainer", "evaluation.knn", "evaluation.linear", "evaluation.feature_file")
@@ -150,6 +155,11 @@ def _run(script: str, words: list[str], output: str, prepare: Callable[[], None]
             prepare()
         code = exit_code(lambda: importlib.import_module(script).main(words))
     sys.exit(code)
+
+
+def on_fake_ipu() -> None:
+    """Let this process find the stand-in for PopTorch; for `prepare`."""
+    sys.path.insert(0, str(FAKES))
 
 
 def on_simulated_card() -> None:

@@ -28,6 +28,9 @@ SCRIPTS = (
     "-m dino.interop.timm",
     "-m dino.interop.huggingface",
     "-m dino.interop.onnx",
+    "-m dino.devices.align",
+    "-m dino.interop.ipu",
+    "extract_weights.py",
 )
 
 

@@ -6,6 +6,7 @@ Shapes: B images a device and step, C channels, S side.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import multiprocessing
@@ -42,9 +43,10 @@ class EpochBatches(Sampler):
     Batch t of one process with batch size 2b holds the same images as batch t of two processes with b each.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, share: Share) -> None:
-        """Plan batches of `batch_size` for this process's share of `count` images."""
+    def __init__(self, count: int, batch_size: int, *, seed: int, share: Share, piece: int | None = None) -> None:
+        """Plan batches of `batch_size` for this process's share of `count` images, each in pieces of `piece`."""
         self.count, self.batch_size, self.seed, self.share = count, batch_size, seed, share
+        self.piece = piece or batch_size
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -56,12 +58,13 @@ class EpochBatches(Sampler):
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield lists of (epoch, index)."""
+        """Yield lists of (epoch, index), one a piece."""
         key = np.random.SeedSequence((self.seed, self.epoch), spawn_key=(0,))  # no image's own stream
         order = np.random.default_rng(key).permutation(self.count)
         mine = order[self.share.rank :: self.share.world].tolist()
         for batch in range(self.start, len(self)):
-            yield [(self.epoch, index) for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            keys = [(self.epoch, index) for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            yield from (keys[first : first + self.piece] for first in range(0, len(keys), self.piece))
 
 
 class TrainLoader:
@@ -84,7 +87,10 @@ class TrainLoader:
             DataError: An image cannot be decoded, or a loader process died.
         """
         self.batches.begin(epoch, start)
-        yield from _checked(self.loader)
+        pieces = _checked(self.loader)
+        rest = -(-self.batches.batch_size // self.batches.piece) - 1
+        for first in pieces:
+            yield _join([first, *itertools.islice(pieces, rest)]) if rest else first
 
 
 def build_train_loader(
@@ -95,14 +101,15 @@ def build_train_loader(
     workers: int,
     pin_memory: bool,
     start: str | None = None,
+    piece: int | None = None,
 ) -> TrainLoader:
-    """Build the training loader.
+    """Build the training loader; with `piece`, loader processes hand over so many images at a time, not whole batches.
 
     Raises:
         DataError: Fewer images than one global batch.
     """
     check_count(dataset.source, batch_size * share.world)
-    batches = EpochBatches(len(dataset.source), batch_size, seed=dataset.seed, share=share)
+    batches = EpochBatches(len(dataset.source), batch_size, seed=dataset.seed, share=share, piece=piece)
     return TrainLoader(dataset, batches, **_settings(workers, pin_memory, start), persistent_workers=workers > 0)
 
 
@@ -222,6 +229,10 @@ def _end_when_alone(parent: BaseProcess) -> None:
 def _collate(items: Sequence[Any]) -> Any:
     """Stack samples; an error travels whole, because a raised one would arrive as the worker's traceback."""
     return next((item for item in items if isinstance(item, DataError)), None) or default_collate(list(items))
+
+
+def _join(pieces: Sequence[Any]) -> Any:
+    return type(pieces[0])(*(torch.cat(fields) for fields in zip(*pieces, strict=True)))
 
 
 def _checked(loader: DataLoader) -> Iterator[Any]:

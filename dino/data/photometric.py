@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +52,12 @@ def place_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """Numbers as a float32 tensor on a device, copied there once and not at every step."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)
+
+
+def forget_constants() -> None:
+    """Let the next call place its constants anew: those of a graph that is being traced belong to that graph."""
+    place_constant.cache_clear()
+    _place_taps.cache_clear()
 
 
 def build_normalisation(in_chans: int, stored: Mapping[str, Sequence[float]] | None = None) -> Normalisation:
@@ -221,9 +226,8 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
 def _place_taps(strip: int, device: torch.device) -> Tensor:
     """(taps, strip (strip + margins)) float32: 1 where a tap of an output row lies on an input row."""
     with torch.inference_mode(False):
-        taps, outputs = torch.arange(2 * BLUR_REACH + 1), torch.arange(strip)
-        inputs = taps[:, None] + outputs
-        return F.one_hot(inputs, strip + 2 * BLUR_REACH).float().flatten(1).to(device)
+        taps, outputs, inputs = (torch.arange(count) for count in (2 * BLUR_REACH + 1, strip, strip + 2 * BLUR_REACH))
+        return (inputs == (taps[:, None] + outputs)[..., None]).float().flatten(1).to(device)
 
 
 def solarize(pixels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import torch
@@ -10,10 +11,11 @@ from dino.devices.base import Device
 from dino.devices.cpu import CpuDevice
 from dino.devices.cuda import CudaDevice
 from dino.devices.hpu import HpuDevice, is_bridge_installed
+from dino.devices.ipu import IpuDevice
 from dino.devices.op_lists import read_op_lists
 from dino.devices.precision import resolve_precision
-from dino.errors import DeviceError
-from dino.flags import DeviceFlags, PrecisionFlags
+from dino.errors import OptionError
+from dino.flags import CompiledFlags, DeviceFlags, PrecisionFlags
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +34,19 @@ def open_device(
     *,
     local_rank: int = 0,
     precision: PrecisionFlags | None = None,
+    compiled: CompiledFlags | None = None,
     explicit: frozenset[str] = frozenset(),
+    synthetic: bool = False,
 ) -> Device:
     """Open the device of this process; without `precision` it computes in fp32.
+
+    Args:
+        flags: Which device.
+        local_rank: Of this process on its host.
+        precision: In which number format training computes.
+        compiled: How a step is compiled, for devices that compile all of it.
+        explicit: Names of the flags that the user set.
+        synthetic: No images are read, where the device can make them up itself.
 
     Raises:
         DeviceError: The device, or the number format on it, is not available here.
@@ -47,8 +59,21 @@ def open_device(
         for line in lists.describe():
             logger.info("%s", line)
     if name == "ipu":
-        raise DeviceError("--device ipu needs the poptorch wrapper, which is not available yet; use --device cpu")
+        return _open_whole(number_format, compiled, explicit, synthetic)
+    foreign = sorted(explicit & {field.name for field in dataclasses.fields(CompiledFlags)})
+    if foreign:
+        raise OptionError(f"--{foreign[0]} is for --device ipu only, and this is {name}; leave it out")
     if name == "hpu":
         compiles = precision is not None and precision.compile
         return HpuDevice(number_format, lists, lazy_mode=flags.lazy_mode, compiles=compiles)
     return CudaDevice(number_format, local_rank, lists) if name == "cuda" else CpuDevice(number_format, lists)
+
+
+def _open_whole(
+    number_format: str, compiled: CompiledFlags | None, explicit: frozenset[str], synthetic: bool
+) -> IpuDevice:
+    """The device that compiles the whole step, and so cannot do a few things between two steps."""
+    if "eval_knn_every" in explicit:
+        raise OptionError("--eval_knn_every is not there on --device ipu; score the checkpoints with eval_knn.py")
+    number_format = "float32" if number_format == "fp32" else number_format  # an evaluation's
+    return IpuDevice(number_format, compiled, clips="clip_grad" in explicit, synthetic=synthetic)

@@ -53,6 +53,49 @@ class TrainProgram(Protocol):
         """Within it, backwards add up gradients of this process without exchanging them."""
 
 
+class WholeProgram(TrainProgram, Protocol):
+    """A step for devices that compile all of it, update included; the host sees what comes out.
+
+    Attributes:
+        student: Network with the parts `backbone` and `head`.
+        teacher: The same, without gradients.
+        centre: (1, K) float32, in host memory.
+        resolutions: Tensors that `augment` gives.
+        clip_grad: Largest norm of a gradient; 0 for none.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    centre: Tensor
+    resolutions: int
+    clip_grad: float
+
+    def forward(self, views: Sequence[Tensor], inputs: StepInputs, centre: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As the other programs', of another centre (1, K) than the program's own where one is given."""
+
+    def forget_constants(self) -> None:
+        """Called before each compilation: drop tensors that an earlier one made and that are kept for later calls."""
+
+    def record(self, outputs: Sequence[Tensor]) -> None:
+        """Take averages of what `forward` gave into centre, counters and meters; the networks have moved already."""
+
+
+class Moments(Protocol):
+    """An optimiser as a device sees it that has its own: groups of parameters, and the state that checkpoints hold.
+
+    Attributes:
+        buckets: Parameters that share everything; each knows `parameters`, `decayed` and `last_layer`.
+        state: Of each parameter `exp_avg`, `exp_avg_sq` and `step`.
+        betas: Of both moments.
+        eps: Added to the root of the second moment.
+    """
+
+    buckets: Sequence[Any]
+    state: Mapping[Any, dict[str, Tensor]]
+    betas: tuple[float, float]
+    eps: float
+
+
 class Device(abc.ABC):
     """One accelerator (or the CPU) as the rest of the house sees it."""
 
@@ -62,6 +105,8 @@ class Device(abc.ABC):
     pins_memory = False
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
+    exchanges_gradients = False  # whether its own step averages gradients over processes
+    updates_per_step = 1  # updates that one call of a training step makes
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -74,6 +119,10 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def autocast(self) -> AbstractContextManager:
         """Forward passes inside it run in the chosen number format."""
+
+    def count_micro_batches(self, accumulate_steps: int) -> int:
+        """Equal parts of the batch that one call of a training step takes from the loader."""
+        return accumulate_steps
 
     @abc.abstractmethod
     def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
@@ -132,6 +181,9 @@ class TrainStep(abc.ABC):
     @abc.abstractmethod
     def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
         """Run one step; `inputs` are the numbers of `StepInputs`, in its order."""
+
+    def read_back(self) -> None:  # noqa: B027 - most steps work on the networks themselves
+        """Bring networks and optimiser to where the step is; called before anyone reads them."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the step itself remembers between calls (a loss scale)."""

@@ -101,9 +101,13 @@ def _examine_cuda(report: Report, case: Case) -> None:
 
 
 def _examine_ipu(report: Report, _case: Case) -> None:
-    report.facts.append(Fact("poptorch", machine.find_version("poptorch") or "not installed"))
-    cause = "--device ipu needs the poptorch wrapper, which is not part of this package yet"
-    report.problems.append(Problem(cause, "use --device hpu, cuda or cpu"))
+    version = machine.find_version("poptorch")
+    report.facts.append(Fact("poptorch", version or "not installed"))
+    if version is None:
+        cause = "--device ipu needs PopTorch of the Poplar SDK, which is not installed"
+        report.problems.append(
+            Problem(cause, "enable the Poplar SDK and install its poptorch, or use another --device")
+        )
 
 
 def _examine_hpu(report: Report, case: Case) -> None:

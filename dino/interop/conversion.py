@@ -120,9 +120,9 @@ def check_output(options: ConversionOptions, form: Form) -> Path:
         OptionError: Nowhere, over what is read, or under a name that tells no form.
     """
     wanted = f"OUT{OURS} for this project's form, or {f'OUT{form.ending}' if form.ending else 'a folder'}"
-    if not options.conversion.converted:
+    if not options.conversion.file_out:
         raise OptionError(f"name what to write, as the second word or with --output: {wanted}")
-    target = Path(options.conversion.converted)
+    target = Path(options.conversion.file_out)
     if target.suffix not in {OURS, form.ending} and form.ending:
         raise OptionError(f"--output {target} tells no form; name {wanted}")
     if target.is_dir() == bool(target.suffix == OURS or form.ending) and target.exists():

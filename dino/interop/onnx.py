@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.runtime.metrics import check_target, write_result
 
     set_up_logging()
-    if not options.conversion.converted:
+    if not options.conversion.file_out:
         raise OptionError("name what to write: --output model.onnx")
-    target = Path(options.conversion.converted)
+    target = Path(options.conversion.file_out)
     check_target(str(target), "--output")
     check_extras()
     found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)

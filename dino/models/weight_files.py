@@ -73,7 +73,9 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
         return state[key]
     for name in NETWORKS:
         if isinstance(state.get(name), Mapping):
-            return state[name]
+            # The IPU code keeps both networks in one dictionary, under `teacher.` and `student.`.
+            own = {n.removeprefix(f"{key}."): t for n, t in state[name].items() if n.startswith(f"{key}.")}
+            return own or state[name]
     if state and all(isinstance(value, Tensor) for value in state.values()):
         return state
     raise WeightsError(f"{path} has no network {key!r}; it holds {', '.join(map(str, state))}: set --checkpoint_key")

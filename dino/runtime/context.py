@@ -15,7 +15,7 @@ from types import FrameType
 from dino.devices import open_device
 from dino.devices.base import Device
 from dino.errors import DeviceError, OptionError
-from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
+from dino.flags import CompiledFlags, DeviceFlags, LaunchFlags, PrecisionFlags
 from dino.runtime.distributed import Launch, Processes, export_launch, read_launch
 from dino.runtime.failures import FailureWatch
 
@@ -38,16 +38,25 @@ def open_run(
     launch: LaunchFlags,
     *,
     precision: PrecisionFlags | None = None,
+    compiled: CompiledFlags | None = None,
     explicit: frozenset[str] = frozenset(),
+    synthetic: bool = False,
 ) -> Iterator[Run]:
-    """Open the device, meet the other processes, set up log lines; close all of it at the end.
+    """Open the device (`dino.devices.open_device`), meet the other processes, set up log lines; close all at the end.
 
     Raises:
         DinoError: The device or the meeting point is not usable.
     """
     place = set_up_logging()
     export_launch(place, launch.dist_url)
-    opened = open_device(device, local_rank=place.local_rank, precision=precision, explicit=explicit)
+    opened = open_device(
+        device,
+        local_rank=place.local_rank,
+        precision=precision,
+        compiled=compiled,
+        explicit=explicit,
+        synthetic=synthetic,
+    )
     chosen = "as asked" if device.device else "chosen automatically, --device changes it"
     logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))
     processes = Processes(place, opened.collective_backend, launch.dist_url)

@@ -147,8 +147,8 @@ class Processes:
         """
         if self.store is None:
             return
-        self.store.set(f"{name}_{self.rank}", "")
-        while not self.store.check([f"{name}_{rank}" for rank in range(self.world)]):
+        write(self.store, f"{name}_{self.rank}", "")
+        while not all(is_written(self.store, f"{name}_{rank}") for rank in range(self.world)):
             time.sleep(LOOK_EVERY)
         self.barrier()  # a moment: nobody leaves, and takes the store along, before all have looked
 
@@ -167,6 +167,17 @@ class Processes:
         """Leave the group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def write(store: dist.Store, key: str, value: str) -> None:
+    """Set a key that others look for with `is_written`."""
+    store.set(key, value)
+    store.add(f"{key} written", 1)
+
+
+def is_written(store: dist.Store, key: str) -> bool:
+    """Whether a key is there, without waiting for it; by a counter, since older torch's stores have no `check`."""
+    return store.add(f"{key} written", 0) > 0
 
 
 class StopAgreement:
@@ -191,9 +202,9 @@ class StopAgreement:
         self.lines += 1
         if self.store is None:
             return wanted
-        if wanted and not self.store.check([self.KEY]):
-            self.store.set(self.KEY, str(self.lines + 1))
-        return self.store.check([self.KEY]) and self.lines >= int(self.store.get(self.KEY))
+        if wanted and not is_written(self.store, self.KEY):
+            write(self.store, self.KEY, str(self.lines + 1))
+        return is_written(self.store, self.KEY) and self.lines >= int(self.store.get(self.KEY))
 
 
 def export_launch(launch: Launch, dist_url: str) -> None:

@@ -15,7 +15,7 @@ import time
 import torch.distributed as dist
 
 from dino.errors import DinoError, Interrupted, NonFiniteError, PeerFailed
-from dino.runtime.distributed import Processes
+from dino.runtime.distributed import Processes, is_written, write
 
 KEY = "failure"
 SEEN = "failure_seen"
@@ -71,7 +71,7 @@ class FailureWatch:
     def _tell(self, store: dist.Store, error: BaseException) -> None:
         code = error.exit_code if isinstance(error, DinoError) else 1
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        store.set(KEY, f"{code} {self.rank} {text}")
+        write(store, KEY, f"{code} {self.rank} {text}")
         give_up = time.monotonic() + LINGER
         while store.add(SEEN, 0) < self.others and time.monotonic() < give_up:
             time.sleep(LOOK_EVERY / 10)
@@ -79,7 +79,7 @@ class FailureWatch:
 
 def _read(store: dist.Store) -> tuple[int, str, str] | None:
     """Exit code, rank and text of the first failure."""
-    if not store.check([KEY]):
+    if not is_written(store, KEY):
         return None
     code, rank, text = store.get(KEY).decode().split(" ", 2)
     return int(code), rank, text

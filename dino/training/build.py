@@ -11,8 +11,9 @@ from dino.data.datasets import CropDataset, Share
 from dino.data.loaders import TrainLoader, build_train_loader, choose_workers
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
+from dino.data.synthetic import SyntheticLoader, make_batch
 from dino.errors import OptionError
-from dino.flags import TrainOptions
+from dino.flags import CompiledFlags, TrainOptions
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.registry import build_backbone
@@ -39,13 +40,20 @@ def build_networks(options: TrainOptions, run: Run) -> tuple[MultiCrop, MultiCro
     return student.to(device.torch_device), teacher.to(device.torch_device)
 
 
-def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainLoader:
+def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainLoader | SyntheticLoader:
     """Build the loader of this process's share of the crops.
 
     Raises:
         DataError: Fewer images than one global batch.
     """
     processes, data = run.processes, options.data
+    batch_size = data.batch_size_per_device * run.device.count_micro_batches(options.run.accumulate_steps)
+    recipe = build_recipe(options)
+    if options.train_data.synthetic_data:
+        batch = make_batch(
+            recipe, batch_size, seed=options.run.seed, device=run.device.torch_device, place=run.device.place
+        )
+        return SyntheticLoader(batch, len(source) // (batch_size * processes.world))
     skip_bad = options.train_data.on_bad_image == "skip"
     on_host = options.train_data.augment_on == "host"
     explicit = "num_workers" in options.explicit
@@ -57,11 +65,12 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
             skip_bad=skip_bad,
             host_normalisation=build_normalisation(options.student.in_chans) if on_host else None,
         ),
-        batch_size=data.batch_size_per_device * options.run.accumulate_steps,
+        batch_size=batch_size,
         share=Share(rank=processes.rank, world=processes.world),
         workers=choose_workers(data.num_workers, explicit=explicit, processes_here=processes.local_world),
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
+        piece=choose_piece(options.compiled, batch_size),
     )
 
 
@@ -78,10 +87,26 @@ def build_recipe(options: TrainOptions) -> CropRecipe:
     )
 
 
+def choose_piece(flags: CompiledFlags, batch_size: int) -> int | None:
+    """Images that a loader process hands over at a time; None for whole batches.
+
+    Raises:
+        OptionError: More than a batch.
+    """
+    if flags.async_type != "rebatch":
+        return None
+    if flags.rebatched_worker_size > batch_size:
+        raise OptionError(
+            f"--rebatched_worker_size {flags.rebatched_worker_size} is more than the {batch_size} images that a "
+            "process takes at a time; lower it"
+        )
+    return flags.rebatched_worker_size
+
+
 def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop, run: Run) -> DinoProgram:
     """Bind the networks to the step, data parallel and compiled where asked for."""
     forward_student: nn.Module = student
-    if run.processes.world > 1:
+    if run.processes.world > 1 and not run.device.exchanges_gradients:
         forward_student = DistributedDataParallel(
             student, gradient_as_bucket_view=True, broadcast_buffers=False, **run.device.parallel_settings
         )
@@ -93,6 +118,7 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         prototypes=options.student.out_dim,
         normalisation=build_normalisation(options.student.in_chans),
         clip_grad=options.optim.clip_grad,
+        resolutions=1 + (options.crops.local_crops_number > 0),
         autocast=run.device.autocast,
         average=run.processes.average,
     )

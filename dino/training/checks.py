@@ -7,6 +7,7 @@ import os
 
 from dino.data.loaders import check_count
 from dino.data.sources import ImageSource, open_online_splits, open_training_source
+from dino.data.synthetic import IMAGENET, make_synthetic_source
 from dino.errors import OptionError
 from dino.flags import TrainOptions
 from dino.models.registry import check_arch, is_vit
@@ -49,12 +50,26 @@ def check_images(options: TrainOptions) -> ImageSource:
     Raises:
         DataError: There are none, or too few.
     """
-    source = open_training_source(options.data.data_path, options.train_data.data_limit)
+    source = open_source(options)
     if options.run.eval_knn_every:
         open_online_splits(options.data.data_path, options.train_data.data_limit)
     batch = options.data.batch_size_per_device * options.run.accumulate_steps * read_launch(os.environ).world
     check_count(source, batch)
     return source
+
+
+def open_source(options: TrainOptions) -> ImageSource:
+    """The images to train on, or as many that do not exist.
+
+    Raises:
+        DataError: No path, a path that does not exist, or no image in it.
+        OptionError: Both images and none.
+    """
+    if not options.train_data.synthetic_data:
+        return open_training_source(options.data.data_path, options.train_data.data_limit)
+    if options.data.data_path:
+        raise OptionError("--synthetic_data and --data_path contradict each other; give one of them")
+    return make_synthetic_source(options.train_data.data_limit or IMAGENET)
 
 
 def check_scales(options: TrainOptions) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino.data.crops import Crops, ViewRecipe, draw_parameters
-from dino.data.photometric import PARAMETERS, Normalisation
+from dino.data.crops import Crops
+from dino.data.photometric import Normalisation
+from dino.data.synthetic import make_batch
 from dino.devices.base import StepInputs
 from dino.flags import TrainOptions
 from dino.runtime.context import Run
@@ -159,17 +159,13 @@ def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
 
 def draw_batch(options: TrainOptions) -> Crops:
     """A batch (B, ...) of uniformly drawn pixels, shaped and typed as the loader would give it, in host memory."""
-    recipe, rng = build_recipe(options), np.random.default_rng(options.run.seed)
     images = options.data.batch_size_per_device * options.run.accumulate_steps
-    groups = ((recipe.global_recipes(), recipe.global_size), (recipe.local_recipes(), recipe.local_size))
-    pixels = [
-        torch.from_numpy(rng.integers(0, 256, (images, len(views), side, side, recipe.channels), dtype=np.uint8))
-        for views, side in groups
-    ]
-    if options.train_data.augment_on == "host":  # then loaders give floats, which the step takes as they are
-        pixels = [part.float().movedim(-1, 2) for part in pixels]
-    rows = [_draw_rows(views, images, rng) for views, _ in groups]
-    return Crops(pixels[0], rows[0], pixels[1], rows[1], torch.zeros(images, dtype=torch.int64))
+    host = torch.device("cpu")
+    batch = make_batch(build_recipe(options), images, seed=options.run.seed, device=host, place=lambda rows: rows)
+    if options.train_data.augment_on == "device":
+        return batch
+    views = (pixels.float().movedim(-1, 2) for pixels in (batch.global_pixels, batch.local_pixels))
+    return batch._replace(global_pixels=next(views), local_pixels=next(views))  # the step takes floats as they are
 
 
 def count_flops(options: TrainOptions) -> float:
@@ -238,9 +234,3 @@ def describe(found: Rehearsal, seconds: float) -> list[str]:
         image = f"{found.memory_image / 1e6:.3g} MB an image"
         lines.append(f"--batch_size_per_device {found.largest_batch} would about fit ({image})")
     return lines
-
-
-def _draw_rows(views: tuple[ViewRecipe, ...], images: int, rng: np.random.Generator) -> Tensor:
-    """Photometric parameters (B, v, PARAMETERS) float32, drawn as for real images."""
-    rows = draw_parameters(views * images, rng)
-    return torch.from_numpy(rows.reshape(images, len(views), PARAMETERS))

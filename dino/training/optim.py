@@ -120,6 +120,8 @@ class AdamW(MaskedOptimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), equal to torch.optim.AdamW in fp32."""
 
     state_names = ("exp_avg", "exp_avg_sq")
+    betas = BETAS
+    eps = EPS
 
     def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class."""
@@ -131,7 +133,7 @@ class AdamW(MaskedOptimizer):
         _update_average(second, torch._foreach_mul(gradients, gradients), keep * (1 - BETAS[1]))
         divisor = torch._foreach_sqrt(second)
         torch._foreach_div_(divisor, _bias_correction(BETAS[1], step).sqrt())
-        torch._foreach_add_(divisor, EPS)
+        torch._foreach_add_(divisor, self.eps)
         change = torch._foreach_div(first, divisor)
         torch._foreach_mul_(change, -rate / _bias_correction(BETAS[0], step))
         torch._foreach_add_(parameters, change)
@@ -165,15 +167,18 @@ class LARS(MaskedOptimizer):
 OPTIMIZERS: dict[str, type[MaskedOptimizer]] = {"adamw": AdamW, "sgd": SGD, "lars": LARS}
 
 
-def build_optimizer(name: str, model: nn.Module) -> MaskedOptimizer:
-    """Build the optimiser `name` over a model's trainable parameters.
+def build_optimizer(name: str, model: nn.Module, eps: float = EPS) -> MaskedOptimizer:
+    """Build the optimiser `name` over a model's trainable parameters; `eps` is AdamW's.
 
     Raises:
         OptionError: No such optimiser.
     """
     if name not in OPTIMIZERS:
         raise OptionError(f"--optimizer {name} is unknown: known are {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](group_parameters(model))
+    optimizer = OPTIMIZERS[name](group_parameters(model))
+    if isinstance(optimizer, AdamW):
+        optimizer.eps = eps
+    return optimizer
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dino.devices.base import Device
 from dino.flags import TrainOptions
 from dino.training.schedules import compute_cosine, compute_teacher_temperature
 
@@ -23,8 +24,9 @@ class Plan:
         epochs: Passes over the images.
         iterations: Updates an epoch.
         micro_batch: Images of one forward pass of one process.
-        global_batch: Images an update, over all processes and accumulated batches.
+        global_batch: Images an iteration, over all processes and accumulated batches.
         freeze_epochs: Epochs with a frozen last layer.
+        set_freq: Iterations for which learning rate, weight decay and momentum stay as they are.
         learning_rate: (epochs * iterations,) float64, as are `weight_decay` and `momentum`.
         temperature: (epochs,) float64.
     """
@@ -34,6 +36,7 @@ class Plan:
     micro_batch: int
     global_batch: int
     freeze_epochs: int
+    set_freq: int = 1
     learning_rate: np.ndarray
     weight_decay: np.ndarray
     momentum: np.ndarray
@@ -41,38 +44,48 @@ class Plan:
 
     def inputs(self, iteration: int) -> tuple[float, ...]:
         """The numbers of `devices.base.StepInputs` for one iteration, in its order."""
-        epoch = iteration // self.iterations
+        epoch, inside = divmod(iteration, self.iterations)
+        refreshed = iteration - inside % self.set_freq
         return (
-            float(self.learning_rate[iteration]),
-            float(self.weight_decay[iteration]),
-            float(self.momentum[iteration]),
+            float(self.learning_rate[refreshed]),
+            float(self.weight_decay[refreshed]),
+            float(self.momentum[refreshed]),
             float(self.temperature[epoch]),
             float(epoch >= self.freeze_epochs),
         )
 
 
-def build_plan(options: TrainOptions, *, iterations: int, world: int) -> Plan:
+def build_plan(options: TrainOptions, *, iterations: int, world: int, device: Device | None = None) -> Plan:
     """Lay out the schedules.
 
     Args:
         options: Of the run.
-        iterations: Updates an epoch.
+        iterations: Calls of the step an epoch; each is one update, but on devices that make several in a call.
         world: Processes.
+        device: The one that runs the step; by default one that takes batches as `options` has them.
 
     Raises:
         OptionError: A temperature warm-up longer than the run.
     """
     run, optim, teacher = options.run, options.optim, options.teacher
     total = run.epochs * iterations
-    global_batch = options.data.batch_size_per_device * run.accumulate_steps * world
+    micro_batches = device.count_micro_batches(run.accumulate_steps) if device else run.accumulate_steps
+    updates = device.updates_per_step if device else 1
+    global_batch = options.data.batch_size_per_device * micro_batches * world
+    peak = optim.lr * (global_batch / updates) / BATCH_OF_LR
+    logger.info(
+        "global batch %d images an update: peak learning rate %g = --lr %g * %d / %d",
+        *(global_batch // updates, peak, optim.lr, global_batch // updates, BATCH_OF_LR),
+    )
     return Plan(
         epochs=run.epochs,
         iterations=iterations,
         micro_batch=options.data.batch_size_per_device,
         global_batch=global_batch,
         freeze_epochs=optim.freeze_last_layer,
+        set_freq=options.compiled.set_freq,
         learning_rate=compute_cosine(
-            base=optim.lr * global_batch / BATCH_OF_LR,
+            base=peak,
             final=optim.min_lr,
             iterations=total,
             warmup=choose_warmup(options, iterations),

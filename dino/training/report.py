@@ -51,7 +51,8 @@ class Reading:
 def read_device(program: DinoProgram) -> Reading:
     """Read meters and counters in one transfer."""
     values = torch.cat([program.meters, program.non_finite]).tolist()
-    return Reading(sums=dict(zip(METERS, values, strict=False)), masked=int(values[-2]), masked_in_row=int(values[-1]))
+    sums = {name: total for name, total in zip(METERS, values, strict=False) if not math.isnan(total)}  # NaN: no meter
+    return Reading(sums=sums, masked=int(values[-2]), masked_in_row=int(values[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Shapes: B images of one micro-batch and device, V views, C channels, S side, K p
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.data.crops import Crops
-from dino.data.photometric import Normalisation, augment
+from dino.data.photometric import Normalisation, augment, forget_constants
 from dino.devices.base import StepInputs
 from dino.training.ema import update_teacher
 from dino.training.loss import compute_feature_spread, compute_loss, compute_targets, update_centre
@@ -85,6 +86,7 @@ class DinoProgram:
         prototypes: int,
         normalisation: Normalisation,
         clip_grad: float,
+        resolutions: int = 2,
         autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
         average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
@@ -96,12 +98,13 @@ class DinoProgram:
             prototypes: K.
             normalisation: Of the pixels.
             clip_grad: Largest norm of one gradient tensor; 0 for none.
+            resolutions: 2, or 1 without local views.
             autocast: Number format of the networks; the loss is always fp32.
             average: Mean of a tensor over all processes.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
-        self.normalisation, self.clip_grad = normalisation, clip_grad
+        self.normalisation, self.clip_grad, self.resolutions = normalisation, clip_grad, resolutions
         self.autocast, self.average = autocast, average
         self.centre = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
@@ -127,13 +130,20 @@ class DinoProgram:
         """Statistics of batch norm before a step, so that a masked step can be taken out of them too."""
         return [buffer.clone() for buffer in self._buffers()]
 
-    def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> StepOutput:
-        """Pure but for batch norm's statistics; `views` as `augment` gives them, the global ones first."""
+    def forward(self, views: Sequence[Tensor], inputs: StepInputs, centre: Tensor | None = None) -> StepOutput:
+        """Pure but for batch norm's statistics.
+
+        Args:
+            views: As `augment` gives them, the global ones first.
+            inputs: Of this step.
+            centre: (1, K) float32, where it is an input of a compiled step; else the program's own.
+        """
         with torch.no_grad(), self.autocast():
             features, teacher_logits = self.teacher(views[0])
         with self.autocast():
             _, student_logits = self.student(*views)
-        targets = compute_targets(teacher_logits, self.centre, inputs.temperature)
+        centre = self.centre if centre is None else centre
+        targets = compute_targets(teacher_logits, centre, inputs.temperature)
         return StepOutput(
             loss=compute_loss(student_logits, targets.probabilities),
             batch_centre=targets.batch_centre,
@@ -171,11 +181,32 @@ class DinoProgram:
             update: What `before_update` decided.
             statistics: What `copy_statistics` gave before the first forward pass.
         """
-        mean, keep = update.mean, update.keep > 0
+        keep = update.keep > 0
         with torch.no_grad():
             update_teacher(self.teacher, self.student, update.momentum)
             for buffer, before in zip(self._buffers(), statistics, strict=True):
                 buffer.copy_(torch.where(keep, buffer, before))
+        self._record(update)
+
+    def forget_constants(self) -> None:
+        """See `WholeProgram`."""
+        forget_constants()
+
+    def record(self, outputs: Sequence[Tensor]) -> None:
+        """For devices that clip and update by themselves, so that a step cannot be masked any more, only counted.
+
+        Args:
+            outputs: What `forward` gave, averaged over micro-batches.
+        """
+        mean = self._average(StepOutput(*outputs))
+        finite = torch.isfinite(mean.loss).float()
+        unknown = torch.full_like(finite, math.nan)
+        self._record(Update(mean=mean, grad_norm=unknown, keep=finite, finite=finite, momentum=unknown))
+
+    def _record(self, update: Update) -> None:
+        """Centre, counters, meters."""
+        mean, keep = update.mean, update.keep > 0
+        with torch.no_grad():
             self.centre = torch.where(keep, update_centre(self.centre, mean.batch_centre), self.centre)
             self.non_finite = count_non_finite(self.non_finite, update.finite)
             sample = torch.stack(

@@ -58,10 +58,11 @@ class Trainer:
         self.folder = Path(options.run.output_dir)
         self.student, self.teacher = build_networks(options, run)
         self.loader = build_loader(options, source, run)
-        self.plan = build_plan(options, iterations=len(self.loader), world=run.processes.world)
-        self.optimizer = build_optimizer(options.optim.optimizer, self.student)
+        self.plan = build_plan(options, iterations=len(self.loader), world=run.processes.world, device=run.device)
+        self.optimizer = build_optimizer(options.optim.optimizer, self.student, options.optim.eps)
         self.program = build_program(options, self.student, self.teacher, run)
-        self.step = run.device.compile_train(self.program, self.optimizer, options.run.accumulate_steps)
+        micro_batches = run.device.count_micro_batches(options.run.accumulate_steps)
+        self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
         self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
         self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
@@ -176,6 +177,7 @@ class Trainer:
         if masked:
             logger.warning("iteration %d is not saved: the last %d steps were not finite", self.iteration, masked)
             return False
+        self.step.read_back()
         if self.run.processes.is_first:
             state = self.run.device.to_host(self._state())
             checkpoint.save_latest(self.folder, state)

@@ -487,3 +487,13 @@ def test_random_views_are_a_function_of_seed_epoch_and_image(source: ImageSource
 def test_a_random_view_of_a_bad_image_is_an_error_with_its_name(source: ImageSource, tmp_path: Path) -> None:
     bad = damage(source, tmp_path, 7)
     assert bad.names[7] in read_error(build_views(bad).read(0))
+
+
+@pytest.mark.parametrize("piece", [1, 3, 4, 5, 8])
+def test_batches_made_in_pieces_are_the_same(source: ImageSource, piece: int) -> None:
+    dataset = CropDataset(source, RECIPE, seed=5, skip_bad=False)
+    settings = {"batch_size": 8, "share": ALONE, "workers": 0, "pin_memory": False}
+    whole = build_train_loader(dataset, **settings)
+    pieces = build_train_loader(dataset, **settings, piece=piece)
+    assert len(whole) == len(pieces)
+    assert_equal_batches(list(pieces.read(1, 1)), list(whole.read(1, 1)))

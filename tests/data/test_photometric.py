@@ -223,3 +223,11 @@ def test_the_input_is_left_as_it_was() -> None:
     augment(pixels, rows, Normalisation())
     assert torch.equal(pixels, before[0])
     assert torch.equal(rows, before[1])
+
+
+def test_constants_are_placed_anew_once_they_are_forgotten():
+    before = photometric.place_constant((1.0, 2.0), torch.device("cpu"))
+    assert photometric.place_constant((1.0, 2.0), torch.device("cpu")) is before
+    photometric.forget_constants()
+    after = photometric.place_constant((1.0, 2.0), torch.device("cpu"))
+    assert after is not before and torch.equal(after, before)

@@ -69,7 +69,12 @@ def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
         ("--device hpu", 0, 0, r"--device hpu: the Habana bridge .* not installed; .*--device cuda or cpu"),
         ("--device cuda", 0, 0, r"--device cuda: torch finds no GPU here .* --device cpu"),
         ("--device cuda", 2, 2, r"process 2 of this host has no GPU: there are 2"),
-        ("--device ipu", 0, 0, r"--device ipu needs the poptorch wrapper"),
+        (
+            "--device ipu",
+            0,
+            0,
+            r"--device ipu needs PopTorch of the Poplar SDK, which is not installed; use --device cpu",
+        ),
         ("--device cpu --precision fp16", 0, 0, r"--precision fp16 needs --device cuda; use bf16 or fp32"),
     ],
 )

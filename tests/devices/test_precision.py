@@ -30,6 +30,13 @@ def resolve(device, *words):
         ("cuda", "--precision fp16 --use_fp16 true", "fp16"),
         ("cuda", "--precision bf16 --use_fp16 false", "bf16"),
         ("cuda", "--precision fp16", "fp16"),
+        ("cuda", "--precision float16", "fp16"),
+        ("cpu", "--precision float32", "fp32"),
+        ("ipu", "", "float32"),
+        ("ipu", "--use_fp16 true", "float32"),
+        ("ipu", "--precision fp16", "float16"),
+        ("ipu", "--precision float16", "float16"),
+        ("ipu", "--precision masterweight", "masterweight"),
     ],
 )
 def test_flags_mean_one_number_format(device, words, precision):

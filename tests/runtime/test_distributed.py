@@ -246,9 +246,13 @@ class SharedStore:
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
+        self.counts: dict[str, int] = {}
+        self.lock = threading.Lock()
 
-    def check(self, keys: list[str]) -> bool:
-        return all(key in self.values for key in keys)
+    def add(self, key: str, amount: int) -> int:
+        with self.lock:
+            self.counts[key] = self.counts.get(key, 0) + amount
+            return self.counts[key]
 
     def set(self, key: str, value: str) -> None:
         self.values[key] = value.encode()

@@ -1,6 +1,7 @@
 """A run's numbers before it starts: scaled rate, shortened warm-up, frozen epochs."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,3 +75,24 @@ def test_a_default_warm_up_longer_than_the_run_becomes_a_tenth_of_it(epochs, ite
 def test_a_temperature_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(OptionError, match="30 epochs does not fit into a run of 5"):
         plan_of("--epochs", "5", "--warmup_teacher_temp_epochs", "30")
+
+
+def test_rates_are_refreshed_every_so_many_iterations_and_at_each_epoch():
+    words = ("--epochs", "2", "--warmup_epochs", "0", "--set_freq", "3")
+    plan, every = plan_of(*words, iterations=5), plan_of(*words[:4], iterations=5)
+    used = [plan.inputs(iteration)[:3] for iteration in range(10)]
+    assert used == [every.inputs(iteration)[:3] for iteration in (0, 0, 0, 3, 3, 5, 5, 5, 8, 8)]
+
+
+def test_the_line_says_batch_and_rate(caplog):
+    caplog.set_level(logging.INFO)
+    plan_of("--batch_size_per_device", "16", "--accumulate_steps", "4", world=2)
+    assert "global batch 128 images an update: peak learning rate 0.00025 = --lr 0.0005 * 128 / 256" in caplog.text
+
+
+def test_a_device_that_updates_several_times_a_call_has_the_rate_of_one_update():
+    device = SimpleNamespace(count_micro_batches=lambda steps: 6 * steps, updates_per_step=3)
+    options = parse(TrainOptions, ["--batch_size_per_device", "4", "--warmup_epochs", "0"])
+    plan = build_plan(options, iterations=5, world=2, device=device)
+    assert plan.global_batch == 48
+    assert plan.learning_rate[0] == pytest.approx(0.0005 * 16 / 256)

@@ -1,0 +1,235 @@
+"""Graphcore IPUs through PopTorch: the whole step is compiled, update and teacher included.
+
+Not verified on hardware; `docs/ipu.md` says what a stand-in proves and what it cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dino.devices.base import Device, TrainProgram, TrainStep
+from dino.devices.ipu_step import IpuStep
+from dino.devices.whole_step import replace_gelu
+from dino.errors import DeviceError, OptionError
+from dino.flags import CompiledFlags
+
+logger = logging.getLogger(__name__)
+
+WRAPPER = "poptorch"
+MEMORY_SHARE = 0.15  # of each chip's memory for temporary values of products, as the published recipes have it
+LOSS_SCALE = 128.0  # of the published recipes in half precision
+
+
+class IpuDevice(Device):
+    """The IPUs of one process: one copy of the model, or several."""
+
+    name = "ipu"
+    torch_device = torch.device("cpu")  # the host's side; PopTorch moves what its models are called with
+    collective_backend = "gloo"
+    exchanges_gradients = True
+
+    def __init__(
+        self, precision: str, flags: CompiledFlags | None = None, *, clips: bool = False, synthetic: bool = False
+    ) -> None:
+        """Import the wrapper.
+
+        Args:
+            precision: float32, float16 or masterweight.
+            flags: How the step is compiled; an evaluation has none.
+            clips: Whether gradients are clipped because the user says so, and not by default.
+            synthetic: The device makes up its inputs, and what the host sends is not read.
+
+        Raises:
+            DeviceError: PopTorch is not installed, or not usable.
+            OptionError: Flags that cannot be meant.
+        """
+        self.precision, self.flags = precision, flags or CompiledFlags()
+        self.clips, self.synthetic = clips, synthetic
+        self.poptorch = import_wrapper()
+        self.popdist = _find_poprun()
+        if self.popdist is not None:
+            self.flags = replace(self.flags, replica=self.popdist.getNumLocalReplicas())
+        self.updates_per_step = self.flags.di
+        if self.flags.ema_so:
+            _load_op(self.flags.ema_so)
+
+    @property
+    def number_type(self) -> torch.dtype:
+        """What activations are computed in."""
+        return torch.float32 if self.precision == "float32" else torch.float16
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor on the loss, which cancels out but keeps small gradients above 0 in half precision."""
+        return self.flags.loss_scale or (1.0 if self.precision == "float32" else LOSS_SCALE)
+
+    def describe(self) -> str:
+        """See the contract."""
+        chips = len(self.flags.pipeline or (0,))
+        return f"ipu, {self.precision}, {self.flags.replica} x {chips} IPU{'s' * (chips > 1)}"
+
+    def place(self, batch: Any) -> Any:
+        """See the contract; the wrapper takes host tensors."""
+        return batch
+
+    def autocast(self) -> AbstractContextManager:
+        """See the contract; the number format is part of the compiled step."""
+        return contextlib.nullcontext()
+
+    def count_micro_batches(self, accumulate_steps: int) -> int:
+        """See the contract: accumulated ones of each copy and each update of a call."""
+        return self.accumulated(accumulate_steps) * self.flags.replica * self.flags.di
+
+    def accumulated(self, accumulate_steps: int) -> int:
+        """Micro-batches a copy accumulates before an update.
+
+        Raises:
+            OptionError: `--ga` and `--accumulate_steps` contradict each other.
+        """
+        ga = self.flags.ga or accumulate_steps
+        if accumulate_steps not in (1, ga):
+            raise OptionError(f"--ga {ga} and --accumulate_steps {accumulate_steps} contradict each other; give one")
+        return ga
+
+    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+        """See the contract; compiled at the first call.
+
+        Raises:
+            OptionError: A layout that the backbone, the accumulation or the processes do not fit.
+        """
+        if not hasattr(program, "record") or not hasattr(program, "clip_grad"):
+            raise OptionError("this command does not train on --device ipu; use another --device")
+        if not hasattr(optimizer, "betas"):
+            raise OptionError("--device ipu knows --optimizer adamw only; leave the flag out, or use another --device")
+        self._check_processes()
+        clipping = f"--clip_grad {program.clip_grad:g}" if self.clips else "not clipped; --clip_grad would clip them"
+        logger.info("gradients: %s, by the norm of all together: this device has no other", clipping)
+        return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]
+
+    def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """See the contract."""
+        replace_gelu(module, widened=False)
+        executor = self.poptorch.inferenceModel(module.eval(), self.poptorch.Options())
+
+        def infer(images: Tensor) -> Tensor:
+            return executor(images)
+
+        return infer
+
+    def compile_module(self, module: nn.Module) -> nn.Module:
+        """See the contract.
+
+        Raises:
+            OptionError: The whole step is compiled anyway.
+        """
+        raise OptionError("--compile is for other devices: --device ipu compiles the whole step; leave it out")
+
+    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+        """See the contract.
+
+        Raises:
+            OptionError: There is batch norm.
+        """
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+            raise OptionError("batch norm over processes is not there on --device ipu; leave --use_bn_in_head out")
+        return module
+
+    def to_host(self, state: Any) -> Any:
+        """See the contract; weights of half precision become float32, which every device reads."""
+        host = super().to_host(state)
+        return host.float() if isinstance(host, Tensor) and host.dtype == torch.float16 else host
+
+    def synchronize(self) -> None:
+        """See the contract; a call returns when it is done."""
+
+    def memory_peak(self) -> int | None:
+        """See the contract."""
+        return None
+
+    def build_options(self, *, accumulated: int, chips: int, seed: int) -> Any:
+        """What a training model is compiled with, as the published `train_options` has it."""
+        poptorch, flags = self.poptorch, self.flags
+        if self.popdist is not None:
+            module = importlib.import_module("popdist.poptorch")
+            options = module.Options(ipus_per_replica=flags.ipu_per_replica)
+        else:
+            options = poptorch.Options().replicationFactor(flags.replica)
+        options.deviceIterations(flags.di)
+        options.autoRoundNumIPUs(True)
+        options.randomSeed(seed)
+        options.outputMode(poptorch.OutputMode.All if flags.output_mode == "all" else poptorch.OutputMode.Final)
+        options.enableExecutableCaching(flags.executable_cache_dir)
+        options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.SameAsIpu))
+        options.setAvailableMemoryProportion({f"IPU{chip}": MEMORY_SHARE for chip in range(chips)})
+        options.Training.gradientAccumulation(accumulated)
+        options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
+        options.Precision.enableFloatingPointExceptions(True)
+        if self.precision != "float32":
+            options.Precision.enableStochasticRounding(True)
+        if self.precision == "float16":
+            options.Precision.setPartialsType(torch.half)
+        if self.synthetic:
+            options.enableSyntheticData(True)
+        if flags.rts:
+            sharded = poptorch.TensorLocationSettings().useReplicatedTensorSharding(True)
+            options.TensorLocations.setOptimizerLocation(sharded.minElementsForReplicatedTensorSharding(chips))
+        return options
+
+    def _check_processes(self) -> None:
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        known = self.popdist.getNumInstances() if self.popdist is not None else 1
+        if processes != known:
+            raise OptionError(
+                f"{processes} processes, of which poprun started {known}: gradients would not be averaged over all; "
+                "start several processes with poprun (training_scripts/ has examples)"
+            )
+
+
+def import_wrapper() -> Any:
+    """PopTorch, imported only here.
+
+    Raises:
+        DeviceError: It is not installed, or does not find its SDK.
+    """
+    if importlib.util.find_spec(WRAPPER) is None:
+        raise DeviceError("--device ipu needs PopTorch of the Poplar SDK, which is not installed; use --device cpu")
+    try:
+        return importlib.import_module(WRAPPER)
+    except (ImportError, AssertionError) as error:
+        raise DeviceError(f"PopTorch is installed and cannot be imported ({error}); enable the Poplar SDK") from error
+
+
+def _find_poprun() -> Any:
+    """`popdist` where poprun started this process, else None."""
+    if importlib.util.find_spec("popdist") is None:
+        return None
+    popdist = importlib.import_module("popdist")
+    if not popdist.isPopdistEnvSet():
+        return None
+    popdist.init()
+    return popdist
+
+
+def _load_op(path: str) -> None:
+    """Load the shared object; the device's compiler finds the op in it by its name.
+
+    Raises:
+        OptionError: There is no such file, or it cannot be loaded.
+    """
+    try:
+        ctypes.cdll.LoadLibrary(str(Path(path).resolve(strict=True)))
+    except OSError as error:
+        raise OptionError(f"--ema_so {path} cannot be loaded ({error}); leave it out, it is not needed") from error

@@ -1,0 +1,211 @@
+"""The step that PopTorch compiles: what goes in and out of a call, and what is done between calls.
+
+The wrapper itself is the device's (`devices/ipu.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dino.devices.base import Moments, StepInputs, TrainStep, WholeProgram
+from dino.devices.pipeline import place_blocks
+from dino.devices.whole_step import WholeStep, hold_as_buffers, move_average, name_tensors, replace_gelu
+from dino.errors import OptionError
+from dino.flags import CompiledFlags
+
+EMA_OP = {"name": "ExpMovAvg", "domain": "com.acme", "domain_version": 1}  # in the published shared object
+STATE = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___"}  # names of AdamW's state on the device
+
+
+class CompilingDevice(Protocol):
+    """What the step needs of its device."""
+
+    poptorch: Any
+    flags: CompiledFlags
+    precision: str
+    clips: bool
+
+    @property
+    def number_type(self) -> torch.dtype:
+        """Of activations."""
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor on the loss."""
+
+    def build_options(self, *, accumulated: int, chips: int, seed: int) -> Any:
+        """What the model is compiled with."""
+
+
+class IpuStep(TrainStep):
+    """A program whose networks, optimiser and teacher live on the device, and whose centre the host carries.
+
+    The teacher moves after the weights have been updated, once an update. Without the published op that is at the
+    beginning of the next update's first micro-batch, when the student's weights are those after the update: the same
+    numbers in the same order. What is due at the end of a call is done on the host's copy when that is read.
+    """
+
+    def __init__(self, device: CompilingDevice, program: WholeProgram, optimizer: Moments, micro_batches: int) -> None:
+        """Check the layout; compile nothing yet, because networks and optimiser may still be loaded."""
+        self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
+        self.flags, self.poptorch = device.flags, device.poptorch
+        self.accumulated = micro_batches // (self.flags.replica * self.flags.di)
+        depth = len(program.student.backbone.blocks) if hasattr(program.student.backbone, "blocks") else None
+        self.placement = place_blocks(self.flags.pipeline, depth)
+        names = [name for name, _ in program.student.named_parameters()]
+        least = self.placement.stages(names, program.resolutions)
+        if self.flags.pipeline is not None and self.accumulated < least:
+            raise OptionError(
+                f"--ga {self.accumulated} is too few for --pipeline {' '.join(map(str, self.flags.pipeline))}: its "
+                f"{least} stages need --ga {least} or more"
+            )
+        self.seed = torch.initial_seed()
+        self.whole: WholeStep | None = None
+        self.executor: Any = None
+        self.rule: Any = None
+        self.due = 1.0  # momentum of a move that the device has not made yet
+        self.trains_last_layer = 0.0
+
+    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
+        """See the contract."""
+        numbers = StepInputs(*map(float, inputs))  # type: ignore[arg-type]
+        if self.executor is not None and numbers.train_last_layer != self.trains_last_layer:
+            self._release()
+        self.trains_last_layer = float(numbers.train_last_layer)
+        whole = self.whole or self._build(batch)
+        if self.executor is None:
+            self._compile(whole)
+        self._set_rates(numbers)
+        centre = self.program.centre.expand(self.micro_batches, -1).contiguous()
+        loss, centres, statistics = self.executor(whole.fields(batch), self._rows(numbers), centre)
+        self.due = 1.0 if self.flags.ema_so else float(numbers.momentum)
+        means = statistics.float().mean(dim=0).unbind()
+        self.program.record((loss.float().mean(), centres.float().mean(dim=0, keepdim=True), *means))
+
+    def read_back(self) -> None:
+        """See the contract."""
+        if self.executor is None:
+            return
+        self.executor.copyWeightsToHost()
+        self._read_moments()
+        due = torch.tensor(self.due)
+        teachers = name_tensors(self.program.teacher)
+        with torch.no_grad():
+            for name, student in self.program.student.named_parameters():
+                move_average(student, teachers[name], due)
+
+    def _build(self, batch: Any) -> WholeStep:
+        """Make the module to compile, and the networks what the device wants of them."""
+        student, teacher = self.program.student, self.program.teacher
+        for network in (student, teacher):
+            if self.flags.gelu_type == "erf":
+                replace_gelu(network, widened=self.device.precision == "masterweight")
+            if self.device.precision == "float16":
+                network.half()
+            for module, chip in self.placement.annotations(network) if self.flags.pipeline is not None else ():
+                self.poptorch.BeginBlock(module, user_id=f"ipu{chip}", ipu_id=chip)
+        if not self.flags.ema_so:
+            hold_as_buffers(teacher)
+        self.whole = WholeStep(
+            self.program,
+            self.placement,
+            example=batch,
+            number_type=self.device.number_type,
+            mark_loss=lambda loss: self.poptorch.identity_loss(loss, reduction="mean"),
+            begin_chip=self._begin_chip,
+            move=self._move_by_op if self.flags.ema_so else move_average,
+        )
+        return self.whole
+
+    def _begin_chip(self, chip: int) -> None:
+        if self.flags.pipeline is not None:
+            self.poptorch.Block.start(f"ipu{chip}", chip)
+
+    def _move_by_op(self, student: Tensor, teacher: Tensor, momentum: Tensor) -> None:
+        self.poptorch.custom_op([student, teacher, momentum], example_outputs=[student], **EMA_OP)
+
+    def _compile(self, whole: WholeStep) -> None:
+        options = self.device.build_options(
+            accumulated=self.accumulated, chips=self.placement.chips, seed=self.seed % 2**31
+        )
+        self.program.forget_constants()
+        self.rule = self._build_rule()
+        self.executor = self.poptorch.trainingModel(whole, options, self.rule)
+
+    def _build_rule(self) -> Any:
+        """The device's own AdamW, with the moments of ours; everything that may change is given, or it is constant."""
+        scale = self.device.loss_scale
+        limit = self.program.clip_grad if self.device.clips else 0.0
+        groups = [{"params": b.parameters, "lr": 0.0, "weight_decay": 0.0} for b in self.optimizer.buckets]
+        rule = self.poptorch.optim.AdamW(
+            groups,
+            lr=0.0,
+            betas=self.optimizer.betas,
+            eps=self.optimizer.eps,
+            weight_decay=0.0,
+            loss_scaling=scale,
+            **({"max_grad_norm": limit} if limit > 0 else {}),
+        )
+        named = self._named_state()
+        if any(float(state["step"]) for _, state in named):
+            kinds = {"learningRate": 0.0, "weightDecay": 0.0}
+            numbers = {f"{kind}___specific___{name}": torch.tensor(v) for name, _ in named for kind, v in kinds.items()}
+            rule.load_state_dict(
+                {
+                    **rule.state_dict(),
+                    "ipu_state": {f"{STATE[key]}{name}": state[key] for name, state in named for key in STATE},
+                    "ipu_param": {**numbers, "lossScaling_FLOAT": torch.tensor(scale)},
+                }
+            )
+        return rule
+
+    def _named_state(self) -> list[tuple[str, dict[str, Tensor]]]:
+        """Our optimiser's state of each parameter, by the parameter's name on the device."""
+        assert self.whole is not None
+        names = {parameter: name for name, parameter in self.whole.named_parameters()}
+        return [(names[p], self.optimizer.state[p]) for bucket in self.optimizer.buckets for p in bucket.parameters]
+
+    def _read_moments(self) -> None:
+        """Take the device's moments over; those of a frozen layer are nothing here, as on other devices."""
+        found = self.rule.state_dict()["ipu_state"]
+        frozen = {
+            p for b in self.optimizer.buckets if b.last_layer and not self.trains_last_layer for p in b.parameters
+        }
+        states = [self.optimizer.state[parameter] for parameter in frozen]
+        with torch.no_grad():
+            for name, state in self._named_state():
+                for key, prefix in STATE.items():
+                    state[key].copy_(found[f"{prefix}{name}"].reshape(state[key].shape))
+            for state in states:
+                for key in STATE:
+                    state[key].zero_()
+
+    def _release(self) -> None:
+        """Compile anew from what the device has: moments can be set at a beginning only, and thawing starts from none.
+
+        PopTorch keeps compiled programs, so this takes seconds, once in a run.
+        """
+        self.executor.copyWeightsToHost()  # the host's teacher may have moved on already, for a checkpoint
+        self._read_moments()
+        self.executor.destroy()
+        self.executor = None
+
+    def _set_rates(self, numbers: StepInputs) -> None:
+        for bucket, group in zip(self.optimizer.buckets, self.rule.param_groups, strict=True):
+            thawed = not bucket.last_layer or bool(self.trains_last_layer)
+            group["lr"] = float(numbers.learning_rate) * thawed
+            group["weight_decay"] = float(numbers.weight_decay) * thawed * bucket.decayed
+        self.executor.setOptimizer(self.rule)
+
+    def _rows(self, numbers: StepInputs) -> Tensor:
+        """(N, 5): the inputs of each micro-batch; all but the first of an update leave the teacher as it is."""
+        rows = torch.tensor(numbers, dtype=torch.float32).repeat(self.micro_batches, 1)
+        if not self.flags.ema_so:
+            momentum = rows[:, StepInputs._fields.index("momentum")].view(self.flags.di, self.accumulated, -1)
+            momentum[:, 1:] = 1.0
+            momentum[0, 0] = self.due
+        return rows

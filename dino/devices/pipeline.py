@@ -1,0 +1,87 @@
+"""How a network is laid out over several chips as a pipeline, and how many micro-batches that needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dino.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Which chip holds what, of the student and of the teacher alike.
+
+    Attributes:
+        chips: L, their number.
+        blocks: Chip of each block, in order; empty where everything is on one chip.
+        hidden: Chip of the head's hidden layers.
+        prototypes: Chip of the last layer, and of the loss.
+    """
+
+    chips: int
+    blocks: tuple[int, ...]
+    hidden: int
+    prototypes: int
+
+    def chip_of(self, name: str) -> int:
+        """The chip of a parameter by its name, `backbone.blocks.3.norm1.weight` say."""
+        if name.startswith("head."):
+            return self.prototypes if "last_layer" in name else self.hidden
+        block = re.match(r"backbone\.blocks\.(\d+)\.", name)
+        if block:
+            return self.blocks[int(block[1])] if self.blocks else 0
+        return self.blocks[-1] if self.blocks and name.startswith("backbone.norm.") else 0
+
+    def stages(self, names: Iterable[str], resolutions: int) -> int:
+        """Stages of one training step forward and back, which is also the least number of accumulated micro-batches.
+
+        A new stage begins wherever the next op is on another chip: the teacher's move visits all chips, the teacher's
+        forward pass too, and the student's backbone once a resolution before its head.
+
+        Args:
+            names: Of the parameters.
+            resolutions: Groups of views of one size.
+        """
+        backbone = [0, *self.blocks]
+        head = [self.hidden, self.prototypes]
+        moved = sorted({self.chip_of(name) for name in names})
+        visits = [*moved, 0, *backbone, *head, *backbone * resolutions, *head]
+        switches = sum(chip != before for chip, before in zip(visits, [0, *visits], strict=False))
+        return 2 * (switches + 1) - 1
+
+    def annotations(self, network: nn.Module) -> list[tuple[nn.Module, int]]:
+        """The modules of a network (`backbone` and `head`) at which the chip changes, and to which one."""
+        blocks = list(network.backbone.blocks)
+        begins = [
+            (block, chip)
+            for block, chip, before in zip(blocks, self.blocks, (0, *self.blocks), strict=False)
+            if chip != before
+        ]
+        head = network.head
+        return [(network.backbone.patch_embed, 0), *begins, (head.mlp, self.hidden), (head.last_layer, self.prototypes)]
+
+
+def place_blocks(pipeline: Sequence[int] | None, depth: int | None) -> Placement:
+    """Place a vision transformer: patches on the first chip, the last layer on the last, the head on the one before.
+
+    Args:
+        pipeline: Blocks of each chip, or None for one chip.
+        depth: Blocks of the backbone, or None where it has none.
+
+    Raises:
+        OptionError: The numbers do not fit the backbone.
+    """
+    if pipeline is None:
+        return Placement(chips=1, blocks=(), hidden=0, prototypes=0)
+    written = " ".join(map(str, pipeline))
+    if depth is None:
+        raise OptionError(f"--pipeline {written} places the blocks of a vision transformer; leave it out")
+    if sum(pipeline) != depth:
+        raise OptionError(f"--pipeline {written} places {sum(pipeline)} blocks, the backbone has {depth}")
+    chips = len(pipeline)
+    blocks = tuple(chip for chip, count in enumerate(pipeline) for _ in range(count))
+    return Placement(chips=chips, blocks=blocks, hidden=max(0, chips - 2), prototypes=chips - 1)

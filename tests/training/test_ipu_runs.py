@@ -1,0 +1,269 @@
+"""Whole commands on the stand-in for IPUs: the CPU's numbers, interruption, several processes, recipes, scripts."""
+
+import functools
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from dino import checkpoint
+from dino.flags import TrainOptions
+from dino.options import parse
+from tests.running import (
+    HALF_ON_CPU,
+    TINY,
+    Job,
+    Result,
+    make_images,
+    on_fake_ipu,
+    on_simulated_card,
+    run_alone,
+    train,
+    train_pair,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+EXACT = ("--drop_path_rate", 0, "--eps", 1e-5, "--clip_grad", 0)
+IPU = ("--device", "ipu", "--ga", 2, "--replica", 2, "--loss_scale", 128, "--batch_size_per_device", 1)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), 40)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run on the CPU, four images an update, as IPU has them."""
+    folder = tmp_path_factory.mktemp("cpu")
+    assert train(folder, "--data_path", images, "--output_dir", folder / "run", *EXACT).code == 0
+    return folder / "run"
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [json.loads(line)["train_loss"] for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def state_of(folder: Path) -> dict:
+    return checkpoint.load_file(folder / checkpoint.LATEST)
+
+
+def assert_near(one: dict, other: dict, tolerance: float) -> None:
+    for network in ("student", "teacher"):
+        assert one[network].keys() == other[network].keys()
+        for name, tensor in one[network].items():
+            assert torch.allclose(tensor, other[network][name], atol=tolerance), name
+    for place, state in other["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert torch.allclose(one["optimizer"]["state"][place][key], value, atol=tolerance), (place, key)
+    assert torch.allclose(one["dino_loss"]["center"], other["dino_loss"]["center"], atol=tolerance)
+
+
+def test_training_gives_the_cpus_numbers_and_a_checkpoint_like_its(images: Path, on_cpu: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, *IPU)
+    words += ("--executable-cache-dir", tmp_path / "cache")
+    result = train(tmp_path, *words, prepare=on_fake_ipu)
+    assert result.code == 0, result.text
+    assert "device: ipu, float32, 2 x 1 IPU (as asked)" in result.text
+    assert "global batch 4 images an update: peak learning rate 7.8125e-06 = --lr 0.0005 * 4 / 256" in result.text
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
+    ours, cpus = state_of(tmp_path / "run"), state_of(on_cpu)
+    assert ours.keys() == cpus.keys()
+    assert_near(ours, cpus, 1e-5)
+
+
+def test_batches_in_pieces_are_the_same_batches(images: Path, on_cpu: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, *IPU)
+    result = train(tmp_path, *words, "--async_type", "rebatch", "--rebatched_worker_size", 3, prepare=on_fake_ipu)
+    assert result.code == 0, result.text
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
+
+
+def test_an_interrupted_run_continues(images: Path, tmp_path: Path) -> None:
+    words = ["--data_path", str(images), *map(str, (*EXACT, *IPU))]
+    whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole", prepare=on_fake_ipu)
+    assert whole.code == 0, whole.text
+    stopped = ["--output_dir", str(tmp_path / "stopped"), "--save_every_steps", "7"]
+    job = Job(tmp_path, [*TINY, *words, *stopped], on_fake_ipu)
+    while "10/20" not in job.text() and job.process.is_alive():
+        pass
+    job.kill()
+    job.wait()
+    again = train(tmp_path, *words, *stopped, prepare=on_fake_ipu)
+    assert again.code == 0 and "at iteration" in again.text, again.text
+    assert_near(state_of(tmp_path / "stopped"), state_of(tmp_path / "whole"), 1e-6)
+    assert losses_of(tmp_path / "stopped") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-6)
+
+
+def test_a_checkpoint_goes_from_ipu_to_cpu_and_back(images: Path, tmp_path: Path) -> None:
+    for name, devices in {"there": ("ipu", "cpu", "ipu"), "here": ("cpu", "cpu", "cpu")}.items():
+        for epochs, device in enumerate(devices, start=1):
+            words = ("--data_path", images, "--output_dir", tmp_path / name, "--epochs", epochs)
+            more = IPU if device == "ipu" else ()
+            result = train(tmp_path, *words, *EXACT, *more, prepare=on_fake_ipu if more else None)
+            assert result.code == 0, result.text
+    assert losses_of(tmp_path / "there") == pytest.approx(losses_of(tmp_path / "here"), rel=1e-5)
+
+
+def be_instance(rank: int) -> None:
+    """As poprun starts one of two processes with a copy of the model each."""
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"], os.environ["POPDIST_NUM_LOCAL_REPLICAS"] = "2", "1"
+    os.environ["POPDIST_REPLICA_INDEX_OFFSET"] = str(rank)
+    on_fake_ipu()
+
+
+def test_two_processes_of_poprun_equal_one(images: Path, on_cpu: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, "--device", "ipu", "--ga", 2)
+    instances = tuple(functools.partial(be_instance, rank) for rank in range(2))
+    results = train_pair(tmp_path, *words, "--batch_size_per_device", 1, prepare=instances)
+    assert [result.code for result in results] == [0, 0], results
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
+    assert_near(state_of(tmp_path / "run"), state_of(on_cpu), 1e-5)
+
+
+@pytest.mark.skipif(not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in")
+def test_half_precision_trains_and_its_weights_are_scored(shared_data: Path, tmp_path: Path) -> None:
+    words = ("--data_path", shared_data / "cifar10" / "train", "--data_limit", 16, "--output_dir", tmp_path / "run")
+    result = train(tmp_path, *words, *IPU, "--precision", "float16", "--epochs", 1, prepare=on_fake_ipu)
+    assert result.code == 0, result.text
+    scored = subprocess.run(
+        ["sh", ROOT / "script" / "eval_knn.sh", tmp_path / "run" / "checkpoint.pth", "--help"],
+        env=os.environ | {"PYTHON": "echo"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "eval_knn.py --pretrained_weights" in scored.stdout
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            make_images(data / split / label, 4, seed=ord(label))
+    words = ("--data_path", data, "--pretrained_weights", tmp_path / "run" / "checkpoint.pth", "--nb_knn", 2)
+    lines = []
+    for device in ("cpu", "ipu"):
+        more = ("--batch_size_per_device", 4, "--num_workers", 0, "--device", device)
+        result = run_alone(tmp_path, "eval_knn", *words, *more, prepare=on_fake_ipu if device == "ipu" else None)
+        assert result.code == 0, result.text
+        lines.append([line for line in result.text.splitlines() if "classifier" in line])
+    assert lines[0] == lines[1] and len(lines[0]) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "hpu", "ipu"])
+def test_synthetic_data_needs_no_images(tmp_path: Path, device: str) -> None:
+    from tests import hpu_simulator
+
+    if device == "hpu" and hpu_simulator.why_unavailable():
+        pytest.skip("no simulated hpu")
+    words = ("--synthetic_data", "--data_limit", 12, "--output_dir", tmp_path / "run", "--device", device)
+    result = train(tmp_path, *words, prepare={"hpu": on_simulated_card, "ipu": on_fake_ipu}.get(device))
+    assert result.code == 0, result.text
+    assert len(losses_of(tmp_path / "run")) == 2
+
+
+def refusals() -> list[tuple[tuple, list[str]]]:
+    """(words, what the line must hold)."""
+    return [
+        (("--device", "ipu", "--pipeline", 3, 0, "--ga", 4), ["--ga 4", "--pipeline 3 0", "--ga 11 or more"]),
+        (("--device", "ipu", "--async_type", "rebatch"), ["--rebatched_worker_size 128", "4 images"]),
+        (("--device", "ipu", "--use_bn_in_head", "true", "--optimizer", "lars"), ["--optimizer adamw only"]),
+        (("--ga", 2), ["--ga is for --device ipu only, and this is cpu"]),
+        (("--precision", "masterweight"), ["--precision masterweight is for --device ipu only", "bf16"]),
+        (("--synthetic_data",), ["--synthetic_data and --data_path contradict each other"]),
+    ]
+
+
+@pytest.mark.parametrize(("words", "wanted"), refusals(), ids=str)
+def test_wrong_input_ends_with_2_and_one_line(images: Path, tmp_path: Path, words: tuple, wanted: list[str]) -> None:
+    result: Result = train(
+        tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", *words, prepare=on_fake_ipu
+    )
+    assert result.code == 2, result.text
+    lines = [line for line in result.text.splitlines() if "Error: " in line]
+    assert len(lines) == 1 and all(part in lines[0] for part in wanted), result.text
+
+
+RECIPES = {  # published: peak rate, images an update and process, copies as published, least accumulation
+    "vit_small_pod16": (2e-3, 1024, 4, 29),
+    "vit_small_pod16_half": (2e-3, 1024, 4, 29),
+    "vit_small_pod64": (2e-3, 4096, 16, 29),
+    "vit_base_pod16": (5e-4, 256, 2, 61),
+    "vit_base_pod64": (2e-3, 12800, 8, 61),
+    "vit_base_pod256": (2e-3, 4096, 32, 61),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
+    from dino.devices.pipeline import place_blocks
+    from dino.models.registry import VITS, build_backbone
+
+    peak, batch, copies, least = RECIPES[name]
+    options = parse(TrainOptions, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")])
+    flags = options.compiled
+    assert options.device.device == "ipu" and flags.ga is not None
+    assert options.data.batch_size_per_device * flags.ga * copies == batch
+    assert options.optim.lr * batch / 256 == pytest.approx(peak)
+    backbone = build_backbone(options.backbone.arch)
+    names = [*(f"backbone.{n}" for n, _ in backbone.named_parameters()), "head.mlp.0.bias", "head.last_layer.weight_v"]
+    placement = place_blocks(flags.pipeline, VITS[options.backbone.arch].depth)
+    assert placement.stages(names, 2) == least <= flags.ga
+    instances = 32 if "256" in name else 1
+    assert flags.async_type != "rebatch" or flags.rebatched_worker_size <= batch // instances
+    assert (options.optim.eps, options.student.out_dim, options.optim.weight_decay_end) == (1e-5, 65536, 0.4)
+
+
+SCRIPTS = {
+    "vit_small_pod16": (1, 4, 4),
+    "vit_base_pod16": (1, 2, 8),
+    "vit_base_pod64": (1, 8, 8),
+    "vit_base_pod256": (32, 32, 8),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_training_scripts_start_poprun(name: str, tmp_path: Path) -> None:
+    poprun = tmp_path / "poprun"
+    poprun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    poprun.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PARTITION": "pod"}
+    words = ["sh", ROOT / "training_scripts" / f"{name}.sh", "/data/train", "--epochs", "3"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    instances, replicas, ipus = SCRIPTS[name]
+    lines = done.stdout.splitlines()
+    assert lines[:4] == [
+        f"--num-instances={instances}",
+        f"--num-replicas={replicas}",
+        f"--ipus-per-replica={ipus}",
+        "--vipu-partition=pod",
+    ]
+    command = f"python3 main_dino.py --config configs/ipu/{name}.yaml --data_path /data/train --epochs 3"
+    assert lines[-8:] == command.split()
+
+
+def test_scripts_without_the_sdk_say_so() -> None:
+    words = ["sh", ROOT / "training_scripts" / "vit_base_pod16.sh"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "poprun is not found; enable the Poplar SDK first" in done.stderr
+    done = subprocess.run(["sh", ROOT / "make_ema.sh"], capture_output=True, text=True, check=True)
+    assert "nothing needs compiling" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["vit_model.pth"], "--pretrained_weights vit_model.pth --data_path data/imagenet1k --nb_knn 10 20"),
+        (
+            ["vit_base", "out/checkpoint.pth", "--data_path", "/d"],
+            "--arch vit_base --pretrained_weights out/checkpoint.pth --nb_knn 10 20 --data_path /d",
+        ),
+    ],
+)
+def test_the_knn_script_starts_the_score(words: list[str], command: str) -> None:
+    environment = os.environ | {"PYTHON": "echo"}
+    script = ["sh", ROOT / "script" / "eval_knn.sh"]
+    done = subprocess.run([*script, *words], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split("eval_knn.py ")[1].strip() == command
+    assert subprocess.run(script, capture_output=True, check=False).returncode == 2
