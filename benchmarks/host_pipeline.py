@@ -75,10 +75,9 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
     def run_device(indices: list[int]) -> None:
         for start in range(0, len(indices), BATCH):
             batch = default_collate([dataset[0, index] for index in indices[start : start + BATCH]])
-            for pixels, rows in (batch[:2], batch[2:4]):
-                augment(
-                    pixels.transpose(0, 1).flatten(0, 1).movedim(-1, 1), rows.transpose(0, 1).flatten(0, 1), normalise
-                )
+            for group in (batch[:2], batch[2:4]):
+                pixels, rows = (part.transpose(0, 1).flatten(0, 1) for part in group)
+                augment(pixels.movedim(-1, 1), rows, normalise, eager=True)
 
     def run_host(indices: list[int]) -> None:
         for index in indices:

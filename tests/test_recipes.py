@@ -218,7 +218,7 @@ def test_options_are_changed_by_field():
 def command_of(path):
     """The words of the command in a recipe's header."""
     header = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    line = next(line for line in header if re.match(r"(python|torchrun) .*--config configs/", line))
+    line = next(line for line in header if re.match(r"(python|torchrun|poprun) .*--config configs/", line))
     return shlex.split(line)
 
 

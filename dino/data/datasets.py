@@ -80,10 +80,10 @@ class CropDataset(Dataset):
 
 def augment_crops(crops: Crops, normalisation: Normalisation) -> Crops:
     """One image's crops with float32 views for pixels, as the device would make them."""
-    views = augment(crops.global_pixels.movedim(-1, 1), crops.global_parameters, normalisation)
+    views = augment(crops.global_pixels.movedim(-1, 1), crops.global_parameters, normalisation, eager=True)
     if not len(crops.local_pixels):
         return crops._replace(global_pixels=views, local_pixels=crops.local_pixels.movedim(-1, 1).float())
-    local = augment(crops.local_pixels.movedim(-1, 1), crops.local_parameters, normalisation)
+    local = augment(crops.local_pixels.movedim(-1, 1), crops.local_parameters, normalisation, eager=True)
     return crops._replace(global_pixels=views, local_pixels=local)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -70,51 +71,48 @@ def build_normalisation(in_chans: int, stored: Mapping[str, Sequence[float]] | N
     return Normalisation(mean=(mean,) * in_chans, std=(std,) * in_chans)
 
 
-def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) -> Tensor:
+def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation, *, eager: bool = False) -> Tensor:
     """The whole chain for one group of views.
 
     Args:
         pixels: (B, C, S, S) uint8. Saturation, hue and gray need C = 3 and are left out otherwise.
         parameters: (B, PARAMETERS) float32, one row an image, as `data/crops` draws them.
         normalisation: Mean and standard deviation.
+        eager: For a host's own memory: work is done in parts that stay in its cache, and what no image of a part needs
+            is left out. An accelerator would have to wait for such a look at the parameters, and a compiler refuse it.
 
     Returns:
         (B, C, S, S) float32, normalised.
     """
-    if pixels.device.type != "cpu":
-        return _augment(pixels, parameters, normalisation)
-    count = max(1, CACHED_NUMBERS // pixels[:1].numel())  # a core passes over its cache many times faster than memory
+    if not eager:
+        return _augment(pixels, parameters, normalisation, eager)
+    count = max(1, CACHED_NUMBERS // pixels[:1].numel())
     parts = zip(pixels.split(count), parameters.split(count), strict=True)
-    return torch.cat([_augment(*part, normalisation) for part in parts])
+    return torch.cat([_augment(*part, normalisation, eager) for part in parts])
 
 
-def _augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation) -> Tensor:
+def _augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation, eager: bool) -> Tensor:
     flags = parameters[:, FLAGS].reshape(-1, 5, 1, 1, 1) > 0.5
-    views = _change(pixels.contiguous().float(), flags[:, FLIP], lambda views: views.flip(-1))
+
+    def change(views: Tensor, flag: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
+        if eager and not flag.any():
+            return views
+        # A weight of 0 or 1 picks exactly; picking by a mask takes a CPU four times longer.
+        return operation(views) if eager and flag.all() else views.lerp_(operation(views), flag.float())
+
+    views = change(pixels.contiguous().float(), flags[:, FLIP], lambda views: views.flip(-1))
     factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device))
-    views = jitter_colour(views, factors, parameters[:, ORDER])
+    views = jitter_colour(views, factors, parameters[:, ORDER], eager=eager)
     if views.shape[1] == len(LUMA):
-        views = _change(views, flags[:, GRAY], lambda views: compute_gray(views).floor_())
-    views = _change(views, flags[:, BLUR], lambda views: blur(views, parameters[:, RADIUS]))
-    return normalisation(_change(views, flags[:, SOLARIZE], solarize))
-
-
-def _change(views: Tensor, flag: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    if _is_idle(flag):
-        return views
-    # A weight of 0 or 1 picks exactly; picking by a mask takes a CPU four times longer.
-    return change(views) if _is_idle(~flag) else views.lerp_(change(views), flag.float())
-
-
-def _is_idle(flag: Tensor) -> bool:
-    """Whether nothing is to be done for any image; a CPU alone is asked, where the answer costs no wait."""
-    return flag.device.type == "cpu" and not torch.compiler.is_compiling() and not flag.any()
+        views = change(views, flags[:, GRAY], lambda views: compute_gray(views).floor_())
+    views = change(views, flags[:, BLUR], lambda views: blur(views, parameters[:, RADIUS]))
+    return normalisation(change(views, flags[:, SOLARIZE], solarize))
 
 
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
 
 
-def jitter_colour(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+def jitter_colour(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool = False) -> Tensor:
     """Brightness, contrast, saturation and hue, each image in its own order.
 
     Three of the four are blends, so an image goes through at most three of them before its turn of hue and three
@@ -124,26 +122,27 @@ def jitter_colour(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         pixels: (B, C, S, S) float in [0, 255]; with C other than 3 saturation and hue change nothing.
         factors: (B, 4): blend factors (1 changes nothing) and the hue shift in turns, -0.5 to 0.5.
         order: (B, 4): the position, 0 to 3, at which each operation is due.
+        eager: See `augment`.
 
     Returns:
         (B, C, S, S) float in [0, 255].
     """
     if pixels.shape[1] != len(LUMA):
-        return _blend_in_order(pixels, factors[:, :HUE], order)
+        return _blend_in_order(pixels, factors[:, :HUE], order, eager)
     before = order[:, :HUE] < order[:, HUE:]
-    pixels = _blend_in_order(pixels, torch.where(before, factors[:, :HUE], 1.0), order)
-    if not _is_idle(factors[:, HUE]):
+    pixels = _blend_in_order(pixels, torch.where(before, factors[:, :HUE], 1.0), order, eager)
+    if not eager or factors[:, HUE].any():
         pixels = shift_hue(pixels, factors[:, HUE])
-    return _blend_in_order(pixels, torch.where(before, 1.0, factors[:, :HUE]), order)
+    return _blend_in_order(pixels, torch.where(before, 1.0, factors[:, :HUE]), order, eager)
 
 
-def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor, eager: bool) -> Tensor:
     turn = order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()  # positions 0 to 2 among the three blends
     due = (turn[:, None] == place_constant((0.0, 1.0, 2.0), pixels.device)[:, None]).float()  # (B, 3, 3), one 1 a row
     factors = (due * factors[:, None]).sum(dim=2)
     for position in range(HUE):
         factor = factors[:, position].reshape(-1, 1, 1, 1)
-        if _is_idle(factor != 1.0):
+        if eager and factor.eq(1.0).all():
             continue
         luma = compute_gray(pixels)
         mean = (luma.round().mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()

@@ -19,6 +19,8 @@ MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container (cgroup v2), 
 class CpuDevice(EagerDevice):
     """Host memory, gloo; fp32, bf16 and op lists."""
 
+    reads_freely = True
+
     def __init__(self, precision: str, lists: OpLists | None = None) -> None:
         """Open it.
 

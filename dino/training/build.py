@@ -121,6 +121,7 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         resolutions=1 + (options.crops.local_crops_number > 0),
         autocast=run.device.autocast,
         average=run.processes.average,
+        eager=run.device.reads_freely,
     )
 
 

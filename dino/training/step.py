@@ -6,6 +6,7 @@ Shapes: B images of one micro-batch and device, V views, C channels, S side, K p
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -89,6 +90,7 @@ class DinoProgram:
         resolutions: int = 2,
         autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
         average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        eager: bool = False,
     ) -> None:
         """Bind the networks.
 
@@ -101,10 +103,12 @@ class DinoProgram:
             resolutions: 2, or 1 without local views.
             autocast: Number format of the networks; the loss is always fp32.
             average: Mean of a tensor over all processes.
+            eager: Whether augmentation may look at its parameters.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
         self.normalisation, self.clip_grad, self.resolutions = normalisation, clip_grad, resolutions
+        self._augment = functools.partial(augment, normalisation=normalisation, eager=eager)
         self.autocast, self.average = autocast, average
         self.centre = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
@@ -122,7 +126,7 @@ class DinoProgram:
             )
             ordered = [[part.transpose(0, 1).flatten(0, 1) for part in group] for group in groups if group[0].shape[1]]
             return tuple(
-                pixels if pixels.is_floating_point() else augment(pixels.movedim(-1, 1), rows, self.normalisation)
+                pixels if pixels.is_floating_point() else self._augment(pixels.movedim(-1, 1), rows)
                 for pixels, rows in ordered
             )
 

@@ -210,11 +210,10 @@ def test_the_host_reads_nothing_back() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 12])
-def test_what_a_cpu_leaves_out_would_change_nothing(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, rows = draw_views(count), draw_rows(count)
-    result = augment(pixels, rows, Normalisation())
-    monkeypatch.setattr(photometric, "_is_idle", lambda flag: False)
-    assert torch.equal(result, augment(pixels, rows, Normalisation()))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_an_eager_device_leaves_out_would_change_nothing(count: int, channels: int) -> None:
+    pixels, rows, normalisation = draw_views(count, channels=channels), draw_rows(count), build_normalisation(channels)
+    assert torch.equal(augment(pixels, rows, normalisation, eager=True), augment(pixels, rows, normalisation))
 
 
 def test_the_input_is_left_as_it_was() -> None:

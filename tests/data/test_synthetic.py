@@ -16,7 +16,7 @@ def make(local_views=3, seed=0):
 
 def test_a_batch_has_the_loaders_shapes_and_types():
     batch = make()
-    assert batch.global_pixels.shape == (5, 2, 3, 16, 16) and batch.local_pixels.shape == (5, 3, 3, 8, 8)
+    assert batch.global_pixels.shape == (5, 2, 16, 16, 3) and batch.local_pixels.shape == (5, 3, 8, 8, 3)
     assert batch.global_pixels.dtype == batch.local_pixels.dtype == torch.uint8
     assert batch.global_parameters.shape == (5, 2, PARAMETERS) and batch.local_parameters.dtype == torch.float32
     assert batch.replaced.tolist() == [0] * 5
@@ -25,7 +25,7 @@ def test_a_batch_has_the_loaders_shapes_and_types():
 
 def test_without_local_views_the_shapes_stay():
     batch = make(local_views=0)
-    assert batch.local_pixels.shape == (5, 0, 3, 8, 8) and batch.local_parameters.shape == (5, 0, PARAMETERS)
+    assert batch.local_pixels.shape == (5, 0, 8, 8, 3) and batch.local_parameters.shape == (5, 0, PARAMETERS)
 
 
 def test_the_seed_decides_the_batch():
