@@ -50,7 +50,10 @@ def test_the_bridge_has_every_name_that_the_product_asks_it_for(shared_facts):
     asked = [("hpu", name) for name in re.findall(r"self\.hpu\.(\w+)", source)]
     asked += [("core", name) for name in re.findall(r"\bcore\.(\w+)", source)]
     asked += re.findall(r'\{BRIDGE\}\.([\w.]+)"\)\.(\w+)', source)
-    assert {name for _, name in asked} == {"mark_step", "metric_global", "synchronize", "max_memory_allocated"}
+    assert {name for _, name in asked} == {
+        *("mark_step", "metric_global", "synchronize"),
+        *("max_memory_allocated", "memory_stats"),
+    }
     for module, name in asked:
         pattern = rf"habana_frameworks\.torch\.{module}\.(\w+\.)?{name}"
         assert any(re.fullmatch(pattern, fact) for fact in facts), (module, name)

@@ -79,13 +79,12 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         logits, targets, both = ctx.saved_tensors
-        views, gradient = logits.split(targets.shape[1]), torch.empty_like(logits)
+        views, gradients = logits.split(targets.shape[1]), []
         scale = upstream * (ctx.share / STUDENT_TEMPERATURE)
-        parts = zip(views, gradient.split(targets.shape[1]), _pair(targets, both, len(views)), strict=True)
-        for view, part, (target, mass) in parts:
+        for view, (target, mass) in zip(views, _pair(targets, both, len(views)), strict=True):
             softmax = F.softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)
-            part.copy_(softmax.mul_(mass).sub_(target).mul_(scale))
-        return gradient, None
+            gradients.append(softmax.mul_(mass).sub_(target).mul_(scale).to(logits.dtype))
+        return torch.cat(gradients), None
 
 
 def _pair(targets: Tensor, both: Tensor, views: int) -> list[tuple[Tensor, float]]:
