@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dino.devices.base import Device, TrainProgram, TrainStep
-from dino.devices.ipu_step import IpuStep
+from dino.devices.ipu_step import IpuStep, explain_errors
 from dino.devices.whole_step import replace_gelu
 from dino.errors import DeviceError, OptionError
 from dino.flags import CompiledFlags
@@ -125,7 +125,8 @@ class IpuDevice(Device):
         executor = self.poptorch.inferenceModel(module.eval(), self.poptorch.Options())
 
         def infer(images: Tensor) -> Tensor:
-            return executor(images)
+            with explain_errors(self.poptorch, "compute features"):
+                return executor(images)
 
         return infer
 

@@ -5,7 +5,8 @@ The wrapper itself is the device's (`devices/ipu.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +15,33 @@ from torch import Tensor
 from dino.devices.base import Moments, StepInputs, TrainStep, WholeProgram
 from dino.devices.pipeline import place_blocks
 from dino.devices.whole_step import WholeStep, hold_as_buffers, move_average, name_tensors, replace_gelu
-from dino.errors import OptionError
+from dino.errors import DeviceError, NonFiniteError, OptionError
 from dino.flags import CompiledFlags
 
 EMA_OP = {"name": "ExpMovAvg", "domain": "com.acme", "domain_version": 1}  # in the published shared object
 STATE = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___"}  # names of AdamW's state on the device
+
+
+@contextlib.contextmanager
+def explain_errors(poptorch: Any, doing: str) -> Iterator[None]:
+    """Turn what PopTorch refuses into one line.
+
+    Raises:
+        NonFiniteError: The device stopped at a number that is not finite, as its options have it.
+        DeviceError: Anything else: too few IPUs, too little memory, a graph that does not compile.
+    """
+    try:
+        yield
+    except poptorch.Error as error:
+        if "floating point" in str(error).lower():
+            raise NonFiniteError(
+                f"the IPU stopped at a number that is not finite ({error}); the last checkpoint is from before it. "
+                "Try a lower --lr, --loss_scale or --precision float32"
+            ) from error
+        raise DeviceError(
+            f"PopTorch could not {doing} ({error}); check --replica, --pipeline, --batch_size_per_device and the "
+            "IPUs that are free"
+        ) from error
 
 
 class CompilingDevice(Protocol):
@@ -77,11 +100,12 @@ class IpuStep(TrainStep):
             self._release()
         self.trains_last_layer = float(numbers.train_last_layer)
         whole = self.whole or self._build(batch)
-        if self.executor is None:
-            self._compile(whole)
-        self._set_rates(numbers)
         centre = self.program.centre.expand(self.micro_batches, -1).contiguous()
-        loss, centres, statistics = self.executor(whole.fields(batch), self._rows(numbers), centre)
+        with explain_errors(self.poptorch, "train a step"):
+            if self.executor is None:
+                self._compile(whole)
+            self._set_rates(numbers)
+            loss, centres, statistics = self.executor(whole.fields(batch), self._rows(numbers), centre)
         self.due = 1.0 if self.flags.ema_so else float(numbers.momentum)
         means = statistics.float().mean(dim=0).unbind()
         self.program.record((loss.float().mean(), centres.float().mean(dim=0, keepdim=True), *means))
@@ -90,8 +114,7 @@ class IpuStep(TrainStep):
         """See the contract."""
         if self.executor is None:
             return
-        self.executor.copyWeightsToHost()
-        self._read_moments()
+        self._fetch()
         due = torch.tensor(self.due)
         teachers = name_tensors(self.program.teacher)
         with torch.no_grad():
@@ -169,9 +192,11 @@ class IpuStep(TrainStep):
         names = {parameter: name for name, parameter in self.whole.named_parameters()}
         return [(names[p], self.optimizer.state[p]) for bucket in self.optimizer.buckets for p in bucket.parameters]
 
-    def _read_moments(self) -> None:
-        """Take the device's moments over; those of a frozen layer are nothing here, as on other devices."""
-        found = self.rule.state_dict()["ipu_state"]
+    def _fetch(self) -> None:
+        """Take the device's weights and moments over; a frozen layer's moments are nothing here, as elsewhere."""
+        with explain_errors(self.poptorch, "read the weights back"):
+            self.executor.copyWeightsToHost()
+            found = self.rule.state_dict()["ipu_state"]
         frozen = {
             p for b in self.optimizer.buckets if b.last_layer and not self.trains_last_layer for p in b.parameters
         }
@@ -189,8 +214,7 @@ class IpuStep(TrainStep):
 
         PopTorch keeps compiled programs, so this takes seconds, once in a run.
         """
-        self.executor.copyWeightsToHost()  # the host's teacher may have moved on already, for a checkpoint
-        self._read_moments()
+        self._fetch()  # weights too: the host's teacher may have moved on already, for a checkpoint
         self.executor.destroy()
         self.executor = None
 

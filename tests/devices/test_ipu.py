@@ -7,7 +7,7 @@ from dino.data.synthetic import make_batch
 from dino.devices import open_device
 from dino.devices.ipu import IpuDevice
 from dino.devices.whole_step import ErfGelu, hold_as_buffers, name_tensors, replace_gelu
-from dino.errors import DeviceError, OptionError
+from dino.errors import DeviceError, NonFiniteError, OptionError
 from dino.flags import CompiledFlags, DeviceFlags, TrainOptions
 from dino.models.head import DINOHead
 from dino.options import parse
@@ -204,13 +204,25 @@ def test_clipping_is_of_all_gradients_together_and_only_when_asked(poptorch, cap
     assert clipped.step.rule.max_grad_norm == 0.5 and "--clip_grad 0.5, by the norm of all" in caplog.text
 
 
-def test_non_finite_steps_are_counted_and_leave_the_centre(poptorch):
+def test_a_number_that_is_not_finite_ends_the_run_at_once_in_a_line(poptorch):
     bench = Bench("--ga", "2")
-    bench.step(bench.batch(), (float("nan"), *INPUTS[1:]))  # the loss is from before the update that ruins it
-    centre = bench.program.centre.clone()
+    with pytest.raises(NonFiniteError, match="the IPU stopped at a number that is not finite .* lower --lr"):
+        bench.step(bench.batch(), (float("nan"), *INPUTS[1:]))  # the weights
+    ruined = Bench("--ga", "2")
+    torch.nn.init.constant_(ruined.student.backbone.cls_token, float("nan"))
+    with pytest.raises(NonFiniteError, match="floating point"):
+        ruined.step(ruined.batch(), INPUTS)  # the loss
+
+
+def test_what_poptorch_refuses_is_one_line(poptorch):
+    bench = Bench("--replica", "100", "--batch_size_per_device", "1")
+    with pytest.raises(DeviceError, match="PopTorch could not train a step .*Too many IPUs requested.*check --replica"):
+        bench.step(bench.batch(), INPUTS)
+    bench = Bench("--ga", "2")
     bench.step(bench.batch(), INPUTS)
-    assert bench.program.non_finite.tolist() == [1.0, 1.0]
-    assert torch.equal(bench.program.centre, centre)
+    bench.step.executor.destroy()
+    with pytest.raises(DeviceError, match="PopTorch could not read the weights back"):
+        bench.step.read_back()
 
 
 @pytest.mark.parametrize(
@@ -256,7 +268,7 @@ def test_evaluation_is_compiled_inference(poptorch):
         wanted = backbone(images)
     infer = open_device(DeviceFlags(device="ipu")).compile_eval(backbone)
     assert torch.allclose(infer(images), wanted, atol=1e-6)
-    with pytest.raises(poptorch.Error, match="Shape mismatch"):
+    with pytest.raises(DeviceError, match="PopTorch could not compute features .*Shape mismatch"):
         infer(images[:2])
 
 

@@ -334,6 +334,7 @@ class PoplarExecutor:
                 context = _blank()
                 tensors = {**self._tensors, **self._replica_buffers[k % replicas]}
                 found = self._forward(tensors, _cut(inputs, k, count), context)
+                self._check_numbers(context.losses)
                 (context.losses[0] * self._device_optimizer.loss_scaling).backward()
                 deferred.update({id(op[0][1]): op for op in context.deferred})
                 outputs.append(_map(_leave, found))
@@ -346,6 +347,13 @@ class PoplarExecutor:
         with torch.no_grad():
             for step in steps if EMA_ORDER["order"] == "after" else reversed(steps):
                 step()
+        self._check_numbers(self._tensors.values())
+
+    def _check_numbers(self, tensors):
+        """The device stops at a number that is not finite, where its options say so; here the loss and the weights."""
+        checks = self._options._Popart.options.get("enableFloatingPointChecks", False)
+        if checks and not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise Error("'poplar_application_runtime_error': floating point exception")
 
     def _reduce(self, micro_batches):
         """Mean over accumulation, replicas and processes, less the loss scale."""
