@@ -115,7 +115,8 @@ class IpuDevice(Device):
         if not hasattr(optimizer, "betas"):
             raise OptionError("--device ipu knows --optimizer adamw only; leave the flag out, or use another --device")
         self._check_processes()
-        clipping = f"--clip_grad {program.clip_grad:g}" if self.clips else "not clipped; --clip_grad would clip them"
+        clips = self.clips and program.clip_grad > 0
+        clipping = f"--clip_grad {program.clip_grad:g}" if clips else "not clipped; --clip_grad would clip them"
         logger.info("gradients: %s, by the norm of all together: this device has no other", clipping)
         return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]
 

@@ -199,6 +199,9 @@ def test_clipping_is_of_all_gradients_together_and_only_when_asked(poptorch, cap
     bench = Bench("--ga", "2")
     bench.step(bench.batch(), INPUTS)
     assert bench.step.rule.max_grad_norm == float("inf") and "not clipped" in caplog.text
+    caplog.clear()
+    Bench("--ga", "2", "--clip_grad", "0")
+    assert "not clipped" in caplog.text
     clipped = Bench("--ga", "2", "--clip_grad", "0.5")
     clipped.step(clipped.batch(), INPUTS)
     assert clipped.step.rule.max_grad_norm == 0.5 and "--clip_grad 0.5, by the norm of all" in caplog.text

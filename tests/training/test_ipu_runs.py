@@ -11,7 +11,7 @@ import torch
 
 from dino import checkpoint
 from dino.flags import TrainOptions
-from dino.options import parse
+from dino.options import as_dict, parse
 from tests.running import (
     HALF_ON_CPU,
     TINY,
@@ -212,7 +212,48 @@ def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
     assert placement.stages(names, 2) == least <= flags.ga
     instances = 32 if "256" in name else 1
     assert flags.async_type != "rebatch" or flags.rebatched_worker_size <= batch // instances
-    assert (options.optim.eps, options.student.out_dim, options.optim.weight_decay_end) == (1e-5, 65536, 0.4)
+
+
+COMMON = {  # every other published value; the peak rate and the batch are above
+    **{"optimizer": "adamw", "drop_path_rate": 0.1, "momentum_teacher": 0.996, "warmup_teacher_temp": 0.04},
+    **{"freeze_last_layer": 1, "out_dim": 65536, "patch_size": 16, "weight_decay": 0.04, "weight_decay_end": 0.4},
+    **{"clip_grad": 0, "use_bn_in_head": False, "di": 1, "warmup_epochs": 10, "seed": 0, "eps": 1e-5},
+}
+BASE = COMMON | {
+    **{"arch": "vit_base", "precision": "float16", "gelu_type": "erf", "batch_size_per_device": 2, "replica": 1},
+    **{"pipeline": [1, 2, 2, 2, 2, 2, 1, 0], "ipu_per_replica": 8, "rts": True, "output_mode": "all", "epochs": 100},
+    **{"min_lr": 1e-6, "norm_last_layer": True, "teacher_temp": 0.04, "warmup_teacher_temp_epochs": 0},
+    **{"local_crops_number": 8, "local_crops_scale": [0.05, 0.4], "global_crops_scale": [0.4, 1.0]},
+    **{"async_type": "rebatch", "num_workers": 32, "saveckp_freq": 1, "set_freq": 1, "loss_scale": 128},
+    "output_dir": "checkpoint_dino_vit_base",
+}
+SMALL = COMMON | {
+    **{"arch": "vit_small", "precision": "float32", "gelu_type": "erf", "batch_size_per_device": 2, "replica": 4},
+    **{"pipeline": [4, 4, 4, 0], "ipu_per_replica": 4, "rts": True, "output_mode": "all", "epochs": 800, "ga": 128},
+    **{"min_lr": 1e-5, "norm_last_layer": False, "teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30},
+    **{"local_crops_number": 10, "local_crops_scale": [0.05, 0.25], "global_crops_scale": [0.25, 1.0]},
+    **{"async_type": "async", "num_workers": 32, "saveckp_freq": 2, "set_freq": 1, "loss_scale": None},
+    "output_dir": "checkpoint_dino_vit_small",
+}
+HALF = {
+    **{"precision": "float16", "gelu_type": "tanh", "batch_size_per_device": 4, "ga": 64, "ipu_per_replica": 8},
+    **{"output_mode": "final", "epochs": 100, "teacher_temp": 0.04, "warmup_teacher_temp_epochs": 0},
+    **{"saveckp_freq": 5, "set_freq": 10, "loss_scale": 128, "output_dir": "checkpoint_dino_vit_small_half"},
+}
+TABLE = {
+    "vit_small_pod16": SMALL,
+    "vit_small_pod16_half": SMALL | HALF,
+    "vit_small_pod64": SMALL | {"replica": 1, "rts": False, "set_freq": 10},
+    "vit_base_pod16": BASE | {"ga": 64, "replica": 2, "async_type": "async", "num_workers": 16, "saveckp_freq": 2},
+    "vit_base_pod64": BASE | {"ga": 400, "batch_size_per_device": 4, "rebatched_worker_size": 800},
+    "vit_base_pod256": BASE | {"ga": 64, "rebatched_worker_size": 128},  # these two as they can run
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_recipes_have_the_published_values(name: str) -> None:
+    options = as_dict(parse(TrainOptions, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")]))
+    assert {key: options[key] for key in TABLE[name]} == TABLE[name]
 
 
 SCRIPTS = {
