@@ -54,12 +54,15 @@ def write_published(ours: Mapping[str, Any]) -> dict[str, Any]:
     """Theirs from ours or the original's.
 
     Raises:
-        CheckpointError: It is no checkpoint of training.
+        CheckpointError: It is no checkpoint of training, or of one that the published code has no place for.
     """
     missing = [name for name in (*NETWORKS, "optimizer", "epoch", "dino_loss") if name not in ours]
     if missing:
         raise CheckpointError(f"no checkpoint of training: it lacks {', '.join(missing)}")
     kept = ours.get(KEPT, {})
+    for network in NETWORKS:
+        _check_network(network, ours[network])
+    _check_optimizer(ours["optimizer"])
     networks = {network: _without_module(ours[network]) for network in NETWORKS}
     model = {name: tensor for network in NETWORKS for name, tensor in _split(networks[network], network)}
     model = {name: tensor.to(kept.get("types", {}).get(name, tensor.dtype)) for name, tensor in model.items()}
@@ -74,6 +77,29 @@ def write_published(ours: Mapping[str, Any]) -> dict[str, Any]:
         "epoch": ours["epoch"] - 1,
         **kept.get("more", {}),
     }
+
+
+def _check_network(network: str, weights: Any) -> None:
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"no checkpoint of training: its {network} holds no weights by name")
+    tensors = _without_module(weights)
+    last = tensors.get("head.last_layer.weight_v")
+    if "backbone.pos_embed" not in tensors or last is None:
+        raise CheckpointError(f"the {network} is no vision transformer with DINO's head; the IPU code has no other")
+    if len(last) % len(HALVES):
+        raise CheckpointError(
+            f"the {network} has {len(last)} prototypes, which the IPU code halves: none of an odd number"
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    groups = optimizer.get("param_groups", ()) if isinstance(optimizer, Mapping) else ()
+    moments = optimizer.get("state", {}).values() if groups else ()
+    if len(groups) != 2 or not all(each.keys() >= STATE.keys() for each in moments):
+        raise CheckpointError(
+            "the optimiser is not AdamW with the two groups of DINO, which is all the IPU code reads; "
+            "convert a checkpoint of --optimizer adamw"
+        )
 
 
 def _join(model: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:

@@ -164,6 +164,44 @@ def test_what_is_neither_is_refused_by_what_it_lacks():
         read_published(broken)
 
 
+def of_sgd(ours):
+    for state in ours["optimizer"]["state"].values():
+        state["momentum_buffer"] = state.pop("exp_avg")
+
+
+def without_groups(ours):
+    ours["optimizer"]["param_groups"] = []
+
+
+def without_weights(ours):
+    ours["student"] = 3
+
+
+def of_a_convnet(ours):
+    ours["student"] = {name: t for name, t in ours["student"].items() if "pos_embed" not in name}
+
+
+def of_odd_prototypes(ours):
+    ours["teacher"] = {n: t[:-1] if "last_layer" in n else t for n, t in ours["teacher"].items()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (of_sgd, "the optimiser is not AdamW with the two groups"),
+        (without_groups, "the optimiser is not AdamW with the two groups"),
+        (without_weights, "its student holds no weights by name"),
+        (of_a_convnet, "the student is no vision transformer"),
+        (of_odd_prototypes, f"the teacher has {PROTOTYPES - 1} prototypes"),
+    ],
+)
+def test_what_the_published_code_has_no_place_for_is_refused_in_a_line(spoil, text):
+    ours = read_published(make_published())
+    spoil(ours)
+    with pytest.raises(CheckpointError, match=text):
+        write_published(ours)
+
+
 def test_the_command_tells_the_direction_from_the_file(tmp_path):
     published = make_published()
     checkpoint.save_file(tmp_path / "theirs.pth", published)
