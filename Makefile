@@ -10,7 +10,7 @@ PYTHON ?= $(if $(wildcard $(VENV)/installed-requirements.json),$(VENV)/bin/pytho
 help:
 	@echo "make demo    pre-train a small ViT on an embedded data set, score it with k-NN, draw attention maps"
 	@echo "make test    run the whole test suite"
-	@echo "make test-ipu   run the tests of --device ipu with the torch of the last Poplar SDK, in .venv-ipu"
+	@echo "make test-ipu   run the tests of --device ipu with the torch of the last Poplar SDK, in .venv-ipu; PYTHON is 3.10 or 3.11"
 	@echo "make clean   remove $(VENV) and the caches; output/ stays"
 	@echo "PYTHON=/path/to/python3 make demo   uses another interpreter; a torch it already has is kept"
 
@@ -27,7 +27,7 @@ IPU_TESTS := tests/test_poptorch_fake.py tests/devices/test_pipeline.py tests/de
 	tests/devices/test_ipu.py tests/interop/test_ipu_checkpoint.py tests/training/test_ipu_runs.py
 
 test-ipu:
-	python3 -m venv .venv-ipu
+	$(PYTHON) -m venv .venv-ipu
 	.venv-ipu/bin/python -m pip install --quiet -r requirements-ipu.txt "pytest>=8.0" "hypothesis>=6.100"
 	OMP_NUM_THREADS=1 .venv-ipu/bin/python -m pytest $(IPU_TESTS)
 

@@ -60,9 +60,11 @@ def open_device(
             logger.info("%s", line)
     if name == "ipu":
         return _open_whole(number_format, compiled, explicit, synthetic)
-    foreign = sorted(explicit & {field.name for field in dataclasses.fields(CompiledFlags)})
+    declared = {field.name: field.metadata["spec"] for field in dataclasses.fields(CompiledFlags)}
+    foreign = sorted(explicit & declared.keys())
     if foreign:
-        raise OptionError(f"--{foreign[0]} is for --device ipu only, and this is {name}; leave it out")
+        spelled = declared[foreign[0]].spelling or f"--{foreign[0]}"
+        raise OptionError(f"{spelled} is for --device ipu only, and this is {name}; leave it out")
     if name == "hpu":
         compiles = precision is not None and precision.compile
         return HpuDevice(number_format, lists, lazy_mode=flags.lazy_mode, compiles=compiles)

@@ -111,7 +111,7 @@ class IpuDevice(Device):
             OptionError: A layout that the backbone, the accumulation or the processes do not fit.
         """
         if not hasattr(program, "record") or not hasattr(program, "clip_grad"):
-            raise OptionError("this command does not train on --device ipu; use another --device")
+            raise OptionError("--dry_run and eval_linear.py are not there on --device ipu; use another --device")
         if not hasattr(optimizer, "betas"):
             raise OptionError("--device ipu knows --optimizer adamw only; leave the flag out, or use another --device")
         self._check_processes()

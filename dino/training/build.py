@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dino.data.crops import CropRecipe
 from dino.data.datasets import CropDataset, Share
-from dino.data.loaders import TrainLoader, build_train_loader, choose_workers
+from dino.data.loaders import TrainLoader, build_train_loader, check_count, choose_workers
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.data.synthetic import SyntheticLoader, make_batch
@@ -50,6 +50,7 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
     batch_size = data.batch_size_per_device * run.device.count_micro_batches(options.run.accumulate_steps)
     recipe = build_recipe(options)
     if options.train_data.synthetic_data:
+        check_count(source, batch_size * processes.world)
         batch = make_batch(
             recipe, batch_size, seed=options.run.seed, device=run.device.torch_device, place=run.device.place
         )

@@ -63,12 +63,14 @@ def open_source(options: TrainOptions) -> ImageSource:
 
     Raises:
         DataError: No path, a path that does not exist, or no image in it.
-        OptionError: Both images and none.
+        OptionError: Both images and none, or none and a score of them.
     """
     if not options.train_data.synthetic_data:
         return open_training_source(options.data.data_path, options.train_data.data_limit)
     if options.data.data_path:
         raise OptionError("--synthetic_data and --data_path contradict each other; give one of them")
+    if options.run.eval_knn_every:
+        raise OptionError("--eval_knn_every scores images, and --synthetic_data reads none; leave one of them out")
     return make_synthetic_source(options.train_data.data_limit or IMAGENET)
 
 

@@ -171,6 +171,7 @@ def refusals() -> list[tuple[tuple, list[str]]]:
         (("--device", "ipu", "--use_bn_in_head", "true", "--optimizer", "lars"), ["--optimizer adamw only"]),
         (("--ga", 2), ["--ga is for --device ipu only, and this is cpu"]),
         (("--precision", "masterweight"), ["--precision masterweight is for --device ipu only", "bf16"]),
+        (("--dry_run", "--device", "ipu"), ["--dry_run", "not there on --device ipu"]),
         (("--synthetic_data",), ["--synthetic_data and --data_path contradict each other"]),
     ]
 
@@ -183,6 +184,14 @@ def test_wrong_input_ends_with_2_and_one_line(images: Path, tmp_path: Path, word
     assert result.code == 2, result.text
     lines = [line for line in result.text.splitlines() if "Error: " in line]
     assert len(lines) == 1 and all(part in lines[0] for part in wanted), result.text
+
+
+def test_synthetic_images_can_be_too_few_or_asked_to_be_scored(tmp_path: Path) -> None:
+    words = ("--synthetic_data", "--output_dir", tmp_path / "run")
+    few = train(tmp_path, *words, "--data_limit", 3, *IPU, prepare=on_fake_ipu)
+    assert few.code == 2 and "holds 3 images, less than one global batch of 4" in few.text, few.text
+    scored = train(tmp_path, *words, "--eval_knn_every", 1)
+    assert scored.code == 2 and "--eval_knn_every scores images, and --synthetic_data reads none" in scored.text
 
 
 RECIPES = {  # published: peak rate, images an update and process, copies as published, least accumulation
@@ -280,6 +289,8 @@ def test_training_scripts_start_poprun(name: str, tmp_path: Path) -> None:
         f"--ipus-per-replica={ipus}",
         "--vipu-partition=pod",
     ]
+    forwarded = next(line for line in lines if line.startswith("--mpi-local-args="))
+    assert {"MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"} <= set(forwarded.removeprefix("--mpi-local-args=").split())
     command = f"python3 main_dino.py --config configs/ipu/{name}.yaml --data_path /data/train --epochs 3"
     assert lines[-8:] == command.split()
 
