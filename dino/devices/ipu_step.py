@@ -14,7 +14,14 @@ from torch import Tensor
 
 from dino.devices.base import Moments, StepInputs, TrainStep, WholeProgram
 from dino.devices.pipeline import place_blocks
-from dino.devices.whole_step import WholeStep, hold_as_buffers, move_average, name_tensors, replace_gelu
+from dino.devices.whole_step import (
+    WholeStep,
+    hold_as_buffers,
+    move_average,
+    name_tensors,
+    narrow_tokens,
+    replace_gelu,
+)
 from dino.errors import DeviceError, NonFiniteError, OptionError
 from dino.flags import CompiledFlags
 
@@ -129,6 +136,8 @@ class IpuStep(TrainStep):
                 replace_gelu(network, widened=self.device.precision == "masterweight")
             if self.device.precision == "float16":
                 network.half()
+            elif self.device.precision == "masterweight":
+                narrow_tokens(network, self.device.number_type)
             for module, chip in self.placement.annotations(network) if self.flags.pipeline is not None else ():
                 self.poptorch.BeginBlock(module, user_id=f"ipu{chip}", ipu_id=chip)
         if not self.flags.ema_so:

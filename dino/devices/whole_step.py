@@ -112,6 +112,12 @@ def replace_gelu(network: nn.Module, *, widened: bool) -> None:
             setattr(parent, name.rpartition(".")[2], ErfGelu(widened))
 
 
+def narrow_tokens(network: nn.Module, number_type: torch.dtype) -> None:
+    """Compute the blocks in `number_type`: CLS token and position are float32 weights, and adding them widens."""
+    for block in list(getattr(network.backbone, "blocks", ()))[:1]:
+        block.register_forward_pre_hook(lambda _, given: (given[0].to(number_type), *given[1:]))
+
+
 def hold_as_buffers(network: nn.Module) -> None:
     """Turn parameters into buffers of the same names: what a forward pass may change in place."""
     for part in network.modules():

@@ -169,6 +169,17 @@ def test_half_precision_stays_half_on_the_device_and_float32_in_files(poptorch):
     assert {tensor.dtype for tensor in host["student"].values()} == {torch.float32} and host["epoch"] == 1
 
 
+@pytest.mark.skipif(not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in")
+def test_masterweight_keeps_float32_weights_and_computes_every_block_in_half(poptorch):
+    bench, found = Bench("--ga", "2", "--precision", "masterweight"), set()
+    for network in (bench.student, bench.teacher):
+        for block in network.backbone.blocks:
+            block.register_forward_hook(lambda _, given, result: found.add((given[0].dtype, result.dtype)))
+    bench.step(bench.batch(), INPUTS)
+    assert found == {(torch.float16, torch.float16)}
+    assert {tensor.dtype for _, tensor in bench.network("student")} == {torch.float32}
+
+
 def test_options_are_the_published_ones(poptorch):
     flags = CompiledFlags(replica=2, di=3, executable_cache_dir="somewhere", pipeline=(4, 4, 4, 0))
     options = IpuDevice("float16", flags, synthetic=True).build_options(accumulated=64, chips=4, seed=7)
