@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from dino import checkpoint
+from dino.devices.ipu_step import STATE
 from dino.errors import CheckpointError
 
 NETWORKS = ("student", "teacher")
 HALVES = ("last_layer1", "last_layer2")
-STATE = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___"}
 KEPT = "ipu"  # where our form keeps what has no place in it
 NEEDED = ("model", "optimizer", "center", "epoch")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm: no parameters
