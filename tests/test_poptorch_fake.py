@@ -158,6 +158,11 @@ def test_output_modes_give_their_shapes(poptorch):
         assert (len(found), len(loss)) == (rows, losses), mode
 
 
+def test_an_output_mode_that_is_not_imitated_is_refused(poptorch):
+    with pytest.raises(NotImplementedError, match="EveryN"):
+        poptorch.Options().outputMode(poptorch.OutputMode.EveryN, 2)
+
+
 def test_a_batch_that_does_not_divide_and_a_shape_that_changes_are_errors(poptorch):
     _, _, executor = build(poptorch, ga=3, replicas=2)
     with pytest.raises(AssertionError, match=r"Invalid batch dimension: In the input torch.Size\(\[13, 3\]\)"):
@@ -278,6 +283,14 @@ class Bad(nn.Module):
         loss = self.layer(rows).mean()
         if self.kind == "item" and float(loss) > 0:
             loss = loss + 1
+        if self.kind in ("nonzero", "masked_select", "index"):
+            mask = rows > 0
+            chosen = {
+                "nonzero": lambda: mask.nonzero(),
+                "masked_select": lambda: rows.masked_select(mask),
+                "index": lambda: rows[mask],
+            }
+            loss = loss + chosen[self.kind]().sum()
         if self.kind == "op":
             self.poptorch.custom_op([loss], "Missing", "com.acme", 1, [loss])
         return loss if self.kind == "loss" else self.poptorch.identity_loss(loss, "none")
@@ -290,6 +303,9 @@ class Bad(nn.Module):
         ("block", "all the ops must belong to a Block"),
         ("loss", "Couldn't find a loss"),
         ("op", "No class for com.acme.Missing:1"),
+        ("nonzero", "aten::nonzero: the shape of the result depends on values"),
+        ("masked_select", "aten::masked_select: the shape"),
+        ("index", "aten::(index|nonzero): the shape"),
     ],
 )
 def test_what_tracing_refuses(poptorch, kind, text):

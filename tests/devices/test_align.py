@@ -63,16 +63,8 @@ def test_eight_steps_equal_the_cpu_on_the_combined_batch(poptorch):
         ("--norm_last_layer", "false", "--drop_path_rate", "0", *STEP),
         ("--local_crops_number", "0", "--patch_size", "5", "--global_crops_size", "17", *STEP),
         ("--output_mode", "final", "--ga", "1", "--replica", "2"),
-        (
-            "--use_bn_in_head",
-            "true",
-            "--freeze_last_layer",
-            "0",
-            "--accumulate_steps",
-            "2",
-            "--batch_size_per_device",
-            "8",
-        ),
+        # Batch norm over very few images blows rounding up, so it gets more of them.
+        tuple("--use_bn_in_head true --freeze_last_layer 0 --accumulate_steps 2 --batch_size_per_device 4".split()),
     ],
     ids=" ".join,
 )

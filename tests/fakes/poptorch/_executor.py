@@ -18,6 +18,7 @@ from .options import Options, PipelinedExecution, ShardedExecution
 
 MACHINE = {"ipus": 64, "in_use": 0}  # what a test may change
 EMA_ORDER = {"order": "after"}  # of deferred ops and the weight update: PopART leaves it open with accumulation
+SHAPED_BY_VALUES = {"aten::nonzero", "aten::masked_select"}
 ADVICE = "Create a new wrapper or call destroy() to recompile."
 
 
@@ -26,8 +27,12 @@ class _Tracing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         context = _context.running
-        if func._schema.name == "aten::_local_scalar_dense":
+        name = func._schema.name
+        if name == "aten::_local_scalar_dense":
             raise Error("aten::item is only supported in eager mode, but was intercepted in static dispatch mode")
+        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if name == "aten::index" else []
+        if masks or name in SHAPED_BY_VALUES:
+            raise createPoptorchError(f"{name}: the shape of the result depends on values, and a graph has fixed ones")
         if context.active is None:
             raise createPoptorchError("No active Block, all the ops must belong to a Block")
         for value in _leaves((args, kwargs or {})):

@@ -280,6 +280,7 @@ class Options(OptionsDict):
         assert isinstance(output_mode, enums.OutputMode), "must be a poptorch.OutputMode"
         if output_mode == enums.OutputMode.EveryN:
             assert output_return_period, "EveryN requires output_return_period to be set"
+            raise NotImplementedError("the stand-in does not imitate OutputMode.EveryN")
         self.set(output_mode=int(output_mode), output_return_period=output_return_period or 1)
         return self
 
