@@ -49,18 +49,29 @@ def compute_targets(logits: Tensor, centre: Tensor, temperature: Tensor) -> Teac
     return TeacherTargets(probabilities.unflatten(0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence)
 
 
-def compute_loss(student_logits: Tensor, targets: Tensor) -> Tensor:
+def compute_loss(student_logits: Tensor, targets: Tensor, *, traced: bool = False) -> Tensor:
     """Mean cross-entropy between each global target and the student's every other view.
 
     Args:
         student_logits: (V B, K), any float type.
         targets: (2, B, K) float32, rows sum to 1.
+        traced: For a compiler that makes the backward pass from the forward one; else the backward pass is our own.
 
     Returns:
         () float32: -1 / (B T) times the sum of p log q over images and the T = 2 V - 2 pairs of different views.
     """
+    if traced:
+        return _cross_entropy(student_logits, targets)
     loss: Tensor = _CrossEntropy.apply(student_logits, targets)
     return loss
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    views = logits.split(targets.shape[1])
+    total = torch.zeros((), device=logits.device)
+    for view, (target, _) in zip(views, _pair(targets, len(views)), strict=True):
+        total = total - (target * F.log_softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)).sum()
+    return total / _count_pairs(logits, targets)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -68,27 +79,28 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        views, both = logits.split(targets.shape[1]), targets.sum(dim=0)
-        ctx.share = 1.0 / (targets.shape[1] * (2 * len(views) - 2))
-        ctx.save_for_backward(logits, targets, both)
-        total = torch.zeros((), device=logits.device)
-        for view, (target, _) in zip(views, _pair(targets, both, len(views)), strict=True):
-            total = total - (target * F.log_softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)).sum()
-        return total * ctx.share
+        ctx.save_for_backward(logits, targets)
+        return _cross_entropy(logits, targets)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        logits, targets, both = ctx.saved_tensors
+        logits, targets = ctx.saved_tensors
         views, gradients = logits.split(targets.shape[1]), []
-        scale = upstream * (ctx.share / STUDENT_TEMPERATURE)
-        for view, (target, mass) in zip(views, _pair(targets, both, len(views)), strict=True):
+        scale = upstream / (_count_pairs(logits, targets) * STUDENT_TEMPERATURE)
+        for view, (target, mass) in zip(views, _pair(targets, len(views)), strict=True):
             softmax = F.softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)
             gradients.append(softmax.mul_(mass).sub_(target).mul_(scale).to(logits.dtype))
         return torch.cat(gradients), None
 
 
-def _pair(targets: Tensor, both: Tensor, views: int) -> list[tuple[Tensor, float]]:
+def _count_pairs(logits: Tensor, targets: Tensor) -> int:
+    """Pairs of different views over all images."""
+    return 2 * len(logits) - 2 * targets.shape[1]
+
+
+def _pair(targets: Tensor, views: int) -> list[tuple[Tensor, float]]:
     """For each view the sum of the targets of other views, (B, K), and the sum of a row of it."""
+    both = targets.sum(dim=0)
     return [(targets[1], 1.0), (targets[0], 1.0), *[(both, 2.0)] * (views - 2)]
 
 

@@ -146,10 +146,10 @@ class DinoProgram:
             features, teacher_logits = self.teacher(views[0])
         with self.autocast():
             _, student_logits = self.student(*views)
-        centre = self.centre if centre is None else centre
-        targets = compute_targets(teacher_logits, centre, inputs.temperature)
+        traced = centre is not None
+        targets = compute_targets(teacher_logits, self.centre if centre is None else centre, inputs.temperature)
         return StepOutput(
-            loss=compute_loss(student_logits, targets.probabilities),
+            loss=compute_loss(student_logits, targets.probabilities, traced=traced),
             batch_centre=targets.batch_centre,
             entropy=targets.entropy,
             divergence=targets.divergence,

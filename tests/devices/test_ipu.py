@@ -15,6 +15,7 @@ from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from dino.training import build
 from dino.training.build import build_networks, build_program, build_recipe
+from dino.training.loss import compute_loss
 from dino.training.optim import build_optimizer
 from tests.running import HALF_ON_CPU
 
@@ -79,6 +80,19 @@ def test_the_teacher_moves_once_an_update_after_the_weights(poptorch):
         for name, old in before.items():
             assert torch.allclose(teachers[name], 0.9 * old + 0.1 * students[name], atol=1e-6), name
         before = {name: teachers[name].clone() for name in before}
+
+
+def test_the_step_has_no_backward_pass_of_its_own(poptorch, monkeypatch):
+    """The compiler makes it from the operations of the forward pass; the stand-in alone would take another."""
+
+    def refuse(*_):
+        raise AssertionError("an autograd.Function in a compiled step")
+
+    monkeypatch.setattr(torch.autograd.Function, "apply", refuse)
+    with pytest.raises(AssertionError):
+        compute_loss(torch.zeros(4, 3), torch.full((2, 2, 3), 1 / 3))
+    bench = Bench("--ga", "3")
+    bench.step(bench.batch(0), INPUTS)
 
 
 def test_several_updates_a_call_equal_as_many_calls(poptorch):

@@ -92,16 +92,17 @@ def test_loss_equals_the_loops_for_any_number_of_views(images, views, prototypes
     assert float(loss) == pytest.approx(loss_by_loops(student, teacher, centre, temperature, images), rel=1e-4)
 
 
+@pytest.mark.parametrize("traced", [False, True])
 @settings(max_examples=40, deadline=None)
 @given(images=st.integers(1, 4), views=st.integers(2, 6), seed=st.integers(0, 10_000), scale=st.floats(0.1, 10.0))
-def test_the_gradient_is_that_of_the_plain_formula(images, views, seed, scale):
+def test_the_gradient_is_that_of_the_plain_formula(traced, images, views, seed, scale):
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.device("cpu"):
         student = torch.randn(views * images, 11, generator=generator)
         teacher = torch.randn(2 * images, 11, generator=generator)
     targets = compute_targets(torch.as_tensor(teacher.numpy()), torch.zeros(1, 11), scalar(0.2)).probabilities
     logits = torch.as_tensor(student.numpy()).requires_grad_()
-    (scale * compute_loss(logits, targets)).backward()
+    (scale * compute_loss(logits, targets, traced=traced)).backward()
     plain = student.double().requires_grad_()
     logs = F.log_softmax(plain / 0.1, dim=-1).unflatten(0, (views, images))
     pairs = [(one, two) for one in range(2) for two in range(views) if one != two]
