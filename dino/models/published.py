@@ -17,6 +17,7 @@ from dino.errors import WeightsError
 from dino.flags import BackboneFlags
 from dino.models import matching
 from dino.models.adaptation import adapt_input
+from dino.models.arrival import admit, check_network
 from dino.models.registry import build_backbone, is_vit
 from dino.options import nearest
 
@@ -131,7 +132,8 @@ def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn
     module = build_backbone(flags.arch, patch_size=flags.patch_size, **settings)
     if pretrained:
         path = find_published(flags, remedy="or pass pretrained=False")
-        tensors = adapt_input(checkpoint.load_file(path), module.state_dict(), settings, str(path))
+        stored = check_network(admit(checkpoint.load_file(path), path), path)
+        tensors = adapt_input(stored, module.state_dict(), settings, str(path))
         matched = matching.match(module, tensors, str(path), matching.NOTHING)
         module.load_state_dict(matched.tensors)
         count = len(matched.tensors)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.errors import CheckpointError, WeightsError
+from dino.models.arrival import admit
 from dino.models.layouts import count_blocks, is_vision_transformer, transpose_linear
 from dino.models.paddle import read_paddle
 from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_published, read_hub_name
@@ -49,6 +50,10 @@ def read_weights(word: str) -> dict[str, Any]:
         CheckpointError: The file is missing or damaged, or holds more than tensors and plain values.
         WeightsError: No such name, or it cannot be downloaded.
     """
+    return admit(_read(word), word)
+
+
+def _read(word: str) -> dict[str, Any]:
     if word.startswith(HUB_PREFIX):
         return _read_hub(word.removeprefix(HUB_PREFIX))
     if word.startswith(TIMM_PREFIX):

@@ -21,6 +21,7 @@ from dino.errors import OptionError, WeightsError
 from dino.flags import BackboneFlags, ChannelFlags, WeightsFlags
 from dino.models import matching
 from dino.models.adaptation import adapt_input
+from dino.models.arrival import check_network
 from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
@@ -145,7 +146,7 @@ def find_network(
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
     state = read_weights(word)
-    tensors = rename_to_ours(select_network(state, weights.checkpoint_key, word))
+    tensors = rename_to_ours(check_network(select_network(state, weights.checkpoint_key, word), word))
     trained = _describe(state, tensors, backbone, explicit, in_chans)
     if channels:
         tensors = adapt_input(tensors, trained.module.state_dict(), explicit, word)
@@ -195,7 +196,7 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
         CheckpointError: The file is missing or damaged.
     """
     state = read_weights(path)
-    network = select_network(state, "teacher", path)
+    network = check_network(select_network(state, "teacher", path), path)
     backbone = adapt_input(rename_to_ours(network), student.backbone.state_dict(), frozenset(asked), path)
     beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
     matched = match(student.backbone, backbone, path, beside)
@@ -222,7 +223,7 @@ def _describe(
     in_chans: int | None = None,
 ) -> TrainedBackbone:
     """Build the empty backbone that the file and the flags describe."""
-    args = checkpoint.read_args(state)
+    args = {name: value for name, value in checkpoint.read_args(state).items() if value is not None}
     guessed = guess_backbone(tensors)
     unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a width and depth that none of ours has
     known = {**vars(flags), **unnamed, **guessed, **{name: args[name] for name in vars(flags) if name in args}}
