@@ -68,7 +68,7 @@ def _admit(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
 
 
 def _check_normalisation(found: Any, origin: Path | str) -> None:
-    parts = [found.get(name) for name in ("mean", "std")] if isinstance(found, Mapping) else [None]
+    parts: list[Any] = [found.get(name) for name in ("mean", "std")] if isinstance(found, Mapping) else [None]
     good = all(isinstance(part, list | tuple) and part and all(map(_is_number, part)) for part in parts)
     if not good or len(parts[0]) != len(parts[1]) or min(parts[1]) <= 0:
         raise CheckpointError(f"{origin}: its normalisation wants a mean and a std, a number a channel each")

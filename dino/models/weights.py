@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from dino.models.arrival import check_network
 from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
-from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published
+from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published, read_published
 from dino.models.registry import VITS, build_backbone
 from dino.models.vit import VisionTransformer
 from dino.models.weight_files import read_weights, select_network
@@ -145,7 +146,7 @@ def find_network(
     if weights.random_weights:
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
-    state = read_weights(word)
+    state = read_weights(word) if weights.pretrained_weights else read_published(Path(word))
     tensors = rename_to_ours(check_network(select_network(state, weights.checkpoint_key, word), word))
     trained = _describe(state, tensors, backbone, explicit, in_chans)
     if channels:
