@@ -21,9 +21,32 @@ RECIPE = "recipe.yaml"  # the name under which a run keeps its own, beside its c
 DEFAULTS = "defaults"  # key of a resolved recipe: the flags that nobody had set
 DEEPEST = 20  # levels of sections
 
+# What PyYAML raises: besides its own, whatever Python has for impossible dates, numbers and tags, and for deep nesting.
+NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+
 logger = logging.getLogger(__name__)
 
 Meaning = Callable[[Any], dict[str, Any]]  # value of a dotted path -> {field: value}; ValueError if it cannot be meant
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values; of two equal keys PyYAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read one mapping; checked here, since merged mappings (`<<`) may give a key anew later."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # PyYAML refuses it itself
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value!r} stands twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return node
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -33,8 +56,8 @@ def read_recipe(path: str) -> dict[str, Any]:
         OptionError: It is missing, no YAML, or no mapping.
     """
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        recipe = _load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, *NO_YAML) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(recipe, dict):
         raise OptionError(f"--config {path} must hold `flag: value` lines, one a flag")
@@ -56,8 +79,8 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
         if not sign or not path:
             raise OptionError(f"-o {word} changes nothing; write KEY=VALUE, as in -o Optimizer.lr=0.01")
         try:
-            found[path] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            found[path] = _load(text)
+        except NO_YAML as error:
             raise OptionError(f"-o {word}: the value is no YAML ({error})") from error
     return found
 
@@ -84,7 +107,7 @@ def interpret(where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meanin
             raise OptionError(f"{where}: {path} {error}") from error
         for field, part in meant.items():
             before, other = found.setdefault(field, (part, path))
-            if other != path and before != part:
+            if before is not part and before != part:
                 raise OptionError(f"{where}: {other} and {path} set --{field} to {before} and {part}; drop one")
     idle = [path for path, _ in flatten(tree, meanings) if meanings[path] is of_no_meaning]
     if idle and is_first():

@@ -140,11 +140,30 @@ def test_two_keys_that_contradict_each_other_are_refused(tmp_path):
     [
         ("Optimizer: &loop {inner: *loop}", "the recipe is nested too deeply at Optimizer.inner.inner"),
         ("lr: 1\ndefaults: lr", "defaults is 'lr', wants the list that --print_config writes"),
+        ("lr: 1\nseed: 2\nlr: 1", "cannot be read: the key 'lr' stands twice, again in line 3"),
+        ("Optimizer: {lr: 0.1, lr: 0.2}", "the key 'lr' stands twice"),
+        ("Optimizer.lr: 0.1\nOptimizer: {lr: 0.2}", "set --lr to 0.1 and 0.2; drop one"),
+        ("lr: 2024-13-45", "cannot be read: month must be in 1..12"),
+        ("[" * 3000, "cannot be read"),
     ],
 )
 def test_odd_recipes_are_one_line(text, named, tmp_path):
     (tmp_path / "odd.yaml").write_text(text)
     assert named in refusal(["--config", str(tmp_path / "odd.yaml")])
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-13-45", "0x_", "[" * 3000, "!!bool x", "!!int ''", "!!timestamp x", "{a: 1, a: 2}"]
+)
+def test_odd_values_of_overrides_are_one_line(value):
+    with pytest.raises(OptionError, match="the value is no YAML"):
+        read_overrides([f"Optimizer.lr={value}"])
+
+
+def test_a_key_beside_a_merged_mapping_that_has_it_wins(tmp_path):
+    (tmp_path / "merged.yaml").write_text("Optimizer: {<<: &base {lr: 0.1}, lr: 0.2}")
+    options = parse(LinearOptions, ["-c", str(tmp_path / "merged.yaml")])
+    assert as_dict(options)["lr"] == 0.2
 
 
 def test_nested_keys_belong_to_their_command(tmp_path):

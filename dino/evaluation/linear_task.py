@@ -19,6 +19,7 @@ from dino.evaluation.descriptors import LastBlocks
 from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.linear_head import LinearHead
 from dino.flags import LinearOptions
+from dino.models.arrival import admit
 from dino.models.registry import is_vit
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
@@ -140,7 +141,7 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict
         WeightsError: The layer is missing or of another shape.
         CheckpointError: The file is missing or damaged, or was trained on something else.
     """
-    state = checkpoint.load_file(path)
+    state = admit(checkpoint.load_file(path), path)
     held = state.get("state_dict", state)
     tensors = checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
     for name, own in head.state_dict().items():

@@ -24,11 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino import checkpoint
     from dino.interop.ipu_checkpoint import is_published, read_published, write_published
     from dino.interop.plain import name_files
+    from dino.models.arrival import admit
     from dino.runtime.context import set_up_logging
 
     set_up_logging()
     source, target = name_files(options.files)
-    state = checkpoint.load_file(source)
+    state = admit(checkpoint.load_file(source), source)
     theirs = is_published(state)
     checkpoint.save_file(target, read_published(state) if theirs else write_published(state))
     logger.info("%s: %s, of the other form in %s", target, "ours" if theirs else "of the published IPU code", source)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dino.interop.conversion import Network
 
+FORMATS = {"bfloat16", "float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool"}
 PROTOCOL = 4  # of the pickle; paddle.load takes 2 to 4
 
 
@@ -65,6 +66,9 @@ def write_paddle(network: Network, target: Path) -> None:
         raise WeightsError(f"{network.origin}: PASSL has the paper's vision transformers alone, not {network.arch}")
     named = {f"{BACKBONE}{name}": tensor for name, tensor in network.tensors.items()}
     named |= {f"{LINEAR[0]}{name}": tensor for name, tensor in network.linear.items()}
+    other = {str(tensor.dtype).removeprefix("torch.") for tensor in named.values()} - FORMATS
+    if other:
+        raise WeightsError(f"{network.origin} holds {', '.join(sorted(other))}, which Paddle's files have not")
     arrays = {name: to_array(tensor) for name, tensor in transpose_linear(named).items()}
     with writing_whole(target, "--output") as temporary, temporary.open("wb") as file:
         pickle.dump(arrays, file, protocol=PROTOCOL)

@@ -40,9 +40,9 @@ def adapt_input(
     """
     adapted = dict(tensors)
     first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), "")
-    if first in tensors and tensors[first].ndim == 4:
+    if first in tensors and tensors[first].ndim == 4 and tensors[first].numel():
         adapted[first] = _adapt_first(tensors[first], wanted[first].shape, asked, origin)
-    if POSITION in tensors and POSITION in wanted:
+    if POSITION in wanted and POSITION in tensors and tensors[POSITION].ndim == 3 and tensors[POSITION].shape[1] > 1:
         adapted[POSITION] = resample_position(tensors[POSITION], wanted[POSITION].shape[1])
         if adapted[POSITION].shape != tensors[POSITION].shape:
             counts = tensors[POSITION].shape[1] - 1, wanted[POSITION].shape[1] - 1

@@ -46,8 +46,12 @@ def is_hugging_face(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def is_vision_transformer(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of our vision transformers."""
-    return {"pos_embed", "patch_embed.proj.weight"} <= tensors.keys()
+    """Whether the names are those of our vision transformers, and the shapes tell its sizes."""
+    sizes = {"pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+    if not {"pos_embed", "patch_embed.proj.weight"} <= tensors.keys():
+        return False
+    shaped = all(tensors[n].ndim == count and tensors[n].numel() for n, count in sizes.items() if n in tensors)
+    return shaped and tensors["pos_embed"].shape[1] > 1
 
 
 def count_blocks(tensors: Mapping[str, Tensor]) -> int:
@@ -59,7 +63,7 @@ def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under transformers' names, under ours; query, key and value are joined."""
     left, ours = dict(tensors), {}
     for name, theirs in _name_pairs(len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")})):
-        if all(part in left for part in theirs):
+        if all(part in left and left[part].ndim for part in theirs) and len({left[part].shape for part in theirs}) == 1:
             parts = [left.pop(part) for part in theirs]
             ours[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return {**left, **ours}

@@ -23,6 +23,7 @@ from dino.errors import CheckpointError
 
 NAME_TABLE = "StructuredToParameterName@@"  # Paddle's internal names; nothing needs them
 SLICES = "UnpackBigParamInfor@@"  # how tensors over 1 GiB were cut (pickle protocols 2 and 3)
+MOST_SIDES = 32  # of an array; numpy 1 has no more
 DTYPES = {"f2", "f4", "f8", "u1", "u2", "i1", "i2", "i4", "i8", "b1"}
 
 Arguments = tuple[Any, ...]
@@ -112,13 +113,14 @@ class Machine:
         start = self.marks.pop() if count is None else len(self.stack) - count
         values = self.stack[start:]
         del self.stack[start:]
-        _expect(self.stack[-1], dict).update(zip(values[::2], values[1::2], strict=True))
+        pairs = zip(values[::2], values[1::2], strict=True)
+        _expect(self.stack[-1], dict).update((_expect(key, str), value) for key, value in pairs)
 
     def name_object(self, words: str | None) -> None:
         """Push the name of an object, if it is one of those that are known."""
         if words is None:
-            last = self.stack.pop()
-            words = f"{self.stack.pop()} {last}"
+            last = _expect(self.stack.pop(), str)
+            words = f"{_expect(self.stack.pop(), str)} {last}"
         name = words.replace(" ", ".")
         if name not in CALLS and name != "numpy.ndarray":
             raise ValueError(f"it calls for {name}, and only arrays and plain values are read")
@@ -134,19 +136,17 @@ class Machine:
 
     def build(self, _: Any) -> None:
         """Give an array its content; a dtype's state says only what is known already."""
-        state, target = self.stack.pop(), self.stack[-1]
+        state, target = _expect(self.stack.pop(), tuple), self.stack[-1]
         if isinstance(target, Array):
             _, shape, dtype, fortran, raw = state
             target.value = self.make_array(dtype, raw, shape, order="F" if fortran else "C")
-        elif not isinstance(target, Dtype) or state[1] not in {"<", "|"}:
+        elif not isinstance(target, Dtype) or _expect(state[1], str) not in {"<", "|"}:
             raise ValueError("an object in it has a state that cannot be read")
 
     def make_array(self, dtype: Dtype, raw: bytes, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
         """Bytes as an array, after its claims about them are checked."""
         kind, raw = np.dtype(_expect(dtype, Dtype).kind), _expect(raw, bytes)
-        if any(type(side) is not int or side < 0 for side in _expect(shape, tuple)):
-            raise ValueError(f"an array in it claims the shape {shape}")
-        if math.prod(shape) * kind.itemsize != len(raw):
+        if math.prod(_expect_shape(shape)) * kind.itemsize != len(raw):
             raise ValueError(f"an array in it claims the shape {shape} of {kind}, and has {len(raw)} bytes")
         self.spend("arrays", len(raw))
         flat = np.frombuffer(bytearray(raw), dtype=kind)  # its own memory, which may be written to
@@ -160,9 +160,17 @@ class Machine:
 
 
 def _expect(value: Any, kind: type) -> Any:
+    """Before a value from the file is hashed, compared or printed: its depth could end the process, or never end."""
     if type(value) is not kind:
         raise ValueError(f"it has a {type(value).__name__} where a {kind.__name__} belongs")
     return value
+
+
+def _expect_shape(value: Any) -> tuple[int, ...]:
+    sides = _expect(value, tuple)
+    if len(sides) > MOST_SIDES or any(_expect(side, int) < 0 for side in sides):
+        raise ValueError("an array in it claims a shape that none can have")
+    return sides
 
 
 def _start_array(_: Machine, arguments: Arguments) -> Array:
@@ -172,7 +180,7 @@ def _start_array(_: Machine, arguments: Arguments) -> Array:
 
 
 def _start_dtype(_: Machine, arguments: Arguments) -> Dtype:
-    if arguments[0] not in DTYPES:
+    if _expect(arguments[0], str) not in DTYPES:
         raise ValueError(f"it has an array of dtype {arguments[0]!r}")
     return Dtype(arguments[0])
 
@@ -257,8 +265,8 @@ def _translate(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Arrays to tensors; a network may lie one dictionary deeper."""
     found = {name: _unwrap(value) for name, value in content.items() if name not in {NAME_TABLE, SLICES}}
     for name, cut in content.get(SLICES, {}).items():
-        pieces = [found.pop(piece).value for piece in cut["slices"]]
-        found[name] = Array(np.concatenate(pieces).reshape(cut["OriginShape"]))
+        pieces = [found.pop(_expect(piece, str)).value for piece in cut["slices"]]
+        found[name] = Array(np.concatenate(pieces).reshape(_expect_shape(tuple(cut["OriginShape"]))))
     return {name: _translate_value(name, value) for name, value in found.items()}
 
 

@@ -6,6 +6,7 @@ Letters: D width, K prototypes, C classes.
 from __future__ import annotations
 
 import argparse
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
         "kind": name_kind(word, state, networks),
         "networks": {name: describe_network(tensors) for name, tensors in networks.items()},
         "centre": centre.numel() if isinstance(centre, Tensor) else None,
-        "epoch": state.get("epoch"),
+        "epoch": _plain(state.get("epoch")),
         "normalisation": state.get("normalisation"),
         "flags": {name: _plain(value) for name, value in checkpoint.read_args(state).items()},
     }
@@ -73,8 +74,10 @@ def _is_ipu(network: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A flag's value as JSON has it."""
-    return value if value is None or isinstance(value, str | int | float | list | tuple) else str(value)
+    """A value of a file as JSON has it; what is nested is shortened, since it may be endless."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    flat = all(part is None or isinstance(part, str | int | float) for part in parts)
+    return value if flat else reprlib.repr(value)
 
 
 def _split_ipu(tensors: Mapping[str, Tensor]) -> Networks:
@@ -135,4 +138,5 @@ def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _rows(tensors: Mapping[str, Tensor], layer: str, names: tuple[str, ...]) -> int:
     """Rows of the first of these tensors of a layer that there is, 0 without any."""
-    return next((tensors[f"{layer}.{name}"].shape[0] for name in names if f"{layer}.{name}" in tensors), 0)
+    found = next((tensors[f"{layer}.{name}"] for name in names if f"{layer}.{name}" in tensors), None)
+    return found.shape[0] if found is not None and found.ndim else 0

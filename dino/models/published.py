@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from dino import checkpoint
-from dino.errors import WeightsError
+from dino.errors import CheckpointError, WeightsError
 from dino.flags import BackboneFlags
 from dino.models import matching
 from dino.models.adaptation import adapt_input
+from dino.models.arrival import admit, check_network
 from dino.models.registry import build_backbone, is_vit
 from dino.options import nearest
 
@@ -115,6 +116,18 @@ def read_hub_name(name: str) -> BackboneFlags:
     return BackboneFlags(arch=arch) if patch is None else BackboneFlags(arch=arch, patch_size=patch)
 
 
+def read_published(path: Path) -> dict[str, Any]:
+    """What a file holds that `find_published` found.
+
+    Raises:
+        CheckpointError: It is damaged, as a download that was cut off leaves it.
+    """
+    try:
+        return admit(checkpoint.load_file(path), path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove it, and the published file is fetched anew") from error
+
+
 def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn.Module:
     """Build a backbone by its name in the original's hubconf.py, as torch builds modules: in training mode.
 
@@ -131,7 +144,8 @@ def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn
     module = build_backbone(flags.arch, patch_size=flags.patch_size, **settings)
     if pretrained:
         path = find_published(flags, remedy="or pass pretrained=False")
-        tensors = adapt_input(checkpoint.load_file(path), module.state_dict(), settings, str(path))
+        stored = check_network(read_published(path), path)
+        tensors = adapt_input(stored, module.state_dict(), settings, str(path))
         matched = matching.match(module, tensors, str(path), matching.NOTHING)
         module.load_state_dict(matched.tensors)
         count = len(matched.tensors)

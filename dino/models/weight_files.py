@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.errors import CheckpointError, WeightsError
+from dino.models.arrival import admit
 from dino.models.layouts import count_blocks, is_vision_transformer, transpose_linear
 from dino.models.paddle import read_paddle
-from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_published, read_hub_name
+from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_published, read_hub_name, read_published
 from dino.models.registry import TIMM_PREFIX, VITS, build_backbone
 from dino.options import nearest
 
@@ -49,6 +50,10 @@ def read_weights(word: str) -> dict[str, Any]:
         CheckpointError: The file is missing or damaged, or holds more than tensors and plain values.
         WeightsError: No such name, or it cannot be downloaded.
     """
+    return admit(_read(word), word)
+
+
+def _read(word: str) -> dict[str, Any]:
     if word.startswith(HUB_PREFIX):
         return _read_hub(word.removeprefix(HUB_PREFIX))
     if word.startswith(TIMM_PREFIX):
@@ -84,13 +89,14 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
 def _read_hub(name: str) -> dict[str, Any]:
     flags = read_hub_name(name)
     path = find_published(flags, remedy="or name a file instead")
-    return {"state_dict": checkpoint.load_file(path), "args": {"arch": flags.arch, "patch_size": flags.patch_size}}
+    return {"state_dict": read_published(path), "args": {"arch": flags.arch, "patch_size": flags.patch_size}}
 
 
 def _read_timm(name: str) -> dict[str, Any]:
     """Weights by their name in timm, from the mirror folder or timm's hub; for our own network where it is the same."""
-    if not timm.is_model(name):
-        raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, timm.list_models(pretrained=True))}")
+    known = timm.list_models(pretrained=True)
+    if not timm.is_model(name) or ("." in name and name not in known):
+        raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, known)}")
     mirrored = find_mirrored(f"{name}{SAFETENSORS}", f"{name}.pth")
     overlay = {"file": str(mirrored)} if mirrored else {}
     try:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from dino.errors import OptionError, WeightsError
 from dino.flags import BackboneFlags, ChannelFlags, WeightsFlags
 from dino.models import matching
 from dino.models.adaptation import adapt_input
+from dino.models.arrival import check_network
 from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
-from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published
+from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published, read_published
 from dino.models.registry import VITS, build_backbone
 from dino.models.vit import VisionTransformer
 from dino.models.weight_files import read_weights, select_network
@@ -144,8 +146,8 @@ def find_network(
     if weights.random_weights:
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
-    state = read_weights(word)
-    tensors = rename_to_ours(select_network(state, weights.checkpoint_key, word))
+    state = read_weights(word) if weights.pretrained_weights else read_published(Path(word))
+    tensors = rename_to_ours(check_network(select_network(state, weights.checkpoint_key, word), word))
     trained = _describe(state, tensors, backbone, explicit, in_chans)
     if channels:
         tensors = adapt_input(tensors, trained.module.state_dict(), explicit, word)
@@ -195,7 +197,7 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
         CheckpointError: The file is missing or damaged.
     """
     state = read_weights(path)
-    network = select_network(state, "teacher", path)
+    network = check_network(select_network(state, "teacher", path), path)
     backbone = adapt_input(rename_to_ours(network), student.backbone.state_dict(), frozenset(asked), path)
     beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
     matched = match(student.backbone, backbone, path, beside)
@@ -222,7 +224,7 @@ def _describe(
     in_chans: int | None = None,
 ) -> TrainedBackbone:
     """Build the empty backbone that the file and the flags describe."""
-    args = checkpoint.read_args(state)
+    args = {name: value for name, value in checkpoint.read_args(state).items() if value is not None}
     guessed = guess_backbone(tensors)
     unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a width and depth that none of ours has
     known = {**vars(flags), **unnamed, **guessed, **{name: args[name] for name in vars(flags) if name in args}}

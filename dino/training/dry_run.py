@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ from dino.data.crops import Crops
 from dino.data.photometric import Normalisation
 from dino.data.synthetic import make_batch
 from dino.devices.base import StepInputs
+from dino.errors import CheckpointError
 from dino.flags import TrainOptions
+from dino.models.published import HUB_PREFIX
+from dino.models.registry import TIMM_PREFIX
 from dino.runtime.context import Run
 from dino.training.build import build_network, build_networks, build_program, build_recipe
 from dino.training.checks import check_images, check_settings
@@ -116,6 +120,9 @@ def check_dry_run(options: TrainOptions) -> None:
         DinoError: What is wrong, where, and what to do.
     """
     check_settings(options)
+    word = options.student.init_from
+    if word and not word.startswith((HUB_PREFIX, TIMM_PREFIX)) and not Path(word).exists():
+        raise CheckpointError(f"--init_from {word} does not exist")
     if options.data.data_path is not None:
         check_images(options)
 

@@ -55,6 +55,18 @@ def test_outputs_are_the_same(
     compare(tmp_path / "theirs", module, *shape)
 
 
+def test_transformers_own_interpolation_differs_by_what_the_page_says(tmp_path: Path, command: Command) -> None:
+    torch.manual_seed(11)
+    module = build_backbone("vit_small", img_size=224).eval()
+    assert command(huggingface, save(tmp_path, module), tmp_path / "theirs")[0] == 0
+    theirs = transformers.ViTModel.from_pretrained(tmp_path / "theirs", add_pooling_layer=False).eval()
+    images = torch.randn(1, 3, 320, 320)
+    with torch.inference_mode():
+        found = theirs(images, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+        expected = module(images)
+    assert 1e-4 < (found - expected).abs().max() / expected.abs().max() < 1e-3
+
+
 def test_what_transformers_saves_becomes_ours(tmp_path: Path, command: Command, reload: Any) -> None:
     config = transformers.ViTConfig(
         **{"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192},

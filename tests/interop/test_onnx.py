@@ -96,3 +96,13 @@ def test_torchs_exported_program_goes_to_disk_and_back(tmp_path: Path, lively: A
         images = torch.randn(count, 3, 64, 96)
         with torch.inference_mode():
             assert torch.allclose(loaded(images), module(images), atol=1e-5)
+
+
+def test_a_network_beyond_one_file_is_refused(
+    weights: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(onnx, "LARGEST", 300096 * 4)
+    code, text = command(onnx, weights, tmp_path / "model.onnx", "--input_size", 64)
+    assert code == 2 and "an ONNX file holds up to 2 GiB, and this network has 0.0" in text
+    assert not (tmp_path / "model.onnx").exists()

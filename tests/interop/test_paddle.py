@@ -152,6 +152,19 @@ def test_a_network_that_passl_has_not_is_refused(tmp_path: Path, command: Comman
     assert code == 2 and f"PASSL has the paper's vision transformers alone, not {arch}" in text
 
 
+def test_parameters_go_and_numbers_that_paddle_has_not_are_refused(
+    tmp_path: Path, command: Command, lively: Any
+) -> None:
+    parameters = dict(lively().named_parameters())
+    torch.save(parameters, tmp_path / "parameters.pth")
+    assert command(paddle, tmp_path / "parameters.pth", tmp_path / "out.pdparams")[0] == 0
+    eighths = {name: tensor.detach().to(torch.float8_e4m3fn) for name, tensor in parameters.items()}
+    torch.save(eighths, tmp_path / "eighths.pth")
+    code, text = command(paddle, tmp_path / "eighths.pth", tmp_path / "other.pdparams")
+    assert code == 2 and "holds float8_e4m3fn, which Paddle's files have not" in text
+    assert not (tmp_path / "other.pdparams").exists()
+
+
 def test_loading_a_pdparams_needs_no_conversion(weights: Path, tmp_path: Path, command: Command, reload: Any) -> None:
     assert command(paddle, weights, tmp_path / "theirs.pdparams")[0] == 0
     module: nn.Module = reload(tmp_path / "theirs.pdparams")

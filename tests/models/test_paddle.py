@@ -109,7 +109,42 @@ def claim(shape: tuple[int, ...], raw: bytes = b"1234", kind: str = "f4") -> byt
     return (head + file.getvalue()[2:-1] + tail).replace(b"\x02f4", b"\x02" + kind.encode()).replace(b"\0\0\0\0", raw)
 
 
+def text(word: str) -> bytes:
+    """A pickle's string."""
+    return b"\x8c" + bytes([len(word)]) + word.encode()
+
+
+def share(count: int) -> bytes:
+    """Tuples of the tuple before, twice: whoever looks into the last one looks 2**count times."""
+    return b")\x94" + b"".join(b"h%ch%c\x86\x94" % (place, place) for place in range(count))
+
+
+PAIR = {"w": {"OriginShape": [2], "slices": [(((),),)]}}
+DEEP = b")" + b"\x85" * 200_000  # tuples in tuples: no C stack is deep enough to hash or print them
+ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85C\x01btR"
+FLOAT = b"cnumpy\ndtype\n(X\x02\0\0\0f4\x89\x88tR"
+
 REFUSED = {
+    "a deep tuple as a key": (b"\x80\x04}" + DEEP + b"K\x01s.", "a tuple where a str belongs"),
+    "a deep tuple as a dtype": (b"\x80\x04}" + text("a") + b"cnumpy\ndtype\n" + DEEP + b"\x85Rs.", "a tuple where"),
+    "a deep tuple as an object's name": (b"\x80\x04" + DEEP + text("x") + b"\x93.", "a tuple where a str belongs"),
+    "a deep tuple as a shape": (
+        b"\x80\x04}" + text("a") + ARRAY + b"(K\x01" + DEEP + FLOAT + b"\x89C\x04\0\0\0\0tbs.",
+        "a tuple where a int belongs",
+    ),
+    "a deep tuple as a byte order": (
+        b"\x80\x04}" + text("a") + FLOAT + b"(K\x03" + DEEP + b"tbs.",
+        "a tuple where a str belongs",
+    ),
+    "a shared tuple as a key": (b"\x80\x04}(" + share(59) + b"u.", "a tuple where a str belongs"),
+    "a shared tuple as a shape": (
+        b"\x80\x04}" + text("a") + ARRAY + b"(K\x01(" + share(40) + b"t" + FLOAT + b"\x89C\x04\0\0\0\0tbs.",
+        "claims a shape",
+    ),
+    "a shape of a million sides": (claim((2**2000,) * 100_000), "claims a shape"),
+    "a tuple as a piece of a tensor": (pickle.dumps({SLICES: PAIR}, protocol=2), "a tuple where a str belongs"),
+    "a number as a key": (pickle.dumps({1: np.zeros((2, 2), "f4")}, protocol=4), "a int where a str belongs"),
+    "nothing as a key": (pickle.dumps({None: 3}, protocol=4), "a NoneType where a str belongs"),
     "a call of os.system": (pickle.dumps({"a": Call(os.system, "touch RAN")}), "system"),
     "a call of eval": (pickle.dumps({"a": Call(eval, "open('RAN', 'w')")}), "eval"),
     "an object of a class": (pickle.dumps({"a": Path("x")}), "PosixPath"),
@@ -118,7 +153,7 @@ REFUSED = {
     "text in an array": (pickle.dumps({"a": np.array(["ab"])}, protocol=4), "dtype 'U2'"),
     "a shape of 10 GB": (claim((2_684_354_560,)), "claims the shape"),
     "a shape whose product overflows": (claim((2**62, 2**62, 16)), "claims the shape"),
-    "a negative shape": (claim((-1, -1)), "claims the shape"),
+    "a negative shape": (claim((-1, -1)), "claims a shape"),
     "another byte order": (pickle.dumps({"a": np.zeros(2, ">f4")}, protocol=4), "state"),
     "a truncated pickle": (pickle.dumps(ARRAYS, protocol=4)[:-20], "damaged"),
     "an array without content": (

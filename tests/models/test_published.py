@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dino.errors import WeightsError
-from dino.flags import BackboneFlags
+from dino.errors import CheckpointError, WeightsError
+from dino.flags import BackboneFlags, WeightsFlags
 from dino.models.published import (
     HUB,
     PUBLISHED,
@@ -16,9 +16,12 @@ from dino.models.published import (
     PUBLISHED_ROOT,
     find_mirrored,
     find_published,
+    load_published,
     read_hub_name,
 )
 from dino.models.registry import is_vit
+from dino.models.weight_files import read_weights
+from dino.models.weights import load_backbone
 
 
 def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
@@ -71,3 +74,19 @@ def test_the_mirror_folder_gives_the_first_of_the_names_it_has(tmp_path: Path, m
     (tmp_path / "b").touch()
     (tmp_path / "a").mkdir()
     assert find_mirrored("a", "b") == tmp_path / "b"
+
+
+def test_a_damaged_published_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("DINO_WEIGHTS_DIR", raising=False)
+    path = tmp_path / "hub" / "checkpoints" / PUBLISHED["vit_small", 16].rsplit("/", 1)[1]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a file")
+    flags, weights = BackboneFlags(), WeightsFlags()
+    for read in (
+        lambda: read_weights("hub:dino_vits16"),
+        lambda: load_published("dino_vits16"),
+        lambda: load_backbone(flags, weights, frozenset()),
+    ):
+        with pytest.raises(CheckpointError, match=r"is damaged .*; remove it, and the published file is fetched anew"):
+            read()

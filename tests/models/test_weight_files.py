@@ -179,3 +179,10 @@ def test_without_network_timms_names_say_what_to_do() -> None:
 def test_an_unknown_name_of_timm_is_answered_with_the_nearest() -> None:
     with pytest.raises(WeightsError, match=r"vit_smal_patch16_224\.dino is unknown: did you mean vit_small_patch16"):
         read_weights("timm:vit_smal_patch16_224.dino")
+
+
+def test_an_unknown_tag_of_timm_is_too() -> None:
+    with pytest.raises(
+        WeightsError, match=r"vit_small_patch16_224\.din is unknown: did you mean vit_small_patch16_224\.d"
+    ):
+        read_weights("timm:vit_small_patch16_224.din")

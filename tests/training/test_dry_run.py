@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
-from dino.errors import DataError, OptionError
+from dino.errors import CheckpointError, DataError, OptionError
 from dino.flags import TrainOptions
 from dino.options import parse
 from dino.training.build import build_loader, build_networks
@@ -185,5 +185,8 @@ def test_what_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
         check_dry_run(options_of("--dry_run", "--arch", "vit_smal"))
     with pytest.raises(DataError, match="nowhere does not exist"):
         check_dry_run(options_of("--dry_run", "--data_path", "nowhere"))
+    with pytest.raises(CheckpointError, match=r"--init_from gone\.pth does not exist"):
+        check_dry_run(options_of("--dry_run", "--init_from", "gone.pth"))
+    check_dry_run(options_of("--dry_run", "--init_from", "hub:dino_vits16"))
     check_dry_run(options_of("--dry_run", "--data_path", make_images(tmp_path / "images", 4)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

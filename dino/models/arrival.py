@@ -1,0 +1,78 @@
+"""What a weights file may hold, checked once after it is read, whoever wrote it: what follows can rely on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino import checkpoint
+from dino.errors import CheckpointError, WeightsError
+
+SIZES = ("patch_size", "in_chans", "global_crops_size")  # what args say of a backbone, beside its `arch`
+
+
+def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
+    """A file's content with every tensor detached, if it is what its readers take for granted.
+
+    Args:
+        state: What a file holds.
+        origin: The file, for errors.
+
+    Raises:
+        CheckpointError: A name that is no text, a tensor without its numbers at hand, or options or a normalisation of
+            other types than they have.
+    """
+    for name, value in checkpoint.read_args(state).items():
+        fits = type(value) is int and value > 0 if name in SIZES else name != "arch" or isinstance(value, str)
+        if value is not None and not fits:
+            kind = "a number of 1 or more" if name in SIZES else "a name"
+            raise CheckpointError(f"{origin}: {name} in its args is a {type(value).__name__}, wants {kind}")
+    if state.get("normalisation") is not None:
+        _check_normalisation(state["normalisation"], origin)
+    return {name: _admit_tensors(value, origin) for name, value in _admit_tensors(state, origin).items()}
+
+
+def check_network(tensors: Mapping[str, Any], origin: Path | str) -> Mapping[str, Tensor]:
+    """A network's tensors as they are.
+
+    Raises:
+        WeightsError: There is something else among them.
+    """
+    other = next((name for name, value in tensors.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise WeightsError(f"{origin}: {other} is a {type(tensors[other]).__name__}, wants a tensor")
+    return tensors
+
+
+def _admit_tensors(values: Any, origin: Path | str) -> Any:
+    """A dictionary of tensors, detached; anything else as it is."""
+    if not isinstance(values, Mapping) or not any(isinstance(part, Tensor) for part in values.values()):
+        return values
+    odd = next((type(name).__name__ for name in values if not isinstance(name, str)), None)
+    if odd:
+        raise CheckpointError(f"{origin} has a {odd} where the name of a tensor belongs")
+    return {name: _admit(name, value, origin) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
+def _admit(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
+    """Detached, as parameters that were saved themselves are not."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        kind = "meta" if tensor.is_meta else str(tensor.dtype if tensor.is_quantized else tensor.layout)
+        raise CheckpointError(f"{origin}: {name} is a tensor of another kind ({kind}); save it dense, with its numbers")
+    return tensor.detach()
+
+
+def _check_normalisation(found: Any, origin: Path | str) -> None:
+    parts: list[Any] = [found.get(name) for name in ("mean", "std")] if isinstance(found, Mapping) else [None]
+    good = all(isinstance(part, list | tuple) and part and all(map(_is_number, part)) for part in parts)
+    if not good or len(parts[0]) != len(parts[1]) or min(parts[1]) <= 0:
+        raise CheckpointError(f"{origin}: its normalisation wants a mean and a std, a number a channel each")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value)
