@@ -17,6 +17,7 @@ from torch import Tensor
 from dino import checkpoint
 from dino.data.photometric import build_normalisation
 from dino.errors import OptionError, WeightsError
+from dino.files import drafting
 from dino.flags import ConversionOptions, LayerFlags
 from dino.models.adaptation import POSITION
 from dino.models.layouts import is_vision_transformer, rename_to_ours
@@ -25,11 +26,12 @@ from dino.models.vit import scale_position
 from dino.models.weight_files import read_weights, select_network
 from dino.models.weights import FoundNetwork, find_network
 from dino.runtime.context import make_output_folder
-from dino.runtime.metrics import write_result
+from dino.runtime.metrics import check_target, write_result
 
 logger = logging.getLogger(__name__)
 
 OURS = ".pth"
+ENDINGS = {".safetensors", ".pdparams", ".onnx", ".bin", ".pt"}  # a folder called so would be taken for a file
 BACKBONE = "backbone."
 LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
 
@@ -79,12 +81,14 @@ class Form:
     Attributes:
         write: Writes a network there.
         ending: Of its files; a folder has none.
-        tells_normalisation: Whether it says how images are normalised.
+        tells_images: Whether it says how images are normalised, and how large they are.
+        tell: What the user is told besides: how the other project loads the file.
     """
 
     write: Callable[[Network, Path], None]
     ending: str = ""
-    tells_normalisation: bool = False
+    tells_images: bool = False
+    tell: Callable[[Network, Path], str] | None = None
 
 
 def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = None) -> None:
@@ -97,39 +101,53 @@ def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = N
 
     Raises:
         OptionError: No output, or it cannot be written.
-        WeightsError: A network that the form cannot hold, or a tensor that is another one when it is read back.
+        WeightsError: A network that the form cannot hold, or a tensor that is another one when it is read back; a file
+            that was there before is untouched.
         CheckpointError: A file is missing or damaged.
     """
-    target = check_output(options, form)
+    target = check_output(options, form.ending)
     network = read_network(options, layer)
     ours = target.suffix == OURS
-    (write_ours if ours else form.write)(network, target)
-    count = check_written(network, target)
+    with drafting(target, "--output") as draft:
+        (write_ours if ours else form.write)(network, draft)
+        count = check_written(network, draft)
+    if form.tell and not ours:
+        logger.info("%s", form.tell(network, target))
     logger.info("%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left)
     known, usual = (build_normalisation(network.in_chans, stored) for stored in (network.normalisation, None))
-    if known != usual and not (ours or form.tells_normalisation):
+    if known != usual and not (ours or form.tells_images):
         logger.warning("%s does not say how images are normalised: mean %s, std %s", target, known.mean, known.std)
     about = {"arch": network.arch, "patch_size": network.patch_size, "image_size": list(network.image_size)}
     write_result(options.report.json, {"output": str(target), "matched": count, **about})
 
 
-def check_output(options: ConversionOptions, form: Form) -> Path:
+def check_output(options: ConversionOptions, ending: str, *, both_ways: bool = True) -> Path:
     """Where to write, refused before long work.
 
+    Args:
+        options: The command's.
+        ending: Of the files that it writes; a folder has none.
+        both_ways: Whether it writes files of ours, too.
+
     Raises:
-        OptionError: Nowhere, over what is read, or under a name that tells no form.
+        OptionError: Nowhere, over what is read, or under a name that tells no form; or `--json` cannot be written.
     """
-    wanted = f"OUT{OURS} for this project's form, or {f'OUT{form.ending}' if form.ending else 'a folder'}"
+    there = f"OUT{ending}" if ending else "a folder"
+    wanted = f"OUT{OURS} for this project's form, or {there}" if both_ways else there
     if not options.conversion.file_out:
         raise OptionError(f"name what to write, as the second word or with --output: {wanted}")
     target = Path(options.conversion.file_out)
-    if target.suffix not in {OURS, form.ending} and form.ending:
+    file = bool(ending) or target.suffix == OURS
+    known = {ending, OURS} if both_ways else {ending}
+    if target.suffix not in known and (ending or target.suffix in ENDINGS):
         raise OptionError(f"--output {target} tells no form; name {wanted}")
-    if target.is_dir() == bool(target.suffix == OURS or form.ending) and target.exists():
+    if target.is_dir() == file and target.exists():
         raise OptionError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}; name {wanted}")
-    if options.weights.pretrained_weights and target.resolve() == Path(options.weights.pretrained_weights).resolve():
-        raise OptionError(f"--output {target} is what is read; name another")
+    source = Path(options.weights.pretrained_weights or "").resolve()
+    if options.weights.pretrained_weights and target.resolve() in ((source,) if file else (source, source.parent)):
+        raise OptionError(f"--output {target} is what is read, or holds it; name another")
     make_output_folder(str(target.parent), "--output")
+    check_target(options.report.json)
     return target
 
 
@@ -218,22 +236,32 @@ def write_ours(network: Network, target: Path) -> None:
     checkpoint.save_file(target, state | {"normalisation": network.normalisation})
 
 
-def check_written(network: Network, target: Path) -> int:
-    """Read a written file back and compare; gives the number of its tensors.
+def check_written(network: Network, draft: Path) -> int:
+    """Read what was written back and compare; gives the number of its tensors.
 
     Raises:
         WeightsError: It has others.
     """
-    state = read_weights(str(target))
-    tensors = rename_to_ours(select_network(state, "teacher", target))
+    state = read_weights(str(draft))
+    tensors = rename_to_ours(select_network(state, "teacher", draft))
     linear = select_layer(tensors) or select_layer(state) if network.linear else {}
     pairs = [(network.tensors, {n: t for n, t in tensors.items() if n in network.tensors}), (network.linear, linear)]
     different = [
         name
         for wanted, found in pairs
         for name, tensor in wanted.items()
-        if name not in found or not torch.equal(found[name], tensor)
+        if name not in found or not _same_bits(found[name], tensor)
     ]
     if different:
-        raise WeightsError(f"{target} differs from {network.origin} when it is read back: {', '.join(different)}")
+        raise WeightsError(
+            f"{draft.name} would differ from {network.origin} when it is read back, and was not written: "
+            f"{', '.join(different)}"
+        )
     return len(network.tensors) + len(network.linear)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, NaN included, which equals nothing."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))

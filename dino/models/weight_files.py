@@ -7,6 +7,7 @@ Face's folders have no code in them.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from dino import checkpoint
-from dino.errors import CheckpointError, WeightsError
+from dino.errors import CheckpointError, DinoError, WeightsError
 from dino.models.layouts import count_blocks, is_vision_transformer, transpose_linear
 from dino.models.paddle import read_paddle
 from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_published, read_hub_name
@@ -31,6 +32,7 @@ HF_FIXED = {"model_type": "vit", "hidden_act": "gelu", "layer_norm_eps": 1e-6, "
 HF_DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True}  # of transformers' ViTConfig
 PADDLE = ".pdparams"
 SAFETENSORS = ".safetensors"
+LONGEST_REASON = 300  # characters of what timm says, which names every tensor
 SAME = 1e-4  # largest difference of two networks' features, relative to the largest feature, for them to be the same
 
 
@@ -92,18 +94,42 @@ def _read_timm(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
         raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, timm.list_models(pretrained=True))}")
     mirrored = find_mirrored(f"{name}{SAFETENSORS}", f"{name}.pth")
-    overlay = {"file": str(mirrored)} if mirrored else {}
-    try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        remedy = f"set {MIRROR} to a folder that holds {name}{SAFETENSORS}, or name a file"
-        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({error}): {remedy}") from error
+    model = _build_timm(name, mirrored).eval()
     about = cast(dict[str, Any], model.pretrained_cfg)
     return {
         "state_dict": model.state_dict(),
         "args": _find_twin(model, about["input_size"]) or {"arch": f"{TIMM_PREFIX}{name}"},
         "normalisation": {part: list(about[part]) for part in ("mean", "std")},
     }
+
+
+def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
+    """A network of timm without its classifier, filled strictly: every tensor is in the file, and no other.
+
+    timm itself is strict where the number of classes is the one that it knows of the file, and only there.
+    """
+    try:
+        if mirrored is None:
+            model = timm.create_model(name, pretrained=True)
+            model.reset_classifier(0)
+            return model
+        tensors = checkpoint.strip_prefixes(select_network(read_weights(str(mirrored)), "state_dict", mirrored))
+        layers = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
+        for layer in (layers,) if isinstance(layers, str) else layers:
+            for part in ("weight", "bias"):
+                tensors.pop(f"{layer}.{part}", None)
+        if not tensors:  # timm would go and download the network
+            raise WeightsError(f"{mirrored} holds a classifier alone: replace or remove it")
+        overlay = {"state_dict": tensors, "num_classes": 0}
+        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    except DinoError:
+        raise
+    except Exception as error:  # timm's renaming of old files raises anything on a foreign one
+        reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+        if mirrored:
+            raise WeightsError(f"{mirrored} is not {TIMM_PREFIX}{name} ({reason}): replace or remove it") from error
+        remedy = f"set {MIRROR} to a folder that holds {name}{SAFETENSORS}, or name a file"
+        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({reason}): {remedy}") from error
 
 
 def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any] | None:

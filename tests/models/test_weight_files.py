@@ -150,6 +150,36 @@ def test_any_other_network_of_timm_stays_timms(timm_mirror: Path) -> None:
     assert_same(loaded, model)
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda tensors: {name: tensors[name] for name in tensors if name.startswith("fc.")}, "a classifier alone"),
+        (lambda tensors: {name: tensors[name] for name in tensors if name != "bn1.bias"}, "bn1.bias"),
+        (lambda tensors: {**tensors, "extra.weight": torch.zeros(1)}, "extra.weight"),
+    ],
+    ids=["classifier alone", "one missing", "one more"],
+)
+def test_a_mirrored_file_that_is_not_the_whole_network_is_refused(timm_mirror: Path, change: Any, word: str) -> None:
+    tensors = timm.create_model("resnet10t").state_dict()
+    path = timm_mirror / "resnet10t.c3_in1k.pth"
+    torch.save(tensors, path)
+    assert load("timm:resnet10t.c3_in1k").arch == "timm:resnet10t.c3_in1k"
+    torch.save(change(tensors), path)
+    with pytest.raises(WeightsError, match=word) as caught:
+        load("timm:resnet10t.c3_in1k")
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_what_timm_downloads_is_taken_whole_or_not_at_all(timm_mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    tensors = timm.create_model("resnet10t").state_dict()
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *_, **__: dict(tensors))
+    assert torch.equal(load("timm:resnet10t.c3_in1k").module.state_dict()["bn1.weight"], tensors["bn1.weight"])
+    del tensors["bn1.bias"]
+    with pytest.raises(WeightsError, match=r"cannot be had .*bn1\.bias"):
+        load("timm:resnet10t.c3_in1k")
+
+
 def test_equal_names_and_shapes_are_not_enough_to_be_ours() -> None:
     """The mean of the tokens, another activation, other heads: the same file, other features."""
     shape = {"embed_dim": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0, "img_size": 64, "num_classes": 0}
