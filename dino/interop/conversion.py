@@ -6,6 +6,7 @@ Letters: C classes, D width of the features.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,19 +20,17 @@ from dino.data.photometric import build_normalisation
 from dino.errors import OptionError, WeightsError
 from dino.files import drafting
 from dino.flags import ConversionOptions, LayerFlags
+from dino.interop.targets import OURS, check_output, read_size
 from dino.models.adaptation import POSITION
 from dino.models.layouts import is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched
 from dino.models.vit import scale_position
 from dino.models.weight_files import read_weights, select_network
 from dino.models.weights import FoundNetwork, find_network
-from dino.runtime.context import make_output_folder
-from dino.runtime.metrics import check_target, write_result
+from dino.runtime.metrics import write_result
 
 logger = logging.getLogger(__name__)
 
-OURS = ".pth"
-ENDINGS = {".safetensors", ".pdparams", ".onnx", ".bin", ".pt"}  # a folder called so would be taken for a file
 BACKBONE = "backbone."
 LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
 
@@ -108,6 +107,8 @@ def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = N
     target = check_output(options, form.ending)
     network = read_network(options, layer)
     ours = target.suffix == OURS
+    if not (ours or form.tells_images):
+        check_grid(network, target)
     with drafting(target, "--output") as draft:
         (write_ours if ours else form.write)(network, draft)
         count = check_written(network, draft)
@@ -121,36 +122,6 @@ def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = N
     write_result(options.report.json, {"output": str(target), "matched": count, **about})
 
 
-def check_output(options: ConversionOptions, ending: str, *, both_ways: bool = True) -> Path:
-    """Where to write, refused before long work.
-
-    Args:
-        options: The command's.
-        ending: Of the files that it writes; a folder has none.
-        both_ways: Whether it writes files of ours, too.
-
-    Raises:
-        OptionError: Nowhere, over what is read, or under a name that tells no form; or `--json` cannot be written.
-    """
-    there = f"OUT{ending}" if ending else "a folder"
-    wanted = f"OUT{OURS} for this project's form, or {there}" if both_ways else there
-    if not options.conversion.file_out:
-        raise OptionError(f"name what to write, as the second word or with --output: {wanted}")
-    target = Path(options.conversion.file_out)
-    file = bool(ending) or target.suffix == OURS
-    known = {ending, OURS} if both_ways else {ending}
-    if target.suffix not in known and (ending or target.suffix in ENDINGS):
-        raise OptionError(f"--output {target} tells no form; name {wanted}")
-    if target.is_dir() == file and target.exists():
-        raise OptionError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}; name {wanted}")
-    source = Path(options.weights.pretrained_weights or "").resolve()
-    if options.weights.pretrained_weights and target.resolve() in ((source,) if file else (source, source.parent)):
-        raise OptionError(f"--output {target} is what is read, or holds it; name another")
-    make_output_folder(str(target.parent), "--output")
-    check_target(options.report.json)
-    return target
-
-
 def read_network(options: ConversionOptions, layer: LayerFlags | None = None) -> Network:
     """The network that the flags name, fitted to the input that they ask for.
 
@@ -161,7 +132,8 @@ def read_network(options: ConversionOptions, layer: LayerFlags | None = None) ->
     found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)
     trained, tensors = found.trained, found.matched.tensors
     linear = {} if layer is None else find_layer(layer, found)
-    left = {name: part for name, part in found.matched.left.items() if not (linear and name.startswith(LINEAR))}
+    used = {id(part) for part in linear.values()}
+    left = {name: part for name, part in found.matched.left.items() if id(part) not in used}
     network = Network(
         origin=found.origin,
         tensors=tensors,
@@ -173,8 +145,25 @@ def read_network(options: ConversionOptions, layer: LayerFlags | None = None) ->
         normalisation=trained.normalisation,
         left=Matched(tensors, left).describe_left(),
     )
-    size = options.conversion.input_size
-    return fix_size(network, (size[0], size[-1])) if size else network
+    size = read_size(options.conversion)
+    return fix_size(network, size) if size else network
+
+
+def check_grid(network: Network, target: Path) -> None:
+    """Refuse to write a grid of patches that whoever reads the file, with its count alone, takes for a square.
+
+    Raises:
+        OptionError: It is one.
+    """
+    if not is_vision_transformer(network.tensors):
+        return
+    rows, columns = (side // network.patch_size for side in network.image_size)
+    side = math.isqrt(rows * columns)
+    if rows != columns and side * side == rows * columns:
+        raise OptionError(
+            f"{target} does not say sizes, and its {rows} x {columns} patches would be read as {side} x {side}: "
+            "give another --input_size"
+        )
 
 
 def fix_size(network: Network, size: tuple[int, int]) -> Network:
@@ -198,14 +187,21 @@ def find_layer(flags: LayerFlags, found: FoundNetwork) -> dict[str, Tensor]:
     """A linear classifier: the flag's file's, else the one beside the backbone, else nothing.
 
     Raises:
-        WeightsError: The flag's file has none.
+        WeightsError: The flag's file has none, or its shape is that of none for this backbone.
     """
     if flags.pretrained_linear:
+        origin = f"--pretrained_linear {flags.pretrained_linear}"
         layer = select_layer(read_weights(flags.pretrained_linear))
         if not layer:
-            raise WeightsError(f"--pretrained_linear {flags.pretrained_linear} holds no linear layer")
-        return layer
-    return select_layer(found.matched.left) or select_layer(found.state)
+            raise WeightsError(f"{origin} holds no linear layer")
+    else:
+        origin = found.origin
+        layer = select_layer(found.matched.left) or select_layer(found.state)
+    weight, bias = (tuple(layer[name].shape) if layer else () for name in ("weight", "bias"))
+    width = found.trained.module.embed_dim
+    if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):
+        raise WeightsError(f"{origin}: a linear layer has (C, n x {width}) and (C,), not {weight} and {bias}")
+    return layer
 
 
 def select_layer(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -46,18 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dino.data.photometric import build_normalisation
     from dino.files import drafting
-    from dino.interop.conversion import check_output
+    from dino.interop.targets import check_output, read_size
     from dino.models.weights import fill_network, find_network
     from dino.runtime.context import set_up_logging
     from dino.runtime.metrics import write_result
 
     set_up_logging()
     target = check_output(options, ".onnx", both_ways=False)
+    size = read_size(options.conversion)
     check_extras()
     found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)
     backbone = fill_network(found)
-    size = options.conversion.input_size or (backbone.image_size,)
-    images = fix_input(backbone, size[0], size[-1])
+    images = fix_input(backbone, *(size or (backbone.image_size, backbone.image_size)))
     with drafting(target, "--output") as draft:
         write_graph(backbone.module, images, draft)
         difference = compare(backbone.module, images, draft)

@@ -144,9 +144,11 @@ def find_network(
     if weights.random_weights:
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
-    state = read_weights(word)
+    state = _read_square(word)
     tensors = rename_to_ours(select_network(state, weights.checkpoint_key, word))
     trained = _describe(state, tensors, backbone, explicit, in_chans)
+    if channels and "patch_size" in explicit and not isinstance(trained.module, VisionTransformer):
+        raise OptionError(f"--patch_size {backbone.patch_size} means nothing to {trained.arch}; leave it out")
     if channels:
         tensors = adapt_input(tensors, trained.module.state_dict(), explicit, word)
     exact = not weights.pretrained_weights or word.startswith(HUB_PREFIX)  # published files hold a backbone alone
@@ -154,6 +156,21 @@ def find_network(
     named = f"{trained.arch}, " if trained.arch else ""
     matched = match(trained.module, tensors, f"{word} ({named}patch size {trained.patch_size})", beside)
     return FoundNetwork(origin=word, state=state, trained=trained, matched=matched)
+
+
+def _read_square(word: str) -> dict[str, Any]:
+    """Read weights that are not said to be stored for images with unequal sides, whose grid would be taken for another.
+
+    Raises:
+        WeightsError: They are.
+    """
+    state = read_weights(word)
+    sides = checkpoint.read_args(state).get("image_size")
+    if isinstance(sides, list) and len(set(sides)) > 1:
+        raise WeightsError(
+            f"{word} is stored for images of {' x '.join(map(str, sides))} pixels; only squares are read"
+        )
+    return state
 
 
 def _draw_network(backbone: BackboneFlags, weights: WeightsFlags, in_chans: int | None) -> FoundNetwork:
@@ -194,7 +211,7 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
         WeightsError: A tensor of the backbone is not in the file with its shape.
         CheckpointError: The file is missing or damaged.
     """
-    state = read_weights(path)
+    state = _read_square(path)
     network = select_network(state, "teacher", path)
     backbone = adapt_input(rename_to_ours(network), student.backbone.state_dict(), frozenset(asked), path)
     beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
@@ -262,8 +279,10 @@ def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     patch_size = convs[-1].shape[-1] << (len(convs) - 1)  # each convolution of a stem halves the side
     depth = count_blocks(tensors)
     arch = next((name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)), None)
-    image_size = math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch_size
-    found = {"patch_size": patch_size, "in_chans": in_chans, "image_size": image_size}
+    side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    found = {"patch_size": patch_size, "in_chans": in_chans}
+    if side * side == tensors["pos_embed"].shape[1] - 1:
+        found["image_size"] = side * patch_size
     return found | ({"arch": arch} if arch else {})
 
 

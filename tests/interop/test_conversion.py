@@ -10,6 +10,7 @@ import torch
 
 from dino import checkpoint
 from dino.interop import conversion, huggingface, onnx, paddle, timm
+from dino.models.registry import build_backbone
 from dino.models.vit import scale_position
 from tests.interop.conftest import equal_tensors
 
@@ -81,6 +82,7 @@ def test_outputs_that_cannot_be_are_refused_before_work(
         (weights, tmp_path / "a.pth", tmp_path / "b.pth"): "one word too many",
         (weights, tmp_path / "ours.pth", "--input_size", 64, 96): "are of square images",
         (weights, tmp_path / "ours.pth", "--input_size", 8): "smaller than a patch",
+        (weights, tmp_path / "ours.pth", "--input_size", 64, 64, 64): "--input_size 64 64 64: give height and width",
         (tmp_path / "gone.pth", tmp_path / "ours.pth"): "does not exist",
     }
     for words, reason in cases.items():
@@ -89,6 +91,31 @@ def test_outputs_that_cannot_be_are_refused_before_work(
         assert "Traceback" not in text
     assert weights.read_bytes() == before
     assert not (tmp_path / "ours.pth").exists() and not (tmp_path / "a.pth").exists()
+
+
+@pytest.mark.parametrize("module", [paddle, timm])
+def test_a_grid_that_would_be_read_as_another_is_not_written(
+    weights: Path, tmp_path: Path, command: Command, module: Any
+) -> None:
+    target = tmp_path / CONVERTERS[module.__name__.rpartition(".")[2]][1]
+    code, text = command(module, weights, target, "--input_size", 64, 144)
+    assert code == 2 and "4 x 9 patches would be read as 6 x 6" in text and not target.exists()
+
+
+def test_a_folder_of_an_oblong_grid_is_written_and_not_read_as_a_square(
+    weights: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command(huggingface, weights, tmp_path / "hf", "--input_size", 64, 144)[0] == 0
+    code, text = command(huggingface, tmp_path / "hf", tmp_path / "back.pth")
+    assert code == 2 and "is stored for images of 64 x 144 pixels" in text
+
+
+def test_a_patch_size_means_nothing_to_a_network_without_patches(tmp_path: Path, command: Command) -> None:
+    torch.save(build_backbone("squeezenet1_1").state_dict(), tmp_path / "in.pth")
+    words = ("--arch", "squeezenet1_1", "--patch_size", 8)
+    for module, name in ((timm, "out.pth"), (onnx, "out.onnx")):
+        code, text = command(module, tmp_path / "in.pth", tmp_path / name, *words)
+        assert code == 2 and "--patch_size 8 means nothing to squeezenet1_1" in text
 
 
 def test_a_graph_never_takes_the_place_of_the_weights(weights: Path, tmp_path: Path, command: Command) -> None:

@@ -73,14 +73,37 @@ def test_a_hugging_face_folder_is_read(tmp_path: Path, prefix: str) -> None:
     ("changes", "reason"),
     [
         ({"model_type": "dinov2"}, "model_type 'dinov2', wants 'vit'"),
-        ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12, wants 1e-06"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05, wants 1e-06"),
         ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ({"image_size": [64, 144]}, r"mean a projection of \(3, 16, 16\) and 37 positions; its tensors have .* and 17"),
+        ({"image_size": [32, 128]}, "is stored for images of 32 x 128 pixels; only squares are read"),
+        ({"image_size": "64"}, "are no numbers of pixels"),
+        ({"patch_size": 0}, "are no numbers of pixels"),
+        ({"patch_size": 8}, r"mean a projection of \(3, 8, 8\)"),
+        ({"num_channels": 1}, r"mean a projection of \(1, 16, 16\)"),
         ({"num_attention_heads": 4}, "no architecture of this project has hidden_size 96, .*num_attention_heads 4"),
     ],
 )
 def test_a_folder_of_another_network_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(WeightsError, match=reason):
         load(make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()), **changes))
+
+
+def test_the_epsilon_that_transformers_writes_where_nobody_chose_one_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()), layer_norm_eps=1e-12)
+    assert_same(load(folder), build())
+    assert f"{folder}: layer_norm_eps 1e-12, transformers' default; computed with 1e-06" in caplog.text
+
+
+@pytest.mark.parametrize("state", [build().state_dict(), {"state_dict": build().state_dict()}])
+def test_a_file_without_the_network_that_is_asked_for_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    weights = WeightsFlags(pretrained_weights=str(tmp_path / "w.pth"), checkpoint_key="nonsense")
+    with pytest.raises(WeightsError, match="has no network 'nonsense'.* drop --checkpoint_key"):
+        load_backbone(BackboneFlags(), weights, frozenset())
 
 
 def test_paddles_safetensors_are_transposed_too(tmp_path: Path) -> None:
