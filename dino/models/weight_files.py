@@ -237,7 +237,8 @@ def _check_input(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
         said = (channels, patch, patch), 1 + (height // patch) * (width // patch)
     except (TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{path}: image_size {size!r} and patch_size {patch!r} are no numbers of pixels") from error
-    found = tuple(ours["patch_embed.proj.weight"].shape[1:]), ours["pos_embed"].shape[1]
+    position = ours["pos_embed"]
+    found = tuple(ours["patch_embed.proj.weight"].shape[1:]), position.shape[1] if position.ndim == 3 else 0
     if said != found:
         raise WeightsError(
             f"{path}: image_size {size}, patch_size {patch}, num_channels {channels} of config.json mean a projection "
