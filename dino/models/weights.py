@@ -144,9 +144,10 @@ def find_network(
     if weights.random_weights:
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
-    state = _read_square(word)
+    state = read_weights(word)
     tensors = rename_to_ours(select_network(state, weights.checkpoint_key, word))
     trained = _describe(state, tensors, backbone, explicit, in_chans)
+    _refuse_oblong(state, word)
     if channels and "patch_size" in explicit and not isinstance(trained.module, VisionTransformer):
         raise OptionError(f"--patch_size {backbone.patch_size} means nothing to {trained.arch}; leave it out")
     if channels:
@@ -158,19 +159,12 @@ def find_network(
     return FoundNetwork(origin=word, state=state, trained=trained, matched=matched)
 
 
-def _read_square(word: str) -> dict[str, Any]:
-    """Read weights that are not said to be stored for images with unequal sides, whose grid would be taken for another.
-
-    Raises:
-        WeightsError: They are.
-    """
-    state = read_weights(word)
+def _refuse_oblong(state: Mapping[str, Any], word: str) -> None:
+    """Refuse weights that are said to be stored for images of unequal sides: their grid would be taken for another."""
     sides = checkpoint.read_args(state).get("image_size")
     if isinstance(sides, list) and len(set(sides)) > 1:
-        raise WeightsError(
-            f"{word} is stored for images of {' x '.join(map(str, sides))} pixels; only squares are read"
-        )
-    return state
+        named = " x ".join(map(str, sides))
+        raise WeightsError(f"{word} is stored for images of {named} pixels; only squares are read")
 
 
 def _draw_network(backbone: BackboneFlags, weights: WeightsFlags, in_chans: int | None) -> FoundNetwork:
@@ -211,10 +205,11 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
         WeightsError: A tensor of the backbone is not in the file with its shape.
         CheckpointError: The file is missing or damaged.
     """
-    state = _read_square(path)
+    state = read_weights(path)
     network = select_network(state, "teacher", path)
     backbone = adapt_input(rename_to_ours(network), student.backbone.state_dict(), frozenset(asked), path)
     beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
+    _refuse_oblong(state, path)
     matched = match(student.backbone, backbone, path, beside)
     student.backbone.load_state_dict(matched.tensors)
     tensors = {name.removeprefix("module."): value for name, value in network.items()}
