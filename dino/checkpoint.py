@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,26 @@ def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without `module.` and `backbone.`, in either order, as the original's evaluations strip them."""
-    return {name.replace("module.", "").replace("backbone.", ""): tensor for name, tensor in weights.items()}
+    """Names without `module.` and `backbone.` in front, in either order, as the original's evaluations strip them.
+
+    Raises:
+        CheckpointError: As `join_unique`.
+    """
+    return join_unique((re.sub(r"^((module|backbone)\.)+", "", name), tensor) for name, tensor in weights.items())
+
+
+def join_unique(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by their new names.
+
+    Raises:
+        CheckpointError: Two have the same one, and nobody can say which is meant.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in named:
+        if name in found:
+            raise CheckpointError(f"the weights file holds {name} twice, under different names; remove one of the two")
+        found[name] = tensor
+    return found
 
 
 def add_prefix(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +43,29 @@ def writing_whole(path: Path, flag: str = "") -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise OptionError(f"{flag} {path} cannot be written: {error}".lstrip()) from error
+
+
+@contextlib.contextmanager
+def drafting(path: Path, flag: str) -> Iterator[Path]:
+    """Give a path of the same name elsewhere, to write a file or a folder of files to and to check what was written.
+
+    When the block ends well, what was written takes the place of `path`, or of the files of the same names in it; when
+    it does not, what was there before is untouched.
+
+    Args:
+        path: The file or folder that the user named.
+        flag: Which flag named it, for the error.
+
+    Raises:
+        OptionError: It cannot be written.
+    """
+    try:
+        # on the same disk, so that renaming is enough
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            draft = Path(folder) / path.name
+            yield draft
+            path.mkdir(exist_ok=True) if draft.is_dir() else os.replace(draft, path)
+            for file in draft.glob("*"):
+                os.replace(file, path / file.name)
+    except OSError as error:
+        raise OptionError(f"{flag} {path} cannot be written: {error}") from error

@@ -42,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.models.provenance import describe_file
     from dino.models.weight_files import read_weights
     from dino.runtime.context import set_up_logging
-    from dino.runtime.metrics import write_result
+    from dino.runtime.metrics import check_target, write_result
 
     set_up_logging()
+    check_target(options.report.json)
     about = describe_file(word, read_weights(word))
     logger.info("%s: %s", word, about["kind"])
     for name, network in about["networks"].items():

@@ -340,6 +340,16 @@ def test_prefixes_are_stripped_in_either_order():
     }
 
 
+def test_a_prefix_within_a_name_is_part_of_it():
+    names = ["patch_embed.backbone.conv.weight", "submodule.weight", "my_backbone.bias"]
+    assert list(checkpoint.strip_prefixes({name: torch.zeros(1) for name in names})) == names
+
+
+def test_two_names_that_become_one_are_an_error():
+    with pytest.raises(CheckpointError, match=r"holds norm\.bias twice"):
+        checkpoint.strip_prefixes({"backbone.norm.bias": torch.zeros(1), "norm.bias": torch.ones(1)})
+
+
 def test_a_prefix_is_put_in_front_of_every_name():
     assert list(checkpoint.add_prefix("module.", {"a": torch.zeros(1), "b.c": torch.zeros(1)})) == [
         "module.a",

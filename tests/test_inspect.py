@@ -59,6 +59,14 @@ def test_nothing_in_a_file_is_executed(
     assert len(text.splitlines()) == 1 and "eval" in text and not Path("RAN").exists()
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_file_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "gone.pth"), "--json", str(tmp_path / "nowhere" / "a.json")]
+    assert exit_code(lambda: inspect.main(words)) == 2
+    assert "--json" in capsys.readouterr().err
+
+
 def test_without_a_file_it_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda: inspect.main([])) == 2
     assert "python -m dino.inspect FILE" in capsys.readouterr().err

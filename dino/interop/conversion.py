@@ -6,6 +6,7 @@ Letters: C classes, D width of the features.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +18,19 @@ from torch import Tensor
 from dino import checkpoint
 from dino.data.photometric import build_normalisation
 from dino.errors import OptionError, WeightsError
+from dino.files import drafting
 from dino.flags import ConversionOptions, LayerFlags
+from dino.interop.targets import OURS, check_output, read_size
 from dino.models.adaptation import POSITION
 from dino.models.layouts import is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched
 from dino.models.vit import scale_position
 from dino.models.weight_files import read_weights, select_network
 from dino.models.weights import FoundNetwork, find_network
-from dino.runtime.context import make_output_folder
 from dino.runtime.metrics import write_result
 
 logger = logging.getLogger(__name__)
 
-OURS = ".pth"
 BACKBONE = "backbone."
 LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
 
@@ -79,12 +80,14 @@ class Form:
     Attributes:
         write: Writes a network there.
         ending: Of its files; a folder has none.
-        tells_normalisation: Whether it says how images are normalised.
+        tells_images: Whether it says how images are normalised, and how large they are.
+        tell: What the user is told besides: how the other project loads the file.
     """
 
     write: Callable[[Network, Path], None]
     ending: str = ""
-    tells_normalisation: bool = False
+    tells_images: bool = False
+    tell: Callable[[Network, Path], str] | None = None
 
 
 def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = None) -> None:
@@ -97,40 +100,26 @@ def convert(options: ConversionOptions, form: Form, layer: LayerFlags | None = N
 
     Raises:
         OptionError: No output, or it cannot be written.
-        WeightsError: A network that the form cannot hold, or a tensor that is another one when it is read back.
+        WeightsError: A network that the form cannot hold, or a tensor that is another one when it is read back; a file
+            that was there before is untouched.
         CheckpointError: A file is missing or damaged.
     """
-    target = check_output(options, form)
+    target = check_output(options, form.ending)
     network = read_network(options, layer)
     ours = target.suffix == OURS
-    (write_ours if ours else form.write)(network, target)
-    count = check_written(network, target)
+    if not (ours or form.tells_images):
+        check_grid(network, target)
+    with drafting(target, "--output") as draft:
+        (write_ours if ours else form.write)(network, draft)
+        count = check_written(network, draft)
+    if form.tell and not ours:
+        logger.info("%s", form.tell(network, target))
     logger.info("%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left)
     known, usual = (build_normalisation(network.in_chans, stored) for stored in (network.normalisation, None))
-    if known != usual and not (ours or form.tells_normalisation):
+    if known != usual and not (ours or form.tells_images):
         logger.warning("%s does not say how images are normalised: mean %s, std %s", target, known.mean, known.std)
     about = {"arch": network.arch, "patch_size": network.patch_size, "image_size": list(network.image_size)}
     write_result(options.report.json, {"output": str(target), "matched": count, **about})
-
-
-def check_output(options: ConversionOptions, form: Form) -> Path:
-    """Where to write, refused before long work.
-
-    Raises:
-        OptionError: Nowhere, over what is read, or under a name that tells no form.
-    """
-    wanted = f"OUT{OURS} for this project's form, or {f'OUT{form.ending}' if form.ending else 'a folder'}"
-    if not options.conversion.file_out:
-        raise OptionError(f"name what to write, as the second word or with --output: {wanted}")
-    target = Path(options.conversion.file_out)
-    if target.suffix not in {OURS, form.ending} and form.ending:
-        raise OptionError(f"--output {target} tells no form; name {wanted}")
-    if target.is_dir() == bool(target.suffix == OURS or form.ending) and target.exists():
-        raise OptionError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}; name {wanted}")
-    if options.weights.pretrained_weights and target.resolve() == Path(options.weights.pretrained_weights).resolve():
-        raise OptionError(f"--output {target} is what is read; name another")
-    make_output_folder(str(target.parent), "--output")
-    return target
 
 
 def read_network(options: ConversionOptions, layer: LayerFlags | None = None) -> Network:
@@ -143,7 +132,8 @@ def read_network(options: ConversionOptions, layer: LayerFlags | None = None) ->
     found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)
     trained, tensors = found.trained, found.matched.tensors
     linear = {} if layer is None else find_layer(layer, found)
-    left = {name: part for name, part in found.matched.left.items() if not (linear and name.startswith(LINEAR))}
+    used = {id(part) for part in linear.values()}
+    left = {name: part for name, part in found.matched.left.items() if id(part) not in used}
     network = Network(
         origin=found.origin,
         tensors=tensors,
@@ -155,8 +145,25 @@ def read_network(options: ConversionOptions, layer: LayerFlags | None = None) ->
         normalisation=trained.normalisation,
         left=Matched(tensors, left).describe_left(),
     )
-    size = options.conversion.input_size
-    return fix_size(network, (size[0], size[-1])) if size else network
+    size = read_size(options.conversion)
+    return fix_size(network, size) if size else network
+
+
+def check_grid(network: Network, target: Path) -> None:
+    """Refuse to write a grid of patches that whoever reads the file, with its count alone, takes for a square.
+
+    Raises:
+        OptionError: It is one.
+    """
+    if not is_vision_transformer(network.tensors):
+        return
+    rows, columns = (side // network.patch_size for side in network.image_size)
+    side = math.isqrt(rows * columns)
+    if rows != columns and side * side == rows * columns:
+        raise OptionError(
+            f"{target} does not say sizes, and its {rows} x {columns} patches would be read as {side} x {side}: "
+            "give another --input_size"
+        )
 
 
 def fix_size(network: Network, size: tuple[int, int]) -> Network:
@@ -180,14 +187,21 @@ def find_layer(flags: LayerFlags, found: FoundNetwork) -> dict[str, Tensor]:
     """A linear classifier: the flag's file's, else the one beside the backbone, else nothing.
 
     Raises:
-        WeightsError: The flag's file has none.
+        WeightsError: The flag's file has none, or its shape is that of none for this backbone.
     """
     if flags.pretrained_linear:
+        origin = f"--pretrained_linear {flags.pretrained_linear}"
         layer = select_layer(read_weights(flags.pretrained_linear))
         if not layer:
-            raise WeightsError(f"--pretrained_linear {flags.pretrained_linear} holds no linear layer")
-        return layer
-    return select_layer(found.matched.left) or select_layer(found.state)
+            raise WeightsError(f"{origin} holds no linear layer")
+    else:
+        origin = found.origin
+        layer = select_layer(found.matched.left) or select_layer(found.state)
+    weight, bias = (tuple(layer[name].shape) if layer else () for name in ("weight", "bias"))
+    width = found.trained.module.embed_dim
+    if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):
+        raise WeightsError(f"{origin}: a linear layer has (C, n x {width}) and (C,), not {weight} and {bias}")
+    return layer
 
 
 def select_layer(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -218,22 +232,32 @@ def write_ours(network: Network, target: Path) -> None:
     checkpoint.save_file(target, state | {"normalisation": network.normalisation})
 
 
-def check_written(network: Network, target: Path) -> int:
-    """Read a written file back and compare; gives the number of its tensors.
+def check_written(network: Network, draft: Path) -> int:
+    """Read what was written back and compare; gives the number of its tensors.
 
     Raises:
         WeightsError: It has others.
     """
-    state = read_weights(str(target))
-    tensors = rename_to_ours(select_network(state, "teacher", target))
+    state = read_weights(str(draft))
+    tensors = rename_to_ours(select_network(state, "teacher", draft))
     linear = select_layer(tensors) or select_layer(state) if network.linear else {}
     pairs = [(network.tensors, {n: t for n, t in tensors.items() if n in network.tensors}), (network.linear, linear)]
     different = [
         name
         for wanted, found in pairs
         for name, tensor in wanted.items()
-        if name not in found or not torch.equal(found[name], tensor)
+        if name not in found or not _same_bits(found[name], tensor)
     ]
     if different:
-        raise WeightsError(f"{target} differs from {network.origin} when it is read back: {', '.join(different)}")
+        raise WeightsError(
+            f"{draft.name} would differ from {network.origin} when it is read back, and was not written: "
+            f"{', '.join(different)}"
+        )
     return len(network.tensors) + len(network.linear)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, NaN included, which equals nothing."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.runtime.context import set_up_logging
 
     set_up_logging()
-    convert(options, Form(write=write_folder, tells_normalisation=True))
+    convert(options, Form(write=write_folder, tells_images=True))
 
 
 def write_folder(network: Network, target: Path) -> None:

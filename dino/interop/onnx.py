@@ -45,22 +45,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(OnnxOptions, name_places(argv, "--pretrained_weights", "--output"))
 
     from dino.data.photometric import build_normalisation
+    from dino.files import drafting
+    from dino.interop.targets import check_output, read_size
     from dino.models.weights import fill_network, find_network
     from dino.runtime.context import set_up_logging
-    from dino.runtime.metrics import check_target, write_result
+    from dino.runtime.metrics import write_result
 
     set_up_logging()
-    if not options.conversion.file_out:
-        raise OptionError("name what to write: --output model.onnx")
-    target = Path(options.conversion.file_out)
-    check_target(str(target), "--output")
+    target = check_output(options, ".onnx", both_ways=False)
+    size = read_size(options.conversion)
     check_extras()
     found = find_network(options.backbone, options.weights, options.explicit, channels=options.channels)
     backbone = fill_network(found)
-    size = options.conversion.input_size or (backbone.image_size,)
-    images = fix_input(backbone, size[0], size[-1])
-    write_graph(backbone.module, images, target)
-    difference = compare(backbone.module, images, target)
+    images = fix_input(backbone, *(size or (backbone.image_size, backbone.image_size)))
+    with drafting(target, "--output") as draft:
+        write_graph(backbone.module, images, draft)
+        difference = compare(backbone.module, images, draft)
     expected = build_normalisation(backbone.in_chans, backbone.normalisation)
     logger.info("images are to be normalised: levels of 0 to 1, mean %s, std %s", expected.mean, expected.std)
     count = len(found.matched.tensors)
@@ -144,7 +144,7 @@ def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
     import torch
 
     if importlib.util.find_spec("onnxruntime") is None:
-        logger.warning("%s was not run: pip install onnxruntime", target)
+        logger.warning("%s was not run: pip install onnxruntime", target.name)
         return None
     import onnxruntime
 
@@ -156,9 +156,9 @@ def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
         features = torch.from_numpy(session.run(None, {"images": images[:batch].numpy()})[0])
         worst = max(worst, float((features - expected).abs().max() / expected.abs().max()))
     if not worst <= CLOSE:
-        raise WeightsError(f"{target} gives other features than the network: they differ by {worst:.1e}")
+        raise WeightsError(f"{target.name} gives other features than the network: they differ by {worst:.1e}")
     logger.info(
-        "%s: features of %s images equal the network's within %.1e", target, " and ".join(map(str, BATCHES)), worst
+        "%s: features of %s images equal the network's within %.1e", target.name, " and ".join(map(str, BATCHES)), worst
     )
     return worst
 

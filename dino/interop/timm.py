@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dino.errors import WeightsError, exit_code
 from dino.flags import ConversionOptions
@@ -15,8 +14,6 @@ from dino.options import name_places, parse
 
 if TYPE_CHECKING:
     from dino.interop.conversion import Network
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.runtime.context import set_up_logging
 
     set_up_logging()
-    convert(options, Form(write=write_timm, ending=".safetensors"))
+    convert(options, Form(write=write_timm, ending=".safetensors", tell=phrase_loading))
 
 
 def write_timm(network: Network, target: Path) -> None:
     """Write what `timm.create_model(..., checkpoint_path=...)` reads, once every tensor of that model is there.
 
-    Names are those of timm's vision transformers already; the line that is logged says which model it is.
+    Names are those of timm's vision transformers already.
 
     Raises:
         OptionError: timm has no such network, or the file cannot be written.
@@ -54,14 +51,9 @@ def write_timm(network: Network, target: Path) -> None:
     from safetensors.torch import save
 
     from dino.files import writing_whole
-    from dino.models.registry import describe_in_timm, list_timm_shapes
+    from dino.models.registry import list_timm_shapes
 
-    if not network.arch:
-        raise WeightsError(f"{network.origin}: the number of its heads is not known, so timm's network is not either")
-    size = network.grid_size if network.is_plain_vit else network.image_size
-    name, settings = describe_in_timm(
-        network.arch, patch_size=network.patch_size, in_chans=network.in_chans, image_size=size
-    )
+    name, settings = name_model(network)
     wanted, own = list_timm_shapes(name, settings), {key: tensor.shape for key, tensor in network.tensors.items()}
     wrong = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
     if wrong:
@@ -69,8 +61,28 @@ def write_timm(network: Network, target: Path) -> None:
     tensors = {key: tensor.contiguous() for key, tensor in network.tensors.items()}
     with writing_whole(target, "--output") as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": "pt", "architecture": name}))
+
+
+def name_model(network: Network) -> tuple[str, dict[str, Any]]:
+    """The model of timm that a network is, and its settings.
+
+    Raises:
+        OptionError: timm has no such network.
+        WeightsError: Nobody knows which it is.
+    """
+    from dino.models.registry import describe_in_timm
+
+    if not network.arch:
+        raise WeightsError(f"{network.origin}: the number of its heads is not known, so timm's network is not either")
+    size = network.grid_size if network.is_plain_vit else network.image_size
+    return describe_in_timm(network.arch, patch_size=network.patch_size, in_chans=network.in_chans, image_size=size)
+
+
+def phrase_loading(network: Network, target: Path) -> str:
+    """The line of Python that loads the file."""
+    name, settings = name_model(network)
     words = "".join(f", {key}={value!r}" for key, value in settings.items())
-    logger.info("timm.create_model(%r, checkpoint_path=%r%s)", name, str(target), words)
+    return f"timm.create_model({name!r}, checkpoint_path={str(target)!r}{words})"
 
 
 if __name__ == "__main__":

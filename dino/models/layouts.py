@@ -32,12 +32,15 @@ IN_BLOCKS = {
     "mlp.fc2": ("output.dense",),
 }
 
+IPU_NETWORKS = ("student", "teacher")
+
 
 def rename_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of one network under our names, whoever's they had; what we have no name for keeps its own."""
     tensors = checkpoint.strip_prefixes(tensors)
-    bare = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
-    return from_hugging_face(bare) if is_hugging_face(bare) else tensors
+    if not is_hugging_face({name.removeprefix("vit."): tensor for name, tensor in tensors.items()}):
+        return tensors
+    return from_hugging_face(checkpoint.join_unique((name.removeprefix("vit."), t) for name, t in tensors.items()))
 
 
 def is_hugging_face(tensors: Mapping[str, Tensor]) -> bool:
@@ -54,19 +57,43 @@ def is_vision_transformer(tensors: Mapping[str, Tensor]) -> bool:
     return shaped and tensors["pos_embed"].shape[1] > 1
 
 
+def is_ipu(tensors: Any) -> bool:
+    """Whether the names are those of the IPU port, which keeps student and teacher in one dictionary."""
+    return isinstance(tensors, Mapping) and any(
+        str(name).startswith(f"{network}_head.") for name in tensors for network in IPU_NETWORKS
+    )
+
+
+def split_ipu(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The two networks of the IPU port, heads under `head.`; what belongs to neither of them is left in both."""
+    own = tuple(f"{network}{part}." for network in IPU_NETWORKS for part in ("", "_head"))
+    return {
+        network: {
+            name.removeprefix(f"{network}.").replace(f"{network}_head.", "head."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith((f"{network}.", f"{network}_head.")) or not name.startswith(own)
+        }
+        for network in IPU_NETWORKS
+    }
+
+
 def count_blocks(tensors: Mapping[str, Tensor]) -> int:
     """How many blocks a vision transformer under our names has."""
     return len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under transformers' names, under ours; query, key and value are joined."""
+    """Tensors under transformers' names, under ours; query, key and value are joined.
+
+    Raises:
+        CheckpointError: One is there under both names.
+    """
     left, ours = dict(tensors), {}
     for name, theirs in _name_pairs(len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")})):
         if all(part in left and left[part].ndim for part in theirs) and len({left[part].shape for part in theirs}) == 1:
             parts = [left.pop(part) for part in theirs]
             ours[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return {**left, **ours}
+    return checkpoint.join_unique([*left.items(), *ours.items()])
 
 
 def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dino import checkpoint
 from dino.models import matching
-from dino.models.layouts import count_blocks, is_hugging_face, is_vision_transformer, rename_to_ours
+from dino.models.layouts import count_blocks, is_hugging_face, is_ipu, is_vision_transformer, rename_to_ours, split_ipu
 from dino.models.published import HUB_PREFIX
 from dino.models.registry import TIMM_PREFIX
 from dino.models.weight_files import PADDLE, SAFETENSORS
@@ -24,7 +24,6 @@ from dino.models.weights import guess_backbone
 
 Networks = dict[str, Mapping[str, Tensor]]
 
-IPU_HEAD = "teacher_head."
 # What holds a row a prototype: weight norm old, new and folded; the IPU port cuts it in two.
 PROTOTYPES = ("weight_v", "parametrizations.weight.original1", "weight")
 LAST_LAYERS = ("last_layer", "last_layer1", "last_layer2")
@@ -61,7 +60,7 @@ def split_networks(state: Mapping[str, Any]) -> Networks:
     found: Networks = {}
     for name, value in state.items():
         if name != "dino_loss" and isinstance(value, Mapping) and value and _holds_tensors(value):
-            found |= _split_ipu(value) if _is_ipu(value) else {name: value}
+            found |= split_ipu(value) if is_ipu(value) else {name: value}
     return found or ({"weights": state} if state and _holds_tensors(state) else {})
 
 
@@ -69,27 +68,11 @@ def _holds_tensors(values: Mapping[str, Any]) -> bool:
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items())
 
 
-def _is_ipu(network: Any) -> bool:
-    return isinstance(network, Mapping) and any(str(name).startswith(IPU_HEAD) for name in network)
-
-
 def _plain(value: Any) -> Any:
     """A value of a file as JSON has it; what is nested is shortened, since it may be endless."""
     parts = value if isinstance(value, list | tuple) else [value]
     flat = all(part is None or isinstance(part, str | int | float) for part in parts)
     return value if flat else reprlib.repr(value)
-
-
-def _split_ipu(tensors: Mapping[str, Tensor]) -> Networks:
-    """The IPU port keeps backbones and heads of student and teacher in one dictionary."""
-    return {
-        network: {
-            name.removeprefix(f"{network}.").replace(f"{network}_head.", "head."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith((f"{network}.", f"{network}_head."))
-        }
-        for network in ("student", "teacher")
-    }
 
 
 def name_kind(word: str, state: Mapping[str, Any], networks: Networks) -> str:
@@ -102,7 +85,7 @@ def name_kind(word: str, state: Mapping[str, Any], networks: Networks) -> str:
         "weights of timm's hub": word.startswith(TIMM_PREFIX),
         "PASSL (Paddle)": word.endswith(PADDLE),
         "Hugging Face, a ViT of the transformers library": Path(word).is_dir() or is_hugging_face(raw),
-        "checkpoint of the IPU port": _is_ipu(state.get("model")),
+        "checkpoint of the IPU port": is_ipu(state.get("model")),
         "masked autoencoder (MAE)": any(name.startswith(("decoder_", "mask_token")) for name in names),
         "checkpoint of this project": ours and "student" in networks,
         "backbone of this project": ours and "teacher" in networks,

@@ -7,6 +7,8 @@ Face's folders have no code in them.
 from __future__ import annotations
 
 import json
+import logging
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,20 +20,35 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from dino import checkpoint
-from dino.errors import CheckpointError, WeightsError
+from dino.errors import CheckpointError, DinoError, WeightsError
 from dino.models.arrival import admit
-from dino.models.layouts import count_blocks, is_vision_transformer, transpose_linear
+from dino.models.layouts import (
+    count_blocks,
+    is_ipu,
+    is_vision_transformer,
+    rename_to_ours,
+    split_ipu,
+    transpose_linear,
+)
 from dino.models.paddle import read_paddle
 from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_published, read_hub_name, read_published
 from dino.models.registry import TIMM_PREFIX, VITS, build_backbone
+from dino.models.vit import LAYER_NORM_EPS
 from dino.options import nearest
+
+logger = logging.getLogger(__name__)
 
 NETWORKS = ("state_dict", "model")  # where files of other projects hold the network; model is the autoencoder's
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-HF_FIXED = {"model_type": "vit", "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
-HF_DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True}  # of transformers' ViTConfig
+HF_FIXED = {"model_type": "vit", "hidden_act": "gelu", "qkv_bias": True}
+HF_EPS = 1e-12  # layer_norm_eps that transformers writes where nobody chose one, for weights trained with 1e-6 as well
+HF_DEFAULTS = {  # of transformers' ViTConfig
+    **{"hidden_act": "gelu", "layer_norm_eps": HF_EPS, "qkv_bias": True},
+    **{"image_size": 224, "patch_size": 16, "num_channels": 3},
+}
 PADDLE = ".pdparams"
 SAFETENSORS = ".safetensors"
+LONGEST_REASON = 300  # characters of what timm says, which names every tensor
 SAME = 1e-4  # largest difference of two networks' features, relative to the largest feature, for them to be the same
 
 
@@ -71,19 +88,23 @@ def _read(word: str) -> dict[str, Any]:
 def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapping[str, Tensor]:
     """One network's tensors: `state[key]` of a checkpoint, what other projects call it, or the file itself.
 
+    Only the teacher, which is what is meant where nothing is said, is looked for under other names.
+
     Raises:
         WeightsError: Neither.
     """
     if isinstance(state.get(key), Mapping):
         return state[key]
+    named = key not in ("teacher", *NETWORKS)
     for name in NETWORKS:
-        if isinstance(state.get(name), Mapping):
-            # The IPU code keeps both networks in one dictionary, under `teacher.` and `student.`.
-            own = {n.removeprefix(f"{key}."): t for n, t in state[name].items() if n.startswith(f"{key}.")}
-            return own or state[name]
-    if state and all(isinstance(value, Tensor) for value in state.values()):
+        if isinstance(state.get(name), Mapping) and (is_ipu(state[name]) or not named):
+            networks = split_ipu(state[name]) if is_ipu(state[name]) else {key: state[name]}
+            if key in networks:
+                return networks[key]
+    if state and not named and all(isinstance(value, Tensor) for value in state.values()):
         return state
-    raise WeightsError(f"{path} has no network {key!r}; it holds {', '.join(map(str, state))}: set --checkpoint_key")
+    held = textwrap.shorten(", ".join(map(str, state)), LONGEST_REASON, placeholder=" ...")
+    raise WeightsError(f"{path} has no network {key!r}; it holds {held}: set or drop --checkpoint_key")
 
 
 def _read_hub(name: str) -> dict[str, Any]:
@@ -98,18 +119,42 @@ def _read_timm(name: str) -> dict[str, Any]:
     if not timm.is_model(name) or ("." in name and name not in known):
         raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, known)}")
     mirrored = find_mirrored(f"{name}{SAFETENSORS}", f"{name}.pth")
-    overlay = {"file": str(mirrored)} if mirrored else {}
-    try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        remedy = f"set {MIRROR} to a folder that holds {name}{SAFETENSORS}, or name a file"
-        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({error}): {remedy}") from error
+    model = _build_timm(name, mirrored).eval()
     about = cast(dict[str, Any], model.pretrained_cfg)
     return {
         "state_dict": model.state_dict(),
         "args": _find_twin(model, about["input_size"]) or {"arch": f"{TIMM_PREFIX}{name}"},
         "normalisation": {part: list(about[part]) for part in ("mean", "std")},
     }
+
+
+def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
+    """A network of timm without its classifier, filled strictly: every tensor is in the file, and no other.
+
+    timm itself is strict where the number of classes is the one that it knows of the file, and only there.
+    """
+    try:
+        if mirrored is None:
+            model = timm.create_model(name, pretrained=True)
+            model.reset_classifier(0)
+            return model
+        tensors = checkpoint.strip_prefixes(select_network(read_weights(str(mirrored)), "state_dict", mirrored))
+        layers = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
+        for layer in (layers,) if isinstance(layers, str) else layers:
+            for part in ("weight", "bias"):
+                tensors.pop(f"{layer}.{part}", None)
+        if not tensors:  # timm would go and download the network
+            raise WeightsError(f"{mirrored} holds a classifier alone: replace or remove it")
+        overlay = {"state_dict": tensors, "num_classes": 0}
+        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    except DinoError:
+        raise
+    except Exception as error:  # timm's renaming of old files raises anything on a foreign one
+        reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+        if mirrored:
+            raise WeightsError(f"{mirrored} is not {TIMM_PREFIX}{name} ({reason}): replace or remove it") from error
+        remedy = f"set {MIRROR} to a folder that holds {name}{SAFETENSORS}, or name a file"
+        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({reason}): {remedy}") from error
 
 
 def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any] | None:
@@ -162,9 +207,12 @@ def _read_pdparams(path: Path) -> dict[str, Any]:
 
 def _read_folder(path: Path) -> dict[str, Any]:
     """A folder of Hugging Face: config.json, the weights, and, if there, how images are normalised."""
-    config = _read_json(path / "config.json")
-    found = {name: config.get(name, HF_DEFAULTS.get(name)) for name in HF_FIXED}
-    other = [f"{name} {found[name]!r}, wants {wanted!r}" for name, wanted in HF_FIXED.items() if found[name] != wanted]
+    config = {**HF_DEFAULTS, **_read_json(path / "config.json")}
+    wanted = {**HF_FIXED, "layer_norm_eps": LAYER_NORM_EPS}
+    if config["layer_norm_eps"] == HF_EPS:
+        logger.info("%s: layer_norm_eps %g, transformers' default; computed with %g", path, HF_EPS, LAYER_NORM_EPS)
+        wanted["layer_norm_eps"] = HF_EPS
+    other = [f"{name} {config.get(name)!r}, wants {own!r}" for name, own in wanted.items() if config.get(name) != own]
     if other:
         raise WeightsError(f"{path} is another network than this project's ViT: {'; '.join(other)}")
     file = next((path / name for name in HF_WEIGHTS if (path / name).is_file()), None)
@@ -172,11 +220,37 @@ def _read_folder(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds none of {', '.join(HF_WEIGHTS)}")
     about = _read_json(path / "preprocessor_config.json") if (path / "preprocessor_config.json").exists() else {}
     normalisation = {"mean": about.get("image_mean"), "std": about.get("image_std")}
+    tensors = select_network(read_weights(str(file)), "state_dict", file)
     return {
-        "state_dict": select_network(read_weights(str(file)), "state_dict", file),
-        "args": {"arch": _find_arch(config, path)},  # the tensors tell the rest
+        "state_dict": tensors,
+        "args": {"arch": _find_arch(config, path), "image_size": _check_input(config, tensors, path)},
         "normalisation": normalisation if all(normalisation.values()) else None,
     }
+
+
+def _check_input(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> list[int]:
+    """Height and width that a configuration of transformers says, if its tensors are of that size, patch and channels.
+
+    Raises:
+        WeightsError: They are of others.
+    """
+    ours = rename_to_ours(tensors)
+    if not is_vision_transformer(ours):
+        return []  # what is missing is listed later
+    size, patch, channels = (config[name] for name in ("image_size", "patch_size", "num_channels"))
+    height, width = sides = list(size) if isinstance(size, list) and len(size) == 2 else [size, size]
+    try:
+        said = (channels, patch, patch), 1 + (height // patch) * (width // patch)
+    except (TypeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{path}: image_size {size!r} and patch_size {patch!r} are no numbers of pixels") from error
+    position = ours["pos_embed"]
+    found = tuple(ours["patch_embed.proj.weight"].shape[1:]), position.shape[1] if position.ndim == 3 else 0
+    if said != found:
+        raise WeightsError(
+            f"{path}: image_size {size}, patch_size {patch}, num_channels {channels} of config.json mean a projection "
+            f"of {said[0]} and {said[1]} positions; its tensors have {found[0]} and {found[1]}: mend config.json"
+        )
+    return sides
 
 
 def _find_arch(config: Mapping[str, Any], path: Path) -> str:

@@ -149,6 +149,9 @@ def find_network(
     state = read_weights(word) if weights.pretrained_weights else read_published(Path(word))
     tensors = rename_to_ours(check_network(select_network(state, weights.checkpoint_key, word), word))
     trained = _describe(state, tensors, backbone, explicit, in_chans)
+    _refuse_oblong(state, word)
+    if channels and "patch_size" in explicit and not isinstance(trained.module, VisionTransformer):
+        raise OptionError(f"--patch_size {backbone.patch_size} means nothing to {trained.arch}; leave it out")
     if channels:
         tensors = adapt_input(tensors, trained.module.state_dict(), explicit, word)
     exact = not weights.pretrained_weights or word.startswith(HUB_PREFIX)  # published files hold a backbone alone
@@ -156,6 +159,14 @@ def find_network(
     named = f"{trained.arch}, " if trained.arch else ""
     matched = match(trained.module, tensors, f"{word} ({named}patch size {trained.patch_size})", beside)
     return FoundNetwork(origin=word, state=state, trained=trained, matched=matched)
+
+
+def _refuse_oblong(state: Mapping[str, Any], word: str) -> None:
+    """Refuse weights that are said to be stored for images of unequal sides: their grid would be taken for another."""
+    sides = checkpoint.read_args(state).get("image_size")
+    if isinstance(sides, list) and len(set(sides)) > 1:
+        named = " x ".join(map(str, sides))
+        raise WeightsError(f"{word} is stored for images of {named} pixels; only squares are read")
 
 
 def _draw_network(backbone: BackboneFlags, weights: WeightsFlags, in_chans: int | None) -> FoundNetwork:
@@ -200,6 +211,7 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
     network = check_network(select_network(state, "teacher", path), path)
     backbone = adapt_input(rename_to_ours(network), student.backbone.state_dict(), frozenset(asked), path)
     beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
+    _refuse_oblong(state, path)
     matched = match(student.backbone, backbone, path, beside)
     student.backbone.load_state_dict(matched.tensors)
     tensors = {name.removeprefix("module."): value for name, value in network.items()}
@@ -264,8 +276,10 @@ def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     patch_size = convs[-1].shape[-1] << (len(convs) - 1)  # each convolution of a stem halves the side
     depth = count_blocks(tensors)
     arch = next((name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)), None)
-    image_size = math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch_size
-    found = {"patch_size": patch_size, "in_chans": in_chans, "image_size": image_size}
+    side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    found = {"patch_size": patch_size, "in_chans": in_chans}
+    if side * side == tensors["pos_embed"].shape[1] - 1:
+        found["image_size"] = side * patch_size
     return found | ({"arch": arch} if arch else {})
 
 

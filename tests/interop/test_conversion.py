@@ -10,6 +10,7 @@ import torch
 
 from dino import checkpoint
 from dino.interop import conversion, huggingface, onnx, paddle, timm
+from dino.models.registry import build_backbone
 from dino.models.vit import scale_position
 from tests.interop.conftest import equal_tensors
 
@@ -68,9 +69,12 @@ def test_outputs_that_cannot_be_are_refused_before_work(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.pth").mkdir()
+    before = weights.read_bytes()
     odd, reason = ("file", "is a file") if name == "out" else ("out.bin", "tells no form")
     cases: dict[tuple[object, ...], str] = {
         (weights,): "name what to write",
+        (weights, tmp_path / "a.pth", "--json", tmp_path / "nowhere" / "a.json"): "--json",
+        (weights, tmp_path / ("a.safetensors" if name == "out" else "a")): "tells no form",
         (weights, weights): "is what is read",
         (weights, tmp_path / "folder.pth"): "is a folder",
         (weights, tmp_path / "file" / "x" / name): "cannot be written to",
@@ -78,25 +82,80 @@ def test_outputs_that_cannot_be_are_refused_before_work(
         (weights, tmp_path / "a.pth", tmp_path / "b.pth"): "one word too many",
         (weights, tmp_path / "ours.pth", "--input_size", 64, 96): "are of square images",
         (weights, tmp_path / "ours.pth", "--input_size", 8): "smaller than a patch",
+        (weights, tmp_path / "ours.pth", "--input_size", 64, 64, 64): "--input_size 64 64 64: give height and width",
         (tmp_path / "gone.pth", tmp_path / "ours.pth"): "does not exist",
     }
     for words, reason in cases.items():
         code, text = command(module, *words)
         assert code == 2 and reason in text, text
         assert "Traceback" not in text
-    assert not (tmp_path / "ours.pth").exists()
+    assert weights.read_bytes() == before
+    assert not (tmp_path / "ours.pth").exists() and not (tmp_path / "a.pth").exists()
 
 
-def test_a_file_that_reads_back_differently_is_an_error(
+@pytest.mark.parametrize("module", [paddle, timm])
+def test_a_grid_that_would_be_read_as_another_is_not_written(
+    weights: Path, tmp_path: Path, command: Command, module: Any
+) -> None:
+    target = tmp_path / CONVERTERS[module.__name__.rpartition(".")[2]][1]
+    code, text = command(module, weights, target, "--input_size", 64, 144)
+    assert code == 2 and "4 x 9 patches would be read as 6 x 6" in text and not target.exists()
+
+
+def test_a_folder_of_an_oblong_grid_is_written_and_not_read_as_a_square(
+    weights: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command(huggingface, weights, tmp_path / "hf", "--input_size", 64, 144)[0] == 0
+    code, text = command(huggingface, tmp_path / "hf", tmp_path / "back.pth")
+    assert code == 2 and "is stored for images of 64 x 144 pixels" in text
+
+
+def test_a_patch_size_means_nothing_to_a_network_without_patches(tmp_path: Path, command: Command) -> None:
+    torch.save(build_backbone("squeezenet1_1").state_dict(), tmp_path / "in.pth")
+    words = ("--arch", "squeezenet1_1", "--patch_size", 8)
+    for module, name in ((timm, "out.pth"), (onnx, "out.onnx")):
+        code, text = command(module, tmp_path / "in.pth", tmp_path / name, *words)
+        assert code == 2 and "--patch_size 8 means nothing to squeezenet1_1" in text
+
+
+def test_a_graph_never_takes_the_place_of_the_weights(weights: Path, tmp_path: Path, command: Command) -> None:
+    before = weights.read_bytes()
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(before)
+    for target, reason in ((weights, "tells no form"), (graph, "is what is read"), (tmp_path / "a", "tells no form")):
+        code, text = command(onnx, graph if target == graph else weights, target)
+        assert code == 2 and reason in text, text
+    assert weights.read_bytes() == graph.read_bytes() == before
+
+
+def test_a_folder_never_takes_the_place_of_the_weights_in_it(weights: Path, tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "folder"
+    assert command(huggingface, weights, folder)[0] == 0
+    code, text = command(huggingface, folder / "model.safetensors", folder)
+    assert code == 2 and "is what is read, or holds it" in text
+
+
+def test_a_file_that_reads_back_differently_is_an_error_and_the_one_before_it_stays(
     weights: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(network: Any, target: Path) -> None:
         tensors = {**network.tensors, "norm.bias": network.tensors["norm.bias"] + 1}
         torch.save(tensors, target)
 
+    (tmp_path / "ours.pth").write_bytes(b"before")
     monkeypatch.setattr(conversion, "write_ours", write)
     code, text = command(paddle, weights, tmp_path / "ours.pth")
-    assert code == 2 and f"WeightsError: {tmp_path / 'ours.pth'} differs from" in text and "norm.bias" in text
+    assert code == 2 and "WeightsError: ours.pth would differ from" in text and "norm.bias" in text
+    assert (tmp_path / "ours.pth").read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.pth", "weights.pth"]
+
+
+def test_nan_comes_back_as_it_was(tmp_path: Path, command: Command, lively: Any) -> None:
+    tensors = lively().state_dict()
+    tensors["norm.bias"][0] = float("nan")
+    torch.save(tensors, tmp_path / "in.pth")
+    code, text = command(timm, tmp_path / "in.pth", tmp_path / "out.safetensors")
+    assert code == 0 and "42 of 42 tensors matched" in text
 
 
 def test_without_a_file_the_published_weights_are_converted(

@@ -106,8 +106,26 @@ def test_a_linear_layer_of_its_own_file_is_joined(weights: Path, tmp_path: Path,
     assert code == 0 and "44 of 44 tensors matched" in text
     written = pickle.loads((tmp_path / "theirs.pdparams").read_bytes())
     assert np.array_equal(written["linear.linear.weight"], layer["module.linear.weight"].numpy().T)
+    held = torch.load(weights, weights_only=True)
+    held["teacher"] |= {"linear.weight": torch.zeros(7, 96), "linear.bias": torch.zeros(7)}
+    torch.save(held, tmp_path / "both.pth")
+    code, text = command(paddle, tmp_path / "both.pth", *words[1:])
+    assert code == 0 and "44 of 44 tensors matched; not part of it: head (1), linear (2)\n" in text
     code, text = command(paddle, *words[:3], weights)
     assert code == 2 and "holds no linear layer" in text
+
+
+@pytest.mark.parametrize(("weight", "bias"), [((7, 999), (7,)), ((7, 96), (3,)), ((7, 96, 1), (7,)), ((7, 0), (7,))])
+def test_a_linear_layer_of_another_shape_is_refused(
+    weights: Path, tmp_path: Path, command: Command, weight: tuple[int, ...], bias: tuple[int, ...]
+) -> None:
+    layer = {"module.linear.weight": torch.zeros(weight), "module.linear.bias": torch.zeros(bias)}
+    torch.save({"state_dict": layer}, tmp_path / "layer.pth")
+    words = (weights, tmp_path / "theirs.pdparams", "--pretrained_linear", tmp_path / "layer.pth")
+    code, text = command(paddle, *words)
+    assert code == 2 and "a linear layer has (C, n x 96) and (C,), not" in text and not words[1].exists()
+    torch.save({"teacher": torch.load(weights)["teacher"], "state_dict": layer}, tmp_path / "both.pth")
+    assert command(paddle, tmp_path / "both.pth", words[1])[0] == 2
 
 
 class Call:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dino.errors import CheckpointError
 from dino.models.layouts import (
     from_hugging_face,
     is_hugging_face,
@@ -49,6 +50,13 @@ def test_linear_weights_are_transposed_square_ones_too_and_nothing_else() -> Non
     assert not torch.equal(theirs["blocks.0.attn.proj.weight"], ours["blocks.0.attn.proj.weight"])
     back = transpose_linear(theirs)
     assert all(torch.equal(back[name], ours[name]) for name in ours)
+
+
+@pytest.mark.parametrize("second", ["norm.bias", "vit.layernorm.bias"])
+def test_a_tensor_under_two_names_is_an_error(second: str) -> None:
+    theirs = to_hugging_face(build_backbone("vit_mini", img_size=32).state_dict())
+    with pytest.raises(CheckpointError, match=r"norm\.bias twice"):
+        rename_to_ours({**theirs, second: torch.zeros(96)})
 
 
 def test_our_names_stay() -> None:

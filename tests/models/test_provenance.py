@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dino.errors import WeightsError
 from dino.models.head import DINOHead
 from dino.models.layouts import to_hugging_face
 from dino.models.provenance import describe_file
 from dino.models.registry import build_backbone
-from dino.models.weight_files import read_weights
+from dino.models.weight_files import read_weights, select_network
 
 BACKBONE = dict(build_backbone("vit_mini", img_size=64).state_dict())
 HEAD = dict(DINOHead(in_dim=96, out_dim=12, hidden_dim=16, bottleneck_dim=8).state_dict())
@@ -101,3 +102,18 @@ def test_odd_values_are_told_as_text_and_do_not_hurt(tmp_path: Path) -> None:
     state = {"teacher": NAMED, "args": {"a": torch.zeros(1), "b": None}, "dino_loss": 3, 7: "seven", "model": 5}
     found = describe(tmp_path, state)
     assert found["flags"] == {"a": "tensor([0.])", "b": None} and "centre" not in found
+
+
+def test_what_the_ipu_port_keeps_besides_is_left_over_and_other_files_are_not_cut() -> None:
+    state = {"model": {**build_ipu(), "stray": torch.zeros(1)}}
+    found = select_network(state, "teacher", "file")
+    assert {name.split(".")[0] for name in found.keys() - BACKBONE.keys()} == {"head", "stray"}
+    with pytest.raises(WeightsError, match="has no network 'ema'"):
+        select_network(state, "ema", "file")
+    mixed = {"conv.weight": torch.zeros(1), "teacher.weight": torch.zeros(1)}
+    assert select_network({"state_dict": mixed}, "teacher", "file") == mixed
+
+
+def test_a_grid_that_is_no_square_has_no_size(tmp_path: Path) -> None:
+    found = describe(tmp_path, {**BACKBONE, "pos_embed": torch.zeros(1, 25, 96)})["networks"]["weights"]
+    assert found["patch_size"] == 16 and "image_size" not in found

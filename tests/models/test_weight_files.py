@@ -73,14 +73,43 @@ def test_a_hugging_face_folder_is_read(tmp_path: Path, prefix: str) -> None:
     ("changes", "reason"),
     [
         ({"model_type": "dinov2"}, "model_type 'dinov2', wants 'vit'"),
-        ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12, wants 1e-06"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05, wants 1e-06"),
         ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ({"image_size": [64, 144]}, r"mean a projection of \(3, 16, 16\) and 37 positions; its tensors have .* and 17"),
+        ({"image_size": [32, 128]}, "is stored for images of 32 x 128 pixels; only squares are read"),
+        ({"image_size": "64"}, "are no numbers of pixels"),
+        ({"patch_size": 0}, "are no numbers of pixels"),
+        ({"patch_size": 8}, r"mean a projection of \(3, 8, 8\)"),
+        ({"num_channels": 1}, r"mean a projection of \(1, 16, 16\)"),
         ({"num_attention_heads": 4}, "no architecture of this project has hidden_size 96, .*num_attention_heads 4"),
     ],
 )
 def test_a_folder_of_another_network_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(WeightsError, match=reason):
         load(make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()), **changes))
+
+
+def test_the_epsilon_that_transformers_writes_where_nobody_chose_one_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()), layer_norm_eps=1e-12)
+    assert_same(load(folder), build())
+    assert f"{folder}: layer_norm_eps 1e-12, transformers' default; computed with 1e-06" in caplog.text
+
+
+@pytest.mark.parametrize("state", [build().state_dict(), {"state_dict": build().state_dict()}])
+def test_a_file_without_the_network_that_is_asked_for_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    weights = WeightsFlags(pretrained_weights=str(tmp_path / "w.pth"), checkpoint_key="nonsense")
+    with pytest.raises(WeightsError, match="has no network 'nonsense'.* drop --checkpoint_key"):
+        load_backbone(BackboneFlags(), weights, frozenset())
+
+
+def test_a_folder_whose_position_embedding_is_no_table_is_refused(tmp_path: Path) -> None:
+    tensors = {**to_hugging_face(build().state_dict()), "embeddings.position_embeddings": torch.zeros(())}
+    with pytest.raises(WeightsError, match="pos"):
+        load(make_folder(tmp_path / "hf", tensors))
 
 
 def test_paddles_safetensors_are_transposed_too(tmp_path: Path) -> None:
@@ -148,6 +177,36 @@ def test_any_other_network_of_timm_stays_timms(timm_mirror: Path) -> None:
     loaded = load("timm:resnet10t.c3_in1k")
     assert loaded.arch == "timm:resnet10t.c3_in1k"
     assert_same(loaded, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda tensors: {name: tensors[name] for name in tensors if name.startswith("fc.")}, "a classifier alone"),
+        (lambda tensors: {name: tensors[name] for name in tensors if name != "bn1.bias"}, "bn1.bias"),
+        (lambda tensors: {**tensors, "extra.weight": torch.zeros(1)}, "extra.weight"),
+    ],
+    ids=["classifier alone", "one missing", "one more"],
+)
+def test_a_mirrored_file_that_is_not_the_whole_network_is_refused(timm_mirror: Path, change: Any, word: str) -> None:
+    tensors = timm.create_model("resnet10t").state_dict()
+    path = timm_mirror / "resnet10t.c3_in1k.pth"
+    torch.save(tensors, path)
+    assert load("timm:resnet10t.c3_in1k").arch == "timm:resnet10t.c3_in1k"
+    torch.save(change(tensors), path)
+    with pytest.raises(WeightsError, match=word) as caught:
+        load("timm:resnet10t.c3_in1k")
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_what_timm_downloads_is_taken_whole_or_not_at_all(timm_mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    tensors = timm.create_model("resnet10t").state_dict()
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *_, **__: dict(tensors))
+    assert torch.equal(load("timm:resnet10t.c3_in1k").module.state_dict()["bn1.weight"], tensors["bn1.weight"])
+    del tensors["bn1.bias"]
+    with pytest.raises(WeightsError, match=r"cannot be had .*bn1\.bias"):
+        load("timm:resnet10t.c3_in1k")
 
 
 def test_equal_names_and_shapes_are_not_enough_to_be_ours() -> None:

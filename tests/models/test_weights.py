@@ -180,7 +180,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_network_names_what_there_is(tmp_path: Path) -> None:
     path = save(tmp_path, {"student": build().state_dict(), "epoch": 1})
-    with pytest.raises(WeightsError, match="has no network 'teacher'; it holds student, epoch: set --checkpoint_key"):
+    with pytest.raises(WeightsError, match="has no network 'teacher'; it holds student, epoch: set or drop"):
         load(path)
 
 
