@@ -204,7 +204,7 @@ class Textbook:
         self.optimizer.zero_grad()
         enter("backward")
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        enter("clip and optimiser")
+        enter("clipping and optimiser")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         for parameter in self.student.parameters():

@@ -19,9 +19,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -38,6 +38,7 @@ from dino.flags import TrainOptions  # noqa: E402
 from dino.options import parse  # noqa: E402
 from dino.runtime.context import Run, open_run  # noqa: E402
 from dino.training.build import build_networks, build_program  # noqa: E402
+from dino.training.dry_run import PhaseClock, TimedProgram  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
 
 SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
@@ -45,23 +46,6 @@ NUMBERS = {"rate": 5e-4, "decay": 0.04, "momentum": 0.996, "temperature": 0.04}
 PRODUCT = {"cpu": 2048, "cuda": 8192, "hpu": 8192}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Step = Callable[[Callable[[str], None]], float | None]
-
-
-class Clock:
-    """Seconds by phase, the device's work included where `synchronize` waits for it."""
-
-    def __init__(self, synchronize: Callable[[], None]) -> None:
-        """Stand still."""
-        self.synchronize, self.phase, self.began = synchronize, "", 0.0
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def enter(self, phase: str) -> None:
-        """End one phase and begin the next; an empty name begins none."""
-        self.synchronize()
-        now = time.perf_counter()
-        if self.phase:
-            self.seconds[self.phase] += now - self.began
-        self.phase, self.began = phase, now
 
 
 def parse_words() -> argparse.Namespace:
@@ -103,36 +87,14 @@ def build_ours(words: argparse.Namespace, options: TrainOptions, run: Run) -> tu
     inputs = StepInputs(*(torch.tensor(number, device=device) for number in (*NUMBERS.values(), 1.0)))
     pixels = [part.unflatten(0, (-1, words.batch)).transpose(0, 1) for part in views]
     batch = Crops(pixels[0], torch.zeros(words.batch, 2, 1), pixels[1], torch.zeros(words.batch, 8, 1), torch.zeros(1))
-    train, phases = run.device.compile_train(program, optimizer, 1), [lambda name: None]
-    for network, name in ((program.teacher, "teacher"), (program.student, "student")):
-        network.register_forward_pre_hook(lambda *_, name=name: phases[0](name))
-    program.student.register_forward_hook(lambda *_: phases[0]("loss"))
-    for method, name in (("before_update", "clip and optimiser"), ("after_update", "teacher's update")):
-        _announce(program, method, lambda name=name: phases[0](name))
-    forward = program.forward
-
-    def forward_then_backward(*arguments: Any) -> Any:
-        output = forward(*arguments)
-        phases[0]("backward")
-        return output
-
-    program.forward = forward_then_backward  # type: ignore[method-assign]
+    relay = SimpleNamespace(enter=None)
+    train = run.device.compile_train(TimedProgram(program, relay), optimizer, 1)
 
     def step(enter: Callable[[str], None]) -> None:
-        phases[0] = enter
+        relay.enter = enter
         train(batch, inputs)
 
     return step, lambda: (program.meters[1] / program.meters[0]).item()
-
-
-def _announce(program: Any, method: str, begin: Callable[[], None]) -> None:
-    whole = getattr(program, method)
-
-    def announced(*arguments: Any) -> Any:
-        begin()
-        return whole(*arguments)
-
-    setattr(program, method, announced)
 
 
 def build_textbook(words: argparse.Namespace, options: TrainOptions, run: Run) -> tuple[Step, Callable[[], float]]:
@@ -172,7 +134,7 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         step, tell = (build_ours if words.impl == "ours" else build_textbook)(words, options, run)
         with FlopCounterMode(display=False) as flops:
             step(lambda name: None)
-        clock, seconds = Clock(device.synchronize), []
+        clock, seconds = PhaseClock(device.synchronize), []
         for _ in range(words.steps):
             device.synchronize()
             began = time.perf_counter()
