@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.metadata
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dino import checkpoint
 from dino.errors import exit_code
 
 FAKES = Path(__file__).resolve().parent / "fakes"  # stand-ins for packages that cannot be installed here
@@ -125,6 +127,21 @@ def find_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise OSError("no free port")
+
+
+def state_of(folder: Path) -> dict:
+    """A run's last checkpoint."""
+    return checkpoint.load_file(folder / checkpoint.LATEST)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    """A run's log, an epoch a line."""
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> list[float]:
+    """A run's losses, epoch by epoch."""
+    return [line["train_loss"] for line in lines_of(folder)]
 
 
 def run_alone(folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None) -> Result:

@@ -15,8 +15,19 @@ from dino import checkpoint
 from dino.data.packing import Packing, pack_images
 from dino.data.sources import open_training_source
 from tests import hpu_simulator
-from tests.running import TINY, Job, make_images, make_labelled, on_simulated_card, train, train_pair
-from tests.training.test_trainer import assert_equal, lines_of, state_of
+from tests.running import (
+    TINY,
+    Job,
+    lines_of,
+    losses_of,
+    make_images,
+    make_labelled,
+    on_simulated_card,
+    state_of,
+    train,
+    train_pair,
+)
+from tests.training.test_trainer import assert_equal
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ("--drop_path_rate", 0)  # stochastic depth is drawn on the device, by another generator on each
@@ -38,10 +49,6 @@ def on_cpu(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpu")
     assert train(folder, "--data_path", images, "--output_dir", folder / "run", *EXACT).code == 0
     return folder / "run"
-
-
-def losses_of(folder: Path) -> list[float]:
-    return [line["train_loss"] for line in lines_of(folder)]
 
 
 @pytest.mark.parametrize("mode", [("--lazy_mode", "false"), ("--lazy_mode", "true"), ("--compile",)], ids=" ".join)

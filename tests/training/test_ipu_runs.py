@@ -1,7 +1,6 @@
 """Whole commands on the stand-in for IPUs: the CPU's numbers, interruption, several processes, recipes, scripts."""
 
 import functools
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino import checkpoint
 from dino.flags import TrainOptions
 from dino.options import as_dict, parse
 from tests.running import (
@@ -17,10 +15,12 @@ from tests.running import (
     TINY,
     Job,
     Result,
+    losses_of,
     make_images,
     on_fake_ipu,
     on_simulated_card,
     run_alone,
+    state_of,
     train,
     train_pair,
 )
@@ -41,14 +41,6 @@ def on_cpu(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpu")
     assert train(folder, "--data_path", images, "--output_dir", folder / "run", *EXACT).code == 0
     return folder / "run"
-
-
-def losses_of(folder: Path) -> list[float]:
-    return [json.loads(line)["train_loss"] for line in (folder / "log.txt").read_text().splitlines()]
-
-
-def state_of(folder: Path) -> dict:
-    return checkpoint.load_file(folder / checkpoint.LATEST)
 
 
 def assert_near(one: dict, other: dict, tolerance: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import signal
@@ -14,17 +13,13 @@ import pytest
 import torch
 
 from dino import checkpoint
-from tests.running import TINY, Job, Result, make_images, make_labelled, train, train_pair
+from tests.running import TINY, Job, Result, lines_of, make_images, make_labelled, state_of, train, train_pair
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty noise images in a flat folder."""
     return make_images(tmp_path_factory.mktemp("images"), 40)
-
-
-def state_of(folder: Path) -> dict:
-    return torch.load(folder / checkpoint.LATEST, weights_only=True)
 
 
 def assert_equal(left: object, right: object, path: str = "") -> None:
@@ -42,10 +37,6 @@ def assert_equal(left: object, right: object, path: str = "") -> None:
             assert_equal(*pair, f"{path}/{index}")
     else:
         assert left == right, path
-
-
-def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
 def test_a_run_writes_what_the_original_writes(images: Path, tmp_path: Path) -> None:
