@@ -66,7 +66,11 @@ class DINOHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> logits (B, K)."""
-        return self.last_layer(F.normalize(self.mlp(features), dim=-1))
+        return self.last_layer(self.project(features))
+
+    def project(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, bottleneck_dim), rows of length 1: what the last layer takes."""
+        return F.normalize(self.mlp(features), dim=-1)
 
 
 def _hidden(inputs: int, outputs: int, *, use_bn: bool) -> list[nn.Module]:

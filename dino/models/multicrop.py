@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class MultiCrop(nn.Module):
-    """Run the backbone once a resolution and the head once over everything."""
+    """Run the backbone once a resolution, and the head once over everything but for its last layer.
+
+    The prototypes' product is left to the caller, since the logits of all views together are large.
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         """Join the two; their parameters are named `backbone.*` and `head.*`."""
@@ -16,6 +19,6 @@ class MultiCrop(nn.Module):
         self.head = head
 
     def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
-        """Each view group (n_i, C, S_i, S_i) -> features (sum n_i, D) and logits (sum n_i, K), in the given order."""
+        """Each view group (n_i, C, S_i, S_i) -> features (sum n_i, D) and projected vectors, in the given order."""
         features = torch.cat([self.backbone(view) for view in views])
-        return features, self.head(features)
+        return features, self.head.project(features)

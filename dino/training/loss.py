@@ -14,6 +14,8 @@ from torch import Tensor
 
 STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
 CENTRE_MOMENTUM = 0.9  # paper, section 3.1
+CHUNK_ROWS = 128  # of logits: fewer read the prototypes too often, more take memory without being faster
+HALF_BOOST = 64.0  # keeps the small numbers of a softmax out of float16's subnormal range
 
 
 class TeacherTargets(NamedTuple):
@@ -49,59 +51,88 @@ def compute_targets(logits: Tensor, centre: Tensor, temperature: Tensor) -> Teac
     return TeacherTargets(probabilities.unflatten(0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence)
 
 
-def compute_loss(student_logits: Tensor, targets: Tensor, *, traced: bool = False) -> Tensor:
-    """Mean cross-entropy between each global target and the student's every other view.
+def compute_loss(
+    vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, *, rows: int = CHUNK_ROWS
+) -> Tensor:
+    """Mean cross-entropy between each global target and the student's every other view, last layer included.
+
+    With s the student's logits over its temperature, p log softmax(s) = p s - logsumexp(s), and the sum of p s over
+    prototypes is the vector times the targets' mean prototype. So no more than `rows` rows of logits exist at a time.
+    The gradients are made in the same pass, while those rows are there; they serve one backward pass.
 
     Args:
-        student_logits: (V B, K), any float type.
+        vectors: (V B, D) what the head gives to its last layer, any float type.
+        weight_v: (K, D) float32, the last layer's.
+        weight_g: (K, 1) float32, the lengths that its rows are brought to.
         targets: (2, B, K) float32, rows sum to 1.
-        traced: For a compiler that makes the backward pass from the forward one; else the backward pass is our own.
+        rows: Rows of logits that are held at a time.
 
     Returns:
         () float32: -1 / (B T) times the sum of p log q over images and the T = 2 V - 2 pairs of different views.
     """
-    if traced:
-        return _cross_entropy(student_logits, targets)
-    loss: Tensor = _CrossEntropy.apply(student_logits, targets)
+    loss: Tensor = _PrototypeLoss.apply(vectors, weight_v, weight_g, targets, rows)
     return loss
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def compute_loss_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same from the student's logits (V B, K), as a formula for compilers, which make the backward pass from it."""
     views = logits.split(targets.shape[1])
-    total = torch.zeros((), device=logits.device)
-    for view, (target, _) in zip(views, _pair(targets, len(views)), strict=True):
-        total = total - (target * F.log_softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)).sum()
-    return total / _count_pairs(logits, targets)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """View by view and the softmax twice, so that nothing of the size of all views' logits is kept but these."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, targets)
-        return _cross_entropy(logits, targets)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        logits, targets = ctx.saved_tensors
-        views, gradients = logits.split(targets.shape[1]), []
-        scale = upstream / (_count_pairs(logits, targets) * STUDENT_TEMPERATURE)
-        for view, (target, mass) in zip(views, _pair(targets, len(views)), strict=True):
-            softmax = F.softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)
-            gradients.append(softmax.mul_(mass).sub_(target).mul_(scale).to(logits.dtype))
-        return torch.cat(gradients), None
-
-
-def _count_pairs(logits: Tensor, targets: Tensor) -> int:
-    """Pairs of different views over all images."""
-    return 2 * len(logits) - 2 * targets.shape[1]
-
-
-def _pair(targets: Tensor, views: int) -> list[tuple[Tensor, float]]:
-    """For each view the sum of the targets of other views, (B, K), and the sum of a row of it."""
     both = targets.sum(dim=0)
-    return [(targets[1], 1.0), (targets[0], 1.0), *[(both, 2.0)] * (views - 2)]
+    total = torch.zeros((), device=logits.device)
+    for view, target in zip(views, [targets[1], targets[0], *[both] * (len(views) - 2)], strict=True):
+        total = total - (target * F.log_softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)).sum()
+    return total / _count_pairs(len(logits), targets)
+
+
+class _PrototypeLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int) -> Tensor:
+        kind = F.linear(vectors[:1], weight_v[:1]).dtype  # what autocast, or an op list, makes of the last layer
+        with torch.autocast(vectors.device.type, enabled=False):
+            length = torch.linalg.vector_norm(weight_v, dim=1, keepdim=True)
+            scale = weight_g / length
+            prototypes = (weight_v * scale).to(kind)
+            loss, to_vectors, to_prototypes = _differentiate(vectors.to(kind), prototypes, targets.to(kind), rows)
+            del prototypes
+            to_scale = (to_prototypes * weight_v).sum(dim=1, keepdim=True)
+            to_weight = to_prototypes.mul_(scale).addcmul_(weight_v, to_scale * scale / length.square(), value=-1)
+        ctx.gradients = (to_vectors.to(vectors.dtype), to_weight, to_scale / length)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradients, ctx.gradients = ctx.gradients, None  # in place below: a second pass must fail, not double them
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient.mul_(upstream) if needed else None for gradient, needed in wanted), None, None
+
+
+def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32, of inputs of one float type."""
+    images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
+    flat = targets.flatten(0, 1)
+    mean = (flat @ prototypes).float().split(images)  # each target's mean prototype
+    mean = torch.cat([mean[1], mean[0], *[mean[0] + mean[1]] * (len(vectors) // images - 2)])
+    views = vectors.float().unflatten(0, (-1, images))
+    met = (views.sum(dim=0) - views[:2]).flatten(0, 1)  # sum of the vectors that each target is compared with
+    to_prototypes = (flat.t() @ (met * -boost).to(vectors.dtype)).float()
+    to_vectors, total = [], -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE
+    for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):  # targets that a view meets
+        for chunk in part.split(rows) if len(part) else ():
+            logits = F.linear(chunk, prototypes).float().mul_(1 / STUDENT_TEMPERATURE)
+            top = logits.amax(dim=-1, keepdim=True)
+            sums = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
+            total = total + mass * (top + sums.log()).sum()
+            softmax = logits.mul_(mass * boost / sums).to(vectors.dtype)
+            to_vectors.append(softmax @ prototypes)
+            to_prototypes.add_(softmax.t() @ chunk)
+    pairs = _count_pairs(len(vectors), targets)
+    factor = 1 / (pairs * STUDENT_TEMPERATURE * boost)
+    return total / pairs, torch.cat(to_vectors).float().sub_(mean, alpha=boost).mul_(factor), to_prototypes.mul_(factor)
+
+
+def _count_pairs(rows: int, targets: Tensor) -> int:
+    """Pairs of different views over all images."""
+    return 2 * rows - 2 * targets.shape[1]
 
 
 def update_centre(centre: Tensor, batch_centre: Tensor, momentum: Tensor | float = CENTRE_MOMENTUM) -> Tensor:

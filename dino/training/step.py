@@ -19,7 +19,13 @@ from dino.data.crops import Crops
 from dino.data.photometric import Normalisation, augment, forget_constants
 from dino.devices.base import StepInputs
 from dino.training.ema import update_teacher
-from dino.training.loss import compute_feature_spread, compute_loss, compute_targets, update_centre
+from dino.training.loss import (
+    compute_feature_spread,
+    compute_loss,
+    compute_loss_of_logits,
+    compute_targets,
+    update_centre,
+)
 from dino.training.optim import UpdateInputs, clip_gradients
 
 METERS = (  # names of the sums kept on the device; "steps" counts the steps that were not masked
@@ -143,18 +149,26 @@ class DinoProgram:
             centre: (1, K) float32, where it is an input of a compiled step; else the program's own.
         """
         with torch.no_grad(), self.autocast():
-            features, teacher_logits = self.teacher(views[0])
-        with self.autocast():
-            _, student_logits = self.student(*views)
+            features, vectors = self.teacher(views[0])
+            teacher_logits = _last_layer(self.teacher)(vectors)
         traced = centre is not None
         targets = compute_targets(teacher_logits, self.centre if centre is None else centre, inputs.temperature)
+        with self.autocast():
+            _, vectors = self.student(*views)
+            loss = self._compute_loss(vectors, targets.probabilities, traced=traced)
         return StepOutput(
-            loss=compute_loss(student_logits, targets.probabilities, traced=traced),
+            loss=loss,
             batch_centre=targets.batch_centre,
             entropy=targets.entropy,
             divergence=targets.divergence,
             feature_std=compute_feature_spread(features),
         )
+
+    def _compute_loss(self, vectors: Tensor, targets: Tensor, *, traced: bool) -> Tensor:
+        layer = _last_layer(self.student)
+        if traced:
+            return compute_loss_of_logits(layer(vectors), targets)
+        return compute_loss(vectors, layer.weight_v, layer.weight_g, targets)
 
     def before_update(
         self, outputs: Sequence[Tensor], inputs: StepInputs, loss_scale: Tensor | None = None
@@ -255,3 +269,8 @@ def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:
     masked = 1.0 - finite
     next_row = torch.where(row >= NON_FINITE_LIMIT, row, (row + 1.0) * masked)
     return torch.stack([total + masked, next_row])
+
+
+def _last_layer(network: nn.Module) -> nn.Module:
+    """Of a MultiCrop, wrapped for data parallelism or not."""
+    return getattr(network, "module", network).head.last_layer

@@ -90,7 +90,7 @@ def test_the_step_has_no_backward_pass_of_its_own(poptorch, monkeypatch):
 
     monkeypatch.setattr(torch.autograd.Function, "apply", refuse)
     with pytest.raises(AssertionError):
-        compute_loss(torch.zeros(4, 3), torch.full((2, 2, 3), 1 / 3))
+        compute_loss(torch.zeros(4, 2), torch.ones(3, 2), torch.ones(3, 1), torch.full((2, 2, 3), 1 / 3))
     bench = Bench("--ga", "3")
     bench.step(bench.batch(0), INPUTS)
 

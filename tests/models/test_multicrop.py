@@ -20,22 +20,22 @@ def network():
 def test_views_come_back_in_their_order(network):
     large, small = torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16)
     with torch.no_grad():
-        features, logits = network(large, small)
+        features, vectors = network(large, small)
         expected = torch.cat([network.backbone(large), network.backbone(small)])
-    assert (features.shape, logits.shape) == ((10, 24), (10, 16))
+    assert (features.shape, vectors.shape) == ((10, 24), (10, 8))
     torch.testing.assert_close(features, expected)
-    torch.testing.assert_close(logits, network.head(expected))
+    torch.testing.assert_close(network.head.last_layer(vectors), network.head(expected))
 
 
 def test_one_resolution_is_enough(network):
     with torch.no_grad():
-        assert network(torch.randn(4, 3, 32, 32))[1].shape == (4, 16)
+        assert network(torch.randn(4, 3, 32, 32))[1].shape == (4, 8)
 
 
 def test_the_backbone_runs_once_a_resolution_and_the_head_once(network):
     calls = []
     network.backbone.register_forward_hook(lambda *_: calls.append("backbone"))
-    network.head.register_forward_hook(lambda *_: calls.append("head"))
+    network.head.mlp.register_forward_hook(lambda *_: calls.append("head"))
     network(torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16))
     assert calls == ["backbone", "backbone", "head"]
 

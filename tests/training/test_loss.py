@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dino.training.loss import (
     compute_feature_spread,
     compute_loss,
+    compute_loss_of_logits,
     compute_targets,
     diagnose_collapse,
     update_centre,
@@ -28,6 +31,15 @@ def scalar(value):
 def softmax(row):
     shifted = np.exp(row - row.max())
     return shifted / shifted.sum()
+
+
+def loss_of_logits_by_chunks(logits, targets, rows=3):
+    """The loss through a last layer that changes nothing: its vectors are the logits, and so are their gradients."""
+    count = logits.shape[1]
+    return compute_loss(logits, torch.eye(count), torch.ones(count, 1), targets, rows=rows)
+
+
+BOTH = pytest.mark.parametrize("loss_of", [compute_loss_of_logits, loss_of_logits_by_chunks], ids=["plain", "chunks"])
 
 
 def loss_by_loops(student, teacher, centre, temperature, images):
@@ -48,7 +60,8 @@ def loss_by_loops(student, teacher, centre, temperature, images):
     return total / pairs
 
 
-def test_loss_gradient_and_centre_are_those_of_the_original(golden, draw, relative_error):
+@BOTH
+def test_loss_gradient_and_centre_are_those_of_the_original(loss_of, golden, draw, relative_error):
     arrays = golden("loss")
     temperatures = compute_teacher_temperature(start=0.04, final=0.07, warmup_epochs=2, epochs=10)
     centre = torch.zeros(1, 256)
@@ -56,7 +69,7 @@ def test_loss_gradient_and_centre_are_those_of_the_original(golden, draw, relati
         student = draw(10 + call, 40, 256).requires_grad_()
         temperature = scalar(temperatures[int(arrays[f"{call}/epoch"])])
         targets = compute_targets(draw(20 + call, 8, 256), centre, temperature)
-        loss = compute_loss(student, targets.probabilities)
+        loss = loss_of(student, targets.probabilities)
         loss.backward()
         centre = update_centre(centre, targets.batch_centre)
         assert relative_error(loss.detach(), arrays[f"{call}/loss"]) <= 1e-5
@@ -64,16 +77,18 @@ def test_loss_gradient_and_centre_are_those_of_the_original(golden, draw, relati
         assert relative_error(centre, arrays[f"{call}/center"]) <= 1e-5
 
 
-def test_two_views_give_the_numbers_of_the_original(golden, draw, relative_error):
+@BOTH
+def test_two_views_give_the_numbers_of_the_original(loss_of, golden, draw, relative_error):
     arrays = golden("loss")
     student = draw(30, 8, 256).requires_grad_()
     targets = compute_targets(draw(31, 8, 256), torch.zeros(1, 256), scalar(0.04))
-    loss = compute_loss(student, targets.probabilities)
+    loss = loss_of(student, targets.probabilities)
     loss.backward()
     assert relative_error(loss.detach(), arrays["two/loss"]) <= 1e-5
     assert relative_error(student.grad, arrays["two/ds"]) <= 1e-5
 
 
+@BOTH
 @settings(max_examples=40, deadline=None)
 @given(
     images=st.integers(1, 5),
@@ -82,33 +97,94 @@ def test_two_views_give_the_numbers_of_the_original(golden, draw, relative_error
     temperature=st.floats(0.02, 1.0),
     seed=st.integers(0, 10_000),
 )
-def test_loss_equals_the_loops_for_any_number_of_views(images, views, prototypes, temperature, seed):
+def test_loss_equals_the_loops_for_any_number_of_views(loss_of, images, views, prototypes, temperature, seed):
     rng = np.random.default_rng(seed)
     student = rng.standard_normal((views * images, prototypes)).astype(np.float32)
     teacher = rng.standard_normal((2 * images, prototypes)).astype(np.float32)
     centre = rng.standard_normal((1, prototypes)).astype(np.float32)
     targets = compute_targets(torch.as_tensor(teacher), torch.as_tensor(centre), scalar(temperature))
-    loss = compute_loss(torch.as_tensor(student), targets.probabilities)
+    loss = loss_of(torch.as_tensor(student), targets.probabilities)
     assert float(loss) == pytest.approx(loss_by_loops(student, teacher, centre, temperature, images), rel=1e-4)
 
 
-@pytest.mark.parametrize("traced", [False, True])
 @settings(max_examples=40, deadline=None)
-@given(images=st.integers(1, 4), views=st.integers(2, 6), seed=st.integers(0, 10_000), scale=st.floats(0.1, 10.0))
-def test_the_gradient_is_that_of_the_plain_formula(traced, images, views, seed, scale):
+@given(
+    images=st.integers(1, 4),
+    views=st.integers(2, 6),
+    rows=st.integers(1, 20),
+    seed=st.integers(0, 10_000),
+    scale=st.floats(0.1, 10.0),
+)
+def test_the_gradients_are_those_of_the_plain_formula(images, views, rows, seed, scale):
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.device("cpu"):
-        student = torch.randn(views * images, 11, generator=generator)
+        plain = [torch.randn(*shape, generator=generator) for shape in ((views * images, 5), (11, 5), (11, 1))]
         teacher = torch.randn(2 * images, 11, generator=generator)
+    ours = [torch.as_tensor(part.numpy()).requires_grad_() for part in plain]
     targets = compute_targets(torch.as_tensor(teacher.numpy()), torch.zeros(1, 11), scalar(0.2)).probabilities
-    logits = torch.as_tensor(student.numpy()).requires_grad_()
-    (scale * compute_loss(logits, targets, traced=traced)).backward()
-    plain = student.double().requires_grad_()
-    logs = F.log_softmax(plain / 0.1, dim=-1).unflatten(0, (views, images))
+    loss = compute_loss(*ours, targets, rows=rows)
+    (scale * loss).backward()
+    plain = [part.double().requires_grad_() for part in plain]
+    vectors, weight_v, weight_g = plain
+    logs = F.log_softmax(vectors @ (F.normalize(weight_v) * weight_g).t() / 0.1, dim=-1).unflatten(0, (views, images))
     pairs = [(one, two) for one in range(2) for two in range(views) if one != two]
     expected = targets.cpu().double()
-    (-scale * sum((expected[one] * logs[two]).sum(-1).mean() for one, two in pairs) / len(pairs)).backward()
-    torch.testing.assert_close(logits.grad.cpu().double(), plain.grad, rtol=1e-4, atol=1e-5)
+    wanted = -sum((expected[one] * logs[two]).sum(-1).mean() for one, two in pairs) / len(pairs)
+    (scale * wanted).backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-5)
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one.grad.cpu().double(), other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_learn_gets_no_gradient():
+    vectors, weight_v = torch.randn(8, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    weight_g = torch.ones(7, 1)
+    loss = compute_loss(vectors, weight_v, weight_g, torch.full((2, 2, 7), 1 / 7))
+    loss.backward()
+    assert weight_g.grad is None and vectors.grad is not None and weight_v.grad is not None
+    with torch.no_grad():
+        assert torch.equal(compute_loss(vectors, weight_v, weight_g, torch.full((2, 2, 7), 1 / 7)), loss)
+
+
+def test_gradients_serve_one_backward_pass():
+    vectors = torch.randn(8, 5, requires_grad=True)
+    loss = compute_loss(vectors, torch.eye(5), torch.ones(5, 1), torch.full((2, 2, 5), 0.2))
+    loss.backward(retain_graph=True)
+    with pytest.raises(TypeError):
+        loss.backward()
+
+
+def test_no_more_than_a_chunk_of_logits_exists_at_a_time():
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor))
+            return result
+
+    vectors, weight_v = torch.randn(4 * 12, 8, requires_grad=True), torch.randn(100, 8, requires_grad=True)
+    with Watch():
+        loss = compute_loss(vectors, weight_v, torch.ones(100, 1), torch.full((2, 4, 100), 0.01), rows=6)
+        loss.backward()
+    assert max(sizes) == 8 * 100  # prototypes, targets of both views; of logits at most 6 x 100
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_are_near_those_of_fp32(dtype):
+    torch.manual_seed(0)
+    vectors, weight_v = F.normalize(torch.randn(24, 16), dim=-1), torch.randn(5000, 16)
+    targets = compute_targets(10 * torch.randn(8, 5000), torch.zeros(1, 5000), scalar(0.5)).probabilities
+    found = []
+    for enabled in (False, True):
+        given = [part.clone().requires_grad_() for part in (vectors, weight_v)]
+        with torch.autocast(vectors.device.type, dtype=dtype, enabled=enabled):
+            loss = compute_loss(*given, torch.ones(5000, 1), targets)
+        loss.backward()
+        found.append([loss.detach(), *(part.grad for part in given)])
+        assert {part.dtype for part in found[-1]} == {torch.float32}
+    for wanted, ours in zip(*found, strict=True):
+        assert float((ours - wanted).norm() / wanted.norm()) < (0.01 if dtype == torch.bfloat16 else 0.002)
 
 
 def test_targets_say_what_they_promise():
@@ -138,16 +214,17 @@ def test_half_precision_logits_are_computed_in_fp32(dtype):
     torch.manual_seed(0)
     student, teacher = torch.randn(8, 16).to(dtype), torch.randn(4, 16).to(dtype)
     targets = compute_targets(teacher, torch.zeros(1, 16), scalar(0.04))
-    loss = compute_loss(student, targets.probabilities)
+    loss = compute_loss_of_logits(student, targets.probabilities)
     same = compute_targets(teacher.float(), torch.zeros(1, 16), scalar(0.04))
     assert (loss.dtype, targets.probabilities.dtype, targets.batch_centre.dtype) == (torch.float32,) * 3
-    assert torch.equal(loss, compute_loss(student.float(), same.probabilities))
+    assert torch.equal(loss, compute_loss_of_logits(student.float(), same.probabilities))
 
 
-def test_huge_logits_stay_finite():
+@BOTH
+def test_huge_logits_stay_finite(loss_of):
     targets = compute_targets(torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.zeros(1, 2), scalar(0.04))
     student = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
-    loss = compute_loss(student, targets.probabilities)
+    loss = loss_of(student, targets.probabilities)
     loss.backward()
     assert all(torch.isfinite(x).all() for x in (loss, student.grad, targets.entropy, targets.divergence))
 
