@@ -80,7 +80,7 @@ def build_options(words: argparse.Namespace) -> TrainOptions:
 def build_ours(words: argparse.Namespace, options: TrainOptions, run: Run) -> tuple[Step, Callable[[], float]]:
     """Our step as training runs it, phase by phase."""
     student, teacher = build_networks(options, run)
-    optimizer = build_optimizer(options.optim.optimizer, student)
+    optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
     program = build_program(options, student, teacher, run)
     device = run.device.torch_device
     views = draw_views(words, device)

@@ -71,7 +71,7 @@ def trace_steps(options: AlignOptions, device: Device, plan: Plan, batches: Sequ
     run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
     student, teacher = build_networks(options, run)
     program = build_program(options, student, teacher, run)
-    optimizer = build_optimizer("adamw", student, options.optim.eps)
+    optimizer = build_optimizer("adamw", student, eps=options.optim.eps)
     parts = device.count_micro_batches(options.run.accumulate_steps)
     step = device.compile_train(program, optimizer, parts)
     trace, moments = Trace(), []

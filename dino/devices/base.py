@@ -103,6 +103,7 @@ class Device(abc.ABC):
     torch_device: torch.device
     collective_backend: str
     pins_memory = False
+    fuses_updates = False  # whether torch's fused AdamW and its norms of lists run here
     reads_freely = False  # whether the host may look at a value of a step without waiting for it
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device

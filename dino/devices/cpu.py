@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 from pathlib import Path
 
 import torch
 
+from dino.devices.base import TrainProgram, TrainStep
+from dino.devices.cpu_attention import widen_backward
 from dino.devices.eager import EagerDevice
 from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError
 
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container (cgroup v2), in bytes
+KEPT = {-3: 1 << 27, -1: 1 << 30}  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h), in bytes
 
 
 class CpuDevice(EagerDevice):
     """Host memory, gloo; fp32, bf16 and op lists."""
 
+    fuses_updates = True
     reads_freely = True
 
     def __init__(self, precision: str, lists: OpLists | None = None) -> None:
@@ -30,6 +35,13 @@ class CpuDevice(EagerDevice):
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on the cpu")
         super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)
+        if precision == "bf16":
+            widen_backward()
+
+    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+        """See the contract; from now on this process keeps what it frees."""
+        keep_freed_memory()
+        return super().compile_train(program, optimizer, micro_batches)
 
     def memory_peak(self) -> int:
         """See the contract; of the whole process, its libraries included."""
@@ -41,3 +53,14 @@ class CpuDevice(EagerDevice):
         with contextlib.suppress(OSError, ValueError):  # no such limit: the file is not there, or says max
             limits.append(int(MEMORY_LIMIT.read_text(encoding="ascii")))
         return min(limits)
+
+
+def keep_freed_memory() -> None:
+    """Let malloc hand freed memory out again where it would give it back: every new page costs a fault.
+
+    A step frees and takes the same sizes over and over. With the C library's own settings, which map every tensor
+    above 32 MB anew, a step takes about a fifth longer. Libraries without these settings are left as they are.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    for option, value in KEPT.items() if set_option else ():
+        set_option(option, value)

@@ -15,6 +15,7 @@ from dino.errors import DeviceError
 class CudaDevice(EagerDevice):
     """One GPU of this host, NCCL; fp32, bf16, fp16 and op lists."""
 
+    fuses_updates = True
     pins_memory = True
 
     def __init__(self, precision: str, local_rank: int, lists: OpLists | None = None) -> None:

@@ -123,6 +123,7 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         autocast=run.device.autocast,
         average=run.processes.average,
         eager=run.device.reads_freely,
+        fused=run.device.fuses_updates,
     )
 
 

@@ -137,7 +137,7 @@ def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
     device, world = run.device, run.processes.world
     before = device.memory_peak() or 0
     student, teacher = build_networks(options, run)
-    optimizer = build_optimizer(options.optim.optimizer, student)
+    optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
     clock = PhaseClock(device.synchronize)
     program = TimedProgram(build_program(options, student, teacher, run), clock)
     step = device.compile_train(program, optimizer, options.run.accumulate_steps)

@@ -81,7 +81,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._complete_state()
 
     def step(self, inputs: UpdateInputs) -> None:  # type: ignore[override]
-        """Update every parameter in place from its `.grad`, which must be finite (`clip_gradients` sees to it)."""
+        """Update every parameter in place from its `.grad`, which may hold anything where it is masked."""
         with torch.no_grad():
             for bucket in self.buckets:
                 keep = inputs.keep_last_layer if bucket.last_layer else inputs.keep
@@ -125,7 +125,7 @@ class AdamW(MaskedOptimizer):
 
     def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class."""
-        gradients = _gradients(parameters)
+        gradients = _gradients(parameters, keep)
         first, second = self._moments(parameters, "exp_avg"), self._moments(parameters, "exp_avg_sq")
         step = self.state[parameters[0]]["step"].add_(keep)
         torch._foreach_mul_(parameters, 1 - rate * decay)
@@ -139,6 +139,31 @@ class AdamW(MaskedOptimizer):
         torch._foreach_add_(parameters, change)
 
 
+class FusedAdamW(AdamW):
+    """The same by torch's kernel, which goes through memory once, for devices that have it."""
+
+    def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+        """See the base class; the kernel wants a decay that is a Python number, so it is given none."""
+        step = self.state[parameters[0]]["step"].add_(keep)
+        torch._foreach_mul_(parameters, 1 - rate * decay)
+        torch._fused_adamw_(
+            parameters,
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters],
+            self._moments(parameters, "exp_avg"),
+            self._moments(parameters, "exp_avg_sq"),
+            [],
+            [step] * len(parameters),
+            lr=rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=1 - keep,  # at 1 the kernel leaves everything as it is
+        )
+
+
 class SGD(MaskedOptimizer):
     """Gradient descent with momentum 0.9, equal to torch.optim.SGD."""
 
@@ -146,7 +171,7 @@ class SGD(MaskedOptimizer):
 
     def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class."""
-        change = torch._foreach_add(_gradients(parameters), torch._foreach_mul(parameters, decay))
+        change = torch._foreach_add(_gradients(parameters, keep), torch._foreach_mul(parameters, decay))
         _apply_momentum(parameters, self._moments(parameters, "momentum_buffer"), change, rate, keep)
 
 
@@ -159,7 +184,7 @@ class LARS(MaskedOptimizer):
         """See the base class; parameters with one dimension are neither decayed nor adapted, as in the original."""
         change = [
             gradient if parameter.ndim == 1 else _adapt(parameter, gradient + decay * parameter)
-            for parameter, gradient in zip(parameters, _gradients(parameters), strict=True)
+            for parameter, gradient in zip(parameters, _gradients(parameters, keep), strict=True)
         ]
         _apply_momentum(parameters, self._moments(parameters, "mu"), change, rate, keep)
 
@@ -167,41 +192,49 @@ class LARS(MaskedOptimizer):
 OPTIMIZERS: dict[str, type[MaskedOptimizer]] = {"adamw": AdamW, "sgd": SGD, "lars": LARS}
 
 
-def build_optimizer(name: str, model: nn.Module, eps: float = EPS) -> MaskedOptimizer:
-    """Build the optimiser `name` over a model's trainable parameters; `eps` is AdamW's.
+def build_optimizer(name: str, model: nn.Module, *, fused: bool = False, eps: float = EPS) -> MaskedOptimizer:
+    """Build an optimiser over a model's trainable parameters.
+
+    Args:
+        name: One of OPTIMIZERS.
+        model: On its device.
+        fused: Whether that device has torch's fused kernel for AdamW.
+        eps: AdamW's.
 
     Raises:
         OptionError: No such optimiser.
     """
     if name not in OPTIMIZERS:
         raise OptionError(f"--optimizer {name} is unknown: known are {', '.join(OPTIMIZERS)}")
-    optimizer = OPTIMIZERS[name](group_parameters(model))
+    kind = FusedAdamW if name == "adamw" and fused else OPTIMIZERS[name]
+    optimizer = kind(group_parameters(model))
     if isinstance(optimizer, AdamW):
         optimizer.eps = eps
     return optimizer
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> tuple[Tensor, Tensor]:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, *, fused: bool = False
+) -> tuple[Tensor, Tensor]:
     """Limit the norm of each gradient tensor on its own (clip_gradients in the original's utils.py), in place.
 
     Args:
         parameters: Those with a gradient are clipped.
         max_norm: Largest norm of one tensor; 0 leaves the gradients as they are.
+        fused: Whether the device takes the norms of a list of tensors at once.
 
     Returns:
-        () norm of all gradients together before clipping, and () 1.0 if it is finite, else 0.0. If it is not, all
-        gradients become 0, so that a masked update multiplies 0 by 0 and not by NaN.
+        () norm of all gradients together before clipping, and () 1.0 if it is finite, else 0.0.
     """
     with torch.no_grad():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        norms = torch.stack(
+            torch._foreach_norm(gradients) if fused else [torch.linalg.vector_norm(g) for g in gradients]
+        )
         total = torch.linalg.vector_norm(norms)
         if max_norm > 0:
             torch._foreach_mul_(gradients, list((max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()))
-        finite = torch.isfinite(total)
-        for gradient in gradients:
-            gradient.masked_fill_(~finite, 0.0)
-        return total, finite.float()
+        return total, torch.isfinite(total).float()
 
 
 def _split(group: dict[str, Any]) -> list[Bucket]:
@@ -213,8 +246,9 @@ def _split(group: dict[str, Any]) -> list[Bucket]:
     return [Bucket(half, group["decayed"], is_last) for half, is_last in halves if half]
 
 
-def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+def _gradients(parameters: list[nn.Parameter], keep: Tensor) -> list[Tensor]:
+    """Gradients, all 0 where they are masked, so that the update multiplies 0 by 0 and not by NaN."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad.masked_fill_(keep == 0, 0.0) for p in parameters]
 
 
 def _update_average(averages: list[Tensor], values: list[Tensor], weight: Tensor) -> None:

@@ -97,6 +97,7 @@ class DinoProgram:
         autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
         average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         eager: bool = False,
+        fused: bool = False,
     ) -> None:
         """Bind the networks.
 
@@ -110,12 +111,14 @@ class DinoProgram:
             autocast: Number format of the networks; the loss is always fp32.
             average: Mean of a tensor over all processes.
             eager: Whether augmentation may look at its parameters.
+            fused: Whether the device has torch's kernels for lists of tensors.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
         self.normalisation, self.clip_grad, self.resolutions = normalisation, clip_grad, resolutions
         self._augment = functools.partial(augment, normalisation=normalisation, eager=eager)
         self.autocast, self.average = autocast, average
+        self._clip = functools.partial(clip_gradients, max_norm=clip_grad, fused=fused)
         self.centre = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
@@ -179,7 +182,7 @@ class DinoProgram:
         where the scale has no room left it is no overflow.
         """
         mean = self._average(StepOutput(*outputs))
-        grad_norm, gradients_finite = clip_gradients(self.student.parameters(), self.clip_grad)
+        grad_norm, gradients_finite = self._clip(self.student.parameters())
         loss_finite = torch.isfinite(mean.loss).float()
         keep = gradients_finite * loss_finite
         finite = keep if loss_scale is None else torch.where(loss_scale > 1.0, loss_finite, keep)

@@ -59,7 +59,9 @@ class Trainer:
         self.student, self.teacher = build_networks(options, run)
         self.loader = build_loader(options, source, run)
         self.plan = build_plan(options, iterations=len(self.loader), world=run.processes.world, device=run.device)
-        self.optimizer = build_optimizer(options.optim.optimizer, self.student, options.optim.eps)
+        self.optimizer = build_optimizer(
+            options.optim.optimizer, self.student, fused=run.device.fuses_updates, eps=options.optim.eps
+        )
         self.program = build_program(options, self.student, self.teacher, run)
         micro_batches = run.device.count_micro_batches(options.run.accumulate_steps)
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)

@@ -1,6 +1,8 @@
 """The CPU: batch norm over processes, batches in parts, copies for the host."""
 
+import ctypes
 import os
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from dino.devices.base import split_batch
 from dino.devices.batch_norm import AllReduceBatchNorm
+from dino.devices import cpu
 from dino.devices.cpu import CpuDevice
 from dino.errors import DeviceError
 
@@ -187,3 +190,15 @@ def test_fp16_is_refused_and_no_loss_is_scaled(device):
     with pytest.raises(DeviceError, match="--precision fp16 needs --device cuda"):
         CpuDevice("fp16")
     assert device.build_scaler() is None
+
+
+def test_training_asks_malloc_to_keep_what_is_freed(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=asked.__setitem__))
+    CpuDevice("fp32").compile_train(None, None, 1)
+    assert asked == {-3: 2**27, -1: 2**30}
+
+
+def test_a_c_library_without_that_setting_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert cpu.keep_freed_memory() is None

@@ -42,7 +42,7 @@ class Bench:
         run = Run(device=self.device, processes=Processes(Launch(), "gloo", "env://"))
         self.student, self.teacher = build_networks(options, run)
         self.program = build_program(options, self.student, self.teacher, run)
-        self.optimizer = build_optimizer(options.optim.optimizer, self.student, options.optim.eps)
+        self.optimizer = build_optimizer(options.optim.optimizer, self.student, eps=options.optim.eps)
         self.parts = self.device.count_micro_batches(options.run.accumulate_steps)
         self.step = self.device.compile_train(self.program, self.optimizer, self.parts)
 
