@@ -232,6 +232,12 @@ class RunFlags(EpochFlags):
     """What pre-training asks besides: how large an update is, and how often to save and score."""
 
     accumulate_steps: int = flag(1, "batches per update; the global batch grows by this factor", least=1)
+    recompute: str = flag(
+        "nothing",
+        "what the backward pass computes again and so need not be kept in memory: activations (normalisations, GELUs; "
+        "a few percent slower), or blocks (of a vision transformer; a tenth to a third slower)",
+        choices=("nothing", "activations", "blocks"),
+    )
     saveckp_freq: int = flag(20, "keep a numbered checkpoint every so many epochs; 0 keeps none", least=0)
     save_every_steps: int = flag(
         0, "also save every so many iterations; 0 saves at the end of each epoch only", least=0

@@ -77,5 +77,7 @@ def _open_whole(
     """The device that compiles the whole step, and so cannot do a few things between two steps."""
     if "eval_knn_every" in explicit:
         raise OptionError("--eval_knn_every is not there on --device ipu; score the checkpoints with eval_knn.py")
+    if "recompute" in explicit:
+        raise OptionError("--recompute is not there on --device ipu; spread the blocks over more IPUs with --pipeline")
     number_format = "float32" if number_format == "fp32" else number_format  # an evaluation's
     return IpuDevice(number_format, compiled, clips="clip_grad" in explicit, synthetic=synthetic)

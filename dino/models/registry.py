@@ -97,6 +97,25 @@ def build_backbone(
     return _build_torchvision(arch, in_chans)
 
 
+def set_recompute(backbone: nn.Module, what: str) -> None:
+    """Let a backbone compute again in the backward pass what it then need not keep.
+
+    Args:
+        backbone: As `build_backbone` gives it.
+        what: `nothing`; `activations`, what normalisations and GELUs give; or `blocks`, all within a block.
+
+    Raises:
+        OptionError: This backbone cannot.
+    """
+    if isinstance(backbone, VisionTransformer):
+        for block in backbone.blocks:
+            block.recompute = what
+    elif what == "blocks" and hasattr(backbone, "set_grad_checkpointing"):
+        backbone.set_grad_checkpointing(True)
+    elif what != "nothing":
+        raise OptionError(f"--recompute {what} is for vision transformers, and blocks for timm's; leave it out")
+
+
 def describe_in_timm(
     arch: str, *, patch_size: int, in_chans: int, image_size: tuple[int, int]
 ) -> tuple[str, dict[str, Any]]:

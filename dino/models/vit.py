@@ -6,10 +6,12 @@ Shapes: B images, C channels, H W pixels, N tokens (CLS first, then the patches 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-6  # the original's, smaller than torch's default
 
@@ -68,20 +70,22 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D), without ever holding the N x N weights."""
-        query, key, value = self._split(tokens)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.mix(self.qkv(tokens))
+
+    def mix(self, qkv: Tensor) -> Tensor:
+        """Projected tokens (B, N, 3 D) -> (B, N, D)."""
+        mixed = F.scaled_dot_product_attention(*self._split(qkv))
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def compute_weights(self, tokens: Tensor, queries: slice) -> Tensor:
         """Attention of the chosen query tokens, (B, N, D) -> (B, heads, len(queries), N); rows sum to 1."""
-        query, key, _ = self._split(tokens)
+        query, key, _ = self._split(self.qkv(tokens))
         scores = query[:, :, queries] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         return scores.softmax(dim=-1)
 
-    def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, count, dim = tokens.shape
-        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = qkv.unflatten(-1, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
 
@@ -97,7 +101,11 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.fc2(self.act(self.fc1(tokens)))
+        return self.project(self.fc1(tokens))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """What the first layer gave, (B, N, hidden) -> (B, N, D)."""
+        return self.fc2(self.act(hidden))
 
 
 class DropPath(nn.Module):
@@ -108,12 +116,17 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D); kept branches are scaled so that the expectation stays."""
+    def forward(self, branch: Tensor) -> Tensor | None:
+        """The factor of each image of a branch (B, N, D): (B, 1, 1), or None for 1; kept ones keep the expectation."""
         if self.rate == 0.0 or not self.training:
-            return branch
+            return None
         keep = torch.rand((branch.shape[0], 1, 1), device=branch.device) >= self.rate
-        return branch * (keep.to(branch.dtype) / max(1.0 - self.rate, 1e-9))
+        return keep.to(torch.float32) / max(1.0 - self.rate, 1e-9)
+
+
+def scale_branch(branch: Tensor, factor: Tensor | None) -> Tensor:
+    """(B, N, D) times (B, 1, 1), in the branch's type."""
+    return branch if factor is None else branch * factor.to(branch.dtype)
 
 
 class Block(nn.Module):
@@ -122,6 +135,7 @@ class Block(nn.Module):
     def __init__(self, *, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         """Make the block for D = `dim`."""
         super().__init__()
+        self.recompute = "nothing"  # or activations, or blocks: see `set_recompute`
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, heads)
         self.drop_path = DropPath(drop_path)
@@ -130,8 +144,32 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        factors = self.drop_path(tokens), self.drop_path(tokens)  # drawn here, so that computing again draws none
+        if self.recompute == "nothing" or not torch.is_grad_enabled():
+            return self._run(tokens, *factors)
+        if self.recompute == "blocks":
+            return run_again(self._run, tokens, *factors)
+        return self._run_lean(tokens, *factors)
+
+    def _run(self, tokens: Tensor, attended: Tensor | None, fed: Tensor | None) -> Tensor:
+        tokens = tokens + scale_branch(self.attn(self.norm1(tokens)), attended)
+        return tokens + scale_branch(self.mlp(self.norm2(tokens)), fed)
+
+    def _run_lean(self, tokens: Tensor, attended: Tensor | None, fed: Tensor | None) -> Tensor:
+        """The same, and what costs next to nothing to compute is not kept: normalised tokens and what GELU gives."""
+        qkv = run_again(lambda given: self.attn.qkv(self.norm1(given)), tokens)
+        tokens = tokens + scale_branch(self.attn.mix(qkv), attended)
+        hidden = run_again(lambda given: self.mlp.fc1(self.norm2(given)), tokens)
+        return tokens + scale_branch(run_again(self.mlp.project, hidden), fed)
+
+
+def run_again(function: Callable[..., Tensor], *given: Tensor | None) -> Tensor:
+    """Run, keep `given` alone for the backward pass, and compute the rest there again.
+
+    There it stops as soon as it has what the backward pass needs: a linear layer at the end does not run twice.
+    """
+    result: Tensor = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 class VisionTransformer(nn.Module):

@@ -16,7 +16,7 @@ from dino.errors import OptionError
 from dino.flags import CompiledFlags, TrainOptions
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
-from dino.models.registry import build_backbone
+from dino.models.registry import build_backbone, set_recompute
 from dino.runtime.context import Run
 from dino.training.ema import build_teacher
 from dino.training.step import DinoProgram
@@ -33,6 +33,7 @@ def build_networks(options: TrainOptions, run: Run) -> tuple[MultiCrop, MultiCro
         options, drop_path_rate=options.student.drop_path_rate, norm_last_layer=options.student.norm_last_layer
     )
     _check_crops(student.backbone, options)
+    set_recompute(student.backbone, options.run.recompute)
     teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
     device = run.device
     if run.processes.world > 1:

@@ -22,5 +22,4 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> 
     """
     with torch.no_grad():
         targets, sources = list(teacher.parameters()), list(student.parameters())
-        torch._foreach_mul_(targets, momentum)
-        torch._foreach_add_(targets, torch._foreach_mul(sources, 1 - momentum))
+        torch._foreach_lerp_(targets, sources, [1 - momentum] * len(targets))  # without memory for the products

@@ -124,10 +124,18 @@ def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: i
             total = total + mass * (top + sums.log()).sum()
             softmax = logits.mul_(mass * boost / sums).to(vectors.dtype)
             to_vectors.append(softmax @ prototypes)
-            to_prototypes.add_(softmax.t() @ chunk)
+            _add_product(to_prototypes, softmax.t(), chunk)
     pairs = _count_pairs(len(vectors), targets)
     factor = 1 / (pairs * STUDENT_TEMPERATURE * boost)
     return total / pairs, torch.cat(to_vectors).float().sub_(mean, alpha=boost).mul_(factor), to_prototypes.mul_(factor)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Total += left right, without memory for the product where the types allow it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
 
 
 def _count_pairs(rows: int, targets: Tensor) -> int:

@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
+from dino.devices import cpu
 from dino.devices.base import split_batch
 from dino.devices.batch_norm import AllReduceBatchNorm
-from dino.devices import cpu
 from dino.devices.cpu import CpuDevice
 from dino.errors import DeviceError
 

@@ -262,6 +262,7 @@ def test_what_poptorch_refuses_is_one_line(poptorch):
         ("--precision bf16", "--precision bf16 is not there on --device ipu; give --precision float32, float16 or"),
         ("--hmp", "--hmp is not there on --device ipu"),
         ("--compile", "--compile is for other devices"),
+        ("--recompute blocks", "--recompute is not there on --device ipu"),
         ("--eval_knn_every 1", "score the checkpoints with eval_knn.py"),
         ("--ema_so nowhere.so", "--ema_so nowhere.so cannot be loaded"),
     ],

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dino.errors import OptionError
-from dino.models.registry import VITS, build_backbone, check_arch, is_vit
+from dino.models.registry import VITS, build_backbone, check_arch, is_vit, set_recompute
 
 # Architecture, feature width, and the start of its classifier's names.
 SOME = [
@@ -89,6 +89,23 @@ def test_stochastic_depth_reaches_timm():
         if type(part).__name__ == "DropPath"
     ]
     assert rates and max(rates) == pytest.approx(0.2)
+
+
+def test_blocks_of_timms_networks_are_computed_again_too():
+    backbone = build_backbone("timm:vit_tiny_patch16_224", drop_path_rate=0.0)
+    set_recompute(backbone, "blocks")
+    assert backbone.grad_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("arch", "what"),
+    [("resnet50", "activations"), ("resnet50", "blocks"), ("timm:vit_tiny_patch16_224", "activations")],
+)
+def test_what_cannot_be_computed_again_is_refused(arch, what):
+    backbone = build_backbone(arch)
+    set_recompute(backbone, "nothing")
+    with pytest.raises(OptionError, match=f"^--recompute {what} is for vision transformers"):
+        set_recompute(backbone, what)
 
 
 @pytest.mark.parametrize("arch", [*VITS, "resnet50", "xcit_small_12_p16", "xcit_nano_12_p16_224", "timm:resnet18"])

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dino.models.vit import Attention, DropPath, VisionTransformer
+from dino.models.registry import set_recompute
+from dino.models.vit import Attention, DropPath, VisionTransformer, scale_branch
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -164,13 +166,15 @@ def test_intermediate_layers_are_normed_and_the_last_one_is_last():
 
 def test_drop_path_is_the_identity_in_eval_and_at_rate_zero():
     branch = torch.randn(4, 3, 2)
-    assert torch.equal(DropPath(0.7).eval()(branch), branch)
-    assert torch.equal(DropPath(0.0).train()(branch), branch)
+    assert DropPath(0.7).eval()(branch) is None
+    assert DropPath(0.0).train()(branch) is None
+    assert scale_branch(branch, None) is branch
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_expectation():
     torch.manual_seed(0)
-    result = DropPath(0.25).train()(torch.ones(20000, 3, 2))
+    branch = torch.ones(20000, 3, 2)
+    result = scale_branch(branch, DropPath(0.25).train()(branch))
     first = result[:, :1, :1]
     assert torch.equal(result, first.expand_as(result))
     assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
@@ -179,7 +183,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_expectation():
 
 
 def test_drop_path_at_rate_one_gives_zeros():
-    assert torch.equal(DropPath(1.0).train()(torch.ones(8, 3, 2)), torch.zeros(8, 3, 2))
+    assert torch.equal(DropPath(1.0).train()(torch.ones(8, 3, 2)), torch.zeros(8, 1, 1))
 
 
 def test_stochastic_depth_grows_from_zero_at_the_first_block():
@@ -193,6 +197,54 @@ def test_two_forwards_differ_in_training_and_agree_in_eval():
     with torch.no_grad():
         assert torch.equal(model(images), model(images))
         assert not torch.equal(model.train()(images), model(images))
+
+
+class Count(TorchDispatchMode):
+    """How often the linear layers run."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func == torch.ops.aten.addmm.default
+        return func(*args, **(kwargs or {}))
+
+
+def train_once(recompute):
+    """Output, gradients, bytes that waited for the backward pass, and how often linear layers ran."""
+    torch.manual_seed(0)
+    model, kept = small_vit(drop_path_rate=0.5).train(), {}
+    set_recompute(model, recompute)
+    images = torch.randn(8, 3, 32, 32)
+    torch.manual_seed(1)
+    with Count() as count:
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda part: kept.setdefault(part.untyped_storage()._cdata, part) is None or part, lambda part: part
+        ):
+            features = model(images)
+        features.square().sum().backward()
+    size = sum(part.untyped_storage().nbytes() for part in kept.values())
+    return [features.detach(), *(part.grad for part in model.parameters())], size, count.products
+
+
+def test_computing_again_changes_no_bit_and_keeps_less():
+    (nothing, most, products), (lean, less, same), (blocks, least, more) = map(
+        train_once, ("nothing", "activations", "blocks")
+    )
+    assert all(torch.equal(one, other) for found in (lean, blocks) for one, other in zip(nothing, found, strict=True))
+    assert most > less > least
+    assert products == same < more  # normalisations and GELUs run again, linear layers only with whole blocks
+
+
+@pytest.mark.parametrize("recompute", ["activations", "blocks"])
+def test_without_gradients_nothing_is_wrapped(recompute, monkeypatch):
+    model, images = small_vit(), torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    set_recompute(model, recompute)
+    monkeypatch.setattr("dino.models.vit.run_again", None)
+    with torch.no_grad():
+        assert torch.equal(model(images), expected)
 
 
 @pytest.mark.parametrize(("img_size", "patch_size", "tokens"), [(224, 16, 197), (32, 8, 17), (30, 8, 10), (96, 5, 362)])

@@ -30,6 +30,13 @@ from tests.running import (
 from tests.training.test_trainer import assert_equal
 
 ROOT = Path(__file__).resolve().parents[2]
+MODES = (
+    ("--lazy_mode", "false"),
+    ("--lazy_mode", "true"),
+    ("--compile",),
+    ("--recompute", "activations"),
+    ("--recompute", "blocks", "--lazy_mode", "true"),
+)
 EXACT = ("--drop_path_rate", 0)  # stochastic depth is drawn on the device, by another generator on each
 
 pytestmark = pytest.mark.skipif(
@@ -51,7 +58,7 @@ def on_cpu(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("mode", [("--lazy_mode", "false"), ("--lazy_mode", "true"), ("--compile",)], ids=" ".join)
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
 def test_every_mode_trains_to_the_cpus_numbers(images: Path, on_cpu: Path, tmp_path: Path, mode: tuple[str]) -> None:
     words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, "--device", "hpu", *mode)
     result = train(tmp_path, *words, prepare=on_simulated_card)
