@@ -1,6 +1,6 @@
 """One training step beside the textbook's: images/s, peak memory, host reads, share of each phase, utilisation.
 
-    python benchmarks/train_step.py [--device cpu] [--arch vit_small] [--batch 8] [--precision fp32] [--rounds 2]
+    python benchmarks/train_step.py [--device cpu] [--batch 8] [--precision bf16] [--recompute blocks]
 
 Each way runs in processes of its own, in turn, on the same weights and the same drawn views, which lie on the device
 already. The first step is not timed. `--precision` is ours; the textbook has fp32 on cpu and hpu and fp16 autocast
@@ -38,27 +38,27 @@ from dino.flags import TrainOptions  # noqa: E402
 from dino.options import parse  # noqa: E402
 from dino.runtime.context import Run, open_run  # noqa: E402
 from dino.training.build import build_networks, build_program  # noqa: E402
-from dino.training.dry_run import PhaseClock, TimedProgram  # noqa: E402
+from dino.training.dry_run import PhaseClock, TimedProgram, measure_product  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
 
 SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 NUMBERS = {"rate": 5e-4, "decay": 0.04, "momentum": 0.996, "temperature": 0.04}
-PRODUCT = {"cpu": 2048, "cuda": 8192, "hpu": 8192}
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICES, PRECISIONS = ("cpu", "cuda", "hpu"), ("fp32", "bf16", "fp16")
 Step = Callable[[Callable[[str], None]], float | None]
 
 
 def parse_words() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=list(PRODUCT))
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--arch", default="vit_small", choices=list(SHAPES))
-    parser.add_argument("--precision", default="fp32", choices=list(TYPES))
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--prototypes", type=int, default=65536)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recompute", default="nothing", choices=["nothing", "activations", "blocks"])
     parser.add_argument("--impl", choices=["textbook", "ours"], help="measure this way, in this process")
     return parser.parse_args()
 
@@ -74,6 +74,7 @@ def build_options(words: argparse.Namespace) -> TrainOptions:
     """Our options for the paper's crops."""
     line = ["--data_path", "demo", "--device", words.device, "--arch", words.arch, "--precision", words.precision]
     line += ["--out_dim", str(words.prototypes), "--drop_path_rate", "0", "--batch_size_per_device", str(words.batch)]
+    line += ["--recompute", words.recompute]
     return parse(TrainOptions, line + ["--compile"] * words.compile)
 
 
@@ -149,7 +150,7 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         with profile(activities=[ProfilerActivity.CPU]) as events:
             step(lambda name: None)
         found = {event.key: event.count for event in events.key_averages()}
-        product = measure_product(words, device.torch_device, device.synchronize)
+        product = measure_product(device)
     rate, whole = words.batch / statistics.median(seconds), sum(clock.seconds.values())
     return {
         "impl": words.impl,
@@ -164,21 +165,6 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         "utilisation": round(flops.get_total_flops() / words.batch * rate / product, 3),
         "product_tflops": round(product / 1e12, 3),
     }
-
-
-def measure_product(words: argparse.Namespace, device: torch.device, synchronize: Callable[[], None]) -> float:
-    """Floating point operations a second of one large square matrix product: the best of five."""
-    size = PRODUCT[words.device]
-    kind = TYPES["fp16" if words.impl == "textbook" and words.device == "cuda" else words.precision]
-    left, right, best = torch.randn(size, size, device=device).to(kind), torch.randn(size, size, device=device), 0.0
-    right = right.to(kind)
-    for _ in range(6):
-        synchronize()
-        began = time.perf_counter()
-        left @ right
-        synchronize()
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
 
 
 def read_memory(run: Run) -> int:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dino.data.crops import Crops
 from dino.data.photometric import Normalisation
 from dino.data.synthetic import make_batch
-from dino.devices.base import StepInputs
+from dino.devices.base import Device, StepInputs
 from dino.errors import CheckpointError
 from dino.flags import TrainOptions
 from dino.models.published import HUB_PREFIX
@@ -35,6 +35,8 @@ from dino.training.step import DinoProgram
 logger = logging.getLogger(__name__)
 
 USABLE = 0.9  # share of the memory that a run may fill; the rest goes to fragments, libraries and other programs
+PRODUCTS = (2048, 8192)  # sides of the matrices whose product shows what the device can do; the second if it is fast
+FAST = 0.005  # seconds that the first product takes at most on such a device
 FLOP_IMAGES = 2  # images whose operations are counted; batch norm of a single one has no variance
 
 
@@ -45,6 +47,7 @@ class Rehearsal:
     Attributes:
         images_per_second: Of all processes, in the second step; the first one loads and compiles.
         flops: Floating point operations an image, of both networks and the backward pass; a multiply-add is 2 of them.
+        utilisation: Share of the rate of large matrix products that those operations reach, 0 to 1.
         shares: Share of the second step's time by phase, 0 to 1.
         memory_peak: Bytes of one process, or None where the device does not tell.
         memory_total: Bytes that its device has, or None.
@@ -54,6 +57,7 @@ class Rehearsal:
 
     images_per_second: float
     flops: float
+    utilisation: float
     shares: dict[str, float]
     memory_peak: int | None
     memory_total: int | None
@@ -150,9 +154,11 @@ def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
     seconds, peak = sum(clock.seconds.values()), device.memory_peak()
     fixed = before + count_bytes(student, teacher, optimizer)
     largest, image = estimate_batch(peak, device.memory_total(), fixed=fixed, micro_batch=plan.micro_batch)
+    rate, flops = plan.global_batch / seconds, count_flops(options)
     found = Rehearsal(
-        images_per_second=plan.global_batch / seconds,
-        flops=count_flops(options),
+        images_per_second=rate,
+        flops=flops,
+        utilisation=rate * flops / (measure_product(device) * world),
         shares={phase: part / seconds for phase, part in clock.seconds.items()},
         memory_peak=peak,
         memory_total=device.memory_total(),
@@ -197,6 +203,29 @@ def count_flops(options: TrainOptions) -> float:
     return counter.get_total_flops() / FLOP_IMAGES
 
 
+def measure_product(device: Device) -> float:
+    """Floating point operations a second of the product of two large matrices in the device's number format."""
+    seconds = _time_product(device, PRODUCTS[0])
+    if seconds > FAST:
+        return 2 * PRODUCTS[0] ** 3 / seconds
+    return 2 * PRODUCTS[1] ** 3 / _time_product(device, PRODUCTS[1])
+
+
+def _time_product(device: Device, side: int) -> float:
+    """Seconds that the fastest of five takes."""
+    left = torch.ones(side, side, device=device.torch_device)
+    with torch.no_grad(), device.autocast():
+        kind = torch.mm(left[:1], left).dtype  # what autocast, or an op list, makes of a product
+    left, seconds = left.to(kind), []
+    for _ in range(6):
+        device.synchronize()
+        began = time.perf_counter()
+        torch.mm(left, left)
+        device.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
 def count_bytes(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of what does not depend on the batch: both networks, the student's gradients, the optimiser's state."""
     kept = [*student.state_dict().values(), *teacher.state_dict().values()]
@@ -230,7 +259,8 @@ def describe(found: Rehearsal, seconds: float) -> list[str]:
     phases = ", ".join(f"{phase} {share:.0%}" for phase, share in found.shares.items())
     lines = [
         f"dry run: {rate:.2f} images/s ({seconds:.3g} s a step), with the pixels already in memory",
-        f"FLOPs: {found.flops / 1e9:.4g} GFLOP an image, {found.flops * rate / 1e12:.3g} TFLOP/s over all processes",
+        f"FLOPs: {found.flops / 1e9:.4g} GFLOP an image, {found.flops * rate / 1e12:.3g} TFLOP/s over all processes, "
+        f"{found.utilisation:.0%} of what large matrix products reach here",
         f"phases: {phases}",
     ]
     if found.memory_peak is None:

@@ -46,11 +46,16 @@ class Bench:
     def __init__(self, student, teacher, *, kind=DinoProgram, optimizer="adamw", micro_batches=1):
         self.student, self.teacher = student, teacher
         prototypes = len(teacher.head.last_layer.weight_v)
-        self.program = kind(
-            student=student, teacher=teacher, prototypes=prototypes, normalisation=Normalisation(), clip_grad=3.0
-        )
-        self.optimizer = build_optimizer(optimizer, student)
         device = open_device(DeviceFlags(device=torch.get_default_device().type))
+        self.program = kind(
+            student=student,
+            teacher=teacher,
+            prototypes=prototypes,
+            normalisation=Normalisation(),
+            clip_grad=3.0,
+            fused=device.fuses_updates,
+        )
+        self.optimizer = build_optimizer(optimizer, student, fused=device.fuses_updates)
         self.step = device.compile_train(self.program, self.optimizer, micro_batches)
 
     def meter(self, name):
