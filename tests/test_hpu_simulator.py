@@ -80,7 +80,8 @@ def losses_on_the_cpu():
 def test_the_training_step_equals_the_cpus_and_settles(mode, words, graphs, losses_on_the_cpu):
     environment = {"PT_HPU_LAZY_MODE": mode, "PT_HPU_FORCE_TANH_FOR_GELU": "0"}
     report = json.loads(finish(start(str(SCRIPTS / "training.py"), "hpu", *words, **environment)))
-    assert report["loss"] == pytest.approx(losses_on_the_cpu, rel=1e-4)
+    # A loss is a difference of numbers near 10 and so exact to about 1e-6; here the last ones have all but vanished.
+    assert report["loss"] == pytest.approx(losses_on_the_cpu, rel=1e-4, abs=1e-6)
     settled = {"host_reads": [], "fallbacks": {}, "graphs": graphs, "new_graphs": [], "new_ops": 0, "float64": {}}
     settled |= {"blocking_uploads": 0, "scalar_uploads": []}
     assert report["steps"][2:] == [settled, settled]

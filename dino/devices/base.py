@@ -41,9 +41,13 @@ class TrainProgram(Protocol):
     def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
         """Pure: views to () loss first, then whatever the later phases need; all of it can be averaged."""
 
-    def before_update(
-        self, outputs: tuple[Tensor, ...], inputs: StepInputs, loss_scale: Tensor | None = None
-    ) -> tuple[Any, Any]:
+    def exchange(self, outputs: tuple[Tensor, ...]) -> Any:
+        """Before the last backward: begin to average over processes what `forward` gave, averaged over micro-batches.
+
+        Gives what `before_update` takes; in between, the processes' exchange runs beside the backward pass.
+        """
+
+    def before_update(self, exchanged: Any, inputs: StepInputs, loss_scale: Tensor | None = None) -> tuple[Any, Any]:
         """After all backwards: clip and decide; gives what the optimiser's step and what `after_update` takes."""
 
     def after_update(self, update: Any, statistics: Any) -> None:

@@ -101,32 +101,35 @@ class EagerStep(TrainStep):
         tensors = StepInputs(*self.device.place(torch.tensor(inputs, dtype=torch.float32)).unbind())
         self.optimizer.zero_grad(set_to_none=True)
         statistics = self.program.copy_statistics()
-        outputs = self._forward_backward(self.device.place(batch), tensors)
+        exchanged = self._forward_backward(self.device.place(batch), tensors)
         loss_scale = None
         if self.scaler is not None:
             loss_scale = self.scaler.scale(torch.ones_like(tensors.momentum))
             self.scaler.unscale_(self.optimizer)
-        update_inputs, update = self.program.before_update(outputs, tensors, loss_scale)
+        update_inputs, update = self.program.before_update(exchanged, tensors, loss_scale)
         self.optimizer.step(update_inputs)
         if self.scaler is not None:
             self.scaler.update()
         self.program.after_update(update, statistics)
         self.device.end_phase()
 
-    def _forward_backward(self, batch: Any, inputs: StepInputs) -> tuple[Tensor, ...]:
-        """Forward and backward over every micro-batch; gives the outputs' averages."""
-        sums: tuple[Tensor, ...] | None = None
+    def _forward_backward(self, batch: Any, inputs: StepInputs) -> Any:
+        """Forward and backward over every micro-batch; gives the outputs' averages as the program exchanges them."""
+        sums: tuple[Tensor, ...] = ()
+        exchanged = None
         for index, micro in enumerate(split_batch(batch, self.micro_batches), start=1):
             last = index == self.micro_batches
             with contextlib.nullcontext() if last else self.program.hold_gradients():
                 loss, *rest = self.program.forward(self.program.augment(micro), inputs)
+                outputs = (loss.detach(), *rest)
+                sums = tuple(a + b for a, b in zip(sums, outputs, strict=True)) if sums else outputs
+                if last:
+                    mean = sums if index == 1 else tuple(part / index for part in sums)
+                    exchanged = self.program.exchange(mean)
                 self.device.end_phase()
                 self._scaled(loss / self.micro_batches).backward()
                 self.device.end_phase()
-            outputs = (loss.detach(), *rest)
-            sums = outputs if sums is None else tuple(a + b for a, b in zip(sums, outputs, strict=True))
-        assert sums is not None
-        return sums if self.micro_batches == 1 else tuple(part / self.micro_batches for part in sums)
+        return exchanged
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)

@@ -98,15 +98,19 @@ class LinearProgram:
         features, labels = views
         return (F.cross_entropy(self.head(features), labels),)
 
+    def exchange(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        """The loss; nothing of it is averaged between updates."""
+        return outputs[0]
+
     def before_update(
-        self, outputs: tuple[Tensor, ...], inputs: StepInputs, loss_scale: Tensor | None = None
+        self, exchanged: Tensor, inputs: StepInputs, loss_scale: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Average the gradients over processes, in one collective; gives the learning rate and the loss."""
         gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
         packed = self.processes.average(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(gradients, packed.split([part.numel() for part in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
-        return inputs.learning_rate, outputs[0]
+        return inputs.learning_rate, exchanged
 
     def after_update(self, update: Tensor, statistics: None) -> None:
         """Add to the epoch's loss."""

@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -96,11 +96,23 @@ class Processes:
         return self.rank == 0
 
     def average(self, tensor: Tensor) -> Tensor:
-        """Mean over processes, in place; a sum and a division, because hccl has no mean."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-            tensor /= self.world
-        return tensor
+        """Mean over processes, in place."""
+        return self.begin_average(tensor)()
+
+    def begin_average(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to take the mean over processes, in place; what is given waits for it and gives the tensor.
+
+        It is a sum and a division, because hccl has no mean.
+        """
+        if self.world == 1:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, async_op=True)
+
+        def finish() -> Tensor:
+            work.wait()
+            return tensor.div_(self.world)
+
+        return finish
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over processes, in place."""

@@ -122,7 +122,7 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         clip_grad=options.optim.clip_grad,
         resolutions=1 + (options.crops.local_crops_number > 0),
         autocast=run.device.autocast,
-        average=run.processes.average,
+        average=run.processes.begin_average,
         eager=run.device.reads_freely,
         fused=run.device.fuses_updates,
     )

@@ -89,6 +89,7 @@ class TimedProgram:
         """Wrap `program`; its networks tell when they begin."""
         self.program, self.clock = program, clock
         self.copy_statistics, self.hold_gradients = program.copy_statistics, program.hold_gradients
+        self.exchange = program.exchange
         for name, network in (("teacher", program.teacher), ("student", program.student)):
             network.register_forward_pre_hook(lambda *_, name=name: clock.enter(name))
         program.student.register_forward_hook(lambda *_: clock.enter("loss"))
@@ -104,12 +105,10 @@ class TimedProgram:
         self.clock.enter("backward")
         return outputs
 
-    def before_update(
-        self, outputs: tuple[Tensor, ...], inputs: StepInputs, loss_scale: Tensor | None = None
-    ) -> tuple[Any, Any]:
+    def before_update(self, exchanged: Any, inputs: StepInputs, loss_scale: Tensor | None = None) -> tuple[Any, Any]:
         """See the program."""
         self.clock.enter("clipping and optimiser")
-        return self.program.before_update(outputs, inputs, loss_scale)
+        return self.program.before_update(exchanged, inputs, loss_scale)
 
     def after_update(self, update: Any, statistics: Any) -> None:
         """See the program."""

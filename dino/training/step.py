@@ -95,7 +95,7 @@ class DinoProgram:
         clip_grad: float,
         resolutions: int = 2,
         autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
-        average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        average: Callable[[Tensor], Callable[[], Tensor]] = lambda tensor: lambda: tensor,
         eager: bool = False,
         fused: bool = False,
     ) -> None:
@@ -109,7 +109,7 @@ class DinoProgram:
             clip_grad: Largest norm of one gradient tensor; 0 for none.
             resolutions: 2, or 1 without local views.
             autocast: Number format of the networks; the loss is always fp32.
-            average: Mean of a tensor over all processes.
+            average: Begins to take the mean of a tensor over all processes; what it gives waits for it.
             eager: Whether augmentation may look at its parameters.
             fused: Whether the device has torch's kernels for lists of tensors.
         """
@@ -173,16 +173,27 @@ class DinoProgram:
             return compute_loss_of_logits(layer(vectors), targets)
         return compute_loss(vectors, layer.weight_v, layer.weight_g, targets)
 
+    def exchange(self, outputs: Sequence[Tensor]) -> Callable[[], StepOutput]:
+        """Begin to average over processes, in one collective for all of it; the result waits for its end."""
+        fields = StepOutput(*outputs)
+        wait = self.average(torch.cat([field.detach().reshape(-1) for field in fields]))
+
+        def finish() -> StepOutput:
+            parts = wait().split([field.numel() for field in fields])
+            return StepOutput(*(part.reshape(field.shape) for part, field in zip(parts, fields, strict=True)))
+
+        return finish
+
     def before_update(
-        self, outputs: Sequence[Tensor], inputs: StepInputs, loss_scale: Tensor | None = None
+        self, exchanged: Callable[[], StepOutput], inputs: StepInputs, loss_scale: Tensor | None = None
     ) -> tuple[UpdateInputs, Update]:
-        """Average over processes, clip, and mask the update where anything is not finite.
+        """Clip, and mask the update where anything is not finite.
 
         Under a loss scale gradients overflow now and then, which lowers the scale and is masked but does not count;
         where the scale has no room left it is no overflow.
         """
-        mean = self._average(StepOutput(*outputs))
         grad_norm, gradients_finite = self._clip(self.student.parameters())
+        mean = exchanged()
         loss_finite = torch.isfinite(mean.loss).float()
         keep = gradients_finite * loss_finite
         finite = keep if loss_scale is None else torch.where(loss_scale > 1.0, loss_finite, keep)
@@ -219,7 +230,7 @@ class DinoProgram:
         Args:
             outputs: What `forward` gave, averaged over micro-batches.
         """
-        mean = self._average(StepOutput(*outputs))
+        mean = self.exchange(outputs)()
         finite = torch.isfinite(mean.loss).float()
         unknown = torch.full_like(finite, math.nan)
         self._record(Update(mean=mean, grad_norm=unknown, keep=finite, finite=finite, momentum=unknown))
@@ -257,13 +268,6 @@ class DinoProgram:
         for name in self.state_dict():
             if name in state:
                 setattr(self, name, state[name].to(self.centre.device))
-
-    def _average(self, outputs: StepOutput) -> StepOutput:
-        """One collective for all of it."""
-        widths = [field.numel() for field in outputs]
-        packed = self.average(torch.cat([field.detach().reshape(-1) for field in outputs]))
-        parts = packed.split(widths)
-        return StepOutput(*(part.reshape(field.shape) for part, field in zip(parts, outputs, strict=True)))
 
 
 def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:

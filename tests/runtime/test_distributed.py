@@ -81,6 +81,7 @@ def test_one_process_needs_nobody_and_no_port(monkeypatch: pytest.MonkeyPatch) -
     assert processes.store is None
     assert torch.equal(processes.gather_rows(rows, 3), rows)
     assert torch.equal(processes.average(rows.clone()), rows)
+    assert torch.equal(processes.begin_average(rows.clone())(), rows)
     assert torch.equal(processes.total(rows.clone()), rows)
     processes.barrier()
     processes.wait_for_all("here")

@@ -23,7 +23,7 @@ def options_of(*words: object) -> TrainOptions:
 
 def run_of(world: int = 1) -> SimpleNamespace:
     """A CPU and the numbers of a process group without one."""
-    processes = SimpleNamespace(rank=0, world=world, local_world=world, average=lambda tensor: tensor)
+    processes = SimpleNamespace(rank=0, world=world, local_world=world, begin_average=lambda tensor: lambda: tensor)
     return SimpleNamespace(device=CpuDevice("fp32"), processes=processes)
 
 

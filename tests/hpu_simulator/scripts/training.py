@@ -68,7 +68,7 @@ for step in range(4):
         cut()
         loss.backward()
         cut()
-        update_inputs, update = program.before_update((loss.detach(), *rest), inputs)
+        update_inputs, update = program.before_update(program.exchange((loss.detach(), *rest)), inputs)
         optimizer.step(update_inputs)
         program.after_update(update, statistics)
         cut()
