@@ -60,7 +60,8 @@ class CudaDevice(EagerDevice):
     def explain(self, error: RuntimeError) -> str | None:
         """See the contract."""
         if isinstance(error, torch.cuda.OutOfMemoryError):
-            return f"the GPU's memory is full ({str(error).splitlines()[0]}); lower --batch_size_per_device"
+            remedy = "lower --batch_size_per_device, or train with --recompute blocks"
+            return f"the GPU's memory is full ({str(error).splitlines()[0]}); {remedy}"
         return None
 
     def synchronize(self) -> None:
