@@ -35,7 +35,10 @@ class _WideBackward(torch.autograd.Function):
 
 @functools.cache
 def widen_backward() -> torch.library.Library:
-    """Replace, in this whole process, what bfloat16 autocast on the CPU makes of scaled_dot_product_attention."""
+    """Replace, in this whole process, what bfloat16 autocast on the CPU makes of scaled_dot_product_attention.
+
+    Op lists that are opened later in the same process replace it in their turn.
+    """
     library = torch.library.Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", _attend, KEY)
     return library
@@ -43,10 +46,22 @@ def widen_backward() -> torch.library.Library:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
     kind = torch.get_autocast_dtype("cpu")
-    query, key, value = (part.to(kind) for part in (query, key, value))
+    given = [part if part.dtype == torch.float64 else part.to(kind) for part in (query, key, value)]
+    plain = not rest and all(option is None or option is False for option in options.values())
     with torch.autocast("cpu", enabled=False):
-        fits = kind == torch.bfloat16 and query.dim() == 4 and query.shape[-1] == value.shape[-1]
-        if not fits or rest or any(options.values()):  # a mask, dropout, a scale of its own: none of our networks
-            return F.scaled_dot_product_attention(query, key, value, *rest, **options)
-        mixed: Tensor = _WideBackward.apply(query, key, value)
+        if not plain or not _fits(*given):
+            return F.scaled_dot_product_attention(*given, *rest, **options)
+        mixed: Tensor = _WideBackward.apply(*given)
         return mixed
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernel may have them as they are; it does not check, and torch has other ways for the rest."""
+    return (
+        query.dim() == key.dim() == 4
+        and key.shape == value.shape
+        and query.shape[:2] == key.shape[:2]
+        and query.shape[-1] == key.shape[-1]
+        and all(part.dtype == torch.bfloat16 and part.numel() and part.stride(-1) == 1 for part in (query, key, value))
+        and torch.backends.cuda.flash_sdp_enabled()  # of all devices, in spite of its name
+    )

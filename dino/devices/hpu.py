@@ -36,7 +36,8 @@ FIRST_EAGER_RELEASE = (1, 21)  # the first whose own default is eager mode
 FAILURES = {  # what the bridge's errors hold, and what they mean
     "Device acquire failed": "the card cannot be acquired: another process holds it, or driver and software differ; "
     "`python -m dino.doctor` tells which",
-    "Allocation failed for size": "the card's memory is full; lower --batch_size_per_device, or train with --recompute blocks",
+    "Allocation failed for size": "the card's memory is full; lower --batch_size_per_device, "
+    "or train with --recompute blocks",
 }
 
 

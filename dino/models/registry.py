@@ -110,10 +110,22 @@ def set_recompute(backbone: nn.Module, what: str) -> None:
     if isinstance(backbone, VisionTransformer):
         for block in backbone.blocks:
             block.recompute = what
-    elif what == "blocks" and hasattr(backbone, "set_grad_checkpointing"):
+    elif what != "nothing" and not (what == "blocks" and _recompute_in_timm(backbone)):
+        raise OptionError(
+            f"--recompute {what} is for vision transformers, and blocks for those of timm that offer it and have no "
+            "batch norm; leave it out"
+        )
+
+
+def _recompute_in_timm(backbone: nn.Module) -> bool:
+    """Let a network of timm compute its blocks again, if it can; batch norm would count every batch twice."""
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in backbone.modules()):
+        return False
+    try:
         backbone.set_grad_checkpointing(True)
-    elif what != "nothing":
-        raise OptionError(f"--recompute {what} is for vision transformers, and blocks for timm's; leave it out")
+    except (AttributeError, AssertionError):  # not of timm; of timm without this
+        return False
+    return True
 
 
 def describe_in_timm(

@@ -212,7 +212,7 @@ def measure_product(device: Device) -> float:
 
 def _time_product(device: Device, side: int) -> float:
     """Seconds that the fastest of five takes."""
-    left = torch.ones(side, side, device=device.torch_device)
+    left = torch.randn(side, side, device=device.torch_device)  # equal numbers would draw less power
     with torch.no_grad(), device.autocast():
         kind = torch.mm(left[:1], left).dtype  # what autocast, or an op list, makes of a product
     left, seconds = left.to(kind), []

@@ -15,7 +15,7 @@ from torch import Tensor
 STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
 CENTRE_MOMENTUM = 0.9  # paper, section 3.1
 CHUNK_ROWS = 128  # of logits: fewer read the prototypes too often, more take memory without being faster
-HALF_BOOST = 64.0  # keeps the small numbers of a softmax out of float16's subnormal range
+HALF_BOOST = 64.0  # keeps the small numbers of a softmax in float16's normal range
 
 
 class TeacherTargets(NamedTuple):
@@ -92,7 +92,7 @@ class _PrototypeLoss(torch.autograd.Function):
             length = torch.linalg.vector_norm(weight_v, dim=1, keepdim=True)
             scale = weight_g / length
             prototypes = (weight_v * scale).to(kind)
-            loss, to_vectors, to_prototypes = _differentiate(vectors.to(kind), prototypes, targets.to(kind), rows)
+            loss, to_vectors, to_prototypes = _differentiate(vectors.to(kind), prototypes, targets, rows)
             del prototypes
             to_scale = (to_prototypes * weight_v).sum(dim=1, keepdim=True)
             to_weight = to_prototypes.mul_(scale).addcmul_(weight_v, to_scale * scale / length.square(), value=-1)
@@ -107,14 +107,16 @@ class _PrototypeLoss(torch.autograd.Function):
 
 
 def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32, of inputs of one float type."""
+    """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32, by products in the vectors' type."""
     images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
-    flat = targets.flatten(0, 1)
-    mean = (flat @ prototypes).float().split(images)  # each target's mean prototype
+    flat = targets.flatten(0, 1).mul(boost).to(vectors.dtype)
+    mean = (flat @ prototypes).float().div(boost).split(images)  # each target's mean prototype
     mean = torch.cat([mean[1], mean[0], *[mean[0] + mean[1]] * (len(vectors) // images - 2)])
     views = vectors.float().unflatten(0, (-1, images))
     met = (views.sum(dim=0) - views[:2]).flatten(0, 1)  # sum of the vectors that each target is compared with
-    to_prototypes = (flat.t() @ (met * -boost).to(vectors.dtype)).float()
+    to_prototypes = (
+        (flat.t() @ (met / -images).to(vectors.dtype)).float().mul_(images)
+    )  # a sum over images may overflow
     to_vectors, total = [], -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE
     for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):  # targets that a view meets
         for chunk in part.split(rows) if len(part) else ():

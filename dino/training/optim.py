@@ -140,7 +140,7 @@ class AdamW(MaskedOptimizer):
 
 
 class FusedAdamW(AdamW):
-    """The same by torch's kernel, which goes through memory once, for devices that have it."""
+    """The same by torch's kernel, which does all but the decay in one pass over memory, for devices that have it."""
 
     def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class; the kernel wants a decay that is a Python number, so it is given none."""

@@ -192,13 +192,17 @@ def test_fp16_is_refused_and_no_loss_is_scaled(device):
     assert device.build_scaler() is None
 
 
-def test_training_asks_malloc_to_keep_what_is_freed(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=asked.__setitem__))
+@pytest.mark.parametrize(("granted", "asked"), [(1, {-3: 2**27, -1: 2**30}), (0, {-3: 2**27})])
+def test_training_asks_malloc_to_keep_what_is_freed_all_or_nothing(granted, asked, monkeypatch):
+    seen = {}
+    library = SimpleNamespace(mallopt=lambda option, value: seen.update({option: value}) or granted)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     CpuDevice("fp32").compile_train(None, None, 1)
-    assert asked == {-3: 2**27, -1: 2**30}
+    assert seen == asked
 
 
 def test_a_c_library_without_that_setting_is_left_as_it_is(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
-    assert cpu.keep_freed_memory() is None
+    opened = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: opened.append(name) or SimpleNamespace())
+    cpu.keep_freed_memory()
+    assert opened == [None]

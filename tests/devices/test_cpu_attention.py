@@ -53,14 +53,57 @@ def test_nothing_larger_than_tokens_waits_for_the_backward_pass():
 
 
 @pytest.mark.parametrize(
-    "options", [{"is_causal": True}, {"scale": 0.5}, {"attn_mask": torch.ones(37, 37, dtype=torch.bool).tril()}]
+    "options",
+    [
+        {"is_causal": True},
+        {"scale": 0.5},
+        {"scale": 0.0},
+        {"attn_mask": torch.ones(37, 37, dtype=torch.bool).tril()},
+    ],
 )
-def test_anything_else_is_left_to_torch(options):
+def test_other_settings_are_left_to_torch(options):
     with CpuDevice("bf16").autocast():
         mixed = F.scaled_dot_product_attention(*draw(), **options)
     expected = F.scaled_dot_product_attention(*draw(), **options)
-    assert mixed.dtype == torch.bfloat16
+    assert mixed.dtype == torch.bfloat16 and "WideBackward" not in mixed.grad_fn.name()
     torch.testing.assert_close(mixed.float(), expected, atol=0.05, rtol=0.05)
+
+
+SHAPES = {
+    "another stride": [(2, 2, 8, 5)] * 3,
+    "one batch of keys": [(4, 2, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)],
+    "one batch of queries": [(1, 2, 5, 8), (4, 2, 5, 8), (4, 2, 5, 8)],
+    "no keys": [(2, 2, 5, 8), (2, 2, 0, 8), (2, 2, 0, 8)],
+    "no tokens": [(2, 2, 0, 8)] * 3,
+    "no images": [(0, 2, 5, 8)] * 3,
+    "three dimensions": [(2, 5, 8)] * 3,
+    "a value of another width": [(2, 2, 5, 8), (2, 2, 5, 8), (2, 2, 5, 4)],
+    "keys of another length": [(2, 2, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8)],
+}
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_any_shapes_give_what_torch_gives(shapes):
+    """The kernel itself checks nothing: it would read past the end, or end the process."""
+    torch.manual_seed(0)
+    given = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    if shapes is SHAPES["another stride"]:
+        given = [part.transpose(-1, -2) for part in given]
+    with CpuDevice("bf16").autocast():
+        mixed = F.scaled_dot_product_attention(*given)
+    expected = F.scaled_dot_product_attention(*given)
+    torch.testing.assert_close(mixed.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_heads_that_do_not_fit_are_torchs_error():
+    query, key, value = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    with CpuDevice("bf16").autocast(), pytest.raises(RuntimeError):
+        F.scaled_dot_product_attention(query, key, value)
+
+
+def test_float64_stays_as_it_is():
+    with CpuDevice("bf16").autocast():
+        assert F.scaled_dot_product_attention(*(part.double() for part in draw())).dtype == torch.float64
 
 
 def test_float32_is_left_to_torch():

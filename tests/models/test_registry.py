@@ -92,14 +92,29 @@ def test_stochastic_depth_reaches_timm():
 
 
 def test_blocks_of_timms_networks_are_computed_again_too():
-    backbone = build_backbone("timm:vit_tiny_patch16_224", drop_path_rate=0.0)
-    set_recompute(backbone, "blocks")
-    assert backbone.grad_checkpointing
+    torch.manual_seed(0)
+    backbone, images = build_backbone("timm:vit_tiny_patch16_224").train(), torch.randn(2, 3, 224, 224)
+    calls, gradients = [], []
+    backbone.blocks[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    for what in ("nothing", "blocks"):
+        set_recompute(backbone, what)
+        backbone.zero_grad()
+        backbone(images).square().sum().backward()
+        gradients.append([part.grad for part in backbone.parameters()])
+    assert len(calls) == 3  # once without, and again in the second backward pass
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(
     ("arch", "what"),
-    [("resnet50", "activations"), ("resnet50", "blocks"), ("timm:vit_tiny_patch16_224", "activations")],
+    [
+        ("resnet50", "activations"),
+        ("resnet50", "blocks"),
+        ("timm:vit_tiny_patch16_224", "activations"),
+        ("timm:resnet18", "blocks"),  # its batch norm would see each batch twice
+        ("timm:convit_tiny", "blocks"),  # refuses by an assertion
+    ],
 )
 def test_what_cannot_be_computed_again_is_refused(arch, what):
     backbone = build_backbone(arch)

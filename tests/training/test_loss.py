@@ -136,6 +136,16 @@ def test_the_gradients_are_those_of_the_plain_formula(images, views, rows, seed,
         torch.testing.assert_close(one.grad.cpu().double(), other.grad, rtol=1e-4, atol=1e-4)
 
 
+def test_float16_gradients_stay_finite_where_all_agree_on_one_prototype():
+    images = 512
+    vectors, weight_v = torch.full((10 * images, 8), 8**-0.5, requires_grad=True), torch.randn(6, 8, requires_grad=True)
+    targets = torch.zeros(2, images, 6).index_fill(2, torch.tensor([3]), 1.0)
+    with torch.autocast(vectors.device.type, dtype=torch.float16):
+        loss = compute_loss(vectors, weight_v, torch.ones(6, 1), targets)
+    loss.backward()
+    assert vectors.grad.isfinite().all() and weight_v.grad.isfinite().all()
+
+
 def test_what_does_not_learn_gets_no_gradient():
     vectors, weight_v = torch.randn(8, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
     weight_g = torch.ones(7, 1)

@@ -336,6 +336,20 @@ def test_outputs_are_averaged_over_processes_before_they_are_used():
     assert bench.meter("loss") == pytest.approx(float(seen[0][0]) / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_exchange_begins_before_the_last_backward_pass_and_ends_after_it(micro_batches):
+    bench, order = build_bench(kind=GivenViews, micro_batches=micro_batches), []
+
+    def average(tensor):
+        order.append("begin")
+        return lambda: order.append("end") or tensor
+
+    bench.program.average = average
+    bench.student.head.last_layer.weight_v.register_post_accumulate_grad_hook(lambda _: order.append("backward"))
+    bench.step(draw_views(0), INPUTS)
+    assert order == ["backward"] * (micro_batches - 1) + ["begin", "backward", "end"]
+
+
 def test_state_continues_to_the_bit():
     bench = build_bench(kind=GivenViews)
     bench.step(draw_views(0), INPUTS)
