@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import ExifTags, Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import transforms as T  # noqa: E402
@@ -132,8 +132,20 @@ def build_textbook(words: argparse.Namespace, run: Run) -> tuple[FromFiles, OfBa
 
 def select_images(folder: str, count: int) -> ImageSource:
     """The first `count` images of a folder, which is repeated if it holds fewer."""
-    source = open_images(folder)
+    source = open_upright(folder)
     return source.selected([index % len(source) for index in range(count)])
+
+
+def open_upright(folder: str) -> ImageSource:
+    """A folder without the pictures that lie on their side: only ours turns them as their EXIF says."""
+    source = open_images(folder)
+    return source.selected([place for place in range(len(source)) if is_upright(source.path(place))])
+
+
+def is_upright(path: Path) -> bool:
+    """Whether a picture is stored as it is to be seen."""
+    with Image.open(path) as picture:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def measure(words: argparse.Namespace) -> dict[str, Any]:
@@ -201,7 +213,7 @@ def main() -> None:
         rates = {impl: sorted(one[key] for one in found) for impl, found in runs.items()}
         told[f"times_{key}"] = round(statistics.median(rates["ours"]) / statistics.median(rates["textbook"]), 2)
         told[f"spread_{key}"] = {impl: [values[0], values[-1]] for impl, values in rates.items()}
-    distinct = min(words.images, len(open_images(words.folder)))
+    distinct = min(words.images, len(open_upright(words.folder)))
     print(json.dumps({**told, **compare(ours, textbook, distinct)}))
 
 
