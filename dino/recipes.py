@@ -7,6 +7,7 @@ as numbers. What a dotted path means to a command stands in its table of meaning
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from dino.errors import OptionError
 RECIPE = "recipe.yaml"  # the name under which a run keeps its own, beside its checkpoint
 DEFAULTS = "defaults"  # key of a resolved recipe: the flags that nobody had set
 DEEPEST = 20  # levels of sections
+MOST = 5000  # values, once every alias is written out; a few lines of aliases can stand for billions
 
 # What PyYAML raises: besides its own, whatever Python has for impossible dates, numbers and tags, and for deep nesting.
 NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
@@ -32,6 +34,13 @@ Meaning = Callable[[Any], dict[str, Any]]  # value of a dotted path -> {field: v
 class _Loader(yaml.SafeLoader):
     """YAML's plain values; of two equal keys PyYAML would take the last without a word."""
 
+    def get_single_node(self) -> yaml.Node | None:
+        """Read the document; checked here, before merged mappings (`<<`) are written out."""
+        node, counts = super().get_single_node(), {}
+        if node is not None and _count_values(node, counts) > max(MOST, len(counts)):
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST} values; write out those that are meant")
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Read one mapping; checked here, since merged mappings (`<<`) may give a key anew later."""
         node = super().compose_mapping_node(anchor)
@@ -43,6 +52,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {key.value!r} stands twice, again in line {key.start_mark.line + 1}")
             seen.add(key.value)
         return node
+
+
+def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Nodes below and with one, every alias written out; one that lies in itself counts there as 1."""
+    if id(node) not in counts:
+        counts[id(node)] = 1
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = itertools.chain(*node.value) if pairs else node.value if isinstance(node, yaml.SequenceNode) else ()
+        counts[id(node)] += sum(_count_values(part, counts) for part in parts)
+    return counts[id(node)]
 
 
 def _load(text: str) -> Any:

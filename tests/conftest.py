@@ -63,16 +63,30 @@ if hpu_simulator.why_unavailable() is None:
         """Torch asks once which accelerator there is, at the first backward pass; it must be there by then."""
 
 
-@pytest.fixture(scope="module", params=["cpu", "hpu"])
+@contextlib.contextmanager
+def _real_gpu() -> Iterator[None]:
+    """Convolutions in fp32, by algorithms that give the same bits each time; torch's switches are put back."""
+    with pytest.MonkeyPatch.context() as switches:
+        for name in ("benchmark", "allow_tf32", "deterministic"):
+            switches.setattr(torch.backends.cudnn, name, name == "deterministic")
+        yield
+
+
+PLACES = {"cpu": contextlib.nullcontext, "hpu": _simulated_card}
+if torch.cuda.is_available():
+    PLACES["cuda"] = _real_gpu
+
+
+@pytest.fixture(scope="module", params=PLACES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The test runs on the CPU and on a simulated card: tensors are made there unless it says otherwise."""
+    """The test runs on the CPU, on a simulated card, and on a GPU where there is one.
+
+    Tensors are made there unless it says otherwise.
+    """
     reason = hpu_simulator.why_unavailable()
     if request.param == "hpu" and reason:
         pytest.skip(f"no simulated hpu: {reason}")
-    with (
-        _simulated_card() if request.param == "hpu" else contextlib.nullcontext(),
-        torch.device(request.param) as chosen,
-    ):
+    with PLACES[request.param](), torch.device(request.param) as chosen:
         yield chosen
 
 

@@ -152,6 +152,26 @@ def test_odd_recipes_are_one_line(text, named, tmp_path):
     assert named in refusal(["--config", str(tmp_path / "odd.yaml")])
 
 
+LAUGHS = "".join(f"a{level + 1}: &a{level + 1} [{', '.join([f'*a{level}'] * 9)}]\n" for level in range(40))
+MERGES = "".join(f"a{level + 1}: &a{level + 1} {{<<: [{', '.join([f'*a{level}'] * 9)}]}}\n" for level in range(40))
+
+
+@pytest.mark.parametrize("text", [f"a0: &a0 [lr]\n{LAUGHS}", f"a0: &a0 {{lr: 1}}\n{MERGES}"], ids=["lists", "merges"])
+def test_aliases_that_stand_for_billions_of_values_are_one_line(text, tmp_path):
+    (tmp_path / "bomb.yaml").write_text(text)
+    named = "cannot be read: its aliases stand for more than 5000 values; write out those that are meant"
+    assert named in refusal(["--config", str(tmp_path / "bomb.yaml")])
+
+
+def test_aliases_that_stand_for_few_values_are_read(tmp_path):
+    (tmp_path / "alias.yaml").write_text("Optimizer: {lr: &rate 0.1}\nLRScheduler: {learning_rate: *rate}")
+    assert as_dict(parse(LinearOptions, ["-c", str(tmp_path / "alias.yaml")]))["lr"] == 0.1
+
+
+def test_a_long_recipe_without_aliases_is_no_bomb():
+    assert len(read_overrides([f"many=[{', '.join(['1'] * 6000)}]"])["many"]) == 6000
+
+
 @pytest.mark.parametrize(
     "value", ["2024-13-45", "0x_", "[" * 3000, "!!bool x", "!!int ''", "!!timestamp x", "{a: 1, a: 2}"]
 )

@@ -75,7 +75,8 @@ def _train_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[Li
 def _score_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
     head = LinearHead(task.width, task.classes)
     with run.processes.first_goes_first():
-        load_head(head, _find_layer(options, task), task.identity)
+        path, published = _find_layer(options, task)
+        load_head(head, path, task.identity, published=published)
     test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
     infer = run.device.compile_eval(head)
     score = score_head(infer, test, classes=task.classes, batch_size=task.reading.batch_size, run=run)
@@ -84,13 +85,13 @@ def _score_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[Li
     return score, score.top1
 
 
-def _find_layer(options: LinearOptions, task: LinearTask) -> Path:
-    """The file of the layer to score: as named, else this folder's, else the published one."""
+def _find_layer(options: LinearOptions, task: LinearTask) -> tuple[Path, bool]:
+    """The file of the layer to score: as named, else this folder's, else the published one; and whether it is that."""
     own = Path(options.run.output_dir) / CHECKPOINT
     if options.linear.pretrained_linear:
-        return Path(options.linear.pretrained_linear)
+        return Path(options.linear.pretrained_linear), False
     if own.exists():
-        return own
+        return own, False
     flags = BackboneFlags(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
     remedy = f"give --pretrained_linear, or the --output_dir that holds {CHECKPOINT}"
-    return find_published(flags, PUBLISHED_LINEAR, remedy=remedy)
+    return find_published(flags, PUBLISHED_LINEAR, remedy=remedy), True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from dino import checkpoint
 from dino.data.loaders import check_count
@@ -19,7 +19,8 @@ from dino.evaluation.descriptors import LastBlocks
 from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.linear_head import LinearHead
 from dino.flags import LinearOptions
-from dino.models.arrival import admit
+from dino.models.arrival import admit, list_tensors, read_part
+from dino.models.published import read_published
 from dino.models.registry import is_vit
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
@@ -129,21 +130,21 @@ def digest_names(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any], *, published: bool = False) -> dict[str, Any]:
     """Fill a head from a file: ours, the original's or a published one; gives all that the file holds.
 
     Args:
         head: Filled in place.
         path: The file.
         identity: The task's; files that are not ours say nothing to compare it with.
+        published: Whether `find_published` found the file.
 
     Raises:
         WeightsError: The layer is missing or of another shape.
         CheckpointError: The file is missing or damaged, or was trained on something else.
     """
-    state = admit(checkpoint.load_file(path), path)
-    held = state.get("state_dict", state)
-    tensors = checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
+    state = read_published(path) if published else admit(checkpoint.load_file(path), path)
+    tensors = list_tensors(state, path)
     for name, own in head.state_dict().items():
         if name not in tensors:
             raise WeightsError(f"{path} holds no linear layer ({name} is missing); eval_linear.py writes {CHECKPOINT}")
@@ -152,7 +153,7 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any]) -> dict
                 f"{path}: {name} is {tuple(tensors[name].shape)}, these classes and features want {tuple(own.shape)}; "
                 "check --data_path, --arch, --n_last_blocks and --avgpool_patchtokens"
             )
-    then = state.get("identity", {})
+    then = read_part(state, "identity", path)
     for name, now in identity.items():
         if name in then and then[name] != now:
             other = OTHERS.get(name, f"--{name} {then[name]}, not {now}")

@@ -22,6 +22,7 @@ from dino.files import drafting
 from dino.flags import ConversionOptions, LayerFlags
 from dino.interop.targets import OURS, check_output, read_size
 from dino.models.adaptation import POSITION
+from dino.models.arrival import list_tensors
 from dino.models.layouts import is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched
 from dino.models.vit import scale_position
@@ -188,15 +189,16 @@ def find_layer(flags: LayerFlags, found: FoundNetwork) -> dict[str, Tensor]:
 
     Raises:
         WeightsError: The flag's file has none, or its shape is that of none for this backbone.
+        CheckpointError: The file is missing or damaged.
     """
     if flags.pretrained_linear:
         origin = f"--pretrained_linear {flags.pretrained_linear}"
-        layer = select_layer(read_weights(flags.pretrained_linear))
+        layer = select_layer(read_weights(flags.pretrained_linear), origin)
         if not layer:
             raise WeightsError(f"{origin} holds no linear layer")
     else:
         origin = found.origin
-        layer = select_layer(found.matched.left) or select_layer(found.state)
+        layer = select_layer(found.matched.left, origin) or select_layer(found.state, origin)
     weight, bias = (tuple(layer[name].shape) if layer else () for name in ("weight", "bias"))
     width = found.trained.module.embed_dim
     if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):
@@ -204,10 +206,13 @@ def find_layer(flags: LayerFlags, found: FoundNetwork) -> dict[str, Tensor]:
     return layer
 
 
-def select_layer(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The linear classifier of a file, `weight` (C, D) and `bias` (C,), by PASSL's or the original's names."""
-    held = state.get("state_dict", state)
-    tensors = checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
+def select_layer(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tensor]:
+    """The linear classifier of a file, `weight` (C, D) and `bias` (C,), by PASSL's or the original's names.
+
+    Raises:
+        CheckpointError: As `list_tensors`.
+    """
+    tensors = list_tensors(state, origin)
     for prefix in LINEAR:
         if {f"{prefix}weight", f"{prefix}bias"} <= tensors.keys():
             return {name: tensors[f"{prefix}{name}"] for name in ("weight", "bias")}
@@ -240,7 +245,7 @@ def check_written(network: Network, draft: Path) -> int:
     """
     state = read_weights(str(draft))
     tensors = rename_to_ours(select_network(state, "teacher", draft))
-    linear = select_layer(tensors) or select_layer(state) if network.linear else {}
+    linear = select_layer(tensors, draft) or select_layer(state, draft) if network.linear else {}
     pairs = [(network.tensors, {n: t for n, t in tensors.items() if n in network.tensors}), (network.linear, linear)]
     different = [
         name

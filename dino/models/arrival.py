@@ -49,6 +49,45 @@ def check_network(tensors: Mapping[str, Any], origin: Path | str) -> Mapping[str
     return tensors
 
 
+def list_tensors(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tensor]:
+    """Tensors of a file at its top or, where it has one, in its `state_dict`, without `module.` and `backbone.`.
+
+    Raises:
+        CheckpointError: `state_dict` is no dictionary, or two names are the same without what is in front.
+    """
+    held = read_part(state, "state_dict", origin) if "state_dict" in state else state
+    return checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
+
+
+def read_centre(state: Mapping[str, Any], prototypes: int, origin: Path | str) -> Tensor | None:
+    """The centre (1, K) of K `prototypes` that a file's `dino_loss` holds, or None where it holds none.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    centre = read_part(state, "dino_loss", origin).get("center")
+    if centre is not None and (not isinstance(centre, Tensor) or centre.shape != (1, prototypes)):
+        kind = tuple(centre.shape) if isinstance(centre, Tensor) else f"a {type(centre).__name__}"
+        raise CheckpointError(
+            f"{origin}: the center of its dino_loss is {kind}, wants (1, {prototypes}); name another file"
+        )
+    return centre
+
+
+def read_part(state: Mapping[str, Any], name: str, origin: Path | str) -> Mapping[str, Any]:
+    """The dictionary that a file holds under `name`, empty where it holds nothing there.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    part = {} if state.get(name) is None else state[name]
+    if not isinstance(part, Mapping):
+        raise CheckpointError(
+            f"{origin}: its {name} is a {type(part).__name__}, wants a dictionary; save it as one, or name another file"
+        )
+    return part
+
+
 def _admit_tensors(values: Any, origin: Path | str) -> Any:
     """A dictionary of tensors, detached; anything else as it is."""
     if not isinstance(values, Mapping) or not any(isinstance(part, Tensor) for part in values.values()):

@@ -22,7 +22,7 @@ from dino.errors import OptionError, WeightsError
 from dino.flags import BackboneFlags, ChannelFlags, WeightsFlags
 from dino.models import matching
 from dino.models.adaptation import adapt_input
-from dino.models.arrival import check_network
+from dino.models.arrival import check_network, read_centre
 from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
@@ -224,8 +224,7 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
     if not fits:
         return None
     student.head.load_state_dict(head)
-    centre = state.get("dino_loss", {}).get("center")
-    return centre
+    return read_centre(state, len(student.head.last_layer.weight_v), path)
 
 
 def _describe(

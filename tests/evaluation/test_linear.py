@@ -323,6 +323,9 @@ def test_the_published_layer_is_read_from_the_mirror(
     printed = capsys.readouterr().out
     assert "dino_deitsmall16_pretrain/dino_deitsmall16_linearweights.pth" in printed
     assert "Accuracy of the network on the 18 test images" in printed
+    (tmp_path / "dino_deitsmall16_linearweights.pth").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match=r"linearweights\.pth is damaged .*; remove it, and the published"):
+        run("--evaluate", "--data_path", images, "--num_workers", 0)
 
 
 @pytest.mark.parametrize(

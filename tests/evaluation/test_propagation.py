@@ -211,4 +211,4 @@ def test_the_tile_does_not_matter(monkeypatch: pytest.MonkeyPatch, device: torch
         tiles = plan_tiles((20, 21), 4, device)
         found.append(propagate_labels(features[1], Context(features[0], labels, last=1), tiles, topk=5))
     for other in found[1:]:
-        torch.testing.assert_close(other, found[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=0)

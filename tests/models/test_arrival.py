@@ -14,7 +14,8 @@ from dino.errors import CheckpointError, DinoError, WeightsError, exit_code
 from dino.evaluation.linear_head import LinearHead
 from dino.evaluation.linear_task import load_head
 from dino.flags import BackboneFlags, WeightsFlags
-from dino.models.arrival import admit
+from dino.interop.conversion import select_layer
+from dino.models.arrival import admit, list_tensors
 from dino.models.layouts import to_hugging_face
 from dino.models.registry import build_backbone
 from dino.models.weight_files import read_weights
@@ -90,6 +91,35 @@ def test_a_linear_layers_file_goes_through_the_same_door(tmp_path: Path) -> None
     torch.save({1: torch.zeros(2)}, tmp_path / "layer.pth")
     with pytest.raises(DinoError, match="the name of a tensor"):
         load_head(LinearHead(4, 2), tmp_path / "layer.pth", {})
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "eval_linear": lambda path: load_head(LinearHead(4, 2), path, {}),
+    "convert": lambda path: select_layer(read_weights(str(path)), path),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("held", [3, [torch.zeros(2)], "words", torch.zeros(2)])
+def test_a_layers_state_dict_that_is_no_dictionary_is_one_line(tmp_path: Path, reader: str, held: Any) -> None:
+    torch.save({"state_dict": held}, tmp_path / "layer.pth")
+    with pytest.raises(CheckpointError, match="its state_dict is a .*, wants a dictionary; save it as one") as caught:
+        READERS[reader](tmp_path / "layer.pth")
+    assert str(caught.value).startswith(str(tmp_path / "layer.pth"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_identity_that_is_no_dictionary_is_one_line(tmp_path: Path) -> None:
+    torch.save({"state_dict": LinearHead(4, 2).state_dict(), "identity": 3}, tmp_path / "layer.pth")
+    with pytest.raises(CheckpointError, match=r"layer\.pth: its identity is a int, wants a dictionary"):
+        load_head(LinearHead(4, 2), tmp_path / "layer.pth", {"seed": 0})
+
+
+def test_tensors_are_read_from_the_top_or_the_state_dict() -> None:
+    layer = {"module.linear.weight": torch.zeros(2, 4), "epoch": 3}
+    for state in (layer, {"state_dict": layer, "other": torch.zeros(1)}):
+        assert list_tensors(state, "FILE").keys() == {"linear.weight"}
+    assert list_tensors({"state_dict": None}, "FILE") == {}
 
 
 def test_options_that_say_nothing_leave_it_to_the_tensors(tmp_path: Path) -> None:

@@ -296,6 +296,30 @@ def test_a_new_run_starts_from_backbone_head_and_centre(prefix: str, tmp_path: P
     assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (3, "its dino_loss is a int, wants a dictionary; save it as one"),
+        (torch.zeros(2), "its dino_loss is a Tensor, wants a dictionary"),
+        ({"center": 0.5}, r"the center of its dino_loss is a float, wants \(1, 12\)"),
+        ({"center": torch.zeros(1, 7)}, r"the center of its dino_loss is \(1, 7\), wants \(1, 12\)"),
+    ],
+)
+def test_a_centre_that_is_none_is_one_line(loss: Any, named: str, tmp_path: Path) -> None:
+    path = save(tmp_path, {**build_checkpoint(build_student(seed=1).state_dict()), "dino_loss": loss})
+    with pytest.raises(CheckpointError, match=named) as caught:
+        load_initial_weights(build_student(seed=2), str(path))
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", [None, {}])
+def test_a_head_without_a_centre_starts_a_run_too(loss: Any, tmp_path: Path) -> None:
+    source = build_student(seed=1).state_dict()
+    path = save(tmp_path, {**build_checkpoint(source), "dino_loss": loss})
+    assert load_initial_weights(build_student(seed=2), str(path)) is None
+
+
 def test_a_head_of_other_prototypes_is_left_as_it_was(tmp_path: Path) -> None:
     source, student = build_student(seed=1), build_student(seed=2, prototypes=20)
     before = {name: tensor.clone() for name, tensor in student.head.state_dict().items()}

@@ -79,7 +79,7 @@ def bits(model, optimizer, only=""):
 
 def build_rule(name, model):
     """An optimiser by its name; `fused` where the device has torch's kernel."""
-    here = torch.get_default_device().type == "cpu"
+    here = torch.get_default_device().type in ("cpu", "cuda")
     return build_optimizer(name.removeprefix("fused "), model, fused=here and name.startswith("fused "))
 
 

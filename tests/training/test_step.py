@@ -41,7 +41,7 @@ class GivenViews(DinoProgram):
 
 
 class Bench:
-    """A program bound to an optimiser on the CPU."""
+    """A program bound to an optimiser, in fp32."""
 
     def __init__(self, student, teacher, *, kind=DinoProgram, optimizer="adamw", micro_batches=1):
         self.student, self.teacher = student, teacher
