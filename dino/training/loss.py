@@ -107,7 +107,7 @@ class _PrototypeLoss(torch.autograd.Function):
 
 
 def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32, by products in the vectors' type."""
+    """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32; products in the vectors' type."""
     images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
     flat = targets.flatten(0, 1).mul(boost).to(vectors.dtype)
     mean = (flat @ prototypes).float().div(boost).split(images)  # each target's mean prototype
