@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -71,6 +72,8 @@ def exit_code(command: Callable[[], None]) -> int:
         0 when it returned, the error's `exit_code`, or what shells give for Ctrl-C (130). Other exceptions are bugs and
         pass through with a traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
     try:
         command()
     except KeyboardInterrupt:

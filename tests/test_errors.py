@@ -90,3 +90,10 @@ def test_a_script_leaves_with_code_2_and_one_line_without_a_traceback(words):
     assert done.returncode == 2
     assert done.stderr.startswith("OptionError: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same():
+    script = "import os; from dino.errors import exit_code; exit_code(lambda: print(os.fsdecode(b'a\\xff')))"
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True)
+    assert done.stdout.decode() == "a\\udcff\n"
