@@ -234,9 +234,9 @@ class RunFlags(EpochFlags):
     accumulate_steps: int = flag(1, "batches per update; the global batch grows by this factor", least=1)
     recompute: str = flag(
         "nothing",
-        "what the backward pass computes again and so need not be kept in memory: activations (normalisations, GELUs; "
-        "a few percent slower), or blocks (of a vision transformer; a tenth to a third slower)",
-        choices=("nothing", "activations", "blocks"),
+        "what the backward pass computes again and so need not be kept in memory, less and less: activations "
+        "(normalisations, GELUs), mlp (perceptrons too), blocks; a few percent slower to a fifth",
+        choices=("nothing", "activations", "mlp", "blocks"),
     )
     saveckp_freq: int = flag(20, "keep a numbered checkpoint every so many epochs; 0 keeps none", least=0)
     save_every_steps: int = flag(

@@ -102,7 +102,8 @@ def set_recompute(backbone: nn.Module, what: str) -> None:
 
     Args:
         backbone: As `build_backbone` gives it.
-        what: `nothing`; `activations`, what normalisations and GELUs give; or `blocks`, all within a block.
+        what: `nothing`; `activations`, what normalisations and GELUs give; `mlp`, all within a perceptron too;
+            or `blocks`, all within a block.
 
     Raises:
         OptionError: This backbone cannot.

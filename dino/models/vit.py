@@ -135,7 +135,7 @@ class Block(nn.Module):
     def __init__(self, *, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         """Make the block for D = `dim`."""
         super().__init__()
-        self.recompute = "nothing"  # or activations, or blocks: see `set_recompute`
+        self.recompute = "nothing"  # or activations, mlp, blocks: see `set_recompute`
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, heads)
         self.drop_path = DropPath(drop_path)
@@ -156,11 +156,18 @@ class Block(nn.Module):
         return tokens + scale_branch(self.mlp(self.norm2(tokens)), fed)
 
     def _run_lean(self, tokens: Tensor, attended: Tensor | None, fed: Tensor | None) -> Tensor:
-        """The same, and what costs next to nothing to compute is not kept: normalised tokens and what GELU gives."""
+        """The same, and what costs little to compute is not kept: normalised tokens and what GELU gives.
+
+        With `mlp` neither is what goes into the GELU, at the price of the first of the two layers.
+        """
         qkv = run_again(lambda given: self.attn.qkv(self.norm1(given)), tokens)
         tokens = tokens + scale_branch(self.attn.mix(qkv), attended)
-        hidden = run_again(lambda given: self.mlp.fc1(self.norm2(given)), tokens)
-        return tokens + scale_branch(run_again(self.mlp.project, hidden), fed)
+        if self.recompute == "mlp":
+            branch = run_again(lambda given: self.mlp(self.norm2(given)), tokens)
+        else:
+            hidden = run_again(lambda given: self.mlp.fc1(self.norm2(given)), tokens)
+            branch = run_again(self.mlp.project, hidden)
+        return tokens + scale_branch(branch, fed)
 
 
 def run_again(function: Callable[..., Tensor], *given: Tensor | None) -> Tensor:

@@ -17,7 +17,8 @@ from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.step import METERS, DinoProgram
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+if not torch.cuda.is_available():
+    pytest.skip("no GPU here", allow_module_level=True)
 
 SMALL = "--data_path demo --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16 --out_dim 64"
 SMALL += " --local_crops_number 2 --batch_size_per_device 4 --drop_path_rate 0 --recompute nothing"

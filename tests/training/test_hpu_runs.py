@@ -35,6 +35,7 @@ MODES = (
     ("--lazy_mode", "true"),
     ("--compile",),
     ("--recompute", "activations"),
+    ("--recompute", "mlp"),
     ("--recompute", "blocks", "--lazy_mode", "true"),
 )
 EXACT = ("--drop_path_rate", 0)  # stochastic depth is drawn on the device, by another generator on each
