@@ -109,27 +109,36 @@ class _PrototypeLoss(torch.autograd.Function):
 def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32; products in the vectors' type."""
     images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
-    flat = targets.flatten(0, 1).mul(boost).to(vectors.dtype)
-    mean = (flat @ prototypes).float().div(boost).split(images)  # each target's mean prototype
-    mean = torch.cat([mean[1], mean[0], *[mean[0] + mean[1]] * (len(vectors) // images - 2)])
-    views = vectors.float().unflatten(0, (-1, images))
-    met = (views.sum(dim=0) - views[:2]).flatten(0, 1)  # sum of the vectors that each target is compared with
-    to_prototypes = (
-        (flat.t() @ (met / -images).to(vectors.dtype)).float().mul_(images)
-    )  # a sum over images may overflow
-    to_vectors, total = [], -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE
+    mean, to_prototypes = _compare(vectors, prototypes, targets, boost)
+    total, to_vectors = -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE, []
     for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):  # targets that a view meets
         for chunk in part.split(rows) if len(part) else ():
-            logits = F.linear(chunk, prototypes).float().mul_(1 / STUDENT_TEMPERATURE)
-            top = logits.amax(dim=-1, keepdim=True)
-            sums = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
-            total = total + mass * (top + sums.log()).sum()
-            softmax = logits.mul_(mass * boost / sums).to(vectors.dtype)
+            log_sums, softmax = _normalise(F.linear(chunk, prototypes), mass * boost)
+            total = total + mass * log_sums.sum()
             to_vectors.append(softmax @ prototypes)
             _add_product(to_prototypes, softmax.t(), chunk)
     pairs = _count_pairs(len(vectors), targets)
     factor = 1 / (pairs * STUDENT_TEMPERATURE * boost)
     return total / pairs, torch.cat(to_vectors).float().sub_(mean, alpha=boost).mul_(factor), to_prototypes.mul_(factor)
+
+
+def _compare(vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float) -> tuple[Tensor, Tensor]:
+    """The targets' part: the mean prototype of each vector's (V B, D), and `boost` times a gradient (K, D)."""
+    images, flat = targets.shape[1], targets.flatten(0, 1).mul(boost).to(vectors.dtype)
+    first, second = (flat @ prototypes).float().div(boost).split(images)  # each target's mean prototype
+    mean = torch.cat([second, first, *[first + second] * (len(vectors) // images - 2)])
+    views = vectors.float().unflatten(0, (-1, images))
+    met = (views.sum(dim=0) - views[:2]).flatten(0, 1)  # sum of the vectors that a target is compared with
+    share = (met / -images).to(vectors.dtype)  # a mean over images, since a sum could overflow in float16
+    return mean, (flat.t() @ share).float().mul_(images)
+
+
+def _normalise(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """log-sum-exp (n, 1) float32 over the temperature, and `factor` times the softmax, in the logits' type."""
+    kind, logits = logits.dtype, logits.float().mul_(1 / STUDENT_TEMPERATURE)
+    top = logits.amax(dim=-1, keepdim=True)
+    sums = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
+    return top + sums.log(), logits.mul_(factor / sums).to(kind)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
