@@ -17,13 +17,14 @@ from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError
 
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container (cgroup v2), in bytes
+RECENT = hasattr(torch, "get_autocast_dtype")  # torch 2.4, which has the kernels; beside PopTorch there is 2.0
 KEPT = {-3: 1 << 27, -1: 1 << 30}  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (malloc.h) in bytes, in this order
 
 
 class CpuDevice(EagerDevice):
     """Host memory, gloo; fp32, bf16 and op lists."""
 
-    fuses_updates = True
+    fuses_updates = RECENT
     reads_freely = True
 
     def __init__(self, precision: str, lists: OpLists | None = None) -> None:
@@ -35,7 +36,7 @@ class CpuDevice(EagerDevice):
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on the cpu")
         super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)
-        if precision == "bf16":
+        if precision == "bf16" and RECENT:
             widen_backward()
 
     def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:

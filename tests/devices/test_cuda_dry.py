@@ -1,0 +1,101 @@
+"""The step on a GPU that is not there: tensors without content, which fail where the host would read one.
+
+Everything runs but what asks the driver: autograd's own backward pass, whose gradients are made up here, and the fused
+AdamW. In a process of its own, since other accelerators that torch has met get in the way.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = "--data_path demo --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16 --out_dim 64"
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_a_step_reads_nothing_and_stays_on_the_gpu(optimizer: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, __file__, optimizer], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "a read and a tensor of the host are seen\n2 steps\n"), done.stderr
+
+
+def send(network: nn.Module) -> nn.Module:
+    """Parameters without content; a network's own `to` would ask the driver."""
+    for part in network.modules():
+        for name, own in part._parameters.items():
+            if own is not None:
+                there = torch.empty(own.shape, device=GPU)
+                part._parameters[name] = nn.Parameter(there, requires_grad=own.requires_grad)
+    return network
+
+
+def check_the_check() -> None:
+    """What must be seen is seen."""
+    there = torch.empty(3, device=GPU)
+    for wrong in (lambda: float(there.sum()), lambda: there + torch.empty(3)):
+        try:
+            wrong()
+        except RuntimeError:
+            continue
+        raise AssertionError("not seen")
+    print("a read and a tensor of the host are seen")
+
+
+def main() -> None:
+    """Two steps."""
+    from dino.data.crops import Crops
+    from dino.data.photometric import Normalisation
+    from dino.data.synthetic import make_batch
+    from dino.devices.base import StepInputs
+    from dino.flags import TrainOptions
+    from dino.options import parse
+    from dino.training.build import build_network, build_recipe
+    from dino.training.ema import build_teacher
+    from dino.training.optim import build_optimizer
+    from dino.training.step import DinoProgram
+
+    options = parse(TrainOptions, [*WORDS.split(), "--local_crops_number", "2"])
+    student = build_network(options, drop_path_rate=0.1, norm_last_layer=False)
+    teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
+    host = make_batch(build_recipe(options), 4, seed=0, device=torch.device("cpu"), place=lambda rows: rows)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        check_the_check()
+        rule = build_optimizer(sys.argv[1], send(student))
+        program = DinoProgram(
+            student=student,
+            teacher=send(teacher),
+            prototypes=64,
+            normalisation=Normalisation(),
+            clip_grad=3.0,
+            fused=True,
+        )
+        inputs = StepInputs(*torch.empty(5, device=GPU).unbind())
+        for _ in range(2):
+            batch = Crops(*(torch.empty(field.shape, dtype=field.dtype, device=GPU) for field in host))
+            statistics = program.copy_statistics()
+            loss, *rest = program.forward(program.augment(batch), inputs)
+            for parameter in student.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            update_inputs, update = program.before_update(program.exchange((loss.detach(), *rest)), inputs)
+            rule.step(update_inputs)
+            program.after_update(update, statistics)
+        found = [loss, *rest, program.centre, program.meters, program.non_finite, *teacher.parameters()]
+        found += [part for state in rule.state.values() for part in state.values()]
+        assert all(isinstance(part, FakeTensor) and part.device == GPU for part in found)
+    print("2 steps")
+
+
+if __name__ == "__main__":
+    main()
