@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Index:
         self.doors = contextlib.ExitStack()
         self.locked = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Index:
         """Nothing to open: most folders are small and leave no trace in the cache."""
         return self
 
