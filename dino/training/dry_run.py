@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dino.data.crops import Crops
 from dino.data.photometric import Normalisation
@@ -182,6 +181,8 @@ def draw_batch(options: TrainOptions) -> Crops:
 
 def count_flops(options: TrainOptions) -> float:
     """Floating point operations of one image in a step, counted on networks without memory (torch's meta device)."""
+    from torch.utils.flop_counter import FlopCounterMode  # the torch beside PopTorch has none, nor a dry run
+
     student = build_network(options, drop_path_rate=0.0, norm_last_layer=options.student.norm_last_layer)
     teacher = build_network(options, drop_path_rate=0.0, norm_last_layer=True).requires_grad_(False)
     program = DinoProgram(
