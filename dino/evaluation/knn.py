@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 PAPER_NEIGHBOURS = 20  # paper, section 4.1 and appendix
 PAPER_TEMPERATURE = 0.07
-TOP = 5
+TOP = 5  # classes of the second accuracy, and of a smaller k that many (`narrow(1, 0, min(5, k))`, eval_knn.py)
 
 
 class KnnScore(NamedTuple):
-    """Accuracies in per cent; `top5` counts a hit among the five best classes, or among all where there are fewer."""
+    """Accuracies in per cent; `top5` counts a hit among the min(5, k, C) best classes, as the original does."""
 
     top1: float
     top5: float
@@ -69,7 +69,7 @@ def predict_classes(
         index: Searches the train vectors; by default all of them.
 
     Returns:
-        {k: (M, min(5, C)) int64 classes, best first}, in host memory.
+        {k: (M, min(5, k, C)) int64 classes, best first}, in host memory.
     """
     most = min(max(neighbours), len(train.features))
     labels = train.labels.to(train.features.device)
@@ -84,7 +84,7 @@ def predict_classes(
             votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
             # Stable: classes without a vote follow in the order of their index, as in the original.
             ranked = votes.sort(dim=1, descending=True, stable=True).indices
-            parts[k].append(ranked[:, :TOP].cpu()[:count])
+            parts[k].append(ranked[:, : min(TOP, k)].cpu()[:count])
     return {k: torch.cat(found) for k, found in parts.items()}
 
 
