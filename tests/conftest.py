@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import dino.golden
 from dino.devices import open_device
 from dino.flags import DeviceFlags
 from tests import hpu_simulator
@@ -22,8 +23,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def _draw(key: int, *shape: int) -> torch.Tensor:
-    drawn = torch.from_numpy(np.random.RandomState(key).standard_normal(shape).astype(np.float32))
-    return drawn.to(torch.get_default_device())
+    return torch.from_numpy(dino.golden.draw(key, *shape)).to(torch.get_default_device())
 
 
 def _relative_error(value: object, expected: object) -> float:
@@ -110,9 +110,14 @@ def _keep_logging() -> Iterator[None]:
 
 @pytest.fixture
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """A loader: ``golden("loss")`` is the dict of arrays of that file, or the test is skipped, naming the file."""
+    """A loader: ``golden("loss")`` is the dict of arrays of that file.
+
+    The photographs' numbers ("augment") do not travel with the package: the test is skipped where they are missing.
+    """
 
     def load(name: str) -> dict[str, np.ndarray]:
+        if name != "augment":
+            return dino.golden.load(name)
         path = SHARED / "golden" / f"{name}.npz"
         if not path.is_file():
             pytest.skip(f"no golden numbers: shared/golden/{path.name} is missing beside the checkout")

@@ -18,6 +18,7 @@ WORDS = {  # they may import one another
 }
 LEVELS = {
     **dict.fromkeys(WORDS, 0),
+    "golden": 0,
     **dict.fromkeys(("data", "models", "devices"), 1),
     "runtime": 2,
     **dict.fromkeys(("doctor", "inspect"), 4),

@@ -19,6 +19,7 @@ from dino.data.oxford_paris import Truth
 from dino.errors import DataError, OptionError
 from dino.evaluation.retrieval import DEPTHS, check_network, rank, score_landmarks, score_ranks
 from dino.flags import BackboneFlags, WeightsFlags
+from dino.golden import load_settings
 from dino.models.registry import VITS, build_backbone
 from dino.models.weights import load_backbone
 from tests.evaluation.conftest import find_results
@@ -30,9 +31,8 @@ SIZE = 144
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-def test_scores_are_the_originals(golden: Golden, shared_data: Path) -> None:
-    numbers = golden("retrieval")
-    told = json.loads((shared_data.parent / "golden" / "meta.json").read_text())["retrieval_gnd"]
+def test_scores_are_the_originals(golden: Golden) -> None:
+    numbers, told = golden("retrieval"), load_settings()["retrieval_gnd"]
     found = score_ranks(numbers["ranks"], [(np.array(entry["ok"]), np.array(entry["junk"])) for entry in told])
     np.testing.assert_allclose(found.average_precisions, numbers["aps"], rtol=1e-12)
     np.testing.assert_allclose(found.precisions, numbers["prs"], rtol=1e-12)
