@@ -10,7 +10,7 @@ import torch
 from dino.devices.base import Device
 from dino.devices.cpu import CpuDevice
 from dino.devices.cuda import CudaDevice
-from dino.devices.hpu import HpuDevice, is_bridge_installed
+from dino.devices.hpu.device import HpuDevice, is_bridge_installed
 from dino.devices.ipu import IpuDevice
 from dino.devices.op_lists import read_op_lists
 from dino.devices.precision import resolve_precision

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from dino.devices import hpu
-from dino.devices.hpu import LAZY, LISTS, HpuDevice, choose_environment, choose_lazy, complete_environment
+from dino.devices.hpu import device as hpu
+from dino.devices.hpu.device import LAZY, LISTS, HpuDevice, choose_environment, choose_lazy, complete_environment
 from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError, OptionError
 
