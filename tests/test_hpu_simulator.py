@@ -46,7 +46,7 @@ def test_the_facts_are_there(shared_facts):
 
 def test_the_bridge_has_every_name_that_the_product_asks_it_for(shared_facts):
     facts = json.loads((shared_facts / "habana_api.json").read_text())
-    source = (ROOT / "dino" / "devices" / "hpu.py").read_text()
+    source = "".join(path.read_text() for path in sorted((ROOT / "dino" / "devices" / "hpu").glob("*.py")))
     asked = [("hpu", name) for name in re.findall(r"self\.hpu\.(\w+)", source)]
     asked += [("core", name) for name in re.findall(r"\bcore\.(\w+)", source)]
     asked += re.findall(r'\{BRIDGE\}\.([\w.]+)"\)\.(\w+)', source)
@@ -61,6 +61,10 @@ def test_the_bridge_has_every_name_that_the_product_asks_it_for(shared_facts):
 
 def test_eager_mode_and_the_compiler():
     finish(start(str(SCRIPTS / "eager.py"), PT_HPU_LAZY_MODE="0", PT_HPU_FORCE_TANH_FOR_GELU="0"))
+
+
+def test_faults_can_be_put_into_the_card():
+    finish(start(str(SCRIPTS / "faults.py"), PT_HPU_LAZY_MODE="0"))
 
 
 def test_two_processes_reduce_and_train():

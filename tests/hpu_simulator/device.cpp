@@ -19,6 +19,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <limits>
@@ -198,6 +199,7 @@ struct Settings {
   bool restricts_fallback = false;  // PT_HPU_PLACE_ON_CPU is set
   std::set<std::string> allowed_fallbacks;
   std::unordered_set<std::string> native, uploaded, always_fallback;
+  std::map<std::string, std::string> faults;  // base name of an operator -> what goes wrong in it
   PyObject* observer = nullptr;  // called with (kind, bytes, flags) where the host touches the device
 };
 static Settings settings;
@@ -584,14 +586,59 @@ static void call_on_host(const c10::OperatorHandle& op, Stack& stack) {
   op.callBoxed(stack);
 }
 
-// The kernel of every operator: write it down, run it on the host's memory, give device tensors back.
+// ---- faults on demand ------------------------------------------------------------------------------------------------
+
+static std::string fault_of(const std::string& base) {
+  auto found = settings.faults.find(base);
+  return found == settings.faults.end() ? "" : found->second;
+}
+
+// What goes wrong before an operator runs.
+static void fail_before(const std::string& fault, const std::string& name) {
+  TORCH_CHECK(fault != "refuse", name, " is not yet supported on HPU.");
+  TORCH_CHECK(
+      fault != "oom", "FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::268435456 (256)MB, in ", name);
+  if (fault == "kill") raise(SIGKILL);
+  while (fault == "hang") sleep(1);
+}
+
+static void spoil(const IValue& value) {
+  if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector()) spoil(t);
+  } else if (value.isTensor() && value.toTensor().defined()) {
+    const auto& t = value.toTensor();
+    if (t.scalar_type() == at::kBool) {
+      t.logical_not_();
+    } else {
+      t.is_floating_point() ? t.mul_(1.125) : t.add_(1);
+    }
+  }
+}
+
+// Wrong numbers: floating ones are an eighth too large, integers one, and truth is a lie.
+static void spoil_results(const c10::FunctionSchema& schema, const Stack& arguments, const Stack& results) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  at::AutoDispatchBelowADInplaceOrView below;
+  for (const auto& value : results) spoil(value);
+  if (!results.empty()) return;
+  for (size_t i = 0; i < arguments.size(); i++) {
+    const auto* alias = schema.arguments()[i].alias_info();
+    if (alias && alias->isWrite()) spoil(arguments[i]);
+  }
+}
+
+// ---- the kernel of every operator -----------------------------------------------------------------------------------
+
+// Write it down, run it on the host's memory, give device tensors back.
 static void run(const c10::OperatorHandle& op, Stack* stack) {
   const auto& schema = op.schema();
   auto base = base_name(op.operator_name());
   auto name = c10::toString(op.operator_name());
   Stack arguments = torch::jit::last(*stack, schema.arguments().size()).vec();
   torch::jit::drop(*stack, schema.arguments().size());
-  if (!is_native(op, arguments)) count_fallback(name, base);
+  auto fault = fault_of(base);
+  fail_before(fault, name);
+  if (fault == "fallback" || !is_native(op, arguments)) count_fallback(name, base);
   if (has_open_shape(base, arguments)) read_by_host(base == "equal" ? "equal" : "nonzero");
 
   auto& r = recorder();
@@ -612,7 +659,9 @@ static void run(const c10::OperatorHandle& op, Stack* stack) {
     bool is_generator = type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()));
     host.push_back(is_generator ? convert_generator(arguments[i]) : convert(arguments[i], aliases, false));
   }
+  Stack written = fault == "wrong" ? host : Stack();
   call_on_host(op, host);
+  if (fault == "wrong") spoil_results(schema, written, host);
   for (const auto& [device, alias] : aliases) {
     write_back(device, alias);
     if (schema.is_mutable()) round_to_device(alias);
@@ -794,17 +843,18 @@ static torch::Library& library(c10::DispatchKey key) {
   return *library;
 }
 
-static int register_operators() {
-  int count = 0;
+// Names of the operators that got the boxed kernel.
+static std::set<std::string> register_operators() {
+  std::set<std::string> names;
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNames()) {
     if (name.name.rfind("aten::", 0) != 0) continue;
     auto op = dispatcher.findOp(name);
     if (!op || !is_boxed(*op)) continue;
     library(c10::DispatchKey::HPU).impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&run>());
-    count++;
+    names.insert("aten::" + base_name(name));
   }
-  return count;
+  return names;
 }
 
 // ---- autocast -------------------------------------------------------------------------------------------------------
@@ -912,6 +962,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return register_operators();
   });
   m.def("register_autocast", &register_autocast);
+  m.def("set_fault", [](const std::string& kind, const std::string& op) {
+    settings.faults[without_underscore(op.substr(op.find("::") + 2))] = kind;
+  });
   m.def("observe", [](py::object observer) { settings.observer = observer.release().ptr(); });
   m.def("flush", &flush);
   m.def("begin_watch", &begin_watch);

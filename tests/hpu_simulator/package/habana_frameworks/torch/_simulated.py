@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +30,7 @@ hinge_embedding_loss huber_loss kl_div l1_loss log log10 log1p log2 logsumexp ma
 multi_margin_loss multilabel_margin_loss nll_loss pdist poisson_nll_loss pow reciprocal renorm rsqrt sinh
 smooth_l1_loss soft_margin_loss softplus tan topk triplet_margin_loss truediv true_divide""".split()
 PROMOTE = "add addcmul addcdiv cat div exp mul pow sub iadd truediv stack".split()
+FAULTS = ("refuse", "wrong", "hang", "oom", "kill", "fallback")  # in HPU_SIMULATOR_FAULT
 FIRST_ONLY = {"layer_norm", "group_norm", "instance_norm", "batch_norm"}
 
 
@@ -88,11 +90,28 @@ def _allowed_fallbacks() -> set[str] | None:
     return {name for name in names.split(",") if name != "none"} if names else None
 
 
+def read_faults(text: str, operators: Collection[str]) -> list[tuple[str, str]]:
+    """(kind, operator) of each part of "kind:aten::name,kind:aten::name".
+
+    Raises:
+        ValueError: A kind that does not exist, or an operator that never reaches the card.
+    """
+    faults = [(kind, name) for kind, _, name in (part.partition(":") for part in text.split(",") if part)]
+    for kind, name in faults:
+        if kind not in FAULTS:
+            raise ValueError(f"HPU_SIMULATOR_FAULT: expected one of {', '.join(FAULTS)}, got {kind!r}")
+        if name not in operators:
+            raise ValueError(f"HPU_SIMULATOR_FAULT: expected an operator of the card as aten::mm, got {name!r}")
+    return faults
+
+
 def _start() -> None:
     words = [line for line in (SIMULATOR / "native_ops.txt").read_text().splitlines() if not line.startswith("#")]
     device.configure(mode, _is_true("PT_HPU_FORCE_TANH_FOR_GELU", "1"), _allowed_fallbacks())
-    device.register_operators(" ".join(words).split(), ALWAYS_FALLBACK, UPLOADED)
+    operators = device.register_operators(" ".join(words).split(), ALWAYS_FALLBACK, UPLOADED)
     _register_autocast()
+    for kind, operator in read_faults(os.environ.get("HPU_SIMULATOR_FAULT", ""), operators):
+        device.set_fault(kind, operator)
 
 
 mode = int(os.environ.get("PT_HPU_LAZY_MODE", "1"))
