@@ -29,11 +29,12 @@ from types import ModuleType
 from typing import NoReturn
 
 from .build import load_extension, why_unavailable
-from .recorder import Seen, watch
+from .phases import mark_phases
+from .recorder import Seen, phase, watch
 
 PACKAGE = Path(__file__).resolve().parent / "package"  # belongs on PYTHONPATH of a subprocess
 
-__all__ = ["PACKAGE", "Seen", "leave", "load", "load_extension", "watch", "why_unavailable"]
+__all__ = ["PACKAGE", "Seen", "leave", "load", "load_extension", "mark_phases", "phase", "watch", "why_unavailable"]
 
 
 def load() -> ModuleType:

@@ -198,7 +198,9 @@ struct Settings {
   bool tanh_gelu = true;
   bool restricts_fallback = false;  // PT_HPU_PLACE_ON_CPU is set
   std::set<std::string> allowed_fallbacks;
-  std::unordered_set<std::string> native, uploaded, always_fallback;
+  bool stable_sort_may_fall_back = true;
+  std::unordered_set<std::string> native, uploaded, always_fallback;  // base names
+  std::unordered_set<std::string> not_native;  // forms of native operators that are not, as "_fused_adamw_.tensor_lr"
   std::map<std::string, std::string> faults;  // base name of an operator -> what goes wrong in it
   PyObject* observer = nullptr;  // called with (kind, bytes, flags) where the host touches the device
 };
@@ -215,8 +217,10 @@ static std::string base_name(const c10::OperatorName& name) {
 // ---- recorder -------------------------------------------------------------------------------------------------------
 
 struct Event {
-  std::string kind, text;
+  std::string kind, text, phase;
 };
+
+static thread_local int open_graphs = 0;  // compiled graphs that this thread is running; what they hold is no launch
 
 class Recorder {
  public:
@@ -226,15 +230,21 @@ class Recorder {
   int64_t flushed = 0;  // number of the graph being collected
   std::vector<std::vector<std::string>> graphs;
   std::map<std::string, int64_t> fallbacks;
+  std::string phase;  // of the training step, where somebody says it
 
   void add(const std::string& kind, const std::string& text) {
-    if (watchers) log.push_back({kind, text});
+    if (watchers) log.push_back({kind, text, phase});
   }
 
-  // In lazy mode: close the pending graph and look it up.
-  void flush(const std::string& why) {
+  void count(const std::string& kind, const std::string& text = "") {
     std::lock_guard lock(mutex);
-    if (pending.empty()) return;
+    if (!open_graphs) add(kind, text);
+  }
+
+  // In lazy mode: close the pending graph and look it up; whether the host waits for the thread that launches it.
+  bool flush(const std::string& why) {
+    std::lock_guard lock(mutex);
+    if (pending.empty()) return false;
     std::string key;
     for (const auto& line : pending) key += line + "\n";
     auto [place, is_new] = known.emplace(std::move(key), graphs.size());
@@ -244,6 +254,7 @@ class Recorder {
     numbers.clear();
     first_serial = memory.serial;
     flushed++;
+    return std::exchange(has_new_number, false);
   }
 
   void add_compiled(std::vector<std::string> lines) {
@@ -277,7 +288,9 @@ class Recorder {
 
   void add_number(const std::string& number) {
     if (numbers_uploaded.size() > 500) numbers_uploaded.clear();  // the bridge empties its cache there too
-    if (numbers_uploaded.insert(number).second) add("scalar_upload", number);
+    if (!numbers_uploaded.insert(number).second) return;
+    has_new_number = true;
+    add("scalar_upload", number);
   }
 
   static const char* short_type(at::ScalarType type) {
@@ -297,6 +310,7 @@ class Recorder {
   std::unordered_map<std::string, int64_t> known;
   std::unordered_map<int64_t, int64_t> numbers;    // of a graph's tensors, by block, in order of first use
   std::unordered_set<std::string> ops, numbers_uploaded;
+  bool has_new_number = false;  // a graph with one is not queued behind the last, the host waits
   int64_t first_serial = 0;  // blocks older than this are inputs of the pending graph
 };
 static Recorder& recorder() {
@@ -306,15 +320,15 @@ static Recorder& recorder() {
 
 static bool is_lazy() { return settings.mode != 0; }
 
-static void flush(const std::string& why) {
-  if (is_lazy()) recorder().flush(why);
-}
-
 // Tell Python, which knows the caller, that the host read from or wrote to the device.
 static void observe(const std::string& kind, int64_t bytes = 0, const std::string& flags = "") {
   if (!settings.observer || !recorder().watchers) return;
   py::gil_scoped_acquire gil;
   py::handle(settings.observer)(kind, bytes, flags);
+}
+
+static void flush(const std::string& why) {
+  if (is_lazy() && recorder().flush(why)) observe("join", 0, "a number that is new");
 }
 
 static void read_by_host(const std::string& kind) {
@@ -398,13 +412,19 @@ static void check_range(const Tensor& host) {
 
 // ---- running an operator --------------------------------------------------------------------------------------------
 
+// Whether the bridge has this form of an operator at all.
+static bool is_listed(const c10::OperatorHandle& op) {
+  auto full = c10::toString(op.operator_name());
+  return settings.native.count(base_name(op.operator_name())) && !settings.not_native.count(full.substr(full.find("::") + 2));
+}
+
 static bool is_native(const c10::OperatorHandle& op, const Stack& arguments) {
   auto name = base_name(op.operator_name());
-  if (settings.always_fallback.count(name) || !settings.native.count(name)) return false;
+  if (settings.always_fallback.count(name) || !is_listed(op)) return false;
   if (name != "sort" && name != "masked_select") return true;
   const auto& self = arguments[0].toTensor();
   if (self.dim() > 5) return false;
-  if (name == "masked_select" || op.operator_name().overload_name.rfind("stable", 0) != 0) return true;
+  if (!settings.stable_sort_may_fall_back || name == "masked_select" || op.operator_name().overload_name.rfind("stable", 0) != 0) return true;
   auto dim = at::maybe_wrap_dim(arguments[2].toInt(), self.dim());
   return arguments[1].isBool() && arguments[1].toBool() && (dim == 0 || self.size(dim) > 37);
 }
@@ -638,7 +658,8 @@ static void run(const c10::OperatorHandle& op, Stack* stack) {
   torch::jit::drop(*stack, schema.arguments().size());
   auto fault = fault_of(base);
   fail_before(fault, name);
-  if (fault == "fallback" || !is_native(op, arguments)) count_fallback(name, base);
+  bool on_host = fault == "fallback" || !is_native(op, arguments);
+  if (on_host) count_fallback(name, base);
   if (has_open_shape(base, arguments)) read_by_host(base == "equal" ? "equal" : "nonzero");
 
   auto& r = recorder();
@@ -672,6 +693,7 @@ static void run(const c10::OperatorHandle& op, Stack* stack) {
     std::lock_guard lock(r.mutex);
     r.add_operator(line.finish(results), is_lazy() ? graph_line.finish(results) : "");
   }
+  if (!on_host) r.count("launch", name);
   if (settings.mode == 2) flush("mode 2");
 }
 
@@ -683,6 +705,7 @@ using Place = std::optional<at::Device>;
 static at::ScalarType check_new(Type type, Place device, size_t rank) {
   check_index(device.value_or(HPU));
   TORCH_CHECK(rank <= 8, "HPU doesn't support rank > 8D");
+  recorder().count("allocation");
   check_type(c10::dtype_or_default(type), "aten::empty");
   return c10::dtype_or_default(type);
 }
@@ -704,7 +727,12 @@ static Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, Type t
 static void upload(const Tensor& host, const Tensor& device, bool non_blocking) {
   check_range(host);
   auto* block = block_of(device);
-  if (block->used_in == recorder().flushed) flush("copy from the host into a tensor in use");
+  if (is_lazy() && block->used_in == recorder().flushed) {
+    flush("copy from the host into a tensor in use");
+    observe("join", 0, "copy into a tensor in use");
+  }
+  // In eager mode a copy from pinned memory waits for what is queued; one from pageable memory is queued behind it.
+  if (!is_lazy() && non_blocking && is_pinned(host.data_ptr())) observe("join", 0, "copy from pinned memory");
   observe("upload", host.nbytes(), non_blocking ? "non_blocking" : "blocking");
   as_cpu(device).copy_(host);
   round_to_device(as_cpu(device));
@@ -725,6 +753,7 @@ static void copy_on_device(const Tensor& from, const Tensor& to) {
     }
     r.add_operator(line.finish({to}), is_lazy() ? graph_line.finish({to}) : "");
   }
+  r.count("launch", "aten::copy_");
   auto target = as_cpu(to);
   target.copy_(as_cpu(from));
   round_to_device(target);
@@ -786,13 +815,19 @@ TORCH_LIBRARY_IMPL(aten, HPU, m) {
   m.impl("empty.memory_format", empty);
   m.impl("empty_strided", empty_strided);
   m.impl("as_strided", [](const Tensor& t, at::IntArrayRef size, at::IntArrayRef stride, std::optional<int64_t> offset) {
+    recorder().count("view");
     return at::cpu::as_strided(t, size, stride, offset);
   });
-  m.impl("view", [](const Tensor& t, at::IntArrayRef size) { return at::native::view(t, size); });
+  m.impl("view", [](const Tensor& t, at::IntArrayRef size) {
+    recorder().count("view");
+    return at::native::view(t, size);
+  });
   m.impl("_reshape_alias", [](const Tensor& t, at::IntArrayRef size, at::IntArrayRef stride) {
+    recorder().count("view");
     return at::native::_reshape_alias(t, size, stride);
   });
   m.impl("unfold", [](const Tensor& t, int64_t dim, int64_t size, int64_t step) {
+    recorder().count("view");
     return at::native::unfold(t, dim, size, step);
   });
   m.impl("_copy_from", copy_from);
@@ -833,7 +868,7 @@ static bool is_boxed(const c10::OperatorHandle& op) {
   if (op.hasKernelForDispatchKey(K::CPU) || op.hasKernelForDispatchKey(K::CompositeExplicitAutogradNonFunctional))
     return true;
   return op.hasKernelForDispatchKey(K::CompositeExplicitAutograd) &&
-      (settings.native.count(base) || settings.always_fallback.count(base));
+      (is_listed(op) || settings.always_fallback.count(base));
 }
 
 static torch::Library& library(c10::DispatchKey key) {
@@ -923,7 +958,10 @@ static py::list events_since(size_t start) {
   auto& r = recorder();
   std::lock_guard lock(r.mutex);
   py::list events;
-  for (size_t i = start; i < r.log.size(); i++) events.append(py::make_tuple(r.log[i].kind, r.log[i].text));
+  for (size_t i = start; i < r.log.size(); i++) {
+    const auto& event = r.log[i];
+    events.append(py::make_tuple(event.kind, event.text, event.phase));
+  }
   return events;
 }
 
@@ -948,15 +986,19 @@ static std::map<std::string, int64_t> memory_stats() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("hide_cuda", &hide_cuda);
-  m.def("configure", [](int mode, bool tanh_gelu, std::optional<std::set<std::string>> allowed_fallbacks) {
+  m.def("configure", [](int mode, bool tanh_gelu, std::optional<std::set<std::string>> allowed_fallbacks,
+                        bool stable_sort_may_fall_back) {
+    settings.stable_sort_may_fall_back = stable_sort_may_fall_back;
     settings.mode = mode;
     settings.tanh_gelu = tanh_gelu;
     settings.restricts_fallback = allowed_fallbacks.has_value();
     settings.allowed_fallbacks = allowed_fallbacks.value_or(std::set<std::string>());
   });
-  m.def("register_operators", [](const std::vector<std::string>& native, const std::vector<std::string>& always_fallback,
-                                 const std::vector<std::string>& uploaded) {
+  using Names = std::vector<std::string>;
+  m.def("register_operators", [](const Names& native, const Names& not_native, const Names& always_fallback,
+                                 const Names& uploaded) {
     for (const auto& name : native) settings.native.insert(without_underscore(name));
+    settings.not_native.insert(not_native.begin(), not_native.end());
     settings.always_fallback.insert(always_fallback.begin(), always_fallback.end());
     settings.uploaded.insert(uploaded.begin(), uploaded.end());
     return register_operators();
@@ -971,6 +1013,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("end_watch", &end_watch);
   m.def("events_since", &events_since);
   m.def("add_compiled", [](std::vector<std::string> lines) { recorder().add_compiled(std::move(lines)); });
+  m.def("enter_graph", [] {
+    recorder().count("launch", "graph");
+    open_graphs++;
+  });
+  m.def("leave_graph", [] { open_graphs--; });
+  m.def("set_phase", [](std::string name) {
+    std::lock_guard lock(recorder().mutex);
+    return std::exchange(recorder().phase, std::move(name));
+  });
   m.def("graph_lines", [](size_t index) { return recorder().graphs.at(index); });
   m.def("graph_count", [] { return recorder().graphs.size(); });
   m.def("fallbacks", [] { return recorder().fallbacks; });

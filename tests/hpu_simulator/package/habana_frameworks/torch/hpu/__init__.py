@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import _simulated
 from .._simulated import device as _device
 from . import memory, metrics, random
 from .memory import (
@@ -137,8 +138,6 @@ def get_device_name(device=None):
 
 def synchronize():
     """Cut the graph and wait."""
-    from .. import _simulated
-
     _device.flush("synchronize")
     _simulated.notice("synchronize", 0, "")
 
@@ -150,6 +149,8 @@ def _overwrite_torch():
     seed_host = torch.manual_seed
 
     def seed_both(seed):
+        if not _simulated.mode:
+            _simulated.notice("join", 0, "manual_seed")  # the bridge waits for the threads that lower and launch
         manual_seed_all(seed)
         return seed_host(seed)
 
