@@ -231,12 +231,14 @@ class Recorder {
   std::vector<std::vector<std::string>> graphs;
   std::map<std::string, int64_t> fallbacks;
   std::string phase;  // of the training step, where somebody says it
+  std::atomic<bool> has_queue{false};  // outside lazy mode: something was given to the bridge's threads since a wait
 
   void add(const std::string& kind, const std::string& text) {
     if (watchers) log.push_back({kind, text, phase});
   }
 
   void count(const std::string& kind, const std::string& text = "") {
+    if (kind == "launch") has_queue = true;
     std::lock_guard lock(mutex);
     if (!open_graphs) add(kind, text);
   }
@@ -331,8 +333,14 @@ static void flush(const std::string& why) {
   if (is_lazy() && recorder().flush(why)) observe("join", 0, "a number that is new");
 }
 
+// Outside lazy mode: the host waits for the bridge's threads, if they have anything to do.
+static void join(const std::string& why) {
+  if (recorder().has_queue.exchange(false)) observe("join", 0, why);
+}
+
 static void read_by_host(const std::string& kind) {
   flush(kind);
+  recorder().has_queue = false;
   observe(kind);
 }
 
@@ -433,6 +441,7 @@ static void count_fallback(const std::string& name, const std::string& base) {
   TORCH_CHECK(
       !settings.restricts_fallback || settings.allowed_fallbacks.count(base), name, " is not yet supported on HPU.");
   flush("cpu fallback of " + name);
+  recorder().has_queue = false;
   auto& r = recorder();
   std::lock_guard lock(r.mutex);
   r.fallbacks[name]++;
@@ -732,7 +741,9 @@ static void upload(const Tensor& host, const Tensor& device, bool non_blocking) 
     observe("join", 0, "copy into a tensor in use");
   }
   // In eager mode a copy from pinned memory waits for what is queued; one from pageable memory is queued behind it.
-  if (!is_lazy() && non_blocking && is_pinned(host.data_ptr())) observe("join", 0, "copy from pinned memory");
+  if (!non_blocking) recorder().has_queue = false;
+  else if (!is_pinned(host.data_ptr())) recorder().has_queue = true;
+  else if (!is_lazy()) join("copy from pinned memory");
   observe("upload", host.nbytes(), non_blocking ? "non_blocking" : "blocking");
   as_cpu(device).copy_(host);
   round_to_device(as_cpu(device));
@@ -1009,6 +1020,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   m.def("observe", [](py::object observer) { settings.observer = observer.release().ptr(); });
   m.def("flush", &flush);
+  m.def("join", &join);
+  m.def("synchronize", [] { read_by_host("synchronize"); });
   m.def("begin_watch", &begin_watch);
   m.def("end_watch", &end_watch);
   m.def("events_since", &events_since);

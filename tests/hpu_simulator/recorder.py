@@ -63,9 +63,9 @@ class Uploads(list[Upload]):
 class Join(NamedTuple):
     """The host waited for the bridge's own threads, not for the card: why, and the lines of Python that asked for it.
 
-    What waits, by the bridge's sources: in eager mode `torch.manual_seed` and copies from pinned memory; in lazy mode
-    collectives, a graph with a number that is new, and copies into a tensor in use. Host reads, blocking uploads and
-    fallbacks wait for the card as well and are counted by themselves.
+    What waits, by the bridge's sources: in eager mode `torch.manual_seed` and copies from pinned memory, if anything
+    was queued since the last wait; in lazy mode collectives, a graph with a number that is new, and copies into a
+    tensor in use. Host reads, blocking uploads and fallbacks wait for the card as well and are counted by themselves.
     """
 
     kind: str

@@ -33,7 +33,8 @@ MODES = {"eager": ("--lazy_mode", "false"), "lazy": ("--lazy_mode", "true"), "co
 # Where new graphs are due: the first three steps (the second is the first with a learning rate above 0), the first
 # unfrozen one, and the last of the first epoch, which the first log line and the first score follow.
 DUE = {0, 1, 2, STEPS - 1, STEPS}
-JOINS = 1  # torch.manual_seed, in eager and compiled mode
+# Waits for the bridge's threads: the step's seed, and the batch's first copy out of pinned memory.
+JOINS = {"eager": 2, "compiled": 2, "lazy": 0}
 FALLBACKS: set[str] = set()  # none is known that the training step needs
 
 pytestmark = pytest.mark.skipif(
@@ -162,9 +163,12 @@ def test_no_upload_makes_the_host_wait(steps: list[dict[str, Any]]) -> None:
     assert {step["blocking"] for place, step in enumerate(steps) if place and (place + 1) % STEPS} == {0}
 
 
-def test_the_host_waits_for_the_bridges_threads_at_most_once_a_step(steps: list[dict[str, Any]]) -> None:
+def test_the_host_seldom_waits_for_the_bridges_threads(
+    steps: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    bound = next(JOINS[mode] for mode in JOINS if mode in request.node.name)
     later = [step["joins"] for place, step in enumerate(steps) if place > STEPS and (place + 1) % STEPS]
-    assert max(map(len, later)) <= JOINS, later[0]
+    assert max(map(len, later)) <= bound, later[0]
 
 
 def test_every_step_cuts_as_many_graphs_and_uploads_and_launches_as_much(steps: list[dict[str, Any]]) -> None:

@@ -52,9 +52,12 @@ assert [read.kind for read in seen.host_reads] == ["item"]
 
 host = torch.ones(4, 4).pin_memory()
 with watch() as seen:
+    x.mul(2)
     torch.manual_seed(0)
-    x.copy_(host, non_blocking=True)
+    torch.manual_seed(0)
     x.copy_(torch.ones(4, 4), non_blocking=True)
+    x.copy_(host, non_blocking=True)
+    x.copy_(host, non_blocking=True)
 assert [join.kind for join in seen.joins] == ["manual_seed", "copy from pinned memory"]
 with watch() as seen:
     compiled(x).backward()

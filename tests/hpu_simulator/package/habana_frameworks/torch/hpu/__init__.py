@@ -138,8 +138,7 @@ def get_device_name(device=None):
 
 def synchronize():
     """Cut the graph and wait."""
-    _device.flush("synchronize")
-    _simulated.notice("synchronize", 0, "")
+    _device.synchronize()
 
 
 def _overwrite_torch():
@@ -150,7 +149,7 @@ def _overwrite_torch():
 
     def seed_both(seed):
         if not _simulated.mode:
-            _simulated.notice("join", 0, "manual_seed")  # the bridge waits for the threads that lower and launch
+            _device.join("manual_seed")
         manual_seed_all(seed)
         return seed_host(seed)
 
