@@ -80,8 +80,8 @@ class Job:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid or 0, number)
 
-    def wait(self, seconds: float = 120) -> Result:
-        """Wait for the end; a run that does not end in time is killed and fails the test."""
+    def wait(self, seconds: float = 600) -> Result:
+        """Wait for the end; a run that hangs is killed and fails the test. A busy machine takes five times its time."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
