@@ -105,3 +105,13 @@ def test_the_image_gets_all_that_it_needs():
     admitted = [line[1:] for line in lines if line.startswith("!")]
     assert [pattern for pattern in admitted if not list(ROOT.glob(pattern))] == []
     assert {"dino", "tools/make_venv.py", "requirements*.txt", "*.py", "ops_*.txt"} <= set(admitted)
+
+
+def test_the_page_and_the_code_know_the_same_releases():
+    page = (ROOT / "docs" / "gaudi.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (1\.\d+)(?:\.\d+)?(?:, older)? \| (2\.\d+)", page, flags=re.MULTILINE)
+    found = {}
+    for release, torch in rows:
+        found.setdefault(read_release(release), []).append(read_release(torch))
+    known = {release: list(torches) for release, torches in TORCH_OF_RELEASE.items() if release >= (1, 18)}
+    assert found == known
