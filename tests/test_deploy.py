@@ -40,6 +40,12 @@ def instructions():
     return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
 
 
+def read_files(text):
+    """The requirement files that the first call of make_venv in a text installs."""
+    words = re.search(r"tools/make_venv\.py \S+((?: +\S+\.txt)+)", text)
+    return words[1].split()
+
+
 def test_the_pod_gets_cards_as_the_vendors_plugin_gives_them(pod, container):
     assert pod["runtimeClassName"] == "habana"
     requests, limits = (container["resources"][kind] for kind in ("requests", "limits"))
@@ -91,9 +97,7 @@ def test_the_image_installs_by_the_tool_that_leaves_torch_alone(instructions):
     runs = [text for name, text in instructions if name == "RUN"]
     assert not [text for text in runs if "pip" in text.replace("ensurepip", "")]
     [line] = [text for text in runs if "make_venv" in text]
-    files = [word for word in line.split() if word.endswith((".py", ".txt"))]
-    assert files == ["tools/make_venv.py", "requirements.txt"]
-    assert all((ROOT / name).is_file() for name in files)
+    assert read_files(line) == read_files((ROOT / "Makefile").read_text(encoding="utf-8"))
     [command] = [json.loads(text) for name, text in instructions if name == "CMD"]
     [python] = [text.split("=")[1] for name, text in instructions if name == "ENV" and text.startswith("PYTHON=")]
     assert command == [python, "-m", "dino.doctor"]
@@ -107,11 +111,12 @@ def test_the_image_gets_all_that_it_needs():
     assert {"dino", "tools/make_venv.py", "requirements*.txt", "*.py", "ops_*.txt"} <= set(admitted)
 
 
-def test_the_page_and_the_code_know_the_same_releases():
+def test_the_page_knows_the_codes_releases_and_the_makefiles_installation():
     page = (ROOT / "docs" / "gaudi.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (1\.\d+)(?:\.\d+)?(?:, older)? \| (2\.\d+)", page, flags=re.MULTILINE)
     found = {}
     for release, torch in rows:
         found.setdefault(read_release(release), []).append(read_release(torch))
+    assert read_files(page) == read_files((ROOT / "Makefile").read_text(encoding="utf-8"))
     known = {release: list(torches) for release, torches in TORCH_OF_RELEASE.items() if release >= (1, 18)}
     assert found == known
