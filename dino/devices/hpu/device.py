@@ -93,11 +93,6 @@ class HpuDevice(EagerDevice):
         """See the contract."""
         return f"hpu, {self.precision_name}, {'lazy' if self.lazy else 'compiled' if self.compiles else 'eager'} mode"
 
-    @property
-    def reserved_cores(self) -> int:  # type: ignore[override]
-        """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
-        return 0 if self.lazy else 2
-
     def end_phase(self) -> None:
         """Cut the lazy graph."""
         if self.lazy:
@@ -136,6 +131,11 @@ class HpuDevice(EagerDevice):
     def synchronize(self) -> None:
         """See the contract."""
         self.hpu.synchronize()
+
+    @property
+    def reserved_cores(self) -> int:  # type: ignore[override]
+        """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
+        return 0 if self.lazy else 2
 
     def memory_peak(self) -> int:
         """See the contract."""
