@@ -132,10 +132,3 @@ def test_a_bridge_that_cannot_be_imported_is_one_line(monkeypatch, failure):
 def test_failures_of_the_card_are_explained(text, named):
     assert named in HpuDevice.explain(object.__new__(HpuDevice), RuntimeError(text))
     assert HpuDevice.explain(object.__new__(HpuDevice), RuntimeError("shapes differ")) is None
-
-
-@pytest.mark.parametrize(("lazy", "cores"), [(True, 0), (False, 2)])
-def test_modes_that_launch_each_op_leave_fewer_cores_to_the_loaders(lazy, cores):
-    device = object.__new__(HpuDevice)
-    device.lazy = lazy
-    assert device.reserved_cores == cores
