@@ -149,9 +149,16 @@ def read_items(dataset: Dataset, *, workers: int) -> Iterator[Any]:
         yield from items
 
 
-def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> int:
-    """Loader processes: what the user asked for, or the default cut to the cores this process can count on."""
-    return asked if explicit else min(asked, max(1, count_cores() // processes_here))
+def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1, reserved: int = 0) -> int:
+    """Loader processes: what the user asked for, or the default cut to the cores this process can count on.
+
+    Args:
+        asked: The flag or its default.
+        explicit: Whether the user gave it.
+        processes_here: Processes that share the cores of this host.
+        reserved: Cores that each of them keeps busy itself.
+    """
+    return asked if explicit else min(asked, max(1, count_cores() // processes_here - reserved))
 
 
 def count_cores() -> int:

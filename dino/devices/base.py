@@ -109,6 +109,7 @@ class Device(abc.ABC):
     pins_memory = False
     fuses_updates = False  # whether torch's fused AdamW and its norms of lists run here
     reads_freely = False  # whether the host may look at a value of a step without waiting for it
+    reserved_cores = 0  # of the host, that a process of this device keeps busy beside its loaders
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
     exchanges_gradients = False  # whether its own step averages gradients over processes

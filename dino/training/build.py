@@ -69,7 +69,12 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
         ),
         batch_size=batch_size,
         share=Share(rank=processes.rank, world=processes.world),
-        workers=choose_workers(data.num_workers, explicit=explicit, processes_here=processes.local_world),
+        workers=choose_workers(
+            data.num_workers,
+            explicit=explicit,
+            processes_here=processes.local_world,
+            reserved=run.device.reserved_cores,
+        ),
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
         piece=choose_piece(options.compiled, batch_size),

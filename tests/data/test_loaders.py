@@ -390,6 +390,14 @@ def test_the_default_number_of_workers_is_cut_to_the_cores(monkeypatch: pytest.M
     assert choose_workers(0, explicit=False) == 0
 
 
+def test_cores_that_the_device_keeps_busy_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(80)))
+    assert choose_workers(10, explicit=False, processes_here=8, reserved=2) == 8
+    assert choose_workers(6, explicit=False, processes_here=8, reserved=2) == 6
+    assert choose_workers(10, explicit=False, processes_here=40, reserved=2) == 1
+    assert choose_workers(10, explicit=True, processes_here=8, reserved=2) == 10
+
+
 @pytest.mark.parametrize(
     ("text", "cores"),
     [("max 100000\n", 8), ("250000 100000\n", 3), ("20000 100000\n", 1), ("6400000 100000\n", 8), ("", 8)],

@@ -132,6 +132,11 @@ class HpuDevice(EagerDevice):
         """See the contract."""
         self.hpu.synchronize()
 
+    @property
+    def reserved_cores(self) -> int:  # type: ignore[override]
+        """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
+        return 0 if self.lazy else 2
+
     def memory_peak(self) -> int:
         """See the contract."""
         return int(self.hpu.max_memory_allocated())
