@@ -113,6 +113,8 @@ class Device(abc.ABC):
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
     exchanges_gradients = False  # whether its own step averages gradients over processes
     updates_per_step = 1  # updates that one call of a training step makes
+    compiles = False  # whether the networks are compiled for training, as asked for or as the device chose
+    mode: str | None = None  # the execution mode, where the device has several; a checkpoint keeps it
 
     @abc.abstractmethod
     def describe(self) -> str:

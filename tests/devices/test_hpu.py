@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 
 from dino.devices.hpu import device as hpu
-from dino.devices.hpu.device import LAZY, LISTS, HpuDevice, choose_environment, choose_lazy, complete_environment
+from dino.devices.hpu.device import LAZY, LISTS, HpuDevice, choose_environment, complete_environment
 from dino.devices.op_lists import OpLists
-from dino.errors import DeviceError, OptionError
+from dino.errors import DeviceError
 
 LOW_AND_HIGH = OpLists(bf16=("linear", "mm"), fp32=("softmax",))
 
@@ -22,43 +22,6 @@ def restored(monkeypatch):
     for name in (LAZY, *LISTS, "PT_HPU_FORCE_TANH_FOR_GELU"):
         os.environ.pop(name, None)
     monkeypatch.delitem(sys.modules, hpu.BRIDGE, raising=False)
-
-
-@pytest.mark.parametrize(
-    ("asked", "compiles", "told", "release", "lazy"),
-    [
-        (None, False, None, (1, 19), True),
-        (None, False, None, (1, 20), True),
-        (None, False, None, (1, 21), False),
-        (None, False, None, None, False),
-        (None, True, None, (1, 19), False),
-        (None, False, "1", (1, 23), True),
-        (None, False, "2", (1, 23), True),
-        (None, False, "0", (1, 19), False),
-        (True, False, None, (1, 23), True),
-        (False, False, None, (1, 19), False),
-        (True, False, "1", (1, 19), True),
-        (False, True, "0", (1, 19), False),
-    ],
-)
-def test_the_flag_decides_then_the_variable_then_the_release(asked, compiles, told, release, lazy):
-    environment = {} if told is None else {LAZY: told}
-    assert choose_lazy(asked, compiles=compiles, environment=environment, release=release) is lazy
-
-
-@pytest.mark.parametrize(
-    ("asked", "compiles", "told", "named"),
-    [
-        (True, False, "0", "--lazy_mode true and PT_HPU_LAZY_MODE=0 contradict each other; leave one out"),
-        (False, False, "1", "--lazy_mode false and PT_HPU_LAZY_MODE=1 contradict"),
-        (True, True, None, "lazy mode and --compile contradict each other"),
-        (None, True, "1", "lazy mode and --compile contradict each other"),
-    ],
-)
-def test_contradictions_are_named_with_the_remedy(asked, compiles, told, named):
-    environment = {} if told is None else {LAZY: told}
-    with pytest.raises(OptionError, match=f"^{named}"):
-        choose_lazy(asked, compiles=compiles, environment=environment, release=(1, 21))
 
 
 @pytest.mark.parametrize(("lazy", "told", "value"), [(True, None, "1"), (False, None, "0"), (True, "2", "2")])

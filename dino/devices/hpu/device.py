@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
-import importlib.util
 import logging
 import os
 import sys
@@ -24,26 +22,21 @@ from torch import Tensor, nn
 
 from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.eager import EagerDevice
+from dino.devices.hpu.mode import VARIABLE as LAZY
+from dino.devices.hpu.mode import choose_mode
+from dino.devices.hpu.software import BRIDGE, is_bridge_installed
 from dino.devices.op_lists import OpLists
-from dino.errors import DeviceError, OptionError
+from dino.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
-BRIDGE = "habana_frameworks.torch"
-LAZY = "PT_HPU_LAZY_MODE"
 LISTS = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
-FIRST_EAGER_RELEASE = (1, 21)  # the first whose own default is eager mode
 FAILURES = {  # what the bridge's errors hold, and what they mean
     "Device acquire failed": "the card cannot be acquired: another process holds it, or driver and software differ; "
     "`python -m dino.doctor` tells which",
     "Allocation failed for size": "the card's memory is full; lower --batch_size_per_device, "
     "or train with --recompute blocks",
 }
-
-
-def is_bridge_installed() -> bool:
-    """Whether the Habana bridge can be imported; it is not imported for that."""
-    return importlib.util.find_spec("habana_frameworks") is not None
 
 
 class HpuDevice(EagerDevice):
@@ -55,7 +48,12 @@ class HpuDevice(EagerDevice):
     parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
 
     def __init__(
-        self, precision: str, lists: OpLists | None = None, *, lazy_mode: bool | None = None, compiles: bool = False
+        self,
+        precision: str,
+        lists: OpLists | None = None,
+        *,
+        lazy_mode: bool | None = None,
+        compiles: bool | None = None,
     ) -> None:
         """Import the bridge in the chosen mode, its environment complete, and open the card of this process.
 
@@ -70,8 +68,16 @@ class HpuDevice(EagerDevice):
             )
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on hpu")
-        self.lazy = choose_lazy(lazy_mode, compiles=compiles, environment=os.environ, release=find_release())
-        self.compiles = compiles
+        chosen = choose_mode(
+            lazy_mode=lazy_mode,
+            compiles=compiles,
+            variable=os.environ.get(LAZY),
+            imported_lazy=find_imported_mode(),
+            torch_version=torch.__version__,
+        )
+        if chosen.warning:
+            logger.warning("%s", chosen.warning)
+        self.lazy, self.compiles, self.mode = chosen.lazy, chosen.compiles, chosen.name
         complete_environment(choose_environment(self.lazy, lists))
         self._import_bridge()
         super().__init__("hpu", torch.device("hpu"), "hccl", "bf16" if precision == "ops" else precision)
@@ -91,7 +97,7 @@ class HpuDevice(EagerDevice):
 
     def describe(self) -> str:
         """See the contract."""
-        return f"hpu, {self.precision_name}, {'lazy' if self.lazy else 'compiled' if self.compiles else 'eager'} mode"
+        return f"hpu, {self.precision_name}, {self.mode} mode"
 
     def end_phase(self) -> None:
         """Cut the lazy graph."""
@@ -141,34 +147,11 @@ class HpuDevice(EagerDevice):
         return int(self.hpu.memory_stats()["Limit"])
 
 
-def find_release() -> tuple[int, ...] | None:
-    """The installed bridge's release, as (1, 19), or None where its package does not tell."""
-    try:
-        return tuple(int(part) for part in importlib.metadata.version("habana-torch-plugin").split(".")[:2])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
+def find_imported_mode() -> bool | None:
+    """Whether the bridge that is imported already, by whoever, runs in lazy mode; None where none is imported."""
+    if BRIDGE not in sys.modules:
         return None
-
-
-def choose_lazy(
-    asked: bool | None, *, compiles: bool, environment: Mapping[str, str], release: tuple[int, ...] | None
-) -> bool:
-    """Lazy mode or not: as the flag says, else the variable, else the release's own default.
-
-    Raises:
-        OptionError: They contradict each other.
-    """
-    told = environment.get(LAZY)
-    if asked is not None and told is not None and asked != (told != "0"):
-        raise OptionError(f"--lazy_mode {str(asked).lower()} and {LAZY}={told} contradict each other; leave one out")
-    if asked is None and told is not None:
-        asked = told != "0"
-    if asked and compiles:
-        raise OptionError(
-            "lazy mode and --compile contradict each other: torch.compile is for eager mode; leave one out"
-        )
-    if asked is None:
-        return not compiles and release is not None and release < FIRST_EAGER_RELEASE
-    return asked
+    return bool(importlib.import_module(f"{BRIDGE}.utils.internal").is_lazy())
 
 
 def choose_environment(lazy: bool, lists: OpLists | None) -> dict[str, str]:
