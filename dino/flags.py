@@ -812,6 +812,11 @@ class SubmitFlags:
     partition: str = flag("learnfair", "Slurm partition")
     use_volta32: bool = flag(False, "GPUs with 32 GB only (Slurm constraint volta32gb)", switch=True)
     comment: str = flag("", "comment handed to Slurm; some clusters ask for one")
+    gres: str | None = flag(
+        None,
+        "what the cluster calls the devices, without their number, as gpu:hl225; by default hpu or ipu where that is "
+        "the --device, else GPUs by Slurm's own word",
+    )
     cluster: str | None = flag(
         None, "slurm, or local for processes on this machine; slurm where srun is found", choices=("slurm", "local")
     )

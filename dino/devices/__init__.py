@@ -16,6 +16,7 @@ from dino.flags import CompiledFlags, DeviceFlags, PrecisionFlags
 if TYPE_CHECKING:
     from dino.devices.base import Device
     from dino.devices.ipu import IpuDevice
+    from dino.devices.op_lists import OpLists
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def open_device(
     compiled: CompiledFlags | None = None,
     explicit: frozenset[str] = frozenset(),
     synthetic: bool = False,
+    output_dir: str | None = None,
 ) -> Device:
     """Open the device of this process; without `precision` it computes in fp32.
 
@@ -49,29 +51,35 @@ def open_device(
         compiled: How a step is compiled, for devices that compile all of it.
         explicit: Names of the flags that the user set.
         synthetic: No images are read, where the device can make them up itself.
+        output_dir: Of a training run: a device with several execution modes keeps that of the checkpoint there.
 
     Raises:
         DeviceError: The device, or the number format on it, is not available here.
         OptionError: Flags that contradict each other.
     """
-    from dino.devices.op_lists import read_op_lists
     from dino.devices.precision import resolve_precision
 
     name = choose_device(flags.device)
     number_format = resolve_precision(precision, explicit, name) if precision else "fp32"
-    lists = read_op_lists(precision) if precision and number_format == "ops" else None
-    if lists is not None and precision is not None and precision.hmp_verbose:
-        for line in lists.describe():
-            logger.info("%s", line)
+    lists = _read_lists(precision) if precision and number_format == "ops" else None
     compiles = precision.compile if precision else None
     if name == "ipu":
         return _open_whole(number_format, compiled, explicit, synthetic, compiles)
     _refuse_foreign(explicit, name)
     if name == "hpu":
+        from dino.checkpoint import read_mode
         from dino.devices.hpu.device import HpuDevice
 
-        # An evaluation compiles nothing, wherever it runs.
-        return HpuDevice(number_format, lists, lazy_mode=flags.lazy_mode, compiles=compiles if precision else False)
+        return HpuDevice(
+            number_format,
+            lists,
+            lazy_mode=flags.lazy_mode,
+            compiles=compiles,
+            kept=read_mode(output_dir) if output_dir else None,
+            trains=precision is not None,
+            local_rank=local_rank,
+            output_dir=output_dir,
+        )
     device: Device
     if name == "cuda":
         from dino.devices.cuda import CudaDevice
@@ -83,6 +91,15 @@ def open_device(
         device = CpuDevice(number_format, lists)
     device.compiles = bool(compiles)
     return device
+
+
+def _read_lists(precision: PrecisionFlags) -> OpLists:
+    from dino.devices.op_lists import read_op_lists
+
+    lists = read_op_lists(precision)
+    for line in lists.describe() if precision.hmp_verbose else ():
+        logger.info("%s", line)
+    return lists
 
 
 def _refuse_foreign(explicit: frozenset[str], name: str) -> None:

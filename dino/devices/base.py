@@ -106,7 +106,7 @@ class Device(abc.ABC):
     name: str
     torch_device: torch.device
     collective_backend: str
-    pins_memory = False
+    pins_memory: bool | str = False  # whether loaders pin memory; a name where torch must be told for which device
     fuses_updates = False  # whether torch's fused AdamW and its norms of lists run here
     reads_freely = False  # whether the host may look at a value of a step without waiting for it
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
