@@ -1,6 +1,7 @@
 """A card as the house sees it: opened early or late, resumed, with its lists followed, and its errors explained."""
 
 import importlib
+import json
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from dino.errors import DeviceError, exit_code
 from dino.flags import TrainOptions
 from dino.options import parse
 from tests import hpu_simulator
-from tests.running import SERVER, make_images, on_simulated_card, state_of, train
+from tests.running import SERVER, TINY, make_images, on_simulated_card, run_alone, state_of
 
 simulated = pytest.mark.skipif(
     hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
@@ -180,6 +181,11 @@ def test_a_bridge_that_torch_has_imported_is_used_as_it_is(tmp_path):
     assert "DeviceError: --lazy_mode true: the Habana bridge is imported already, in eager mode; import dino" in said
 
 
+def test_the_bridge_tells_its_mode_under_this_name(shared_facts):
+    facts = json.loads((shared_facts / "habana_api.json").read_text())
+    assert facts["habana_frameworks.torch.utils.internal.is_lazy"]["args"] == []
+
+
 @simulated
 def test_an_evaluation_compiles_nothing(tmp_path):
     code, said = in_process(open_to_evaluate, tmp_path)
@@ -196,7 +202,7 @@ def test_a_resumed_run_keeps_its_mode_until_a_flag_changes_it(tmp_path):
     words = ("--data_path", images, "--output_dir", tmp_path / "run", "--device", "hpu")
     more = (("--lazy_mode", "false"), (), ("--lazy_mode", "true"))
     results = [
-        train(tmp_path, *words, "--epochs", epochs, *said, prepare=on_simulated_card)
+        run_alone(tmp_path, "main_dino", *TINY, *words, "--epochs", epochs, *said, prepare=on_simulated_card)
         for epochs, said in enumerate(more, start=1)
     ]
     assert [result.code for result in results] == [0, 0, 0], [result.text for result in results]

@@ -60,17 +60,18 @@ def test_a_map_that_is_not_complete_is_refused_with_the_remedy(job, known, named
         choose_modules(job, known)
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        {"SLURM_JOB_GPUS": ""},
-        {"SLURM_JOB_GPUS": "0,1", "HABANA_VISIBLE_MODULES": "5"},
-        {"SLURM_JOB_GPUS": "0,1", "HLS_MODULE_ID": "0"},
-    ],
-)
-def test_without_slurm_or_with_the_users_own_choice_nothing_is_asked(environment):
+@pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_GPUS": ""}, {"HABANA_VISIBLE_MODULES": "5"}])
+def test_without_slurm_nothing_is_asked(environment, caplog):
+    caplog.set_level("INFO")
     assert find_modules(environment, 0, refuse) is None
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("own", ["HABANA_VISIBLE_MODULES", "HLS_MODULE_ID"])
+def test_the_users_own_choice_wins_and_is_named(own, caplog):
+    caplog.set_level("INFO")
+    assert find_modules({"SLURM_JOB_GPUS": "0,1", own: "0"}, 0, refuse) is None
+    assert caplog.messages == [f"{own}=0 decides which cards are used, not SLURM_JOB_GPUS=0,1"]
 
 
 def test_the_process_of_local_rank_r_needs_an_rth_card():

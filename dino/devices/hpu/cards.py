@@ -7,11 +7,14 @@ decides, and nothing is asked.
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 from collections.abc import Callable, Mapping
 
 from dino.errors import DeviceError
+
+logger = logging.getLogger(__name__)
 
 MODULES = "HABANA_VISIBLE_MODULES"
 MODULE = "HLS_MODULE_ID"
@@ -65,14 +68,19 @@ def find_modules(environment: Mapping[str, str], local_rank: int, ask: Callable[
         DeviceError: They cannot be found, or are fewer than this host's processes.
     """
     told = environment.get(JOB_CARDS)
-    if not told or environment.get(MODULES) or environment.get(MODULE):
+    if not told:
         return None
+    for name in (MODULES, MODULE):
+        if environment.get(name):
+            logger.info("%s=%s decides which cards are used, not %s=%s", name, environment[name], JOB_CARDS, told)
+            return None
     modules = choose_modules(told, read_module_map((ask or _ask)()))
     if local_rank >= len(modules.split(",")):
         raise DeviceError(
             f"process {local_rank} of this host has no card: {JOB_CARDS}={told} names {len(modules.split(','))}; "
             "start one process a card"
         )
+    logger.info("%s=%s: this job's modules are %s", JOB_CARDS, told, modules)
     return modules
 
 

@@ -196,7 +196,10 @@ def choose_pinning(torch_version: str) -> bool | str:
 
 def _is_imported_lazy() -> bool | None:
     """Whether the bridge that is imported already, by whoever, runs in lazy mode; None where none is."""
-    return bool(importlib.import_module(f"{BRIDGE}.utils.internal").is_lazy()) if BRIDGE in sys.modules else None
+    if BRIDGE not in sys.modules:
+        return None
+    internal = importlib.import_module(f"{BRIDGE}.utils.internal")
+    return bool(internal.is_lazy())
 
 
 def _prepare(mode: Mode, contents: Mapping[str, str], local_rank: int, output_dir: str | None) -> None:
