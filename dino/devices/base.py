@@ -106,7 +106,7 @@ class Device(abc.ABC):
     name: str
     torch_device: torch.device
     collective_backend: str
-    pins_memory = False
+    pins_memory: bool | str = False  # whether loaders pin memory; a name where torch must be told for which device
     fuses_updates = False  # whether torch's fused AdamW and its norms of lists run here
     reads_freely = False  # whether the host may look at a value of a step without waiting for it
     reserved_cores = 0  # of the host, that a process of this device keeps busy beside its loaders
@@ -114,6 +114,8 @@ class Device(abc.ABC):
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
     exchanges_gradients = False  # whether its own step averages gradients over processes
     updates_per_step = 1  # updates that one call of a training step makes
+    compiles = False  # whether the networks are compiled for training, as asked for or as the device chose
+    mode: str | None = None  # the execution mode, where the device has several; a checkpoint keeps it
 
     @abc.abstractmethod
     def describe(self) -> str:

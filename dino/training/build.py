@@ -117,7 +117,7 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         forward_student = DistributedDataParallel(
             student, gradient_as_bucket_view=True, broadcast_buffers=False, **run.device.parallel_settings
         )
-    if options.precision.compile:
+    if run.device.compiles:
         forward_student, teacher = run.device.compile_module(forward_student), run.device.compile_module(teacher)
     return DinoProgram(
         student=forward_student,

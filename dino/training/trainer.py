@@ -211,6 +211,7 @@ class Trainer:
                 "program": program,
                 "bad_images": self.bad_images,
                 "unfinished": self.unfinished,
+                "mode": self.run.device.mode,
             },
         }
 

@@ -505,3 +505,14 @@ def test_batches_made_in_pieces_are_the_same(source: ImageSource, piece: int) ->
     pieces = build_train_loader(dataset, **settings, piece=piece)
     assert len(whole) == len(pieces)
     assert_equal_batches(list(pieces.read(1, 1)), list(whole.read(1, 1)))
+
+
+@pytest.mark.parametrize(("pins", "found"), [(False, (False, "")), (True, (True, "")), ("hpu", (True, "hpu"))])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torch_is_told_for_which_device_to_pin_where_the_device_says_so(
+    source: ImageSource, pins: bool | str, found: tuple[bool, str], workers: int
+) -> None:
+    dataset = CropDataset(source, RECIPE, seed=5, skip_bad=False)
+    settings = {"batch_size": 4, "share": ALONE, "workers": workers, "pin_memory": pins}
+    loader = build_train_loader(dataset, **settings).loader
+    assert (loader.pin_memory, loader.pin_memory_device) == found

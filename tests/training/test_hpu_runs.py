@@ -111,6 +111,7 @@ def test_a_run_killed_in_an_epoch_of_a_folder_continues_on_its_shards(
 
 def test_an_interrupted_run_continues_to_the_bit(images: Path, tmp_path: Path) -> None:
     words = ["--data_path", str(images), "--device", "hpu", "--hmp", "--drop_path_rate", "0.2", "--epochs", "3"]
+    words += ["--lazy_mode", "false"]
     whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole", prepare=on_simulated_card)
     assert whole.code == 0, whole.text
     stopped = ["--output_dir", str(tmp_path / "stopped"), "--save_every_steps", "7"]
@@ -179,9 +180,10 @@ def test_the_references_commands_train_and_score_on_a_card(tmp_path: Path) -> No
     launched = run_script(
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main_dino.py"),
         *(*words, *sizes.split(), "--batch_size_per_device", 4, "--num_workers", 1),
+        PT_HPU_LAZY_MODE="1",  # the reference's mode; upstream's torch, which is here, would compile
     )
     assert launched.returncode == 0, launched.stderr
-    assert "device: hpu, ops, eager mode (chosen automatically" in launched.stdout
+    assert "device: hpu, ops, lazy mode, op lists ops_bf16.txt, ops_fp32.txt (chosen automatically" in launched.stdout
     weights = tmp_path / "run" / checkpoint.LATEST
     words = ["--data_path", data, "--pretrained_weights", weights, "--nb_knn", 5, "--batch_size_per_device", 4]
     card, host = (run_script("eval_knn.py", *words, "--device", device) for device in ("hpu", "cpu"))
