@@ -70,10 +70,8 @@ def examine_op_lists(
         lines = split_lines(text)
         refused = find_refused(resolve(path))
         if refused and (bridge is None or bridge >= LINE_124):
-            facts.append(Fact(name, f"{path}: {len(lines)} lines, refused: the bridge's own list decides"))
             problems.append(_explain_refused(variable, path, refused))
-            continue
-        beside = f" (the 1.24 line refuses it, as it lies below {refused})" if refused else ""
+        beside = f" (the 1.24 line reads none below {refused})" if refused else ""
         facts.append(Fact(name, f"{path}: {len(lines)} lines, in place of the bridge's own list{beside}"))
         problems += check_op_list(variable, lines, find_unknown)
     return facts, problems
@@ -88,9 +86,7 @@ def _explain_refused(variable: str, path: str, folder: str) -> Problem:
     cause = (
         f"{variable}={path}: its real path lies below {folder}, and there the bridge of the 1.24 line reads no lists"
     )
-    remedy = (
-        "move it, to /tmp for one; or give it by --hmp-bf16 or --hmp-fp32, which writes a copy that the bridge reads"
-    )
+    remedy = "a run here gives the bridge a copy elsewhere; for other programs move it, to /tmp for one"
     return Problem(f"{cause}: it warns once and uses its own", remedy, blocking=False)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from dino.doctor.report import Fact, Problem
 from dino.doctor.software import FRESH, LAZY_ELSEWHERE
 
-Explanation = tuple[tuple[str, ...], str, str]  # any of these is in the message; cause; remedy
+Explanation = tuple[tuple[str, ...], str, str]  # any of these is in the message, in any case; cause; remedy
 
-CARD: tuple[Explanation, ...] = (  # the first that is found; one message may hold several of these words
+# The first that is found decides: one message may hold several of these words.
+CARD: tuple[Explanation, ...] = (
     (
         ("Device not found", "synStatus=8", "synStatus 8"),
         "the card is not found: processes that a run left after Ctrl-C may hold it, or the container was given none",
@@ -18,16 +19,22 @@ CARD: tuple[Explanation, ...] = (  # the first that is found; one message may ho
         "runtimeClassName habana",
     ),
     (
-        ("acquire failed", "acquire"),
+        ("acquire",),
         "the card cannot be acquired: another process holds it, driver and software do not fit, or a pod runs without "
         "runtimeClassName habana (no /dev/infiniband)",
         "end the process that holds it; then compare the releases of driver and software",
     ),
     (
-        ("Graph compile failed", "synStatus 26", "synStatus=26"),
+        ("Graph compile failed",),
         "the card's compiler failed: GC_KERNEL_PATH is unset or names kernels of another release, or the software is "
         "a mix of releases or does not fit the driver",
         "set GC_KERNEL_PATH to libtpc_kernels.so of this release; then compare the releases of driver and software",
+    ),
+    (
+        ("synStatus 26", "synStatus=26"),
+        "the vendor's software failed (synStatus 26): it is a mix of releases or does not fit the driver, "
+        "GC_KERNEL_PATH is unset, or another process holds the card",
+        "compare the releases of driver and software; set GC_KERNEL_PATH to libtpc_kernels.so of this release",
     ),
     (
         ("Allocation failed",),
@@ -121,4 +128,7 @@ def judge_product(answer: Mapping[str, Any] | None, error: str | None, mode: str
 
 
 def _find(message: str, table: Sequence[Explanation], other: tuple[str, str]) -> tuple[str, str]:
-    return next(((cause, remedy) for texts, cause, remedy in table if any(text in message for text in texts)), other)
+    plain = message.lower()
+    return next(
+        ((cause, remedy) for texts, cause, remedy in table if any(text.lower() in plain for text in texts)), other
+    )

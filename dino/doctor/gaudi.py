@@ -43,11 +43,12 @@ PARTS = r"habana-(torch-plugin|torch-dataloader|media-loader)"
 
 
 class Cards(NamedTuple):
-    """What is here: cards, who holds which, and the driver's version."""
+    """What is here: cards, who holds which, the driver's version, and what is wrong where they cannot be seen."""
 
     cards: list[Card]
     holders: list[Holder]
     driver: str | None
+    unseen: Problem | None
 
 
 def examine_gaudi(report: Report, case: Case) -> None:
@@ -71,9 +72,12 @@ def examine_gaudi(report: Report, case: Case) -> None:
     )
     report.facts += [*facts, *describe_variables(case.environment)]
     report.problems += problems
-    why_not = _why_no_product(report, case, error, choose_cards(cards.cards, read_modules(environment)), cards.holders)
-    product = _try_product(report, environment, mode, why_not)
-    report.problems += check_driver(cards.driver, bridge, product=product)
+    chosen = choose_cards(cards.cards, read_modules(environment))
+    free = bool(find_free(chosen, cards.holders)) or not cards.cards  # where none can be seen, there may still be one
+    product, problems = _try_product(report, environment, mode, _why_no_product(report, case, error, free))
+    if cards.unseen is not None:
+        report.problems.append(cards.unseen._replace(blocking=cards.unseen.blocking and not product))
+    report.problems += [*problems, *check_driver(cards.driver, bridge, product=product)]
 
 
 def _examine_bridge(
@@ -125,23 +129,23 @@ def _examine_cards(report: Report) -> Cards:
         *([] if cards else [Fact("card", path) for path in files]),
         Fact("held by", describe_holders(holders) or "nobody that can be seen from here"),
     ]
-    report.problems += _check_presence(cards, files, table)
-    return Cards(cards or [Card(index=number, name=path) for number, path in enumerate(files)], holders, driver)
+    present = cards or [Card(index=number, name=path) for number, path in enumerate(files)]
+    return Cards(present, holders, driver, _check_presence(cards, files, table))
 
 
-def _check_presence(cards: list[Card], files: list[str], table: machine.Outcome) -> list[Problem]:
+def _check_presence(cards: list[Card], files: list[str], table: machine.Outcome) -> Problem | None:
     if cards:
-        return []
+        return None
     state = f"hl-smi: {table.error or 'it works, but its output is not understood'}"
     if files:
         cause = f"{state}; driver release and module numbers could not be checked"
-        return [Problem(cause, "run hl-smi yourself; on the host, if this container lacks it", blocking=False)]
+        return Problem(cause, "run hl-smi yourself; on the host, if this container lacks it", blocking=False)
     cause = f"no cards are visible here ({state}; no device files /dev/accel/accel* or /dev/hl*)"
     remedy = (
         "start the container with --runtime=habana and HABANA_VISIBLE_DEVICES=all, a pod with runtimeClassName habana; "
         "on the host load the driver"
     )
-    return [Problem(cause, remedy)]
+    return Problem(cause, remedy)
 
 
 def _choose_cards(
@@ -181,9 +185,7 @@ def _examine_host(report: Report, environment: Mapping[str, str], cards: Cards) 
         report.problems += problems
 
 
-def _why_no_product(
-    report: Report, case: Case, error: str | None, chosen: list[Card], holders: list[Holder]
-) -> str | None:
+def _why_no_product(report: Report, case: Case, error: str | None, free: bool) -> str | None:
     """Why no product is tried on a card; None where one is."""
     if not case.tries_card:
         return "--probe false"
@@ -191,18 +193,19 @@ def _why_no_product(
         return "the bridge cannot be imported"
     if report.blocking:
         return "the problems below come first"
-    return None if find_free(chosen, holders) else "no card seems free"
+    return None if free else "no card seems free"
 
 
-def _try_product(report: Report, environment: Mapping[str, str], mode: Mode | None, why_not: str | None) -> bool | None:
+def _try_product(
+    report: Report, environment: Mapping[str, str], mode: Mode | None, why_not: str | None
+) -> tuple[bool | None, list[Problem]]:
     """Let a process of its own compute on a card; gives whether that was right, None where it was not tried."""
     if why_not is not None or mode is None:
         report.facts.append(Fact("product", f"not tried on a card: {why_not}"))
-        return None
+        return None, []
     answer, error = machine.probe(
         machine.PRODUCT, _in_mode(environment, mode), mode.compiles, seconds=machine.PRODUCT_SECONDS
     )
     fact, problems = judge_product(answer, error, mode.name)
     report.facts.append(fact)
-    report.problems += problems
-    return not problems
+    return not problems, problems
