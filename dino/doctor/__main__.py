@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from dino.doctor.examine import Case, choose, examine
 from dino.doctor.report import Fact, Problem
 from dino.errors import CheckFailed, exit_code
-from dino.flags import DeviceFlags, ReportFlags
+from dino.flags import DeviceFlags, PrecisionFlags, ReportFlags
 from dino.options import flag, parse
 from dino.runtime.metrics import write_result
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExaminationFlags:
-    """What the run that is meant would be given, and how far the examination goes."""
+    """How far the examination goes."""
 
-    compile: bool | None = flag(None, "hpu only: as in the run that is meant; it decides the mode", switch=True)
     probe: bool = flag(True, "hpu only: multiply two small matrices on a free card, in a process of its own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """Say what this machine has, and what keeps the device from running."""
+    """Say what this machine has, and what keeps the device from running; give the flags that the run will have."""
 
     device: DeviceFlags
+    precision: PrecisionFlags
     examination: ExaminationFlags
     report: ReportFlags
     explicit: frozenset[str] = frozenset()
@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         OptionError: A wrong flag, or a report that cannot be written.
     """
     options = parse(DoctorOptions, argv)
-    flags, examination = options.device, options.examination
+    flags = options.device
     device, doubt = (flags.device, None) if flags.device else choose(os.environ)
-    case = Case(os.environ, flags.lazy_mode, examination.compile, examination.probe)
+    compiles = options.precision.compile if "compile" in options.explicit else None
+    case = Case(os.environ, flags.lazy_mode, compiles, options.examination.probe)
     report = examine(device, case)
     report.facts.insert(0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})"))
     if doubt:

@@ -58,7 +58,7 @@ def examine_op_lists(
     facts, problems = [], []
     for variable, name in OP_LISTS.items():
         path = environment.get(variable)
-        if path is None:
+        if not path:
             facts.append(Fact(name, f"{variable} unset: the bridge's own list, or the one --hmp writes"))
             continue
         try:
@@ -91,7 +91,10 @@ def _explain_refused(variable: str, path: str, folder: str) -> Problem:
 
 
 def _explain_unreadable(variable: str, path: str, error: Exception) -> Problem:
-    cause = f"{variable}={path} cannot be read ({error}): the bridge warns once and uses its own list"
+    cause = (
+        f"{variable}={path} cannot be read ({error}): a run with --precision bf16 refuses that, and the bridge by "
+        "itself warns once and uses its own list"
+    )
     remedy = "give the full path of a text file; relative ones start at the folder where Python was started"
     return Problem(cause, remedy, blocking=False)
 

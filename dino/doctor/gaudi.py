@@ -56,7 +56,7 @@ def examine_gaudi(report: Report, case: Case) -> None:
     torch_version = case.probed.get("version") or installed.find_version("torch")
     mode, problems = decide_mode(case.lazy_mode, case.compiles, case.environment, torch_version)
     report.problems += problems
-    report.facts.append(Fact("mode", f"{mode.name}: {mode.reason}" if mode else "none: flags contradict each other"))
+    report.facts.append(Fact("mode", _describe_mode(mode, torch_version)))
     bridge, error = _examine_bridge(report, case.environment, mode, torch_version)
     cards = _examine_cards(report)
     environment = _choose_cards(report, case.environment, cards, bridge)
@@ -78,6 +78,12 @@ def examine_gaudi(report: Report, case: Case) -> None:
     if cards.unseen is not None:
         report.problems.append(cards.unseen._replace(blocking=cards.unseen.blocking and not product))
     report.problems += [*problems, *check_driver(cards.driver, bridge, product=product)]
+
+
+def _describe_mode(mode: Mode | None, torch_version: str | None) -> str:
+    if mode is None:
+        return "none: the flags and variables contradict each other"
+    return f"{mode.name}: {mode.reason}" if torch_version else "cannot be told without torch"
 
 
 def _examine_bridge(

@@ -155,9 +155,10 @@ def list_distributions(pattern: str) -> list[tuple[str, str, str]]:
     """Name, version and folder of each installed Python package whose normalized name matches the whole pattern."""
     found = set()
     for distribution in metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+        told = distribution.metadata
+        name = re.sub(r"[-_.]+", "-", told.get("Name") or "").lower()
         if re.fullmatch(pattern, name):
-            found.add((name, distribution.version, str(distribution.locate_file(""))))
+            found.add((name, told.get("Version") or "?", str(distribution.locate_file(""))))
     return sorted(found)
 
 

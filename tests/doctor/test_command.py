@@ -184,7 +184,7 @@ def test_whatever_hl_smi_does_the_doctor_goes_on(kind, patient, examine, monkeyp
     patient.files = ["/dev/accel/accel0"]
     code, text, _ = examine()
     assert code == 0 and said in text and "cards 1" in text and "note: " in text and "product right" in text
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 55  # the program that hangs was not waited for
 
 
 def test_a_card_that_can_be_used_and_not_seen_is_a_note(patient, examine):
@@ -397,7 +397,7 @@ def test_where_torch_cannot_be_imported_the_command_still_tells_and_ends_with_1(
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason=str(hpu_simulator.why_unavailable()))
 def test_the_product_is_right_on_the_simulated_card():
     environment = {**os.environ, "PYTHONPATH": f"{hpu_simulator.PACKAGE}:{ROOT}", "PT_HPU_LAZY_MODE": "0"}
-    assert machine.probe(machine.PRODUCT, environment, False) == ({"garbled": 0, "wrong": 0}, None)
+    assert machine.probe(machine.PRODUCT, environment, False, seconds=400) == ({"garbled": 0, "wrong": 0}, None)
 
 
 def test_a_wrong_flag_ends_with_2_and_the_check_is_its_own_error():
