@@ -13,7 +13,8 @@ GONE, FULL = "Ctrl-C left behind", "memory is full; lower --batch_size_per_devic
     [
         ("synStatus=26 [Generic failure] Device acquire failed.", HELD),
         ("RuntimeError: Device acquire failed.", HELD),
-        ("synStatus 8 [Device not found] Device acquire failed.", HELD),
+        ("synStatus 8 [Device not found] Device acquire failed.", GONE),
+        ("Device acquire failed. Device not found", GONE),
         ("Graph compile failed. synStatus=26 [Generic failure].", COMPILER),
         ("Graph compile failed", COMPILER),
         ("synCompile: compilation ended with synStatus 26", COMPILER),

@@ -131,8 +131,14 @@ def make_list_folder(output_dir: str | None) -> Path:
 
 
 def is_refused(path: str) -> bool:
-    """Whether the 1.24 line of the bridge reads no op lists from this folder, by its real path."""
-    return Path(os.path.realpath(path)).parts[1:2] != () and Path(os.path.realpath(path)).parts[1] in REFUSED
+    """Whether the 1.24 line of the bridge reads no op lists from this place, by its real path."""
+    return find_refused(os.path.realpath(path)) is not None
+
+
+def find_refused(real_path: str) -> str | None:
+    """The folder that keeps the 1.24 line of the bridge from reading op lists there, such as "/root"; None if none."""
+    top = Path(real_path).parts[1:2]
+    return f"/{top[0]}" if top and top[0] in REFUSED else None
 
 
 def _delete(folder: Path, owner: int) -> None:

@@ -19,6 +19,8 @@ FAILURES: Mapping[tuple[str, ...], str] = {
     ("graph compile failed",): COMPILER + DOCTOR,
     ("synstatus=26", "compil"): COMPILER + DOCTOR,
     ("synstatus=26",): MIXED + DOCTOR,
+    ("device acquire failed", "device not found"): GONE + DOCTOR,
+    ("device acquire failed", "synstatus=8"): GONE + DOCTOR,
     ("device not found",): GONE + DOCTOR,
     ("synstatus=8",): GONE + DOCTOR,
     ("allocation failed for size",): "the card's memory is full; lower --batch_size_per_device, "
