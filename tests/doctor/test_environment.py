@@ -39,7 +39,7 @@ def test_folders_from_which_the_1_24_line_reads_no_lists(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/tmp/list", "/home/root/list", "/rooted/list", "/workspace/usr/list", "/root", "/opt/l"]
+    "path", ["/tmp/list", "/home/root/list", "/rooted/list", "/workspace/usr/list", "/root.txt", "/opt/l"]
 )
 def test_folders_from_which_it_does(path):
     assert find_refused(path) is None
