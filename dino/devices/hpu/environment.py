@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from multiprocessing.util import Finalize  # also runs where a child of multiprocessing ends, which atexit does not
 from pathlib import Path
 
 from dino.devices.hpu.mode import VARIABLE as LAZY
@@ -121,7 +121,7 @@ def make_list_folder(output_dir: str | None) -> Path:
         if place and not is_refused(place):
             with contextlib.suppress(OSError):
                 folder = Path(tempfile.mkdtemp(prefix="dino_op_lists_", dir=os.path.realpath(place)))
-                atexit.register(_delete, folder, os.getpid())
+                Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
                 return folder
     banned = " ".join(f"/{name}" for name in sorted(REFUSED))
     raise DeviceError(
@@ -139,8 +139,3 @@ def find_refused(real_path: str) -> str | None:
     """The folder that keeps the 1.24 line of the bridge from reading op lists there, such as "/root"; None if none."""
     top = Path(real_path).parts[1:2]
     return f"/{top[0]}" if top and top[0] in REFUSED else None
-
-
-def _delete(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # a forked process inherits this
-        shutil.rmtree(folder, ignore_errors=True)
