@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
         # In-place operators change their arguments, so these are written down before.
         described = [describe(list(args)), {k: describe(v) for k, v in kwargs.items() if k not in LEFT_OUT}]
         result = operator(*args, **kwargs)
-        results = list(operator_list.find_leaves(result if isinstance(result, tuple | list) else [result], torch.Tensor))
+        results = list(operator_list.find_leaves(result, torch.Tensor))
         tensors = [*operator_list.find_leaves(given, torch.Tensor), *results]
         if operator.namespace == "aten" and any(tensor.device.type != "cpu" for tensor in tensors):
             described[1] = {key: value for key, value in described[1].items() if value is not None}

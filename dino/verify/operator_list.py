@@ -25,7 +25,7 @@ TYPES = {  # as the file writes them
 }
 SPECIAL = {"contiguous": torch.contiguous_format, "preserve": torch.preserve_format}
 DEVICE = "device"  # stands for the device of the step
-TENSOR = re.compile(r"(\w+)\[([\d,]*)(?::([\d,]+)\+(\d+))?\](@cpu)?")
+TENSOR = re.compile(r"(\w+)\[([\d,]*)(?::([\d,]*)\+(\d+))?\](@cpu)?")
 SHOWN = 100  # characters of an operator's arguments that its name holds
 
 
@@ -159,7 +159,8 @@ def read_spec(text: str) -> Spec:
     if match is None:
         raise ValueError(f"{text!r} describes no tensor; expected the form f32[2,3:1,2+0]@cpu")
     kind, size, stride, offset, host = match.groups()
-    return Spec(TYPES[kind], _read_numbers(size), _read_numbers(stride) if stride else None, int(offset or 0), bool(host))
+    strides = None if stride is None else _read_numbers(stride)
+    return Spec(TYPES[kind], _read_numbers(size), strides, int(offset or 0), bool(host))
 
 
 def write_spec(spec: Spec) -> str:
