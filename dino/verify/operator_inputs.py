@@ -75,12 +75,13 @@ class Inputs:
         """Memory of a tensor: in its own form if it is contiguous, else in one dimension."""
         pool = _draw_pool(choose_pool(find_function(self.call.operator), spec.dtype))
         start = number * SHIFT % POOL
-        flat = pool[start : start + spec.count]
-        if len(flat) < spec.count:
+        if start + spec.count <= POOL:
+            flat = pool[start : start + spec.count].clone()
+        else:
             flat = pool.roll(-start).repeat(-(-spec.count // POOL))[: spec.count]
         if spec.dtype in (torch.int32, torch.int64):
             flat = flat % self.bound
-        flat = flat.to(spec.dtype, copy=True)
+        flat = flat % 2 == 1 if spec.dtype == torch.bool else flat.to(spec.dtype)
         return flat.view(spec.size) if spec.stride is None else flat
 
 
@@ -102,7 +103,7 @@ def choose_pool(function: str, dtype: torch.dtype) -> str:
 @functools.cache
 def _draw_pool(kind: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    if kind == "integers":  # odd as often as even, for masks
+    if kind == "integers":
         return torch.randint(0, 2**31 - 1, (POOL,), generator=generator)
     if kind == "positive":
         return torch.rand(POOL, generator=generator) * 1.5 + 0.5
