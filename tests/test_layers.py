@@ -21,7 +21,7 @@ LEVELS = {
     "golden": 0,
     **dict.fromkeys(("data", "models", "devices"), 1),
     "runtime": 2,
-    **dict.fromkeys(("doctor", "inspect"), 4),
+    **dict.fromkeys(("doctor", "inspect", "verify"), 4),
     **dict.fromkeys(("training", "evaluation", "visualization", "interop"), 3),
 }
 TOOLS = {

@@ -1,0 +1,1 @@
+"""Evidence from a machine: what its device computes, how exactly and how fast."""
