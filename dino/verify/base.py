@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dino.errors import DinoError
+
 if TYPE_CHECKING:
     from dino.runtime.context import Run
 
@@ -33,6 +35,10 @@ FORMATS = ("fp32", "bf16", "ops")
 QUICK, FULL = "quick", "full"
 
 
+class NotRunError(DinoError):
+    """What a variant needs is not there, and nothing is wrong with that; its text says what."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What one call of verify looks at.
@@ -42,14 +48,12 @@ class Setting:
         size: QUICK or FULL.
         modes: Of the device, the one that a run takes by itself first.
         folder: Of this call, where one process leaves what another one reads; gone at the end.
-        cards: That processes of this host can open.
     """
 
     device: str
     size: str
     modes: tuple[str, ...]
     folder: Path
-    cards: int = 1
 
     @property
     def is_quick(self) -> bool:
@@ -93,8 +97,8 @@ class Result:
     Attributes:
         figures: What `run` gave; None if it did not get there.
         error: One line that says how it ended, where it did not end well.
-        kind: "refused" (the device, or a value that cannot be: one explained line), "memory", "error" (any other
-            exception), "killed" (by a signal), "hang", or "" if it ended well.
+        kind: How it did not end well: "not run" (`NotRunError`), "refused" (the device, or a value that cannot be: one
+            explained line), "memory", "error" (any other exception), "killed" (by a signal), "hang"; "" if it did.
         last: What it last said it was doing.
         log: The end of what it printed, where it did not end well.
         seconds: That it took.
@@ -163,6 +167,9 @@ class Step(Protocol):
 
     def run(self, variant: Variant, bench: Bench) -> Mapping[str, Any]:
         """In the variant's own process; plain values of JSON only."""
+
+    def follow(self, result: Result, setting: Setting) -> Sequence[Variant]:
+        """What is to be run because of a result; a module may do without this function."""
 
     def judge(self, results: Sequence[Result], setting: Setting) -> list[Finding]:
         """One finding for each result that the report should show."""

@@ -14,7 +14,7 @@ from typing import Any
 from dino.errors import DinoError
 from dino.flags import TrainOptions
 from dino.options import parse
-from dino.verify.base import Bench, Setting, Variant
+from dino.verify.base import Bench, NotRunError, Setting, Variant
 
 MEMORY_WORDS = ("out of memory", "memory is full", "allocation failed", "cannot allocate memory", "can't allocate")
 LAUNCHER_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
@@ -79,6 +79,8 @@ def classify(error: BaseException) -> str:
         if isinstance(chain, MemoryError) or any(word in text for word in MEMORY_WORDS):
             return "memory"
         chain = chain.__cause__ or chain.__context__
+    if isinstance(error, NotRunError):
+        return "not run"
     return "refused" if isinstance(error, DinoError) else "error"
 
 

@@ -67,6 +67,7 @@ class Runner:
         """Start nothing yet; `show` gets what a variant says it is doing."""
         self.setting, self.show, self.count = setting, show, 0
         self.token = secrets.token_hex(16)
+        self.is_warm = False  # whether the server has its imports behind it
 
     def __enter__(self) -> Runner:
         """Start the server; it imports while the first variant is chosen."""

@@ -15,7 +15,14 @@ from dino.verify.scrub import show_value
 TITLE = "facts"
 PACKAGES = (
     *("torch", "torchvision", "torchaudio", "timm", "numpy", "pillow", "av", "opencv-python", "opencv-python-headless"),
-    *("tensorboard", "triton", "habana-torch-plugin", "habana-torch-dataloader", "habana-media-loader", "dino-reference"),
+    *(
+        "tensorboard",
+        "triton",
+        "habana-torch-plugin",
+        "habana-torch-dataloader",
+        "habana-media-loader",
+        "dino-reference",
+    ),
 )
 PREFIXES = ("PT_", "HABANA_", "HLS_", "HCCL_", "GC_", "SLURM_", "OMP_", "TORCH", "PYTORCH_", "CUDA_", "NCCL_", "LAZY_")
 
