@@ -844,8 +844,8 @@ class VerifyFlags(OutputFlags):
     )
     size: str | None = flag(
         None,
-        "quick: small networks and few steps, at most four minutes; full: the real ones, at most ten; by default full on "
-        "a card and quick on the cpu",
+        "quick: small networks and few steps, at most four minutes; full: the real ones, at most ten; by default full "
+        "on a card and quick on the cpu",
         choices=("quick", "full"),
     )
     steps: tuple[int, ...] | None = flag(None, "numbers of the steps to run; all eight by default", least=1, most=8)
@@ -856,9 +856,9 @@ class VerifyFlags(OutputFlags):
 class VerifyOptions:
     """Find out which modes of a device compute the right numbers, and how fast: a report to send, and a page to read.
 
-    Eight steps, each in processes of its own: facts, product of matrices, golden numbers, operator replay, alignment with
-    the CPU, short training, speed, more than one card. Writes OUTPUT_DIR/verify_report.json and verify_report.txt. Ends
-    with 1 where a step failed.
+    Eight steps, each in processes of its own: facts, product of matrices, golden numbers, operator replay, alignment
+    with the CPU, short training, speed, more than one card. Writes OUTPUT_DIR/verify_report.json and verify_report.txt.
+    Ends with 1 where a step failed.
     """
 
     verify: VerifyFlags

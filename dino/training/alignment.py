@@ -49,7 +49,9 @@ class Difference:
     mean: float
 
 
-def trace_steps(options: TrainOptions, run: Run, plan: Plan, batches: Sequence[Crops]) -> Trace:
+def trace_steps(
+    options: TrainOptions, run: Run, plan: Plan, batches: Sequence[Crops], *, gradients: bool = True
+) -> Trace:
     """Train on `batches`, one a step, from the weights of `--seed`.
 
     Gradients come from the optimiser's first moments, m' = b m + (1 - b) g, which every device gives back.
@@ -59,6 +61,7 @@ def trace_steps(options: TrainOptions, run: Run, plan: Plan, batches: Sequence[C
         run: Where; each of several processes takes its own batches.
         plan: Of the inputs of each step.
         batches: In host memory, each what one call of the device under test takes.
+        gradients: Whether to keep every step's.
     """
     device = run.device
     student, teacher = build_networks(options, run)
@@ -72,9 +75,11 @@ def trace_steps(options: TrainOptions, run: Run, plan: Plan, batches: Sequence[C
         step(batch, plan.inputs(iteration))
         step.read_back()
         trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
+        if not gradients:
+            continue
         named = [(name, optimizer.state.get(parameter)) for name, parameter in student.named_parameters()]
         moments.append({name: device.to_host(state["exp_avg"]) for name, state in named if state})
-    trace.gradients = _find_gradients(moments, optimizer.betas[0])
+    trace.gradients = _find_gradients(moments, optimizer.betas[0]) if gradients else {}
     trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
     trace.centre = device.to_host(program.centre)
     return trace

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         CheckFailed: A step failed.
         OptionError: The files cannot be written.
-        KeyboardInterrupt: The user stopped it; the files are written.
+        SystemExit: The user stopped it; the files are written.
     """
     flags = parse(VerifyOptions, argv).verify
     device = flags.device or choose(os.environ)[0]
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         setting = Setting(device=device, size=flags.size or SIZES[device], modes=MODES[device], folder=Path(folder))
         reports, stopped = run(setting, flags)
     if stopped:
-        raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGINT)
     failed = [report for report in reports if report.status == FAIL]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""

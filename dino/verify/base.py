@@ -172,7 +172,41 @@ class Step(Protocol):
         """What is to be run because of a result; a module may do without this function."""
 
     def judge(self, results: Sequence[Result], setting: Setting) -> list[Finding]:
-        """One finding for each result that the report should show."""
+        """A finding for each result, all of which ended well."""
+
+    def tell_failure(self, finding: Finding, setting: Setting) -> Finding:
+        """Add what is known of a result that did not end well; a module may do without this function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What came of one step.
+
+    Attributes:
+        number: In the order of the steps, from 1.
+        name: Of its module.
+        title: Of the step.
+        findings: In the order in which they ran.
+        reason: Why it was not run, where it was not.
+        seconds: That it took.
+    """
+
+    number: int
+    name: str
+    title: str
+    findings: tuple[Finding, ...] = ()
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> str:
+        """Of the worst part."""
+        return find_worst(finding.status for finding in self.findings)
+
+    @property
+    def worst(self) -> Finding | None:
+        """The first of the worst parts; None where there are none."""
+        return next((finding for finding in self.findings if finding.status == self.status), None)
 
 
 def accept(result: Result, status: str, summary: str, remedy: str | None = None, **more: Any) -> Finding:

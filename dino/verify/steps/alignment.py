@@ -21,7 +21,7 @@ LIMIT = 1e-4
 OWN = 4.0  # in 16 bits, times what the CPU's own steps in that format are away from its fp32 steps
 QUICK_SIZES = (
     *("--patch_size", "8", "--global_crops_size", "32", "--local_crops_size", "16", "--out_dim", "256"),
-    *("--batch_size_per_device", "4", "--steps", "4"),
+    *("--batch_size_per_device", "4", "--steps", "3"),
 )
 FULL_SIZES = ("--batch_size_per_device", "4", "--steps", "8")
 PARTS = {  # of a tensor's name, the first that is in it
@@ -71,7 +71,9 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     return {}
 
 
-def trace_run(variant: Variant, run: Any, setting: Setting, *more: str, share: slice = slice(None)) -> Trace:
+def trace_run(
+    variant: Variant, run: Any, setting: Setting, *more: str, share: slice = slice(None), gradients: bool = True
+) -> Trace:
     """The trace of this process's share of drawn batches."""
     from dino.training.alignment import trace_steps
     from dino.training.plan import build_plan
@@ -81,7 +83,7 @@ def trace_run(variant: Variant, run: Any, setting: Setting, *more: str, share: s
     steps = options.align.steps
     plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=run.processes.world)
     batches = [type(batch)(*(field[share] for field in batch)) for batch in draw_batches(options, run.processes.world)]
-    return trace_steps(options, run, plan, batches)
+    return trace_steps(options, run, plan, batches, gradients=gradients)
 
 
 def draw_batches(options: AlignOptions, world: int) -> list[Any]:

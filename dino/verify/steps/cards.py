@@ -50,7 +50,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     images = 4 // cards
     share = slice(run.processes.rank * images, (run.processes.rank + 1) * images)
     sizes = ("--steps", STEPS, "--batch_size_per_device", str(images))
-    trace = alignment.trace_run(variant, run, bench.setting, *sizes, share=share)
+    trace = alignment.trace_run(variant, run, bench.setting, *sizes, share=share, gradients=False)
     kept = bench.setting.folder / f"cards_{variant.mode}.pt"
     if cards == 1:
         torch.save(vars(trace), kept)

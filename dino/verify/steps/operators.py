@@ -75,6 +75,14 @@ def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
     return [_judge(result, read_kept(_kept(setting.folder, result.variant))) for result in results]
 
 
+def tell_failure(finding: Finding, setting: Setting) -> Finding:
+    """Name the operators that were found wrong before the process was lost for good."""
+    outcomes = read_kept(_kept(setting.folder, finding.variant))
+    wrong = [each for each in outcomes if each["status"] in WRONG]
+    named = f"{_name(wrong)}; then {finding.summary}" if wrong else finding.summary
+    return replace(finding, summary=named, figures={"outcomes": wrong, "operators": len(outcomes)})
+
+
 def _judge(result: Result, outcomes: Sequence[Mapping[str, Any]]) -> Finding:
     counts = Counter(str(each["status"]) for each in outcomes)
     odd = [each for each in outcomes if each["status"] not in {"pass", "not run"}]

@@ -143,9 +143,7 @@ def _judge(result: Result, reference: Mapping[str, Any] | None, size: Size) -> F
     if gap <= limits["loss"] and lost <= limits["k-NN"]:
         return accept(result, PASS, f"{seen}; {apart}", **more)
     worse = f"k-NN {figures['knn']:.1f} % where the CPU has {reference['knn']:.1f} %"
-    remedy = (
-        f"do not train in this mode ({result.variant.mode}): it learns something else than the CPU, without an error"
-    )
+    remedy = f"do not train in this mode ({result.variant.mode}): it learns something else, without an error"
     return accept(result, FAIL, f"{apart}; {worse} (at most {limits['k-NN']:.1f} less)", remedy, **more)
 
 
