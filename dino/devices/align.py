@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dino.errors import CheckFailed, exit_code
 from dino.flags import AlignOptions, DeviceFlags
-from dino.options import change, parse
+from dino.options import parse
 
 if TYPE_CHECKING:
     from dino.training.alignment import Difference
@@ -59,8 +59,7 @@ def align(options: AlignOptions) -> list[Difference]:
         Run(device=each, processes=Processes(Launch(), each.collective_backend, "env://"))
         for each in (device, reference)
     )
-    plain = change(options, {"compile": False})  # of the reference, the plainest form
-    return list(compare(trace_steps(options, ours, plan, batches), trace_steps(plain, theirs, plan, batches)))
+    return list(compare(*(trace_steps(options, run, plan, batches) for run in (ours, theirs))))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,7 +17,10 @@ from dino.options import parse
 from dino.verify.base import Bench, NotRunError, Setting, Variant
 
 MEMORY_WORDS = ("out of memory", "memory is full", "allocation failed", "cannot allocate memory", "can't allocate")
-LAUNCHER_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+NOT_OURS = (  # whoever started verify is no launcher of its processes, and each is told its mode by flags
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+    "PT_HPU_LAZY_MODE",
+)
 
 
 def work(order: Mapping[str, Any]) -> int:
@@ -32,7 +35,7 @@ def work(order: Mapping[str, Any]) -> int:
     journal = Path(order["journal"])
     setting = Setting(**{**order["setting"], "folder": Path(order["setting"]["folder"])})
     variant = Variant(**order["variant"])
-    for name in LAUNCHER_WORDS:  # whoever started verify is no launcher of this process
+    for name in NOT_OURS:
         os.environ.pop(name, None)
     os.environ.update(order["environment"])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dino.verify.base import Finding, Setting, StepReport, find_worst
 from dino.verify.conclusion import Conclusion
-from dino.verify.scrub import build_scrubber
+from dino.verify.scrub import build_cleaner
 
 SCHEMA = 1  # raise it whenever a reader of the report would have to change
 NAMES = ("schema", "status", "name", "device", "size", "mode", "precision", "number")  # ours, and never a machine's
@@ -36,7 +36,7 @@ def build_report(
         stopped: Whether the user ended it before its end.
         clean: Takes names out of texts; by default those of this machine.
     """
-    clean = clean or build_scrubber()
+    clean = clean or build_cleaner()
     return {
         "schema": SCHEMA,
         "made": datetime.date.today().isoformat(),

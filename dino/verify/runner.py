@@ -74,7 +74,7 @@ class Runner:
         root = str(Path(dino.__file__).parents[1])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(self.setting.folder), TOKEN: self.token}
-        environment.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a bridge is for the process that opens the device
         self.server = subprocess.Popen(
             [sys.executable, "-c", COMMAND],
             stdin=subprocess.PIPE,

@@ -36,10 +36,8 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     """Ask the doctor and the system."""
     bench.say("asking the doctor")
     report = examine(str(variant.options["device"]), Case(os.environ))
-    problems = [{"cause": each.cause, "remedy": each.remedy, "blocking": each.blocking} for each in report.problems]
     return {
-        "doctor": [{"name": fact.name, "value": fact.value} for fact in report.facts],
-        "problems": problems,
+        **report.as_dict(),
         "versions": {name: version for name in PACKAGES if (version := find_version(name))},
         "variables": describe_variables(os.environ),
         "host": describe_host(),
