@@ -831,3 +831,35 @@ class SubmitOptions(TrainOptions):
     """
 
     submit: SubmitFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyFlags(OutputFlags):
+    """What to look at, how closely and how long."""
+
+    device: str | None = flag(
+        None,
+        "hpu where the Habana bridge is installed, else cuda where available, else cpu; ipu has dino.devices.align",
+        choices=("hpu", "cuda", "cpu"),
+    )
+    size: str | None = flag(
+        None,
+        "quick: small networks and few steps, at most four minutes; full: the real ones, at most ten; by default full "
+        "on a card and quick on the cpu",
+        choices=("quick", "full"),
+    )
+    steps: tuple[int, ...] | None = flag(None, "numbers of the steps to run; all eight by default", least=1, most=8)
+    patience: float = flag(1.0, "factor on every time limit, for a machine that is only slow", least=0.1, most=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Find out which modes of a device compute the right numbers, and how fast: a report to send, and a page to read.
+
+    Eight steps, each in processes of its own: facts, product of matrices, golden numbers, operator replay, alignment
+    with the CPU, short training, speed, more than one card. Writes OUTPUT_DIR/verify_report.json and verify_report.txt.
+    Ends with 1 where a step failed.
+    """
+
+    verify: VerifyFlags
+    explicit: frozenset[str] = frozenset()

@@ -161,6 +161,10 @@ class Device(abc.ABC):
     def synchronize(self) -> None:
         """Wait until everything queued has run."""
 
+    def count_cards(self) -> int:
+        """How many processes of this host can have a device of this kind each."""
+        return 1
+
     def memory_peak(self) -> int | None:
         """Largest memory use so far in bytes, or None where the device does not tell."""
         return None

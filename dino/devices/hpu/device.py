@@ -181,6 +181,10 @@ class HpuDevice(EagerDevice):
         """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
         return 0 if self.lazy else 2
 
+    def count_cards(self) -> int:
+        """See the contract."""
+        return int(self.hpu.device_count())
+
     def memory_peak(self) -> int:
         """See the contract."""
         return int(self.hpu.max_memory_allocated())
