@@ -6,12 +6,14 @@ Shapes: B images, C channels, H W pixels, N tokens (CLS first, then the patches 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from dino.models.position import compute_weights, scale_position
 
 LAYER_NORM_EPS = 1e-6  # the original's, smaller than torch's default
 
@@ -260,32 +262,25 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(self._position(height, width).detach(), requires_grad=False)
         self.fixed_size = (height, width)
 
+    def expect_sizes(self, sides: Iterable[int]) -> None:
+        """Keep what square images of these sides in pixels need, beside the weights and in no checkpoint."""
+        grid = math.isqrt(self.pos_embed.shape[1] - 1)
+        for count in {side // self.patch_size for side in sides} - {grid}:
+            self.register_buffer(f"position_{count}", compute_weights(count, grid), persistent=False)
+
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
-        return tokens + self._position(*images.shape[-2:])
+        height, width = map(int, images.shape[-2:])  # tensors, where torch.jit traces
+        return tokens + self._position(height, width)
 
     def _position(self, height: int, width: int) -> Tensor:
         """Position embedding (1, N, D) for an image of `height` x `width` pixels."""
         if (height, width) == self.fixed_size:
             return self.pos_embed
-        return scale_position(self.pos_embed, height, width, self.patch_size)
-
-
-def scale_position(embedding: Tensor, height: int, width: int, patch_size: int) -> Tensor:
-    """Position embedding (1, N, D) for an image of `height` x `width` pixels, bicubic from that of a square.
-
-    The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding never
-    loses a row; the scale that follows from it is part of every published number, so it stays.
-    """
-    side = math.isqrt(embedding.shape[1] - 1)
-    rows, columns = height // patch_size, width // patch_size
-    if rows * columns == side * side and height == width:
-        return embedding
-    grid = embedding[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    scale = ((rows + 0.1) / side, (columns + 0.1) / side)
-    grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
-    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        names = {side // self.patch_size: f"position_{side // self.patch_size}" for side in (height, width)}
+        kept = {count: getattr(self, name) for count, name in names.items() if hasattr(self, name)}
+        return scale_position(self.pos_embed, height, width, self.patch_size, kept)
 
 
 def init_linear(module: nn.Module) -> None:
