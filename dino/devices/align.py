@@ -51,7 +51,9 @@ class Difference:
     mean: float
 
 
-def trace_steps(options: AlignOptions, device: Device, plan: Plan, batches: Sequence[Crops]) -> Trace:
+def trace_steps(
+    options: AlignOptions, device: Device, plan: Plan, batches: Sequence[Crops], tested: Device | None = None
+) -> Trace:
     """Train on `batches`, one a step, from the weights of `--seed`.
 
     Gradients come from the optimiser's first moments, m' = b m + (1 - b) g, which every device gives back.
@@ -61,10 +63,12 @@ def trace_steps(options: AlignOptions, device: Device, plan: Plan, batches: Sequ
         device: Where.
         plan: Of the inputs of each step.
         batches: In host memory, each what one call of the device under test takes.
+        tested: That device, whose micro-batches stochastic depth is drawn for; by default `device`.
     """
     from dino.runtime.context import Run
     from dino.runtime.distributed import Launch, Processes
     from dino.training.build import build_networks, build_program
+    from dino.training.draws import StepDraws
     from dino.training.optim import build_optimizer
     from dino.training.step import METERS
 
@@ -74,10 +78,11 @@ def trace_steps(options: AlignOptions, device: Device, plan: Plan, batches: Sequ
     optimizer = build_optimizer("adamw", student, eps=options.optim.eps)
     parts = device.count_micro_batches(options.run.accumulate_steps)
     step = device.compile_train(program, optimizer, parts)
+    draws = StepDraws(options, student, tested or device)
     trace, moments = Trace(), []
     for iteration, batch in enumerate(batches):
         before = program.meters.clone()
-        step(batch, plan.inputs(iteration))
+        step(batch, plan.inputs(iteration), join_draws(draws.begin(iteration), parts, draws.views))
         step.read_back()
         trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
         named = [(name, optimizer.state.get(parameter)) for name, parameter in student.named_parameters()]
@@ -86,6 +91,16 @@ def trace_steps(options: AlignOptions, device: Device, plan: Plan, batches: Sequ
     trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
     trace.centre = device.to_host(program.centre)
     return trace
+
+
+def join_draws(depth: Tensor | None, parts: int, views: int) -> Tensor | None:
+    """Stochastic depth of `parts` large micro-batches from that of many small ones of `views` views each.
+
+    (n, 2 L, V b) -> (parts, 2 L, V b n / parts): images are ordered by view first.
+    """
+    if depth is None:
+        return None
+    return depth.unflatten(2, (views, -1)).unflatten(0, (parts, -1)).permute(0, 2, 3, 1, 4).flatten(2)
 
 
 def _find_gradients(moments: Sequence[Mapping[str, Tensor]], decay: float) -> dict[str, Tensor]:
@@ -150,7 +165,7 @@ def align(options: AlignOptions) -> list[Difference]:
     ]
     plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=1, device=device)
     logger.info("%s against %s: %d steps of %d images", device.describe(), reference.describe(), steps, size)
-    return list(compare(*(trace_steps(options, each, plan, batches) for each in (device, reference))))
+    return list(compare(*(trace_steps(options, each, plan, batches, device) for each in (device, reference))))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -157,7 +157,7 @@ class DinoProgram:
         traced = centre is not None
         targets = compute_targets(teacher_logits, self.centre if centre is None else centre, inputs.temperature)
         with self.autocast():
-            _, vectors = self.student(*views)
+            _, vectors = self.student(*views, depth=inputs.depth)
             loss = self._compute_loss(vectors, targets.probabilities, traced=traced)
         return StepOutput(
             loss=loss,
