@@ -59,7 +59,7 @@ def align(options: AlignOptions) -> list[Difference]:
         Run(device=each, processes=Processes(Launch(), each.collective_backend, "env://"))
         for each in (device, reference)
     )
-    return list(compare(*(trace_steps(options, run, plan, batches) for run in (ours, theirs))))
+    return list(compare(*(trace_steps(options, run, plan, batches, tested=device) for run in (ours, theirs))))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class StepInputs(NamedTuple):
-    """What changes from step to step; all () float32 on the device, never Python numbers.
+    """What changes from step to step; float32 on the device, never Python numbers, and () but for the last.
 
     Attributes:
         learning_rate: Of this iteration, already scaled with the global batch.
@@ -20,6 +20,7 @@ class StepInputs(NamedTuple):
         momentum: Of the teacher's moving average.
         temperature: Of the teacher.
         train_last_layer: 0 while the last layer is frozen, else 1.
+        depth: Stochastic depth of one micro-batch, (2 L, V B), or None where the student has none (`training/draws`).
     """
 
     learning_rate: Tensor
@@ -27,6 +28,7 @@ class StepInputs(NamedTuple):
     momentum: Tensor
     temperature: Tensor
     train_last_layer: Tensor
+    depth: Tensor | None = None
 
 
 class TrainProgram(Protocol):
@@ -192,8 +194,14 @@ class TrainStep(abc.ABC):
     """A program bound to an optimiser on a device."""
 
     @abc.abstractmethod
-    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
-        """Run one step; `inputs` are the numbers of `StepInputs`, in its order."""
+    def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
+        """Run one step.
+
+        Args:
+            batch: In host memory.
+            inputs: The numbers of `StepInputs`, in its order.
+            depth: Its last field for all micro-batches, (micro-batches, 2 L, V B) float32 in host memory.
+        """
 
     def read_back(self) -> None:  # noqa: B027 - most steps work on the networks themselves
         """Bring networks and optimiser to where the step is; called before anyone reads them."""

@@ -5,7 +5,7 @@ Every builder gives a module (B, C, H, W) -> features (B, D) that knows its `emb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,12 @@ def build_backbone(
         model.embed_dim = model.num_features
         return model
     return _build_torchvision(arch, in_chans)
+
+
+def expect_sizes(backbone: nn.Module, sides: Iterable[int]) -> None:
+    """Let a backbone prepare for square images of these sides in pixels; others are taken too, with more work each."""
+    if isinstance(backbone, VisionTransformer):
+        backbone.expect_sizes(sides)
 
 
 def set_recompute(backbone: nn.Module, what: str) -> None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from dino.data.crops import Crops
+from dino.devices.base import Device
 from dino.flags import TrainOptions
 from dino.runtime.context import Run
 from dino.training.build import build_networks, build_program
+from dino.training.draws import StepDraws
 from dino.training.optim import build_optimizer
 from dino.training.plan import Plan
 from dino.training.step import METERS
@@ -50,7 +52,13 @@ class Difference:
 
 
 def trace_steps(
-    options: TrainOptions, run: Run, plan: Plan, batches: Sequence[Crops], *, gradients: bool = True
+    options: TrainOptions,
+    run: Run,
+    plan: Plan,
+    batches: Sequence[Crops],
+    *,
+    gradients: bool = True,
+    tested: Device | None = None,
 ) -> Trace:
     """Train on `batches`, one a step, from the weights of `--seed`.
 
@@ -62,6 +70,7 @@ def trace_steps(
         plan: Of the inputs of each step.
         batches: In host memory, each what one call of the device under test takes.
         gradients: Whether to keep every step's.
+        tested: The device under test, whose micro-batches stochastic depth is drawn for; by default the run's.
     """
     device = run.device
     student, teacher = build_networks(options, run)
@@ -69,10 +78,11 @@ def trace_steps(
     optimizer = build_optimizer("adamw", student, fused=device.fuses_updates, eps=options.optim.eps)
     parts = device.count_micro_batches(options.run.accumulate_steps)
     step = device.compile_train(program, optimizer, parts)
+    draws = StepDraws(options, student, tested or device, run.processes.rank)
     trace, moments = Trace(), []
     for iteration, batch in enumerate(batches):
         before = program.meters.clone()
-        step(batch, plan.inputs(iteration))
+        step(batch, plan.inputs(iteration), join_draws(draws.begin(iteration), parts, draws.views))
         step.read_back()
         trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
         if not gradients:
@@ -83,6 +93,16 @@ def trace_steps(
     trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
     trace.centre = device.to_host(program.centre)
     return trace
+
+
+def join_draws(depth: Tensor | None, parts: int, views: int) -> Tensor | None:
+    """Stochastic depth of `parts` large micro-batches from that of many small ones of `views` views each.
+
+    (n, 2 L, V b) -> (parts, 2 L, V b n / parts): images are ordered by view first.
+    """
+    if depth is None:
+        return None
+    return depth.unflatten(2, (views, -1)).unflatten(0, (parts, -1)).permute(0, 2, 3, 1, 4).flatten(2)
 
 
 def _find_gradients(moments: Sequence[Mapping[str, Tensor]], decay: float) -> dict[str, Tensor]:
