@@ -84,6 +84,7 @@ def record_step(options: Any, run: Any) -> list[Entry]:
     from dino.data.synthetic import make_batch
     from dino.devices.cpu import CpuDevice
     from dino.training.build import build_networks, build_program, build_recipe
+    from dino.training.draws import StepDraws
     from dino.training.optim import build_optimizer
     from dino.training.plan import build_plan
 
@@ -92,13 +93,14 @@ def record_step(options: Any, run: Any) -> list[Entry]:
     host, size = CpuDevice("fp32"), options.data.batch_size_per_device
     batch = make_batch(build_recipe(options), size, seed=0, device=host.torch_device, place=host.place)
     plan = build_plan(options, iterations=1, world=1, device=run.device)
+    draws = StepDraws(options, networks[0], run.device)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for network in networks:
             make_fake(network, fake)
         program = build_program(options, *networks, run)
         step = run.device.compile_train(program, build_optimizer(options.optim.optimizer, networks[0]), 1)
         with Recorder() as recorder:
-            step(type(batch)(*map(fake.from_tensor, batch)), plan.inputs(0))
+            step(type(batch)(*map(fake.from_tensor, batch)), plan.inputs(0), draws.begin(0))
     return list(recorder.entries.values())
 
 

@@ -18,6 +18,7 @@ from dino.devices.base import TrainStep
 from dino.flags import TrainOptions
 from dino.runtime.context import Run
 from dino.training.build import build_networks, build_program, build_recipe
+from dino.training.draws import StepDraws
 from dino.training.dry_run import PhaseClock, TimedProgram
 from dino.training.optim import build_optimizer
 
@@ -77,6 +78,7 @@ class Workload:
     optimizer: torch.optim.Optimizer
     step: TrainStep
     batch: Any
+    draws: StepDraws
     count: int = 0
 
     def __call__(self, program: Any = None) -> None:
@@ -84,9 +86,7 @@ class Workload:
         step = self.step
         if program is not None:
             step = self.run.device.compile_train(program, self.optimizer, self.options.run.accumulate_steps)
-        key = (self.options.run.seed, self.count, self.run.processes.rank)
-        self.run.device.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        step(self.batch, (RATES[self.count % len(RATES)], 0.04, 0.996, 0.04, 1.0))
+        step(self.batch, (RATES[self.count % len(RATES)], 0.04, 0.996, 0.04, 1.0), self.draws.begin(self.count))
         self.count += 1
 
     @property
@@ -106,7 +106,8 @@ def build_workload(options: TrainOptions, run: Run) -> Workload:
     optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
     program = build_program(options, student, teacher, run)
     step = run.device.compile_train(program, optimizer, options.run.accumulate_steps)
-    return Workload(options=options, run=run, program=program, optimizer=optimizer, step=step, batch=batch)
+    draws = StepDraws(options, student, run.device, run.processes.rank)
+    return Workload(options=options, run=run, program=program, optimizer=optimizer, step=step, batch=batch, draws=draws)
 
 
 def measure_speed(
