@@ -59,7 +59,8 @@ def load_extension() -> ModuleType:
 def _library() -> Path:
     """Where the compiled module of this source, torch and Python belongs."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dino-tests"
-    identity = f"{torch.__version__} {sys.version} {torch.__file__}".encode() + SOURCE.read_bytes()
+    torch_home = Path(torch.__file__).resolve()  # environments that share a torch share this too
+    identity = f"{torch.__version__} {sys.version} {torch_home}".encode() + SOURCE.read_bytes()
     return cache / f"{NAME}-{hashlib.sha256(identity).hexdigest()[:16]}.so"
 
 

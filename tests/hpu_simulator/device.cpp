@@ -19,6 +19,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <limits>
@@ -197,7 +198,10 @@ struct Settings {
   bool tanh_gelu = true;
   bool restricts_fallback = false;  // PT_HPU_PLACE_ON_CPU is set
   std::set<std::string> allowed_fallbacks;
-  std::unordered_set<std::string> native, uploaded, always_fallback;
+  bool stable_sort_may_fall_back = true;
+  std::unordered_set<std::string> native, uploaded, always_fallback;  // base names
+  std::unordered_set<std::string> not_native;  // forms of native operators that are not, as "_fused_adamw_.tensor_lr"
+  std::map<std::string, std::string> faults;  // base name of an operator -> what goes wrong in it
   PyObject* observer = nullptr;  // called with (kind, bytes, flags) where the host touches the device
 };
 static Settings settings;
@@ -213,8 +217,10 @@ static std::string base_name(const c10::OperatorName& name) {
 // ---- recorder -------------------------------------------------------------------------------------------------------
 
 struct Event {
-  std::string kind, text;
+  std::string kind, text, phase;
 };
+
+static thread_local int open_graphs = 0;  // compiled graphs that this thread is running; what they hold is no launch
 
 class Recorder {
  public:
@@ -224,15 +230,23 @@ class Recorder {
   int64_t flushed = 0;  // number of the graph being collected
   std::vector<std::vector<std::string>> graphs;
   std::map<std::string, int64_t> fallbacks;
+  std::string phase;  // of the training step, where somebody says it
+  std::atomic<bool> has_queue{false};  // outside lazy mode: something was given to the bridge's threads since a wait
 
   void add(const std::string& kind, const std::string& text) {
-    if (watchers) log.push_back({kind, text});
+    if (watchers) log.push_back({kind, text, phase});
   }
 
-  // In lazy mode: close the pending graph and look it up.
-  void flush(const std::string& why) {
+  void count(const std::string& kind, const std::string& text = "") {
+    if (kind == "launch") has_queue = true;
     std::lock_guard lock(mutex);
-    if (pending.empty()) return;
+    if (!open_graphs) add(kind, text);
+  }
+
+  // In lazy mode: close the pending graph and look it up; whether the host waits for the thread that launches it.
+  bool flush(const std::string& why) {
+    std::lock_guard lock(mutex);
+    if (pending.empty()) return false;
     std::string key;
     for (const auto& line : pending) key += line + "\n";
     auto [place, is_new] = known.emplace(std::move(key), graphs.size());
@@ -242,6 +256,7 @@ class Recorder {
     numbers.clear();
     first_serial = memory.serial;
     flushed++;
+    return std::exchange(has_new_number, false);
   }
 
   void add_compiled(std::vector<std::string> lines) {
@@ -275,7 +290,9 @@ class Recorder {
 
   void add_number(const std::string& number) {
     if (numbers_uploaded.size() > 500) numbers_uploaded.clear();  // the bridge empties its cache there too
-    if (numbers_uploaded.insert(number).second) add("scalar_upload", number);
+    if (!numbers_uploaded.insert(number).second) return;
+    has_new_number = true;
+    add("scalar_upload", number);
   }
 
   static const char* short_type(at::ScalarType type) {
@@ -295,6 +312,7 @@ class Recorder {
   std::unordered_map<std::string, int64_t> known;
   std::unordered_map<int64_t, int64_t> numbers;    // of a graph's tensors, by block, in order of first use
   std::unordered_set<std::string> ops, numbers_uploaded;
+  bool has_new_number = false;  // a graph with one is not queued behind the last, the host waits
   int64_t first_serial = 0;  // blocks older than this are inputs of the pending graph
 };
 static Recorder& recorder() {
@@ -304,10 +322,6 @@ static Recorder& recorder() {
 
 static bool is_lazy() { return settings.mode != 0; }
 
-static void flush(const std::string& why) {
-  if (is_lazy()) recorder().flush(why);
-}
-
 // Tell Python, which knows the caller, that the host read from or wrote to the device.
 static void observe(const std::string& kind, int64_t bytes = 0, const std::string& flags = "") {
   if (!settings.observer || !recorder().watchers) return;
@@ -315,8 +329,18 @@ static void observe(const std::string& kind, int64_t bytes = 0, const std::strin
   py::handle(settings.observer)(kind, bytes, flags);
 }
 
+static void flush(const std::string& why) {
+  if (is_lazy() && recorder().flush(why)) observe("join", 0, "a number that is new");
+}
+
+// Outside lazy mode: the host waits for the bridge's threads, if they have anything to do.
+static void join(const std::string& why) {
+  if (recorder().has_queue.exchange(false)) observe("join", 0, why);
+}
+
 static void read_by_host(const std::string& kind) {
   flush(kind);
+  recorder().has_queue = false;
   observe(kind);
 }
 
@@ -396,13 +420,19 @@ static void check_range(const Tensor& host) {
 
 // ---- running an operator --------------------------------------------------------------------------------------------
 
+// Whether the bridge has this form of an operator at all.
+static bool is_listed(const c10::OperatorHandle& op) {
+  auto full = c10::toString(op.operator_name());
+  return settings.native.count(base_name(op.operator_name())) && !settings.not_native.count(full.substr(full.find("::") + 2));
+}
+
 static bool is_native(const c10::OperatorHandle& op, const Stack& arguments) {
   auto name = base_name(op.operator_name());
-  if (settings.always_fallback.count(name) || !settings.native.count(name)) return false;
+  if (settings.always_fallback.count(name) || !is_listed(op)) return false;
   if (name != "sort" && name != "masked_select") return true;
   const auto& self = arguments[0].toTensor();
   if (self.dim() > 5) return false;
-  if (name == "masked_select" || op.operator_name().overload_name.rfind("stable", 0) != 0) return true;
+  if (!settings.stable_sort_may_fall_back || name == "masked_select" || op.operator_name().overload_name.rfind("stable", 0) != 0) return true;
   auto dim = at::maybe_wrap_dim(arguments[2].toInt(), self.dim());
   return arguments[1].isBool() && arguments[1].toBool() && (dim == 0 || self.size(dim) > 37);
 }
@@ -411,6 +441,7 @@ static void count_fallback(const std::string& name, const std::string& base) {
   TORCH_CHECK(
       !settings.restricts_fallback || settings.allowed_fallbacks.count(base), name, " is not yet supported on HPU.");
   flush("cpu fallback of " + name);
+  recorder().has_queue = false;
   auto& r = recorder();
   std::lock_guard lock(r.mutex);
   r.fallbacks[name]++;
@@ -584,14 +615,60 @@ static void call_on_host(const c10::OperatorHandle& op, Stack& stack) {
   op.callBoxed(stack);
 }
 
-// The kernel of every operator: write it down, run it on the host's memory, give device tensors back.
+// ---- faults on demand ------------------------------------------------------------------------------------------------
+
+static std::string fault_of(const std::string& base) {
+  auto found = settings.faults.find(base);
+  return found == settings.faults.end() ? "" : found->second;
+}
+
+// What goes wrong before an operator runs.
+static void fail_before(const std::string& fault, const std::string& name) {
+  TORCH_CHECK(fault != "refuse", name, " is not yet supported on HPU.");
+  TORCH_CHECK(
+      fault != "oom", "FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::268435456 (256)MB, in ", name);
+  if (fault == "kill") raise(SIGKILL);
+  while (fault == "hang") sleep(1);
+}
+
+static void spoil(const IValue& value) {
+  if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector()) spoil(t);
+  } else if (value.isTensor() && value.toTensor().defined()) {
+    const auto& t = value.toTensor();
+    if (t.scalar_type() == at::kBool) {
+      t.logical_not_();
+    } else {
+      t.is_floating_point() ? t.mul_(1.125) : t.add_(1);
+    }
+  }
+}
+
+// Wrong numbers: floating ones are an eighth too large, integers one, and truth is a lie.
+static void spoil_results(const c10::FunctionSchema& schema, const Stack& arguments, const Stack& results) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  at::AutoDispatchBelowADInplaceOrView below;
+  for (const auto& value : results) spoil(value);
+  if (!results.empty()) return;
+  for (size_t i = 0; i < arguments.size(); i++) {
+    const auto* alias = schema.arguments()[i].alias_info();
+    if (alias && alias->isWrite()) spoil(arguments[i]);
+  }
+}
+
+// ---- the kernel of every operator -----------------------------------------------------------------------------------
+
+// Write it down, run it on the host's memory, give device tensors back.
 static void run(const c10::OperatorHandle& op, Stack* stack) {
   const auto& schema = op.schema();
   auto base = base_name(op.operator_name());
   auto name = c10::toString(op.operator_name());
   Stack arguments = torch::jit::last(*stack, schema.arguments().size()).vec();
   torch::jit::drop(*stack, schema.arguments().size());
-  if (!is_native(op, arguments)) count_fallback(name, base);
+  auto fault = fault_of(base);
+  fail_before(fault, name);
+  bool on_host = fault == "fallback" || !is_native(op, arguments);
+  if (on_host) count_fallback(name, base);
   if (has_open_shape(base, arguments)) read_by_host(base == "equal" ? "equal" : "nonzero");
 
   auto& r = recorder();
@@ -612,7 +689,9 @@ static void run(const c10::OperatorHandle& op, Stack* stack) {
     bool is_generator = type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()));
     host.push_back(is_generator ? convert_generator(arguments[i]) : convert(arguments[i], aliases, false));
   }
+  Stack written = fault == "wrong" ? host : Stack();
   call_on_host(op, host);
+  if (fault == "wrong") spoil_results(schema, written, host);
   for (const auto& [device, alias] : aliases) {
     write_back(device, alias);
     if (schema.is_mutable()) round_to_device(alias);
@@ -623,6 +702,7 @@ static void run(const c10::OperatorHandle& op, Stack* stack) {
     std::lock_guard lock(r.mutex);
     r.add_operator(line.finish(results), is_lazy() ? graph_line.finish(results) : "");
   }
+  if (!on_host) r.count("launch", name);
   if (settings.mode == 2) flush("mode 2");
 }
 
@@ -634,6 +714,7 @@ using Place = std::optional<at::Device>;
 static at::ScalarType check_new(Type type, Place device, size_t rank) {
   check_index(device.value_or(HPU));
   TORCH_CHECK(rank <= 8, "HPU doesn't support rank > 8D");
+  recorder().count("allocation");
   check_type(c10::dtype_or_default(type), "aten::empty");
   return c10::dtype_or_default(type);
 }
@@ -655,7 +736,14 @@ static Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, Type t
 static void upload(const Tensor& host, const Tensor& device, bool non_blocking) {
   check_range(host);
   auto* block = block_of(device);
-  if (block->used_in == recorder().flushed) flush("copy from the host into a tensor in use");
+  if (is_lazy() && block->used_in == recorder().flushed) {
+    flush("copy from the host into a tensor in use");
+    observe("join", 0, "copy into a tensor in use");
+  }
+  // In eager mode a copy from pinned memory waits for what is queued; one from pageable memory is queued behind it.
+  if (!non_blocking) recorder().has_queue = false;
+  else if (!is_pinned(host.data_ptr())) recorder().has_queue = true;
+  else if (!is_lazy()) join("copy from pinned memory");
   observe("upload", host.nbytes(), non_blocking ? "non_blocking" : "blocking");
   as_cpu(device).copy_(host);
   round_to_device(as_cpu(device));
@@ -676,6 +764,7 @@ static void copy_on_device(const Tensor& from, const Tensor& to) {
     }
     r.add_operator(line.finish({to}), is_lazy() ? graph_line.finish({to}) : "");
   }
+  r.count("launch", "aten::copy_");
   auto target = as_cpu(to);
   target.copy_(as_cpu(from));
   round_to_device(target);
@@ -737,13 +826,19 @@ TORCH_LIBRARY_IMPL(aten, HPU, m) {
   m.impl("empty.memory_format", empty);
   m.impl("empty_strided", empty_strided);
   m.impl("as_strided", [](const Tensor& t, at::IntArrayRef size, at::IntArrayRef stride, std::optional<int64_t> offset) {
+    recorder().count("view");
     return at::cpu::as_strided(t, size, stride, offset);
   });
-  m.impl("view", [](const Tensor& t, at::IntArrayRef size) { return at::native::view(t, size); });
+  m.impl("view", [](const Tensor& t, at::IntArrayRef size) {
+    recorder().count("view");
+    return at::native::view(t, size);
+  });
   m.impl("_reshape_alias", [](const Tensor& t, at::IntArrayRef size, at::IntArrayRef stride) {
+    recorder().count("view");
     return at::native::_reshape_alias(t, size, stride);
   });
   m.impl("unfold", [](const Tensor& t, int64_t dim, int64_t size, int64_t step) {
+    recorder().count("view");
     return at::native::unfold(t, dim, size, step);
   });
   m.impl("_copy_from", copy_from);
@@ -784,7 +879,7 @@ static bool is_boxed(const c10::OperatorHandle& op) {
   if (op.hasKernelForDispatchKey(K::CPU) || op.hasKernelForDispatchKey(K::CompositeExplicitAutogradNonFunctional))
     return true;
   return op.hasKernelForDispatchKey(K::CompositeExplicitAutograd) &&
-      (settings.native.count(base) || settings.always_fallback.count(base));
+      (is_listed(op) || settings.always_fallback.count(base));
 }
 
 static torch::Library& library(c10::DispatchKey key) {
@@ -794,17 +889,18 @@ static torch::Library& library(c10::DispatchKey key) {
   return *library;
 }
 
-static int register_operators() {
-  int count = 0;
+// Names of the operators that got the boxed kernel.
+static std::set<std::string> register_operators() {
+  std::set<std::string> names;
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNames()) {
     if (name.name.rfind("aten::", 0) != 0) continue;
     auto op = dispatcher.findOp(name);
     if (!op || !is_boxed(*op)) continue;
     library(c10::DispatchKey::HPU).impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&run>());
-    count++;
+    names.insert("aten::" + base_name(name));
   }
-  return count;
+  return names;
 }
 
 // ---- autocast -------------------------------------------------------------------------------------------------------
@@ -873,7 +969,10 @@ static py::list events_since(size_t start) {
   auto& r = recorder();
   std::lock_guard lock(r.mutex);
   py::list events;
-  for (size_t i = start; i < r.log.size(); i++) events.append(py::make_tuple(r.log[i].kind, r.log[i].text));
+  for (size_t i = start; i < r.log.size(); i++) {
+    const auto& event = r.log[i];
+    events.append(py::make_tuple(event.kind, event.text, event.phase));
+  }
   return events;
 }
 
@@ -898,26 +997,44 @@ static std::map<std::string, int64_t> memory_stats() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("hide_cuda", &hide_cuda);
-  m.def("configure", [](int mode, bool tanh_gelu, std::optional<std::set<std::string>> allowed_fallbacks) {
+  m.def("configure", [](int mode, bool tanh_gelu, std::optional<std::set<std::string>> allowed_fallbacks,
+                        bool stable_sort_may_fall_back) {
+    settings.stable_sort_may_fall_back = stable_sort_may_fall_back;
     settings.mode = mode;
     settings.tanh_gelu = tanh_gelu;
     settings.restricts_fallback = allowed_fallbacks.has_value();
     settings.allowed_fallbacks = allowed_fallbacks.value_or(std::set<std::string>());
   });
-  m.def("register_operators", [](const std::vector<std::string>& native, const std::vector<std::string>& always_fallback,
-                                 const std::vector<std::string>& uploaded) {
+  using Names = std::vector<std::string>;
+  m.def("register_operators", [](const Names& native, const Names& not_native, const Names& always_fallback,
+                                 const Names& uploaded) {
     for (const auto& name : native) settings.native.insert(without_underscore(name));
+    settings.not_native.insert(not_native.begin(), not_native.end());
     settings.always_fallback.insert(always_fallback.begin(), always_fallback.end());
     settings.uploaded.insert(uploaded.begin(), uploaded.end());
     return register_operators();
   });
   m.def("register_autocast", &register_autocast);
+  m.def("set_fault", [](const std::string& kind, const std::string& op) {
+    settings.faults[without_underscore(op.substr(op.find("::") + 2))] = kind;
+  });
   m.def("observe", [](py::object observer) { settings.observer = observer.release().ptr(); });
   m.def("flush", &flush);
+  m.def("join", &join);
+  m.def("synchronize", [] { read_by_host("synchronize"); });
   m.def("begin_watch", &begin_watch);
   m.def("end_watch", &end_watch);
   m.def("events_since", &events_since);
   m.def("add_compiled", [](std::vector<std::string> lines) { recorder().add_compiled(std::move(lines)); });
+  m.def("enter_graph", [] {
+    recorder().count("launch", "graph");
+    open_graphs++;
+  });
+  m.def("leave_graph", [] { open_graphs--; });
+  m.def("set_phase", [](std::string name) {
+    std::lock_guard lock(recorder().mutex);
+    return std::exchange(recorder().phase, std::move(name));
+  });
   m.def("graph_lines", [](size_t index) { return recorder().graphs.at(index); });
   m.def("graph_count", [] { return recorder().graphs.size(); });
   m.def("fallbacks", [] { return recorder().fallbacks; });

@@ -60,6 +60,43 @@ class Uploads(list[Upload]):
         return self.count - self.blocking
 
 
+class Join(NamedTuple):
+    """The host waited for the bridge's own threads, not for the card: why, and the lines of Python that asked for it.
+
+    What waits, by the bridge's sources: in eager mode `torch.manual_seed` and copies from pinned memory, if anything
+    was queued since the last wait; in lazy mode collectives, a graph with a number that is new, and copies into a
+    tensor in use. Host reads, blocking uploads and fallbacks wait for the card as well and are counted by themselves.
+    """
+
+    kind: str
+    where: str
+
+
+class Launch(NamedTuple):
+    """Work that the host gave to the card: an operator, or a compiled graph as "graph"; and the phase it was in."""
+
+    operator: str
+    phase: str
+
+
+class Launches(list[Launch]):
+    """All launches outside compiled graphs; views, allocations, uploads and collectives are none."""
+
+    @property
+    def operators(self) -> Counter[str]:
+        """Operators by phase."""
+        return Counter(launch.phase for launch in self if launch.operator != "graph")
+
+    @property
+    def graphs(self) -> Counter[str]:
+        """Compiled graphs by phase."""
+        return Counter(launch.phase for launch in self if launch.operator == "graph")
+
+    def within(self, phase: str) -> Counter[str]:
+        """Launches of one phase by operator."""
+        return Counter(launch.operator for launch in self if launch.phase == phase)
+
+
 class Graph(NamedTuple):
     """A compiled graph: its number in this process and what closed it."""
 
@@ -90,6 +127,10 @@ class Seen:
         self.queued_reads: list[HostRead] = []  # into pinned memory, without waiting
         self.synchronisations: list[HostRead] = []
         self.uploads = Uploads()
+        self.joins: list[Join] = []
+        self.launches = Launches()
+        self.views = 0
+        self.allocations = 0
         self.collectives = 0
         self.graphs: list[Graph] = []
         self.new_graphs: list[Graph] = []
@@ -108,6 +149,8 @@ class Seen:
         where = find_caller()
         if kind == "upload":
             self.uploads.append(Upload(size, flags == "blocking", where))
+        elif kind == "join":
+            self.joins.append(Join(flags, where))
         elif kind == "collective":
             self.collectives += 1
         elif kind == "synchronize":
@@ -119,7 +162,7 @@ class Seen:
             if read.kind != "print" or self.host_reads[-1:] != [read]:  # one print reads many times
                 self.host_reads.append(read)
 
-    def _add(self, kind: str, text: str) -> None:
+    def _add(self, kind: str, text: str, phase: str) -> None:
         """Take over one event of the device."""
         if kind in ("graph", "new_graph"):
             number, _, closed_by = text.partition(" ")
@@ -129,6 +172,12 @@ class Seen:
                 self.new_graphs.append(graph)
         elif kind in ("fallback", "float64"):
             (self.fallbacks if kind == "fallback" else self.float64)[text] += 1
+        elif kind == "launch":
+            self.launches.append(Launch(text, phase))
+        elif kind == "view":
+            self.views += 1
+        elif kind == "allocation":
+            self.allocations += 1
         else:
             {"op": self.ops, "new_op": self.new_ops, "scalar_upload": self.scalar_uploads}[kind].append(text)
 
@@ -144,9 +193,20 @@ def watch() -> Iterator[Seen]:
         yield seen
     finally:
         simulated.observers.remove(seen._observe)
-        for kind, text in simulated.device.events_since(start):
-            seen._add(kind, text)
+        for event in simulated.device.events_since(start):
+            seen._add(*event)
         simulated.device.end_watch()
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+    """What the card is given within the block, by any thread, belongs to this phase of the step."""
+    device = _device()
+    outer = device.set_phase(name)
+    try:
+        yield
+    finally:
+        device.set_phase(outer)
 
 
 def describe_difference(old: list[str], new: list[str]) -> str:

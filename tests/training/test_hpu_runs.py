@@ -148,8 +148,11 @@ def test_a_checkpoint_goes_from_card_to_cpu_and_back(images: Path, tmp_path: Pat
     assert {tensor.device.type for tensor in state_of(tmp_path / "there")["student"].values()} == {"cpu"}
 
 
-def test_two_cards_equal_one_with_twice_the_batch(images: Path, on_cpu: Path, tmp_path: Path) -> None:
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, "--device", "hpu")
+@pytest.mark.parametrize("mode", [("--lazy_mode", "true"), ("--compile",)], ids=" ".join)
+def test_two_cards_equal_one_with_twice_the_batch(
+    images: Path, on_cpu: Path, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, "--device", "hpu", *mode)
     results = train_pair(tmp_path, *words, "--batch_size_per_device", 2, prepare=(on_simulated_card, on_simulated_card))
     assert [result.code for result in results] == [0, 0], results
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), abs=1e-4)

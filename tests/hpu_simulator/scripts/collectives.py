@@ -25,6 +25,7 @@ with watch() as seen:
     dist.all_reduce(value)
 assert seen.collectives == 1
 assert [graph.closed_by for graph in seen.graphs] == ["collective"]
+assert [join.kind for join in seen.joins] == ["collective"]
 assert value.tolist() == [3.0] * 4
 dist.all_reduce(value, op=dist.ReduceOp.MAX)
 with pytest.raises(RuntimeError, match="Unsupported ReduceOp for HCCL process group"):

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.hpu_simulator import PACKAGE, load, watch
+from tests.hpu_simulator import PACKAGE, load, phase, watch
 
 load()
 
 import habana_frameworks.torch.hpu as htorch  # noqa: E402
-from habana_frameworks.torch import _simulated  # noqa: E402
+from habana_frameworks.torch import _op_lists, _release  # noqa: E402
 from habana_frameworks.torch.core import add_step_closure, iter_mark_step, mark_step  # noqa: E402
-from habana_frameworks.torch.hpu.metrics import metric_global  # noqa: E402
+from habana_frameworks.torch.hpu.metrics import metric_global, metric_localcontext, metrics  # noqa: E402
 
 
 def on_hpu(value):
@@ -175,6 +175,12 @@ def test_metrics_count_graphs_by_shape():
         mark_step()
     assert dict(metric.stats())["TotalNumber"] - before == 3
     assert metric_global("no such metric") is None
+    with metric_localcontext("graph_compilation") as metric:
+        torch.ones(9, device="hpu").cos().mul(1.5)
+        mark_step()
+    assert dict(metric.stats())["TotalNumber"] == 1
+    with pytest.raises(metrics.MetricNotFound), metric_localcontext("no such metric"):
+        pass
 
 
 def test_fallbacks_are_counted():
@@ -232,9 +238,37 @@ def test_lists_are_raw_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", str(path))
     monkeypatch.setenv("PT_HPU_AUTOCAST_FP32_OPS_LIST", str(path) + ".missing")
     with pytest.warns(UserWarning, match="cannot be read"):
-        policies = _simulated.choose_policies()
+        policies = _op_lists.choose_policies()
     assert (policies["add"], policies["mm\r"], policies["linear "]) == ("lower", "lower", "lower")
     assert "mm" not in policies and policies["exp"] == "fp32" and policies["cat"] == "promote"
+
+
+def test_waits_for_the_bridges_threads_are_counted():
+    x, host = A.to("hpu"), A.pin_memory()
+    mark_step()
+    with watch() as seen:
+        torch.manual_seed(0)
+        x.copy_(host, non_blocking=True)
+        x.mul(1.75)
+        x.copy_(host, non_blocking=True)
+        mark_step()
+        x.mul(1.75)
+        mark_step()
+    assert [join.kind for join in seen.joins] == ["a number that is new", "copy into a tensor in use"]
+    assert seen.joins[0].where.startswith("lazy.py:")
+
+
+def test_launches_are_counted_by_phase():
+    x = A.to("hpu")
+    with watch() as seen, phase("one"):
+        y = (x * 2).t().sum(0).view(2, 2).to(torch.bfloat16)
+        with phase("two"):
+            y += torch.zeros(2, device="hpu")
+            torch.histc(x, 3)
+        y.cpu()
+    assert seen.launches.operators == {"one": 3, "two": 2} and not seen.launches.graphs
+    assert seen.launches.within("two") == {"aten::zero_": 1, "aten::add_.Tensor": 1}
+    assert seen.views == 2
 
 
 def test_memory_is_counted():
@@ -247,6 +281,9 @@ def test_memory_is_counted():
     assert not hasattr(torch.hpu, "empty_cache") and not hasattr(torch.hpu, "amp")
 
 
+NOT_IN_THE_FACTS = {_release.table["missing_metric"], "DevMemMetric"}  # the first by its name only, the other is later
+
+
 def test_the_package_has_the_bridges_signatures():
     path = Path(os.environ.get("HABANA_API", "missing"))
     if not path.is_file():
@@ -255,7 +292,9 @@ def test_the_package_has_the_bridges_signatures():
     for file in sorted((PACKAGE / "habana_frameworks").rglob("*.py")):
         parts = file.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name.endswith("._simulated") or not name.startswith("habana_frameworks.torch."):
+        if file.name in ("_simulated.py", "_release.py", "_op_lists.py") or not name.startswith(
+            "habana_frameworks.torch."
+        ):
             continue
         module = __import__(name, fromlist=["_"])
         for member, value in vars(module).items():
@@ -263,7 +302,7 @@ def test_the_package_has_the_bridges_signatures():
                 continue
             fact = facts.get(f"{name}.{member}")
             if fact is None:
-                unknown += [f"{name}.{member}"] * (not member.startswith("_"))
+                unknown += [f"{name}.{member}"] * (not member.startswith("_") and member not in NOT_IN_THE_FACTS)
             elif inspect.isfunction(value) and fact["kind"] == "function":
                 wrong += compare_signature(f"{name}.{member}", value, fact)
     assert (wrong, unknown) == ([], [])

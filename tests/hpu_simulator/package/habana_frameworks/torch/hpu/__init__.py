@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import _simulated
 from .._simulated import device as _device
 from . import memory, metrics, random
 from .memory import (
@@ -137,10 +138,7 @@ def get_device_name(device=None):
 
 def synchronize():
     """Cut the graph and wait."""
-    from .. import _simulated
-
-    _device.flush("synchronize")
-    _simulated.notice("synchronize", 0, "")
+    _device.synchronize()
 
 
 def _overwrite_torch():
@@ -150,6 +148,8 @@ def _overwrite_torch():
     seed_host = torch.manual_seed
 
     def seed_both(seed):
+        if not _simulated.mode:
+            _device.join("manual_seed")
         manual_seed_all(seed)
         return seed_host(seed)
 

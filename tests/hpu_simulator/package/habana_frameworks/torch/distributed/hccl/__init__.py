@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from ... import _simulated
+from ..._release import table
 
 _REFUSED = "Unsupported ReduceOp for HCCL process group"
 _OPERATIONS = (dist.ReduceOp.SUM, dist.ReduceOp.MIN, dist.ReduceOp.MAX, dist.ReduceOp.PRODUCT)
@@ -162,7 +164,13 @@ def _create_process_group_hccl(backend_opts, pg_opts):
 
 
 def _restrict_torch():
-    """Give torch's functions the bridge's arguments: no device_id."""
+    """Give torch's functions the arguments that the bridge of this release leaves them; 1.19 knows no device_id."""
+
+    def check_arguments(function, more):
+        unknown = more.keys() - set(table[f"more_of_{function}"])
+        if unknown:
+            raise TypeError(f"{function}() got an unexpected keyword argument '{min(unknown)}'")
+
     start, create = dist.init_process_group, dist.new_group
 
     def init_process_group(  # noqa: PLR0917 - the bridge's signature
@@ -174,10 +182,13 @@ def _restrict_torch():
         store=None,
         group_name="",
         pg_options=None,
+        **more,
     ):
+        check_arguments("init_process_group", more)
         start(backend, init_method, timeout, world_size, rank, store, group_name, pg_options)
 
-    def new_group(ranks=None, timeout=timedelta(minutes=30), backend=None, pg_options=None):
+    def new_group(ranks=None, timeout=timedelta(minutes=30), backend=None, pg_options=None, **more):
+        check_arguments("new_group", more)
         return create(ranks, timeout, backend, pg_options)
 
     choose = distributed_c10d._get_object_coll_device
@@ -191,7 +202,15 @@ def _restrict_torch():
     dist.new_group = distributed_c10d.new_group = new_group
 
 
+def _hide_from_compiler():
+    """The bridge's process group is no Python, and so torch.compile does not look into it."""
+    for name, value in list(vars(ProcessGroupHCCL).items()):
+        if inspect.isfunction(value) and name != "__init__":
+            setattr(ProcessGroupHCCL, name, torch.compiler.disable(value))
+
+
 if not hasattr(dist.Backend, "HCCL"):
+    _hide_from_compiler()
     dist.Backend.register_backend("hccl", _create_process_group_hccl, extended_api=True, devices=["hpu"])
     _restrict_torch()
 initialize_distributed_hpu()

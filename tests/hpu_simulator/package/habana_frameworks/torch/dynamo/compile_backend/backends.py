@@ -13,6 +13,14 @@ from ... import _simulated
 class _Run(torch.fx.Interpreter):
     """Runs a graph operator by operator; results have the strides that the tracer promised to later operators."""
 
+    def run(self, *args: object, **kwargs: object) -> object:
+        """See the base class; all of it is one launch."""
+        _simulated.device.enter_graph()
+        try:
+            return super().run(*args, **kwargs)
+        finally:
+            _simulated.device.leave_graph()
+
     def run_node(self, n: torch.fx.Node) -> object:
         """See the base class."""
         result, promised = super().run_node(n), n.meta.get("val")

@@ -1,5 +1,5 @@
 """Counters of the bridge."""
 
-from .metrics import metric_global
+from .metrics import metric_global, metric_localcontext
 
-__all__ = ["metric_global"]
+__all__ = ["metric_global", "metric_localcontext"]

@@ -1,5 +1,8 @@
 """Counters that a product reads to see compilations and fallbacks."""
 
+import contextlib
+
+from ..._release import table as _table
 from ..._simulated import device as _device
 from ..._simulated import mode
 
@@ -48,9 +51,45 @@ class CpuFallbackMetric(Metric):
         return [("TotalNumber", sum(names.values())), ("FallbackOps", names)]
 
 
+class DevMemMetric(Metric):
+    """Memory of the card, in later releases; its values are no list."""
+
+    def name(self):
+        """See the base."""
+        return "device_memory"
+
+    def stats(self):
+        """See the base."""
+        return dict(_device.memory_stats())
+
+
 _METRICS = {metric.name(): metric for metric in (GraphCompilationMetric(), CpuFallbackMetric())}
+if _table["has_memory_metric"]:
+    _METRICS["device_memory"] = DevMemMetric()
+_NotFound = type(_table["missing_metric"], (Exception,), {"__module__": __name__})
+globals()[_NotFound.__name__] = _NotFound
 
 
 def metric_global(name):
     """The counter of that name, or None."""
     return _METRICS.get(name)
+
+
+class _Since(Metric):
+    """A counter less what it was before."""
+
+    def __init__(self, metric):
+        self.name = metric.name
+        self._metric, self._before = metric, dict(metric.stats())["TotalNumber"]
+
+    def stats(self):
+        """See the base."""
+        return [("TotalNumber", dict(self._metric.stats())["TotalNumber"] - self._before)]
+
+
+@contextlib.contextmanager
+def metric_localcontext(name):
+    """The counter of that name from the beginning of the block on; an error where there is none."""
+    if name not in _METRICS:
+        raise _NotFound(name)
+    yield _Since(_METRICS[name])
