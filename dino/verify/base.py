@@ -6,6 +6,7 @@ of its own and gives figures, and its `judge` makes findings of all that came ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,8 @@ class Result:
         figures: What `run` gave; None if it did not get there.
         error: One line that says how it ended, where it did not end well.
         kind: How it did not end well: "not run" (`NotRunError`), "refused" (the device, or a value that cannot be: one
-            explained line), "memory", "error" (any other exception), "killed" (by a signal), "hang"; "" if it did.
+            explained line), "memory", "error" (any other exception), "killed" (by a signal), "hang" (no word for too
+            long), "time" (the limit); "" if it did.
         last: What it last said it was doing.
         log: The end of what it printed, where it did not end well.
         seconds: That it took.
@@ -144,11 +146,13 @@ class Bench:
         run: The opened device and this process's place; None for a variant without a device.
         setting: Of the call.
         say: Tells the user, in a few words, what is being done now.
+        limit: Seconds that this process has.
     """
 
     run: Run | None
     setting: Setting
     say: Callable[[str], None]
+    limit: float = math.inf
 
     @property
     def opened(self) -> Run:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def work(order: Mapping[str, Any]) -> int:
     """Run one variant; everything that is to be known stands in the journal, one JSON object a line.
 
     Args:
-        order: `step`, `variant`, `setting`, `journal` and `environment` as the runner writes them.
+        order: `step`, `variant`, `setting`, `limit`, `journal` and `environment` as the runner writes them.
 
     Returns:
         The exit code.
@@ -45,7 +46,7 @@ def work(order: Mapping[str, Any]) -> int:
 
     step = importlib.import_module(f"dino.verify.steps.{order['step']}")
     try:
-        with open_bench(variant, setting, lambda text: write(say=text)) as bench:
+        with open_bench(variant, setting, lambda text: write(say=text), order["limit"]) as bench:
             figures = step.run(variant, bench)
         write(figures=figures)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs into the report
@@ -56,21 +57,23 @@ def work(order: Mapping[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def open_bench(variant: Variant, setting: Setting, say: Any) -> Iterator[Bench]:
+def open_bench(
+    variant: Variant, setting: Setting, say: Callable[[str], None], limit: float = math.inf
+) -> Iterator[Bench]:
     """The bench of a variant, its device open; an error of the device is explained as in a training run.
 
     Raises:
         DinoError: The device, the mode or the number format is not to be had, or its memory is full.
     """
     if variant.device is None:
-        yield Bench(run=None, setting=setting, say=say)
+        yield Bench(run=None, setting=setting, say=say, limit=limit)
         return
     from dino.runtime.context import open_run
 
     options = parse(TrainOptions, variant.words())
     say("opening the device")
     with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
-        yield Bench(run=run, setting=setting, say=say)
+        yield Bench(run=run, setting=setting, say=say, limit=limit)
 
 
 def classify(error: BaseException) -> str:

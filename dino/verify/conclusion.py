@@ -19,14 +19,14 @@ class Verdict:
     Attributes:
         mode: Of the device.
         precision: Number format.
-        wrong: Steps that found it wrong, each with what was seen.
+        wrong: Numbers of the steps that found it wrong.
         seen: Steps that found it right.
         rate: Images a second, where they were measured.
     """
 
     mode: str
     precision: str
-    wrong: tuple[str, ...]
+    wrong: tuple[int, ...]
     seen: tuple[str, ...]
     rate: float | None
 
@@ -85,7 +85,7 @@ def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
                 continue
             fits = part.variant.precision == precision or report.name == "product"
             if report.name in RIGHT_STEPS and fits and part.status == FAIL:
-                wrong.append(f"step {report.number}: {part.summary}")
+                wrong.append(report.number)
             elif report.name in RIGHT_STEPS and fits and part.status != NOT_RUN:
                 seen.append(report.name)
             elif report.name == SPEED and part.variant.label == mode and part.variant.precision == precision:
@@ -101,7 +101,8 @@ def tell_modes(verdicts: Sequence[Verdict], best: Verdict | None) -> str:
         if each is best:
             continue
         if each.wrong:
-            parts.append(f"{name} is wrong ({each.wrong[0]})")
+            steps = ", ".join(map(str, dict.fromkeys(each.wrong)))
+            parts.append(f"{name} is wrong (step{'s' * (len(set(each.wrong)) > 1)} {steps})")
         elif each.is_right and each.rate and best and best.rate:
             parts.append(f"{name} was right and {best.rate / each.rate:.2g} times slower")
         elif each.is_right:

@@ -14,14 +14,15 @@ from dino.verify.runner import Runner
 STEPS = ("facts", "product", "golden", "operators", "alignment", "training", "speed", "cards")
 LIMITS: Mapping[str, Mapping[str, float]] = {  # seconds, by size and step; ten minutes and four together
     "full": dict(zip(STEPS, (40.0, 40.0, 80.0, 120.0, 90.0, 110.0, 90.0, 30.0), strict=True)),
-    "quick": dict(zip(STEPS, (20.0, 20.0, 35.0, 35.0, 45.0, 40.0, 25.0, 20.0), strict=True)),
+    "quick": dict(zip(STEPS, (30.0, 15.0, 35.0, 40.0, 45.0, 35.0, 20.0, 20.0), strict=True)),
 }
 PART = 0.5  # of the time that a step has left, which one of several variants may take
 LEAST = 1.0  # seconds with which a variant is begun
 
 REMEDIES = {
     "memory": "look for another process that holds the device's memory; else send the report",
-    "hang": "run it again with --patience 4, if this machine is only slow; if it hangs again, send the report",
+    "hang": "it hangs: send the report, which names what it did",
+    "time": "run it again with --patience 4, if this machine is only slow; if it ends no sooner, send the report",
     "killed": "look into the system's log (dmesg) for why it was killed; then send the report",
     "refused": "run `python -m dino.doctor`, and do what it says",
     "error": "send the report: the end of its output is in it",

@@ -115,7 +115,7 @@ class Runner:
         before, began = len(self.started), time.monotonic()
         port = str(_find_port())
         for rank in range(variant.processes):
-            self._order(step, variant, rank, port, self._token(self.count - rank))
+            self._order(step, variant, rank, port, self._token(self.count - rank), limit)
         if not self._await(lambda: len(self.started) - before == variant.processes, END_LIMIT):
             return Result(variant=variant, kind="error", error=self._explain_server())
         places = range(self.count - variant.processes, self.count)
@@ -150,7 +150,7 @@ class Runner:
             if silence is not None and now > max(each.said for each in running) + silence:
                 return "silence"
 
-    def _order(self, step: str, variant: Variant, rank: int, port: str, token: str) -> None:
+    def _order(self, step: str, variant: Variant, rank: int, port: str, token: str, limit: float) -> None:
         setting = asdict(self.setting) | {"folder": str(self.setting.folder)}
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": variant.processes}
         place |= {"LOCAL_WORLD_SIZE": variant.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -159,6 +159,7 @@ class Runner:
             "step": step,
             "variant": _as_plain(variant),
             "setting": setting,
+            "limit": limit,
             "journal": str(self._file(self.count, "journal")),
             "log": str(self._file(self.count, "log")),
             "environment": {**variant.environment, **together, TOKEN: token},
@@ -215,7 +216,7 @@ def _conclude(variant: Variant, running: list[_Running], stopped: str | None, se
     if stopped is not None:
         last = f"; the last it said was: {chosen.last}" if chosen.last else ""
         word = f"no word for {variant.silence:g} s" if stopped == "silence" else f"no end within {seconds:.0f} s"
-        return Result(kind="hang", error=f"{word}{last}", **more)
+        return Result(kind="hang" if stopped == "silence" else "time", error=f"{word}{last}", **more)
     if "error" in chosen.answer:
         return Result(kind=chosen.answer["kind"], error=chosen.answer["error"], **more)
     if (chosen.code or 0) < 0:

@@ -101,13 +101,13 @@ def _judge(result: Result, figures: Mapping[str, Any]) -> Finding:
         worst = max(checks, key=lambda check: check.error / check.limit)
         return accept(result, PASS, f"{len(checks)} numbers right; nearest to its limit: {describe(worst)}")
     parts = [f"{name}: {text}" for name, text in broken.items()]
-    parts += [describe(check) for check in sorted(wrong, key=lambda check: check.limit / max(check.error, 1e-30))]
+    parts += [describe(check) for check in wrong]
     more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
     remedy = (
         f"do not train in this mode and number format ({result.variant.label}); step 4 says which operator is at fault"
     )
     return accept(
-        result, FAIL, f"{len(parts)} of {len(checks) + len(broken)} wrong: {'; '.join(parts[:3])}{more}", remedy
+        result, FAIL, f"{len(parts)} of {len(checks) + len(broken)} wrong, first {'; '.join(parts[:3])}{more}", remedy
     )
 
 

@@ -18,6 +18,7 @@ from dino.verify.base import EAGER, FAIL, FORMATS, NOT_RUN, PASS, SLOW, Bench, F
 TITLE = "operator replay"
 BATCHES = {"quick": 1, "full": 64}
 SILENCE = {"quick": 15.0, "full": 30.0}  # seconds for one operator; a device compiles some of them first
+MARGIN = 5.0  # seconds before the limit in which no operator is begun any more
 RESTARTS = 5  # processes that may be lost, each to another operator
 SLOWEST = 10  # operators whose times the report holds
 WRONG = ("failing", "missing", "inaccurate")
@@ -40,22 +41,31 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     """Run one list; each outcome is on disk before the next operator begins."""
-    from dino.verify.operators import replay_each
+    from dino.verify.operators import list_operators, replay_each
 
-    kept, options = _kept(bench.setting.folder, variant), variant.options
-    known = {outcome["operator"] for outcome in read_kept(kept)}
-    outcomes = replay_each(
-        bench.opened.device,
-        str(options["format"]),
-        batch=int(options["batch"]),
-        seconds=float(options.get("seconds", 1e9)),
-        report=bench.say,
-        skip={*options["skip"], *known},
-    )
+    folder, options, batch = bench.setting.folder, variant.options, int(variant.options["batch"])
+    kept, number_format = _kept(folder, variant.label), str(options["format"])
+    earlier = {each["operator"]: each for other in FORMATS for each in read_kept(_kept(folder, other))}
+    done = {each["operator"] for each in read_kept(kept)}
     with kept.open("a", encoding="utf-8") as file:
-        for outcome in outcomes:
-            file.write(json.dumps(outcome._asdict()) + "\n")
+
+        def keep(outcome: Mapping[str, Any]) -> None:
+            file.write(json.dumps(outcome) + "\n")
             file.flush()
+
+        for name in list_operators(number_format, batch=batch):
+            if name in earlier and name not in done:  # of another list, whose call is the very same
+                keep(earlier[name])
+        outcomes = replay_each(
+            bench.opened.device,
+            number_format,
+            batch=batch,
+            seconds=max(1.0, bench.limit - MARGIN),
+            report=bench.say,
+            skip={*options["skip"], *earlier},
+        )
+        for outcome in outcomes:
+            keep(outcome._asdict())
     return {}
 
 
@@ -64,7 +74,7 @@ def follow(result: Result, setting: Setting) -> Sequence[Variant]:
     lost = [*result.variant.options["skip"]]
     if result.kind not in {"hang", "killed"} or not result.last or len(lost) >= RESTARTS or result.last in lost:
         return []
-    with _kept(setting.folder, result.variant).open("a", encoding="utf-8") as file:
+    with _kept(setting.folder, result.variant.label).open("a", encoding="utf-8") as file:
         detail = {"operator": result.last, "status": "failing", "detail": result.error, "microseconds": None}
         file.write(json.dumps(detail) + "\n")
     return [replace(result.variant, options={**result.variant.options, "skip": [*lost, result.last]})]
@@ -72,12 +82,12 @@ def follow(result: Result, setting: Setting) -> Sequence[Variant]:
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
     """By number format: what is wrong first, then what the host had to run."""
-    return [_judge(result, read_kept(_kept(setting.folder, result.variant))) for result in results]
+    return [_judge(result, read_kept(_kept(setting.folder, result.variant.label))) for result in results]
 
 
 def tell_failure(finding: Finding, setting: Setting) -> Finding:
     """Name the operators that were found wrong before the process was lost for good."""
-    outcomes = read_kept(_kept(setting.folder, finding.variant))
+    outcomes = read_kept(_kept(setting.folder, finding.variant.label))
     wrong = [each for each in outcomes if each["status"] in WRONG]
     named = f"{_name(wrong)}; then {finding.summary}" if wrong else finding.summary
     return replace(finding, summary=named, figures={"outcomes": wrong, "operators": len(outcomes)})
@@ -116,8 +126,8 @@ def _name(outcomes: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(parts) + (f"; and {len(outcomes) - 3} more" if len(outcomes) > 3 else "")
 
 
-def _kept(folder: Path, variant: Variant) -> Path:
-    return folder / f"operators_{variant.label}.jsonl"
+def _kept(folder: Path, label: str) -> Path:
+    return folder / f"operators_{label}.jsonl"
 
 
 def read_kept(path: Path) -> list[dict[str, Any]]:

@@ -69,8 +69,8 @@ SIZES = {
         batch=4,
         steps=5,
         held_out=5,
-        loss=0.1,
-        knn=5.0,
+        loss=0.055,
+        knn=4.0,
     ),
 }
 
