@@ -34,6 +34,7 @@ from tests.running import SERVER, on_simulated_card  # noqa: E402
 NETWORK = ("--arch", "vit_small", "--patch_size", "16")
 MODE = ("--device", "hpu", "--lazy_mode", "false")  # the operators are the same in all modes
 LEFT_OUT = {"layout", "pin_memory"}  # keywords that say nothing on one device
+KEEPING = ("clone", "_to_copy", "empty_like", "empty_strided", "new_empty_strided")
 MOST = 10  # tensors of a list that stands where it is used
 
 Entry = list[Any]  # operator, arguments, keywords, types of the results
@@ -138,7 +139,7 @@ class Recorder(TorchDispatchMode):
         given = [*args, *kwargs.values()]
         # In-place operators change their arguments, so these are written down before.
         described = [describe(list(args)), {k: describe(v) for k, v in kwargs.items() if k not in LEFT_OUT}]
-        result = operator(*args, **kwargs)
+        result = pack(operator, operator(*args, **kwargs))
         results = list(operator_list.find_leaves(result, torch.Tensor))
         tensors = [*operator_list.find_leaves(given, torch.Tensor), *results]
         if operator.namespace == "aten" and any(tensor.device.type != "cpu" for tensor in tensors):
@@ -146,6 +147,19 @@ class Recorder(TorchDispatchMode):
             entry = [str(operator), *described, " ".join(describe(tensor.dtype) for tensor in results)]
             self.entries.setdefault(identify(entry), entry)
         return result
+
+
+def pack(operator: Any, result: Any) -> Any:
+    """What a kernel of the card gives is contiguous; fake tensors follow the strides of the inputs, as on other devices.
+
+    Views share their input's memory and copies keep its strides.
+    """
+    name = operator.overloadpacket.__name__
+    if name in KEEPING or any(each.alias_info is not None for each in operator._schema.returns):
+        return result
+    if isinstance(result, list | tuple):
+        return type(result)(pack(operator, item) for item in result)
+    return result.contiguous() if isinstance(result, torch.Tensor) else result
 
 
 def identify(entry: Entry) -> str:
