@@ -34,6 +34,7 @@ from tests.running import SERVER, on_simulated_card  # noqa: E402
 NETWORK = ("--arch", "vit_small", "--patch_size", "16")
 MODE = ("--device", "hpu", "--lazy_mode", "false")  # the operators are the same in all modes
 LEFT_OUT = {"layout", "pin_memory"}  # keywords that say nothing on one device
+KEEPING = ("clone", "_to_copy", "empty_like", "empty_strided", "new_empty_strided")
 MOST = 10  # tensors of a list that stands where it is used
 
 Entry = list[Any]  # operator, arguments, keywords, types of the results
@@ -41,7 +42,7 @@ Entry = list[Any]  # operator, arguments, keywords, types of the results
 
 def main() -> None:
     """Record every format and batch, and write the file."""
-    steps = record_all(operator_list.BATCHES)
+    steps = record_all(operator_list.FORMATS, operator_list.BATCHES)
     path = ROOT / "dino" / "verify" / operator_list.FILE
     path.write_text(write(steps), encoding="utf-8")
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
@@ -49,16 +50,14 @@ def main() -> None:
         print(number_format, {batch: len(entries) for batch, entries in batches.items()})
 
 
-def record_all(batches: Sequence[int]) -> dict[str, dict[int, list[Entry]]]:
-    """Record every format; op lists in a process of their own, since the bridge reads them once."""
-    groups = (("fp32", "bf16"), ("ops",))
+def record_all(formats: Sequence[str], batches: Sequence[int]) -> dict[str, dict[int, list[Entry]]]:
+    """Record each format in a process of its own, since the bridge reads its op lists once."""
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=SERVER, max_tasks_per_child=1) as pool:
-        parts = pool.map(record, groups, [tuple(batches)] * len(groups))
-        return {number_format: steps for part in parts for number_format, steps in part.items()}
+        return dict(zip(formats, pool.map(record, formats, [tuple(batches)] * len(formats)), strict=True))
 
 
-def record(formats: Sequence[str], batches: Sequence[int]) -> dict[str, dict[int, list[Entry]]]:
-    """Record some formats, in a process that has not imported the bridge yet."""
+def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]:
+    """Record one format, in a process that has not imported the bridge yet."""
     on_simulated_card()
     from dino.data.photometric import forget_constants
     from dino.devices import open_device
@@ -67,15 +66,14 @@ def record(formats: Sequence[str], batches: Sequence[int]) -> dict[str, dict[int
     from dino.runtime.context import Run
     from dino.runtime.distributed import Launch, Processes
 
-    recorded: dict[str, dict[int, list[Entry]]] = {}
-    for number_format in formats:
-        for batch in batches:
-            words = [*NETWORK, *MODE, "--precision", number_format, "--batch_size_per_device", str(batch)]
-            options = parse(TrainOptions, words)
-            device = open_device(options.device, precision=options.precision, explicit=options.explicit)
-            run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
-            forget_constants()  # those of the last step belong to its fake tensors
-            recorded.setdefault(number_format, {})[batch] = record_step(options, run)
+    recorded = {}
+    for batch in batches:
+        words = [*NETWORK, *MODE, "--precision", number_format, "--batch_size_per_device", str(batch)]
+        options = parse(TrainOptions, words)
+        device = open_device(options.device, precision=options.precision, explicit=options.explicit)
+        run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
+        forget_constants()  # those of the last step belong to its fake tensors
+        recorded[batch] = record_step(options, run)
     return recorded
 
 
@@ -141,7 +139,7 @@ class Recorder(TorchDispatchMode):
         given = [*args, *kwargs.values()]
         # In-place operators change their arguments, so these are written down before.
         described = [describe(list(args)), {k: describe(v) for k, v in kwargs.items() if k not in LEFT_OUT}]
-        result = operator(*args, **kwargs)
+        result = pack(operator, operator(*args, **kwargs))
         results = list(operator_list.find_leaves(result, torch.Tensor))
         tensors = [*operator_list.find_leaves(given, torch.Tensor), *results]
         if operator.namespace == "aten" and any(tensor.device.type != "cpu" for tensor in tensors):
@@ -149,6 +147,19 @@ class Recorder(TorchDispatchMode):
             entry = [str(operator), *described, " ".join(describe(tensor.dtype) for tensor in results)]
             self.entries.setdefault(identify(entry), entry)
         return result
+
+
+def pack(operator: Any, result: Any) -> Any:
+    """What a kernel of the card gives is contiguous; fake tensors follow the strides of the inputs, as on other devices.
+
+    Views share their input's memory and copies keep its strides.
+    """
+    name = operator.overloadpacket.__name__
+    if name in KEEPING or any(each.alias_info is not None for each in operator._schema.returns):
+        return result
+    if isinstance(result, list | tuple):
+        return type(result)(pack(operator, item) for item in result)
+    return result.contiguous() if isinstance(result, torch.Tensor) else result
 
 
 def identify(entry: Entry) -> str:

@@ -96,12 +96,13 @@ def find_leaves(value: Any, kind: type) -> Iterator[Any]:
             yield from find_leaves(item, kind)
 
 
-def read_calls(number_format: str, batch: int) -> list[Call]:
+def read_calls(number_format: str, batch: int, content: dict[str, Any] | None = None) -> list[Call]:
     """The unique operators of a step, in the order in which it first calls them.
 
     Args:
         number_format: One of FORMATS.
         batch: One of BATCHES.
+        content: Of a file; by default the package's own.
 
     Raises:
         ValueError: A list that the file does not have.
@@ -111,7 +112,7 @@ def read_calls(number_format: str, batch: int) -> list[Call]:
             f"no step of {number_format} with {batch} images was recorded; formats are {', '.join(FORMATS)}, "
             f"batches {', '.join(map(str, BATCHES))}"
         )
-    content = read_file()
+    content = content or read_file()
     return [_read_call(number, content) for number in content["steps"][number_format][str(batch)]]
 
 
