@@ -3,7 +3,7 @@
 VENV := .venv
 WORKERS ?= 2
 # An environment that exists is completed by its own interpreter; PYTHON=... chooses the one of a new environment.
-PYTHON ?= $(if $(wildcard $(VENV)/installed-requirements.json),$(VENV)/bin/python,python3)
+PYTHON ?= $(if $(and $(wildcard $(VENV)/made-with.json),$(wildcard $(VENV)/bin/pip)),$(VENV)/bin/python,python3)
 
 .PHONY: help demo test test-ipu clean
 
@@ -15,11 +15,11 @@ help:
 	@echo "PYTHON=/path/to/python3 make demo   uses another interpreter; a torch it already has is kept"
 
 demo:
-	@$(PYTHON) tools/make_venv.py $(VENV) requirements.txt
+	@$(PYTHON) tools/make_venv.py $(VENV) requirements-torch.txt requirements.txt
 	$(VENV)/bin/python demo.py
 
 test:
-	@$(PYTHON) tools/make_venv.py $(VENV) requirements.txt requirements-test.txt
+	@$(PYTHON) tools/make_venv.py $(VENV) requirements-torch.txt requirements.txt requirements-test.txt
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 # A second environment with the torch that PopTorch 3.4 wants, and what --device ipu reaches in it.

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compiled=options.compiled,
         explicit=options.explicit,
         synthetic=options.train_data.synthetic_data,
+        output_dir=options.run.output_dir,
     ) as run:
         if options.run.dry_run:
             rehearse(options, run)

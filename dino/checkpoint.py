@@ -99,17 +99,33 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
     return None
 
 
-def load_file(path: Path | str) -> dict[str, Any]:
+def read_mode(folder: Path | str) -> str | None:
+    """The execution mode of the run whose newest whole checkpoint is here; None where there is none, or it says none.
+
+    Read before the device is there, since a device takes its mode when it is opened.
+    """
+    for name in (LATEST, PREVIOUS):
+        with contextlib.suppress(CheckpointError):
+            resume = load_file(Path(folder, name), mapped=True).get("resume")
+            return resume.get("mode") if isinstance(resume, Mapping) else None
+    return None
+
+
+def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint or weights file into host memory, unpickling nothing but tensors and plain values.
 
     Beyond torch's own allow-list, `argparse.Namespace` and numpy's numbers may occur: the original saves both.
+
+    Args:
+        path: The file.
+        mapped: Leave the tensors on disk until they are looked at: quick where only the plain values are wanted.
 
     Raises:
         CheckpointError: Missing, damaged, foreign, or with anything else pickled in it.
     """
     try:
         with _allowing():
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, **({"mmap": True} if mapped else {}))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except Exception as error:  # noqa: BLE001 - damaged files raise anything, and all of it means the same

@@ -24,7 +24,9 @@ class DeviceFlags:
         "hpu where the Habana bridge is installed, else cuda where available, else cpu",
         choices=("hpu", "cuda", "cpu", "ipu"),
     )
-    lazy_mode: bool | None = flag(None, "hpu only: lazy execution mode instead of the software's default")
+    lazy_mode: bool | None = flag(
+        None, "hpu only: lazy execution mode or not; lazy wherever the software has it, else compiled"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,12 @@ class PrecisionFlags:
         spelling="--hmp-opt-level",
     )
     hmp_verbose: bool = flag(False, "print each op's number format once", spelling="--hmp-verbose", switch=True)
-    compile: bool = flag(False, "compile student and teacher with torch.compile", switch=True)
+    compile: bool | None = flag(
+        None,
+        "compile student and teacher with torch.compile; not given: on hpu with upstream's torch, which has no lazy "
+        "mode, and nowhere else",
+        switch=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -805,6 +812,11 @@ class SubmitFlags:
     partition: str = flag("learnfair", "Slurm partition")
     use_volta32: bool = flag(False, "GPUs with 32 GB only (Slurm constraint volta32gb)", switch=True)
     comment: str = flag("", "comment handed to Slurm; some clusters ask for one")
+    gres: str | None = flag(
+        None,
+        "what the cluster calls the devices, without their number, as gpu:hl225; by default hpu or ipu where that is "
+        "the --device, else GPUs by Slurm's own word",
+    )
     cluster: str | None = flag(
         None, "slurm, or local for processes on this machine; slurm where srun is found", choices=("slurm", "local")
     )
@@ -819,3 +831,35 @@ class SubmitOptions(TrainOptions):
     """
 
     submit: SubmitFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyFlags(OutputFlags):
+    """What to look at, how closely and how long."""
+
+    device: str | None = flag(
+        None,
+        "hpu where the Habana bridge is installed, else cuda where available, else cpu; ipu has dino.devices.align",
+        choices=("hpu", "cuda", "cpu"),
+    )
+    size: str | None = flag(
+        None,
+        "quick: small networks and few steps, at most four minutes; full: the real ones, at most ten; by default full "
+        "on a card and quick on the cpu",
+        choices=("quick", "full"),
+    )
+    steps: tuple[int, ...] | None = flag(None, "numbers of the steps to run; all eight by default", least=1, most=8)
+    patience: float = flag(1.0, "factor on every time limit, for a machine that is only slow", least=0.1, most=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Find out which modes of a device compute the right numbers, and how fast: a report to send, and a page to read.
+
+    Eight steps, each in processes of its own: facts, product of matrices, golden numbers, operator replay, alignment
+    with the CPU, short training, speed, more than one card. Writes OUTPUT_DIR/verify_report.json and verify_report.txt.
+    Ends with 1 where a step failed.
+    """
+
+    verify: VerifyFlags
+    explicit: frozenset[str] = frozenset()

@@ -188,10 +188,10 @@ def as_words(command: type, options: Any, fields: Collection[str]) -> list[str]:
     words: list[str] = []
     for known in flags_of(command):
         value = getattr(getattr(options, known.group), known.field)
-        if known.field not in fields or value is None or (known.spec.switch and not value):
+        if known.field not in fields or value is None or (known.spec.switch and value is known.default):
             continue
         if known.spec.switch:
-            words.append(known.words[0])
+            words += [known.words[0]] if value else ["--override", f"{known.field}=false"]
         elif isinstance(value, tuple):
             words += [known.words[0], *map(str, value)]
         else:

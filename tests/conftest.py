@@ -110,21 +110,23 @@ def _keep_logging() -> Iterator[None]:
 
 @pytest.fixture
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """A loader: ``golden("loss")`` is the dict of arrays of that file.
+    """A loader: ``golden("loss")`` is the dict of arrays of that file."""
+    return dino.golden.load
 
-    The photographs' numbers ("augment") do not travel with the package: the test is skipped where they are missing.
+
+@pytest.fixture(params=["painted", "photographs"])
+def augment_numbers(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
+    """What Pillow and torchvision make of a painted picture; of two photographs too, where these are at hand.
+
+    Photographs do not travel with the package: their half is skipped where they are missing.
     """
-
-    def load(name: str) -> dict[str, np.ndarray]:
-        if name != "augment":
-            return dino.golden.load(name)
-        path = SHARED / "golden" / f"{name}.npz"
-        if not path.is_file():
-            pytest.skip(f"no golden numbers: shared/golden/{path.name} is missing beside the checkout")
-        with np.load(path) as file:
-            return {key: file[key] for key in file.files}
-
-    return load
+    if request.param == "painted":
+        return dino.golden.load("augment")
+    path = SHARED / "golden" / "augment.npz"
+    if not path.is_file():
+        pytest.skip(f"no photographs: shared/golden/{path.name} is missing beside the checkout")
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
 
 
 @pytest.fixture

@@ -384,3 +384,20 @@ def test_pruning_leaves_other_files_alone(tmp_path):
         checkpoint.save_latest(tmp_path, make_state(epoch))
         checkpoint.keep_copy(tmp_path, epoch, 1)
     assert (tmp_path / "checkpoint_best.pth").read_bytes() == b"mine"
+
+
+def test_the_mode_of_a_run_is_read_from_its_newest_whole_checkpoint(tmp_path):
+    assert checkpoint.read_mode(tmp_path) is checkpoint.read_mode(tmp_path / "missing") is None
+    for mode in ("lazy", "eager"):
+        checkpoint.save_latest(tmp_path, {"student": {"w": torch.zeros(1000)}, "resume": {"mode": mode}})
+    assert checkpoint.read_mode(str(tmp_path)) == "eager"
+    whole = (tmp_path / checkpoint.LATEST).read_bytes()
+    (tmp_path / checkpoint.LATEST).write_bytes(whole[: len(whole) // 2])
+    assert checkpoint.read_mode(tmp_path) == "lazy"
+
+
+@pytest.mark.parametrize("state", [{"epoch": 3}, {"resume": {}}, {"resume": None}, {"resume": {"mode": None}}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_says_no_mode_has_none(tmp_path, state, zipped):
+    torch.save(state, tmp_path / checkpoint.LATEST, _use_new_zipfile_serialization=zipped)
+    assert checkpoint.read_mode(tmp_path) is None

@@ -27,7 +27,7 @@ TRAIN = {
     "--hmp-fp32": "ops_fp32.txt",
     "--hmp-opt-level": "O1",
     "--hmp-verbose": False,
-    "--compile": False,
+    "--compile": None,
     "--pipeline": None,
     "--replica": 1,
     "--ga": None,

@@ -22,6 +22,7 @@ LEVELS = {
     **dict.fromkeys(("data", "models", "devices"), 1),
     "runtime": 2,
     **dict.fromkeys(("doctor", "inspect"), 4),
+    "verify": 5,  # asks the doctor, and nothing asks it
     **dict.fromkeys(("training", "evaluation", "visualization", "interop"), 3),
 }
 TOOLS = {

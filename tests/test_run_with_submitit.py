@@ -202,6 +202,8 @@ def test_slurm_is_asked_for_what_the_original_asks_for(slurm, capfd):
     [
         ("--device cuda --ngpus 4 --use_volta32", {"gpus-per-node=4", "constraint=volta32gb"}, ("comment",)),
         ("--device hpu --comment hi", {"gres=hpu:8", "comment=hi"}, ("gpus-per-node", "constraint")),
+        ("--device hpu --ngpus 4 --gres gpu:hl225", {"gres=gpu:hl225:4"}, ("gpus-per-node",)),
+        ("--gres gpu:a100 --ngpus 2", {"gres=gpu:a100:2"}, ("gpus-per-node",)),
         ("--device cpu --ngpus 2 --num_workers 3", {"ntasks-per-node=2", "cpus-per-task=3"}, ("gpus", "gres")),
     ],
 )
@@ -209,6 +211,11 @@ def test_slurm_is_asked_for_the_device(words, wanted, absent, slurm):
     lines, _ = slurm("--output_dir", "here", *words.split())
     assert wanted <= lines
     assert not any(line.startswith(word) for line in lines for word in absent)
+
+
+def test_a_cpu_run_asks_for_no_devices(slurm, monkeypatch, capfd):
+    assert run_script(monkeypatch, "--device", "cpu", "--gres", "gpu") == 2
+    assert "--gres gpu asks for devices that --device cpu has no use for; leave it out" in capfd.readouterr().err
 
 
 def test_slurm_that_refuses_a_job_is_one_line(slurm, monkeypatch, capfd, tmp_path):
@@ -220,7 +227,9 @@ def test_slurm_that_refuses_a_job_is_one_line(slurm, monkeypatch, capfd, tmp_pat
 
 def test_words_carry_what_flags_and_recipe_say(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("lr: 0.0003\nnodes: 3\nglobal_crops_scale: [0.25, 1.0]\nhmp: true\nnorm_last_layer: false\n")
+    recipe.write_text(
+        "lr: 0.0003\nnodes: 3\nglobal_crops_scale: [0.25, 1.0]\nhmp: true\nnorm_last_layer: false\ncompile: false\n"
+    )
     given = ["--config", str(recipe), "--epochs", "7", "--batch_size_per_gpu", "3", "--comment", "a b"]
     options = parse(SubmitOptions, given)
     words = as_words(TrainOptions, options, options.explicit)

@@ -162,12 +162,17 @@ def draw_image(label: int, index: int, split: str, *, spec: DemoSpec) -> NDArray
     if label not in range(len(CLASSES)) or index < 0 or split not in SPLITS:
         raise ValueError(f"no demo image has label {label}, index {index} and split {split!r}")
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), label, index])
-    points = _build_points(spec.image_size)
-    canvas = _paint_background(points, rng)
-    _paint_object(canvas, points, CLASSES[label], rng)
-    canvas *= 0.7 + 0.4 * _draw_field(points, rng)
+    canvas = paint(label, spec.image_size, rng)
     canvas += rng.normal(0, 0.015, canvas.shape)
     return np.asarray(np.rint(canvas.clip(0, 1) * 255), dtype=np.uint8)
+
+
+def paint(label: int, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Paint class `label` as `rng` draws it, without noise: RGB, float32 (size, size, 3), about 0 to 1 but not cut."""
+    points = _build_points(size)
+    canvas = _paint_background(points, rng)
+    _paint_object(canvas, points, CLASSES[label], rng)
+    return canvas * (0.7 + 0.4 * _draw_field(points, rng))
 
 
 def _build_points(size: int) -> _Points:

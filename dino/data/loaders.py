@@ -99,7 +99,7 @@ def build_train_loader(
     batch_size: int,
     share: Share,
     workers: int,
-    pin_memory: bool,
+    pin_memory: bool | str,
     start: str | None = None,
     piece: int | None = None,
 ) -> TrainLoader:
@@ -127,7 +127,7 @@ def check_count(source: ImageSource, global_batch: int) -> None:
 
 
 def read_views(
-    dataset: ViewDataset, *, batch_size: int, workers: int, pin_memory: bool, start: str | None = None
+    dataset: ViewDataset, *, batch_size: int, workers: int, pin_memory: bool | str, start: str | None = None
 ) -> Iterator[LabelledBatch]:
     """Yield every image of the dataset once, in order.
 
@@ -149,9 +149,16 @@ def read_items(dataset: Dataset, *, workers: int) -> Iterator[Any]:
         yield from items
 
 
-def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1) -> int:
-    """Loader processes: what the user asked for, or the default cut to the cores this process can count on."""
-    return asked if explicit else min(asked, max(1, count_cores() // processes_here))
+def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1, reserved: int = 0) -> int:
+    """Loader processes: what the user asked for, or the default cut to the cores this process can count on.
+
+    Args:
+        asked: The flag or its default.
+        explicit: Whether the user gave it.
+        processes_here: Processes that share the cores of this host.
+        reserved: Cores that each of them keeps busy itself.
+    """
+    return asked if explicit else min(asked, max(1, count_cores() // processes_here - reserved))
 
 
 def count_cores() -> int:
@@ -180,15 +187,18 @@ def choose_sharing(workers: int) -> str:
     return "file_descriptor"
 
 
-def _settings(workers: int, pin_memory: bool, start: str | None) -> dict[str, Any]:
+def _settings(workers: int, pin_memory: bool | str, start: str | None) -> dict[str, Any]:
+    pinning = {"pin_memory": bool(pin_memory)} | (
+        {"pin_memory_device": pin_memory} if isinstance(pin_memory, str) else {}
+    )
     if not workers:
-        return {"num_workers": 0, "pin_memory": pin_memory}
+        return {"num_workers": 0, **pinning}
     context = multiprocessing.get_context(start)
     if start == "forkserver":
         context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by every loader
     return {
         "num_workers": workers,
-        "pin_memory": pin_memory,
+        **pinning,
         "prefetch_factor": PREFETCH,
         "worker_init_fn": functools.partial(_begin_worker, choose_sharing(workers)),
         "multiprocessing_context": context,

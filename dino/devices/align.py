@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dino.errors import CheckFailed, exit_code
@@ -13,106 +12,9 @@ from dino.flags import AlignOptions, DeviceFlags
 from dino.options import parse
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dino.data.crops import Crops
-    from dino.devices.base import Device
-    from dino.training.plan import Plan
+    from dino.training.alignment import Difference
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class Trace:
-    """What a device computed, all float32 in host memory.
-
-    Attributes:
-        losses: () of each step.
-        gradients: By parameter, (steps, ...): what the optimiser took in.
-        student: By parameter, after the last step.
-        teacher: As the student.
-        centre: (1, K) after the last step.
-    """
-
-    losses: list[Tensor] = field(default_factory=list)
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
-    student: Mapping[str, Tensor] = field(default_factory=dict)
-    teacher: Mapping[str, Tensor] = field(default_factory=dict)
-    centre: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How far the numbers of one tensor are apart, over the largest of them where that is above 1."""
-
-    what: str
-    name: str
-    most: float
-    mean: float
-
-
-def trace_steps(options: AlignOptions, device: Device, plan: Plan, batches: Sequence[Crops]) -> Trace:
-    """Train on `batches`, one a step, from the weights of `--seed`.
-
-    Gradients come from the optimiser's first moments, m' = b m + (1 - b) g, which every device gives back.
-
-    Args:
-        options: Of the networks.
-        device: Where.
-        plan: Of the inputs of each step.
-        batches: In host memory, each what one call of the device under test takes.
-    """
-    from dino.runtime.context import Run
-    from dino.runtime.distributed import Launch, Processes
-    from dino.training.build import build_networks, build_program
-    from dino.training.optim import build_optimizer
-    from dino.training.step import METERS
-
-    run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
-    student, teacher = build_networks(options, run)
-    program = build_program(options, student, teacher, run)
-    optimizer = build_optimizer("adamw", student, eps=options.optim.eps)
-    parts = device.count_micro_batches(options.run.accumulate_steps)
-    step = device.compile_train(program, optimizer, parts)
-    trace, moments = Trace(), []
-    for iteration, batch in enumerate(batches):
-        before = program.meters.clone()
-        step(batch, plan.inputs(iteration))
-        step.read_back()
-        trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
-        named = [(name, optimizer.state.get(parameter)) for name, parameter in student.named_parameters()]
-        moments.append({name: device.to_host(state["exp_avg"]) for name, state in named if state})
-    trace.gradients = _find_gradients(moments, optimizer.betas[0])
-    trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
-    trace.centre = device.to_host(program.centre)
-    return trace
-
-
-def _find_gradients(moments: Sequence[Mapping[str, Tensor]], decay: float) -> dict[str, Tensor]:
-    import torch
-
-    found = {}
-    for name in moments[0]:
-        after = torch.stack([each[name] for each in moments])
-        before = torch.cat([torch.zeros_like(after[:1]), after[:-1]])
-        found[name] = (after - decay * before) / (1 - decay)
-    return found
-
-
-def compare(one: Trace, other: Trace) -> Iterator[Difference]:
-    """Yield the differences of two traces of the same steps: loss, centre, then each parameter's."""
-    import torch
-
-    def differ(what: str, name: str, left: Tensor, right: Tensor) -> Difference:
-        apart = (left.float() - right.float()).abs() / right.float().abs().max().clamp(min=1.0)
-        return Difference(what=what, name=name, most=float(apart.max()), mean=float(apart.mean()))
-
-    assert one.centre is not None and other.centre is not None
-    yield differ("loss", f"{len(one.losses)} steps", torch.stack(one.losses), torch.stack(other.losses))
-    yield differ("centre", "", one.centre, other.centre)
-    for what in ("gradients", "student", "teacher"):
-        left, right = getattr(one, what), getattr(other, what)
-        yield from (differ(what, name, left[name], right[name]) for name in left)
 
 
 def write_table(rows: Sequence[Difference]) -> Iterator[str]:
@@ -131,6 +33,9 @@ def align(options: AlignOptions) -> list[Difference]:
     from dino.data.synthetic import make_batch
     from dino.devices import open_device
     from dino.devices.cpu import CpuDevice
+    from dino.runtime.context import Run
+    from dino.runtime.distributed import Launch, Processes
+    from dino.training.alignment import compare, trace_steps
     from dino.training.build import build_recipe
     from dino.training.plan import build_plan
 
@@ -150,7 +55,11 @@ def align(options: AlignOptions) -> list[Difference]:
     ]
     plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=1, device=device)
     logger.info("%s against %s: %d steps of %d images", device.describe(), reference.describe(), steps, size)
-    return list(compare(*(trace_steps(options, each, plan, batches) for each in (device, reference))))
+    ours, theirs = (
+        Run(device=each, processes=Processes(Launch(), each.collective_backend, "env://"))
+        for each in (device, reference)
+    )
+    return list(compare(*(trace_steps(options, run, plan, batches, tested=device) for run in (ours, theirs))))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class StepInputs(NamedTuple):
-    """What changes from step to step; all () float32 on the device, never Python numbers.
+    """What changes from step to step; float32 on the device, never Python numbers, and () but for the last.
 
     Attributes:
         learning_rate: Of this iteration, already scaled with the global batch.
@@ -20,6 +20,7 @@ class StepInputs(NamedTuple):
         momentum: Of the teacher's moving average.
         temperature: Of the teacher.
         train_last_layer: 0 while the last layer is frozen, else 1.
+        depth: Stochastic depth of one micro-batch, (2 L, V B), or None where the student has none (`training/draws`).
     """
 
     learning_rate: Tensor
@@ -27,6 +28,7 @@ class StepInputs(NamedTuple):
     momentum: Tensor
     temperature: Tensor
     train_last_layer: Tensor
+    depth: Tensor | None = None
 
 
 class TrainProgram(Protocol):
@@ -106,13 +108,16 @@ class Device(abc.ABC):
     name: str
     torch_device: torch.device
     collective_backend: str
-    pins_memory = False
+    pins_memory: bool | str = False  # whether loaders pin memory; a name where torch must be told for which device
     fuses_updates = False  # whether torch's fused AdamW and its norms of lists run here
     reads_freely = False  # whether the host may look at a value of a step without waiting for it
+    reserved_cores = 0  # of the host, that a process of this device keeps busy beside its loaders
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
     exchanges_gradients = False  # whether its own step averages gradients over processes
     updates_per_step = 1  # updates that one call of a training step makes
+    compiles = False  # whether the networks are compiled for training, as asked for or as the device chose
+    mode: str | None = None  # the execution mode, where the device has several; a checkpoint keeps it
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -158,6 +163,10 @@ class Device(abc.ABC):
     def synchronize(self) -> None:
         """Wait until everything queued has run."""
 
+    def count_cards(self) -> int:
+        """How many processes of this host can have a device of this kind each."""
+        return 1
+
     def memory_peak(self) -> int | None:
         """Largest memory use so far in bytes, or None where the device does not tell."""
         return None
@@ -185,8 +194,14 @@ class TrainStep(abc.ABC):
     """A program bound to an optimiser on a device."""
 
     @abc.abstractmethod
-    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
-        """Run one step; `inputs` are the numbers of `StepInputs`, in its order."""
+    def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
+        """Run one step.
+
+        Args:
+            batch: In host memory.
+            inputs: The numbers of `StepInputs`, in its order.
+            depth: Its last field for all micro-batches, (micro-batches, 2 L, V B) float32 in host memory.
+        """
 
     def read_back(self) -> None:  # noqa: B027 - most steps work on the networks themselves
         """Bring networks and optimiser to where the step is; called before anyone reads them."""

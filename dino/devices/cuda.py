@@ -68,6 +68,10 @@ class CudaDevice(EagerDevice):
         """See the contract."""
         torch.cuda.synchronize()
 
+    def count_cards(self) -> int:
+        """See the contract."""
+        return torch.cuda.device_count()
+
     def memory_peak(self) -> int | None:
         """See the contract."""
         return torch.cuda.max_memory_allocated()

@@ -96,12 +96,13 @@ class EagerStep(TrainStep):
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
         self.scaler = device.build_scaler()
 
-    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
+    def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
         """See the contract."""
-        tensors = StepInputs(*self.device.place(torch.tensor(inputs, dtype=torch.float32)).unbind())
+        each = self._place_inputs(inputs, depth)
+        tensors = each[0]
         self.optimizer.zero_grad(set_to_none=True)
         statistics = self.program.copy_statistics()
-        exchanged = self._forward_backward(self.device.place(batch), tensors)
+        exchanged = self._forward_backward(self.device.place(batch), each)
         loss_scale = None
         if self.scaler is not None:
             loss_scale = self.scaler.scale(torch.ones_like(tensors.momentum))
@@ -113,14 +114,25 @@ class EagerStep(TrainStep):
         self.program.after_update(update, statistics)
         self.device.end_phase()
 
-    def _forward_backward(self, batch: Any, inputs: StepInputs) -> Any:
+    def _place_inputs(self, inputs: Sequence[float], depth: Tensor | None) -> list[StepInputs]:
+        """The inputs of each micro-batch, which go to the device as one tensor."""
+        numbers = torch.tensor(inputs, dtype=torch.float32)
+        if depth is None:
+            return [StepInputs(*self.device.place(numbers).unbind())] * self.micro_batches
+        placed = self.device.place(torch.cat([depth.flatten(), numbers]))
+        drawn, numbers = placed.split([depth.numel(), len(numbers)])
+        shared = StepInputs(*numbers.unbind())
+        return [shared._replace(depth=part) for part in drawn.view(depth.shape).unbind()]
+
+    def _forward_backward(self, batch: Any, inputs: Sequence[StepInputs]) -> Any:
         """Forward and backward over every micro-batch; gives the outputs' averages as the program exchanges them."""
         sums: tuple[Tensor, ...] = ()
         exchanged = None
-        for index, micro in enumerate(split_batch(batch, self.micro_batches), start=1):
+        parts = zip(split_batch(batch, self.micro_batches), inputs, strict=True)
+        for index, (micro, numbers) in enumerate(parts, start=1):
             last = index == self.micro_batches
             with contextlib.nullcontext() if last else self.program.hold_gradients():
-                loss, *rest = self.program.forward(self.program.augment(micro), inputs)
+                loss, *rest = self.program.forward(self.program.augment(micro), numbers)
                 outputs = (loss.detach(), *rest)
                 sums = tuple(a + b for a, b in zip(sums, outputs, strict=True)) if sums else outputs
                 if last:

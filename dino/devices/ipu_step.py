@@ -100,7 +100,7 @@ class IpuStep(TrainStep):
         self.due = 1.0  # momentum of a move that the device has not made yet
         self.trains_last_layer = 0.0
 
-    def __call__(self, batch: Any, inputs: Sequence[float]) -> None:
+    def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
         """See the contract."""
         numbers = StepInputs(*map(float, inputs))  # type: ignore[arg-type]
         if self.executor is not None and numbers.train_last_layer != self.trains_last_layer:
@@ -112,7 +112,8 @@ class IpuStep(TrainStep):
             if self.executor is None:
                 self._compile(whole)
             self._set_rates(numbers)
-            loss, centres, statistics = self.executor(whole.fields(batch), self._rows(numbers), centre)
+            drawn = () if depth is None else (depth,)
+            loss, centres, statistics = self.executor(whole.fields(batch), self._rows(inputs), centre, *drawn)
         self.due = 1.0 if self.flags.ema_so else float(numbers.momentum)
         means = statistics.float().mean(dim=0).unbind()
         self.program.record((loss.float().mean(), centres.float().mean(dim=0, keepdim=True), *means))
@@ -234,9 +235,9 @@ class IpuStep(TrainStep):
             group["weight_decay"] = float(numbers.weight_decay) * thawed * bucket.decayed
         self.executor.setOptimizer(self.rule)
 
-    def _rows(self, numbers: StepInputs) -> Tensor:
+    def _rows(self, inputs: Sequence[float]) -> Tensor:
         """(N, 5): the inputs of each micro-batch; all but the first of an update leave the teacher as it is."""
-        rows = torch.tensor(numbers, dtype=torch.float32).repeat(self.micro_batches, 1)
+        rows = torch.tensor(inputs, dtype=torch.float32).repeat(self.micro_batches, 1)
         if not self.flags.ema_so:
             momentum = rows[:, StepInputs._fields.index("momentum")].view(self.flags.di, self.accumulated, -1)
             momentum[:, 1:] = 1.0

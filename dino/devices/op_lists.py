@@ -11,7 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,11 @@ NOT_COMPUTING = frozenset({"clone", "empty_like", "full_like", "ones_like", "ran
 
 @dataclass(frozen=True, kw_only=True)
 class OpLists:
-    """Names of ATen functions that run in bf16 and in fp32; none is in both."""
+    """Names of ATen functions that run in bf16 and in fp32; none is in both. `source` names where they come from."""
 
     bf16: tuple[str, ...]
     fp32: tuple[str, ...]
+    source: str = field(default="op lists", compare=False)
 
     @property
     def promoted(self) -> tuple[str, ...]:
@@ -67,7 +68,9 @@ def read_op_lists(flags: PrecisionFlags) -> OpLists:
     both = [name for name in high if name in low]
     if both:
         logger.warning("%s: in both op lists, bf16 wins as on the card", ", ".join(both))
-    return OpLists(bf16=tuple(dict.fromkeys(low)), fp32=tuple(name for name in dict.fromkeys(high) if name not in both))
+    source = f"op lists {flags.hmp_bf16}, {flags.hmp_fp32}{' (O2)' * (flags.hmp_opt_level == 'O2')}"
+    only_high = tuple(name for name in dict.fromkeys(high) if name not in both)
+    return OpLists(bf16=tuple(dict.fromkeys(low)), fp32=only_high, source=source)
 
 
 def find_functions() -> frozenset[str]:

@@ -59,18 +59,21 @@ class WholeStep(nn.Module):
         """The part of a batch that goes to the device."""
         return tuple(field for field, travels in zip(batch, self.travels, strict=True) if travels)
 
-    def forward(self, fields: tuple[Tensor, ...], numbers: Tensor, centre: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, fields: tuple[Tensor, ...], numbers: Tensor, centre: Tensor, depth: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """One micro-batch.
 
         Args:
             fields: As `fields` gives them.
             numbers: (1, 5) float32, a row of `StepInputs`; a momentum of 1 leaves the teacher as it is.
             centre: (1, K) float32.
+            depth: (1, 2 L, V B) float32, or None, as `StepInputs` has it.
 
         Returns:
             () loss, (1, K) batch centre and (1, 3) entropy, divergence and spread of features, all float32.
         """
-        inputs = StepInputs(*numbers.unbind(1))
+        inputs = StepInputs(*numbers.unbind(1), depth=None if depth is None else depth[0])
         self._move_teacher(inputs.momentum)
         self.begin_chip(0)
         given = iter(fields)

@@ -10,15 +10,26 @@ from dataclasses import dataclass
 from dino.doctor.examine import Case, choose, examine
 from dino.doctor.report import Fact, Problem
 from dino.errors import CheckFailed, exit_code
-from dino.flags import DeviceFlags
-from dino.options import parse
+from dino.flags import DeviceFlags, PrecisionFlags, ReportFlags
+from dino.options import flag, parse
+from dino.runtime.metrics import write_result
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExaminationFlags:
+    """How far the examination goes."""
+
+    probe: bool = flag(True, "hpu only: multiply two small matrices on a free card, in a process of its own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """Say what this machine has, and what keeps the device from running; opens no device."""
+    """Say what this machine has, and what keeps the device from running; give the flags that the run will have."""
 
     device: DeviceFlags
+    precision: PrecisionFlags
+    examination: ExaminationFlags
+    report: ReportFlags
     explicit: frozenset[str] = frozenset()
 
 
@@ -27,15 +38,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         CheckFailed: The device cannot run here.
+        OptionError: A wrong flag, or a report that cannot be written.
     """
-    flags = parse(DoctorOptions, argv).device
+    options = parse(DoctorOptions, argv)
+    flags = options.device
     device, doubt = (flags.device, None) if flags.device else choose(os.environ)
-    report = examine(device, Case(os.environ, flags.lazy_mode))
+    compiles = options.precision.compile if "compile" in options.explicit else None
+    case = Case(os.environ, flags.lazy_mode, compiles, options.examination.probe)
+    report = examine(device, case)
     report.facts.insert(0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})"))
     if doubt:
         cause = f"which device a command would choose could not be told: {doubt}"
         report.problems.insert(0, Problem(cause, "name one with --device", blocking=False))
-    sys.stdout.write(report.format())
+    if options.report.json != "-":
+        sys.stdout.write(report.format())
+    write_result(options.report.json, report.as_dict())
     sys.stdout.flush()
     if report.blocking:
         more = f" (and {len(report.blocking) - 1} more, see above)" if len(report.blocking) > 1 else ""

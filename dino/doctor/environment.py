@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from dino.devices.hpu.environment import find_refused
+from dino.devices.hpu.software import Release
 from dino.doctor.report import Fact, Problem
+from dino.doctor.software import LINE_124
 
 OP_LISTS: Mapping[str, str] = {
     "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST": "bf16 op list",
     "PT_HPU_AUTOCAST_FP32_OPS_LIST": "fp32 op list",
 }
 
-# Sets of modules that the vendor's documentation allows for 2 and 4 cards.
-ALLOWED_MODULES: Mapping[int, tuple[str, ...]] = {2: ("0,1", "2,3", "4,5", "6,7"), 4: ("0,1,2,3", "4,5,6,7")}
-MODULES = 8
-
 VARIABLES: Mapping[str, str] = {
     "PT_HPU_FORCE_TANH_FOR_GELU": "1 (the bridge's default): exact GELU becomes its tanh form; a run here sets 0",
     "PT_HPU_PLACE_ON_CPU": "none: an operator the card lacks is an error and not a slow step",
     "PT_HPU_METRICS_FILE": "where the bridge writes its counters",
-    "PT_HPU_RECIPE_CACHE_CONFIG": "folder of compiled graphs kept between runs; on a local disk",
+    "PT_HPU_RECIPE_CACHE_CONFIG": "compiled graphs kept between runs: folder, cleared at the start, MiB, and "
+    "from 1.24 on whether it is on NFS",
     "PT_HPU_ENABLE_REFINE_DYNAMIC_SHAPES": "not needed: all shapes here are fixed",
+    "PT_HPU_EAGER_ENABLE_GRADIENT_VIEW_LAYOUT_OPT": "1: the vendor's advice for vision in eager mode; a run sets it",
+    "SLURM_JOB_GPUS": "the cards of this Slurm job, by index and not by module",
     "HABANA_VISIBLE_MODULES": "the cards of this process's runs, by module number",
     "HABANA_VISIBLE_DEVICES": "the cards of the container, numbered otherwise than modules",
     "HLS_MODULE_ID": "the module this process takes",
@@ -35,55 +37,26 @@ def describe_variables(environment: Mapping[str, str]) -> list[Fact]:
     return [Fact(name, f"{environment[name]} ({text})") for name, text in VARIABLES.items() if name in environment]
 
 
-def check_modules(environment: Mapping[str, str]) -> list[Problem]:
-    """Choices of cards that cannot work, or that the documentation does not allow."""
-    problems = []
-    chosen = environment.get("HABANA_VISIBLE_MODULES")
-    if chosen is not None:
-        problems += _check_visible(chosen)
-    if "HLS_MODULE_ID" in environment and "LOCAL_RANK" not in environment:
-        module = environment["HLS_MODULE_ID"]
-        cause = f"HLS_MODULE_ID={module} is set by hand: every process of a run takes that one card"
-        problems.append(Problem(cause, "unset it; the bridge gives each process its own", blocking=False))
-    return problems
-
-
-def read_modules(environment: Mapping[str, str]) -> set[int] | None:
-    """The modules that HABANA_VISIBLE_MODULES names; None for all of them."""
-    words = environment.get("HABANA_VISIBLE_MODULES", "").split(",")
-    numbers = {int(word) for word in words if word.strip().isdecimal()}
-    return numbers or None
-
-
-def _check_visible(chosen: str) -> list[Problem]:
-    words = [word.strip() for word in chosen.split(",")]
-    valid = [word for word in words if word.isdecimal() and int(word) < MODULES]
-    said = f"HABANA_VISIBLE_MODULES={chosen}"
-    if len(valid) < len(words) or len(set(valid)) < len(words):
-        remedy = f"give each module once, from 0 to {MODULES - 1}, as in 0,1,2,3; or unset it for all"
-        return [Problem(f"{said} is not a list of different module numbers", remedy)]
-    allowed = ALLOWED_MODULES.get(len(words), ())
-    if len(words) in {1, MODULES} or ",".join(sorted(words)) in allowed:
-        return []
-    sets = "; ".join(text for group in ALLOWED_MODULES.values() for text in group)
-    cause = f"{said} is no set of cards that the documentation allows: a run may end with 'Device acquire failed'"
-    return [Problem(cause, f"one card, all {MODULES}, or one of: {sets}", blocking=False)]
-
-
 def examine_op_lists(
-    environment: Mapping[str, str], read: Callable[[str], str], find_unknown: Callable[[list[str]], list[str]]
+    environment: Mapping[str, str],
+    bridge: Release | None,
+    read: Callable[[str], str],
+    resolve: Callable[[str], str],
+    find_unknown: Callable[[list[str]], list[str]],
 ) -> tuple[list[Fact], list[Problem]]:
     """What the two op-list variables lead to.
 
     Args:
         environment: Of the run.
+        bridge: Release of the software.
         read: Gives a file's text with its line ends as they are, or raises OSError or UnicodeDecodeError.
+        resolve: Gives a file's real path.
         find_unknown: Those of some names that no operator of torch has.
     """
     facts, problems = [], []
     for variable, name in OP_LISTS.items():
         path = environment.get(variable)
-        if path is None:
+        if not path:
             facts.append(Fact(name, f"{variable} unset: the bridge's own list, or the one --hmp writes"))
             continue
         try:
@@ -93,13 +66,28 @@ def examine_op_lists(
             problems.append(_explain_unreadable(variable, path, error))
             continue
         lines = split_lines(text)
-        facts.append(Fact(name, f"{path}: {len(lines)} lines, in place of the bridge's own list"))
+        refused = find_refused(resolve(path))
+        if refused and (bridge is None or bridge >= LINE_124):
+            problems.append(_explain_refused(variable, path, refused))
+        beside = f" (the 1.24 line reads none below {refused})" if refused else ""
+        facts.append(Fact(name, f"{path}: {len(lines)} lines, in place of the bridge's own list{beside}"))
         problems += check_op_list(variable, lines, find_unknown)
     return facts, problems
 
 
+def _explain_refused(variable: str, path: str, folder: str) -> Problem:
+    cause = (
+        f"{variable}={path}: its real path lies below {folder}, and there the bridge of the 1.24 line reads no lists"
+    )
+    remedy = "a run here gives the bridge a copy elsewhere; for other programs move it, to /tmp for one"
+    return Problem(f"{cause}: it warns once and uses its own", remedy, blocking=False)
+
+
 def _explain_unreadable(variable: str, path: str, error: Exception) -> Problem:
-    cause = f"{variable}={path} cannot be read ({error}): the bridge warns once and uses its own list"
+    cause = (
+        f"{variable}={path} cannot be read ({error}): a run with --precision bf16 refuses that, and the bridge by "
+        "itself warns once and uses its own list"
+    )
     remedy = "give the full path of a text file; relative ones start at the folder where Python was started"
     return Problem(cause, remedy, blocking=False)
 

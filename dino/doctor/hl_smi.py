@@ -1,21 +1,24 @@
 """What `hl-smi` prints, and who holds the cards; texts in, findings out.
 
-Not verified on hardware. Two shapes are assumed, and whatever else comes is "not understood" and never an error.
+Not verified on hardware. Public outputs of software 1.16 to 1.24 have these two shapes (tests/doctor/test_hl_smi.py),
+and whatever else comes is "not understood" and never an error.
 The query (`hl-smi -Q ... -f csv`), a head line and one line a card, with or without units:
 
     index, name, driver_version, memory.total [MiB], memory.used [MiB], utilization.aip [%], module_id
     0, HL-225, 1.21.0-ca59b5a, 98304 MiB, 768 MiB, 0 %, 2
 
-The plain table, of which three kinds of lines are read: the driver, each card's first line, and the processes after
-"Compute Processes" (index, process id, type, name, memory; N/A for none):
+The plain table, of which four kinds of lines are read: the driver, each card's two lines, and the processes after
+"Compute Processes" (index, process id, type, name, memory; N/A for none, and for those of other users or containers):
 
     | Driver Version:                                     1.21.0-ca59b5a          |
     |   0  HL-225              N/A  | 0000:33:00.0     N/A |                   0  |
+    | N/A   20C   P0  500W /  600W  |   768MiB /  98304MiB |     0%            0% |
     |   0        4711   C      python3.10                               30000MiB  |
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +26,8 @@ from typing import NamedTuple
 
 from dino.doctor.report import Problem
 
+MAP_QUERY = ("-Q", "index,module_id", "-f", "csv")  # what a run asks for, too
+IDLE_MIB = 1024  # an idle card has 672 or 768 MiB in use in the public outputs
 QUERY = ("index", "name", "driver_version", "memory.total", "memory.used", "utilization.aip", "module_id")
 
 
@@ -37,6 +42,18 @@ class Card:
     used: str = ""
     load: str = ""
     module: int | None = None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether more memory is in use than on an idle card."""
+        found = re.match(r"\d{1,9}(?!\d)", self.used, re.ASCII)
+        return found is not None and int(found[0]) > IDLE_MIB
+
+    @property
+    def generation(self) -> int | None:
+        """Of Gaudi, by the board's name (HL-225: 2, HL-325L: 3); None where it does not tell."""
+        found = re.match(r"HL-?([23])", self.name, re.IGNORECASE)
+        return int(found[1]) if found else None
 
 
 class Holder(NamedTuple):
@@ -73,11 +90,13 @@ def parse_query(text: str) -> list[Card]:
 def parse_table(text: str) -> tuple[list[Card], list[Holder]]:
     """Cards and processes of the plain table; lines of another shape are passed over."""
     above, _, below = text.partition("Compute Processes")
-    driver = re.search(r"Driver Version:\s*([^\s|]+)", above)
-    rows = re.findall(
-        r"^\|[ \t]*(\d{1,3})[ \t]+(HL-?\S+|Gaudi\S*)[ \t].*\|", above, re.MULTILINE | re.IGNORECASE | re.ASCII
-    )
-    cards = [Card(index=int(index), name=name, driver=driver[1] if driver else "") for index, name in rows]
+    driver = find_driver((), above) or ""
+    cards: list[Card] = []
+    for line in above.splitlines():
+        if card := re.match(r"\|[ \t]*(\d{1,3})[ \t]+(HL-?\S+|Gaudi\S*)[ \t].*\|", line, re.IGNORECASE | re.ASCII):
+            cards.append(Card(index=int(card[1]), name=card[2], driver=driver))
+        elif cards and not cards[-1].used and (memory := re.search(r"(\d+) ?MiB */ *(\d+) ?MiB", line, re.ASCII)):
+            cards[-1] = dataclasses.replace(cards[-1], used=f"{memory[1]} MiB", total=f"{memory[2]} MiB")
     rows = re.findall(r"^\|[ \t]*(\d{1,3})[ \t]+(\d{1,9})[ \t]+\S+[ \t]+(\S+)", below, re.MULTILINE | re.ASCII)
     return cards, [Holder(int(index), int(pid), name) for index, pid, name in rows]
 
@@ -105,6 +124,17 @@ def describe_holders(holders: Sequence[Holder]) -> str:
     return "; ".join(f"card {holder.card}: {holder.name} (pid {holder.pid})" for holder in holders)
 
 
+def choose_cards(cards: Sequence[Card], modules: set[int] | None) -> list[Card]:
+    """The cards of the chosen modules; all where none are chosen, and those whose module is unknown."""
+    return [card for card in cards if modules is None or card.module is None or card.module in modules]
+
+
+def find_free(cards: Sequence[Card], holders: Sequence[Holder]) -> list[Card]:
+    """Those that no process holds and whose memory is that of an idle card."""
+    held = {holder.card for holder in holders}
+    return [card for card in cards if card.index not in held and not card.is_filled]
+
+
 def check_cards(cards: Sequence[Card], holders: Sequence[Holder], modules: set[int] | None) -> list[Problem]:
     """Cards that another process holds, or that a choice of modules leaves out.
 
@@ -114,10 +144,14 @@ def check_cards(cards: Sequence[Card], holders: Sequence[Holder], modules: set[i
         modules: The chosen ones; None for all.
     """
     known = [card for card in cards if card.module is not None]
-    chosen = [card for card in cards if modules is None or card.module is None or card.module in modules]
+    chosen = choose_cards(cards, modules)
     if modules and known and not chosen:
         cause = f"HABANA_VISIBLE_MODULES names {sorted(modules)}, and the cards here are {_modules(known)}"
         return [Problem(cause, "name modules that are here, or unset it")]
+    return _check_held(chosen, holders) + _check_filled(chosen, holders)
+
+
+def _check_held(chosen: Sequence[Card], holders: Sequence[Holder]) -> list[Problem]:
     wanted = {card.index for card in chosen}
     held = {holder.card for holder in holders} & wanted
     if not held:
@@ -126,9 +160,24 @@ def check_cards(cards: Sequence[Card], holders: Sequence[Holder], modules: set[i
     remedy = "end those processes (a run that was killed may leave some), or wait for them"
     if held == wanted:
         return [Problem(f"all cards are {whom}; a run ends with 'Device acquire failed'", remedy)]
-    count = f"{len(wanted - held)} of {len(wanted)} cards are free"
+    count = f"{len(wanted - held)} of {len(wanted)} cards are not held"
     cause = f"{whom}; {count}, and a run that wants a card in use ends with 'Device acquire failed'"
     return [Problem(cause, f"{remedy}; or choose free ones by HABANA_VISIBLE_MODULES", blocking=False)]
+
+
+def _check_filled(chosen: Sequence[Card], holders: Sequence[Holder]) -> list[Problem]:
+    """Memory in use where no process shows: hl-smi shows those of others to root only, and none outside a container."""
+    held = {holder.card for holder in holders}
+    filled = [card for card in chosen if card.is_filled and card.index not in held]
+    if not filled:
+        return []
+    listed = ", ".join(f"card {card.index}: {card.used}" for card in filled)
+    cause = (
+        f"memory is in use and no process shows ({listed}); a process of another user or container probably holds "
+        f"{'it' if len(filled) == 1 else 'them'}"
+    )
+    remedy = "hl-smi as root on the host shows them; or choose others by HABANA_VISIBLE_MODULES"
+    return [Problem(cause, remedy, blocking=False)]
 
 
 def _modules(cards: Sequence[Card]) -> str:

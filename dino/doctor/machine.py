@@ -1,6 +1,6 @@
-"""Asks the machine: other programs, installed packages, open files. Nothing here opens a card or raises.
+"""Asks the machine: other programs, installed packages, files. Nothing here raises.
 
-What may crash or hang (the bridge above all) runs in a process of its own with a time limit.
+What may crash or hang (the bridge above all) runs in a process of its own with a time limit; `PRODUCT` opens a card.
 """
 
 from __future__ import annotations
@@ -20,24 +20,54 @@ from typing import Any
 
 TOOL_SECONDS = 10.0  # hl-smi and nvidia-smi answer within one
 IMPORT_SECONDS = 120.0  # the first import of torch from a network disk takes a while
+PRODUCT_SECONDS = 180.0  # that import, opening the card, and compiling two small graphs
+MOST_LETTERS = 500  # of a message
 
 # A card itself, not the control files that every hl-smi opens. Names of today's driver (accel) and of older ones (hl).
 DEVICE_FILE = re.compile(r"/dev/(accel/accel|hl)\d+")
 
-# Run by `probe`; each prints one line of JSON last. Loading of bridges by `import torch` is off in them.
+# Run by `probe`; each leaves an `answer`. Loading of bridges by `import torch` is off in them.
 CHOOSE = "from dino.devices import choose_device; answer = choose_device(None)"
 TORCH = """
 import torch
-names = json.loads(sys.argv[1])
 answer = {
+    "version": torch.__version__,
     "sum": torch.ones(2).sum().item(),
     "cuda": torch.version.cuda,
     "available": torch.cuda.is_available(),
     "count": torch.cuda.device_count(),
-    "unknown": [name for name in names if not hasattr(torch.ops.aten, name)],
+    "unknown": [name for name in argument if not hasattr(torch.ops.aten, name)],
 }
 """
-BRIDGE = "import habana_frameworks.torch as bridge; answer = bridge.__name__"
+BRIDGE = "import habana_frameworks.torch.core as core; answer = core.__name__"
+# Small whole numbers, so that every format and order of addition gives the same; `argument` is whether to compile.
+PRODUCT = """
+import torch
+import habana_frameworks.torch.core
+def multiply(x):
+    product = x @ x
+    return product, product.sum()
+host = torch.arange(128 * 128).reshape(128, 128).remainder(5).float()
+card = host.to("hpu")
+run = torch.compile(multiply, backend="hpu_backend", dynamic=False) if argument else multiply
+product, total = run(card)
+expected = multiply(host)
+answer = {
+    "garbled": int((card.cpu() != host).sum()),
+    "wrong": int((product.cpu() != expected[0]).sum()) + int(total.cpu() != expected[1]),
+}
+"""
+PROBE = """
+import json, sys
+argument = json.loads(sys.argv[2])
+try:
+    exec(sys.argv[1])
+    told = {"answer": answer}
+except Exception as error:
+    told = {"error": f"{type(error).__name__}: {error}"}
+print(chr(10) + sys.argv[3] + json.dumps(told), flush=True)
+"""
+MARK = "dino.doctor: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +99,7 @@ def run_tool(words: Sequence[str], *, seconds: float, environment: Mapping[str, 
     if process.returncode == 0:
         return Outcome(text=text)
     last = next((line.strip() for line in reversed((complaint or text).splitlines()) if line.strip()), "")
-    return Outcome(text=text, error=f"{_describe_end(process.returncode)}{': ' if last else ''}{last[:300]}")
+    return Outcome(text=text, error=f"{_describe_end(process.returncode)}{': ' if last else ''}{last[:MOST_LETTERS]}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -92,30 +122,44 @@ def _describe_end(code: int) -> str:
     return f"killed by signal {-code}"
 
 
-def probe(code: str, environment: Mapping[str, str], argument: Any = None) -> tuple[Any, str | None]:
+def probe(
+    code: str, environment: Mapping[str, str], argument: Any = None, *, seconds: float | None = None
+) -> tuple[Any, str | None]:
     """Run a piece of Python in a process of its own.
 
     Returns:
-        Its `answer` and None, or None and the last line of what it died of.
+        Its `answer` and None, or None and what it died of, on one line.
     """
-    whole = f"import json, sys\n{code}\nprint(chr(10) + json.dumps(answer))"
-    words = [sys.executable, "-c", whole, json.dumps(argument)]
+    words = [sys.executable, "-c", PROBE, code, json.dumps(argument), MARK]
     alone = {**environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    outcome = run_tool(words, seconds=IMPORT_SECONDS, environment=alone)
+    outcome = run_tool(words, seconds=seconds or IMPORT_SECONDS, environment=alone)
+    told = _read_told(outcome.text)
+    if "error" in told:
+        return None, " ".join(told["error"].split())[:MOST_LETTERS]
     if outcome.error is not None:
         return None, outcome.error.removeprefix("exit code 1: ")
+    return (told["answer"], None) if "answer" in told else (None, "it ended without an answer")
+
+
+def _read_told(text: str) -> dict[str, Any]:
+    """The last line that `PROBE` printed; empty where there is none. The vendor's libraries print around it."""
+    lines = [line for line in text.splitlines() if line.startswith(MARK)]
     try:
-        return json.loads(outcome.text.strip().splitlines()[-1]), None
+        told = json.loads(lines[-1].removeprefix(MARK))
     except (ValueError, IndexError):
-        return None, "it ended without an answer"
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
-def find_version(*names: str) -> str | None:
-    """Version of the first of these distributions that is installed, without importing it."""
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return None
+def list_distributions(pattern: str) -> list[tuple[str, str, str]]:
+    """Name, version and folder of each installed Python package whose normalized name matches the whole pattern."""
+    found = set()
+    for distribution in metadata.distributions():
+        told = distribution.metadata
+        name = re.sub(r"[-_.]+", "-", told.get("Name") or "").lower()
+        if re.fullmatch(pattern, name):
+            found.add((name, told.get("Version") or "?", str(distribution.locate_file(""))))
+    return sorted(found)
 
 
 def read_text(path: str) -> str:
@@ -126,6 +170,32 @@ def read_text(path: str) -> str:
         UnicodeDecodeError: It is no text.
     """
     return Path(path).read_bytes().decode()
+
+
+def resolve(path: str) -> str:
+    """A file's real path, as the bridge takes it."""
+    return os.path.realpath(path)
+
+
+def read_kernel_file(name: str, root: Path = Path("/proc")) -> str:
+    """Text of a file below /proc; empty where it cannot be read."""
+    try:
+        return (root / name).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a file or folder of this name."""
+    return os.path.exists(path)
+
+
+def may_write(path: str) -> bool:
+    """Whether this user may write into a folder, which is made first where it is not there."""
+    folder = Path(path)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def list_device_files(root: Path = Path("/dev")) -> list[str]:

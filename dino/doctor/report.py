@@ -1,12 +1,36 @@
-"""What was found, and how it is printed."""
+"""What an examination starts from, what it found, and how that is printed."""
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from dino.doctor.scrub import build_scrubber
 
 WIDTH = 120
+
+
+class Case(NamedTuple):
+    """What an examination starts from.
+
+    Attributes:
+        environment: Of the run the user has in mind.
+        lazy_mode: The flag --lazy_mode, None where it was not given.
+        compiles: The flag --compile, None where it was not given.
+        tries_card: Whether a product may be tried on a card.
+        probed: What torch said about itself; empty where it cannot be imported.
+    """
+
+    environment: Mapping[str, str]
+    lazy_mode: bool | None = None
+    compiles: bool | None = None
+    tries_card: bool = True
+    probed: Mapping[str, Any] = {}
 
 
 class Fact(NamedTuple):
@@ -45,7 +69,7 @@ class Report:
     def format(self) -> str:
         """One aligned line a fact, then each problem with its remedy."""
         width = max((len(fact.name) for fact in self.facts), default=0) + 2
-        lines = [f"{fact.name:<{width}}{' '.join(fact.value.split())}" for fact in self.facts]
+        lines = [f"{fact.name:<{width}}{_on_one_line(fact.value)}" for fact in self.facts]
         for problem in self.problems:
             kind = "problem: " if problem.blocking else "note: "
             lines += ["", _wrap(kind, problem.cause), _wrap("  remedy: ", problem.remedy)]
@@ -53,10 +77,29 @@ class Report:
             lines += ["", "no problems found"]
         return "\n".join(lines) + "\n"
 
+    def as_dict(self) -> dict[str, Any]:
+        """The report for programs, without paths and the names of host and user.
+
+        Returns:
+            `facts`, each with `name` and `value`, in order (a name may come several times), and `problems`, each with
+            `cause`, `remedy` and `blocking`.
+        """
+        scrub = build_scrubber(os.environ, host=platform.node(), paths=(sys.executable, sys.prefix, os.getcwd()))
+        facts = [{"name": fact.name, "value": scrub(_on_one_line(fact.value))} for fact in self.facts]
+        problems = [
+            {"cause": scrub(problem.cause), "remedy": scrub(problem.remedy), "blocking": problem.blocking}
+            for problem in self.problems
+        ]
+        return {"facts": facts, "problems": problems}
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
 
 def _wrap(head: str, text: str) -> str:
     return textwrap.fill(
-        " ".join(text.split()),
+        _on_one_line(text),
         WIDTH,
         initial_indent=head,
         subsequent_indent=" " * len(head),

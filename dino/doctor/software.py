@@ -1,50 +1,33 @@
-"""Versions, execution mode and what an import of the Habana bridge died of; texts in, findings out."""
+"""Versions of torch, bridge and driver, the execution mode, and what an import died of; texts in, findings out."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
+from dino.devices.hpu.mode import Mode, choose_mode
+from dino.devices.hpu.software import TORCH_OF_RELEASE, Release, is_vendor_torch, read_release
 from dino.doctor.report import Problem
-
-Release = tuple[int, int]
+from dino.errors import DinoError
 
 TORCH_FLOOR: Release = (2, 5)  # as in requirements.txt
-EAGER_SINCE: Release = (1, 21)  # the first Gaudi software whose own default is PT_HPU_LAZY_MODE=0
+LINE_124: Release = (1, 24)  # the first release known to judge torch by its local version, in every mode
 
-# Gaudi software release -> the torch that its bridge was built for (the vendor's list of supported configurations).
-TORCH_OF_RELEASE: Mapping[Release, Release] = {
-    (1, 17): (2, 3),
-    (1, 18): (2, 4),
-    (1, 19): (2, 5),
-    (1, 20): (2, 6),
-    (1, 21): (2, 6),
-    (1, 22): (2, 7),
-    (1, 23): (2, 9),
-}
+FRESH = "start from a fresh container, and install with PYTHON=$PYTHON make demo, which keeps its torch"
+LAZY_ELSEWHERE = "--lazy_mode false (or PT_HPU_LAZY_MODE=0), or the container's own torch"
 
-MODES: Mapping[str, str] = {
-    "0": "eager, and --compile",
-    "1": "lazy: one graph per step mark, no --compile",
-    "2": "lazy with a graph after each operator, for debugging",
-    "3": "an internal test mode of the bridge (lazy)",
+# Pairs of (software, driver) of different releases that were met in public, and what was said of them.
+PAIRS: Mapping[tuple[Release, Release], str] = {
+    ((1, 20), (1, 19)): "it was shown at work in public",
+    ((1, 21), (1, 20)): "it is in the documentation of a cloud provider",
+    ((1, 22), (1, 20)): "it is in a distributor's list of images",
+    ((1, 22), (1, 24)): "containers train so in public; installed beside other releases it ended with synStatus 26",
+    ((1, 23), (1, 24)): "containers train so in public; installed beside other releases it ended with synStatus 26",
 }
 
 
-def read_release(version: str | None) -> Release | None:
-    """Major and minor number of a version or driver text; None where there are none."""
-    found = re.search(r"(\d+)\.(\d+)", version or "")
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def show(release: Release) -> str:
-    """(1, 21) -> 1.21."""
-    return ".".join(map(str, release))
-
-
-def is_fork(torch_version: str) -> bool:
-    """Whether this is the vendor's build of torch, whose local version begins with "git"."""
-    return torch_version.partition("+")[2].startswith("git")
+def show(*releases: Release) -> str:
+    """(2, 10), (2, 11) -> 2.10 or 2.11."""
+    return " or ".join(".".join(map(str, release)) for release in releases)
 
 
 def check_torch(version: str | None) -> list[Problem]:
@@ -59,111 +42,118 @@ def check_torch(version: str | None) -> list[Problem]:
     return []
 
 
-def choose_mode(environment: Mapping[str, str], bridge: Release | None) -> str:
-    """The value of PT_HPU_LAZY_MODE in a run: as set, else the release's default, else 0 (eager)."""
-    default = str(int(bridge is not None and bridge < EAGER_SINCE))
-    return environment.get("PT_HPU_LAZY_MODE", default)
+def is_upstream_torch(version: str | None) -> bool:
+    """Whether this is upstream's CPU build, by the bridge's own rule: the local version contains "cpu"."""
+    return "cpu" in (version or "").partition("+")[2]
 
 
-def describe_mode(environment: Mapping[str, str], bridge: Release | None) -> str:
-    """The execution mode, and whether it was set or is the release's default."""
-    mode = choose_mode(environment, bridge)
-    text = MODES.get(mode, "not a value of the documentation; the bridge takes all but 0 for lazy")
-    if "PT_HPU_LAZY_MODE" in environment:
-        return f"PT_HPU_LAZY_MODE={mode}: {text}"
-    why = "the release is unknown" if bridge is None else f"the default of software {show(bridge)}"
-    return f"PT_HPU_LAZY_MODE unset, a run takes {mode} ({why}): {text}"
+def describe_build(torch_version: str | None) -> str:
+    """Whose build of torch this is, and which modes it has."""
+    if is_vendor_torch(torch_version):
+        return "the vendor's: lazy, compiled and eager mode"
+    if is_upstream_torch(torch_version):
+        return "upstream's for the CPU: compiled and eager mode"
+    return "neither the vendor's nor upstream's for the CPU"
 
 
-def check_mode(environment: Mapping[str, str], bridge: Release | None, torch_version: str | None) -> list[Problem]:
-    """A lazy mode that the torch build cannot have, or that nobody should want."""
-    mode = choose_mode(environment, bridge)
+def check_build(torch_version: str | None, bridge: Release | None) -> list[Problem]:
+    """A torch that is not of the bridge's release or of no build that it takes: pip replaced it."""
+    wanted = TORCH_OF_RELEASE.get(bridge, ()) if bridge else ()
+    release = read_release(torch_version)
+    if bridge is None or release is None:
+        return []
+    if wanted and release not in wanted:
+        cause = f"the bridge of software {show(bridge)} is built for torch {show(*wanted)}, and torch {torch_version} "
+        return [Problem(f"{cause}is installed: pip replaced the container's torch", FRESH)]
+    if is_vendor_torch(torch_version) or (is_upstream_torch(torch_version) and bridge >= LINE_124):
+        return []
+    if bridge >= LINE_124:
+        local = (torch_version or "").partition("+")[2]
+        seen = f"with +{local} ends its import (AssertionError)" if local else "without either ends it (AttributeError)"
+        cause = (
+            f"the bridge of software {show(bridge)} takes the vendor's torch (+git, +hpu) or upstream's for the CPU "
+            f"(+cpu), and one {seen}, in every mode; torch {torch_version} is installed: pip replaced the container's"
+        )
+        return [Problem(cause, FRESH)]
+    cause = f"software {show(bridge)} comes with the vendor's build of torch, and torch {torch_version} is not that one"
+    return [Problem(f"{cause}: pip replaced it, and lazy mode went with it", FRESH, blocking=False)]
+
+
+def decide_mode(
+    lazy_mode: bool | None, compiles: bool | None, environment: Mapping[str, str], torch_version: str | None
+) -> tuple[Mode | None, list[Problem]]:
+    """The mode that a run takes, or None where it refuses; and what is to be said of it."""
+    variable = environment.get("PT_HPU_LAZY_MODE")
+    try:
+        mode = choose_mode(lazy_mode=lazy_mode, compiles=compiles, variable=variable, torch_version=torch_version)
+    except DinoError as error:
+        return None, [explain_refusal(error)]
     problems = []
-    if mode != "0" and torch_version and bridge and not is_fork(torch_version):
-        cause = f"lazy mode runs on the Gaudi build of torch only, and torch {torch_version} is not that one"
-        problems.append(Problem(cause, "PT_HPU_LAZY_MODE=0 (--lazy_mode false), or the container's own torch"))
-    if mode not in {"0", "1"}:
-        cause = f"PT_HPU_LAZY_MODE={mode} is not for training: {MODES.get(mode, 'it is no documented value')}"
-        problems.append(Problem(cause, "set 0 (eager) or 1 (lazy), or unset it", blocking=False))
-    return problems
+    if mode.warning:
+        problems.append(explain_refusal(mode.warning, blocking=False))
+    if variable not in {None, "0", "1"}:
+        cause = f"PT_HPU_LAZY_MODE={variable} is not for training: 0 (eager) and 1 (lazy) are its documented values"
+        problems.append(Problem(cause, "set 0 or 1, or unset it", blocking=False))
+    return mode, problems
 
 
-def check_flag(lazy_mode: bool | None, environment: Mapping[str, str]) -> list[Problem]:
-    """A flag --lazy_mode against the variable; a run refuses that too."""
-    told = environment.get("PT_HPU_LAZY_MODE")
-    if lazy_mode is None or told is None or lazy_mode == (told != "0"):
+def check_lazy(mode: Mode | None, torch_version: str | None) -> list[Problem]:
+    """Lazy mode that this build of torch does not have."""
+    if mode is None or not mode.lazy or torch_version is None or is_vendor_torch(torch_version):
         return []
-    cause = f"--lazy_mode {str(lazy_mode).lower()} and PT_HPU_LAZY_MODE={told} contradict each other"
-    return [Problem(cause, "leave one of them out")]
+    cause = f"lazy mode runs on the vendor's build of torch only, and torch {torch_version} is not that one"
+    return [Problem(cause, LAZY_ELSEWHERE)]
 
 
-def check_replaced_torch(torch_version: str | None, bridge: Release | None) -> list[Problem]:
-    """A torch of another major.minor than the bridge was built for."""
-    torch_release = read_release(torch_version)
-    wanted = TORCH_OF_RELEASE.get(bridge) if bridge else None
-    if bridge is None or wanted is None or torch_release in {None, wanted}:
-        return []
-    cause = (
-        f"the bridge of software {show(bridge)} is built for torch {show(wanted)}, and torch {torch_version} is "
-        "installed: pip replaced the vendor's torch"
-    )
-    remedy = "start from a fresh container, and install with PYTHON=$PYTHON make demo, which keeps its torch"
-    return [Problem(cause, remedy)]
+def explain_refusal(error: DinoError | str, *, blocking: bool = True) -> Problem:
+    """What a run says, as a problem: its lines are "cause; remedy"."""
+    cause, _, remedy = str(error).rpartition("; ")
+    return Problem(cause or str(error), remedy if cause else "see Modes in docs/gaudi.md", blocking)
 
 
-def check_driver(driver: str | None, bridge: Release | None) -> list[Problem]:
-    """A driver of another release than the software."""
+def check_driver(driver: str | None, bridge: Release | None, *, product: bool | None) -> list[Problem]:
+    """A driver of another release than the software: a note, since many pairs work and the vendor promises some.
+
+    Args:
+        driver: Its version.
+        bridge: Release of the software.
+        product: Whether the product on the card was right; None where it was not tried.
+    """
     release = read_release(driver)
     if release is None or bridge is None or release == bridge:
         return []
+    said = PAIRS.get((bridge, release), "no public report of it was found")
+    tried = {True: "was right", False: "failed, see there", None: "was not tried"}[product]
+    cause = f"the driver is {driver} and the bridge is of software {show(bridge)}, a pair of two releases ({said}); "
+    remedy = f"the container of software {show(release)}, or driver {show(bridge)} on the host"
+    when = "nothing to do while runs work; where one ends with synStatus 26 or Device acquire failed: "
+    return [Problem(f"{cause}the product on the card {tried}", (when if product else "") + remedy, blocking=False)]
+
+
+def check_parts(parts: Mapping[str, str]) -> list[Problem]:
+    """Python packages of the vendor's that are of several releases, {name: version}."""
+    if len({read_release(version) for version in parts.values()} - {None}) < 2:
+        return []
+    listed = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))
     cause = (
-        f"the driver is {driver} and the bridge is of software {show(bridge)}: with different releases a run ends with "
-        "'Device acquire failed' or hangs"
+        f"parts of the vendor's software are of several releases ({listed}): a mix is the known cause of synStatus 26"
     )
-    remedy = f"use the container of software {show(release)}, or install driver {show(bridge)} on the host"
-    return [Problem(cause, remedy)]
+    return [Problem(cause, "install all of one release; a container has them so", blocking=False)]
 
 
-IMPORT_CAUSES: tuple[tuple[str, str, str], ...] = (  # (in the message, cause, remedy); the first that is found
-    (
-        "No module named 'habana_frameworks'",
-        "the bridge (habana_frameworks) is not installed in this Python",
-        "start from a Gaudi container and use its $PYTHON; or use --device cuda or cpu",
-    ),
-    (
-        "Stock PyTorch",
-        "the bridge refuses a torch that is not the Gaudi build in lazy mode",
-        "PT_HPU_LAZY_MODE=0 (--lazy_mode false), or the container's own torch",
-    ),
-    (
-        "cannot open shared object file",
-        "a library of the Gaudi software is missing",
-        "start from a Gaudi container; outside of one install the software of the bridge's release",
-    ),
-    (
-        "undefined symbol",
-        "the bridge and torch are not of one build: pip replaced the vendor's torch",
-        "start from a fresh container, and install with PYTHON=$PYTHON make demo, which keeps its torch",
-    ),
-    (
-        "acquire",
-        "the card could not be acquired: held by another process, or driver and software are of different releases",
-        "end the process that holds it (see above), and compare the two releases",
-    ),
-)
-
-
-def explain_import(message: str, known: Sequence[Problem] = ()) -> Problem:
-    """Why the bridge cannot be imported.
+def check_owners(owners: Sequence[tuple[str, str, str]]) -> list[Problem]:
+    """Two packages that bring one module, cv2.
 
     Args:
-        message: The last line of the traceback, or how the process ended.
-        known: Problems of torch and bridge that were found without importing; the first one explains it.
+        owners: Name, version and folder of each.
     """
-    if known:
-        return Problem(f"the bridge cannot be imported ({message}): {known[0].cause}", known[0].remedy)
-    for text, cause, remedy in IMPORT_CAUSES:
-        if text in message:
-            return Problem(f"{cause} ({message})", remedy)
-    cause = f"the bridge is installed and cannot be imported: {message}"
-    return Problem(cause, "compare torch, bridge and driver above with one release of the vendor's list")
+    if len(owners) < 2:
+        return []
+    listed = " and ".join(f"{name} {version}" for name, version, _ in owners)
+    if len({folder for _, _, folder in owners}) == 1:
+        cause = f"{listed} both bring cv2: the one installed last wrote over the other, and removing one breaks it"
+    else:
+        cause = f"{listed} both bring cv2, in different folders: the first on sys.path hides the other"
+    names = " ".join(dict.fromkeys(name for name, _, _ in owners))
+    remedy = f"keep one: pip uninstall -y {names}, then install opencv-python-headless alone"
+    return [Problem(cause, remedy, blocking=False)]

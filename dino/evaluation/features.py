@@ -61,7 +61,10 @@ def build_reading(
 ) -> Reading:
     """Read the flags that say how images are fed."""
     workers = choose_workers(
-        data.num_workers, explicit="num_workers" in explicit, processes_here=run.processes.local_world
+        data.num_workers,
+        explicit="num_workers" in explicit,
+        processes_here=run.processes.local_world,
+        reserved=run.device.reserved_cores,
     )
     return Reading(
         batch_size=data.batch_size_per_device, workers=workers, keep_on_device=keep_on_device, max_batches=max_batches

@@ -25,7 +25,7 @@ from dino.models.adaptation import POSITION
 from dino.models.arrival import list_tensors
 from dino.models.layouts import is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched
-from dino.models.vit import scale_position
+from dino.models.position import scale_position
 from dino.models.weight_files import read_weights, select_network
 from dino.models.weights import FoundNetwork, find_network
 from dino.runtime.metrics import write_result

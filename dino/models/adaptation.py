@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
-from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
 from dino.errors import WeightsError
+from dino.models.zoo import open_library
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def _adapt_first(weight: Tensor, wanted: torch.Size, asked: Collection[str], ori
     if weight.shape[-1] != patch_size:
         _check_asked("patch_size", weight.shape[-1], patch_size, asked, origin)
         logger.info("%s: patches from %d to %d pixels, resampled", origin, weight.shape[-1], patch_size)
-        weight = resample_patch_embed(weight, [patch_size, patch_size])
+        layers = open_library("timm", purpose=f"{origin}: resampling of patches").layers
+        weight = layers.resample_patch_embed(weight, [patch_size, patch_size])
     return weight
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from timm.models.xcit import checkpoint_filter_fn as rename_xcit
 from torch import Tensor, nn
 
 from dino.errors import WeightsError
@@ -49,6 +48,8 @@ def match(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, beside:
     """
     wanted = module.state_dict()
     if not wanted.keys() <= tensors.keys() and any("cls_attn_blocks" in name for name in wanted):
+        from timm.models.xcit import checkpoint_filter_fn as rename_xcit  # the network is timm's, so timm is there
+
         tensors = rename_xcit(dict(tensors), module)
     wrong = [
         f"{name} ({'missing' if name not in tensors else f'{tuple(tensors[name].shape)}, wants {tuple(own.shape)}'})"

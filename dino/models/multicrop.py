@@ -18,7 +18,16 @@ class MultiCrop(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
-        """Each view group (n_i, C, S_i, S_i) -> features (sum n_i, D) and projected vectors, in the given order."""
-        features = torch.cat([self.backbone(view) for view in views])
+    def forward(self, *views: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Each view group (n_i, C, S_i, S_i) -> features (sum n_i, D) and projected vectors, in the given order.
+
+        Args:
+            views: The groups.
+            depth: (2 L, sum n_i) float32, what the L blocks of a vision transformer multiply their branches with.
+        """
+        if depth is None:
+            features = torch.cat([self.backbone(view) for view in views])
+        else:
+            parts = depth.split([len(view) for view in views], dim=1)
+            features = torch.cat([self.backbone(view, part) for view, part in zip(views, parts, strict=True)])
         return features, self.head.project(features)

@@ -5,17 +5,16 @@ Every builder gives a module (B, C, H, W) -> features (B, D) that knows its `emb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from dino.errors import OptionError
 from dino.models.vit import VisionTransformer
+from dino.models.zoo import open_library
 from dino.recipes import nearest
 
 
@@ -41,7 +40,7 @@ VITS = {
 }
 VITS |= {"deit_tiny": VITS["vit_tiny"], "deit_small": VITS["vit_small"]}
 
-TIMM_PREFIX = "timm:"
+TIMM_PREFIX, XCIT_PREFIX = "timm:", "xcit_"
 FAMILIES = ("vit_small and other sizes", "a classification model of torchvision", "xcit_* or timm:NAME of timm")
 
 
@@ -49,13 +48,20 @@ def check_arch(arch: str) -> None:
     """Refuse an unknown architecture before anything is built.
 
     Raises:
-        OptionError: No builder knows the name; the nearest known one is named, else the families.
+        OptionError: No builder knows the name (the nearest known one is named, else the families), or its library is
+            not installed.
     """
-    torchvision_names = torchvision.models.list_models(module=torchvision.models)
-    if arch in VITS or arch in torchvision_names or timm.is_model(_timm_name(arch)):
+    if arch in VITS:
         return
-    known = [*VITS, *torchvision_names, *_xcit_names()]
-    raise OptionError(f"--arch {arch} is unknown: {nearest(arch, known, families=FAMILIES)}")
+    if _is_of_timm(arch):
+        timm = open_library("timm", purpose=f"--arch {arch}")
+        found, others = timm.is_model(_timm_name(arch)), _xcit_names()
+    else:
+        models = open_library("torchvision", purpose=f"--arch {arch}, which is none of ours,").models
+        others = models.list_models(module=models)
+        found = arch in others
+    if not found:
+        raise OptionError(f"--arch {arch} is unknown: {nearest(arch, [*VITS, *others], families=FAMILIES)}")
 
 
 def is_vit(arch: str) -> bool:
@@ -90,11 +96,18 @@ def build_backbone(
             drop_path_rate=drop_path_rate,
             **vars(VITS[arch]),
         )
-    if timm.is_model(_timm_name(arch)):
+    if _is_of_timm(arch):
+        timm = open_library("timm", purpose=f"--arch {arch}")
         model = timm.create_model(_timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate)
         model.embed_dim = model.num_features
         return model
     return _build_torchvision(arch, in_chans)
+
+
+def expect_sizes(backbone: nn.Module, sides: Iterable[int]) -> None:
+    """Let a backbone prepare for square images of these sides in pixels; others are taken too, with more work each."""
+    if isinstance(backbone, VisionTransformer):
+        backbone.expect_sizes(sides)
 
 
 def set_recompute(backbone: nn.Module, what: str) -> None:
@@ -141,11 +154,12 @@ def describe_in_timm(
         image_size: Height and width in pixels that the position embedding is stored for; ViT only.
 
     Raises:
-        OptionError: timm has no such network.
+        OptionError: timm has no such network, or is not installed.
     """
+    timm = open_library("timm", purpose=f"timm's network of {arch}")
     settings: dict[str, Any] = {"num_classes": 0} | ({"in_chans": in_chans} if in_chans != 3 else {})
     if arch not in VITS:
-        name = _timm_name(arch) or arch
+        name = _timm_name(arch)
         if not timm.is_model(name):
             raise OptionError(f"timm has no network like {arch}")
         return name, settings
@@ -162,26 +176,31 @@ def describe_in_timm(
 
 def list_timm_shapes(name: str, settings: Mapping[str, Any]) -> dict[str, torch.Size]:
     """Shape by name of every tensor of a model of timm, which is not filled with anything."""
+    timm = open_library("timm", purpose=name)
     with torch.device("meta"):
         return {key: value.shape for key, value in timm.create_model(name, **settings).state_dict().items()}
 
 
+def _is_of_timm(arch: str) -> bool:
+    """Whether timm is asked for a name: for XCiT and `timm:NAME` alone."""
+    return arch.startswith((TIMM_PREFIX, XCIT_PREFIX))
+
+
 def _timm_name(arch: str) -> str:
-    """The name in timm, or a name that timm does not know: it is asked for XCiT and for `timm:NAME` alone."""
-    if arch.startswith(TIMM_PREFIX):
-        return arch.removeprefix(TIMM_PREFIX)
-    if arch.startswith("xcit_"):
-        return arch if arch in _xcit_names() else f"{arch}_224"  # the original's hub names end before the size
-    return ""
+    """The name in timm of an architecture of `_is_of_timm`; any other as it is."""
+    if arch.startswith(XCIT_PREFIX) and arch not in _xcit_names():
+        return f"{arch}_224"  # the original's hub names end before the size
+    return arch.removeprefix(TIMM_PREFIX)
 
 
 def _xcit_names() -> list[str]:
-    return timm.list_models("xcit_*")
+    return open_library("timm", purpose="XCiT").list_models(f"{XCIT_PREFIX}*")
 
 
 def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
     auxiliary = {"aux_logits": False} if arch in {"googlenet", "inception_v3"} else {}
-    model = torchvision.models.get_model(arch, weights=None, **auxiliary)
+    models = open_library("torchvision", purpose=f"--arch {arch}").models
+    model = models.get_model(arch, weights=None, **auxiliary)
     name, model.embed_dim = _classifier(model)
     model.set_submodule(name, nn.Identity())
     if in_chans != 3:

@@ -6,12 +6,15 @@ Shapes: B images, C channels, H W pixels, N tokens (CLS first, then the patches 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from dino.models.depth import DropPath, scale_branch
+from dino.models.position import compute_weights, scale_position
 
 LAYER_NORM_EPS = 1e-6  # the original's, smaller than torch's default
 
@@ -108,27 +111,6 @@ class Mlp(nn.Module):
         return self.fc2(self.act(hidden))
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drop a residual branch for whole images, in training only (Huang et al., 2016)."""
-
-    def __init__(self, rate: float) -> None:
-        """Remember the drop probability, 0 to 1."""
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor | None:
-        """The factor of each image of a branch (B, N, D): (B, 1, 1), or None for 1; kept ones keep the expectation."""
-        if self.rate == 0.0 or not self.training:
-            return None
-        keep = torch.rand((branch.shape[0], 1, 1), device=branch.device) >= self.rate
-        return keep.to(torch.float32) / max(1.0 - self.rate, 1e-9)
-
-
-def scale_branch(branch: Tensor, factor: Tensor | None) -> Tensor:
-    """(B, N, D) times (B, 1, 1), in the branch's type."""
-    return branch if factor is None else branch * factor.to(branch.dtype)
-
-
 class Block(nn.Module):
     """One transformer block, normalised before each branch."""
 
@@ -142,9 +124,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        factors = self.drop_path(tokens), self.drop_path(tokens)  # drawn here, so that computing again draws none
+    def forward(self, tokens: Tensor, depth: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
+        """(B, N, D) -> (B, N, D); `depth` are the factors of both branches, (B,) float32 each."""
+        # Drawn here where they are not given, so that computing again draws none.
+        factors = self.drop_path(tokens, depth[0]), self.drop_path(tokens, depth[1])
         if self.recompute == "nothing" or not torch.is_grad_enabled():
             return self._run(tokens, *factors)
         if self.recompute == "blocks":
@@ -226,11 +209,23 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_linear)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> CLS features (B, D); H and W may differ from `img_size`."""
+    @property
+    def drop_rates(self) -> list[float]:
+        """Drop probability of each block."""
+        return [block.drop_path.rate for block in self.blocks]
+
+    def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> CLS features (B, D); H and W may differ from `img_size`.
+
+        Args:
+            images: Normalised.
+            depth: (2 L, B) float32, the factor of each image at both branches of each of L blocks, in training only;
+                None to draw it here.
+        """
         tokens = self._embed(images)
-        for block in self.blocks:
-            tokens = block(tokens)
+        rows = (None,) * 2 * len(self.blocks) if depth is None else depth.unbind()
+        for block, attended, fed in zip(self.blocks, rows[::2], rows[1::2], strict=True):
+            tokens = block(tokens, (attended, fed))
         return self.norm(tokens)[:, 0]
 
     def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
@@ -260,32 +255,25 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(self._position(height, width).detach(), requires_grad=False)
         self.fixed_size = (height, width)
 
+    def expect_sizes(self, sides: Iterable[int]) -> None:
+        """Keep what square images of these sides in pixels need, beside the weights and in no checkpoint."""
+        grid = math.isqrt(self.pos_embed.shape[1] - 1)
+        for count in {side // self.patch_size for side in sides} - {grid}:
+            self.register_buffer(f"position_{count}", compute_weights(count, grid), persistent=False)
+
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
-        return tokens + self._position(*images.shape[-2:])
+        height, width = map(int, images.shape[-2:])  # tensors, where torch.jit traces
+        return tokens + self._position(height, width)
 
     def _position(self, height: int, width: int) -> Tensor:
         """Position embedding (1, N, D) for an image of `height` x `width` pixels."""
         if (height, width) == self.fixed_size:
             return self.pos_embed
-        return scale_position(self.pos_embed, height, width, self.patch_size)
-
-
-def scale_position(embedding: Tensor, height: int, width: int, patch_size: int) -> Tensor:
-    """Position embedding (1, N, D) for an image of `height` x `width` pixels, bicubic from that of a square.
-
-    The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding never
-    loses a row; the scale that follows from it is part of every published number, so it stays.
-    """
-    side = math.isqrt(embedding.shape[1] - 1)
-    rows, columns = height // patch_size, width // patch_size
-    if rows * columns == side * side and height == width:
-        return embedding
-    grid = embedding[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    scale = ((rows + 0.1) / side, (columns + 0.1) / side)
-    grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
-    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        names = {side // self.patch_size: f"position_{side // self.patch_size}" for side in (height, width)}
+        kept = {count: getattr(self, name) for count, name in names.items() if hasattr(self, name)}
+        return scale_position(self.pos_embed, height, width, self.patch_size, kept)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
@@ -34,6 +33,7 @@ from dino.models.paddle import read_paddle
 from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_published, read_hub_name, read_published
 from dino.models.registry import TIMM_PREFIX, VITS, build_backbone
 from dino.models.vit import LAYER_NORM_EPS
+from dino.models.zoo import open_library
 from dino.options import nearest
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ def _read_hub(name: str) -> dict[str, Any]:
 
 def _read_timm(name: str) -> dict[str, Any]:
     """Weights by their name in timm, from the mirror folder or timm's hub; for our own network where it is the same."""
+    timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
     known = timm.list_models(pretrained=True)
     if not timm.is_model(name) or ("." in name and name not in known):
         raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, known)}")
@@ -133,6 +134,7 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
 
     timm itself is strict where the number of classes is the one that it knows of the file, and only there.
     """
+    timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
     try:
         if mirrored is None:
             model = timm.create_model(name, pretrained=True)

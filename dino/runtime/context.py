@@ -41,6 +41,7 @@ def open_run(
     compiled: CompiledFlags | None = None,
     explicit: frozenset[str] = frozenset(),
     synthetic: bool = False,
+    output_dir: str | None = None,
 ) -> Iterator[Run]:
     """Open the device (`dino.devices.open_device`), meet the other processes, set up log lines; close all at the end.
 
@@ -56,12 +57,14 @@ def open_run(
         compiled=compiled,
         explicit=explicit,
         synthetic=synthetic,
+        output_dir=output_dir,
     )
     chosen = "as asked" if device.device else "chosen automatically, --device changes it"
     logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))
     processes = Processes(place, opened.collective_backend, launch.dist_url)
     watch = FailureWatch(processes)
     try:
+        _check_mode(opened, processes)
         yield Run(device=opened, processes=processes)
     except BaseException as error:
         explained = opened.explain(error) if isinstance(error, RuntimeError) else None
@@ -72,6 +75,17 @@ def open_run(
     finally:
         watch.close()
         processes.close()
+
+
+def _check_mode(device: Device, processes: Processes) -> None:
+    """All processes run in one execution mode: each decided for itself, by its host's variables and files."""
+    here = device.mode or "none"
+    first = processes.read_from_first("mode", here)
+    if here != first:
+        raise DeviceError(
+            f"this process runs in {here} mode and rank 0 in {first} mode; give all the same variables and an "
+            "--output_dir that all hosts share, or say --lazy_mode"
+        )
 
 
 def set_up_logging() -> Launch:

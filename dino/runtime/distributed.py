@@ -89,6 +89,7 @@ class Processes:
             dist.init_process_group(
                 backend, store=group_store, rank=self.rank, world_size=self.world, timeout=JOIN_TIMEOUT
             )
+            _wait_until_all_joined(self.store, self.rank, self.world)
 
     @property
     def is_first(self) -> bool:
@@ -240,6 +241,15 @@ def _open_store(launch: Launch, dist_url: str) -> dist.Store:
     except (ValueError, RuntimeError) as error:
         raise OptionError(f"--dist_url {dist_url}: {launch.world} processes cannot meet there: {error}") from error
     return store
+
+
+def _wait_until_all_joined(store: dist.Store, rank: int, world: int) -> None:
+    """Nobody goes on before all are in the group: one whose work is done at once would leave while others still join.
+
+    torch waited like this itself once, and does not any more (TORCH_DIST_INIT_BARRIER).
+    """
+    store.set(f"joined_{rank}", "")
+    store.wait([f"joined_{other}" for other in range(world)], JOIN_TIMEOUT)
 
 
 def _name_meeting_point(launch: Launch) -> None:

@@ -85,19 +85,26 @@ def build_executor(options: SubmitOptions, folder: Path) -> Any:
         slurm_signal_delay_s=SIGNAL_DELAY,
         slurm_constraint="volta32gb" if asked.use_volta32 else None,
         slurm_comment=asked.comment or None,
-        **name_devices(options.device.device, asked.ngpus),
+        **name_devices(options.device.device, asked.ngpus, asked.gres),
     )
     return executor
 
 
-def name_devices(device: str | None, count: int) -> dict[str, Any]:
+def name_devices(device: str | None, count: int, resource: str | None = None) -> dict[str, Any]:
     """How a node's devices are asked for: GPUs by Slurm's own word, hpu and ipu as a generic resource of that name.
 
-    A device that is chosen at start counts as a GPU, because the machine that submits cannot look into the nodes.
+    A device that is chosen at start counts as a GPU, because the machine that submits cannot look into the nodes. A
+    cluster that calls them something else has its name in `resource`.
+
+    Raises:
+        OptionError: A name for the devices of a run that has none.
     """
     if device == "cpu":
+        if resource:
+            raise OptionError(f"--gres {resource} asks for devices that --device cpu has no use for; leave it out")
         return {}
-    return {"slurm_gres": f"{device}:{count}"} if device in ("hpu", "ipu") else {"gpus_per_node": count}
+    resource = resource or (device if device in ("hpu", "ipu") else None)
+    return {"slurm_gres": f"{resource}:{count}"} if resource else {"gpus_per_node": count}
 
 
 def import_submitit() -> ModuleType:

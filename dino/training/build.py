@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +18,7 @@ from dino.errors import OptionError
 from dino.flags import CompiledFlags, TrainOptions
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
-from dino.models.registry import build_backbone, set_recompute
+from dino.models.registry import build_backbone, expect_sizes, set_recompute
 from dino.runtime.context import Run
 from dino.training.ema import build_teacher
 from dino.training.step import DinoProgram
@@ -32,7 +34,11 @@ def build_networks(options: TrainOptions, run: Run) -> tuple[MultiCrop, MultiCro
     student = build_network(
         options, drop_path_rate=options.student.drop_path_rate, norm_last_layer=options.student.norm_last_layer
     )
-    _check_crops(student.backbone, options)
+    sizes = [options.crops.global_crops_size] + [options.crops.local_crops_size] * (
+        options.crops.local_crops_number > 0
+    )
+    _check_crops(student.backbone, options, sizes)
+    expect_sizes(student.backbone, sizes)
     set_recompute(student.backbone, options.run.recompute)
     teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
     device = run.device
@@ -69,7 +75,12 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
         ),
         batch_size=batch_size,
         share=Share(rank=processes.rank, world=processes.world),
-        workers=choose_workers(data.num_workers, explicit=explicit, processes_here=processes.local_world),
+        workers=choose_workers(
+            data.num_workers,
+            explicit=explicit,
+            processes_here=processes.local_world,
+            reserved=run.device.reserved_cores,
+        ),
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
         piece=choose_piece(options.compiled, batch_size),
@@ -112,7 +123,7 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         forward_student = DistributedDataParallel(
             student, gradient_as_bucket_view=True, broadcast_buffers=False, **run.device.parallel_settings
         )
-    if options.precision.compile:
+    if run.device.compiles:
         forward_student, teacher = run.device.compile_module(forward_student), run.device.compile_module(teacher)
     return DinoProgram(
         student=forward_student,
@@ -146,10 +157,9 @@ def build_network(options: TrainOptions, *, drop_path_rate: float, norm_last_lay
     return MultiCrop(backbone, head)
 
 
-def _check_crops(backbone: nn.Module, options: TrainOptions) -> None:
+def _check_crops(backbone: nn.Module, options: TrainOptions, sizes: Iterable[int]) -> None:
     """Let the untrained network refuse a size now and not in the first step."""
-    crops, was_training = options.crops, backbone.training
-    sizes = [crops.global_crops_size] + [crops.local_crops_size] * (crops.local_crops_number > 0)
+    was_training = backbone.training
     for size in sizes:
         try:
             with torch.no_grad():

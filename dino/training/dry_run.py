@@ -27,6 +27,7 @@ from dino.models.registry import TIMM_PREFIX
 from dino.runtime.context import Run
 from dino.training.build import build_network, build_networks, build_program, build_recipe
 from dino.training.checks import check_images, check_settings
+from dino.training.draws import StepDraws
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.step import DinoProgram
@@ -144,10 +145,11 @@ def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
     program = TimedProgram(build_program(options, student, teacher, run), clock)
     step = device.compile_train(program, optimizer, options.run.accumulate_steps)
     batch, plan = draw_batch(options), build_plan(options, iterations=1, world=world)
+    depth = StepDraws(options, student, device).begin(0)
     for _ in range(2):
         clock.seconds.clear()
         clock.enter("transfer")
-        step(batch, plan.inputs(0))
+        step(batch, plan.inputs(0), depth)
         clock.enter("")
     seconds, peak = sum(clock.seconds.values()), device.memory_peak()
     fixed = before + count_bytes(student, teacher, optimizer)
@@ -197,7 +199,7 @@ def count_flops(options: TrainOptions) -> float:
     views = [
         torch.empty(count * FLOP_IMAGES, recipe.channels, side, side, device="meta") for count, side in sizes if count
     ]
-    inputs = StepInputs(*torch.ones(len(StepInputs._fields), device="meta").unbind())
+    inputs = StepInputs(*torch.ones(5, device="meta").unbind())
     with FlopCounterMode(display=False) as counter:
         program.forward(views, inputs, program.centre).loss.backward()  # the formula; our own loss computes more
     return counter.get_total_flops() / FLOP_IMAGES

@@ -109,15 +109,15 @@ def _log_changes(before: Mapping[str, Any], args: Mapping[str, Any]) -> None:
     changed = [
         f"{name} {before[name]} -> {value}"
         for name, value in args.items()
-        if name in before and _as_list(before[name]) != value and name not in PLACE
+        if name in before and _plain(before[name]) != _plain(value) and name not in PLACE
     ]
     if changed:
         logger.info("changed since the checkpoint, in force from here on: %s", ", ".join(changed))
 
 
-def _as_list(value: Any) -> Any:
-    """The original keeps ranges as tuples."""
-    return list(value) if isinstance(value, tuple) else value
+def _plain(value: Any) -> Any:
+    """The original keeps ranges as tuples, and a switch that is off was False before it could be left open."""
+    return list(value) if isinstance(value, tuple) else None if value is False else value
 
 
 def _other_run(name: str, then: object, now: object) -> CheckpointError:

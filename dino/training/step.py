@@ -157,7 +157,7 @@ class DinoProgram:
         traced = centre is not None
         targets = compute_targets(teacher_logits, self.centre if centre is None else centre, inputs.temperature)
         with self.autocast():
-            _, vectors = self.student(*views)
+            _, vectors = self.student(*views, depth=inputs.depth)
             loss = self._compute_loss(vectors, targets.probabilities, traced=traced)
         return StepOutput(
             loss=loss,
@@ -252,8 +252,14 @@ class DinoProgram:
             self.meters = self.meters + torch.where(keep, sample, 0.0)
 
     def _buffers(self) -> list[Tensor]:
-        """Statistics of batch norm, which forward passes move."""
-        return [*self.student.buffers(), *self.teacher.buffers()]
+        """Statistics of batch norm, which forward passes move; what no checkpoint holds is constant."""
+        return [
+            buffer
+            for network in (self.student, self.teacher)
+            for part in network.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None and name not in part._non_persistent_buffers_set
+        ]
 
     def hold_gradients(self) -> AbstractContextManager:
         """No exchange of gradients inside, where the student is data parallel."""

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from dino.runtime.context import Run, StopRequest
 from dino.runtime.distributed import StopAgreement
 from dino.runtime.metrics import write_whole
 from dino.training.build import build_loader, build_networks, build_program
+from dino.training.draws import StepDraws
 from dino.training.ema import build_teacher
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
@@ -63,6 +63,7 @@ class Trainer:
             options.optim.optimizer, self.student, fused=run.device.fuses_updates, eps=options.optim.eps
         )
         self.program = build_program(options, self.student, self.teacher, run)
+        self.draws = StepDraws(options, self.student, run.device, run.processes.rank)
         micro_batches = run.device.count_micro_batches(options.run.accumulate_steps)
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
         self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
@@ -107,8 +108,7 @@ class Trainer:
         for batch in self.loader.read(epoch, inside):
             self.reporter.waited += time.monotonic() - before
             self.bad_here += int((batch.replaced > 0).sum())
-            self.run.device.seed(self._step_seed())
-            self.step(batch, self.plan.inputs(self.iteration))
+            self.step(batch, self.plan.inputs(self.iteration), self.draws.begin(self.iteration))
             self.iteration += 1
             self._after_step()
             before = time.monotonic()
@@ -211,6 +211,7 @@ class Trainer:
                 "program": program,
                 "bad_images": self.bad_images,
                 "unfinished": self.unfinished,
+                "mode": self.run.device.mode,
             },
         }
 
@@ -254,11 +255,6 @@ class Trainer:
         self.program.load_state_dict({"centre": state["dino_loss"]["center"], **more.get("program", {})})
         self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
         logger.info("continuing from %s at iteration %d", path, self.iteration)
-
-    def _step_seed(self) -> int:
-        """Seed of what an iteration draws (stochastic depth), so that nothing random needs to be saved."""
-        key = (self.options.run.seed, self.iteration, self.run.processes.rank)
-        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def _backbone_only(state: Mapping[str, Any]) -> dict[str, Any]:

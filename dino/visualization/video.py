@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import av
 import numpy as np
 import torch
 from av.container import OutputContainer
+from av.video.stream import VideoStream
 from torch import Tensor
 
 from dino.data.decode import EXTENSIONS, read_image
@@ -94,7 +96,7 @@ def open_frames(path: Path) -> FrameSource:
     )
 
 
-def _count_promised(stream: av.VideoStream) -> int:
+def _count_promised(stream: VideoStream) -> int:
     """Packets that a video's header counts, 0 where it counts none.
 
     A trimmed mp4 still counts all, and leaves out of its index what was trimmed; PyAV shows the index from release 17.
@@ -157,7 +159,16 @@ def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Ten
 def _read_pixels(frame: av.VideoFrame, channels: int) -> Tensor:
     """(C, H, W) uint8, turned as the video says, which phones use."""
     pixels = frame.to_ndarray(format=LAYOUTS[channels]).reshape(frame.height, frame.width, channels)
-    return torch.from_numpy(np.rot90(pixels, frame.rotation // 90).copy()).permute(2, 0, 1)
+    return torch.from_numpy(np.rot90(pixels, _count_turns(frame)).copy()).permute(2, 0, 1)
+
+
+def _count_turns(frame: av.VideoFrame) -> int:
+    """Quarter turns, counterclockwise, that bring a frame upright; PyAV gives the angle itself from 14.2 on only."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")  # of 3 x 3 int32, the first two its cosine and sine
+    if matrix is None:
+        return 0
+    cosine, sine = np.frombuffer(bytes(matrix), np.int32)[:2].tolist()
+    return -round(math.degrees(math.atan2(sine, cosine)) / 90)
 
 
 class VideoWriter:
@@ -171,7 +182,7 @@ class VideoWriter:
         # 29.97 is 30000/1001, not 2997/100.
         exact = Fraction(rate).limit_denominator(max(1, min(1001, int(LARGEST_TICK / rate))))
         stream = container.add_stream(encoder, rate=exact, options=QUALITY.get(encoder, {}))
-        assert isinstance(stream, av.VideoStream)
+        assert isinstance(stream, VideoStream)
         self.stream = stream
         self.stream.pix_fmt = "yuv420p"  # the one that every player shows; it halves colours, so sides are even
 

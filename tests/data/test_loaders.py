@@ -390,6 +390,14 @@ def test_the_default_number_of_workers_is_cut_to_the_cores(monkeypatch: pytest.M
     assert choose_workers(0, explicit=False) == 0
 
 
+def test_cores_that_the_device_keeps_busy_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(80)))
+    assert choose_workers(10, explicit=False, processes_here=8, reserved=2) == 8
+    assert choose_workers(6, explicit=False, processes_here=8, reserved=2) == 6
+    assert choose_workers(10, explicit=False, processes_here=40, reserved=2) == 1
+    assert choose_workers(10, explicit=True, processes_here=8, reserved=2) == 10
+
+
 @pytest.mark.parametrize(
     ("text", "cores"),
     [("max 100000\n", 8), ("250000 100000\n", 3), ("20000 100000\n", 1), ("6400000 100000\n", 8), ("", 8)],
@@ -497,3 +505,14 @@ def test_batches_made_in_pieces_are_the_same(source: ImageSource, piece: int) ->
     pieces = build_train_loader(dataset, **settings, piece=piece)
     assert len(whole) == len(pieces)
     assert_equal_batches(list(pieces.read(1, 1)), list(whole.read(1, 1)))
+
+
+@pytest.mark.parametrize(("pins", "found"), [(False, (False, "")), (True, (True, "")), ("hpu", (True, "hpu"))])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torch_is_told_for_which_device_to_pin_where_the_device_says_so(
+    source: ImageSource, pins: bool | str, found: tuple[bool, str], workers: int
+) -> None:
+    dataset = CropDataset(source, RECIPE, seed=5, skip_bad=False)
+    settings = {"batch_size": 4, "share": ALONE, "workers": workers, "pin_memory": pins}
+    loader = build_train_loader(dataset, **settings).loader
+    assert (loader.pin_memory, loader.pin_memory_device) == found

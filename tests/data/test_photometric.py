@@ -1,6 +1,5 @@
 """The device's augmentation is the original's Pillow chain, one image at a time, without a look at any value."""
 
-from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
@@ -14,7 +13,7 @@ from dino.data.photometric import IMAGENET_STD, PARAMETERS, Normalisation, augme
 
 pytestmark = pytest.mark.usefixtures("device")
 
-Golden = Callable[[str], dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
 OPERATIONS = ("flip", "gray", "solarize", "brightness", "contrast", "saturation", "hue", "blur")
 
 
@@ -72,9 +71,13 @@ def golden_row(operation: str, value: float) -> Tensor:
     return build_row(flags=(0, 1, 0, 0, 0), factors=factors)
 
 
+def count_pictures(numbers: Arrays) -> int:
+    return sum(key.endswith("/photo") for key in numbers)
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_operation_is_within_one_level_of_pillow(operation: str, golden: Golden) -> None:
-    numbers, found = golden("augment"), 0
+def test_each_operation_is_within_one_level_of_pillow(operation: str, augment_numbers: Arrays) -> None:
+    numbers, found = augment_numbers, 0
     for key in numbers:
         photo, kind, *rest = key.split("/")
         if kind != "op" or rest[1] != "param" or rest[0].split("_")[0] != operation:
@@ -84,11 +87,11 @@ def test_each_operation_is_within_one_level_of_pillow(operation: str, golden: Go
         expected = as_views(numbers[key.replace("param", "image")]).float()
         assert (result - expected).abs().mean() <= 1.0, key
         found += 1
-    assert found >= 2
+    assert found >= count_pictures(numbers) > 0
 
 
-def test_the_chain_is_within_two_levels_of_pillow(golden: Golden) -> None:
-    numbers, found = golden("augment"), 0
+def test_the_chain_is_within_two_levels_of_pillow(augment_numbers: Arrays) -> None:
+    numbers, found = augment_numbers, 0
     std = torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1)
     for key in numbers:
         if not key.endswith("/order"):
@@ -105,7 +108,7 @@ def test_the_chain_is_within_two_levels_of_pillow(golden: Golden) -> None:
         expected = torch.as_tensor(numbers[f"{chain}/normalised"])[None]
         assert ((result - expected).abs() * std * 255).mean() <= 2.0, chain
         found += 1
-    assert found >= 8
+    assert found >= 8 * count_pictures(numbers) > 0
 
 
 def test_without_flags_the_pixels_are_only_normalised() -> None:

@@ -1,6 +1,8 @@
 """Which device is chosen, and what is said when it cannot be had."""
 
-import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from dino.devices import choose_device, open_device
 from dino.errors import DeviceError, OptionError
 from dino.flags import TrainOptions
 from dino.options import parse
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -43,11 +47,12 @@ def test_a_wish_is_followed_whatever_is_there(machine, asked):
     assert choose_device(asked) == asked
 
 
-def test_asking_for_the_bridge_does_not_import_it(monkeypatch):
-    asked = []
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: asked.append(name))
-    assert devices.is_bridge_installed() is False
-    assert asked == ["habana_frameworks"]
+def test_importing_the_room_imports_neither_torch_nor_a_device():
+    code = (
+        "import sys, dino.devices; print([m for m in sys.modules if m == 'torch' or m.endswith(('.cpu', '.device'))])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.returncode) == ("[]\n", 0), ended.stderr
 
 
 def test_the_cpu_opens_in_the_asked_format(machine):
@@ -104,3 +109,8 @@ def test_lazy_mode_elsewhere_changes_nothing(machine):
 def test_an_unknown_device_is_refused_with_the_known_ones():
     with pytest.raises(OptionError, match="--device got 'tpu', wants one of hpu, cuda, cpu, ipu"):
         parse(TrainOptions, ["--device", "tpu"])
+
+
+def test_compile_is_what_the_flag_says_on_the_cpu(machine):
+    machine(bridge=False, gpus=0)
+    assert [open_as("--device", "cpu", *words).compiles for words in ((), ("--compile",))] == [False, True]

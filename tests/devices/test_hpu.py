@@ -1,98 +1,49 @@
-"""Which mode a card runs in, what its environment holds before the bridge is imported, and what its errors mean."""
+"""A card as the house sees it: opened early or late, resumed, with its lists followed, and its errors explained."""
 
+import importlib
+import json
+import logging
 import os
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+import torch
 
+from dino.devices import open_device
 from dino.devices.hpu import device as hpu
-from dino.devices.hpu.device import LAZY, LISTS, HpuDevice, choose_environment, choose_lazy, complete_environment
-from dino.devices.op_lists import OpLists
-from dino.errors import DeviceError, OptionError
+from dino.devices.hpu import environment
+from dino.devices.hpu.device import HpuDevice, choose_pinning
+from dino.errors import DeviceError, exit_code
+from dino.flags import TrainOptions
+from dino.options import parse
+from tests import hpu_simulator
+from tests.running import SERVER, TINY, make_images, on_simulated_card, run_alone, state_of
 
-LOW_AND_HIGH = OpLists(bf16=("linear", "mm"), fp32=("softmax",))
-
-
-@pytest.fixture(autouse=True)
-def restored(monkeypatch):
-    """Variables are as before after each test."""
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    for name in (LAZY, *LISTS, "PT_HPU_FORCE_TANH_FOR_GELU"):
-        os.environ.pop(name, None)
-    monkeypatch.delitem(sys.modules, hpu.BRIDGE, raising=False)
-
-
-@pytest.mark.parametrize(
-    ("asked", "compiles", "told", "release", "lazy"),
-    [
-        (None, False, None, (1, 19), True),
-        (None, False, None, (1, 20), True),
-        (None, False, None, (1, 21), False),
-        (None, False, None, None, False),
-        (None, True, None, (1, 19), False),
-        (None, False, "1", (1, 23), True),
-        (None, False, "2", (1, 23), True),
-        (None, False, "0", (1, 19), False),
-        (True, False, None, (1, 23), True),
-        (False, False, None, (1, 19), False),
-        (True, False, "1", (1, 19), True),
-        (False, True, "0", (1, 19), False),
-    ],
+simulated = pytest.mark.skipif(
+    hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
 )
-def test_the_flag_decides_then_the_variable_then_the_release(asked, compiles, told, release, lazy):
-    environment = {} if told is None else {LAZY: told}
-    assert choose_lazy(asked, compiles=compiles, environment=environment, release=release) is lazy
 
 
-@pytest.mark.parametrize(
-    ("asked", "compiles", "told", "named"),
-    [
-        (True, False, "0", "--lazy_mode true and PT_HPU_LAZY_MODE=0 contradict each other; leave one out"),
-        (False, False, "1", "--lazy_mode false and PT_HPU_LAZY_MODE=1 contradict"),
-        (True, True, None, "lazy mode and --compile contradict each other"),
-        (None, True, "1", "lazy mode and --compile contradict each other"),
-    ],
-)
-def test_contradictions_are_named_with_the_remedy(asked, compiles, told, named):
-    environment = {} if told is None else {LAZY: told}
-    with pytest.raises(OptionError, match=f"^{named}"):
-        choose_lazy(asked, compiles=compiles, environment=environment, release=(1, 21))
+def open_as(*words):
+    options = parse(TrainOptions, ["--device", "hpu", *words])
+    return open_device(options.device, precision=options.precision, explicit=options.explicit)
 
 
-@pytest.mark.parametrize(("lazy", "told", "value"), [(True, None, "1"), (False, None, "0"), (True, "2", "2")])
-def test_the_mode_is_always_written_out(lazy, told, value):
-    if told is not None:
-        os.environ[LAZY] = told
-    assert choose_environment(lazy, None) == {LAZY: value, "PT_HPU_FORCE_TANH_FOR_GELU": "0"}
+def in_process(target, folder, **variables):
+    """What a function says in a process of its own that finds a simulated card; gives its exit code and its lines."""
+    output = folder / "said.txt"
+    process = SERVER.Process(target=_run_and_write, args=(target, str(output), variables))
+    process.start()
+    process.join(120)
+    return process.exitcode, output.read_text()
 
 
-def test_a_users_own_choice_of_gelu_stays():
-    os.environ["PT_HPU_FORCE_TANH_FOR_GELU"] = "1"
-    assert choose_environment(False, None)["PT_HPU_FORCE_TANH_FOR_GELU"] == "1"
-
-
-def test_op_lists_reach_the_bridge_as_bare_lines():
-    chosen = choose_environment(False, LOW_AND_HIGH)
-    assert [Path(chosen[name]).read_bytes() for name in LISTS] == [b"linear\nmm", b"softmax"]
-
-
-def test_the_environment_is_complete_before_the_bridge_is_there():
-    complete_environment({LAZY: "1", LISTS[0]: "/list"})
-    assert (os.environ[LAZY], os.environ[LISTS[0]]) == ("1", "/list")
-
-
-def test_a_bridge_that_was_imported_too_early_is_refused(monkeypatch):
-    chosen = choose_environment(True, LOW_AND_HIGH)
-    complete_environment(chosen)
-    monkeypatch.setitem(sys.modules, hpu.BRIDGE, ModuleType(hpu.BRIDGE))
-    complete_environment(choose_environment(True, LOW_AND_HIGH))  # equal lists are one file
-    with pytest.raises(DeviceError, match=rf"imported before {LAZY}=0 was set; import dino before torch"):
-        complete_environment({LAZY: "0"})
-    other = choose_environment(True, OpLists(bf16=("mm",), fp32=("softmax",)))
-    with pytest.raises(DeviceError, match=f"imported before {LISTS[0]}="):
-        complete_environment(other)
+def _run_and_write(target, output, variables):
+    os.environ.update(variables)
+    sys.stderr = open(output, "w", encoding="utf-8", buffering=1)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    on_simulated_card()
+    sys.exit(exit_code(target))
 
 
 def test_fp16_and_a_missing_bridge_are_refused(monkeypatch):
@@ -111,6 +62,7 @@ def test_a_bridge_that_cannot_be_imported_is_one_line(monkeypatch, failure):
     def refuse(name):
         raise failure
 
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(hpu, "is_bridge_installed", lambda: True)
     monkeypatch.setattr(hpu.importlib, "import_module", refuse)
     with pytest.raises(
@@ -120,15 +72,142 @@ def test_a_bridge_that_cannot_be_imported_is_one_line(monkeypatch, failure):
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("version", "pins"),
     [
-        ("synStatus=26 [Generic failure] Device acquire failed.", "another process holds it"),
-        (
-            "FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::268435456 (256)MB",
-            "memory is full; lower --batch",
-        ),
+        ("2.5.1a0+git354fc07", "hpu"),
+        ("2.6.0+hpu_1.21.2-76.gitabf798b", "hpu"),
+        ("2.7.1+hpu.1.22.2.32.git6dbe0a4", True),
+        ("2.10.0a0+gitc1e5ed4", True),
+        ("2.6.0+cpu", True),  # upstream's knows cuda alone, and would look for it where it is told of another
+        ("2.14.1", True),
     ],
 )
-def test_failures_of_the_card_are_explained(text, named):
-    assert named in HpuDevice.explain(object.__new__(HpuDevice), RuntimeError(text))
-    assert HpuDevice.explain(object.__new__(HpuDevice), RuntimeError("shapes differ")) is None
+def test_torch_before_2_7_is_told_for_which_device_to_pin(version, pins):
+    assert choose_pinning(version) is pins or choose_pinning(version) == pins == "hpu"
+
+
+def explain(error, *, compiles):
+    device = object.__new__(HpuDevice)
+    device.compiles = compiles
+    return device.explain(error)
+
+
+def test_failures_of_the_card_are_explained():
+    held = RuntimeError("synStatus=26 [Generic failure] Device acquire failed.")
+    assert explain(held, compiles=True) == explain(held, compiles=False)
+    assert explain(held, compiles=False).startswith("the card cannot be acquired: another process holds it")
+    assert explain(RuntimeError("shapes differ"), compiles=True) is None
+
+
+def test_a_network_that_does_not_compile_names_the_way_without_compiling():
+    def refuse(graph, inputs):
+        raise RuntimeError("no kernel for this")
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(2))
+    explained = explain(caught.value, compiles=True)
+    assert explained.startswith("the network does not compile (") and "no kernel for this" in explained
+    assert explained.endswith("; --lazy_mode false trains it uncompiled") and "\n" not in explained
+    assert explain(caught.value, compiles=False) is None
+
+
+def test_a_graph_that_the_cards_compiler_refuses_names_both_remedies():
+    refused = RuntimeError("Graph compile failed. synStatus=26 [Generic failure]")
+    assert "GC_KERNEL_PATH" in explain(refused, compiles=False)
+    assert (
+        explain(refused, compiles=True) == f"{explain(refused, compiles=False)}; --lazy_mode false trains it uncompiled"
+    )
+
+
+def say_lists():
+    logging.info(open_as("--hmp").describe())
+    logging.info(environment.read_own_lists(os.environ)[environment.LISTS[1]].replace("\n", " "))
+
+
+@simulated
+def test_the_first_line_says_which_lists_decide(tmp_path):
+    code, said = in_process(say_lists, tmp_path, TMPDIR="/var/tmp")
+    assert code == 0, said
+    assert "hpu, ops, compiled mode, op lists ops_bf16.txt, ops_fp32.txt\n" in said
+    assert said.endswith("binary_cross_entropy cross_entropy_loss embedding log_softmax softmax\n")
+
+
+def say_own_lists():
+    logging.info(open_as("--precision", "bf16", "--lazy_mode", "true").describe())
+    with torch.autocast("hpu", dtype=torch.bfloat16):
+        logging.info((torch.ones(2, 2, device="hpu") @ torch.ones(2, 2, device="hpu")).dtype)
+
+
+@simulated
+def test_a_users_own_list_reaches_the_bridge_wherever_it_lies(tmp_path):
+    (tmp_path / "mine").write_text("linear\n")
+    code, said = in_process(say_own_lists, tmp_path, **{environment.LISTS[0]: str(tmp_path / "mine")})
+    assert code == 0, said
+    assert f"hpu, bf16, lazy mode, op lists {tmp_path}/mine\ntorch.float32\n" in said
+
+
+@simulated
+def test_without_lists_the_vendors_decide(tmp_path):
+    code, said = in_process(say_own_lists, tmp_path)
+    assert code == 0, said
+    assert "hpu, bf16, lazy mode, the vendor's op lists\ntorch.bfloat16\n" in said
+
+
+def lose_lists():
+    hpu.give_lists = lambda *_, **__: {}
+    open_as("--hmp", "--lazy_mode", "false")
+
+
+@simulated
+def test_lists_that_do_not_reach_the_bridge_end_the_run(tmp_path):
+    code, said = in_process(lose_lists, tmp_path)
+    assert code == 2
+    assert "DeviceError: the bridge does not follow the op lists: rsub ran in float32, they want bfloat16;" in said
+
+
+def open_in_notebook():
+    importlib.import_module("habana_frameworks.torch")  # as `import torch` does from 1.21 on
+    for words in ((), ("--precision", "bf16"), ("--lazy_mode", "false")):
+        logging.info(open_as(*words).describe())
+    open_as("--lazy_mode", "true")
+
+
+@simulated
+def test_a_bridge_that_torch_has_imported_is_used_as_it_is(tmp_path):
+    code, said = in_process(open_in_notebook, tmp_path, PT_HPU_LAZY_MODE="0", PT_HPU_FORCE_TANH_FOR_GELU="1")
+    assert code == 2
+    assert "hpu, fp32, compiled mode\n" in said and "hpu, bf16, compiled mode, the vendor's op lists\n" in said
+    assert "hpu, fp32, eager mode\n" in said
+    assert "DeviceError: --lazy_mode true: the Habana bridge is imported already, in eager mode; import dino" in said
+
+
+def test_the_bridge_tells_its_mode_under_this_name(shared_facts):
+    facts = json.loads((shared_facts / "habana_api.json").read_text())
+    assert facts["habana_frameworks.torch.utils.internal.is_lazy"]["args"] == []
+
+
+@simulated
+def test_an_evaluation_compiles_nothing(tmp_path):
+    code, said = in_process(open_to_evaluate, tmp_path)
+    assert code == 0 and said.endswith("\nhpu, fp32, eager mode\n") and "dino.verify" not in said
+
+
+def open_to_evaluate():
+    logging.info(open_device(parse(TrainOptions, ["--device", "hpu"]).device).describe())
+
+
+@simulated
+def test_a_resumed_run_keeps_its_mode_until_a_flag_changes_it(tmp_path):
+    images = make_images(tmp_path / "images", 8)
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--device", "hpu")
+    more = (("--lazy_mode", "false"), (), ("--lazy_mode", "true"))
+    results = [
+        run_alone(tmp_path, "main_dino", *TINY, *words, "--epochs", epochs, *said, prepare=on_simulated_card)
+        for epochs, said in enumerate(more, start=1)
+    ]
+    assert [result.code for result in results] == [0, 0, 0], [result.text for result in results]
+    assert ["eager mode" in results[0].text, "eager mode" in results[1].text] == [True, True]
+    assert "python -m dino.verify" in results[1].text and "mode changed" not in results[1].text
+    assert "mode changed since the checkpoint: eager -> lazy (--lazy_mode true)" in results[2].text
+    assert "python -m dino.verify" not in results[2].text
+    assert state_of(tmp_path / "run")["resume"]["mode"] == "lazy"

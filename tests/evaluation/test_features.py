@@ -106,8 +106,8 @@ def test_the_flags_say_how_images_are_fed(monkeypatch: pytest.MonkeyPatch) -> No
     data, run = DataFlags(batch_size_per_device=5, num_workers=3), build_run()
     reading = build_reading(data, frozenset({"num_workers"}), run, keep_on_device=False, max_batches=9)
     assert (reading.batch_size, reading.keep_on_device, reading.max_batches) == (5, False, 9)
-    assert reading.workers == (3, True, 1)
-    assert build_reading(data, frozenset(), run, keep_on_device=True).workers == (3, False, 1)
+    assert reading.workers == (3, True, 1, 0)
+    assert build_reading(data, frozenset(), run, keep_on_device=True).workers == (3, False, 1, 0)
 
 
 def extract_in_company(rank: int, url: str, root: str, output: str) -> None:

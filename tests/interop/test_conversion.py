@@ -10,8 +10,8 @@ import torch
 
 from dino import checkpoint
 from dino.interop import conversion, huggingface, onnx, paddle, timm
+from dino.models.position import scale_position
 from dino.models.registry import build_backbone
-from dino.models.vit import scale_position
 from tests.interop.conftest import equal_tensors
 
 Command = Callable[..., tuple[int, str]]

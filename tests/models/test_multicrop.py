@@ -42,3 +42,15 @@ def test_the_backbone_runs_once_a_resolution_and_the_head_once(network):
 
 def test_parameters_are_named_backbone_and_head(network):
     assert {name.split(".")[0] for name in network.state_dict()} == {"backbone", "head"}
+
+
+def test_each_resolution_gets_the_depth_of_its_own_images():
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, heads=2, drop_path_rate=0.5)
+    network = MultiCrop(backbone, DINOHead(in_dim=24, out_dim=16, hidden_dim=20, bottleneck_dim=8)).train()
+    large, small = torch.randn(2, 3, 32, 32), torch.randn(3, 3, 16, 16)
+    depth = torch.tensor([[1.0] * 5] * 2 + [[0, 2, 0, 2, 2.0], [2, 2, 0, 0, 2.0]])
+    with torch.no_grad():
+        features, _ = network(large, small, depth=depth)
+        expected = torch.cat([backbone(large, depth[:, :2]), backbone(small, depth[:, 2:])])
+    assert torch.equal(features, expected)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.models.registry import set_recompute
-from dino.models.vit import Attention, DropPath, VisionTransformer, scale_branch
+from dino.models.vit import Attention, VisionTransformer
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -164,28 +164,6 @@ def test_intermediate_layers_are_normed_and_the_last_one_is_last():
         assert abs(float(layers[0].mean())) < 1e-5 and abs(float(layers[0].std()) - 1) < 0.01
 
 
-def test_drop_path_is_the_identity_in_eval_and_at_rate_zero():
-    branch = torch.randn(4, 3, 2)
-    assert DropPath(0.7).eval()(branch) is None
-    assert DropPath(0.0).train()(branch) is None
-    assert scale_branch(branch, None) is branch
-
-
-def test_drop_path_drops_whole_images_and_keeps_the_expectation():
-    torch.manual_seed(0)
-    branch = torch.ones(20000, 3, 2)
-    result = scale_branch(branch, DropPath(0.25).train()(branch))
-    first = result[:, :1, :1]
-    assert torch.equal(result, first.expand_as(result))
-    assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
-    assert abs(float(result.mean()) - 1) < 0.02
-    assert abs(float((first == 0).float().mean()) - 0.25) < 0.02
-
-
-def test_drop_path_at_rate_one_gives_zeros():
-    assert torch.equal(DropPath(1.0).train()(torch.ones(8, 3, 2)), torch.zeros(8, 1, 1))
-
-
 def test_stochastic_depth_grows_from_zero_at_the_first_block():
     model = VisionTransformer(embed_dim=12, depth=4, heads=2, drop_path_rate=0.3)
     assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3])
@@ -197,6 +175,31 @@ def test_two_forwards_differ_in_training_and_agree_in_eval():
     with torch.no_grad():
         assert torch.equal(model(images), model(images))
         assert not torch.equal(model.train()(images), model(images))
+
+
+def drop_by_hand(model, image, depth):
+    """One image through the blocks, each branch times its factor."""
+    tokens = torch.cat([model.cls_token, model.patch_embed(image[None])], dim=1) + model.pos_embed
+    for block, (attended, fed) in zip(model.blocks, depth.view(-1, 2).tolist(), strict=True):
+        tokens = tokens + attended * block.attn(block.norm1(tokens))
+        tokens = tokens + fed * block.mlp(block.norm2(tokens))
+    return model.norm(tokens)[0, 0]
+
+
+def test_given_depth_scales_the_branches_of_each_image_in_training_only(relative_error):
+    torch.manual_seed(0)
+    model, images = small_vit(img_size=32, drop_path_rate=0.5), torch.randn(5, 3, 32, 32)
+    depth = torch.tensor([[1.0] * 5, [1.0] * 5, [0, 2.0, 0, 2, 0], [2.0, 0, 0, 2, 2]])
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        plain = model(images)
+        assert torch.equal(model(images, depth), plain)
+        found = model.train()(images, depth)
+        for place in range(5):
+            assert relative_error(found[place], drop_by_hand(model, images[place], depth[:, place])) <= 1e-6
+        with pytest.raises(ValueError, match="shorter"):
+            model(images, depth[:2])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Count(TorchDispatchMode):
@@ -211,7 +214,7 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def train_once(recompute):
+def train_once(recompute, depth=None):
     """Output, gradients, bytes that waited for the backward pass, and how often linear layers ran."""
     torch.manual_seed(0)
     model, kept = small_vit(drop_path_rate=0.5).train(), {}
@@ -222,14 +225,16 @@ def train_once(recompute):
         with torch.autograd.graph.saved_tensors_hooks(
             lambda part: kept.setdefault(part.untyped_storage()._cdata, part) is None or part, lambda part: part
         ):
-            features = model(images)
+            features = model(images, depth)
         features.square().sum().backward()
     size = sum(part.untyped_storage().nbytes() for part in kept.values())
     return [features.detach(), *(part.grad for part in model.parameters())], size, count.products
 
 
-def test_computing_again_changes_no_bit_and_keeps_less():
-    found = [train_once(what) for what in ("nothing", "activations", "mlp", "blocks")]
+@pytest.mark.parametrize("depth", [None, [[1.0] * 8] * 2 + [[0.0, 2.0] * 4, [2.0, 2.0, 0.0, 0.0] * 2]])
+def test_computing_again_changes_no_bit_and_keeps_less(depth):
+    given = None if depth is None else torch.tensor(depth)
+    found = [train_once(what, given) for what in ("nothing", "activations", "mlp", "blocks")]
     tensors, sizes, products = zip(*found, strict=True)
     for other in tensors[1:]:
         assert all(torch.equal(one, two) for one, two in zip(tensors[0], other, strict=True))

@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,15 @@ def test_the_group_is_left_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RuntimeError, match="work"), open_run(DeviceFlags(device="cpu"), LaunchFlags()):
         raise RuntimeError("work")
     assert left == [True]
+
+
+@pytest.mark.parametrize(("here", "first"), [("eager", "lazy"), (None, "lazy"), ("lazy", None)])
+def test_processes_in_different_modes_do_not_begin(here: str | None, first: str | None) -> None:
+    device = SimpleNamespace(mode=here)
+    processes = SimpleNamespace(read_from_first=lambda name, value: first or "none")
+    with pytest.raises(DeviceError, match=f"in {here or 'none'} mode and rank 0 in {first or 'none'} mode; .*--output"):
+        context._check_mode(device, processes)
+    context._check_mode(SimpleNamespace(mode=first), processes)
 
 
 def test_the_first_rank_writes_plain_lines_and_others_only_warnings(

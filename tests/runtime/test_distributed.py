@@ -74,6 +74,23 @@ def test_a_rank_outside_the_world_is_refused(rank: str, world: str) -> None:
         read_launch({"RANK": rank, "WORLD_SIZE": world})
 
 
+def test_nobody_leaves_before_all_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, joined = dist.HashStore(), []
+    monkeypatch.setattr(distributed, "_open_store", lambda *_: store)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+
+    def join() -> None:
+        joined.append(Processes(Launch(rank=1, world=2), "gloo", "env://"))
+
+    second = threading.Thread(target=join)
+    second.start()
+    store.wait(["joined_1"], timedelta(seconds=60))
+    assert joined == []
+    Processes(Launch(rank=0, world=2), "gloo", "env://")
+    second.join()
+    assert [processes.rank for processes in joined] == [1]
+
+
 def test_one_process_needs_nobody_and_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "init_process_group", None)
     processes, rows = Processes(ALONE, "gloo", "env://"), torch.rand(3, 2)

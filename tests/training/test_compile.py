@@ -10,6 +10,7 @@ from dino.flags import TrainOptions
 from dino.options import parse
 from dino.runtime.context import open_run
 from dino.training.build import build_networks, build_program
+from dino.training.draws import StepDraws
 from dino.training.dry_run import draw_batch
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
@@ -28,9 +29,9 @@ def run_steps(words, steps):
         optimizer = build_optimizer("adamw", student, fused=run.device.fuses_updates)
         program = build_program(options, student, teacher, run)
         step = run.device.compile_train(program, optimizer, 1)
-        plan = build_plan(options, iterations=steps, world=1)
+        plan, draws = build_plan(options, iterations=steps, world=1), StepDraws(options, student, run.device)
         for place in range(steps):
-            step(draw_batch(options), plan.inputs(place))
+            step(draw_batch(options), plan.inputs(place), draws.begin(place))
             graphs.append(counters["stats"]["unique_graphs"])
     return program.meters[1].item() / steps, graphs
 

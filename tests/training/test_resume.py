@@ -122,3 +122,11 @@ def test_options_that_the_checkpoint_does_not_know_are_no_change(caplog):
     del state["args"]["compile"]
     assert find_position(state, args_of("--compile"), NOW) == 5
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(("before", "words", "lines"), [(False, (), 0), (None, (), 0), (False, ("--compile",), 1)])
+def test_a_switch_that_was_off_and_is_now_left_open_is_no_change(before, words, lines, caplog):
+    state = state_at(5)
+    state["args"]["compile"] = before
+    find_position(state, args_of(*words), NOW)
+    assert len(caplog.records) == lines

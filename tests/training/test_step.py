@@ -13,6 +13,7 @@ from dino.data.photometric import PARAMETERS, RADIUS, Normalisation
 from dino.devices import open_device
 from dino.devices.base import StepInputs
 from dino.flags import DeviceFlags
+from dino.models.depth import draw_depth
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
@@ -162,6 +163,38 @@ def test_sixteen_images_at_once_equal_four_times_four(optimizer, local_views, re
     assert relative_error(parts.program.centre, whole.program.centre) <= 1e-5
     for meter in ("steps", "loss", "entropy", "centre_norm", "grad_norm"):
         assert parts.meter(meter) == pytest.approx(whole.meter(meter), rel=1e-4)
+
+
+def drop_last_block(bench):
+    """Let the only block of a bench drop half of its branches."""
+    bench.student.backbone.blocks[-1].drop_path.rate = 0.5
+    return bench
+
+
+def test_each_micro_batch_gets_its_own_depth(relative_error):
+    """Two images in two micro-batches of five views: the whole has view by view what the parts have image by image."""
+    parts = torch.from_numpy(draw_depth((0.5,), 10, (3,))).reshape(2, 2, 5)
+    together = parts.permute(1, 2, 0).reshape(1, 2, 10)
+    benches = [drop_last_block(build_bench(micro_batches=count)) for count in (1, 2)]
+    for bench, depth in zip(benches, (together, parts), strict=True):
+        bench.step(draw_crops(0, images=2), INPUTS, depth)
+    whole, parted = (bench.student.state_dict() for bench in benches)
+    for key in whole.keys() - {"backbone.blocks.0.attn.qkv.bias"}:
+        assert relative_error(parted[key], whole[key]) <= 1e-5, key
+    other = drop_last_block(build_bench())
+    other.step(draw_crops(0, images=2), INPUTS, 2.0 - together)
+    assert other.meter("loss") != benches[0].meter("loss")
+
+
+@pytest.mark.parametrize("depth", [None, torch.ones(2, 2, 5)])
+def test_the_inputs_of_a_step_go_to_the_device_in_one_piece(depth, monkeypatch):
+    bench, placed = build_bench(micro_batches=2), []
+    place = bench.step.device.place
+    monkeypatch.setattr(bench.step.device, "place", lambda batch: placed.append(batch) or place(batch))
+    crops = draw_crops(0, images=2)
+    bench.step(crops, INPUTS, depth)
+    numbers, batch = (part for part in placed if not isinstance(part, Crops)), [p for p in placed if p is crops]
+    assert [part.numel() for part in numbers] == [5 if depth is None else 25] and len(batch) == 1
 
 
 def test_a_step_moves_student_teacher_centre_and_meters():

@@ -115,6 +115,62 @@ def _kill_soon(job: Job, folder: Path, rng: random.Random, *, while_writing: boo
     return bool(list(folder.glob(".*.tmp")))
 
 
+def narrow_vgg() -> None:
+    """vgg11 as it is, but a sixteenth as wide: its 130 million weights would take a gigabyte a checkpoint."""
+    from types import SimpleNamespace
+
+    from torch import nn
+    from torchvision.models import vgg
+
+    class Narrow(nn.Linear):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__(inputs // 16, outputs // 16)
+
+    vgg.cfgs["A"] = [kind if kind == "M" else kind // 16 for kind in vgg.cfgs["A"]]
+    vgg.nn = SimpleNamespace(**{**vars(nn), "Linear": Narrow})
+
+
+@pytest.mark.parametrize(
+    ("arch", "prepare"),
+    [("vgg11", narrow_vgg), ("timm:test_convnext", None)],
+    ids=["torchvision's dropout", "timm's stochastic depth"],
+)
+def test_a_network_that_draws_by_itself_is_killed_and_continues_to_the_bit(
+    images: Path, tmp_path: Path, arch: str, prepare: Callable[[], None] | None
+) -> None:
+    words = ["--data_path", str(images), "--arch", arch, "--drop_path_rate", "0.3", "--save_every_steps", "3"]
+    words += ["--global_crops_size", "32", "--local_crops_size", "32", "--epochs", "1"]
+    whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole", prepare=prepare)
+    assert whole.code == 0, whole.text
+    latest = tmp_path / "killed" / checkpoint.LATEST
+    job = Job(tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "killed")], prepare)
+    while not latest.exists() and job.process.is_alive():
+        time.sleep(0.002)
+    job.kill()
+    assert job.wait().code == -signal.SIGKILL
+    again = train(tmp_path, *words, "--output_dir", tmp_path / "killed", prepare=prepare)
+    assert again.code == 0 and "continuing from" in again.text, again.text
+    assert_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
+
+
+def say_seeds() -> None:
+    """Print a line at each seeding."""
+    from dino.devices.cpu import CpuDevice
+
+    CpuDevice.seed = lambda self, value: (torch.manual_seed(value), print("seeded"))
+
+
+@pytest.mark.parametrize(("arch", "seedings"), [("vit_mini", 1), ("resnet18", 1), ("timm:test_convnext", 11)])
+def test_only_a_network_that_draws_by_itself_is_seeded_at_every_step(
+    images: Path, tmp_path: Path, arch: str, seedings: int
+) -> None:
+    """Once for the weights; on a Gaudi each seeding waits."""
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--arch", arch)
+    sizes = ("--global_crops_size", 32, "--local_crops_size", 32, "--drop_path_rate", 0.3)
+    result = train(tmp_path, *words, *sizes, prepare=say_seeds)
+    assert result.code == 0 and result.text.count("seeded") == seedings, result.text
+
+
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(images: Path, tmp_path: Path, name: int) -> None:
     words = ["--data_path", str(images), "--epochs", "30"]

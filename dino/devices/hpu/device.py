@@ -8,74 +8,97 @@ its own. FusedSDPA would compute the same as torch's attention; it waits for a c
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.metadata
-import importlib.util
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.eager import EagerDevice
+from dino.devices.hpu.cards import MODULES, find_modules
+from dino.devices.hpu.environment import LISTS, choose_variables, complete_environment, give_lists, read_own_lists
+from dino.devices.hpu.failures import explain_failure, is_of_compiler
+from dino.devices.hpu.mode import VARIABLE, Mode, choose_mode
+from dino.devices.hpu.policy import VENDOR_BF16, VENDOR_FP32, check_policy
+from dino.devices.hpu.software import (
+    BRIDGE,
+    BRIDGE_PACKAGES,
+    find_version,
+    is_bridge_installed,
+    is_vendor_torch,
+    read_release,
+)
 from dino.devices.op_lists import OpLists
-from dino.errors import DeviceError, OptionError
+from dino.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
-BRIDGE = "habana_frameworks.torch"
-LAZY = "PT_HPU_LAZY_MODE"
-LISTS = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
-FIRST_EAGER_RELEASE = (1, 21)  # the first whose own default is eager mode
-FAILURES = {  # what the bridge's errors hold, and what they mean
-    "Device acquire failed": "the card cannot be acquired: another process holds it, or driver and software differ; "
-    "`python -m dino.doctor` tells which",
-    "Allocation failed for size": "the card's memory is full; lower --batch_size_per_device, "
-    "or train with --recompute blocks",
-}
-
-
-def is_bridge_installed() -> bool:
-    """Whether the Habana bridge can be imported; it is not imported for that."""
-    return importlib.util.find_spec("habana_frameworks") is not None
+VENDORS = (VENDOR_BF16, VENDOR_FP32)  # in the order of LISTS
 
 
 class HpuDevice(EagerDevice):
     """One Gaudi card, hccl; fp32, bf16 and op lists; eager, compiled or lazy."""
 
-    pins_memory = True
     loader_start = "forkserver"  # the driver's handles do not survive a fork
     # One large bucket: each exchange cuts the lazy graph. Statistics of batch norm are synchronised by the norm itself.
     parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
 
     def __init__(
-        self, precision: str, lists: OpLists | None = None, *, lazy_mode: bool | None = None, compiles: bool = False
+        self,
+        precision: str,
+        lists: OpLists | None = None,
+        *,
+        lazy_mode: bool | None = None,
+        compiles: bool | None = None,
+        kept: str | None = None,
+        trains: bool = True,
+        local_rank: int = 0,
+        output_dir: str | None = None,
     ) -> None:
         """Import the bridge in the chosen mode, its environment complete, and open the card of this process.
 
+        Args:
+            precision: fp32, bf16 or ops, which `lists` then describe.
+            lists: Which op runs in which number format.
+            lazy_mode: The flag.
+            compiles: The flag --compile.
+            kept: The mode in the checkpoint that the run continues.
+            trains: Whether networks are trained; what only evaluates compiles nothing.
+            local_rank: Of this process on its host.
+            output_dir: The run's output folder, if it has one.
+
         Raises:
-            DeviceError: No bridge, one that was imported too early, no card, or fp16.
+            DeviceError: No bridge, one that was imported too early or follows other lists, no card, or fp16.
             OptionError: Flags and variables that contradict each other.
         """
         if not is_bridge_installed():
             raise DeviceError(
-                "--device hpu: the Habana bridge (habana_frameworks) is not installed; "
+                "--device hpu: the Habana bridge (habana_frameworks.torch) is not installed; "
                 "start from a Gaudi container, or use --device cuda or cpu"
             )
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on hpu")
-        self.lazy = choose_lazy(lazy_mode, compiles=compiles, environment=os.environ, release=find_release())
-        self.compiles = compiles
-        complete_environment(choose_environment(self.lazy, lists))
+        mode = choose_mode(
+            lazy_mode=lazy_mode,
+            compiles=compiles if trains else False,
+            variable=os.environ.get(VARIABLE),
+            imported_lazy=_is_imported_lazy(),
+            torch_version=torch.__version__,
+            kept=kept,
+        )
+        _tell(mode, kept, trains=trains)
+        self.lazy, self.compiles, self.mode = mode.lazy, mode.compiles, mode.name
+        self.lists = lists.source if lists else _name_lists(precision)
+        contents = _choose_lists(precision, lists)
+        _prepare(mode, contents, local_rank, output_dir)
         self._import_bridge()
         super().__init__("hpu", torch.device("hpu"), "hccl", "bf16" if precision == "ops" else precision)
-        self.precision_name = precision
+        self.precision_name, self.pins_memory = precision, choose_pinning(torch.__version__)
+        self._check_lists(contents)
 
     def _import_bridge(self) -> None:
         try:
@@ -91,7 +114,24 @@ class HpuDevice(EagerDevice):
 
     def describe(self) -> str:
         """See the contract."""
-        return f"hpu, {self.precision_name}, {'lazy' if self.lazy else 'compiled' if self.compiles else 'eager'} mode"
+        return f"hpu, {self.precision_name}, {self.mode} mode{', ' * bool(self.lists)}{self.lists}"
+
+    def _check_lists(self, contents: Mapping[str, str]) -> None:
+        """See that the bridge follows these lists; where none were given, its own decide by themselves."""
+        if not contents:
+            return
+        given = [frozenset(contents[name].split("\n")) if name in contents else None for name in LISTS]
+        bf16, fp32 = (own if own is not None else vendors for own, vendors in zip(given, VENDORS, strict=True))
+        try:
+            proofs = check_policy(self.torch_device, self.autocast, bf16, fp32)
+            self.end_phase()
+        except RuntimeError as error:
+            explained = self.explain(error)
+            if explained is None:
+                raise
+            raise DeviceError(explained) from error
+        if not proofs:
+            logger.warning("the op lists differ from the vendor's in no op that could show which of them decide")
 
     def end_phase(self) -> None:
         """Cut the lazy graph."""
@@ -115,7 +155,11 @@ class HpuDevice(EagerDevice):
 
     def explain(self, error: RuntimeError) -> str | None:
         """See the contract."""
-        return next((meaning for text, meaning in FAILURES.items() if text in str(error)), None)
+        known = explain_failure(str(error))
+        if self.compiles and (isinstance(error, torch._dynamo.exc.TorchDynamoException) or is_of_compiler(str(error))):
+            words = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+            return f"{known or f'the network does not compile ({words})'}; --lazy_mode false trains it uncompiled"
+        return known
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the contract; no HPU graph, which exists in lazy mode only and overwrites the last call's output."""
@@ -132,6 +176,15 @@ class HpuDevice(EagerDevice):
         """See the contract."""
         self.hpu.synchronize()
 
+    @property
+    def reserved_cores(self) -> int:  # type: ignore[override]
+        """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
+        return 0 if self.lazy else 2
+
+    def count_cards(self) -> int:
+        """See the contract."""
+        return int(self.hpu.device_count())
+
     def memory_peak(self) -> int:
         """See the contract."""
         return int(self.hpu.max_memory_allocated())
@@ -141,70 +194,50 @@ class HpuDevice(EagerDevice):
         return int(self.hpu.memory_stats()["Limit"])
 
 
-def find_release() -> tuple[int, ...] | None:
-    """The installed bridge's release, as (1, 19), or None where its package does not tell."""
-    try:
-        return tuple(int(part) for part in importlib.metadata.version("habana-torch-plugin").split(".")[:2])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
+def choose_pinning(torch_version: str) -> bool | str:
+    """Whether loaders pin memory, or for which device where torch must be told: before 2.7 it pins for cuda alone.
+
+    Upstream's torch before 2.7 has no thread that pins for another device (dataloader.py); the vendor's has.
+    """
+    release = read_release(torch_version)
+    return "hpu" if is_vendor_torch(torch_version) and release is not None and release < (2, 7) else True
+
+
+def _is_imported_lazy() -> bool | None:
+    """Whether the bridge that is imported already, by whoever, runs in lazy mode; None where none is."""
+    if BRIDGE not in sys.modules:
         return None
+    internal = importlib.import_module(f"{BRIDGE}.utils.internal")
+    return bool(internal.is_lazy())
 
 
-def choose_lazy(
-    asked: bool | None, *, compiles: bool, environment: Mapping[str, str], release: tuple[int, ...] | None
-) -> bool:
-    """Lazy mode or not: as the flag says, else the variable, else the release's own default.
-
-    Raises:
-        OptionError: They contradict each other.
-    """
-    told = environment.get(LAZY)
-    if asked is not None and told is not None and asked != (told != "0"):
-        raise OptionError(f"--lazy_mode {str(asked).lower()} and {LAZY}={told} contradict each other; leave one out")
-    if asked is None and told is not None:
-        asked = told != "0"
-    if asked and compiles:
-        raise OptionError(
-            "lazy mode and --compile contradict each other: torch.compile is for eager mode; leave one out"
-        )
-    if asked is None:
-        return not compiles and release is not None and release < FIRST_EAGER_RELEASE
-    return asked
+def _prepare(mode: Mode, contents: Mapping[str, str], local_rank: int, output_dir: str | None) -> None:
+    """Complete the environment for the bridge, or see that one that is imported already has found it so."""
+    imported = BRIDGE in sys.modules
+    modules = find_modules(os.environ, local_rank)
+    wanted = choose_variables(mode, os.environ) | ({MODULES: modules} if modules else {})
+    complete_environment(wanted, imported=imported, release=read_release(find_version(*BRIDGE_PACKAGES)))
+    os.environ.update(give_lists(contents, imported=imported, output_dir=output_dir))
 
 
-def choose_environment(lazy: bool, lists: OpLists | None) -> dict[str, str]:
-    """The variables that the bridge reads once, when it is imported."""
-    told = os.environ.get(LAZY)
-    chosen = {
-        LAZY: told if lazy and told is not None else str(int(lazy)),
-        # The exact GELU of the paper's code, where the bridge takes the tanh form by default.
-        "PT_HPU_FORCE_TANH_FOR_GELU": os.environ.get("PT_HPU_FORCE_TANH_FOR_GELU", "0"),
-    }
+def _tell(mode: Mode, kept: str | None, *, trains: bool) -> None:
+    """Log what is worth a line: a warning, a change since the checkpoint, a mode without evidence."""
+    if mode.warning:
+        logger.warning("%s", mode.warning)
+    if kept not in (None, mode.name):
+        logger.info("mode changed since the checkpoint: %s -> %s (%s)", kept, mode.name, mode.reason)
+    if trains and mode.caution:
+        logger.info("%s", mode.caution)
+
+
+def _choose_lists(precision: str, lists: OpLists | None) -> dict[str, str]:
+    """Contents of the op lists to give the bridge, by variable; none where no autocast or its own are meant."""
     if lists is not None:
-        chosen |= {name: _write_list(names) for name, names in zip(LISTS, (lists.bf16, lists.fp32), strict=True)}
-    return chosen
+        return {name: "\n".join(ops) for name, ops in zip(LISTS, (lists.bf16, lists.fp32), strict=True)}
+    return read_own_lists(os.environ) if precision == "bf16" else {}
 
 
-def _write_list(names: Sequence[str]) -> str:
-    """Write names as the bridge reads them, bare lines; equal lists are one file, whichever process writes it."""
-    content = "\n".join(names).encode()
-    folder = Path(tempfile.gettempdir(), f"dino_op_lists_{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path, partial = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.txt", folder / f"{os.getpid()}.tmp"
-    partial.write_bytes(content)
-    partial.replace(path)
-    return str(path)
-
-
-def complete_environment(wanted: Mapping[str, str]) -> None:
-    """Set variables before the bridge is imported.
-
-    Raises:
-        DeviceError: It is imported already, with other values.
-    """
-    if BRIDGE in sys.modules:
-        late = [f"{name}={value}" for name, value in wanted.items() if os.environ.get(name) != value]
-        if late:
-            raise DeviceError(
-                f"the Habana bridge was imported before {' '.join(late)} was set; import dino before torch"
-            )
-    os.environ.update(wanted)
+def _name_lists(precision: str) -> str:
+    """Words for the log: which lists decide in a run that was given none."""
+    own = [os.environ[name] for name in LISTS if os.environ.get(name)]
+    return "" if precision == "fp32" else f"op lists {', '.join(own)}" if own else "the vendor's op lists"

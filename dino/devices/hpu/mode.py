@@ -12,6 +12,7 @@ from dino.devices.hpu.software import is_vendor_torch
 from dino.errors import DeviceError, OptionError
 
 VARIABLE = "PT_HPU_LAZY_MODE"
+KEPT = "as in the checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,16 @@ class Mode:
         """The words lazy, compiled or eager."""
         return "lazy" if self.lazy else "compiled" if self.compiles else "eager"
 
+    @property
+    def caution(self) -> str | None:
+        """One line for the start of a training run in a mode that nobody has shown to train right, or None."""
+        if self.lazy:
+            return None
+        return (
+            f"{self.name} mode: nobody has yet shown that it trains a student and its teacher to the right numbers; "
+            "`python -m dino.verify` shows it for this machine"
+        )
+
 
 def choose_mode(
     *,
@@ -57,55 +68,70 @@ def choose_mode(
 
     Raises:
         OptionError: Flags and variable contradict each other.
-        DeviceError: The bridge is imported already in the other mode.
+        DeviceError: The bridge is imported already, in a mode that the flags do not allow.
     """
     told = None if variable is None else variable != "0"
+    if lazy_mode and compiles:
+        raise _contradiction("--lazy_mode true")
+    late = None
+    if imported_lazy is None:
+        _check_variable(lazy_mode, compiles, told, variable)
+    else:
+        _check_imported(imported_lazy, lazy_mode, compiles)
+        if told is not None and told != imported_lazy:
+            told, late = (
+                None,
+                f"{_describe(imported_lazy)}: {VARIABLE}={variable} came too late, set it before Python starts",
+            )
+    vendors = is_vendor_torch(torch_version)
+    if (kept == "lazy" and not vendors) or (kept == "compiled" and compiles is False):
+        kept = None
+    deciding = (
+        (lazy_mode, f"--lazy_mode {str(lazy_mode).lower()}"),
+        (False if compiles else None, "--compile"),
+        (told, f"{VARIABLE}={variable}"),
+        (imported_lazy, _describe(imported_lazy)),
+        (None if kept is None else kept == "lazy", KEPT),
+        (vendors, f"torch {torch_version} is {'' if vendors else 'not '}the vendor's build, which alone has lazy mode"),
+    )
+    lazy, reason = next((lazy, reason) for lazy, reason in deciding if lazy is not None)
+    if lazy:
+        return Mode(lazy=True, compiles=False, reason=reason, warning=late)
+    if compiles is not None or lazy_mode is not None:
+        return Mode(lazy=False, compiles=bool(compiles), reason=reason, warning=late)
+    if kept in ("eager", "compiled"):
+        return Mode(lazy=False, compiles=kept == "compiled", reason=KEPT, warning=late)
+    if told is False:
+        # On the vendor's torch the variable asks for eager mode; on upstream's it says what is so anyway.
+        return Mode(lazy=False, compiles=not vendors, reason=reason)
+    if vendors and late is None:
+        late = f"{reason}, so this run is compiled and not lazy; for lazy mode import dino before torch"
+    return Mode(lazy=False, compiles=True, reason=reason, warning=late)
+
+
+def _check_variable(lazy_mode: bool | None, compiles: bool | None, told: bool | None, variable: str | None) -> None:
     if lazy_mode is not None and told is not None and lazy_mode != told:
         raise OptionError(
             f"--lazy_mode {str(lazy_mode).lower()} and {VARIABLE}={variable} contradict each other; leave one out"
         )
-    if (told if lazy_mode is None else lazy_mode) and compiles:
-        raise OptionError(
-            "lazy mode and --compile contradict each other: torch.compile is for eager mode; leave one out"
-        )
-    if imported_lazy is not None:
-        return _take_imported(imported_lazy, lazy_mode, compiles)
-    if lazy_mode is not None:
-        return Mode(lazy=lazy_mode, compiles=bool(compiles), reason=f"--lazy_mode {str(lazy_mode).lower()}")
-    if told:
-        return Mode(lazy=True, compiles=False, reason=f"{VARIABLE}={variable}")
-    if compiles:
-        return Mode(lazy=False, compiles=True, reason="--compile")
-    return _derive(told, compiles, torch_version, kept)
+    if told and compiles:
+        raise _contradiction(f"{VARIABLE}={variable}")
 
 
-def _take_imported(imported_lazy: bool, lazy_mode: bool | None, compiles: bool | None) -> Mode:
+def _check_imported(imported_lazy: bool, lazy_mode: bool | None, compiles: bool | None) -> None:
     """The mode of a bridge that is imported already cannot be changed in this process."""
-    name = "lazy" if imported_lazy else "eager"
     wanted = lazy_mode if lazy_mode is not None else False if compiles else None
     if wanted is not None and wanted != imported_lazy:
         flag = "--compile" if lazy_mode is None else f"--lazy_mode {str(lazy_mode).lower()}"
         raise DeviceError(
-            f"{flag}: the Habana bridge is imported already, in {name} mode; import dino before torch, "
+            f"{flag}: {_describe(imported_lazy)}; import dino before torch, "
             f"or set {VARIABLE}={int(wanted)} before Python starts"
         )
-    reason = f"the bridge is imported already in {name} mode"
-    if imported_lazy or lazy_mode is not None or compiles is not None:
-        return Mode(lazy=imported_lazy, compiles=bool(compiles), reason=reason)
-    warning = f"{reason}, so this run is compiled and not lazy; for lazy mode import dino before torch"
-    return Mode(lazy=False, compiles=True, reason=reason, warning=warning)
 
 
-def _derive(told: bool | None, compiles: bool | None, torch_version: str | None, kept: str | None) -> Mode:
-    """Nothing decides it outright: as the run before, else by the build of torch."""
-    vendors = is_vendor_torch(torch_version)
-    if told is False:
-        # On the vendor's torch the variable asks for eager mode; on upstream's it says what is so anyway.
-        return Mode(lazy=False, compiles=not vendors and compiles is None, reason=f"{VARIABLE}=0")
-    impossible = (kept == "lazy" and not vendors) or (kept == "compiled" and compiles is False)
-    if kept is not None and not impossible:
-        return Mode(lazy=kept == "lazy", compiles=kept == "compiled", reason="as in the checkpoint")
-    if vendors:
-        return Mode(lazy=True, compiles=False, reason=f"torch {torch_version} is the vendor's build")
-    reason = f"torch {torch_version} is not the vendor's build, which alone has lazy mode"
-    return Mode(lazy=False, compiles=compiles is None, reason=reason)
+def _describe(imported_lazy: bool | None) -> str:
+    return f"the Habana bridge is imported already, in {'lazy' if imported_lazy else 'eager'} mode"
+
+
+def _contradiction(lazy: str) -> OptionError:
+    return OptionError(f"{lazy} and --compile contradict each other: torch.compile is for eager mode; leave one out")

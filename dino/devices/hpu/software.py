@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from importlib import metadata, util
 
@@ -44,12 +45,16 @@ def find_version(*names: str) -> str | None:
 def is_bridge_installed() -> bool:
     """Whether the Habana bridge itself is there; any part of the vendor's software brings the namespace around it.
 
-    The namespace package may be imported for that, the bridge is not.
+    The namespace package may be imported for that, the bridge is not. A folder of that name without code, as an
+    uninstalled bridge may leave it behind, is none.
     """
+    if sys.modules.get(BRIDGE) is not None:
+        return True
     try:
-        return util.find_spec(BRIDGE) is not None
+        found = util.find_spec(BRIDGE)
     except (ImportError, ValueError):
         return False
+    return found is not None and found.origin is not None
 
 
 def is_vendor_torch(version: str | None) -> bool:

@@ -1,0 +1,45 @@
+"""What the errors of Gaudi's software mean, by the words in them. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+HELD = "the card cannot be acquired: another process holds it, or driver and software differ; "
+COMPILER = (
+    "the card's compiler failed: is GC_KERNEL_PATH unset, or is the software of another release than the driver? "
+)
+GONE = "no card answers: processes that a Ctrl-C left behind may hold it, end them, or reload the driver; "
+MIXED = "driver and software do not go together, or another process holds the card; "
+DOCTOR = "`python -m dino.doctor` tells which"
+
+# An error that holds all the words, in any case, has the meaning; where several fit, the one with most letters decides.
+FAILURES: Mapping[tuple[str, ...], str] = {
+    ("device acquire failed",): HELD + DOCTOR,
+    ("graph compile failed",): COMPILER + DOCTOR,
+    ("synstatus=26", "compil"): COMPILER + DOCTOR,
+    ("synstatus=26",): MIXED + DOCTOR,
+    ("device acquire failed", "device not found"): GONE + DOCTOR,
+    ("device acquire failed", "synstatus=8"): GONE + DOCTOR,
+    ("device not found",): GONE + DOCTOR,
+    ("synstatus=8",): GONE + DOCTOR,
+    ("allocation failed for size",): "the card's memory is full; lower --batch_size_per_device, "
+    "or train with --recompute blocks",
+}
+
+
+def explain_failure(text: str) -> str | None:
+    """One line of cause and remedy for an error's text, or None where it is not known."""
+    plain = re.sub(r"synstatus\W*(?=\d)", "synstatus=", text.lower())
+    fitting = [words for words in FAILURES if all(_holds(plain, word) for word in words)]
+    return FAILURES[max(fitting, key=lambda words: sum(map(len, words)))] if fitting else None
+
+
+def is_of_compiler(text: str) -> bool:
+    """Whether the card's compiler says so: then the error is the graph's as much as the machine's."""
+    return explain_failure(text) == COMPILER + DOCTOR
+
+
+def _holds(text: str, word: str) -> bool:
+    """Whether the word is in the text, a number not as the beginning of another one."""
+    return re.search(rf"{re.escape(word)}(?!\d)", text) is not None

@@ -1,0 +1,54 @@
+"""Stochastic depth (Huang et al., 2016): residual branches that are dropped for whole images, in training only.
+
+L blocks of two branches each, B images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def draw_depth(rates: Sequence[float], images: int, key: Sequence[int]) -> np.ndarray:
+    """What both branches of each block are multiplied with: 0, or what keeps the expectation.
+
+    Args:
+        rates: Drop probability of each of L blocks, 0 to 1.
+        images: How many are drawn for.
+        key: Whole numbers from 0 on; equal ones give equal factors.
+
+    Returns:
+        (2 L, images) float32; rows are block by block, attention before perceptron.
+    """
+    dropped = np.repeat(np.asarray(rates, dtype=np.float32), 2)[:, None]
+    kept = np.random.default_rng(key).random((len(dropped), images), dtype=np.float32) >= dropped
+    return kept / np.maximum(np.float32(1.0) - dropped, np.float32(1e-9))
+
+
+class DropPath(nn.Module):
+    """The factors of one block.
+
+    A training run gives the factors, since it must be able to give the same again; else they are drawn here.
+    """
+
+    def __init__(self, rate: float) -> None:
+        """Remember the drop probability, 0 to 1."""
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor, given: Tensor | None = None) -> Tensor | None:
+        """The factor of each image of a branch (B, N, D): (B, 1, 1), or None for 1; kept ones keep the expectation."""
+        if self.rate == 0.0 or not self.training:
+            return None
+        if given is not None:
+            return given.reshape(-1, 1, 1)
+        keep = torch.rand((branch.shape[0], 1, 1), device=branch.device) >= self.rate
+        return keep.to(torch.float32) / max(1.0 - self.rate, 1e-9)
+
+
+def scale_branch(branch: Tensor, factor: Tensor | None) -> Tensor:
+    """(B, N, D) times (B, 1, 1), in the branch's type."""
+    return branch if factor is None else branch * factor.to(branch.dtype)

@@ -1,0 +1,129 @@
+"""A few steps of training as numbers, and how far apart two devices end: `python -m dino.devices.align`, and verify.
+
+Shapes: K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dino.data.crops import Crops
+from dino.devices.base import Device
+from dino.flags import TrainOptions
+from dino.runtime.context import Run
+from dino.training.build import build_networks, build_program
+from dino.training.draws import StepDraws
+from dino.training.optim import build_optimizer
+from dino.training.plan import Plan
+from dino.training.step import METERS
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """What a device computed, all float32 in host memory.
+
+    Attributes:
+        losses: () of each step.
+        gradients: By parameter, (steps, ...): what the optimiser took in.
+        student: By parameter, after the last step.
+        teacher: As the student.
+        centre: (1, K) after the last step.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    student: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: Mapping[str, Tensor] = field(default_factory=dict)
+    centre: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far the numbers of one tensor are apart, over the largest of them where that is above 1."""
+
+    what: str
+    name: str
+    most: float
+    mean: float
+
+
+def trace_steps(
+    options: TrainOptions,
+    run: Run,
+    plan: Plan,
+    batches: Sequence[Crops],
+    *,
+    gradients: bool = True,
+    tested: Device | None = None,
+) -> Trace:
+    """Train on `batches`, one a step, from the weights of `--seed`.
+
+    Gradients come from the optimiser's first moments, m' = b m + (1 - b) g, which every device gives back.
+
+    Args:
+        options: Of the networks.
+        run: Where; each of several processes takes its own batches.
+        plan: Of the inputs of each step.
+        batches: In host memory, each what one call of the device under test takes.
+        gradients: Whether to keep every step's.
+        tested: The device under test, whose micro-batches stochastic depth is drawn for; by default the run's.
+    """
+    device = run.device
+    student, teacher = build_networks(options, run)
+    program = build_program(options, student, teacher, run)
+    optimizer = build_optimizer("adamw", student, fused=device.fuses_updates, eps=options.optim.eps)
+    parts = device.count_micro_batches(options.run.accumulate_steps)
+    step = device.compile_train(program, optimizer, parts)
+    draws = StepDraws(options, student, tested or device, run.processes.rank)
+    trace, moments = Trace(), []
+    for iteration, batch in enumerate(batches):
+        before = program.meters.clone()
+        step(batch, plan.inputs(iteration), join_draws(draws.begin(iteration), parts, draws.views))
+        step.read_back()
+        trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
+        if not gradients:
+            continue
+        named = [(name, optimizer.state.get(parameter)) for name, parameter in student.named_parameters()]
+        moments.append({name: device.to_host(state["exp_avg"]) for name, state in named if state})
+    trace.gradients = _find_gradients(moments, optimizer.betas[0]) if gradients else {}
+    trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
+    trace.centre = device.to_host(program.centre)
+    return trace
+
+
+def join_draws(depth: Tensor | None, parts: int, views: int) -> Tensor | None:
+    """Stochastic depth of `parts` large micro-batches from that of many small ones of `views` views each.
+
+    (n, 2 L, V b) -> (parts, 2 L, V b n / parts): images are ordered by view first.
+    """
+    if depth is None:
+        return None
+    return depth.unflatten(2, (views, -1)).unflatten(0, (parts, -1)).permute(0, 2, 3, 1, 4).flatten(2)
+
+
+def _find_gradients(moments: Sequence[Mapping[str, Tensor]], decay: float) -> dict[str, Tensor]:
+    found = {}
+    for name in moments[0]:
+        after = torch.stack([each[name] for each in moments])
+        before = torch.cat([torch.zeros_like(after[:1]), after[:-1]])
+        found[name] = (after - decay * before) / (1 - decay)
+    return found
+
+
+def compare(one: Trace, other: Trace) -> Iterator[Difference]:
+    """Yield the differences of two traces of the same steps: loss, centre, then each parameter's."""
+
+    def differ(what: str, name: str, left: Tensor, right: Tensor) -> Difference:
+        apart = (left.float() - right.float()).abs() / right.float().abs().max().clamp(min=1.0)
+        return Difference(what=what, name=name, most=float(apart.max()), mean=float(apart.mean()))
+
+    assert one.centre is not None and other.centre is not None
+    yield differ("loss", f"{len(one.losses)} steps", torch.stack(one.losses), torch.stack(other.losses))
+    yield differ("centre", "", one.centre, other.centre)
+    for what in ("gradients", "student", "teacher"):
+        left, right = getattr(one, what), getattr(other, what)
+        yield from (differ(what, name, left[name], right[name]) for name in left)

@@ -1,0 +1,96 @@
+"""What happens in a variant's own process: open the device, run, and keep a journal that outlives a sudden end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dino.errors import DinoError
+from dino.flags import TrainOptions
+from dino.options import parse
+from dino.verify.base import Bench, NotRunError, Setting, Variant
+
+MEMORY_WORDS = ("out of memory", "memory is full", "allocation failed", "cannot allocate memory", "can't allocate")
+NOT_OURS = (  # whoever started verify is no launcher of its processes, and each is told its mode by flags
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+    "PT_HPU_LAZY_MODE",
+)
+
+
+def work(order: Mapping[str, Any]) -> int:
+    """Run one variant; everything that is to be known stands in the journal, one JSON object a line.
+
+    Args:
+        order: `step`, `variant`, `setting`, `limit`, `journal` and `environment` as the runner writes them.
+
+    Returns:
+        The exit code.
+    """
+    journal = Path(order["journal"])
+    setting = Setting(**{**order["setting"], "folder": Path(order["setting"]["folder"])})
+    variant = Variant(**order["variant"])
+    for name in NOT_OURS:
+        os.environ.pop(name, None)
+    os.environ.update(order["environment"])
+
+    def write(**line: Any) -> None:
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    step = importlib.import_module(f"dino.verify.steps.{order['step']}")
+    try:
+        with open_bench(variant, setting, lambda text: write(say=text), order["limit"]) as bench:
+            figures = step.run(variant, bench)
+        write(figures=figures)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs into the report
+        traceback.print_exc()
+        write(error=describe(error), kind=classify(error))
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def open_bench(
+    variant: Variant, setting: Setting, say: Callable[[str], None], limit: float = math.inf
+) -> Iterator[Bench]:
+    """The bench of a variant, its device open; an error of the device is explained as in a training run.
+
+    Raises:
+        DinoError: The device, the mode or the number format is not to be had, or its memory is full.
+    """
+    if variant.device is None:
+        yield Bench(run=None, setting=setting, say=say, limit=limit)
+        return
+    from dino.runtime.context import open_run
+
+    options = parse(TrainOptions, variant.words())
+    say("opening the device")
+    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+        yield Bench(run=run, setting=setting, say=say, limit=limit)
+
+
+def classify(error: BaseException) -> str:
+    """The kind of end, as `Result` has it."""
+    chain, seen = error, []
+    while chain is not None and chain not in seen:
+        seen.append(chain)
+        text = str(chain).lower()
+        if isinstance(chain, MemoryError) or any(word in text for word in MEMORY_WORDS):
+            return "memory"
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, NotRunError):
+        return "not run"
+    return "refused" if isinstance(error, DinoError) else "error"
+
+
+def describe(error: BaseException) -> str:
+    """One line: the first that an error has to say, and of which type it is."""
+    text = " ".join(str(error).strip().partition("\n")[0].split())
+    return text if isinstance(error, DinoError) else f"{type(error).__name__}: {text}"

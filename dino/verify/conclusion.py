@@ -1,0 +1,129 @@
+"""What follows from all findings: the mode that was right and fastest, and the one next thing to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dino.verify.base import FAIL, MODE_WORDS, NOT_RUN, SLOW, Setting, StepReport
+
+RIGHT_STEPS = ("product", "golden", "alignment", "training")  # whose numbers say that a mode is right
+WITNESSES = ("golden", "alignment", "training")  # at least one of them must have run
+SPEED = "speed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """About one mode in one number format.
+
+    Attributes:
+        mode: Of the device.
+        precision: Number format.
+        wrong: Numbers of the steps that found it wrong.
+        seen: Steps that found it right.
+        rate: Images a second, where they were measured.
+    """
+
+    mode: str
+    precision: str
+    wrong: tuple[int, ...]
+    seen: tuple[str, ...]
+    rate: float | None
+
+    @property
+    def is_right(self) -> bool:
+        """Nothing found it wrong, and something looked."""
+        return not self.wrong and any(name in WITNESSES for name in self.seen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """What the report ends with.
+
+    Attributes:
+        mode: The one that was right and fastest; None if that is not known.
+        precision: In which that was found; None with `mode`.
+        reason: One line.
+        next: The one next thing to do, one line.
+    """
+
+    mode: str | None
+    precision: str | None
+    reason: str
+    next: str
+
+
+def conclude(reports: Sequence[StepReport], setting: Setting) -> Conclusion:
+    """Weigh everything."""
+    verdicts = [
+        weigh(reports, mode, precision) for mode in setting.modes for precision in list_formats(reports, setting)
+    ]
+    timed = sorted((each for each in verdicts if each.is_right and each.rate), key=lambda each: -(each.rate or 0.0))
+    best = timed[0] if timed else None
+    return Conclusion(
+        mode=best.mode if best else None,
+        precision=best.precision if best else None,
+        reason=tell_modes(verdicts, best),
+        next=choose_next(reports, setting, best),
+    )
+
+
+def list_formats(reports: Sequence[StepReport], setting: Setting) -> list[str]:
+    """Number formats in which the speed was measured, else those that were looked at."""
+    parts = [(report.name, part.variant) for report in reports for part in report.findings]
+    tested = [(name, variant.precision) for name, variant in parts if variant.device == setting.device]
+    timed = dict.fromkeys(precision for name, precision in tested if name == SPEED)
+    return list(timed or dict.fromkeys(precision for name, precision in tested if name in WITNESSES))
+
+
+def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
+    """What the steps say of a mode in a number format; a product of matrices is about all formats."""
+    wrong, seen, rate = [], [], None
+    for report in reports:
+        for part in report.findings:
+            if part.variant.mode != mode or part.variant.label in {"CPU", "machine", "count"}:
+                continue
+            fits = part.variant.precision == precision or report.name == "product"
+            if report.name in RIGHT_STEPS and fits and part.status == FAIL:
+                wrong.append(report.number)
+            elif report.name in RIGHT_STEPS and fits and part.status != NOT_RUN:
+                seen.append(report.name)
+            elif report.name == SPEED and part.variant.label == mode and part.variant.precision == precision:
+                rate = part.figures.get("images/s")
+    return Verdict(mode=mode, precision=precision, wrong=tuple(wrong), seen=tuple(seen), rate=rate)
+
+
+def tell_modes(verdicts: Sequence[Verdict], best: Verdict | None) -> str:
+    """One line: the best mode, and what is to be said of the others."""
+    parts = []
+    for each in verdicts:
+        name = f"{each.mode} {each.precision}"
+        if each is best:
+            continue
+        if each.wrong:
+            steps = ", ".join(map(str, dict.fromkeys(each.wrong)))
+            parts.append(f"{name} is wrong (step{'s' * (len(set(each.wrong)) > 1)} {steps})")
+        elif each.is_right and each.rate and best and best.rate:
+            parts.append(f"{name} was right and {best.rate / each.rate:.2g} times slower")
+        elif each.is_right:
+            parts.append(f"{name} was right, its speed is not known")
+        else:
+            parts.append(f"{name} was not looked at")
+    others = f"; {'; '.join(parts)}" if parts else ""
+    if best is None:
+        return f"no mode is known to be right and how fast{others}"
+    looked = ", ".join(dict.fromkeys(name for name in best.seen))
+    return f"{best.mode} {best.precision}: right ({looked}), {best.rate:.4g} images/s{others}"
+
+
+def choose_next(reports: Sequence[StepReport], setting: Setting, best: Verdict | None) -> str:
+    """The remedy of the first failure, else of the first slowness, else the command to train with."""
+    for status in (FAIL, SLOW):
+        found = next(((r, p) for r in reports for p in r.findings if p.status == status and p.remedy), None)
+        if found is not None:
+            report, part = found
+            return f"step {report.number}, {part.variant.label}: {part.remedy}"
+    if best is None:
+        return "run it again with all steps: python -m dino.verify"
+    words = " ".join(MODE_WORDS[best.mode])
+    return f"train: python main_dino.py --device {setting.device} {words} --precision {best.precision} --data_path ..."

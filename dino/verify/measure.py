@@ -1,0 +1,177 @@
+"""The product's own training step on drawn pixels, and what is counted while it runs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dino.data.synthetic import make_batch
+from dino.devices.base import TrainStep
+from dino.flags import TrainOptions
+from dino.runtime.context import Run
+from dino.training.build import build_networks, build_program, build_recipe
+from dino.training.draws import StepDraws
+from dino.training.dry_run import PhaseClock, TimedProgram
+from dino.training.optim import build_optimizer
+
+READS = {"_local_scalar_dense", "nonzero", "_unique2"}  # operators whose result the host waits for
+FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
+RATES = [1e-4 * (1 + place % 7) for place in range(1000)]  # a changed learning rate is what a new graph would come from
+
+
+class StepCounts(TorchDispatchMode):
+    """Counts what reaches the device inside its `with` block: launches by phase, and reads by the host.
+
+    A launch is an operator that computes; views and allocations are none. What torch.compile has compiled is not looked
+    into, where torch can leave it out.
+    """
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+        self.reads, self.phase = 0, "step"
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Asked by torch: compiled code stays compiled under this mode."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count one operator, and run it."""
+        name = func.overloadpacket.__name__
+        result = func(*args, **(kwargs or {}))
+        moved = name == "_to_copy" and args[0].device != result.device
+        self.reads += name in READS or (moved and result.device.type == "cpu")
+        self.launches[self.phase] += not (moved or name in FREE or func.is_view)
+        return result
+
+
+class CountingClock(PhaseClock):
+    """Tells the counter which phase runs, and takes no time."""
+
+    def __init__(self, counts: StepCounts) -> None:
+        """`counts` is told."""
+        super().__init__(lambda: None)
+        self.counts = counts
+
+    def enter(self, phase: str) -> None:
+        """Another phase begins."""
+        self.counts.phase = phase or "step"
+
+
+@dataclass
+class Workload:
+    """A step bound to one batch of drawn pixels; `program` and `optimizer` are what it is made of."""
+
+    options: TrainOptions
+    run: Run
+    program: Any
+    optimizer: torch.optim.Optimizer
+    step: TrainStep
+    batch: Any
+    draws: StepDraws
+    count: int = 0
+
+    def __call__(self, program: Any = None) -> None:
+        """One step as the trainer makes it, random numbers of the iteration included."""
+        step = self.step
+        if program is not None:
+            step = self.run.device.compile_train(program, self.optimizer, self.options.run.accumulate_steps)
+        step(self.batch, (RATES[self.count % len(RATES)], 0.04, 0.996, 0.04, 1.0), self.draws.begin(self.count))
+        self.count += 1
+
+    @property
+    def images(self) -> int:
+        """Of one step."""
+        return self.options.data.batch_size_per_device * self.options.run.accumulate_steps
+
+
+def build_workload(options: TrainOptions, run: Run) -> Workload:
+    """Networks, optimizer and step as a training run has them, and pixels in host memory."""
+    host = torch.device("cpu")
+    count = options.data.batch_size_per_device * options.run.accumulate_steps
+    batch = make_batch(build_recipe(options), count, seed=options.run.seed, device=host, place=lambda rows: rows)
+    if run.device.pins_memory:
+        batch = type(batch)(*(field.pin_memory() for field in batch))
+    student, teacher = build_networks(options, run)
+    optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
+    program = build_program(options, student, teacher, run)
+    step = run.device.compile_train(program, optimizer, options.run.accumulate_steps)
+    draws = StepDraws(options, student, run.device, run.processes.rank)
+    return Workload(options=options, run=run, program=program, optimizer=optimizer, step=step, batch=batch, draws=draws)
+
+
+def measure_speed(
+    work: Workload, *, warm_up: int, steps: int, say: Callable[[str], None], seconds: float = 1e9
+) -> dict[str, Any]:
+    """Images a second, without waiting for the device between the steps, and what grew meanwhile that should not.
+
+    Args:
+        work: What runs.
+        warm_up: Steps before the clock starts; new graphs are due there only.
+        steps: That are timed; fewer if they take too long.
+        say: Told what is being done.
+        seconds: After them no other step is begun.
+    """
+    device = work.run.device
+    for place in range(warm_up):
+        say(f"warm-up step {place + 1} of {warm_up}")
+        work()
+    device.synchronize()
+    before, began, done = device.read_counters(), time.perf_counter(), 0
+    say(f"{steps} timed steps")
+    while done < steps and time.perf_counter() - began < seconds:
+        work()
+        done += 1
+    device.synchronize()
+    passed, after = time.perf_counter() - began, device.read_counters()
+    return {
+        "images/s": work.images * done / passed,
+        "ms a step": 1e3 * passed / done,
+        "steps": done,
+        "batch": work.images,
+        "memory peak": device.memory_peak(),
+        "memory total": device.memory_total(),
+        **{name.rpartition("/")[2].replace("_", " "): after[name] - before[name] for name in after},
+    }
+
+
+def count_step(work: Workload) -> dict[str, Any]:
+    """Launches by phase and host reads of one step."""
+    with StepCounts() as counts:
+        work()
+    whole = counts.launches.total()
+    with StepCounts() as counts:
+        work(_timed(work, CountingClock(counts)))
+    return {"host reads a step": counts.reads, "launches a step": whole, "launches by phase": dict(counts.launches)}
+
+
+def time_phases(work: Workload, repeats: int = 3) -> dict[str, float]:
+    """Milliseconds by phase, the device waited for after each; the median of some steps."""
+    clock = PhaseClock(work.run.device.synchronize)
+    program, found = _timed(work, clock), list[Mapping[str, float]]()
+    for _ in range(repeats + 1):
+        clock.seconds.clear()
+        clock.enter("transfer")
+        work(program)
+        clock.enter("")
+        found.append(dict(clock.seconds))
+    return {phase: 1e3 * statistics.median(each.get(phase, 0.0) for each in found[1:]) for phase in found[-1]}
+
+
+def _timed(work: Workload, clock: PhaseClock) -> TimedProgram:
+    return TimedProgram(work.program, clock)
+
+
+def read_quantiles(seconds: Sequence[float], images: int) -> list[float]:
+    """Images a second at the 90 % and the 10 % of single steps' times."""
+    return [images / part for part in np.quantile(seconds, [0.9, 0.1]).tolist()]

@@ -1,0 +1,115 @@
+"""Inputs of one operator, drawn by seed in a range that it allows, and the same ones for its reference.
+
+Numbers come from pools that are drawn once, since some operators take hundreds of megabytes: normal around 0.5 with
+all their bits, so that a product in a shorter type shows; halves where the operator compares or rounds, so that ties
+occur; 0.5 to 2 where it takes logarithms or roots or divides. Indices are below the smallest size of the other tensors
+of the call, which every operator allows in every dimension.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino.verify.operator_list import DEVICE, Call, Spec
+
+POOL = 1_000_003  # numbers of a pool, a prime: rows of no tensor repeat
+SHIFT = 7919  # numbers of the pool between the beginnings of two tensors of a call
+POSITIVE = frozenset(
+    {
+        *("addcdiv", "div", "fused_adamw", "log", "log10", "log1p", "log2", "pow", "reciprocal", "rsqrt", "sqrt"),
+        *("binary_cross_entropy", "floor_divide", "fmod", "lgamma", "logit", "native_batch_norm", "remainder", "xlogy"),
+    }
+)
+COMPARING = frozenset(
+    {"ceil", "eq", "floor", "frac", "ge", "gt", "le", "lt", "maximum", "minimum", "ne", "round", "sign", "trunc"}
+)
+WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # in what the reference computes
+
+
+class Inputs:
+    """The arguments of one call, drawn; `place` and `widen` each give them anew."""
+
+    def __init__(self, call: Call) -> None:
+        """Draw."""
+        self.call = call
+        specs = list(call.specs())
+        self.bound = min((min(spec.size, default=1) for spec in specs if spec.dtype.is_floating_point), default=1)
+        self.memory = [self._draw(spec, number) for number, spec in enumerate(specs)]
+
+    def place(self, device: torch.device) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments and keywords on a device; what the call uploads stays in host memory."""
+        taken = iter(self.memory)
+
+        def make(spec: Spec) -> Tensor:
+            memory = next(taken)
+            return _shape(memory.clone() if spec.on_host else memory.to(device, copy=True), spec)
+
+        return self._build(make, {DEVICE: device})
+
+    def widen(self) -> tuple[list[Any], dict[str, Any]]:
+        """The same in host memory for the reference, 16-bit types as float32; may be used up, and is called last."""
+        taken = iter(self.memory)
+
+        def make(spec: Spec) -> Tensor:
+            memory = next(taken)
+            return _shape(memory.to(WIDER.get(memory.dtype, memory.dtype)), spec)
+
+        return self._build(make, {DEVICE: torch.device("cpu"), **WIDER})
+
+    def _build(self, make: Any, meanings: dict[Any, Any]) -> tuple[list[Any], dict[str, Any]]:
+        def build(value: Any) -> Any:
+            if isinstance(value, Spec):
+                return make(value)
+            if isinstance(value, list):
+                return [build(item) for item in value]
+            return meanings.get(value, value) if isinstance(value, str | torch.dtype) else value
+
+        arguments = [build(value) for value in self.call.arguments]
+        return arguments, {key: build(value) for key, value in self.call.keywords.items()}
+
+    def _draw(self, spec: Spec, number: int) -> Tensor:
+        """Memory of a tensor: in its own form if it is contiguous, else in one dimension."""
+        pool = _draw_pool(choose_pool(find_function(self.call.operator), spec.dtype))
+        start = number * SHIFT % POOL
+        if start + spec.count <= POOL:
+            flat = pool[start : start + spec.count].clone()
+        else:
+            flat = pool.roll(-start).repeat(-(-spec.count // POOL))[: spec.count]
+        if spec.dtype in (torch.int32, torch.int64):
+            flat = flat % self.bound
+        flat = flat % 2 == 1 if spec.dtype == torch.bool else flat.to(spec.dtype)
+        return flat.view(spec.size) if spec.stride is None else flat
+
+
+def find_function(operator: str) -> str:
+    """The function of an operator in all its forms: "aten._foreach_div_.Tensor" is div."""
+    name = operator.split(".")[1].removeprefix("_foreach_")
+    return name.strip("_")
+
+
+def choose_pool(function: str, dtype: torch.dtype) -> str:
+    """Which numbers a tensor of a call gets."""
+    if not dtype.is_floating_point:
+        return "integers"
+    if function in COMPARING:
+        return "halves"
+    return "positive" if function in POSITIVE else "normal"
+
+
+@functools.cache
+def _draw_pool(kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if kind == "integers":
+        return torch.randint(0, 2**31 - 1, (POOL,), generator=generator)
+    if kind == "positive":
+        return torch.rand(POOL, generator=generator) * 1.5 + 0.5
+    normal = torch.randn(POOL, generator=generator) + 0.5
+    return normal if kind == "normal" else (normal * 2).round() / 2
+
+
+def _shape(memory: Tensor, spec: Spec) -> Tensor:
+    return memory if spec.stride is None else memory.as_strided(spec.size, spec.stride, spec.offset)

@@ -1,0 +1,203 @@
+"""Operator replay: the unique operators of one training step, run one by one on a device against the CPU.
+
+The reference is the same operator on the CPU in float32, of the very inputs that the device gets: what the device has
+in 16 bits is widened, and a result may then be off by the rounding of its own type. Views, copies without a change of
+type, comparisons and results of integers are compared exactly, in-place operators by the inputs that they change, and
+random ones by range and moments. In compiled mode the replay is eager: nothing is compiled for one operator. Tolerances
+stand in `operator_numbers`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dino.devices.eager import EagerDevice
+from dino.verify.operator_inputs import Inputs
+from dino.verify.operator_list import BATCHES, FORMATS, Call, find_leaves, read_calls
+from dino.verify.operator_numbers import compare
+
+__all__ = ["BATCHES", "FORMATS", "Outcome", "Status", "list_operators", "replay", "replay_each"]
+
+Status = Literal["pass", "missing", "failing", "inaccurate", "fell back", "not run"]
+
+LARGEST = 8 << 30  # bytes of inputs; host and device hold them, the widened ones and the results at once
+LAUNCHES, SECONDS = 20, 0.02  # of one timing, whichever is less; the median is of TIMINGS
+TIMINGS = 3
+
+UNSUPPORTED = "is not yet supported on"  # the bridge's word for an operator that it may not run on the host
+MISSING = (UNSUPPORTED, "Could not run")
+NO_MEMORY = ("out of memory", "allocation failed", "can't allocate memory", "not enough memory")
+PLACE_ON_CPU = "PT_HPU_PLACE_ON_CPU"  # the bridge's: set, it refuses to run other operators on the host
+
+
+class Outcome(NamedTuple):
+    """What became of one operator.
+
+    Attributes:
+        operator: The call's name, as `report` was told it.
+        status: In one word or two.
+        detail: Why, if it is not "pass".
+        microseconds: A launch, where it ran: median of repeated launches that the host does not wait for.
+    """
+
+    operator: str
+    status: Status
+    detail: str = ""
+    microseconds: float | None = None
+
+
+def list_operators(number_format: str, *, batch: int) -> list[str]:
+    """Names of all calls; one that is in several lists has one name.
+
+    Raises:
+        ValueError: No such list.
+    """
+    return [call.name for call in read_calls(number_format, batch)]
+
+
+def replay(
+    device: EagerDevice,
+    number_format: str,
+    *,
+    batch: int,
+    seconds: float,
+    report: Callable[[str], None],
+    skip: Collection[str] = (),
+) -> list[Outcome]:
+    """All of `replay_each`."""
+    return list(replay_each(device, number_format, batch=batch, seconds=seconds, report=report, skip=skip))
+
+
+def replay_each(
+    device: EagerDevice,
+    number_format: str,
+    *,
+    batch: int,
+    seconds: float,
+    report: Callable[[str], None],
+    skip: Collection[str] = (),
+) -> Iterator[Outcome]:
+    """Run the operators of a step one by one, each with its outcome as soon as it is known.
+
+    Args:
+        device: Where; its own number format does not matter, since the calls hold the types after autocast.
+        number_format: One of FORMATS.
+        batch: Images of the step, one of BATCHES.
+        seconds: After them no operator is begun; the rest is "not run".
+        report: Told an operator's name before it runs, so that a parent can name one that hangs or ends the process.
+        skip: Names that are left out.
+
+    Raises:
+        ValueError: A list that was not recorded.
+    """
+    end = time.monotonic() + seconds
+    for call in read_calls(number_format, batch):
+        if call.name in skip:
+            continue
+        if time.monotonic() >= end:
+            yield Outcome(call.name, "not run", f"no time was left of {seconds:g} s")
+            continue
+        report(call.name)
+        yield run_call(device, call)
+
+
+def run_call(device: EagerDevice, call: Call) -> Outcome:
+    """Run one operator on the CPU and on the device, compare, and time it."""
+    operator = call.find_overload()
+    if operator is None:
+        return Outcome(call.name, "not run", f"torch {torch.__version__} has no {call.operator}")
+    size = sum(spec.count * spec.dtype.itemsize for spec in call.specs())
+    if size > LARGEST:
+        return Outcome(call.name, "not run", f"its inputs take {size >> 20} MiB, more than {LARGEST >> 20} MiB")
+    try:
+        with torch.no_grad():
+            return _run(device, call, operator)
+    except _NoReferenceError as error:
+        return Outcome(call.name, "not run", f"no reference, since it fails on the CPU: {_shorten(error.args[0])}")
+    except Exception as error:  # noqa: BLE001 - whatever a backend throws is the finding
+        return Outcome(call.name, *explain(device, error))
+
+
+class _NoReferenceError(Exception):
+    """The CPU cannot say what is right; holds its error."""
+
+
+def _run(device: EagerDevice, call: Call, operator: Any) -> Outcome:
+    inputs = Inputs(call)
+    arguments, keywords = inputs.place(device.torch_device)
+    try:
+        expected = _collect(operator, *inputs.widen())
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _NoReferenceError(error) from error
+    before = _count_fallbacks(device)
+    found = _collect(operator, arguments, keywords)
+    device.end_phase()
+    fallbacks = _count_fallbacks(device) - before
+    wrong = compare(call, operator, [tensor.to("cpu") for tensor in found], expected)
+    del found, expected
+    microseconds = measure(device, lambda: operator(*arguments, **keywords))
+    fell_back = "the host ran it in the device's place" if fallbacks else ""
+    status: Status = "inaccurate" if wrong else "fell back" if fell_back else "pass"
+    return Outcome(call.name, status, "; ".join(filter(None, [wrong, fell_back])), microseconds)
+
+
+def _collect(operator: Any, arguments: Sequence[Any], keywords: dict[str, Any]) -> list[Tensor]:
+    """Run it; gives the inputs that it changes, then what it returns besides."""
+    result = operator(*arguments, **keywords)
+    changed = []
+    for place, argument in enumerate(operator._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = arguments[place] if place < len(arguments) else keywords.get(argument.name)
+            changed += find_leaves([value], Tensor)
+    returned = find_leaves([result], Tensor)
+    return [*changed, *(tensor for tensor in returned if all(tensor is not other for other in changed))]
+
+
+def measure(device: EagerDevice, launch: Callable[[], object]) -> float:
+    """Microseconds of one launch, the work included, without waiting for the one before; run it once before."""
+
+    def repeat(times: int) -> float:
+        device.synchronize()
+        began = time.perf_counter()
+        for _ in range(times):
+            launch()
+            device.end_phase()
+        device.synchronize()
+        return (time.perf_counter() - began) / times
+
+    once = repeat(1)
+    if once < SECONDS:
+        times = min(LAUNCHES, max(1, int(SECONDS / max(once, 1e-9))))
+        once = statistics.median(repeat(times) for _ in range(TIMINGS))
+    return 1e6 * once
+
+
+def explain(device: EagerDevice, error: Exception) -> tuple[Status, str]:
+    """Status and cause of an operator that raised."""
+    text = _shorten(error)
+    if UNSUPPORTED in str(error) and os.environ.get(PLACE_ON_CPU):
+        return "fell back", f"only the host has it, and {PLACE_ON_CPU} forbids that: {text}"
+    if isinstance(error, NotImplementedError) or any(words in str(error) for words in MISSING):
+        return "missing", text
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in NO_MEMORY):
+        return "failing", f"out of memory: {text}"
+    meaning = device.explain(error) if isinstance(error, RuntimeError) else None
+    return "failing", f"{text} ({meaning})" if meaning else text
+
+
+def _shorten(error: Exception) -> str:
+    """The first line of an error, with its kind."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+
+
+def _count_fallbacks(device: EagerDevice) -> float:
+    """Operators that the host has run for the device so far, where the device counts them."""
+    return sum(count for tag, count in device.read_counters().items() if tag.endswith("cpu_fallbacks"))

@@ -1,0 +1,247 @@
+"""Runs variants one after the other, each in processes of its own that end, with their children, at a time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dino
+from dino.verify.base import Result, Setting, Variant
+from dino.verify.families import TOKEN, end_family
+
+POLL = 0.05  # seconds between two looks
+START_LIMIT = 300.0  # seconds for the imports; from a network disk they take a while
+END_LIMIT = 5.0  # seconds that a killed process is waited for; a driver may hold it in the kernel
+LOG_LINES = 30  # of what a process printed, for the report
+COMMAND = "from dino.verify.server import serve; serve()"
+
+
+@dataclass
+class _Running:
+    """One process of a variant, and what its journal has said so far."""
+
+    pid: int
+    journal: Path
+    log: Path
+    read: int = 0
+    last: str = ""
+    said: float = field(default_factory=time.monotonic)
+    answer: dict[str, Any] = field(default_factory=dict)
+    code: int | None = None
+
+    def look(self) -> bool:
+        """Read what is new in the journal; whether there was anything."""
+        if not self.journal.exists():
+            return False
+        with self.journal.open("rb") as file:
+            file.seek(self.read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self.read += len(whole)
+        for line in whole.splitlines():
+            told = json.loads(line)
+            self.last = told.get("say", self.last)
+            self.answer |= {name: value for name, value in told.items() if name != "say"}
+        if whole:
+            self.said = time.monotonic()
+        return bool(whole)
+
+
+class Runner:
+    """The server that forks, for the time of a `with` block; whatever still runs ends with it."""
+
+    def __init__(self, setting: Setting, show: Callable[[str], None] = lambda text: None) -> None:
+        """Start nothing yet; `show` gets what a variant says it is doing."""
+        self.setting, self.show, self.count = setting, show, 0
+        self.token = secrets.token_hex(16)
+        self.is_warm = False  # whether the server has its imports behind it
+
+    def __enter__(self) -> Runner:
+        """Start the server; it imports while the first variant is chosen."""
+        root = str(Path(dino.__file__).parents[1])
+        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(self.setting.folder), TOKEN: self.token}
+        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a bridge is for the process that opens the device
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", COMMAND],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(self.setting.folder / "server.txt").open("wb"),
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the one who reads the terminal
+        )
+        self.ended: dict[int, int] = {}
+        self.started: list[int] = []
+        self.waiting, self.ready = b"", False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the server and all that it started."""
+        assert self.server.stdin is not None
+        with contextlib.suppress(OSError):
+            self.server.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.server.wait(END_LIMIT)
+        end_family([self.server.pid], self.token)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.server.wait(END_LIMIT)
+        for pipe in (self.server.stdout, self.server.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def run(self, step: str, variant: Variant, limit: float) -> Result:
+        """Run one variant to its end or its limit.
+
+        Args:
+            step: Module of `dino.verify.steps`.
+            variant: What to run.
+            limit: Seconds; the time that the server takes to start is not counted.
+        """
+        if not self._await(lambda: self.ready, START_LIMIT):
+            return Result(variant=variant, kind="error", error=self._explain_server())
+        before, began = len(self.started), time.monotonic()
+        port = str(_find_port())
+        for rank in range(variant.processes):
+            self._order(step, variant, rank, port, self._token(self.count - rank), limit)
+        if not self._await(lambda: len(self.started) - before == variant.processes, END_LIMIT):
+            return Result(variant=variant, kind="error", error=self._explain_server())
+        places = range(self.count - variant.processes, self.count)
+        token = self._token(places[0])
+        running = [
+            _Running(pid, self._file(place, "journal"), self._file(place, "log"))
+            for pid, place in zip(self.started[before:], places, strict=True)
+        ]
+        try:
+            stopped = self._watch(running, began + limit, variant.silence)
+        finally:
+            end_family([each.pid for each in running], token)
+        self._await(lambda: all(each.pid in self.ended for each in running), END_LIMIT)
+        for each in running:
+            each.look()
+            each.code = self.ended.get(each.pid)
+        return _conclude(variant, running, stopped, time.monotonic() - began)
+
+    def _watch(self, running: list[_Running], end: float, silence: float | None) -> str | None:
+        """Wait until all have ended or one has failed; what stopped them before that, or None."""
+        while True:
+            self._listen(POLL)
+            for each in running:
+                if each.look() and each is running[0]:
+                    self.show(each.last)
+            codes = [self.ended.get(each.pid) for each in running]
+            if all(code is not None for code in codes) or any(codes) or self.server.poll() is not None:
+                return None
+            now = time.monotonic()
+            if now > end:
+                return "time"
+            if silence is not None and now > max(each.said for each in running) + silence:
+                return "silence"
+
+    def _order(self, step: str, variant: Variant, rank: int, port: str, token: str, limit: float) -> None:
+        setting = asdict(self.setting) | {"folder": str(self.setting.folder)}
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": variant.processes}
+        place |= {"LOCAL_WORLD_SIZE": variant.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        together = {name: str(value) for name, value in place.items()} if variant.processes > 1 else {}
+        order = {
+            "step": step,
+            "variant": _as_plain(variant),
+            "setting": setting,
+            "limit": limit,
+            "journal": str(self._file(self.count, "journal")),
+            "log": str(self._file(self.count, "log")),
+            "environment": {**variant.environment, **together, TOKEN: token},
+        }
+        self.count += 1
+        assert self.server.stdin is not None
+        with contextlib.suppress(OSError):
+            self.server.stdin.write(json.dumps(order).encode() + b"\n")
+            self.server.stdin.flush()
+
+    def _token(self, place: int) -> str:
+        """Of the variant whose first process has this place; what the server's own begins with."""
+        return f"{self.token}-{place}-"
+
+    def _file(self, place: int, kind: str) -> Path:
+        return self.setting.folder / f"{place}.{kind}"
+
+    def _await(self, done: Callable[[], bool], seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not done() and time.monotonic() < end and (self.server.poll() is None or self._listen(0)):
+            self._listen(POLL)
+        return done()
+
+    def _listen(self, seconds: float) -> bool:
+        """Read the server's answers; whether there were any."""
+        assert self.server.stdout is not None
+        if not select.select([self.server.stdout], [], [], seconds)[0]:
+            return False
+        read = os.read(self.server.stdout.fileno(), 1 << 16)
+        *lines, self.waiting = (self.waiting + read).split(b"\n")
+        for line in lines:
+            word, *numbers = line.decode().split()
+            if word == "ready":
+                self.ready = True
+            elif word == "started":
+                self.started.append(int(numbers[0]))
+            else:
+                self.ended[int(numbers[0])] = int(numbers[1])
+        return bool(read)
+
+    def _explain_server(self) -> str:
+        text = (self.setting.folder / "server.txt").read_text(encoding="utf-8", errors="replace").strip()
+        return f"the process that starts the others does not answer: {text.splitlines()[-1] if text else 'no word'}"
+
+
+def _conclude(variant: Variant, running: list[_Running], stopped: str | None, seconds: float) -> Result:
+    """Of several processes, the first that failed by itself speaks for all."""
+    failed = [each for each in running if "error" in each.answer or (each.code or 0) < 0] or running
+    chosen = next((each for each in failed if "error" in each.answer), failed[0])
+    more: dict[str, Any] = {"variant": variant, "seconds": seconds, "last": chosen.last}
+    if stopped is None and all("figures" in each.answer for each in running):
+        return Result(figures=running[0].answer["figures"], **more)
+    more["log"] = read_end(chosen.log)
+    if stopped is not None:
+        last = f"; the last it said was: {chosen.last}" if chosen.last else ""
+        word = f"no word for {variant.silence:g} s" if stopped == "silence" else f"no end within {seconds:.0f} s"
+        return Result(kind="hang" if stopped == "silence" else "time", error=f"{word}{last}", **more)
+    if "error" in chosen.answer:
+        return Result(kind=chosen.answer["kind"], error=chosen.answer["error"], **more)
+    if (chosen.code or 0) < 0:
+        name = signal.Signals(-(chosen.code or 0)).name
+        last = f" while it did this: {chosen.last}" if chosen.last else ""
+        return Result(kind="killed", error=f"the process was killed by {name}{last}", **more)
+    return Result(kind="error", error="the process ended without an answer", **more)
+
+
+def read_end(path: Path) -> str:
+    """The last lines of a process's output; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+    return ""
+
+
+def _as_plain(variant: Variant) -> Mapping[str, Any]:
+    """As JSON has it: mappings are dictionaries."""
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(variant).items()}
+
+
+def _find_port() -> int:
+    """A port for the first of several processes, below those that the system gives to outgoing connections."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port")

@@ -1,0 +1,135 @@
+"""The operators of one real step, run one by one on the device against the CPU: missing, wrong, fallen back, how quick.
+
+An operator that hangs or ends its process is named, and the others run in a new process without it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dino.verify.base import EAGER, FAIL, FORMATS, NOT_RUN, PASS, SLOW, Bench, Finding, Result, Setting, Variant, accept
+
+TITLE = "operator replay"
+BATCHES = {"quick": 1, "full": 64}
+SILENCE = {"quick": 15.0, "full": 30.0}  # seconds for one operator; a device compiles some of them first
+MARGIN = 5.0  # seconds before the limit in which no operator is begun any more
+RESTARTS = 5  # processes that may be lost, each to another operator
+SLOWEST = 10  # operators whose times the report holds
+WRONG = ("failing", "missing", "inaccurate")
+
+
+def list_variants(setting: Setting) -> Sequence[Variant]:
+    """One a number format, operator by operator, in the mode that a run takes by itself or, if it compiles, eager."""
+    mode = setting.modes[0] if setting.modes[0] == "lazy" else EAGER
+    return [
+        Variant(
+            label=precision,
+            device=setting.device,
+            mode=mode,
+            options={"format": precision, "skip": [], "batch": BATCHES[setting.size]},
+            silence=SILENCE[setting.size],
+        )
+        for precision in FORMATS
+    ]
+
+
+def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
+    """Run one list; each outcome is on disk before the next operator begins."""
+    from dino.verify.operators import list_operators, replay_each
+
+    folder, options, batch = bench.setting.folder, variant.options, int(variant.options["batch"])
+    kept, number_format = _kept(folder, variant.label), str(options["format"])
+    earlier = {each["operator"]: each for other in FORMATS for each in read_kept(_kept(folder, other))}
+    done = {each["operator"] for each in read_kept(kept)}
+    with kept.open("a", encoding="utf-8") as file:
+
+        def keep(outcome: Mapping[str, Any]) -> None:
+            file.write(json.dumps(outcome) + "\n")
+            file.flush()
+
+        for name in list_operators(number_format, batch=batch):
+            if name in earlier and name not in done:  # of another list, whose call is the very same
+                keep(earlier[name])
+        outcomes = replay_each(
+            bench.opened.device,
+            number_format,
+            batch=batch,
+            seconds=max(1.0, bench.limit - MARGIN),
+            report=bench.say,
+            skip={*options["skip"], *earlier},
+        )
+        for outcome in outcomes:
+            keep(outcome._asdict())
+    return {}
+
+
+def follow(result: Result, setting: Setting) -> Sequence[Variant]:
+    """After a process was lost in an operator: the same without it."""
+    lost = [*result.variant.options["skip"]]
+    if result.kind not in {"hang", "killed"} or not result.last or len(lost) >= RESTARTS or result.last in lost:
+        return []
+    with _kept(setting.folder, result.variant.label).open("a", encoding="utf-8") as file:
+        detail = {"operator": result.last, "status": "failing", "detail": result.error, "microseconds": None}
+        file.write(json.dumps(detail) + "\n")
+    return [replace(result.variant, options={**result.variant.options, "skip": [*lost, result.last]})]
+
+
+def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
+    """By number format: what is wrong first, then what the host had to run."""
+    return [_judge(result, read_kept(_kept(setting.folder, result.variant.label))) for result in results]
+
+
+def tell_failure(finding: Finding, setting: Setting) -> Finding:
+    """Name the operators that were found wrong before the process was lost for good."""
+    outcomes = read_kept(_kept(setting.folder, finding.variant.label))
+    wrong = [each for each in outcomes if each["status"] in WRONG]
+    named = f"{_name(wrong)}; then {finding.summary}" if wrong else finding.summary
+    return replace(finding, summary=named, figures={"outcomes": wrong, "operators": len(outcomes)})
+
+
+def _judge(result: Result, outcomes: Sequence[Mapping[str, Any]]) -> Finding:
+    counts = Counter(str(each["status"]) for each in outcomes)
+    odd = [each for each in outcomes if each["status"] not in {"pass", "not run"}]
+    times = [each["microseconds"] for each in outcomes if each["microseconds"] is not None]
+    slowest = sorted((each for each in outcomes if each["microseconds"]), key=lambda each: -each["microseconds"])
+    more = {
+        "counts": dict(counts),
+        "outcomes": [dict(each) for each in odd],
+        "microseconds": {
+            "median": statistics.median(times) if times else None,
+            "slowest": {each["operator"]: each["microseconds"] for each in slowest[:SLOWEST]},
+            "all": {each["operator"]: each["microseconds"] for each in outcomes if each["microseconds"]},
+        },
+    }
+    wrong = [each for each in odd if each["status"] in WRONG]
+    if wrong:
+        remedy = "send the report: it names the operators; until then train in a mode that steps 3, 5 and 6 found right"
+        return accept(result, FAIL, f"{len(wrong)} of {len(outcomes)}: {_name(wrong)}", remedy, **more)
+    if odd:
+        remedy = "nothing is wrong, but each fallback costs a journey to the host; send the report"
+        return accept(result, SLOW, f"{len(odd)} of {len(outcomes)} on the host: {_name(odd)}", remedy, **more)
+    if not counts["pass"]:
+        return accept(result, NOT_RUN, "no operator was run", **more)
+    left = f", {counts['not run']} not run" if counts["not run"] else ""
+    median = f"; a launch takes {statistics.median(times):.0f} us in the median" if times else ""
+    return accept(result, PASS, f"{counts['pass']} of {len(outcomes)} right{left}{median}", **more)
+
+
+def _name(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    parts = [f"{each['operator']} {each['status']} ({each['detail']})" for each in outcomes[:3]]
+    return "; ".join(parts) + (f"; and {len(outcomes) - 3} more" if len(outcomes) > 3 else "")
+
+
+def _kept(folder: Path, label: str) -> Path:
+    return folder / f"operators_{label}.jsonl"
+
+
+def read_kept(path: Path) -> list[dict[str, Any]]:
+    """Outcomes of all processes of one list so far; none where nothing was begun."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

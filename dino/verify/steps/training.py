@@ -1,0 +1,160 @@
+"""A short training of the demo in every mode and on the CPU: loss curves and k-NN side by side.
+
+It is the trainer's own run, loader, log and checkpoints included. Rounding alone makes two right devices part after a
+while, so what counts as equal is taken from seeds: runs on the CPU that differ in everything random (weights, order and
+crops) have a standard deviation, and a run that has the CPU's own seed and yet strays from it by SPREADS times that is
+wrong. `benchmarks/verify_seeds.py` measures it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dino.flags import TrainOptions
+from dino.options import parse
+from dino.verify.base import FAIL, FORMATS, NOT_RUN, PASS, Bench, Finding, Result, Setting, Variant, accept
+
+TITLE = "short training"
+REFERENCE = "CPU"
+SPREADS = 4.0  # standard deviations over seeds
+METHOD = (
+    *("--patch_size", "8", "--in_chans", "1", "--use_bn_in_head", "true", "--drop_path_rate", "0"),
+    *("--global_crops_scale", "0.5", "1.0", "--local_crops_scale", "0.2", "0.5", "--local_crops_number", "2"),
+    *("--momentum_teacher", "0.99", "--warmup_teacher_temp", "0.03", "--teacher_temp", "0.03", "--warmup_epochs", "1"),
+    *("--min_lr", "1e-5", "--weight_decay_end", "0.1", "--saveckp_freq", "0"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of one training; an epoch is a point of the curve.
+
+    Attributes:
+        words: Flags besides METHOD.
+        epochs: Points of the curve.
+        batch: Images a step.
+        steps: An epoch.
+        held_out: Validation images of each of the ten classes.
+        loss: Standard deviation over seeds of a point of the curve, the largest of all points.
+        knn: The same of the accuracy at the end, in per cent.
+    """
+
+    words: tuple[str, ...]
+    epochs: int
+    batch: int
+    steps: int
+    held_out: int
+    loss: float
+    knn: float
+
+
+SIZES = {
+    "full": Size(
+        words=("--arch", "vit_micro", "--global_crops_size", "40", "--local_crops_size", "24", "--out_dim", "256"),
+        epochs=20,
+        batch=32,
+        steps=10,
+        held_out=50,
+        loss=0.1,
+        knn=2.0,
+    ),
+    "quick": Size(
+        words=("--arch", "vit_mini", "--global_crops_size", "32", "--local_crops_size", "16", "--out_dim", "64"),
+        epochs=4,
+        batch=4,
+        steps=5,
+        held_out=5,
+        loss=0.055,
+        knn=4.0,
+    ),
+}
+
+
+def list_variants(setting: Setting) -> Sequence[Variant]:
+    """The CPU in fp32, then every mode: in the format that people train in, and in fp32 where the limit allows it."""
+    reference = Variant(label=REFERENCE, device="cpu")
+    formats = FORMATS[:1] if setting.is_quick else (FORMATS[1], FORMATS[0])
+    tested = [
+        Variant(label=f"{mode} {precision}", device=setting.device, mode=mode, precision=precision)
+        for precision in formats
+        for mode in setting.modes
+    ]
+    return [reference, *tested]
+
+
+def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
+    """Train and score."""
+    folder = bench.setting.folder / f"training_{variant.label.replace(' ', '_')}"
+    return train(SIZES[bench.setting.size], bench, [*variant.words(), "--output_dir", str(folder)])
+
+
+def train(size: Size, bench: Bench, words: Sequence[str]) -> dict[str, Any]:
+    """One training; `losses` by epoch, and `knn`, the top-1 accuracy in per cent."""
+    from dino.data.demo import CLASSES, DemoSpec, build_demo
+    from dino.evaluation.knn import build_online_knn
+    from dino.runtime.metrics import LOG_FILE
+    from dino.training.checks import check_options
+    from dino.training.trainer import Trainer
+
+    bench.say("drawing the images")
+    per_class = -(-size.batch * size.steps // len(CLASSES))
+    root = build_demo(DemoSpec(train_per_class=per_class, val_per_class=size.held_out), bench.setting.folder)
+    lengths = ("--epochs", size.epochs, "--eval_knn_every", size.epochs, "--batch_size_per_device", size.batch)
+    data = ("--data_path", root / "train", "--num_workers", 0, "--lr", 0.003)
+    options = parse(TrainOptions, [*METHOD, *size.words, *map(str, (*lengths, *data)), *words])
+    source = check_options(options)
+    bench.say(f"{size.epochs * size.steps} steps")
+    Trainer(options, source, bench.opened, build_online_knn(options, bench.opened)).train()
+    lines = [json.loads(line) for line in Path(options.run.output_dir, LOG_FILE).read_text("utf-8").splitlines()]
+    return {"losses": [line["train_loss"] for line in lines], "knn": lines[-1]["knn_top1"]}
+
+
+def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
+    """Every curve against the CPU's."""
+    reference = next((result for result in results if result.variant.label == REFERENCE), None)
+    return [
+        _tell_reference(result)
+        if result is reference
+        else _judge(result, reference.figures if reference else None, SIZES[setting.size])
+        for result in results
+    ]
+
+
+def _tell_reference(result: Result) -> Finding:
+    losses, knn = (result.figures or {})["losses"], (result.figures or {})["knn"]
+    return accept(result, PASS, f"the reference: loss {losses[0]:.3f} to {losses[-1]:.3f}, k-NN {knn:.1f} %")
+
+
+def _judge(result: Result, reference: Mapping[str, Any] | None, size: Size) -> Finding:
+    figures = result.figures or {}
+    seen = f"loss {_show(figures['losses'][0])} to {_show(figures['losses'][-1])}, k-NN {figures['knn']:.1f} %"
+    if reference is None:
+        return accept(result, NOT_RUN, f"{seen}; the CPU's own training is missing, with which it would be compared")
+    gap = find_gap(figures["losses"], reference["losses"])
+    lost = reference["knn"] - figures["knn"]
+    limits = {"loss": SPREADS * size.loss, "k-NN": SPREADS * size.knn}
+    more = {"loss gap": gap, "k-NN lost": lost, "limits": limits}
+    apart = f"a point of the loss curve is {gap:.3f} from the CPU's (at most {limits['loss']:.3f})"
+    if gap <= limits["loss"] and lost <= limits["k-NN"]:
+        return accept(result, PASS, f"{seen}; {apart}", **more)
+    worse = f"k-NN {figures['knn']:.1f} % where the CPU has {reference['knn']:.1f} %"
+    remedy = f"do not train in this mode ({result.variant.mode}): it learns something else, without an error"
+    return accept(result, FAIL, f"{apart}; {worse} (at most {limits['k-NN']:.1f} less)", remedy, **more)
+
+
+def find_gap(losses: Sequence[float | None], reference: Sequence[float | None]) -> float:
+    """Largest distance of two curves; infinite where one has no number or fewer points."""
+    pairs = list(zip(losses, reference, strict=False))
+    if len(losses) != len(reference) or any(None in pair for pair in pairs):
+        return math.inf
+    gap = max(abs(float(one or 0) - float(other or 0)) for one, other in pairs)
+    return gap if gap == gap else math.inf
+
+
+def _show(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"
