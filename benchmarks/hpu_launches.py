@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 from dino.errors import exit_code  # noqa: E402
 from dino.flags import TrainOptions  # noqa: E402
@@ -34,16 +34,15 @@ def main() -> None:
     sys.path.insert(0, str(hpu_simulator.PACKAGE))
     options = parse(TrainOptions, words)
 
-    from hpu_step import build_step
-
     from dino.runtime.context import open_run
     from dino.training import loss
+    from dino.verify.measure import build_workload
 
     hpu_simulator.mark_phases()
     rows = loss.CHUNK_ROWS * options.data.batch_size_per_device // SHOWN_BATCH
     (loss.compute_loss.__kwdefaults__ or {})["rows"] = max(1, rows)
     with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
-        step = build_step(options, run)
+        step = build_workload(options, run)
         for _ in range(STEPS):
             step()
         with hpu_simulator.watch() as seen:
@@ -60,7 +59,7 @@ def show(device: str, seen: hpu_simulator.Seen) -> None:
         print(f"{phase:10} {operators[phase]:6} operators {graphs[phase]:3} graphs   {names}")
     print(f"{'all':10} {operators.total():6} operators {graphs.total():3} graphs")
     figures = {"launches": operators, "compiled": graphs, "lazy graphs": len(seen.graphs), "views": seen.views}
-    more = {"allocations": seen.allocations, "uploads": seen.uploads.count}
+    more = {"allocations": seen.allocations, "uploads": seen.uploads.count, "pipeline_joins": len(seen.joins)}
     print(json.dumps({"device": device, **figures, **more, "new graphs": len(seen.new_graphs)}))
 
 

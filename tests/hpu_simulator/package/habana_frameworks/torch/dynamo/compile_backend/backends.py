@@ -19,6 +19,7 @@ class _Run(torch.fx.Interpreter):
         try:
             return super().run(*args, **kwargs)
         finally:
+            self.env = {}  # or it would hold the results, and autograd copies gradients that somebody holds
             _simulated.device.leave_graph()
 
     def run_node(self, n: torch.fx.Node) -> object:
