@@ -150,7 +150,7 @@ class Recorder(TorchDispatchMode):
 
 
 def pack(operator: Any, result: Any) -> Any:
-    """What a kernel of the card gives is contiguous; fake tensors follow the strides of the inputs, as on other devices.
+    """What a kernel of the card gives is contiguous; fake tensors follow the strides of the inputs, as elsewhere.
 
     Views share their input's memory and copies keep its strides.
     """
