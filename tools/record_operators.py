@@ -6,7 +6,8 @@ Writes dino/verify/operators_vit_small.json. The step is the product's own: ViT-
 and 8 of 96 pixels, 65536 prototypes, AdamW, clipping, stochastic depth 0.1), augmentation included, the first one of a
 run. It runs on fake tensors of the simulated card, which have sizes and types but no memory, so that a batch of 64
 costs no more than one of 1; what the card's autocast and torch's dispatcher decide is decided as on the card. A mode
-above them sees what is left for a backend. Operators are the same if they differ in floating-point numbers only.
+above them sees what is left for a backend. Operators are the same if they differ in floating-point numbers and in
+offsets only.
 """
 
 from __future__ import annotations
@@ -163,8 +164,9 @@ def pack(operator: Any, result: Any) -> Any:
 
 
 def identify(entry: Entry) -> str:
-    """What makes an operator the same: everything but floating-point numbers."""
-    return re.sub(r"-?\d+\.\d+(e[+-]\d+)?|-?\d+e[+-]\d+|-?Infinity", "0.0", json.dumps(entry))
+    """What makes an operator the same: everything but floating-point numbers and where in its memory a tensor begins."""
+    numbers = re.sub(r"-?\d+\.\d+(e[+-]\d+)?|-?\d+e[+-]\d+|-?Infinity", "0.0", json.dumps(entry))
+    return re.sub(r"\+\d+\]", "]", numbers)
 
 
 def describe(value: Any) -> Any:
