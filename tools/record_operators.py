@@ -164,7 +164,7 @@ def pack(operator: Any, result: Any) -> Any:
 
 
 def identify(entry: Entry) -> str:
-    """What makes an operator the same: everything but floating-point numbers and where in its memory a tensor begins."""
+    """What makes an operator the same: all but floating-point numbers and where in its memory a tensor begins."""
     numbers = re.sub(r"-?\d+\.\d+(e[+-]\d+)?|-?\d+e[+-]\d+|-?Infinity", "0.0", json.dumps(entry))
     return re.sub(r"\+\d+\]", "]", numbers)
 
