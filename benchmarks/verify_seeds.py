@@ -41,7 +41,9 @@ def main() -> None:
             losses.append(found["losses"])
             scores.append(found["knn"])
     by_point = np.std(losses, axis=0, ddof=1)
-    print(json.dumps({"loss": float(by_point.max()), "knn": float(np.std(scores, ddof=1)), "points": by_point.tolist()}))
+    print(
+        json.dumps({"loss": float(by_point.max()), "knn": float(np.std(scores, ddof=1)), "points": by_point.tolist()})
+    )
 
 
 if __name__ == "__main__":
