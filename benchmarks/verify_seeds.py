@@ -34,7 +34,7 @@ def main() -> None:
         setting = Setting(device="cpu", size=arguments.size, modes=(), folder=Path(folder))
         variant = Variant(label="CPU", device="cpu")
         for seed in range(arguments.seeds):
-            with open_bench(variant, setting, lambda text: None) as bench:
+            with open_bench(variant, setting, lambda text, **_: None) as bench:
                 words = [*variant.words(), "--seed", str(seed), "--output_dir", f"{folder}/{seed}"]
                 found = train(SIZES[arguments.size], bench, words)
             print(json.dumps({"seed": seed, **found}), flush=True)

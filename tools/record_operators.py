@@ -6,7 +6,8 @@ Writes dino/verify/operators_vit_small.json. The step is the product's own: ViT-
 and 8 of 96 pixels, 65536 prototypes, AdamW, clipping, stochastic depth 0.1), augmentation included, the first one of a
 run. It runs on fake tensors of the simulated card, which have sizes and types but no memory, so that a batch of 64
 costs no more than one of 1; what the card's autocast and torch's dispatcher decide is decided as on the card. A mode
-above them sees what is left for a backend. Operators are the same if they differ in floating-point numbers only.
+above them sees what is left for a backend. Operators are the same if they differ only in floating-point numbers, or
+in how far behind the beginning of its memory a tensor begins.
 """
 
 from __future__ import annotations
@@ -150,9 +151,9 @@ class Recorder(TorchDispatchMode):
 
 
 def pack(operator: Any, result: Any) -> Any:
-    """What a kernel of the card gives is contiguous; fake tensors follow the strides of the inputs, as on other devices.
+    """What a kernel of the card gives is contiguous, where a fake tensor follows the strides of the inputs.
 
-    Views share their input's memory and copies keep its strides.
+    Views share their input's memory, and copies keep its strides.
     """
     name = operator.overloadpacket.__name__
     if name in KEEPING or any(each.alias_info is not None for each in operator._schema.returns):
@@ -163,8 +164,9 @@ def pack(operator: Any, result: Any) -> Any:
 
 
 def identify(entry: Entry) -> str:
-    """What makes an operator the same: everything but floating-point numbers."""
-    return re.sub(r"-?\d+\.\d+(e[+-]\d+)?|-?\d+e[+-]\d+|-?Infinity", "0.0", json.dumps(entry))
+    """What makes an operator the same: no floating-point number, and not how far in its memory a tensor begins."""
+    text = re.sub(r"-?\d+\.\d+(e[+-]\d+)?|-?\d+e[+-]\d+|-?Infinity", "0.0", json.dumps(entry))
+    return re.sub(r"\+[1-9]\d*\]", "+1]", text)
 
 
 def describe(value: Any) -> Any:

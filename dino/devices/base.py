@@ -118,6 +118,7 @@ class Device(abc.ABC):
     updates_per_step = 1  # updates that one call of a training step makes
     compiles = False  # whether the networks are compiled for training, as asked for or as the device chose
     mode: str | None = None  # the execution mode, where the device has several; a checkpoint keeps it
+    caution: str | None = None  # what somebody who trains in this mode should know, in one line
 
     @abc.abstractmethod
     def describe(self) -> str:

@@ -116,7 +116,7 @@ class EagerStep(TrainStep):
 
     def _place_inputs(self, inputs: Sequence[float], depth: Tensor | None) -> list[StepInputs]:
         """The inputs of each micro-batch, which go to the device as one tensor."""
-        numbers = torch.tensor(inputs, dtype=torch.float32)
+        numbers = torch.tensor(inputs, dtype=torch.float32, device="cpu")
         if depth is None:
             return [StepInputs(*self.device.place(numbers).unbind())] * self.micro_batches
         placed = self.device.place(torch.cat([depth.flatten(), numbers]))

@@ -14,7 +14,7 @@ NAMELESS = {"root", "localhost", "127.0.0.1", "none", "unknown"}  # they name no
 LIBRARIES = ("dino", "torch", "torchvision", "habana_frameworks", "timm", "numpy")  # whose own files may be named
 
 END = r"\s:,;'\"()\[\]{}|<>"  # what ends a path in a sentence
-PATH = re.compile(rf"(?<![\w.~>/-])~?(?:/+[^/{END}]+)+/?|(?<![\w/])~[\w.-]+")
+PATH = re.compile(rf"(?<![\w.~>/-])(?:~[\w.-]*)?(?:/+[^/{END}]+)+/?|(?<![\w/])~[A-Za-z_][\w.-]*")
 ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b|\b[\w.+-]+@[\w.-]+\w")  # address:port and user@host
 LIBRARY = re.compile(rf"/((?:{'|'.join(LIBRARIES)})/(?:[\w-]+/)*[\w-]+\.(?:py|cpp|h|so))\.?$")
 
@@ -36,7 +36,8 @@ def build_scrubber(
     known = {path for path in paths if len(path) > 1}
     for value in environment.values():
         known |= {part for part in (value, *value.split(":")) if part.startswith(("/", "~/")) and part[1:]}
-    hosts = {host, host.partition(".")[0], *(environment.get(name, "") for name in HOSTS)}
+    hosts = {host, *(environment.get(name, "") for name in HOSTS)}
+    hosts |= {name.partition(".")[0] for name in hosts if not name[:1].isdecimal()}  # of an address nothing is left out
     names = dict.fromkeys(hosts, "<host>")
     names |= dict.fromkeys({*users, *(environment.get(name, "") for name in USERS)}, "<user>")
     names = {name.lower(): word for name, word in names.items() if name and name.lower() not in NAMELESS}

@@ -61,6 +61,8 @@ def open_run(
     )
     chosen = "as asked" if device.device else "chosen automatically, --device changes it"
     logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))
+    if opened.caution:
+        logger.info("%s", opened.caution)
     processes = Processes(place, opened.collective_backend, launch.dist_url)
     watch = FailureWatch(processes)
     try:

@@ -7,7 +7,7 @@ of its own and gives figures, and its `judge` makes findings of all that came ba
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,7 +74,6 @@ class Variant:
         options: What else the step wants to know.
         environment: Variables that the process has besides.
         processes: How many of them run it together, each with a card.
-        silence: Seconds without a word after which it counts as hanging; None for the whole limit.
     """
 
     label: str
@@ -84,7 +83,6 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
-    silence: float | None = None
 
     def words(self) -> list[str]:
         """The flags of this device, mode and number format."""
@@ -138,6 +136,13 @@ class Finding:
     seconds: float = 0.0
 
 
+class Say(Protocol):
+    """See `Bench`."""
+
+    def __call__(self, text: str, *, within: float | None = None) -> None:
+        """Say it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """What `run` works with.
@@ -145,13 +150,14 @@ class Bench:
     Attributes:
         run: The opened device and this process's place; None for a variant without a device.
         setting: Of the call.
-        say: Tells the user, in a few words, what is being done now.
+        say: Tells the user, in a few words, what is being done now; with `within`, the process counts as hanging if it
+            says nothing else for so many seconds.
         limit: Seconds that this process has.
     """
 
     run: Run | None
     setting: Setting
-    say: Callable[[str], None]
+    say: Say
     limit: float = math.inf
 
     @property

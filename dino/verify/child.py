@@ -8,14 +8,14 @@ import json
 import math
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dino.errors import DinoError
 from dino.flags import TrainOptions
 from dino.options import parse
-from dino.verify.base import Bench, NotRunError, Setting, Variant
+from dino.verify.base import Bench, NotRunError, Say, Setting, Variant
 
 MEMORY_WORDS = ("out of memory", "memory is full", "allocation failed", "cannot allocate memory", "can't allocate")
 NOT_OURS = (  # whoever started verify is no launcher of its processes, and each is told its mode by flags
@@ -44,9 +44,12 @@ def work(order: Mapping[str, Any]) -> int:
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def say(text: str, *, within: float | None = None) -> None:
+        write(say=text, within=within)
+
     step = importlib.import_module(f"dino.verify.steps.{order['step']}")
     try:
-        with open_bench(variant, setting, lambda text: write(say=text), order["limit"]) as bench:
+        with open_bench(variant, setting, say, order["limit"]) as bench:
             figures = step.run(variant, bench)
         write(figures=figures)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs into the report
@@ -57,9 +60,7 @@ def work(order: Mapping[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def open_bench(
-    variant: Variant, setting: Setting, say: Callable[[str], None], limit: float = math.inf
-) -> Iterator[Bench]:
+def open_bench(variant: Variant, setting: Setting, say: Say, limit: float = math.inf) -> Iterator[Bench]:
     """The bench of a variant, its device open; an error of the device is explained as in a training run.
 
     Raises:

@@ -19,7 +19,8 @@ class Verdict:
     Attributes:
         mode: Of the device.
         precision: Number format.
-        wrong: Numbers of the steps that found it wrong.
+        wrong: Numbers of the steps whose numbers are wrong.
+        failed: Numbers of the steps that did not get to their end.
         seen: Steps that found it right.
         rate: Images a second, where they were measured.
     """
@@ -27,13 +28,14 @@ class Verdict:
     mode: str
     precision: str
     wrong: tuple[int, ...]
+    failed: tuple[int, ...]
     seen: tuple[str, ...]
     rate: float | None
 
     @property
     def is_right(self) -> bool:
         """Nothing found it wrong, and something looked."""
-        return not self.wrong and any(name in WITNESSES for name in self.seen)
+        return not self.wrong and not self.failed and any(name in WITNESSES for name in self.seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +80,21 @@ def list_formats(reports: Sequence[StepReport], setting: Setting) -> list[str]:
 
 def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
     """What the steps say of a mode in a number format; a product of matrices is about all formats."""
-    wrong, seen, rate = [], [], None
+    wrong, failed, seen, rate = [], [], [], None
     for report in reports:
         for part in report.findings:
             if part.variant.mode != mode or part.variant.label in {"CPU", "machine", "count"}:
                 continue
             fits = part.variant.precision == precision or report.name == "product"
             if report.name in RIGHT_STEPS and fits and part.status == FAIL:
-                wrong.append(report.number)
+                (failed if "kind" in part.figures else wrong).append(report.number)
             elif report.name in RIGHT_STEPS and fits and part.status != NOT_RUN:
                 seen.append(report.name)
             elif report.name == SPEED and part.variant.label == mode and part.variant.precision == precision:
                 rate = part.figures.get("images/s")
-    return Verdict(mode=mode, precision=precision, wrong=tuple(wrong), seen=tuple(seen), rate=rate)
+    return Verdict(
+        mode=mode, precision=precision, wrong=tuple(wrong), failed=tuple(failed), seen=tuple(seen), rate=rate
+    )
 
 
 def tell_modes(verdicts: Sequence[Verdict], best: Verdict | None) -> str:
@@ -101,8 +105,9 @@ def tell_modes(verdicts: Sequence[Verdict], best: Verdict | None) -> str:
         if each is best:
             continue
         if each.wrong:
-            steps = ", ".join(map(str, dict.fromkeys(each.wrong)))
-            parts.append(f"{name} is wrong (step{'s' * (len(set(each.wrong)) > 1)} {steps})")
+            parts.append(f"{name} is wrong ({_name_steps(each.wrong)})")
+        elif each.failed:
+            parts.append(f"{name} did not get to its end ({_name_steps(each.failed)})")
         elif each.is_right and each.rate and best and best.rate:
             parts.append(f"{name} was right and {best.rate / each.rate:.2g} times slower")
         elif each.is_right:
@@ -114,6 +119,11 @@ def tell_modes(verdicts: Sequence[Verdict], best: Verdict | None) -> str:
         return f"no mode is known to be right and how fast{others}"
     looked = ", ".join(dict.fromkeys(name for name in best.seen))
     return f"{best.mode} {best.precision}: right ({looked}), {best.rate:.4g} images/s{others}"
+
+
+def _name_steps(numbers: Sequence[int]) -> str:
+    different = list(dict.fromkeys(numbers))
+    return f"step{'s' * (len(different) > 1)} {', '.join(map(str, different))}"
 
 
 def choose_next(reports: Sequence[StepReport], setting: Setting, best: Verdict | None) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +22,10 @@ from dino.training.dry_run import PhaseClock, TimedProgram
 from dino.training.optim import build_optimizer
 
 READS = {"_local_scalar_dense", "nonzero", "_unique2"}  # operators whose result the host waits for
-FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
+FREE = {  # of computing, though torch does not call them views
+    *("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"),
+    *("detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias"),
+}
 RATES = [1e-4 * (1 + place % 7) for place in range(1000)]  # a changed learning rate is what a new graph would come from
 
 
@@ -70,7 +72,7 @@ class CountingClock(PhaseClock):
 
 @dataclass
 class Workload:
-    """A step bound to one batch of drawn pixels; `program` and `optimizer` are what it is made of."""
+    """A step bound to one batch of drawn pixels; the other fields are what it is made of."""
 
     options: TrainOptions
     run: Run
@@ -100,14 +102,22 @@ def build_workload(options: TrainOptions, run: Run) -> Workload:
     host = torch.device("cpu")
     count = options.data.batch_size_per_device * options.run.accumulate_steps
     batch = make_batch(build_recipe(options), count, seed=options.run.seed, device=host, place=lambda rows: rows)
-    if run.device.pins_memory:
-        batch = type(batch)(*(field.pin_memory() for field in batch))
+    pinned = run.device.pins_memory
+    if pinned:
+        batch = type(batch)(*(field.pin_memory(*[pinned] * isinstance(pinned, str)) for field in batch))
     student, teacher = build_networks(options, run)
     optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
     program = build_program(options, student, teacher, run)
     step = run.device.compile_train(program, optimizer, options.run.accumulate_steps)
-    draws = StepDraws(options, student, run.device, run.processes.rank)
-    return Workload(options=options, run=run, program=program, optimizer=optimizer, step=step, batch=batch, draws=draws)
+    return Workload(
+        options=options,
+        run=run,
+        program=program,
+        optimizer=optimizer,
+        step=step,
+        draws=StepDraws(options, student, run.device, run.processes.rank),
+        batch=batch,
+    )
 
 
 def measure_speed(
@@ -151,14 +161,14 @@ def count_step(work: Workload) -> dict[str, Any]:
         work()
     whole = counts.launches.total()
     with StepCounts() as counts:
-        work(_timed(work, CountingClock(counts)))
+        work(TimedProgram(work.program, CountingClock(counts)))
     return {"host reads a step": counts.reads, "launches a step": whole, "launches by phase": dict(counts.launches)}
 
 
 def time_phases(work: Workload, repeats: int = 3) -> dict[str, float]:
     """Milliseconds by phase, the device waited for after each; the median of some steps."""
     clock = PhaseClock(work.run.device.synchronize)
-    program, found = _timed(work, clock), list[Mapping[str, float]]()
+    program, found = TimedProgram(work.program, clock), list[Mapping[str, float]]()
     for _ in range(repeats + 1):
         clock.seconds.clear()
         clock.enter("transfer")
@@ -166,12 +176,3 @@ def time_phases(work: Workload, repeats: int = 3) -> dict[str, float]:
         clock.enter("")
         found.append(dict(clock.seconds))
     return {phase: 1e3 * statistics.median(each.get(phase, 0.0) for each in found[1:]) for phase in found[-1]}
-
-
-def _timed(work: Workload, clock: PhaseClock) -> TimedProgram:
-    return TimedProgram(work.program, clock)
-
-
-def read_quantiles(seconds: Sequence[float], images: int) -> list[float]:
-    """Images a second at the 90 % and the 10 % of single steps' times."""
-    return [images / part for part in np.quantile(seconds, [0.9, 0.1]).tolist()]

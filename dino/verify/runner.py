@@ -39,8 +39,14 @@ class _Running:
     read: int = 0
     last: str = ""
     said: float = field(default_factory=time.monotonic)
+    within: float | None = None
     answer: dict[str, Any] = field(default_factory=dict)
     code: int | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has not spoken within the time that it said."""
+        return self.within is not None and time.monotonic() > self.said + self.within
 
     def look(self) -> bool:
         """Read what is new in the journal; whether there was anything."""
@@ -53,8 +59,8 @@ class _Running:
         self.read += len(whole)
         for line in whole.splitlines():
             told = json.loads(line)
-            self.last = told.get("say", self.last)
-            self.answer |= {name: value for name, value in told.items() if name != "say"}
+            self.last, self.within = told.get("say", self.last), told.get("within")
+            self.answer |= {name: value for name, value in told.items() if name not in {"say", "within"}}
         if whole:
             self.said = time.monotonic()
         return bool(whole)
@@ -75,14 +81,15 @@ class Runner:
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(self.setting.folder), TOKEN: self.token}
         environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a bridge is for the process that opens the device
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", COMMAND],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.setting.folder / "server.txt").open("wb"),
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the one who reads the terminal
-        )
+        with (self.setting.folder / "server.txt").open("wb") as said:
+            self.server = subprocess.Popen(
+                [sys.executable, "-c", COMMAND],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the one who reads the terminal
+            )
         self.ended: dict[int, int] = {}
         self.started: list[int] = []
         self.waiting, self.ready = b"", False
@@ -98,9 +105,8 @@ class Runner:
         end_family([self.server.pid], self.token)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.server.wait(END_LIMIT)
-        for pipe in (self.server.stdout, self.server.stderr):
-            if pipe is not None:
-                pipe.close()
+        if self.server.stdout is not None:
+            self.server.stdout.close()
 
     def run(self, step: str, variant: Variant, limit: float) -> Result:
         """Run one variant to its end or its limit.
@@ -125,7 +131,7 @@ class Runner:
             for pid, place in zip(self.started[before:], places, strict=True)
         ]
         try:
-            stopped = self._watch(running, began + limit, variant.silence)
+            stopped = self._watch(running, began + limit)
         finally:
             end_family([each.pid for each in running], token)
         self._await(lambda: all(each.pid in self.ended for each in running), END_LIMIT)
@@ -134,7 +140,7 @@ class Runner:
             each.code = self.ended.get(each.pid)
         return _conclude(variant, running, stopped, time.monotonic() - began)
 
-    def _watch(self, running: list[_Running], end: float, silence: float | None) -> str | None:
+    def _watch(self, running: list[_Running], end: float) -> str | None:
         """Wait until all have ended or one has failed; what stopped them before that, or None."""
         while True:
             self._listen(POLL)
@@ -144,11 +150,10 @@ class Runner:
             codes = [self.ended.get(each.pid) for each in running]
             if all(code is not None for code in codes) or any(codes) or self.server.poll() is not None:
                 return None
-            now = time.monotonic()
-            if now > end:
+            if time.monotonic() > end:
                 return "time"
-            if silence is not None and now > max(each.said for each in running) + silence:
-                return "silence"
+            if all(each.is_silent for each in running):
+                return "hang"
 
     def _order(self, step: str, variant: Variant, rank: int, port: str, token: str, limit: float) -> None:
         setting = asdict(self.setting) | {"folder": str(self.setting.folder)}
@@ -215,8 +220,8 @@ def _conclude(variant: Variant, running: list[_Running], stopped: str | None, se
     more["log"] = read_end(chosen.log)
     if stopped is not None:
         last = f"; the last it said was: {chosen.last}" if chosen.last else ""
-        word = f"no word for {variant.silence:g} s" if stopped == "silence" else f"no end within {seconds:.0f} s"
-        return Result(kind="hang" if stopped == "silence" else "time", error=f"{word}{last}", **more)
+        word = f"no word for {chosen.within:g} s" if stopped == "hang" else f"no end within {seconds:.0f} s"
+        return Result(kind=stopped, error=f"{word}{last}", **more)
     if "error" in chosen.answer:
         return Result(kind=chosen.answer["kind"], error=chosen.answer["error"], **more)
     if (chosen.code or 0) < 0:

@@ -118,8 +118,10 @@ def test_the_tool_describes_a_tensor_by_its_place_in_memory(tool):
     ]
 
 
-def test_operators_that_differ_in_floating_point_numbers_only_are_the_same(tool):
+def test_operators_that_differ_in_floating_point_numbers_or_offsets_only_are_the_same(tool):
     one, other = ["aten.ge.Scalar", ["f32[2]", 0.1], {}, "bool"], ["aten.ge.Scalar", ["f32[2]", 3e-05], {}, "bool"]
     assert tool.identify(one) == tool.identify(other)
     assert tool.identify(one) != tool.identify(["aten.ge.Scalar", ["f32[3]", 0.1], {}, "bool"])
     assert tool.identify(["aten.sum.dim", [1]]) != tool.identify(["aten.sum.dim", [2]])
+    rows = [["aten.view.default", [f"f32[2:1+{offset}]", [-1, 1]], {}, "f32"] for offset in (0, 2, 46)]
+    assert tool.identify(rows[1]) == tool.identify(rows[2]) != tool.identify(rows[0])

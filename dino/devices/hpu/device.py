@@ -90,8 +90,9 @@ class HpuDevice(EagerDevice):
             torch_version=torch.__version__,
             kept=kept,
         )
-        _tell(mode, kept, trains=trains)
+        _tell(mode, kept)
         self.lazy, self.compiles, self.mode = mode.lazy, mode.compiles, mode.name
+        self.caution = mode.caution if trains else None
         self.lists = lists.source if lists else _name_lists(precision)
         contents = _choose_lists(precision, lists)
         _prepare(mode, contents, local_rank, output_dir)
@@ -220,14 +221,12 @@ def _prepare(mode: Mode, contents: Mapping[str, str], local_rank: int, output_di
     os.environ.update(give_lists(contents, imported=imported, output_dir=output_dir))
 
 
-def _tell(mode: Mode, kept: str | None, *, trains: bool) -> None:
-    """Log what is worth a line: a warning, a change since the checkpoint, a mode without evidence."""
+def _tell(mode: Mode, kept: str | None) -> None:
+    """Log what is worth a line: a warning, a change since the checkpoint."""
     if mode.warning:
         logger.warning("%s", mode.warning)
     if kept not in (None, mode.name):
         logger.info("mode changed since the checkpoint: %s -> %s (%s)", kept, mode.name, mode.reason)
-    if trains and mode.caution:
-        logger.info("%s", mode.caution)
 
 
 def _choose_lists(precision: str, lists: OpLists | None) -> dict[str, str]:

@@ -38,7 +38,7 @@ PARTS = {  # of a tensor's name, the first that is in it
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
     """The CPU in every number format, in one process; then every mode in every number format."""
-    reference = Variant(label=REFERENCE, device="cpu")
+    reference = Variant(label=REFERENCE, device="cpu", options={"formats": FORMATS})
     tested = [
         Variant(label=f"{mode} {precision}", device=setting.device, mode=mode, precision=precision)
         for precision in FORMATS
@@ -62,7 +62,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
         trace = trace_run(variant, run, bench.setting)
         fp32, own = (_load(_kept(folder, each)) for each in (FORMATS[0], variant.precision))
         return {"table": compare_by_part(compare(trace, fp32)), "own": compare_by_part(compare(own, fp32))}
-    for precision in FORMATS:
+    for precision in variant.options["formats"]:
         bench.say(precision)
         words = parse(AlignOptions, ["--precision", precision]).precision
         lists = read_op_lists(words) if precision == FORMATS[2] else None

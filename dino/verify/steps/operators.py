@@ -32,8 +32,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
             label=precision,
             device=setting.device,
             mode=mode,
-            options={"format": precision, "skip": [], "batch": BATCHES[setting.size]},
-            silence=SILENCE[setting.size],
+            options={"format": precision, "skip": [], "batch": BATCHES[setting.size], "within": SILENCE[setting.size]},
         )
         for precision in FORMATS
     ]
@@ -61,7 +60,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
             number_format,
             batch=batch,
             seconds=max(1.0, bench.limit - MARGIN),
-            report=bench.say,
+            report=lambda name: bench.say(name, within=options["within"]),
             skip={*options["skip"], *earlier},
         )
         for outcome in outcomes:
@@ -71,13 +70,15 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 def follow(result: Result, setting: Setting) -> Sequence[Variant]:
     """After a process was lost in an operator: the same without it."""
-    lost = [*result.variant.options["skip"]]
+    options = result.variant.options
+    lost = [*options.get("lost", ())]
     if result.kind not in {"hang", "killed"} or not result.last or len(lost) >= RESTARTS or result.last in lost:
         return []
     with _kept(setting.folder, result.variant.label).open("a", encoding="utf-8") as file:
         detail = {"operator": result.last, "status": "failing", "detail": result.error, "microseconds": None}
         file.write(json.dumps(detail) + "\n")
-    return [replace(result.variant, options={**result.variant.options, "skip": [*lost, result.last]})]
+    skip = [*options["skip"], result.last]
+    return [replace(result.variant, options={**options, "skip": skip, "lost": [*lost, result.last]})]
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:

@@ -149,11 +149,10 @@ def _judge(result: Result, reference: Mapping[str, Any] | None, size: Size) -> F
 
 def find_gap(losses: Sequence[float | None], reference: Sequence[float | None]) -> float:
     """Largest distance of two curves; infinite where one has no number or fewer points."""
-    pairs = list(zip(losses, reference, strict=False))
-    if len(losses) != len(reference) or any(None in pair for pair in pairs):
+    if len(losses) != len(reference):
         return math.inf
-    gap = max(abs(float(one or 0) - float(other or 0)) for one, other in pairs)
-    return gap if gap == gap else math.inf
+    gaps = [math.inf if None in pair else abs(pair[0] - pair[1]) for pair in zip(losses, reference, strict=True)]
+    return max(gap if math.isfinite(gap) else math.inf for gap in gaps)
 
 
 def _show(loss: float | None) -> str:
