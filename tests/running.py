@@ -30,7 +30,8 @@ HALF_ON_CPU = tuple(int(part) for part in importlib.metadata.version("torch").sp
 
 SERVER = multiprocessing.get_context("forkserver")
 PRELOAD = ("training.trainer", "evaluation.knn", "evaluation.linear", "evaluation.feature_file")
-SERVER.set_forkserver_preload([*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard"])
+COMPILER = "torch._dynamo.backends.common"  # which the simulated bridge imports
+SERVER.set_forkserver_preload([*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard", COMPILER])
 
 TINY = (
     *("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8"),
