@@ -9,7 +9,7 @@ from dino.devices.hpu.software import TORCH_OF_RELEASE, Release, is_vendor_torch
 from dino.doctor.report import Problem
 from dino.errors import DinoError
 
-TORCH_FLOOR: Release = (2, 5)  # as in requirements.txt
+TORCH_FLOOR: Release = (2, 5)  # as in requirements-torch.txt
 LINE_124: Release = (1, 24)  # the first release known to judge torch by its local version, in every mode
 
 FRESH = "start from a fresh container, and install with PYTHON=$PYTHON make demo, which keeps its torch"

@@ -67,6 +67,7 @@ class Trainer:
         micro_batches = run.device.count_micro_batches(options.run.accumulate_steps)
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
         self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
+        self.mode = run.device.mode
         self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
         first = run.processes.is_first
@@ -211,7 +212,7 @@ class Trainer:
                 "program": program,
                 "bad_images": self.bad_images,
                 "unfinished": self.unfinished,
-                "mode": self.run.device.mode,
+                "mode": self.mode,
             },
         }
 
@@ -254,6 +255,7 @@ class Trainer:
         more = state.get("resume", {})
         self.program.load_state_dict({"centre": state["dino_loss"]["center"], **more.get("program", {})})
         self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
+        self.mode = self.mode or more.get("mode")  # a device without modes hands on that of the one before
         logger.info("continuing from %s at iteration %d", path, self.iteration)
 
 

@@ -199,16 +199,17 @@ def open_to_evaluate():
 
 @simulated
 def test_a_resumed_run_keeps_its_mode_until_a_flag_changes_it(tmp_path):
-    images = make_images(tmp_path / "images", 8)
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--device", "hpu")
-    more = (("--lazy_mode", "false"), (), ("--lazy_mode", "true"))
-    results = [
+    """Over a run on the CPU in between too, which has no modes."""
+    images, card = make_images(tmp_path / "images", 8), ("--device", "hpu")
+    words = ("--data_path", images, "--output_dir", tmp_path / "run")
+    more = ((*card, "--lazy_mode", "false"), ("--device", "cpu"), card, (*card, "--lazy_mode", "true"))
+    first, _, kept, changed = results = [
         run_alone(tmp_path, "main_dino", *TINY, *words, "--epochs", epochs, *said, prepare=on_simulated_card)
         for epochs, said in enumerate(more, start=1)
     ]
-    assert [result.code for result in results] == [0, 0, 0], [result.text for result in results]
-    assert ["eager mode" in results[0].text, "eager mode" in results[1].text] == [True, True]
-    assert "python -m dino.verify" in results[1].text and "mode changed" not in results[1].text
-    assert "mode changed since the checkpoint: eager -> lazy (--lazy_mode true)" in results[2].text
-    assert "python -m dino.verify" not in results[2].text
+    assert [result.code for result in results] == [0] * len(more), [result.text for result in results]
+    assert ["eager mode" in first.text, "eager mode" in kept.text] == [True, True]
+    assert "python -m dino.verify" in kept.text and "mode changed" not in kept.text
+    assert "mode changed since the checkpoint: eager -> lazy (--lazy_mode true)" in changed.text
+    assert "python -m dino.verify" not in changed.text
     assert state_of(tmp_path / "run")["resume"]["mode"] == "lazy"

@@ -101,10 +101,8 @@ def test_the_replay_names_the_operator_and_what_it_does(replay, fault, status, t
     found, text = replay(fault)
     figures = found.findings[0].figures
     odd = [(each["operator"].partition(".")[0], f"{each['status']} ({each['detail']})") for each in figures["outcomes"]]
-    assert found.status == status and [name for name, _ in odd] == ["aten::gelu"] and told in odd[0][1], (
-        figures,
-        found.findings[0].summary,
-    )
+    assert found.status == status and [name for name, _ in odd] == ["aten::gelu"], figures
+    assert told in odd[0][1]
     assert told in text and "aten::gelu" in text
     assert figures["counts"]["pass"] == len(WANTED) - 1, "the other operators were run all the same"
 

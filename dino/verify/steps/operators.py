@@ -60,8 +60,8 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
             number_format,
             batch=batch,
             seconds=max(1.0, bench.limit - MARGIN),
-            report=lambda name: bench.say(name, within=options["within"]),
-            skip={*options["skip"], *earlier},
+            report=lambda name: bench.say(name, within=options.get("within")),
+            skip={*options["skip"], *earlier, *done},
         )
         for outcome in outcomes:
             keep(outcome._asdict())
