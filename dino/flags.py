@@ -837,18 +837,13 @@ class SubmitOptions(TrainOptions):
 class VerifyFlags(OutputFlags):
     """What to look at, how closely and how long."""
 
-    device: str | None = flag(
-        None,
-        "hpu where the Habana bridge is installed, else cuda where available, else cpu; ipu has dino.devices.align",
-        choices=("hpu", "cuda", "cpu"),
-    )
     size: str | None = flag(
         None,
         "quick: small networks and few steps, at most four minutes; full: the real ones, at most ten; by default full "
         "on a card and quick on the cpu",
         choices=("quick", "full"),
     )
-    steps: tuple[int, ...] | None = flag(None, "numbers of the steps to run; all eight by default", least=1, most=8)
+    only: tuple[int, ...] | None = flag(None, "numbers of the steps to run; all eight by default", least=1, most=8)
     patience: float = flag(1.0, "factor on every time limit, for a machine that is only slow", least=0.1, most=100)
 
 
@@ -858,8 +853,9 @@ class VerifyOptions:
 
     Eight steps, each in processes of its own: facts, product of matrices, golden numbers, operator replay, alignment
     with the CPU, short training, speed, more than one card. Writes OUTPUT_DIR/verify_report.json and verify_report.txt.
-    Ends with 1 where a step failed.
+    Ends with 1 where a step failed. --lazy_mode leaves out the other modes of hpu.
     """
 
+    device: DeviceFlags
     verify: VerifyFlags
     explicit: frozenset[str] = frozenset()

@@ -240,6 +240,7 @@ ALIGN = TRAIN | {
     "--tolerance": 1e-05,
     "--json": None,
 }
+VERIFY = {"--device": None, "--lazy_mode": None, "--output_dir": ".", "--size": None, "--only": None, "--patience": 1.0}
 FILES = {"--weights": None, "--output": None}
 EXTRACT = FILES | {"--arch": "vit_small", "--patch_size": 16, "--checkpoint_key": "teacher"}
 TABLE = {  # by script: its options, their frozen defaults, and whose recorded flags it must have
@@ -261,6 +262,7 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "dino/interop/onnx": (onnx.OnnxOptions, CONVERSION, None),
     "visualize_attention": (flags.AttentionOptions, ATTENTION, "gaudi/visualize_attention.py"),
     "dino/devices/align": (flags.AlignOptions, ALIGN, None),
+    "dino/verify/__main__": (flags.VerifyOptions, VERIFY, None),
     "dino/interop/ipu": (flags.IpuCheckpointOptions, FILES, None),
     "extract_weights": (flags.ExtractOptions, EXTRACT, None),
     "video_generation": (flags.AttentionVideoOptions, ATTENTION_VIDEO, "gaudi/video_generation.py"),

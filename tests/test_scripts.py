@@ -29,6 +29,7 @@ SCRIPTS = (
     "-m dino.interop.huggingface",
     "-m dino.interop.onnx",
     "-m dino.devices.align",
+    "-m dino.verify",
     "-m dino.interop.ipu",
     "extract_weights.py",
 )

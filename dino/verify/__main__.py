@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dino.doctor.examine import choose
-from dino.errors import CheckFailed, exit_code
+from dino.errors import CheckFailed, OptionError, exit_code
 from dino.files import writing_whole
 from dino.flags import VerifyFlags, VerifyOptions
 from dino.options import parse
-from dino.verify.base import FAIL, FULL, MODES, QUICK, Setting, StepReport
+from dino.verify.base import FAIL, FULL, LAZY, MODES, QUICK, Setting, StepReport
 from dino.verify.conclusion import conclude
 from dino.verify.page import write_page
 from dino.verify.plan import STEPS, verify
@@ -58,14 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         CheckFailed: A step failed.
-        OptionError: The files cannot be written.
+        OptionError: The files cannot be written, or there is nothing to look at.
         SystemExit: The user stopped it; the files are written.
     """
-    flags = parse(VerifyOptions, argv).verify
-    device = flags.device or choose(os.environ)[0]
+    options = parse(VerifyOptions, argv)
+    device, flags = options.device.device or choose(os.environ)[0], options.verify
+    modes = choose_modes(device, options.device.lazy_mode)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="dino_verify_", ignore_cleanup_errors=True) as folder:
-        setting = Setting(device=device, size=flags.size or SIZES[device], modes=MODES[device], folder=Path(folder))
+        setting = Setting(device=device, size=flags.size or SIZES[device], modes=modes, folder=Path(folder))
         reports, stopped = run(setting, flags)
     if stopped:
         raise SystemExit(128 + signal.SIGINT)
@@ -75,10 +76,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise CheckFailed(f"step {failed[0].number}, {failed[0].title}, failed{more}; {REPORT} says how")
 
 
+def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
+    """The modes to look at.
+
+    Raises:
+        OptionError: A device without any.
+    """
+    if device not in MODES:
+        raise OptionError(
+            f"--device {device} has no verify; python -m dino.devices.align --device {device} compares it"
+        )
+    modes = MODES[device]
+    chosen = tuple(mode for mode in modes if lazy_mode is None or (mode == LAZY) is lazy_mode)
+    return chosen or modes  # a device without lazy mode does not look at the flag
+
+
 def run(setting: Setting, flags: VerifyFlags) -> tuple[list[StepReport], bool]:
     """All steps; gives what came of them, and whether the user stopped it."""
     folder, began = Path(flags.output_dir), time.monotonic()
-    chosen = {name for number, name in enumerate(STEPS, 1) if not flags.steps or number in flags.steps}
+    chosen = {name for number, name in enumerate(STEPS, 1) if not flags.only or number in flags.only}
     reports: list[StepReport] = []
     write(folder, reports, setting, seconds=0.0, stopped=True)  # a folder that cannot be written to is told at once
     for report in verify(setting, chosen=chosen, patience=flags.patience, show=Progress()):

@@ -78,6 +78,19 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(tmp_pat
         command.main(["--device", "cpu", "--output_dir", str(tmp_path / "missing")])
 
 
+@pytest.mark.parametrize(
+    ("lazy_mode", "modes"),
+    [(None, ("lazy", "compiled", "eager")), (True, ("lazy",)), (False, ("compiled", "eager"))],
+)
+def test_lazy_mode_leaves_out_the_others(lazy_mode, modes):
+    assert command.choose_modes("hpu", lazy_mode) == modes
+
+
+def test_another_devices_command_is_named(tmp_path):
+    with pytest.raises(OptionError, match=r"dino\.devices\.align --device ipu"):
+        command.main(["--device", "ipu", "--output_dir", str(tmp_path)])
+
+
 def test_a_failed_step_ends_with_1(monkeypatch, tmp_path):
     from tests.verify.samples import finding, step
 
@@ -90,7 +103,7 @@ def test_a_failed_step_ends_with_1(monkeypatch, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_its_processes_and_the_report_is_there(number, tmp_path):
-    words = ["--device", "cpu", "--steps", "2", "3", "--output_dir", str(tmp_path)]
+    words = ["--device", "cpu", "--only", "2", "3", "--output_dir", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "dino.verify", *words],
         cwd=ROOT,
