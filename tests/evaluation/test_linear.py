@@ -389,7 +389,7 @@ def test_hosts_that_do_not_share_the_folder_are_refused(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
-    monkeypatch.setattr(Processes, "read_from_first", lambda *_: "0")
+    monkeypatch.setattr(Processes, "read_from_first", lambda _, name, here: here if name == "mode" else "0")
     with pytest.raises(CheckpointError, match="holds epoch 1 here and 0 where rank 0 runs"):
         run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 2)
 
