@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dino.devices.hpu.mode import choose_mode
+from dino.devices.hpu.software import find_version
 from dino.doctor.examine import choose
 from dino.errors import CheckFailed, OptionError, exit_code
 from dino.files import writing_whole
@@ -77,16 +79,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
-    """The modes to look at.
+    """The modes to look at, the one that a run takes by itself first.
 
     Raises:
         OptionError: A device without any.
     """
     if device not in MODES:
-        raise OptionError(
-            f"--device {device} has no verify; python -m dino.devices.align --device {device} compares it"
-        )
+        raise OptionError(f"--device {device} is for python -m dino.devices.align --device {device}; verify has none")
     modes = MODES[device]
+    if LAZY in modes:
+        first = choose_mode(torch_version=find_version("torch")).name
+        modes = tuple(sorted(modes, key=lambda mode: mode != first))
     chosen = tuple(mode for mode in modes if lazy_mode is None or (mode == LAZY) is lazy_mode)
     return chosen or modes  # a device without lazy mode does not look at the flag
 

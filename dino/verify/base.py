@@ -21,7 +21,7 @@ PASS, SLOW, FAIL, NOT_RUN = "pass", "slow", "fail", "not run"
 WORST_FIRST = (FAIL, SLOW, PASS, NOT_RUN)  # a step is as its worst part; it was not run if none of its parts was
 
 EAGER, COMPILED, LAZY = "eager", "compiled", "lazy"
-MODES: Mapping[str, tuple[str, ...]] = {  # of each device, the mode that a run takes by itself first
+MODES: Mapping[str, tuple[str, ...]] = {  # of each device
     "hpu": (LAZY, COMPILED, EAGER),
     "cuda": (EAGER, COMPILED),
     "cpu": (EAGER, COMPILED),

@@ -79,11 +79,18 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("lazy_mode", "modes"),
-    [(None, ("lazy", "compiled", "eager")), (True, ("lazy",)), (False, ("compiled", "eager"))],
+    ("torch", "lazy_mode", "modes"),
+    [
+        ("2.10.0a0+gitc1e5ed4", None, ("lazy", "compiled", "eager")),
+        ("2.10.0a0+gitc1e5ed4", True, ("lazy",)),
+        ("2.10.0a0+gitc1e5ed4", False, ("compiled", "eager")),
+        ("2.10.0+cpu", None, ("compiled", "lazy", "eager")),
+    ],
 )
-def test_lazy_mode_leaves_out_the_others(lazy_mode, modes):
+def test_the_mode_of_a_run_comes_first_and_lazy_mode_leaves_out_others(torch, lazy_mode, modes, monkeypatch):
+    monkeypatch.setattr(command, "find_version", lambda name: torch)
     assert command.choose_modes("hpu", lazy_mode) == modes
+    assert command.choose_modes("cpu", lazy_mode) == ("eager", "compiled")
 
 
 def test_another_devices_command_is_named(tmp_path):

@@ -18,7 +18,9 @@ REFERENCE = "CPU"
 # Largest difference of two fp32 devices, over a tensor's largest number where that is above 1. The same steps in other
 # orders of summation end within 2e-6 (the simulated card, eight steps); a wrong operator moves a gradient by 1e-2.
 LIMIT = 1e-4
-OWN = 4.0  # in 16 bits, times what the CPU's own steps in that format are away from its fp32 steps
+# In 16 bits: times what the CPU's own steps in that format are away from its fp32 steps. A device's own policy may run
+# more operators in 16 bits than the CPU's: on the simulated card, with the bridge's lists, it is up to 5.4 times.
+OWN = 10.0
 QUICK_SIZES = (
     *("--patch_size", "8", "--global_crops_size", "32", "--local_crops_size", "16", "--out_dim", "256"),
     *("--batch_size_per_device", "4", "--steps", "3"),
@@ -130,11 +132,11 @@ def _judge(result: Result) -> Finding:
     apart = {group: row["most"] for group, row in figures["table"].items()}
     wrong = sorted((group for group in apart if not apart[group] <= limits[group]), key=lambda each: -apart[each])
     if wrong:
-        parts = "; ".join(f"{group} {apart[group]:.1e} (at most {limits[group]:.0e})" for group in wrong[:3])
+        parts = "; ".join(f"{group} {apart[group]:.1e} (at most {limits[group]:.1e})" for group in wrong[:3])
         remedy = f"do not train in this mode and number format ({result.variant.label})"
         return accept(result, FAIL, f"apart from the CPU: {parts}", remedy, limits=limits)
     worst = max(apart, key=lambda group: apart[group] / limits[group])
-    summary = f"as the CPU; nearest to its limit: {worst} {apart[worst]:.1e} (at most {limits[worst]:.0e})"
+    summary = f"as the CPU; nearest to its limit: {worst} {apart[worst]:.1e} (at most {limits[worst]:.1e})"
     return accept(result, PASS, summary, limits=limits)
 
 

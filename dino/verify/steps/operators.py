@@ -13,7 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dino.verify.base import EAGER, FAIL, FORMATS, NOT_RUN, PASS, SLOW, Bench, Finding, Result, Setting, Variant, accept
+from dino.verify.base import (
+    EAGER,
+    FAIL,
+    FORMATS,
+    LAZY,
+    NOT_RUN,
+    PASS,
+    SLOW,
+    Bench,
+    Finding,
+    Result,
+    Setting,
+    Variant,
+    accept,
+)
 
 TITLE = "operator replay"
 BATCHES = {"quick": 1, "full": 64}
@@ -25,8 +39,8 @@ WRONG = ("failing", "missing", "inaccurate")
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """One a number format, operator by operator, in the mode that a run takes by itself or, if it compiles, eager."""
-    mode = setting.modes[0] if setting.modes[0] == "lazy" else EAGER
+    """One a number format, operator by operator: lazy where a run is by itself, else eager."""
+    mode = LAZY if setting.modes[0] == LAZY else EAGER
     return [
         Variant(
             label=precision,
