@@ -215,8 +215,9 @@ class StepReport:
 
     @property
     def worst(self) -> Finding | None:
-        """The first of the worst parts; None where there are none."""
-        return next((finding for finding in self.findings if finding.status == self.status), None)
+        """Of the worst parts the first, or the last if all is well, since references run first; None without parts."""
+        found = [finding for finding in self.findings if finding.status == self.status]
+        return None if not found else found[0] if self.status in (FAIL, SLOW) else found[-1]
 
 
 def accept(result: Result, status: str, summary: str, remedy: str | None = None, **more: Any) -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from .. import _simulated
@@ -92,8 +94,8 @@ def is_bf16_supported():
 
 
 def device_count():
-    """One card a process."""
-    return 1
+    """Of the host, one unless HPU_SIMULATOR_CARDS says more; a process has one of them."""
+    return int(os.environ.get("HPU_SIMULATOR_CARDS", "1"))
 
 
 def current_device():
