@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -97,6 +98,8 @@ def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
 def run(setting: Setting, flags: VerifyFlags) -> tuple[list[StepReport], bool]:
     """All steps; gives what came of them, and whether the user stopped it."""
     folder, began = Path(flags.output_dir), time.monotonic()
+    with contextlib.suppress(OSError):  # what keeps it from being there keeps the files from being written
+        folder.mkdir(parents=True, exist_ok=True)
     chosen = {name for number, name in enumerate(STEPS, 1) if not flags.only or number in flags.only}
     reports: list[StepReport] = []
     write(folder, reports, setting, seconds=0.0, stopped=True)  # a folder that cannot be written to is told at once
