@@ -1,9 +1,11 @@
-"""How far runs on the CPU part that differ in everything random: the tolerance of verify's short training.
+"""How far runs of verify's short training part: by rounding alone, and by everything random.
 
-    python benchmarks/verify_seeds.py [--size quick] [--seeds 8]
+    python benchmarks/verify_seeds.py [--size quick] [--precision bf16] [--changes 3] [--seeds 8]
 
-Prints one JSON line a seed, and last the standard deviations over seeds as `dino/verify/steps/training.py` holds them:
-of the loss, at the point of the curve where it is largest, and of the k-NN accuracy at the end.
+All on the CPU. First the run that verify takes as its reference; then `--changes` runs of its seed in `--precision`,
+whose learning rate is larger by 1, 10, 100 ... parts in a million, which is what another order of summation does; then
+`--seeds` runs of other seeds. Prints one JSON line a run, and last the largest distance of each kind from the
+reference, of a point of the loss curve and of the k-NN accuracy, as `dino/verify/steps/training.py` holds them.
 """
 
 from __future__ import annotations
@@ -12,38 +14,46 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dino.verify.base import Setting, Variant  # noqa: E402
+from dino.verify.base import FORMATS, Setting, Variant  # noqa: E402
 from dino.verify.child import open_bench  # noqa: E402
-from dino.verify.steps.training import SIZES, train  # noqa: E402
+from dino.verify.steps.training import RATE, SIZES, find_gap, train  # noqa: E402
 
 
 def main() -> None:
-    """Run the seeds."""
+    """Run all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="quick")
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--precision", choices=FORMATS, default="fp32")
+    parser.add_argument("--changes", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=0)
     arguments = parser.parse_args()
-    losses, scores = [], []
+    rates = [RATE * (1 + 1e-6 * 10**place) for place in range(arguments.changes)]
+    runs = [("reference", FORMATS[0], RATE, 0), *(("rounding", arguments.precision, rate, 0) for rate in rates)]
+    runs += [("seed", FORMATS[0], RATE, 1 + seed) for seed in range(arguments.seeds)]
+    reference: dict = {}
+    gaps: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for kind, precision, rate, seed in runs:
+        found = run(arguments.size, precision, rate, seed)
+        print(json.dumps({"kind": kind, "rate": rate, "seed": seed, **found}), flush=True)
+        reference = reference or found
+        gap = find_gap(found["losses"], reference["losses"]), abs(found["knn"] - reference["knn"])
+        gaps[kind] = [max(pair) for pair in zip(gaps[kind], gap, strict=True)]
+    print(json.dumps({kind: {"loss": loss, "knn": knn} for kind, (loss, knn) in gaps.items()}))
+
+
+def run(size: str, precision: str, rate: float, seed: int) -> dict:
+    """One training."""
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(device="cpu", size=arguments.size, modes=(), folder=Path(folder))
-        variant = Variant(label="CPU", device="cpu")
-        for seed in range(arguments.seeds):
-            with open_bench(variant, setting, lambda text, **_: None) as bench:
-                words = [*variant.words(), "--seed", str(seed), "--output_dir", f"{folder}/{seed}"]
-                found = train(SIZES[arguments.size], bench, words)
-            print(json.dumps({"seed": seed, **found}), flush=True)
-            losses.append(found["losses"])
-            scores.append(found["knn"])
-    by_point = np.std(losses, axis=0, ddof=1)
-    print(
-        json.dumps({"loss": float(by_point.max()), "knn": float(np.std(scores, ddof=1)), "points": by_point.tolist()})
-    )
+        setting = Setting(device="cpu", size=size, modes=(), folder=Path(folder))
+        variant = Variant(label="CPU", device="cpu", precision=precision)
+        with open_bench(variant, setting, lambda text, **_: None) as bench:
+            words = ["--seed", str(seed), "--lr", repr(rate), "--output_dir", f"{folder}/run"]
+            return train(SIZES[size], bench, [*variant.words(), *words])
 
 
 if __name__ == "__main__":

@@ -61,6 +61,15 @@ class Setting:
         """Whether small networks and few steps do."""
         return self.size == QUICK
 
+    @property
+    def quickest_first(self) -> tuple[str, ...]:
+        """The modes, the one that compiles last: it gets what time the others leave."""
+        return tuple(sorted(self.modes, key=lambda mode: mode == COMPILED))
+
+    def leaves_out(self, mode: str, precision: str) -> bool:
+        """In quick on the CPU a compiler takes half a minute for every number format, so one has to do."""
+        return self.is_quick and self.device == "cpu" and mode == COMPILED and precision != FORMATS[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

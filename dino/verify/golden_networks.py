@@ -80,10 +80,10 @@ def _loss_by_rows(logits: Tensor, targets: Tensor) -> Tensor:
 
 def check_head(numbers: Numbers) -> Found:
     """Logits and gradients of each kind of head."""
+    if numbers.few:
+        return
     arrays = golden.load("head")
     for tag, more in HEADS.items():
-        if numbers.few and tag != "norm":
-            continue
         head = DINOHead(in_dim=48, out_dim=256, hidden_dim=64, bottleneck_dim=32, **more)
         numbers.build(head, select_below(arrays, f"{tag}/w/"))
         features = numbers.draw(6, 8, 48).requires_grad_()

@@ -43,8 +43,9 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
     reference = Variant(label=REFERENCE, device="cpu", options={"formats": FORMATS})
     tested = [
         Variant(label=f"{mode} {precision}", device=setting.device, mode=mode, precision=precision)
+        for mode in setting.quickest_first
         for precision in FORMATS
-        for mode in setting.modes
+        if not setting.leaves_out(mode, precision)
     ]
     return [reference, *tested]
 

@@ -36,9 +36,9 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
     formats = FORMATS[:2] if setting.is_quick else FORMATS
     return [
         Variant(label=f"{mode} {precision}", device=setting.device, mode=mode, precision=precision)
-        for mode in setting.modes
+        for mode in setting.quickest_first
         for precision in formats
-        if not (setting.is_quick and mode == COMPILED and precision != FORMATS[0])
+        if not setting.leaves_out(mode, precision)
     ]
 
 
