@@ -74,8 +74,10 @@ def test_all_eight_steps_pass_on_the_cpu(short, tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("the user's")
     with pytest.raises(OptionError, match="--output_dir"):
-        command.main(["--device", "cpu", "--output_dir", str(tmp_path / "missing")])
+        command.main(["--device", "cpu", "--output_dir", str(tmp_path / "file" / "folder")])
+    assert (tmp_path / "file").read_text() == "the user's"
 
 
 @pytest.mark.parametrize(
