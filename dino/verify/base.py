@@ -34,6 +34,7 @@ MODE_WORDS: Mapping[str, tuple[str, ...]] = {  # always explicit: what a run tak
 FORMATS = ("fp32", "bf16", "ops")
 
 QUICK, FULL = "quick", "full"
+THREADS = 8  # of the CPU's own small steps; on tensors of their size more of them wait for each other
 
 
 class NotRunError(DinoError):

@@ -83,6 +83,15 @@ def test_failures_of_some_keep_nothing_from_running():
     assert report.findings[3].summary.startswith("out of memory: ")
 
 
+def test_figures_that_nobody_expected_fail_their_step_alone():
+    def judge(results, setting):
+        raise KeyError("errors")
+
+    report = run(FakeRunner(), build_step("lazy", "eager", judge=judge))
+    assert [part.status for part in report.findings] == ["fail", "fail"]
+    assert "not understood (KeyError: 'errors')" in report.findings[0].summary
+
+
 def test_what_follows_of_a_result_runs_next_and_replaces_it():
     again = variant("lazy", options={"skip": ["x"]})
     step = build_step(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino.flags import AlignOptions
 from dino.options import parse
-from dino.verify.base import FAIL, FORMATS, PASS, Bench, Finding, NotRunError, Result, Setting, Variant, accept
+from dino.verify.base import FAIL, FORMATS, PASS, THREADS, Bench, Finding, NotRunError, Result, Setting, Variant, accept
 
 if TYPE_CHECKING:
     from dino.training.alignment import Difference, Trace
@@ -65,6 +65,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
         trace = trace_run(variant, run, bench.setting)
         fp32, own = (_load(_kept(folder, each)) for each in (FORMATS[0], variant.precision))
         return {"table": compare_by_part(compare(trace, fp32)), "own": compare_by_part(compare(own, fp32))}
+    torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     for precision in variant.options["formats"]:
         bench.say(precision)
         words = parse(AlignOptions, ["--precision", precision]).precision

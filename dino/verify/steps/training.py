@@ -17,7 +17,7 @@ from typing import Any
 
 from dino.flags import TrainOptions
 from dino.options import parse
-from dino.verify.base import FAIL, FORMATS, NOT_RUN, PASS, Bench, Finding, Result, Setting, Variant, accept
+from dino.verify.base import FAIL, FORMATS, NOT_RUN, PASS, THREADS, Bench, Finding, Result, Setting, Variant, accept
 
 TITLE = "short training"
 REFERENCE = "CPU"
@@ -94,6 +94,10 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     """Train and score."""
+    import torch
+
+    if variant.label == REFERENCE:
+        torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     folder = bench.setting.folder / f"training_{variant.label.replace(' ', '_')}"
     return train(SIZES[bench.setting.size], bench, [*variant.words(), "--output_dir", str(folder)])
 
