@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = options.device
     device, doubt = (flags.device, None) if flags.device else choose(os.environ)
     compiles = options.precision.compile if "compile" in options.explicit else None
-    case = Case(os.environ, flags.lazy_mode, compiles, options.examination.probe)
+    case = Case(os.environ, flags.lazy_mode, compiles, "try" if options.examination.probe else "never")
     report = examine(device, case)
     report.facts.insert(0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})"))
     if doubt:

@@ -76,7 +76,8 @@ def examine_gaudi(report: Report, case: Case) -> None:
     free = bool(find_free(chosen, cards.holders)) or not cards.cards  # where none can be seen, there may still be one
     product, problems = _try_product(report, environment, mode, _why_no_product(report, case, error, free))
     if cards.unseen is not None:
-        report.problems.append(cards.unseen._replace(blocking=cards.unseen.blocking and not product))
+        refuted = product or case.product == "later"  # a card that computes is there, whoever cannot see it
+        report.problems.append(cards.unseen._replace(blocking=cards.unseen.blocking and not refuted))
     report.problems += [*problems, *check_driver(cards.driver, bridge, product=product)]
 
 
@@ -193,8 +194,8 @@ def _examine_host(report: Report, environment: Mapping[str, str], cards: Cards) 
 
 def _why_no_product(report: Report, case: Case, error: str | None, free: bool) -> str | None:
     """Why no product is tried on a card; None where one is."""
-    if not case.tries_card:
-        return "--probe false"
+    if case.product != "try":
+        return "--probe false" if case.product == "never" else "that comes later"
     if error is not None:
         return "the bridge cannot be imported"
     if report.blocking:

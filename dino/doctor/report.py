@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dino.doctor.scrub import build_scrubber
 
@@ -22,14 +22,14 @@ class Case(NamedTuple):
         environment: Of the run the user has in mind.
         lazy_mode: The flag --lazy_mode, None where it was not given.
         compiles: The flag --compile, None where it was not given.
-        tries_card: Whether a product may be tried on a card.
+        product: "try" a product on a card; "never" do so; or whoever asks does so "later".
         probed: What torch said about itself; empty where it cannot be imported.
     """
 
     environment: Mapping[str, str]
     lazy_mode: bool | None = None
     compiles: bool | None = None
-    tries_card: bool = True
+    product: Literal["try", "later", "never"] = "try"
     probed: Mapping[str, Any] = {}
 
 

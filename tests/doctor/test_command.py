@@ -11,6 +11,8 @@ import pytest
 
 from dino.doctor import machine
 from dino.doctor.__main__ import main
+from dino.doctor.examine import examine as examine_machine
+from dino.doctor.report import Case
 from dino.errors import CheckFailed, exit_code
 from tests import hpu_simulator
 from tests.doctor.conftest import BRIDGE, TORCH
@@ -191,6 +193,13 @@ def test_a_card_that_can_be_used_and_not_seen_is_a_note(patient, examine):
     patient.install_bridge()
     code, text, _ = examine()
     assert code == 0 and "product right" in text and "note: no cards are visible here" in text
+
+
+def test_whoever_tries_the_card_later_is_not_told_that_there_is_none(patient):
+    patient.install_bridge()
+    report = examine_machine("hpu", Case(os.environ, product="later"))
+    assert ("product", "not tried on a card: that comes later") in report.facts
+    assert [each.blocking for each in report.problems if "no cards are visible" in each.cause] == [False]
 
 
 def test_an_hl_smi_without_the_query_still_gives_cards_and_driver(patient, examine):

@@ -35,9 +35,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     """Ask the doctor and the system."""
     bench.say("asking the doctor")
-    report = examine(
-        str(variant.options["device"]), Case(os.environ, tries_card=False)
-    )  # the next step computes on the card
+    report = examine(str(variant.options["device"]), Case(os.environ, product="later"))  # by the next step
     return {
         **report.as_dict(),
         "versions": {name: version for name in PACKAGES if (version := find_version(name))},
