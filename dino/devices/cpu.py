@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dino.devices.base import TrainProgram, TrainStep
-from dino.devices.cpu_attention import widen_backward
+from dino.devices.cpu_attention import restore_attention, widen_backward
 from dino.devices.eager import EagerDevice
 from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError
@@ -35,13 +35,15 @@ class CpuDevice(EagerDevice):
         """
         if precision == "fp16":
             raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on the cpu")
+        if lists is not None:
+            restore_attention()  # torch 2.5 lets nobody replace what Python has replaced already
         super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)
-        if precision == "bf16" and RECENT:
-            widen_backward()
 
     def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
-        """See the contract; from now on this process keeps what it frees."""
+        """See the contract; this process keeps what it frees, and its attention in bfloat16 is ours, from now on."""
         keep_freed_memory()
+        if self.precision == "bf16" and RECENT:
+            widen_backward()
         return super().compile_train(program, optimizer, micro_batches)
 
     def count_cards(self) -> int:

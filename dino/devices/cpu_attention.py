@@ -35,13 +35,17 @@ class _WideBackward(torch.autograd.Function):
 
 @functools.cache
 def widen_backward() -> torch.library.Library:
-    """Replace, in this whole process, what bfloat16 autocast on the CPU makes of scaled_dot_product_attention.
-
-    Op lists that are opened later in the same process replace it in their turn.
-    """
+    """Replace, in this whole process, what bfloat16 autocast on the CPU makes of scaled_dot_product_attention."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", _attend, KEY)
     return library
+
+
+def restore_attention() -> None:
+    """Give torch its own back, if it was replaced."""
+    if widen_backward.cache_info().currsize:
+        widen_backward()._destroy()
+        widen_backward.cache_clear()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:

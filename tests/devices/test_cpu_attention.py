@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.devices.cpu import CpuDevice
+from dino.devices.cpu_attention import restore_attention, widen_backward
+from dino.devices.op_lists import OpLists
 
 BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -23,21 +25,33 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture(autouse=True)
+def replaced():
+    widen_backward()
+    yield
+    restore_attention()
+
+
 def draw(tokens=37, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(3, 2, tokens, 16, generator=generator, requires_grad=True) for _ in range(3)]
+
+
+def run_backward(inputs):
+    """Types of the backward pass."""
+    with CpuDevice("bf16").autocast():
+        mixed = F.scaled_dot_product_attention(*inputs)
+    with Watch() as watch:
+        mixed.float().square().sum().backward()
+    assert mixed.dtype == torch.bfloat16 and len(watch.types) == 1
+    return watch.types[0]
 
 
 @pytest.mark.parametrize("tokens", [2, 37, 197])
 def test_bf16_runs_backwards_in_float32_and_stays_near_it(tokens):
     wide, narrow = draw(tokens), draw(tokens)
     F.scaled_dot_product_attention(*wide).square().sum().backward()
-    with CpuDevice("bf16").autocast():
-        mixed = F.scaled_dot_product_attention(*narrow)
-    with Watch() as watch:
-        mixed.float().square().sum().backward()
-    assert mixed.dtype == torch.bfloat16
-    assert watch.types == [{torch.float32}]
+    assert run_backward(narrow) == {torch.float32}
     for one, other in zip(narrow, wide, strict=True):
         assert (one.grad - other.grad).norm() <= 0.02 * other.grad.norm() + 1e-6
 
@@ -110,3 +124,18 @@ def test_float32_is_left_to_torch():
     with CpuDevice("fp32").autocast(), Watch() as watch:
         F.scaled_dot_product_attention(*draw()).sum().backward()
     assert watch.types == [{torch.float32}]
+
+
+def test_a_device_leaves_torchs_own_until_it_trains():
+    restore_attention()
+    device = CpuDevice("bf16")
+    assert torch.bfloat16 in run_backward(draw())
+    device.compile_train(None, None, 1)
+    assert run_backward(draw()) == {torch.float32}
+
+
+def test_op_lists_take_its_place():
+    device = CpuDevice("fp32", OpLists(bf16=("mm",), fp32=("scaled_dot_product_attention",)))
+    with device.autocast():
+        assert F.scaled_dot_product_attention(*(part.bfloat16() for part in draw())).dtype == torch.float32
+    device.casting.close()
