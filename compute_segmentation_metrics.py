@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import SegmentationMetricsOptions
-from dino.options import parse
+from dino.evaluation.config import SegmentationMetricsConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, report, and draw where pictures are asked for."""
-    options = parse(SegmentationMetricsOptions, argv)
+    options = parse(SegmentationMetricsConfig, argv)
 
     from dino.evaluation.segmentation_report import open_clips, report_metrics
     from dino.runtime.context import make_output_folder, set_up_logging

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dino.cli.options import parse_command
+from dino.config import as_recipe
 from dino.errors import exit_code
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 from dino.training.preset import apply_preset
 
 RECIPE = Path(__file__).parent / "configs" / "demo.yaml"
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; flags of main_dino.py may follow and win over the recipe."""
     words = ["--config", str(RECIPE), "--data_path", "demo", "--output_dir", "output/demo"]
     began = time.monotonic()
-    scores, paths = run_demo(parse(TrainOptions, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset))
+    parsed = parse_command(TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset)
+    scores, paths = run_demo(parsed.config, as_recipe(*parsed))
     lines = ["", f"{'k-NN top-1 (20 neighbours)':<30} {'%':>6}", "-" * 37]
     lines += [f"{name:<30} {score:6.1f}" for name, score in scores.items()]
     lines += ["", *(f"{name:<15} {path}" for name, path in paths.items())]
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
+def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[str, Path]]:
     """Train, score and draw: k-NN top-1 in per cent by name, and the paths of what was written."""
     from torch import nn
 
@@ -39,7 +41,7 @@ def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
     from dino.data.sources import open_labelled_splits
     from dino.evaluation.features import build_reading
     from dino.evaluation.knn import score_backbone
-    from dino.flags import WeightsFlags
+    from dino.models.config import WeightsConfig
     from dino.models.weights import load_backbone
     from dino.runtime.context import open_run, set_up_logging
     from dino.runtime.metrics import EVENTS
@@ -51,13 +53,13 @@ def run_demo(options: TrainOptions) -> tuple[dict[str, float], dict[str, Path]]:
     set_up_logging()
     source, folder = check_options(options), Path(options.run.output_dir)
     paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
-    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+    with open_run(options.device, options.launch, precision=options.precision) as run:
         untrained = build_networks(options, run)[1].backbone
-        Trainer(options, source, run).train()
-        weights = WeightsFlags(pretrained_weights=str(paths["checkpoint"]))
-        teacher = load_backbone(options.backbone, weights, options.explicit)
+        Trainer(options, source, run, recipe=recipe).train()
+        weights = WeightsConfig(pretrained_weights=str(paths["checkpoint"]))
+        teacher = load_backbone(options.backbone, weights)
         splits = open_labelled_splits("demo")
-        reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
+        reading = build_reading(options.data, run, keep_on_device=True)
 
         def score(module: nn.Module, **other: Any) -> float:
             described = replace(teacher, module=module, **other)

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import CopyDetectionOptions
-from dino.options import parse
+from dino.evaluation.config import CopyDetectionConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the weights."""
-    options = parse(CopyDetectionOptions, argv)
+    options = parse(CopyDetectionConfig, argv)
 
     from dino.evaluation.copy_detection import evaluate_copy_detection
     from dino.runtime.context import open_run

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import RetrievalOptions
-from dino.options import parse
+from dino.evaluation.config import RetrievalConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the weights."""
-    options = parse(RetrievalOptions, argv)
+    options = parse(RetrievalConfig, argv)
 
     from dino.evaluation.retrieval import evaluate_retrieval
     from dino.runtime.context import open_run

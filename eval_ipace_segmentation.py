@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import DrivingOptions
-from dino.options import parse
+from dino.evaluation.config import DrivingConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment the runs."""
-    options = parse(DrivingOptions, argv)
+    options = parse(DrivingConfig, argv)
 
     from dino.evaluation.segmentation import segment_runs
     from dino.runtime.context import open_run

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import KnnOptions
-from dino.options import parse
+from dino.evaluation.config import KnnConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the weights."""
-    options = parse(KnnOptions, argv)
+    options = parse(KnnConfig, argv)
 
     from dino.evaluation.knn import evaluate_knn
     from dino.runtime.context import open_run

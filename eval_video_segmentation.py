@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import DavisOptions
-from dino.options import parse
+from dino.evaluation.config import DavisConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment the validation split."""
-    options = parse(DavisOptions, argv)
+    options = parse(DavisConfig, argv)
 
     from dino.evaluation.segmentation import segment_davis
     from dino.runtime.context import open_run

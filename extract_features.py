@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import FeatureFileOptions
-from dino.options import parse
+from dino.evaluation.config import FeatureFileConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Describe the images and write the file."""
-    options = parse(FeatureFileOptions, argv)
+    options = parse(FeatureFileConfig, argv)
 
     from dino.evaluation.feature_file import write_feature_file
     from dino.runtime.context import open_run

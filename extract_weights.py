@@ -3,17 +3,17 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import ExtractOptions
-from dino.options import parse
+from dino.weights.config import ExtractConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write it."""
-    options = parse(ExtractOptions, argv)
+    options = parse(ExtractConfig, argv)
 
-    from dino.interop.plain import extract_backbone
     from dino.runtime.context import set_up_logging
+    from dino.weights.plain import extract_backbone
 
     set_up_logging()
     extract_backbone(options)

@@ -3,15 +3,16 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse_command
+from dino.config import as_recipe
 from dino.errors import exit_code
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 from dino.training.preset import apply_preset, log_reasons
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the command line, then train."""
-    options = parse(TrainOptions, argv, apply_preset)
+    options, given, reasons = parse_command(TrainConfig, argv, apply_preset)
 
     from dino.evaluation.knn import build_online_knn
     from dino.runtime.context import open_run, set_up_logging
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.training.trainer import Trainer
 
     set_up_logging()
-    log_reasons(options)
+    log_reasons(options, reasons)
     if options.run.dry_run:
         check_dry_run(options)
     else:
@@ -30,14 +31,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.launch,
         precision=options.precision,
         compiled=options.compiled,
-        explicit=options.explicit,
         synthetic=options.train_data.synthetic_data,
         output_dir=options.run.output_dir,
     ) as run:
         if options.run.dry_run:
             rehearse(options, run)
         else:
-            Trainer(options, source, run, build_online_knn(options, run)).train()
+            score = None
+            if options.run.eval_knn_every:
+                score = build_online_knn(
+                    options.data,
+                    run,
+                    image_size=options.crops.global_crops_size,
+                    in_chans=options.student.chosen_in_chans,
+                    data_limit=options.train_data.data_limit,
+                )
+            Trainer(options, source, run, score, recipe=as_recipe(options, given, reasons)).train()
 
 
 if __name__ == "__main__":

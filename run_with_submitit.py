@@ -5,18 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import main_dino
+from dino.cli.options import parse_command
+from dino.cli.submission import SubmitConfig, submit
 from dino.errors import exit_code
-from dino.flags import SubmitOptions
-from dino.options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the whole command line, then hand the run to the cluster."""
-    options = parse(SubmitOptions, argv)
-
-    from dino.runtime.submission import submit
-
-    sys.stdout.write(f"{submit(options, main_dino.main, Path(__file__).resolve().parent)}\n")
+    options, given, _ = parse_command(SubmitConfig, argv)
+    sys.stdout.write(f"{submit(options, given, main_dino.main, Path(__file__).resolve().parent)}\n")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import AttentionVideoOptions
-from dino.options import parse
+from dino.visualization.config import AttentionVideoConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the video."""
-    options = parse(AttentionVideoOptions, argv)
+    options = parse(AttentionVideoConfig, argv)
 
     from dino.runtime.context import open_run
     from dino.visualization.attention_video import generate_video

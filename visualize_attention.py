@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from dino.cli.options import parse
 from dino.errors import exit_code
-from dino.flags import AttentionOptions
-from dino.options import parse
+from dino.visualization.config import AttentionConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the maps."""
-    options = parse(AttentionOptions, argv)
+    options = parse(AttentionConfig, argv)
 
     from dino.runtime.context import open_run
     from dino.visualization.attention import visualize_attention

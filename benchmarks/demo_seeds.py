@@ -22,13 +22,13 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import demo  # noqa: E402
+from dino.cli.options import parse  # noqa: E402
 from dino.data.crops import CropRecipe, build_rng, cut_centre, cut_crops  # noqa: E402
 from dino.data.decode import read_image  # noqa: E402
 from dino.data.photometric import augment, build_normalisation  # noqa: E402
 from dino.data.sources import ImageSource, open_labelled_splits  # noqa: E402
-from dino.flags import TrainOptions  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
-from dino.options import parse  # noqa: E402
+from dino.training.config import TrainConfig  # noqa: E402
 
 PROBE_EPOCHS, PROBE_BATCH, PROBE_RATE = 20, 64, 1.5e-3
 
@@ -47,14 +47,14 @@ def main() -> None:
         words = ["--config", str(demo.RECIPE), "--data_path", "demo"]
         words += ["--seed", str(seed), "--output_dir", f"{arguments.output_dir}/{seed}"]
         began = time.monotonic()
-        scores, _ = demo.run_demo(parse(TrainOptions, words))
+        scores, _ = demo.run_demo(parse(TrainConfig, words))
         seconds = round(time.monotonic() - began)
         print(json.dumps({"seed": seed, **scores, "seconds": seconds, "threads": torch.get_num_threads()}), flush=True)
 
 
 def run_probe() -> float:
     """Supervised validation accuracy of the demo's network, in per cent."""
-    options = parse(TrainOptions, ["--config", str(demo.RECIPE)])
+    options = parse(TrainConfig, ["--config", str(demo.RECIPE)])
     train, val = open_labelled_splits("demo")
     size = options.crops.global_crops_size
     torch.manual_seed(0)

@@ -38,10 +38,11 @@ from benchmarks import textbook_step  # noqa: E402
 from benchmarks.train_step import SHAPES  # noqa: E402
 from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from dino.data.sources import ImageSource, open_images  # noqa: E402
+from dino.devices.config import DeviceConfig  # noqa: E402
 from dino.evaluation.features import Reading, extract_features  # noqa: E402
-from dino.flags import DeviceFlags, LaunchFlags  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
 from dino.models.weights import TrainedBackbone  # noqa: E402
+from dino.runtime.config import LaunchConfig  # noqa: E402
 from dino.runtime.context import Run, open_run  # noqa: E402
 
 PATCH, SIZE = 16, 224
@@ -151,7 +152,7 @@ def is_upright(path: Path) -> bool:
 def measure(words: argparse.Namespace) -> dict[str, Any]:
     """One way, in this process."""
     source = select_images(words.folder, words.images)
-    with open_run(DeviceFlags(device=words.device), LaunchFlags()) as run:
+    with open_run(DeviceConfig(device=words.device), LaunchConfig()) as run:
         before = read_memory(run)
         extract, infer = (build_ours if words.impl == "ours" else build_textbook)(words, run)
         extract(source.selected(range(words.batch)))

@@ -17,9 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dino.cli.options import parse  # noqa: E402
 from dino.errors import exit_code  # noqa: E402
-from dino.flags import TrainOptions  # noqa: E402
-from dino.options import parse  # noqa: E402
+from dino.training.config import TrainConfig  # noqa: E402
 from tests import hpu_simulator  # noqa: E402
 
 BATCH = 2  # images
@@ -32,7 +32,7 @@ def main() -> None:
     words = ["--device", "hpu", "--arch", "vit_small", "--batch_size_per_device", str(BATCH), *sys.argv[1:]]
     hpu_simulator.load_extension()
     sys.path.insert(0, str(hpu_simulator.PACKAGE))
-    options = parse(TrainOptions, words)
+    options = parse(TrainConfig, words)
 
     from dino.runtime.context import open_run
     from dino.training import loss
@@ -41,7 +41,7 @@ def main() -> None:
     hpu_simulator.mark_phases()
     rows = loss.CHUNK_ROWS * options.data.batch_size_per_device // SHOWN_BATCH
     (loss.compute_loss.__kwdefaults__ or {})["rows"] = max(1, rows)
-    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+    with open_run(options.device, options.launch, precision=options.precision) as run:
         step = build_workload(options, run)
         for _ in range(STEPS):
             step()

@@ -27,8 +27,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from dino.devices import open_device  # noqa: E402
+from dino.devices.config import DeviceConfig  # noqa: E402
 from dino.evaluation.neighbours import ExactIndex, split_queries  # noqa: E402
-from dino.flags import DeviceFlags  # noqa: E402
 
 WIDTH, CENTRES, ROUNDS, SPREAD = 384, 1000, 5, 1.0
 
@@ -82,7 +82,7 @@ def build_ways(train: Tensor, queries: Tensor, k: int) -> dict[str, Callable[[],
 def main() -> None:
     """Measure."""
     words = parse_words()
-    device, generator, k = open_device(DeviceFlags(device=words.device)), torch.Generator().manual_seed(1), words.k
+    device, generator, k = open_device(DeviceConfig(device=words.device)), torch.Generator().manual_seed(1), words.k
     train, queries = (device.place(draw(count, generator)) for count in (words.train, words.queries))
     ways = build_ways(train, queries, k)
     expected = search_as_the_original(train, queries, k).sort(dim=1).values

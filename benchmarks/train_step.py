@@ -32,12 +32,12 @@ from torch import Tensor  # noqa: E402
 from torch.profiler import profile  # noqa: E402
 
 from benchmarks import textbook_step  # noqa: E402
+from dino.cli.options import parse  # noqa: E402
 from dino.data.crops import Crops  # noqa: E402
 from dino.devices.base import StepInputs  # noqa: E402
-from dino.flags import TrainOptions  # noqa: E402
-from dino.options import parse  # noqa: E402
 from dino.runtime.context import Run, open_run  # noqa: E402
 from dino.training.build import build_networks, build_program  # noqa: E402
+from dino.training.config import TrainConfig  # noqa: E402
 from dino.training.dry_run import PhaseClock, TimedProgram, count_flops, measure_product  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
 
@@ -70,15 +70,15 @@ def draw_views(words: argparse.Namespace, device: torch.device) -> list[Tensor]:
     return [torch.randn(count * words.batch, 3, side, side, generator=generator).to(device) for count, side in sides]
 
 
-def build_options(words: argparse.Namespace) -> TrainOptions:
+def build_options(words: argparse.Namespace) -> TrainConfig:
     """Our options for the paper's crops."""
     line = ["--data_path", "demo", "--device", words.device, "--arch", words.arch, "--precision", words.precision]
     line += ["--out_dim", str(words.prototypes), "--drop_path_rate", "0", "--batch_size_per_device", str(words.batch)]
     line += ["--recompute", words.recompute]
-    return parse(TrainOptions, line + ["--compile"] * words.compile)
+    return parse(TrainConfig, line + ["--compile"] * words.compile)
 
 
-def build_ours(words: argparse.Namespace, options: TrainOptions, run: Run) -> tuple[Step, Callable[[], float]]:
+def build_ours(words: argparse.Namespace, options: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
     """Our step as training runs it, phase by phase."""
     student, teacher = build_networks(options, run)
     optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
@@ -98,7 +98,7 @@ def build_ours(words: argparse.Namespace, options: TrainOptions, run: Run) -> tu
     return step, lambda: (program.meters[1] / program.meters[0]).item()
 
 
-def build_textbook(words: argparse.Namespace, options: TrainOptions, run: Run) -> tuple[Step, Callable[[], float]]:
+def build_textbook(words: argparse.Namespace, options: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
     """The textbook's step on our network's first weights."""
     dim, depth, heads = SHAPES[words.arch]
     weights = {name: part.cpu() for name, part in build_networks(options, run)[0].state_dict().items()}
@@ -129,7 +129,7 @@ def build_textbook(words: argparse.Namespace, options: TrainOptions, run: Run) -
 def measure(words: argparse.Namespace) -> dict[str, Any]:
     """One way, in this process."""
     options = build_options(words)
-    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+    with open_run(options.device, options.launch, precision=options.precision) as run:
         device = run.device
         before = read_memory(run)
         step, tell = (build_ours if words.impl == "ours" else build_textbook)(words, options, run)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class DinoError(Exception):
@@ -60,6 +61,12 @@ class PeerFailed(DinoError):
         """Keep the code; `text` is what the process `rank` said."""
         super().__init__(f"ended because rank {rank} did: {text}")
         self.exit_code = code
+
+
+def nearest(word: str, known: Sequence[str], families: Sequence[str] = ()) -> str:
+    """The remedy for an unknown word: the nearest known one, or the list of all, or of families where all are many."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(families or sorted(known))}"
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -15,7 +15,7 @@ import torch
 
 import dino.golden
 from dino.devices import open_device
-from dino.flags import DeviceFlags
+from dino.devices.config import DeviceConfig
 from tests import hpu_simulator
 from tests.running import FAKES
 
@@ -47,7 +47,7 @@ def _simulated_card() -> Iterator[None]:
     sys.modules.update(_bridge)
     os.environ.update(_bridge_variables)
     try:
-        open_device(DeviceFlags(device="hpu"))
+        open_device(DeviceConfig(device="hpu"))
         _bridge_variables.update({name: value for name, value in os.environ.items() if name.startswith("PT_HPU_")})
         yield
     finally:

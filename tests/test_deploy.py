@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dino.cli.options import parse
 from dino.devices.hpu.software import TORCH_OF_RELEASE, read_release
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deploy"
@@ -61,7 +61,7 @@ def test_a_process_a_card_starts_main_dino_with_flags_that_it_has(container):
     assert processes == f"--nproc_per_node={container['resources']['limits']['habana.ai/gaudi']}"
     script, *flags = container["args"]
     assert (ROOT / script).is_file()
-    options = parse(TrainOptions, flags)
+    options = parse(TrainConfig, flags)
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     for path in (options.data.data_path, options.run.output_dir):
         assert any(path.startswith(f"{mount}/") for mount in mounts), path

@@ -60,18 +60,18 @@ def record_all(formats: Sequence[str], batches: Sequence[int]) -> dict[str, dict
 def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]:
     """Record one format, in a process that has not imported the bridge yet."""
     on_simulated_card()
+    from dino.cli.options import parse
     from dino.data.photometric import forget_constants
     from dino.devices import open_device
-    from dino.flags import TrainOptions
-    from dino.options import parse
     from dino.runtime.context import Run
     from dino.runtime.distributed import Launch, Processes
+    from dino.training.config import TrainConfig
 
     recorded = {}
     for batch in batches:
         words = [*NETWORK, *MODE, "--precision", number_format, "--batch_size_per_device", str(batch)]
-        options = parse(TrainOptions, words)
-        device = open_device(options.device, precision=options.precision, explicit=options.explicit)
+        options = parse(TrainConfig, words)
+        device = open_device(options.device, precision=options.precision)
         run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
         forget_constants()  # those of the last step belong to its fake tensors
         recorded[batch] = record_step(options, run)

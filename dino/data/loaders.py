@@ -30,6 +30,7 @@ from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+USUAL_WORKERS = 10  # the reference's, for each device
 TOGETHER = 16  # items that travel at once where they are not stacked
 PREFETCH = 2  # batches a loader process has ready or in work; more hides no lasting lack of cores, and costs memory
 FILES_OF_BATCH = 8  # tensors of one batch, each an open file on its way, and some to spare
@@ -149,16 +150,16 @@ def read_items(dataset: Dataset, *, workers: int) -> Iterator[Any]:
         yield from items
 
 
-def choose_workers(asked: int, *, explicit: bool, processes_here: int = 1, reserved: int = 0) -> int:
-    """Loader processes: what the user asked for, or the default cut to the cores this process can count on.
+def choose_workers(asked: int | None, *, usual: int = USUAL_WORKERS, processes_here: int = 1, reserved: int = 0) -> int:
+    """Loader processes: what is asked for, else the usual number, cut to the cores this process can count on.
 
     Args:
-        asked: The flag or its default.
-        explicit: Whether the user gave it.
+        asked: None for the usual number.
+        usual: As many, where there are the cores.
         processes_here: Processes that share the cores of this host.
         reserved: Cores that each of them keeps busy itself.
     """
-    return asked if explicit else min(asked, max(1, count_cores() // processes_here - reserved))
+    return asked if asked is not None else min(usual, max(1, count_cores() // processes_here - reserved))
 
 
 def count_cores() -> int:

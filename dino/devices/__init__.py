@@ -5,13 +5,12 @@ Importing it imports neither torch nor a device: the doctor asks `hpu.software` 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
+from dino.devices.config import DeviceConfig, IpuConfig, PrecisionConfig
 from dino.devices.hpu.software import is_bridge_installed
 from dino.errors import OptionError
-from dino.flags import CompiledFlags, DeviceFlags, PrecisionFlags
 
 if TYPE_CHECKING:
     from dino.devices.base import Device
@@ -33,39 +32,37 @@ def choose_device(asked: str | None) -> str:
 
 
 def open_device(
-    flags: DeviceFlags,
+    config: DeviceConfig,
     *,
     local_rank: int = 0,
-    precision: PrecisionFlags | None = None,
-    compiled: CompiledFlags | None = None,
-    explicit: frozenset[str] = frozenset(),
+    precision: PrecisionConfig | None = None,
+    compiled: IpuConfig | None = None,
     synthetic: bool = False,
     output_dir: str | None = None,
 ) -> Device:
     """Open the device of this process; without `precision` it computes in fp32.
 
     Args:
-        flags: Which device.
+        config: Which device.
         local_rank: Of this process on its host.
         precision: In which number format training computes.
         compiled: How a step is compiled, for devices that compile all of it.
-        explicit: Names of the flags that the user set.
         synthetic: No images are read, where the device can make them up itself.
         output_dir: Of a training run: a device with several execution modes keeps that of the checkpoint there.
 
     Raises:
         DeviceError: The device, or the number format on it, is not available here.
-        OptionError: Flags that contradict each other.
+        OptionError: Settings that contradict each other.
     """
     from dino.devices.precision import resolve_precision
 
-    name = choose_device(flags.device)
-    number_format = resolve_precision(precision, explicit, name) if precision else "fp32"
+    name = choose_device(config.device)
+    number_format = resolve_precision(precision, name) if precision else "fp32"
     lists = _read_lists(precision) if precision and number_format == "ops" else None
     compiles = precision.compile if precision else None
     if name == "ipu":
-        return _open_whole(number_format, compiled, explicit, synthetic, compiles)
-    _refuse_foreign(explicit, name)
+        return _open_whole(number_format, compiled, synthetic, compiles)
+    _refuse_foreign(compiled, name)
     if name == "hpu":
         from dino.checkpoint import read_mode
         from dino.devices.hpu.device import HpuDevice
@@ -73,7 +70,7 @@ def open_device(
         return HpuDevice(
             number_format,
             lists,
-            lazy_mode=flags.lazy_mode,
+            lazy_mode=config.lazy_mode,
             compiles=compiles,
             kept=read_mode(output_dir) if output_dir else None,
             trains=precision is not None,
@@ -93,7 +90,7 @@ def open_device(
     return device
 
 
-def _read_lists(precision: PrecisionFlags) -> OpLists:
+def _read_lists(precision: PrecisionConfig) -> OpLists:
     from dino.devices.op_lists import read_op_lists
 
     lists = read_op_lists(precision)
@@ -102,25 +99,18 @@ def _read_lists(precision: PrecisionFlags) -> OpLists:
     return lists
 
 
-def _refuse_foreign(explicit: frozenset[str], name: str) -> None:
-    declared = {field.name: field.metadata["spec"] for field in dataclasses.fields(CompiledFlags)}
-    foreign = sorted(explicit & declared.keys())
+def _refuse_foreign(compiled: IpuConfig | None, name: str) -> None:
+    usual, given = vars(IpuConfig()), vars(compiled or IpuConfig())
+    foreign = sorted(setting for setting in usual if given[setting] != usual[setting])
     if foreign:
-        spelled = declared[foreign[0]].spelling or f"--{foreign[0]}"
-        raise OptionError(f"{spelled} is for --device ipu only, and this is {name}; leave it out")
+        raise OptionError(f"`{foreign[0]}` is for `device=ipu` only, and this is {name}; leave it out")
 
 
-def _open_whole(
-    number_format: str, compiled: CompiledFlags | None, explicit: frozenset[str], synthetic: bool, compiles: bool | None
-) -> IpuDevice:
-    """The device that compiles the whole step, and so cannot do a few things between two steps."""
-    if "eval_knn_every" in explicit:
-        raise OptionError("--eval_knn_every is not there on --device ipu; score the checkpoints with eval_knn.py")
-    if "recompute" in explicit:
-        raise OptionError("--recompute is not there on --device ipu; spread the blocks over more IPUs with --pipeline")
+def _open_whole(number_format: str, compiled: IpuConfig | None, synthetic: bool, compiles: bool | None) -> IpuDevice:
+    """The device that compiles the whole step."""
     from dino.devices.ipu import IpuDevice
 
     number_format = "float32" if number_format == "fp32" else number_format  # an evaluation's
-    device = IpuDevice(number_format, compiled, clips="clip_grad" in explicit, synthetic=synthetic)
+    device = IpuDevice(number_format, compiled, synthetic=synthetic)
     device.compiles = bool(compiles)
     return device

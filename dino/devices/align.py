@@ -1,91 +1,9 @@
-"""The command: `python -m dino.devices.align --device ipu --reference cpu`; how far two devices train apart."""
+"""The older name of `dino align`: `python -m dino.devices.align`."""
 
-from __future__ import annotations
-
-import logging
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from dino.errors import CheckFailed, exit_code
-from dino.flags import AlignOptions, DeviceFlags
-from dino.options import parse
-
-if TYPE_CHECKING:
-    from dino.training.alignment import Difference
-
-logger = logging.getLogger(__name__)
-
-
-def write_table(rows: Sequence[Difference]) -> Iterator[str]:
-    """Yield the lines of a table, one a tensor."""
-    width = max(len(row.name) for row in rows)
-    yield f"{'':9} {'tensor':{width}} {'max':>9} {'mean':>9}"
-    yield from (f"{row.what:9} {row.name:{width}} {row.most:9.2e} {row.mean:9.2e}" for row in rows)
-
-
-def align(options: AlignOptions) -> list[Difference]:
-    """Train on both devices and compare.
-
-    Raises:
-        DinoError: A device that cannot be had, or a layout that cannot be.
-    """
-    from dino.data.synthetic import make_batch
-    from dino.devices import open_device
-    from dino.devices.cpu import CpuDevice
-    from dino.runtime.context import Run
-    from dino.runtime.distributed import Launch, Processes
-    from dino.training.alignment import compare, trace_steps
-    from dino.training.build import build_recipe
-    from dino.training.plan import build_plan
-
-    device = open_device(
-        options.device, precision=options.precision, compiled=options.compiled, explicit=options.explicit
-    )
-    reference = open_device(DeviceFlags(device=options.align.reference))
-    parts, steps, host = (
-        device.count_micro_batches(options.run.accumulate_steps),
-        options.align.steps,
-        CpuDevice("fp32"),
-    )
-    size, recipe = options.data.batch_size_per_device * parts, build_recipe(options)
-    batches = [
-        make_batch(recipe, size, seed=options.run.seed + step, device=host.torch_device, place=host.place)
-        for step in range(steps)
-    ]
-    plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=1, device=device)
-    logger.info("%s against %s: %d steps of %d images", device.describe(), reference.describe(), steps, size)
-    ours, theirs = (
-        Run(device=each, processes=Processes(Launch(), each.collective_backend, "env://"))
-        for each in (device, reference)
-    )
-    return list(compare(*(trace_steps(options, run, plan, batches, tested=device) for run in (ours, theirs))))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Compare, and print the table.
-
-    Raises:
-        CheckFailed: A difference is larger than `--tolerance`.
-    """
-    options = parse(AlignOptions, argv)
-
-    from dino.runtime.context import set_up_logging
-    from dino.runtime.metrics import check_target, write_result
-
-    set_up_logging()
-    check_target(options.report.json)
-    rows = align(options)
-    for line in write_table(rows):
-        logger.info("%s", line)
-    worst = max(rows, key=lambda row: row.most)
-    logger.info("largest difference: %.2e (%s %s)", worst.most, worst.what, worst.name)
-    write_result(options.report.json, {f"{row.what} {row.name}".strip(): row.most for row in rows})
-    if not worst.most <= options.align.tolerance:
-        raise CheckFailed(
-            f"{worst.what} {worst.name} differs by {worst.most:.2e}, more than {options.align.tolerance:g}"
-        )
-
+from dino.cli.align import main
+from dino.errors import exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code(main))

@@ -114,6 +114,8 @@ class Device(abc.ABC):
     reserved_cores = 0  # of the host, that a process of this device keeps busy beside its loaders
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
+    clips_by_default = True  # whether gradients are clipped where nothing says so
+    refused: Mapping[str, str] = {}  # settings of a run that it does not support: what to do instead
     exchanges_gradients = False  # whether its own step averages gradients over processes
     updates_per_step = 1  # updates that one call of a training step makes
     compiles = False  # whether the networks are compiled for training, as asked for or as the device chose

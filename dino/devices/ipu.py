@@ -10,7 +10,7 @@ import ctypes
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dino.devices.base import Device, TrainProgram, TrainStep
+from dino.devices.config import IpuConfig
 from dino.devices.ipu_step import IpuStep, explain_errors
 from dino.devices.whole_step import replace_gelu
 from dino.errors import DeviceError, OptionError
-from dino.flags import CompiledFlags
 
 logger = logging.getLogger(__name__)
 
@@ -40,31 +40,32 @@ class IpuDevice(Device):
     torch_device = torch.device("cpu")  # the host's side; PopTorch moves what its models are called with
     collective_backend = "gloo"
     exchanges_gradients = True
+    clips_by_default = False
+    refused: Mapping[str, str] = {
+        "eval_knn_every": "score the checkpoints with eval_knn.py",
+        "recompute": "spread the blocks over more IPUs with `pipeline`",
+    }
 
-    def __init__(
-        self, precision: str, flags: CompiledFlags | None = None, *, clips: bool = False, synthetic: bool = False
-    ) -> None:
+    def __init__(self, precision: str, config: IpuConfig | None = None, *, synthetic: bool = False) -> None:
         """Import the wrapper.
 
         Args:
             precision: float32, float16 or masterweight.
-            flags: How the step is compiled; an evaluation has none.
-            clips: Whether gradients are clipped because the user says so, and not by default.
+            config: How the step is compiled; an evaluation has none.
             synthetic: The device makes up its inputs, and what the host sends is not read.
 
         Raises:
             DeviceError: PopTorch is not installed, or not usable.
-            OptionError: Flags that cannot be meant.
+            OptionError: Settings that cannot be meant.
         """
-        self.precision, self.flags = precision, flags or CompiledFlags()
-        self.clips, self.synthetic = clips, synthetic
+        self.precision, self.config, self.synthetic = precision, config or IpuConfig(), synthetic
         self.poptorch = import_wrapper()
         self.popdist = _find_poprun()
         if self.popdist is not None:
-            self.flags = replace(self.flags, replica=self.popdist.getNumLocalReplicas())
-        self.updates_per_step = self.flags.di
-        if self.flags.ema_so:
-            _load_op(self.flags.ema_so)
+            self.config = replace(self.config, replica=self.popdist.getNumLocalReplicas())
+        self.updates_per_step = self.config.di
+        if self.config.ema_so:
+            _load_op(self.config.ema_so)
 
     @property
     def number_type(self) -> torch.dtype:
@@ -74,12 +75,12 @@ class IpuDevice(Device):
     @property
     def loss_scale(self) -> float:
         """Factor on the loss, which cancels out but keeps small gradients above 0 in half precision."""
-        return self.flags.loss_scale or (1.0 if self.precision == "float32" else LOSS_SCALE)
+        return self.config.loss_scale or (1.0 if self.precision == "float32" else LOSS_SCALE)
 
     def describe(self) -> str:
         """See the contract."""
-        chips = len(self.flags.pipeline or (0,))
-        return f"ipu, {self.precision}, {self.flags.replica} x {chips} IPU{'s' * (chips > 1)}"
+        chips = len(self.config.pipeline or (0,))
+        return f"ipu, {self.precision}, {self.config.replica} x {chips} IPU{'s' * (chips > 1)}"
 
     def place(self, batch: Any) -> Any:
         """See the contract; the wrapper takes host tensors."""
@@ -91,7 +92,7 @@ class IpuDevice(Device):
 
     def count_micro_batches(self, accumulate_steps: int) -> int:
         """See the contract: accumulated ones of each copy and each update of a call."""
-        return self.accumulated(accumulate_steps) * self.flags.replica * self.flags.di
+        return self.accumulated(accumulate_steps) * self.config.replica * self.config.di
 
     def accumulated(self, accumulate_steps: int) -> int:
         """Micro-batches a copy accumulates before an update.
@@ -99,7 +100,7 @@ class IpuDevice(Device):
         Raises:
             OptionError: `--ga` and `--accumulate_steps` contradict each other.
         """
-        ga = self.flags.ga or accumulate_steps
+        ga = self.config.ga or accumulate_steps
         if accumulate_steps not in (1, ga):
             raise OptionError(f"--ga {ga} and --accumulate_steps {accumulate_steps} contradict each other; give one")
         return ga
@@ -115,8 +116,9 @@ class IpuDevice(Device):
         if not hasattr(optimizer, "betas"):
             raise OptionError("--device ipu knows --optimizer adamw only; leave the flag out, or use another --device")
         self._check_processes()
-        clips = self.clips and program.clip_grad > 0
-        clipping = f"--clip_grad {program.clip_grad:g}" if clips else "not clipped; --clip_grad would clip them"
+        clipping = (
+            f"`clip_grad={program.clip_grad:g}`" if program.clip_grad else "not clipped; `clip_grad` would clip them"
+        )
         logger.info("gradients: %s, by the norm of all together: this device has no other", clipping)
         return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]
 
@@ -163,7 +165,7 @@ class IpuDevice(Device):
 
     def build_options(self, *, accumulated: int, chips: int, seed: int) -> Any:
         """What a training model is compiled with, as the published `train_options` has it."""
-        poptorch, flags = self.poptorch, self.flags
+        poptorch, flags = self.poptorch, self.config
         if self.popdist is not None:
             module = importlib.import_module("popdist.poptorch")
             options = module.Options(ipus_per_replica=flags.ipu_per_replica)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino.devices.base import Moments, StepInputs, TrainStep, WholeProgram
+from dino.devices.config import IpuConfig
 from dino.devices.pipeline import place_blocks
 from dino.devices.whole_step import (
     WholeStep,
@@ -23,7 +24,6 @@ from dino.devices.whole_step import (
     replace_gelu,
 )
 from dino.errors import DeviceError, NonFiniteError, OptionError
-from dino.flags import CompiledFlags
 
 EMA_OP = {"name": "ExpMovAvg", "domain": "com.acme", "domain_version": 1}  # in the published shared object
 STATE = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___"}  # names of AdamW's state on the device
@@ -55,9 +55,8 @@ class CompilingDevice(Protocol):
     """What the step needs of its device."""
 
     poptorch: Any
-    flags: CompiledFlags
+    flags: IpuConfig
     precision: str
-    clips: bool
 
     @property
     def number_type(self) -> torch.dtype:
@@ -172,7 +171,7 @@ class IpuStep(TrainStep):
     def _build_rule(self) -> Any:
         """The device's own AdamW, with the moments of ours; everything that may change is given, or it is constant."""
         scale = self.device.loss_scale
-        limit = self.program.clip_grad if self.device.clips else 0.0
+        limit = self.program.clip_grad
         groups = [{"params": b.parameters, "lr": 0.0, "weight_decay": 0.0} for b in self.optimizer.buckets]
         rule = self.poptorch.optim.AdamW(
             groups,

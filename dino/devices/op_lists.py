@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino.errors import OptionError
-from dino.flags import PrecisionFlags
-from dino.recipes import nearest
+from dino.devices.config import PrecisionConfig
+from dino.errors import OptionError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class OpLists:
             yield from (f"op {name}: {kind}" for name in names)
 
 
-def read_op_lists(flags: PrecisionFlags) -> OpLists:
+def read_op_lists(flags: PrecisionConfig) -> OpLists:
     """Read the two files that `--hmp-bf16` and `--hmp-fp32` name; level O2 puts all other ops into bf16.
 
     Raises:

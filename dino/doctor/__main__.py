@@ -1,63 +1,9 @@
-"""The command: `python -m dino.doctor`, or with `--device hpu` and so on; ends with 1 if the device cannot run."""
+"""The older name of `dino doctor`: `python -m dino.doctor`."""
 
-from __future__ import annotations
-
-import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from dino.doctor.examine import Case, choose, examine
-from dino.doctor.report import Fact, Problem
-from dino.errors import CheckFailed, exit_code
-from dino.flags import DeviceFlags, PrecisionFlags, ReportFlags
-from dino.options import flag, parse
-from dino.runtime.metrics import write_result
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExaminationFlags:
-    """How far the examination goes."""
-
-    probe: bool = flag(True, "hpu only: multiply two small matrices on a free card, in a process of its own")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
-    """Say what this machine has, and what keeps the device from running; give the flags that the run will have."""
-
-    device: DeviceFlags
-    precision: PrecisionFlags
-    examination: ExaminationFlags
-    report: ReportFlags
-    explicit: frozenset[str] = frozenset()
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Examine the asked device, or the one a command would choose, and print the report.
-
-    Raises:
-        CheckFailed: The device cannot run here.
-        OptionError: A wrong flag, or a report that cannot be written.
-    """
-    options = parse(DoctorOptions, argv)
-    flags = options.device
-    device, doubt = (flags.device, None) if flags.device else choose(os.environ)
-    compiles = options.precision.compile if "compile" in options.explicit else None
-    case = Case(os.environ, flags.lazy_mode, compiles, "try" if options.examination.probe else "never")
-    report = examine(device, case)
-    report.facts.insert(0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})"))
-    if doubt:
-        cause = f"which device a command would choose could not be told: {doubt}"
-        report.problems.insert(0, Problem(cause, "name one with --device", blocking=False))
-    if options.report.json != "-":
-        sys.stdout.write(report.format())
-    write_result(options.report.json, report.as_dict())
-    sys.stdout.flush()
-    if report.blocking:
-        more = f" (and {len(report.blocking) - 1} more, see above)" if len(report.blocking) > 1 else ""
-        raise CheckFailed(f"{device} cannot run here: {report.blocking[0].cause}{more}")
-
+from dino.cli.doctor import main
+from dino.errors import exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code(main))

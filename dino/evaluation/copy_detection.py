@@ -20,10 +20,10 @@ from dino.data.crops import squeeze
 from dino.data.sources import ImageSource, list_images
 from dino.errors import OptionError
 from dino.evaluation.average_precision import compute_average_precision
+from dino.evaluation.config import CopyDetectionConfig
 from dino.evaluation.descriptors import ClsGem
 from dino.evaluation.features import build_reading, extract_features
 from dino.evaluation.neighbours import ExactIndex, split_queries
-from dino.flags import CopyDetectionOptions
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
@@ -36,7 +36,7 @@ WHITENING_EXPONENT = 0.5  # of the inverse eigenvalues; 0.5 gives every directio
 LEAST_EIGENVALUE = 1e-5  # of the largest one; smaller ones are taken as this (utils.PCA of the original)
 
 
-def evaluate_copy_detection(options: CopyDetectionOptions, run: Run) -> dict[str, float]:
+def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str, float]:
     """Describe all images, search each copy among originals and distractors, and log one result line a block.
 
     Returns:
@@ -51,9 +51,9 @@ def evaluate_copy_detection(options: CopyDetectionOptions, run: Run) -> dict[str
     distractors = _open(flags.distractors_path, "--distractors_path")
     whitening = _open(flags.whitening_path, "--whitening_path")
     with run.processes.first_goes_first():
-        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+        backbone = load_backbone(options.backbone, options.weights)
     describer = build_describer(backbone, options.size.imsize)
-    reading = build_reading(options.data, options.explicit, run, keep_on_device=options.store.store_on_device)
+    reading = build_reading(options.data, run, keep_on_device=options.store.store_on_device)
     cut = functools.partial(squeeze, size=options.size.imsize)
 
     def describe(source: ImageSource) -> Tensor:

@@ -21,10 +21,10 @@ import numpy as np
 
 from dino.data.sources import ImageSource, find_stray, open_images
 from dino.errors import DataError, OptionError
+from dino.evaluation.config import FeatureConfig, FeatureFileConfig
 from dino.evaluation.descriptors import BlockTokens
 from dino.evaluation.feature_formats import WRITERS, Arrays
 from dino.evaluation.features import build_reading, stream_features
-from dino.flags import FeatureFileFlags, FeatureFileOptions
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, leaving_on_sigterm
@@ -68,7 +68,7 @@ class Layout:
         }
 
 
-def write_feature_file(options: FeatureFileOptions, run: Run) -> None:
+def write_feature_file(options: FeatureFileConfig, run: Run) -> None:
     """Describe every image and write `--output`.
 
     Raises:
@@ -82,10 +82,10 @@ def write_feature_file(options: FeatureFileOptions, run: Run) -> None:
         stray = find_stray(source)
         if stray and run.processes.is_first:
             logger.warning("no labels are written: %s lies in no class folder", stray)
-        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+        backbone = load_backbone(options.backbone, options.weights)
     descriptor, layout = build_descriptor(backbone, options.features)
     check_space(output, layout, len(source))
-    reading = build_reading(options.data, options.explicit, run, keep_on_device=False)
+    reading = build_reading(options.data, run, keep_on_device=False)
     batches = stream_features(descriptor, source, run, reading)
     if not run.processes.is_first:
         for _ in batches:
@@ -97,7 +97,7 @@ def write_feature_file(options: FeatureFileOptions, run: Run) -> None:
     write_result(options.report.json, {"output": str(output), "images": len(source), "arrays": shapes})
 
 
-def check_output(flags: FeatureFileFlags) -> Path:
+def check_output(flags: FeatureConfig) -> Path:
     """The output's path, of a known kind and in a folder that can be written to.
 
     Raises:
@@ -128,7 +128,7 @@ def check_names(source: ImageSource) -> None:
         raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8; rename it")
 
 
-def build_descriptor(backbone: TrainedBackbone, flags: FeatureFileFlags) -> tuple[TrainedBackbone, Layout]:
+def build_descriptor(backbone: TrainedBackbone, flags: FeatureConfig) -> tuple[TrainedBackbone, Layout]:
     """The backbone as it gives what was asked for, and how its rows are laid out.
 
     Raises:

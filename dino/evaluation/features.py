@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino import checkpoint
+from dino.data.config import DataConfig
 from dino.data.crops import cut_centre
 from dino.data.datasets import Shape, Share, ViewDataset
 from dino.data.loaders import choose_workers, read_views
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, DataError
-from dino.flags import DataFlags
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 from dino.runtime.progress import Progress
@@ -56,13 +56,10 @@ class Reading:
     max_batches: int | None = None
 
 
-def build_reading(
-    data: DataFlags, explicit: frozenset[str], run: Run, *, keep_on_device: bool, max_batches: int | None = None
-) -> Reading:
-    """Read the flags that say how images are fed."""
+def build_reading(data: DataConfig, run: Run, *, keep_on_device: bool, max_batches: int | None = None) -> Reading:
+    """How images are fed, as numbers."""
     workers = choose_workers(
         data.num_workers,
-        explicit="num_workers" in explicit,
         processes_here=run.processes.local_world,
         reserved=run.device.reserved_cores,
     )

@@ -15,9 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dino.data.config import DataConfig
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource, open_labelled_splits, open_online_splits
 from dino.errors import DataError
+from dino.evaluation.config import KnnConfig
 from dino.evaluation.features import (
     Features,
     Reading,
@@ -27,7 +29,6 @@ from dino.evaluation.features import (
     save_features,
 )
 from dino.evaluation.neighbours import ExactIndex, Index, build_index, log_recall, split_queries
-from dino.flags import KnnOptions, TrainOptions
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_events, write_result
@@ -122,7 +123,7 @@ def score_knn(
     return {k: KnnScore(*(100.0 * hit / len(test.labels) for hit in row)) for k, row in zip(ranked, total, strict=True)}
 
 
-def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
+def evaluate_knn(options: KnnConfig, run: Run) -> dict[int, KnnScore]:
     """Extract (or load) features, vote, and log one result line a k.
 
     Raises:
@@ -149,25 +150,32 @@ def evaluate_knn(options: KnnOptions, run: Run) -> dict[int, KnnScore]:
     return scores
 
 
-def build_online_knn(options: TrainOptions, run: Run) -> Callable[[nn.Module], Mapping[str, float]] | None:
-    """The score that training asks for every `--eval_knn_every` epochs; None where it is not asked for.
+def build_online_knn(
+    data: DataConfig, run: Run, *, image_size: int, in_chans: int = 3, data_limit: int | None = None
+) -> Callable[[nn.Module], Mapping[str, float]]:
+    """The score of a backbone that training asks for every few epochs.
+
+    Args:
+        data: The images that are trained on, with a folder val (or validation) beside them.
+        run: Device and processes.
+        image_size: S, side in pixels of the global crops.
+        in_chans: C.
+        data_limit: Score by so many of the training images at most.
 
     Returns:
         A function of the teacher's backbone that gives `knn_top1` and `knn_top5` in per cent.
     """
-    if not options.run.eval_knn_every:
-        return None
-    splits = open_online_splits(options.data.data_path, options.train_data.data_limit)
-    reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
-    normalisation = {name: list(part) for name, part in asdict(build_normalisation(options.student.in_chans)).items()}
+    splits = open_online_splits(data.data_path, data_limit)
+    reading = build_reading(data, run, keep_on_device=True)
+    normalisation = {name: list(part) for name, part in asdict(build_normalisation(in_chans)).items()}
 
     def score(backbone: nn.Module) -> Mapping[str, float]:
         trained = TrainedBackbone(
             module=backbone,
-            arch=options.backbone.arch,
-            patch_size=options.backbone.patch_size,
-            image_size=options.crops.global_crops_size,
-            in_chans=options.student.in_chans,
+            arch="teacher",
+            patch_size=1,  # its features alone are taken
+            image_size=image_size,
+            in_chans=in_chans,
             normalisation=normalisation,
         )
         found = score_backbone(trained, splits, run, reading)
@@ -190,7 +198,7 @@ def score_backbone(
     return score_knn(train, test, neighbours=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run)[k]
 
 
-def _load(options: KnnOptions, run: Run) -> tuple[Features, Features]:
+def _load(options: KnnConfig, run: Run) -> tuple[Features, Features]:
     folder = Path(options.knn.load_features or "")
     train, test = load_features(folder, "train"), load_features(folder, "test")
     if train.features.shape[1:] != test.features.shape[1:]:
@@ -200,13 +208,12 @@ def _load(options: KnnOptions, run: Run) -> tuple[Features, Features]:
     return train, test
 
 
-def _extract(options: KnnOptions, run: Run) -> tuple[Features, Features]:
+def _extract(options: KnnConfig, run: Run) -> tuple[Features, Features]:
     with run.processes.first_goes_first():
         sources = open_labelled_splits(options.data.data_path)
-        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+        backbone = load_backbone(options.backbone, options.weights)
     reading = build_reading(
         options.data,
-        options.explicit,
         run,
         keep_on_device=options.store.store_on_device,
         max_batches=options.knn.max_batches,

@@ -6,24 +6,29 @@ import logging
 from pathlib import Path
 
 from dino import checkpoint
+from dino.config import RECIPE, as_dict, as_recipe
 from dino.errors import OptionError
+from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import extract_features
 from dino.evaluation.linear_batches import cache_lessons, open_lessons
 from dino.evaluation.linear_head import LinearHead, LinearScore, score_head
 from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_task
 from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
-from dino.flags import BackboneFlags, LinearOptions
+from dino.models.config import BackboneConfig
 from dino.models.published import PUBLISHED_LINEAR, find_published
-from dino.options import as_recipe
-from dino.recipes import RECIPE
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result, write_whole
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_linear(options: LinearOptions, run: Run) -> LinearScore:
+def evaluate_linear(options: LinearConfig, run: Run, *, recipe: str | None = None) -> LinearScore:
     """Train a linear layer on frozen features, or score one that is there; log the original's lines.
+
+    Args:
+        options: The probe's settings.
+        run: Device and processes.
+        recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
 
     Returns:
         The score of the last validation.
@@ -32,17 +37,18 @@ def evaluate_linear(options: LinearOptions, run: Run) -> LinearScore:
         DinoError: Wrong weights, missing folders, unreadable images, a checkpoint of another run.
     """
     check_target(options.report.json)
+    recipe = recipe or as_recipe(options, as_dict(options))
     if not options.linear.evaluate:
         check_folder(options)
     task = open_task(options, run)
-    score, best = _score_layer(options, task, run) if task.train is None else _train_layer(options, task, run)
+    score, best = _score_layer(options, task, run) if task.train is None else _train_layer(options, task, run, recipe)
     if run.processes.is_first:
         counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}
         write_result(options.report.json, {**counts, **score._asdict(), "best_top1": best})
     return score
 
 
-def check_folder(options: LinearOptions) -> None:
+def check_folder(options: LinearConfig) -> None:
     """Prove that the output folder can be written to, and refuse that of a pre-training run.
 
     Raises:
@@ -58,11 +64,11 @@ def check_folder(options: LinearOptions) -> None:
         )
 
 
-def _train_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
+def _train_layer(options: LinearConfig, task: LinearTask, run: Run, recipe: str) -> tuple[LinearScore, float]:
     assert task.train is not None
     layer = restore_layer(options, task, run)
     if run.processes.is_first:
-        write_whole("--output_dir", str(Path(options.run.output_dir) / RECIPE), as_recipe(options))
+        write_whole("--output_dir", str(Path(options.run.output_dir) / RECIPE), recipe)
     test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
     finished = layer.epoch >= options.run.epochs  # then nothing is learnt, and nothing needs to be described for it
@@ -72,7 +78,7 @@ def _train_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[Li
     return score, layer.best
 
 
-def _score_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
+def _score_layer(options: LinearConfig, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
     head = LinearHead(task.width, task.classes)
     with run.processes.first_goes_first():
         path, published = _find_layer(options, task)
@@ -85,13 +91,13 @@ def _score_layer(options: LinearOptions, task: LinearTask, run: Run) -> tuple[Li
     return score, score.top1
 
 
-def _find_layer(options: LinearOptions, task: LinearTask) -> tuple[Path, bool]:
+def _find_layer(options: LinearConfig, task: LinearTask) -> tuple[Path, bool]:
     """The file of the layer to score: as named, else this folder's, else the published one; and whether it is that."""
     own = Path(options.run.output_dir) / CHECKPOINT
     if options.linear.pretrained_linear:
         return Path(options.linear.pretrained_linear), False
     if own.exists():
         return own, False
-    flags = BackboneFlags(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
+    flags = BackboneConfig(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
     remedy = f"give --pretrained_linear, or the --output_dir that holds {CHECKPOINT}"
     return find_published(flags, PUBLISHED_LINEAR, remedy=remedy), True

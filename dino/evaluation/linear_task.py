@@ -12,13 +12,14 @@ from typing import Any
 from torch import nn
 
 from dino import checkpoint
+from dino.config import chosen
 from dino.data.loaders import check_count
 from dino.data.sources import ImageSource, open_labelled_splits, open_validation_images
 from dino.errors import CheckpointError, OptionError, WeightsError
+from dino.evaluation.config import LinearConfig
 from dino.evaluation.descriptors import LastBlocks
 from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.linear_head import LinearHead
-from dino.flags import LinearOptions
 from dino.models.arrival import admit, list_tensors, read_part
 from dino.models.published import read_published
 from dino.models.registry import is_vit
@@ -64,7 +65,7 @@ class LinearTask:
         return int(self.descriptor.module.embed_dim)
 
 
-def open_task(options: LinearOptions, run: Run) -> LinearTask:
+def open_task(options: LinearConfig, run: Run) -> LinearTask:
     """List the images and load the backbone.
 
     Raises:
@@ -83,7 +84,7 @@ def open_task(options: LinearOptions, run: Run) -> LinearTask:
                 f"--num_labels {flags.num_labels}: {test.root} holds {len(test.classes)} class folders; "
                 "leave the flag out to follow the folders"
             )
-        backbone = load_backbone(options.backbone, options.weights, options.explicit)
+        backbone = load_backbone(options.backbone, options.weights)
     identity: dict[str, Any] = {"backbone": compute_digest(backbone.module), "classes": digest_names(test.classes)}
     if is_vit(backbone.arch):
         identity |= {name: getattr(flags, name) for name in SETTINGS}
@@ -93,12 +94,12 @@ def open_task(options: LinearOptions, run: Run) -> LinearTask:
             "seed": options.run.seed,
             "cache_features": flags.cache_features,
         }
-    reading = build_reading(options.data, options.explicit, run, keep_on_device=False)
+    reading = build_reading(options.data, run, keep_on_device=False)
     descriptor = build_descriptor(backbone, options)
     return LinearTask(descriptor=descriptor, train=train, test=test, reading=reading, identity=identity)
 
 
-def build_descriptor(backbone: TrainedBackbone, options: LinearOptions) -> TrainedBackbone:
+def build_descriptor(backbone: TrainedBackbone, options: LinearConfig) -> TrainedBackbone:
     """The backbone as the flags describe an image by it; a network that is no ViT gives its plain features.
 
     Raises:
@@ -106,13 +107,14 @@ def build_descriptor(backbone: TrainedBackbone, options: LinearOptions) -> Train
     """
     flags, network = options.linear, backbone.module
     if not isinstance(network, VisionTransformer):
-        for name in sorted(options.explicit & set(SETTINGS)):
+        for name in sorted(name for name in SETTINGS if getattr(flags, name) is not None):
             logger.warning("--%s is of no meaning for %s, whose features are taken as they are", name, backbone.arch)
         return backbone
     depth = len(network.blocks)
-    if flags.n_last_blocks > depth:
-        raise OptionError(f"--n_last_blocks {flags.n_last_blocks}: {backbone.arch} has {depth}; give that or fewer")
-    module = LastBlocks(network, blocks=flags.n_last_blocks, average_patches=flags.avgpool_patchtokens)
+    blocks = int(chosen(flags, "n_last_blocks"))
+    if blocks > depth:
+        raise OptionError(f"--n_last_blocks {blocks}: {backbone.arch} has {depth}; give that or fewer")
+    module = LastBlocks(network, blocks=blocks, average_patches=bool(flags.avgpool_patchtokens))
     return replace(backbone, module=module.eval())
 
 

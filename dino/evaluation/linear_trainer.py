@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino import checkpoint
+from dino.config import as_dict
 from dino.errors import CheckpointError, NonFiniteError
+from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import Features
 from dino.evaluation.linear_batches import Lessons
 from dino.evaluation.linear_head import LinearHead, LinearProgram, LinearScore, MomentumSGD, Samples, score_head
 from dino.evaluation.linear_task import BEST, CHECKPOINT, LinearTask, load_head
-from dino.flags import LinearOptions
-from dino.options import as_dict
 from dino.runtime.context import Run
 from dino.runtime.metrics import MetricLog
 from dino.runtime.progress import Progress
@@ -35,7 +35,7 @@ class Layer:
     best: float = 0.0
 
 
-def restore_layer(options: LinearOptions, task: LinearTask, run: Run) -> Layer:
+def restore_layer(options: LinearConfig, task: LinearTask, run: Run) -> Layer:
     """A new layer, or that of the output folder's checkpoint.
 
     Raises:
@@ -69,7 +69,7 @@ class LinearTrainer:
     """The remaining epochs of a layer."""
 
     def __init__(
-        self, options: LinearOptions, run: Run, layer: Layer, *, task: LinearTask, lessons: Lessons, test: Features
+        self, options: LinearConfig, run: Run, layer: Layer, *, task: LinearTask, lessons: Lessons, test: Features
     ) -> None:
         """Bind everything; nothing is read yet.
 

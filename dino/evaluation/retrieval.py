@@ -20,9 +20,9 @@ from dino.data.oxford_paris import Thumbnail, Truth, open_landmarks
 from dino.data.sources import ImageSource
 from dino.errors import DataError, OptionError
 from dino.evaluation.average_precision import compute_average_precision
+from dino.evaluation.config import RetrievalConfig
 from dino.evaluation.descriptors import MultiScale
 from dino.evaluation.features import Reading, build_reading, extract_features
-from dino.flags import RetrievalOptions
 from dino.models.published import PUBLISHED_FOR_RETRIEVAL
 from dino.models.registry import is_vit
 from dino.models.weights import TrainedBackbone, load_backbone
@@ -62,7 +62,7 @@ def _mean(rows: np.ndarray) -> np.ndarray:
     return counted.mean(axis=0) if len(counted) else np.full(rows.shape[1:], np.nan)
 
 
-def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, RankingScore]:
+def evaluate_retrieval(options: RetrievalConfig, run: Run) -> dict[str, RankingScore]:
     """Describe all images, rank, and log the two result lines.
 
     Returns:
@@ -76,7 +76,7 @@ def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, Ranking
     flags, data = options.retrieval, options.data
     landmarks = open_landmarks(data.data_path, flags.dataset, crop_queries=flags.crop_queries)
     with run.processes.first_goes_first():
-        backbone = load_backbone(options.backbone, options.weights, options.explicit, published=PUBLISHED_FOR_RETRIEVAL)
+        backbone = load_backbone(options.backbone, options.weights, published=PUBLISHED_FOR_RETRIEVAL)
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
     if flags.multiscale:
         backbone = dataclasses.replace(backbone, module=MultiScale(backbone.module))
@@ -88,7 +88,7 @@ def evaluate_retrieval(options: RetrievalOptions, run: Run) -> dict[str, Ranking
     queries = len(landmarks.truths)
     database = len(shapes) - queries
     logger.info("train: %d imgs / query: %d imgs, in %d shapes", database, queries, len(set(shapes)))
-    reading = build_reading(data, options.explicit, run, keep_on_device=options.store.store_on_device)
+    reading = build_reading(data, run, keep_on_device=options.store.store_on_device)
     features = describe(backbone, landmarks.source, shapes, view, run, reading)
     scores = score_landmarks(rank(features[:database], features[database:]), landmarks.truths)
     _report(scores, options, run)
@@ -214,7 +214,7 @@ def _score_query(ranked: np.ndarray, positives: np.ndarray, junk: np.ndarray) ->
     return compute_average_precision(found, len(positives)), precisions
 
 
-def _report(scores: Mapping[str, RankingScore], options: RetrievalOptions, run: Run) -> None:
+def _report(scores: Mapping[str, RankingScore], options: RetrievalConfig, run: Run) -> None:
     name = options.retrieval.dataset
     maps = {level: np.around(score.map * 100, decimals=2) for level, score in scores.items()}
     precisions = {level: np.around(score.mean_precisions * 100, decimals=2) for level, score in scores.items()}

@@ -27,10 +27,10 @@ from dino.data.loaders import read_views
 from dino.data.photometric import IMAGENET_STD, Normalisation, build_normalisation
 from dino.data.sources import ImageSource
 from dino.errors import OptionError
+from dino.evaluation.config import ClipsConfig, DavisConfig, DrivingConfig, PropagationConfig
 from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.propagation import Context, decide_labels, plan_tiles, propagate_labels
 from dino.evaluation.segmentation_report import check_truths, report_davis
-from dino.flags import DavisOptions, DrivingOptions, PropagationFlags, PropagationOptions
 from dino.models.dense import build_dense
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, make_output_folder
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY = 20  # frames between two progress lines
 
 
-def segment_davis(options: DavisOptions, run: Run) -> None:
+def segment_davis(options: DavisConfig, run: Run) -> None:
     """Segment the validation split of DAVIS 2017, and score it where that is asked for.
 
     Args:
@@ -65,18 +65,18 @@ def segment_davis(options: DavisOptions, run: Run) -> None:
         write_result(options.report.json, found)
 
 
-def segment_runs(options: DrivingOptions, run: Run) -> None:
+def segment_runs(options: DrivingConfig, run: Run) -> None:
     """Segment driving runs, anew from the labels of every `--refresh_label_interval`-th frame (the driving fork).
 
     First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
     Raises as `segment_davis`.
     """
-    found = segment_clips(open_runs(options.data.data_path, options.refresh.refresh_label_interval), options, run)
+    found = segment_clips(open_runs(options.data.data_path, options.refresh.chosen_interval), options, run)
     if run.processes.is_first:
         write_result(options.report.json, found)
 
 
-def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) -> dict[str, Any]:
+def segment_clips(clips: Sequence[Clip], options: ClipsConfig, run: Run) -> dict[str, Any]:
     """Write OUTPUT_DIR/NAME/FRAME.png for every frame of every clip; all are there when it returns, on any process.
 
     Args:
@@ -91,8 +91,8 @@ def segment_clips(clips: Sequence[Clip], options: PropagationOptions, run: Run) 
     began, output = time.monotonic(), make_output_folder(options.output.output_dir)
     _make_folders(clips, output)
     with run.processes.first_goes_first():
-        backbone = load_backbone(options.backbone, options.weights, options.explicit)
-    reading = build_reading(options.data, options.explicit, run, keep_on_device=True)
+        backbone = load_backbone(options.backbone, options.weights)
+    reading = build_reading(options.data, run, keep_on_device=True)
     mine, done = share_clips(clips, run.processes.world)[run.processes.rank], 0
     features = extract_maps(mine, backbone, run, reading)
     progress = Progress(sum(len(clip.frames) for clip in mine), "segmentation", shown=run.processes.is_first)
@@ -129,7 +129,7 @@ def _make_folders(clips: Sequence[Clip], output: Path) -> None:
         make_output_folder(str(output / clip.name))
 
 
-def _segment(clip: Clip, features: Iterator[Tensor], flags: PropagationFlags, folder: Path, run: Run) -> Iterator[int]:
+def _segment(clip: Clip, features: Iterator[Tensor], flags: PropagationConfig, folder: Path, run: Run) -> Iterator[int]:
     """Write the label maps of one clip, its first frame's as given; yields the number of those that are there."""
     given, palette = read_label_map(clip.labels)
     truth = drop_void(given) if clip.has_void else given
@@ -141,7 +141,7 @@ def _segment(clip: Clip, features: Iterator[Tensor], flags: PropagationFlags, fo
 
 
 def propagate_clip(
-    truth: NDArray[np.uint8], features: Iterator[Tensor], flags: PropagationFlags, run: Run, name: str
+    truth: NDArray[np.uint8], features: Iterator[Tensor], flags: PropagationConfig, run: Run, name: str
 ) -> Iterator[NDArray[np.uint8]]:
     """Label every frame of a clip.
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dino.config import chosen
 from dino.data.davis import Clip, check_sizes, list_truths
 from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognise_layout
 from dino.errors import DataError, OptionError
+from dino.evaluation.config import MetricsConfig, SegmentationMetricsConfig
 from dino.evaluation.segmentation_scores import (
     ObjectScore,
     RunScore,
@@ -20,7 +22,6 @@ from dino.evaluation.segmentation_scores import (
     score_run,
     score_sequence,
 )
-from dino.flags import SegmentationMetricsFlags, SegmentationMetricsOptions
 from dino.runtime.metrics import check_target, write_csv, write_result
 from dino.runtime.progress import Progress
 
@@ -31,7 +32,7 @@ Rows = list[tuple[Any, ...]]
 DRIVING_ONLY = ("num_classes", "ignore_label", "skip_refreshed", "refresh_label_interval")
 
 
-def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[ScoredClip]]:
+def open_clips(options: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]]:
     """Find the layout and the frames to score.
 
     Raises:
@@ -44,19 +45,20 @@ def open_clips(options: SegmentationMetricsOptions) -> tuple[str, list[ScoredCli
     root, predictions = (_existing(flag, getattr(flags, flag)) for flag in ("dataset_path", "prediction_path"))
     layout = flags.layout or recognise_layout(root)
     for name in DRIVING_ONLY:
-        if layout == DAVIS and name in options.explicit:
+        given = getattr(options.refresh if name == "refresh_label_interval" else flags, name)
+        if layout == DAVIS and given not in (None, False):
             raise OptionError(f"--{name} is for driving runs; --dataset_path {root} is taken as DAVIS 2017")
     clips = list_clips(layout, root, predictions)
     _warn_of_unscored(clips, predictions)
     if flags.skip_refreshed:
-        clips = [_without_refreshed(clip, options.refresh.refresh_label_interval) for clip in clips]
+        clips = [_without_refreshed(clip, options.refresh.chosen_interval) for clip in clips]
     picture = next((frame for clip in clips for frame in clip.frames if frame.image is None), None)
     if flags.pictures and picture:
         raise DataError(f"--pictures needs the picture of {picture.truth}, which --dataset_path {root} lacks")
     return layout, clips
 
 
-def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequence[ScoredClip]) -> None:
+def report_metrics(options: SegmentationMetricsConfig, layout: str, clips: Sequence[ScoredClip]) -> None:
     """Score label maps; print the tables and write the files that were asked for.
 
     Raises:
@@ -66,7 +68,7 @@ def report_metrics(options: SegmentationMetricsOptions, layout: str, clips: Sequ
     if layout == DAVIS:
         values, rows = _report_davis(clips)
     else:
-        values, rows = _report_driving(clips, options.metrics, options.refresh.refresh_label_interval)
+        values, rows = _report_driving(clips, options.metrics, options.refresh.chosen_interval)
     if options.metrics.csv:
         write_csv(options.metrics.csv, rows)
     write_result(options.report.json, {"layout": layout, **values})
@@ -132,12 +134,12 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     return {**total.named(), "frames": sum(frames.values()), **figures}, rows
 
 
-def _report_driving(
-    clips: Sequence[ScoredClip], flags: SegmentationMetricsFlags, interval: int
-) -> tuple[dict[str, Any], Rows]:
+def _report_driving(clips: Sequence[ScoredClip], flags: MetricsConfig, interval: int) -> tuple[dict[str, Any], Rows]:
     progress = Progress(_count_frames(clips), "frames scored")
     runs = {
-        clip.name: score_run(progress.follow(clip.frames), num_classes=flags.num_classes, ignored=flags.ignore_label)
+        clip.name: score_run(
+            progress.follow(clip.frames), num_classes=int(chosen(flags, "num_classes")), ignored=flags.ignore_label
+        )
         for clip in clips
     }
     progress.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +22,21 @@ POSITION = "pos_embed"
 
 
 def adapt_input(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], asked: Collection[str], origin: str
+    tensors: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    origin: str,
+    *,
+    new_channels: bool = False,
+    new_patches: bool = False,
 ) -> dict[str, Tensor]:
     """Fit the first layer and the position embedding of a file to a network; each change is logged.
 
     Args:
         tensors: The file's.
         wanted: The network's own, for their shapes.
-        asked: Flags that the user set; `in_chans` and `patch_size` are changed only where they are among them.
         origin: The file, for messages.
+        new_channels: Somebody asked for the network's channels, so the file's may be changed.
+        new_patches: The same of the size of its patches.
 
     Returns:
         The tensors, those two adapted; what differs in any other way is left to whoever loads them.
@@ -41,7 +47,9 @@ def adapt_input(
     adapted = dict(tensors)
     first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), "")
     if first in tensors and tensors[first].ndim == 4 and tensors[first].numel():
-        adapted[first] = _adapt_first(tensors[first], wanted[first].shape, asked, origin)
+        _check_asked("in_chans", tensors[first].shape[1], wanted[first].shape[1], new_channels, origin)
+        _check_asked("patch_size", tensors[first].shape[-1], wanted[first].shape[-1], new_patches, origin)
+        adapted[first] = _adapt_first(tensors[first], wanted[first].shape, origin)
     if POSITION in wanted and POSITION in tensors and tensors[POSITION].ndim == 3 and tensors[POSITION].shape[1] > 1:
         adapted[POSITION] = resample_position(tensors[POSITION], wanted[POSITION].shape[1])
         if adapted[POSITION].shape != tensors[POSITION].shape:
@@ -50,24 +58,22 @@ def adapt_input(
     return adapted
 
 
-def _adapt_first(weight: Tensor, wanted: torch.Size, asked: Collection[str], origin: str) -> Tensor:
+def _adapt_first(weight: Tensor, wanted: torch.Size, origin: str) -> Tensor:
     """The first convolution (D, C, P, P) for another C or P."""
     channels, patch_size = wanted[1], wanted[-1]
     if weight.shape[1] != channels:
-        _check_asked("in_chans", weight.shape[1], channels, asked, origin)
         how = "summed" if channels == 1 else f"repeated, times {weight.shape[1]}/{channels}"
         logger.info("%s: first layer from %d to %d channels, %s", origin, weight.shape[1], channels, how)
         weight = adapt_channels(weight, channels)
     if weight.shape[-1] != patch_size:
-        _check_asked("patch_size", weight.shape[-1], patch_size, asked, origin)
         logger.info("%s: patches from %d to %d pixels, resampled", origin, weight.shape[-1], patch_size)
         layers = open_library("timm", purpose=f"{origin}: resampling of patches").layers
         weight = layers.resample_patch_embed(weight, [patch_size, patch_size])
     return weight
 
 
-def _check_asked(name: str, there: int, here: int, asked: Collection[str], origin: str) -> None:
-    if name not in asked:
+def _check_asked(name: str, there: int, here: int, asked: bool, origin: str) -> None:
+    if there != here and not asked:
         raise WeightsError(
             f"{origin} has --{name} {there}, this network {here}: give --{name} {there}, or --{name} {here} to adapt it"
         )

@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from dino import checkpoint
-from dino.errors import CheckpointError, WeightsError
-from dino.flags import BackboneFlags
+from dino.errors import CheckpointError, WeightsError, nearest
 from dino.models import matching
 from dino.models.adaptation import adapt_input
 from dino.models.arrival import admit, check_network
+from dino.models.config import BackboneConfig
 from dino.models.registry import build_backbone, is_vit
-from dino.options import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ HUB: Mapping[str, tuple[str, int | None]] = {
 
 
 def find_published(
-    backbone: BackboneFlags,
+    backbone: BackboneConfig,
     published: Published = PUBLISHED,
     *,
     remedy: str = "give --pretrained_weights, or --random_weights",
@@ -76,11 +75,11 @@ def find_published(
     Raises:
         WeightsError: None are published for it, or they cannot be had.
     """
-    patch = backbone.patch_size if is_vit(backbone.arch) else None
-    arch = backbone.arch.replace("deit_", "vit_")
+    patch = backbone.chosen_patch_size if is_vit(backbone.chosen_arch) else None
+    arch = backbone.chosen_arch.replace("deit_", "vit_")
     remedy = f"set {MIRROR} to a folder that holds the published files, {remedy}"
     if (arch, patch) not in published:
-        named = f"{backbone.arch} with patch size {patch}" if patch else backbone.arch
+        named = f"{backbone.chosen_arch} with patch size {patch}" if patch else backbone.chosen_arch
         raise WeightsError(f"no weights are published for {named}: {remedy}")
     url = PUBLISHED_ROOT + published[arch, patch]
     logger.info("the published %s", url)
@@ -104,7 +103,7 @@ def find_mirrored(*names: str) -> Path | None:
     return next((Path(folder) / name for name in names if (Path(folder) / name).is_file()), None) if folder else None
 
 
-def read_hub_name(name: str) -> BackboneFlags:
+def read_hub_name(name: str) -> BackboneConfig:
     """Architecture and patch size of a name of torch.hub, such as dino_vits16.
 
     Raises:
@@ -113,7 +112,7 @@ def read_hub_name(name: str) -> BackboneFlags:
     if name not in HUB:
         raise WeightsError(f"{HUB_PREFIX}{name} is not published: {nearest(name, list(HUB))}")
     arch, patch = HUB[name]
-    return BackboneFlags(arch=arch) if patch is None else BackboneFlags(arch=arch, patch_size=patch)
+    return BackboneConfig(arch=arch) if patch is None else BackboneConfig(arch=arch, patch_size=patch)
 
 
 def read_published(path: Path) -> dict[str, Any]:
@@ -140,12 +139,18 @@ def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn
     Raises:
         WeightsError: No such name, or the weights cannot be had or are not the network's.
     """
-    flags = read_hub_name(name)
-    module = build_backbone(flags.arch, patch_size=flags.patch_size, **settings)
+    named = read_hub_name(name)
+    module = build_backbone(named.chosen_arch, patch_size=named.chosen_patch_size, **settings)
     if pretrained:
-        path = find_published(flags, remedy="or pass pretrained=False")
+        path = find_published(named, remedy="or pass pretrained=False")
         stored = check_network(read_published(path), path)
-        tensors = adapt_input(stored, module.state_dict(), settings, str(path))
+        tensors = adapt_input(
+            stored,
+            module.state_dict(),
+            str(path),
+            new_channels="in_chans" in settings,
+            new_patches="patch_size" in settings,
+        )
         matched = matching.match(module, tensors, str(path), matching.NOTHING)
         module.load_state_dict(matched.tensors)
         count = len(matched.tensors)

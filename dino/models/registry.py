@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dino.errors import OptionError
+from dino.errors import OptionError, nearest
 from dino.models.vit import VisionTransformer
 from dino.models.zoo import open_library
-from dino.recipes import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

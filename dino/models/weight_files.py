@@ -19,7 +19,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from dino import checkpoint
-from dino.errors import CheckpointError, DinoError, WeightsError
+from dino.errors import CheckpointError, DinoError, WeightsError, nearest
 from dino.models.arrival import admit
 from dino.models.layouts import (
     count_blocks,
@@ -34,7 +34,6 @@ from dino.models.published import HUB_PREFIX, MIRROR, find_mirrored, find_publis
 from dino.models.registry import TIMM_PREFIX, VITS, build_backbone
 from dino.models.vit import LAYER_NORM_EPS
 from dino.models.zoo import open_library
-from dino.options import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,10 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
 def _read_hub(name: str) -> dict[str, Any]:
     flags = read_hub_name(name)
     path = find_published(flags, remedy="or name a file instead")
-    return {"state_dict": read_published(path), "args": {"arch": flags.arch, "patch_size": flags.patch_size}}
+    return {
+        "state_dict": read_published(path),
+        "args": {"arch": flags.chosen_arch, "patch_size": flags.chosen_patch_size},
+    }
 
 
 def _read_timm(name: str) -> dict[str, Any]:

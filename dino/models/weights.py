@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.errors import OptionError, WeightsError
-from dino.flags import BackboneFlags, ChannelFlags, WeightsFlags
 from dino.models import matching
 from dino.models.adaptation import adapt_input
 from dino.models.arrival import check_network, read_centre
+from dino.models.config import BackboneConfig, ChannelConfig, WeightsConfig
 from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
@@ -82,24 +82,23 @@ class FoundNetwork:
 
 
 def load_backbone(
-    backbone: BackboneFlags, weights: WeightsFlags, explicit: frozenset[str], *, published: Published = PUBLISHED
+    backbone: BackboneConfig, weights: WeightsConfig, *, published: Published = PUBLISHED
 ) -> TrainedBackbone:
-    """Load the backbone that the flags mean.
+    """Load the backbone that the settings mean.
 
-    Architecture, patch size, channels and image size come from the flags where given, else from the file's options,
+    Architecture, patch size, channels and image size come from the settings where given, else from the file's options,
     else from its tensors.
 
     Args:
-        backbone: `--arch` and `--patch_size`.
-        weights: Which file and network, or `--random_weights`.
-        explicit: Flags that the user set.
+        backbone: Architecture and patch size; None where the file tells them.
+        weights: Which file and network, or that the network is untrained.
         published: What is taken without a file.
 
     Raises:
         WeightsError: No such file, a tensor of the backbone is not in it with its shape, or it has one too many.
         CheckpointError: The file is damaged.
     """
-    return fill_network(find_network(backbone, weights, explicit, published=published))
+    return fill_network(find_network(backbone, weights, published=published))
 
 
 def fill_network(found: FoundNetwork) -> TrainedBackbone:
@@ -121,41 +120,45 @@ def fill_network(found: FoundNetwork) -> TrainedBackbone:
 
 
 def find_network(
-    backbone: BackboneFlags,
-    weights: WeightsFlags,
-    explicit: frozenset[str],
+    backbone: BackboneConfig,
+    weights: WeightsConfig,
     *,
     published: Published = PUBLISHED,
-    channels: ChannelFlags | None = None,
+    channels: ChannelConfig | None = None,
 ) -> FoundNetwork:
-    """Find the backbone that the flags mean, tensor by tensor, as `load_backbone` does, without filling a network.
+    """Find the backbone that the settings mean, tensor by tensor, as `load_backbone` does, without filling a network.
 
     Args:
-        backbone: `--arch` and `--patch_size`.
-        weights: Which file and network, or `--random_weights`.
-        explicit: Flags that the user set.
+        backbone: Architecture and patch size; None where the file tells them.
+        weights: Which file and network, or that the network is untrained.
         published: What is taken without a file.
         channels: Where it is given, the first layer is fitted to its channels and to the patch size of `backbone`,
-            those of the two that are among `explicit`.
+            those of the two that are not None.
 
     Raises:
         WeightsError: As `load_backbone`.
         CheckpointError: As `load_backbone`.
     """
-    in_chans = channels.in_chans if channels and "in_chans" in explicit else None
+    in_chans = channels.in_chans if channels else None
     if weights.random_weights:
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
     state = read_weights(word) if weights.pretrained_weights else read_published(Path(word))
     tensors = rename_to_ours(check_network(select_network(state, weights.checkpoint_key, word), word))
-    trained = _describe(state, tensors, backbone, explicit, in_chans)
+    trained = _describe(state, tensors, backbone, in_chans)
     _refuse_oblong(state, word)
-    if channels and "patch_size" in explicit and not isinstance(trained.module, VisionTransformer):
+    if channels and backbone.patch_size is not None and not isinstance(trained.module, VisionTransformer):
         raise OptionError(f"--patch_size {backbone.patch_size} means nothing to {trained.arch}; leave it out")
     if channels:
-        tensors = adapt_input(tensors, trained.module.state_dict(), explicit, word)
+        tensors = adapt_input(
+            tensors,
+            trained.module.state_dict(),
+            word,
+            new_channels=in_chans is not None,
+            new_patches=backbone.patch_size is not None,
+        )
     exact = not weights.pretrained_weights or word.startswith(HUB_PREFIX)  # published files hold a backbone alone
-    beside = matching.NOTHING if exact else _find_beside(trained, is_autoencoder(backbone.arch))
+    beside = matching.NOTHING if exact else _find_beside(trained, is_autoencoder(backbone.chosen_arch))
     named = f"{trained.arch}, " if trained.arch else ""
     matched = match(trained.module, tensors, f"{word} ({named}patch size {trained.patch_size})", beside)
     return FoundNetwork(origin=word, state=state, trained=trained, matched=matched)
@@ -169,13 +172,14 @@ def _refuse_oblong(state: Mapping[str, Any], word: str) -> None:
         raise WeightsError(f"{word} is stored for images of {named} pixels; only squares are read")
 
 
-def _draw_network(backbone: BackboneFlags, weights: WeightsFlags, in_chans: int | None) -> FoundNetwork:
+def _draw_network(backbone: BackboneConfig, weights: WeightsConfig, in_chans: int | None) -> FoundNetwork:
     if weights.pretrained_weights:
         raise OptionError("--random_weights and --pretrained_weights contradict each other; give one of them")
-    logger.warning("--random_weights: an untrained %s", backbone.arch)
+    given = BackboneConfig(arch=backbone.chosen_arch, patch_size=backbone.chosen_patch_size)
+    logger.warning("--random_weights: an untrained %s", given.arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # by itself each process would draw another network
-        trained = _describe({}, {}, backbone, frozenset({"arch", "patch_size"}), in_chans)
+        trained = _describe({}, {}, given, in_chans)
     matched = Matched(trained.module.state_dict(), {})
     return FoundNetwork(origin="--random_weights", state={}, trained=trained, matched=matched)
 
@@ -192,13 +196,16 @@ def _find_beside(trained: TrainedBackbone, autoencoder: bool) -> re.Pattern[str]
     return matching.VIT if isinstance(trained.module, VisionTransformer) else matching.ANYTHING
 
 
-def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = ()) -> Tensor | None:
+def load_initial_weights(
+    student: MultiCrop, path: str, *, in_chans: int | None = None, patch_size: int | None = None
+) -> Tensor | None:
     """Start a network from a file's teacher: the backbone always, the head where it is there and fits.
 
     Args:
         student: Filled in place; position embeddings of another size are resampled.
         path: What `read_weights` takes.
-        asked: Flags that the user set: only these let the first layer be fitted to other channels or patches.
+        in_chans: C, where somebody asked for it: only then is a first layer fitted to other channels.
+        patch_size: P in pixels, the same.
 
     Returns:
         The file's centre (1, K) where the head was loaded, else None.
@@ -209,7 +216,13 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
     """
     state = read_weights(path)
     network = check_network(select_network(state, "teacher", path), path)
-    backbone = adapt_input(rename_to_ours(network), student.backbone.state_dict(), frozenset(asked), path)
+    backbone = adapt_input(
+        rename_to_ours(network),
+        student.backbone.state_dict(),
+        path,
+        new_channels=in_chans is not None,
+        new_patches=patch_size is not None,
+    )
     beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
     _refuse_oblong(state, path)
     matched = match(student.backbone, backbone, path, beside)
@@ -230,16 +243,16 @@ def load_initial_weights(student: MultiCrop, path: str, asked: Iterable[str] = (
 def _describe(
     state: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    flags: BackboneFlags,
-    explicit: frozenset[str],
+    backbone: BackboneConfig,
     in_chans: int | None = None,
 ) -> TrainedBackbone:
-    """Build the empty backbone that the file and the flags describe."""
+    """Build the empty backbone that the file and the settings describe; what is given wins."""
     args = {name: value for name, value in checkpoint.read_args(state).items() if value is not None}
     guessed = guess_backbone(tensors)
     unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a width and depth that none of ours has
-    known = {**vars(flags), **unnamed, **guessed, **{name: args[name] for name in vars(flags) if name in args}}
-    known |= {name: value for name, value in vars(flags).items() if name in explicit}
+    usual = {"arch": backbone.chosen_arch, "patch_size": backbone.chosen_patch_size}
+    known = {**usual, **unnamed, **guessed, **{name: args[name] for name in usual if name in args}}
+    known |= {name: value for name, value in vars(backbone).items() if value is not None}
     if is_autoencoder(known["arch"]):
         known["arch"] = MAE_NETWORKS.get(known["arch"], _name_autoencoder(guessed))
     in_chans = in_chans or int(args.get("in_chans", guessed.get("in_chans", 3)))

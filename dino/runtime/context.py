@@ -14,8 +14,9 @@ from types import FrameType
 
 from dino.devices import open_device
 from dino.devices.base import Device
+from dino.devices.config import DeviceConfig, IpuConfig, PrecisionConfig
 from dino.errors import DeviceError, OptionError
-from dino.flags import CompiledFlags, DeviceFlags, LaunchFlags, PrecisionFlags
+from dino.runtime.config import LaunchConfig
 from dino.runtime.distributed import Launch, Processes, export_launch, read_launch
 from dino.runtime.failures import FailureWatch
 
@@ -34,12 +35,11 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(
-    device: DeviceFlags,
-    launch: LaunchFlags,
+    device: DeviceConfig,
+    launch: LaunchConfig,
     *,
-    precision: PrecisionFlags | None = None,
-    compiled: CompiledFlags | None = None,
-    explicit: frozenset[str] = frozenset(),
+    precision: PrecisionConfig | None = None,
+    compiled: IpuConfig | None = None,
     synthetic: bool = False,
     output_dir: str | None = None,
 ) -> Iterator[Run]:
@@ -55,7 +55,6 @@ def open_run(
         local_rank=place.local_rank,
         precision=precision,
         compiled=compiled,
-        explicit=explicit,
         synthetic=synthetic,
         output_dir=output_dir,
     )

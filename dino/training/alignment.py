@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dino.data.crops import Crops
 from dino.devices.base import Device
-from dino.flags import TrainOptions
 from dino.runtime.context import Run
 from dino.training.build import build_networks, build_program
+from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.optim import build_optimizer
 from dino.training.plan import Plan
@@ -52,7 +52,7 @@ class Difference:
 
 
 def trace_steps(
-    options: TrainOptions,
+    options: TrainConfig,
     run: Run,
     plan: Plan,
     batches: Sequence[Crops],

@@ -8,23 +8,26 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dino.config import chosen
 from dino.data.crops import CropRecipe
 from dino.data.datasets import CropDataset, Share
 from dino.data.loaders import TrainLoader, build_train_loader, check_count, choose_workers
 from dino.data.photometric import build_normalisation
 from dino.data.sources import ImageSource
 from dino.data.synthetic import SyntheticLoader, make_batch
+from dino.devices.base import Device
+from dino.devices.config import IpuConfig
 from dino.errors import OptionError
-from dino.flags import CompiledFlags, TrainOptions
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.registry import build_backbone, expect_sizes, set_recompute
 from dino.runtime.context import Run
+from dino.training.config import OptimConfig, TrainConfig
 from dino.training.ema import build_teacher
 from dino.training.step import DinoProgram
 
 
-def build_networks(options: TrainOptions, run: Run) -> tuple[MultiCrop, MultiCrop]:
+def build_networks(options: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]:
     """Build student and teacher, equal at first, on the device.
 
     Raises:
@@ -47,7 +50,7 @@ def build_networks(options: TrainOptions, run: Run) -> tuple[MultiCrop, MultiCro
     return student.to(device.torch_device), teacher.to(device.torch_device)
 
 
-def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainLoader | SyntheticLoader:
+def build_loader(options: TrainConfig, source: ImageSource, run: Run) -> TrainLoader | SyntheticLoader:
     """Build the loader of this process's share of the crops.
 
     Raises:
@@ -64,20 +67,18 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
         return SyntheticLoader(batch, len(source) // (batch_size * processes.world))
     skip_bad = options.train_data.on_bad_image == "skip"
     on_host = options.train_data.augment_on == "host"
-    explicit = "num_workers" in options.explicit
     return build_train_loader(
         CropDataset(
             source,
             build_recipe(options),
             seed=options.run.seed,
             skip_bad=skip_bad,
-            host_normalisation=build_normalisation(options.student.in_chans) if on_host else None,
+            host_normalisation=build_normalisation(options.student.chosen_in_chans) if on_host else None,
         ),
         batch_size=batch_size,
         share=Share(rank=processes.rank, world=processes.world),
         workers=choose_workers(
             data.num_workers,
-            explicit=explicit,
             processes_here=processes.local_world,
             reserved=run.device.reserved_cores,
         ),
@@ -87,7 +88,7 @@ def build_loader(options: TrainOptions, source: ImageSource, run: Run) -> TrainL
     )
 
 
-def build_recipe(options: TrainOptions) -> CropRecipe:
+def build_recipe(options: TrainConfig) -> CropRecipe:
     """How many views an image has, and how they are cut."""
     crops = options.crops
     return CropRecipe(
@@ -96,11 +97,11 @@ def build_recipe(options: TrainOptions) -> CropRecipe:
         local_size=crops.local_crops_size,
         local_scale=crops.local_crops_scale,
         local_views=crops.local_crops_number,
-        channels=options.student.in_chans,
+        channels=options.student.chosen_in_chans,
     )
 
 
-def choose_piece(flags: CompiledFlags, batch_size: int) -> int | None:
+def choose_piece(flags: IpuConfig, batch_size: int) -> int | None:
     """Images that a loader process hands over at a time; None for whole batches.
 
     Raises:
@@ -116,7 +117,7 @@ def choose_piece(flags: CompiledFlags, batch_size: int) -> int | None:
     return flags.rebatched_worker_size
 
 
-def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop, run: Run) -> DinoProgram:
+def build_program(options: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run) -> DinoProgram:
     """Bind the networks to the step, data parallel and compiled where asked for."""
     forward_student: nn.Module = student
     if run.processes.world > 1 and not run.device.exchanges_gradients:
@@ -129,8 +130,8 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
         student=forward_student,
         teacher=teacher,
         prototypes=options.student.out_dim,
-        normalisation=build_normalisation(options.student.in_chans),
-        clip_grad=options.optim.clip_grad,
+        normalisation=build_normalisation(options.student.chosen_in_chans),
+        clip_grad=choose_clipping(options.optim, run.device),
         resolutions=1 + (options.crops.local_crops_number > 0),
         autocast=run.device.autocast,
         average=run.processes.begin_average,
@@ -139,12 +140,19 @@ def build_program(options: TrainOptions, student: MultiCrop, teacher: MultiCrop,
     )
 
 
-def build_network(options: TrainOptions, *, drop_path_rate: float, norm_last_layer: bool) -> MultiCrop:
+def choose_clipping(optim: OptimConfig, device: Device) -> float:
+    """The largest norm of a gradient, 0 for none: what is given, else the reference's where the device clips."""
+    if optim.clip_grad is None and not device.clips_by_default:
+        return 0.0
+    return float(chosen(optim, "clip_grad"))
+
+
+def build_network(options: TrainConfig, *, drop_path_rate: float, norm_last_layer: bool) -> MultiCrop:
     """Build one network, untrained, on the host."""
     backbone = build_backbone(
-        options.backbone.arch,
-        patch_size=options.backbone.patch_size,
-        in_chans=options.student.in_chans,
+        options.backbone.chosen_arch,
+        patch_size=options.backbone.chosen_patch_size,
+        in_chans=options.student.chosen_in_chans,
         img_size=options.crops.global_crops_size,
         drop_path_rate=drop_path_rate,
     )
@@ -157,13 +165,15 @@ def build_network(options: TrainOptions, *, drop_path_rate: float, norm_last_lay
     return MultiCrop(backbone, head)
 
 
-def _check_crops(backbone: nn.Module, options: TrainOptions, sizes: Iterable[int]) -> None:
+def _check_crops(backbone: nn.Module, options: TrainConfig, sizes: Iterable[int]) -> None:
     """Let the untrained network refuse a size now and not in the first step."""
     was_training = backbone.training
     for size in sizes:
         try:
             with torch.no_grad():
-                backbone.eval()(torch.zeros(1, options.student.in_chans, size, size))
+                backbone.eval()(torch.zeros(1, options.student.chosen_in_chans, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise OptionError(f"--arch {options.backbone.arch} cannot take {size}-pixel crops: {error}") from error
+            raise OptionError(
+                f"--arch {options.backbone.chosen_arch} cannot take {size}-pixel crops: {error}"
+            ) from error
     backbone.train(was_training)

@@ -8,16 +8,17 @@ import os
 from dino.data.loaders import check_count
 from dino.data.sources import ImageSource, open_online_splits, open_training_source
 from dino.data.synthetic import IMAGENET, make_synthetic_source
+from dino.devices.base import Device
 from dino.errors import OptionError
-from dino.flags import TrainOptions
 from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
 from dino.runtime.distributed import read_launch
+from dino.training.config import RunConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
 
-def check_options(options: TrainOptions) -> ImageSource:
+def check_options(options: TrainConfig) -> ImageSource:
     """Check every option against itself, the others and the images.
 
     Returns:
@@ -32,19 +33,19 @@ def check_options(options: TrainOptions) -> ImageSource:
     return source
 
 
-def check_settings(options: TrainOptions) -> None:
+def check_settings(options: TrainConfig) -> None:
     """Check every option against itself and the others.
 
     Raises:
         OptionError: What is wrong, and what to do.
     """
-    check_arch(options.backbone.arch)
+    check_arch(options.backbone.chosen_arch)
     check_scales(options)
     check_sizes(options)
     check_warmups(options)
 
 
-def check_images(options: TrainOptions) -> ImageSource:
+def check_images(options: TrainConfig) -> ImageSource:
     """List the images, and check that there are enough.
 
     Raises:
@@ -58,7 +59,7 @@ def check_images(options: TrainOptions) -> ImageSource:
     return source
 
 
-def open_source(options: TrainOptions) -> ImageSource:
+def open_source(options: TrainConfig) -> ImageSource:
     """The images to train on, or as many that do not exist.
 
     Raises:
@@ -74,7 +75,7 @@ def open_source(options: TrainOptions) -> ImageSource:
     return make_synthetic_source(options.train_data.data_limit or IMAGENET)
 
 
-def check_scales(options: TrainOptions) -> None:
+def check_scales(options: TrainConfig) -> None:
     """The areas of crops are ranges.
 
     Raises:
@@ -88,15 +89,15 @@ def check_scales(options: TrainOptions) -> None:
             )
 
 
-def check_sizes(options: TrainOptions) -> None:
+def check_sizes(options: TrainConfig) -> None:
     """Crops hold at least one patch; a size that patches do not fill is used and named.
 
     Raises:
         OptionError: A crop smaller than a patch.
     """
-    if not is_vit(options.backbone.arch):
+    if not is_vit(options.backbone.chosen_arch):
         return
-    patch = options.backbone.patch_size
+    patch = options.backbone.chosen_patch_size
     for name in ("global_crops_size", "local_crops_size")[: 1 + (options.crops.local_crops_number > 0)]:
         size = getattr(options.crops, name)
         if size < patch:
@@ -106,8 +107,8 @@ def check_sizes(options: TrainOptions) -> None:
             logger.warning("--%s %d: patches of %d fill only %d pixels of it", name, size, patch, filled)
 
 
-def check_warmups(options: TrainOptions) -> None:
-    """A warm-up that the user set must fit into the run; the default one is shortened when the run is planned.
+def check_warmups(options: TrainConfig) -> None:
+    """A warm-up that is given must fit into the run; the default one is shortened when the run is planned.
 
     Raises:
         OptionError: It does not fit.
@@ -116,8 +117,20 @@ def check_warmups(options: TrainOptions) -> None:
         ("warmup_epochs", options.optim.warmup_epochs),
         ("warmup_teacher_temp_epochs", options.teacher.warmup_teacher_temp_epochs),
     ):
-        if value > options.run.epochs and name in options.explicit:
+        if value is not None and value > options.run.epochs:
             raise OptionError(
                 f"--{name} {value} is longer than the run of --epochs {options.run.epochs}; "
                 "lower the one or raise the other"
             )
+
+
+def check_device(options: TrainConfig, device: Device) -> None:
+    """The device can do all that is asked.
+
+    Raises:
+        OptionError: It cannot; the text says what to do instead.
+    """
+    values, usual = vars(options.run), vars(RunConfig())
+    for name, remedy in device.refused.items():
+        if values[name] != usual[name]:
+            raise OptionError(f"`{name}` is not supported on `device={device.name}`; {remedy}")

@@ -12,16 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.data.crops import GLOBAL_VIEWS
 from dino.devices.base import Device
-from dino.flags import TrainOptions
 from dino.models.depth import draw_depth
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
+from dino.training.config import TrainConfig
 
 
 class StepDraws:
     """Stochastic depth of our vision transformers, drawn on the host; a seed for networks that draw by themselves."""
 
-    def __init__(self, options: TrainOptions, student: MultiCrop, device: Device, rank: int = 0) -> None:
+    def __init__(self, options: TrainConfig, student: MultiCrop, device: Device, rank: int = 0) -> None:
         """Look at the student.
 
         Args:
@@ -58,7 +58,7 @@ def find_rates(backbone: nn.Module) -> tuple[float, ...]:
     return rates if any(rates) else ()
 
 
-def draws_by_itself(backbone: nn.Module, options: TrainOptions) -> bool:
+def draws_by_itself(backbone: nn.Module, options: TrainConfig) -> bool:
     """Whether a training pass takes from torch's generators: dropout, or the stochastic depth of other projects.
 
     Ours does not once it is given its factors. Any other network runs once on tensors without content (its batch norm
@@ -69,7 +69,7 @@ def draws_by_itself(backbone: nn.Module, options: TrainOptions) -> bool:
     size, was_training = options.crops.global_crops_size, backbone.training
     named = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
-    images = torch.empty(1, options.student.in_chans, size, size, device="meta")
+    images = torch.empty(1, options.student.chosen_in_chans, size, size, device="meta")
     try:
         for part in backbone.train().modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):

@@ -21,12 +21,12 @@ from dino.data.photometric import Normalisation
 from dino.data.synthetic import make_batch
 from dino.devices.base import Device, StepInputs
 from dino.errors import CheckpointError
-from dino.flags import TrainOptions
 from dino.models.published import HUB_PREFIX
 from dino.models.registry import TIMM_PREFIX
 from dino.runtime.context import Run
 from dino.training.build import build_network, build_networks, build_program, build_recipe
-from dino.training.checks import check_images, check_settings
+from dino.training.checks import check_device, check_images, check_settings
+from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
@@ -116,7 +116,7 @@ class TimedProgram:
         self.program.after_update(update, statistics)
 
 
-def check_dry_run(options: TrainOptions) -> None:
+def check_dry_run(options: TrainConfig) -> None:
     """Check what a run would check, but for the output folder, and for the images where none are named.
 
     Raises:
@@ -130,7 +130,7 @@ def check_dry_run(options: TrainOptions) -> None:
         check_images(options)
 
 
-def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
+def rehearse(options: TrainConfig, run: Run) -> Rehearsal:
     """Run two steps and log what they showed.
 
     Raises:
@@ -139,6 +139,7 @@ def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
     """
     device, world = run.device, run.processes.world
     before = device.memory_peak() or 0
+    check_device(options, run.device)
     student, teacher = build_networks(options, run)
     optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
     clock = PhaseClock(device.synchronize)
@@ -170,7 +171,7 @@ def rehearse(options: TrainOptions, run: Run) -> Rehearsal:
     return found
 
 
-def draw_batch(options: TrainOptions) -> Crops:
+def draw_batch(options: TrainConfig) -> Crops:
     """A batch (B, ...) of uniformly drawn pixels, shaped and typed as the loader would give it, in host memory."""
     images = options.data.batch_size_per_device * options.run.accumulate_steps
     host = torch.device("cpu")
@@ -181,7 +182,7 @@ def draw_batch(options: TrainOptions) -> Crops:
     return batch._replace(global_pixels=next(views), local_pixels=next(views))  # the step takes floats as they are
 
 
-def count_flops(options: TrainOptions) -> float:
+def count_flops(options: TrainConfig) -> float:
     """Floating point operations of one image in a step, counted on networks without memory (torch's meta device)."""
     from torch.utils.flop_counter import FlopCounterMode  # the torch beside PopTorch has none, nor a dry run
 

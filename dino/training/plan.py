@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dino.config import chosen
 from dino.devices.base import Device
-from dino.flags import TrainOptions
+from dino.training.config import TrainConfig
 from dino.training.schedules import compute_cosine, compute_teacher_temperature
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Plan:
         )
 
 
-def build_plan(options: TrainOptions, *, iterations: int, world: int, device: Device | None = None) -> Plan:
+def build_plan(options: TrainConfig, *, iterations: int, world: int, device: Device | None = None) -> Plan:
     """Lay out the schedules.
 
     Args:
@@ -101,9 +102,9 @@ def build_plan(options: TrainOptions, *, iterations: int, world: int, device: De
     )
 
 
-def choose_warmup(options: TrainOptions, iterations: int) -> int:
+def choose_warmup(options: TrainConfig, iterations: int) -> int:
     """Iterations of learning-rate warm-up; a default one longer than the run becomes a tenth of it."""
-    asked, epochs = options.optim.warmup_epochs, options.run.epochs
+    asked, epochs = int(chosen(options.optim, "warmup_epochs")), options.run.epochs
     if asked <= epochs:
         return asked * iterations
     shortened = epochs * iterations // 10

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from dino.flags import TrainOptions
-from dino.options import as_dict, change
+from dino.config import as_dict, change
+from dino.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +70,21 @@ def choose_values(scale: Scale) -> dict[str, Choice]:
     }
 
 
-def apply_preset(options: TrainOptions) -> TrainOptions:
-    """The options with the preset's values for whatever neither a flag nor a recipe sets; unchanged without a preset.
+def apply_preset(options: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, dict[str, str]]:
+    """Take the preset's values for all settings that nobody gave; nothing changes without a preset.
+
+    Args:
+        options: The run's settings.
+        given: Names of those that somebody gave.
+
+    Returns:
+        The settings, and the reason of each value that was chosen.
 
     Raises:
         DinoError: The images cannot be listed, or a launcher's environment is odd.
     """
     if options.run.preset is None:
-        return options
+        return options, {}
 
     from dino.data.sources import open_training_source  # here, because they import torch, and --help does not need it
     from dino.runtime.distributed import read_launch
@@ -88,16 +96,16 @@ def apply_preset(options: TrainOptions) -> TrainOptions:
         epochs=options.run.epochs,
         optimizer=options.optim.optimizer,
     )
-    chosen = {name: choice for name, choice in choose_values(scale).items() if name not in options.explicit}
+    chosen = {name: choice for name, choice in choose_values(scale).items() if name not in given}
     resolved = change(options, {name: value for name, (value, _) in chosen.items()} | {"preset": None})
-    return replace(resolved, reasons={name: f"auto: {reason}" for name, (_, reason) in chosen.items()})
+    return resolved, {name: f"auto: {reason}" for name, (_, reason) in chosen.items()}
 
 
-def log_reasons(options: TrainOptions) -> None:
+def log_reasons(options: TrainConfig, reasons: Mapping[str, str]) -> None:
     """One line for each value that the preset chose."""
     values = as_dict(options)
-    for name, reason in options.reasons.items():
-        logger.info("--%s %g (%s)", name, values[name], reason)
+    for name, reason in reasons.items():
+        logger.info("`%s=%g` (%s)", name, values[name], reason)
 
 
 def _choose_prototypes(scale: Scale) -> Choice:

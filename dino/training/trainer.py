@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from dino import checkpoint
+from dino.config import RECIPE, as_dict, as_recipe
 from dino.data.loaders import count_cores
 from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, Interrupted, NonFiniteError
-from dino.flags import TrainOptions
 from dino.models.weights import load_initial_weights
-from dino.options import as_dict, as_recipe
-from dino.recipes import RECIPE
 from dino.runtime.context import Run, StopRequest
 from dino.runtime.distributed import StopAgreement
 from dino.runtime.metrics import write_whole
 from dino.training.build import build_loader, build_networks, build_program
+from dino.training.checks import check_device
+from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.ema import build_teacher
 from dino.training.optim import build_optimizer
@@ -42,18 +42,28 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 class Trainer:
     """One run, from its options to its last checkpoint."""
 
-    def __init__(self, options: TrainOptions, source: ImageSource, run: Run, evaluate: Evaluate | None = None) -> None:
+    def __init__(
+        self,
+        options: TrainConfig,
+        source: ImageSource,
+        run: Run,
+        evaluate: Evaluate | None = None,
+        *,
+        recipe: str | None = None,
+    ) -> None:
         """Build everything, and continue from the output folder's checkpoint if there is one.
 
         Args:
             options: Checked options (`training.checks`).
             source: The images.
             run: Device and processes.
-            evaluate: Scores the teacher's backbone every `--eval_knn_every` epochs; called on every process.
+            evaluate: Scores the teacher's backbone every `eval_knn_every` epochs; called on every process.
+            recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
 
         Raises:
             DinoError: Sizes that the network refuses, too few images, or a checkpoint of another run.
         """
+        check_device(options, run.device)
         self.options, self.source, self.run, self.evaluate = options, source, run, evaluate
         self.folder = Path(options.run.output_dir)
         self.student, self.teacher = build_networks(options, run)
@@ -72,7 +82,7 @@ class Trainer:
         self._begin()
         first = run.processes.is_first
         if first:
-            write_whole("--output_dir", str(self.folder / RECIPE), as_recipe(options))
+            write_whole("--output_dir", str(self.folder / RECIPE), recipe or as_recipe(options, as_dict(options)))
         self.reporter = Reporter(
             self.folder,
             self.plan,
@@ -232,7 +242,12 @@ class Trainer:
         if found is not None:
             self._continue(*found)
         elif self.options.student.init_from:
-            centre = load_initial_weights(self.student, self.options.student.init_from, self.options.explicit)
+            centre = load_initial_weights(
+                self.student,
+                self.options.student.init_from,
+                in_chans=self.options.student.in_chans,
+                patch_size=self.options.backbone.patch_size,
+            )
             build_teacher(self.teacher, self.student)
             if centre is not None:
                 self.program.load_state_dict({"centre": centre})

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dino.cli.options import parse
 from dino.errors import DinoError
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 from dino.verify.base import Bench, NotRunError, Say, Setting, Variant
 
 MEMORY_WORDS = ("out of memory", "memory is full", "allocation failed", "cannot allocate memory", "can't allocate")
@@ -71,9 +71,9 @@ def open_bench(variant: Variant, setting: Setting, say: Say, limit: float = math
         return
     from dino.runtime.context import open_run
 
-    options = parse(TrainOptions, variant.words())
+    options = parse(TrainConfig, variant.words())
     say("opening the device")
-    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+    with open_run(options.device, options.launch, precision=options.precision) as run:
         yield Bench(run=run, setting=setting, say=say, limit=limit)
 
 

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.data.synthetic import make_batch
 from dino.devices.base import TrainStep
-from dino.flags import TrainOptions
 from dino.runtime.context import Run
 from dino.training.build import build_networks, build_program, build_recipe
+from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.dry_run import PhaseClock, TimedProgram
 from dino.training.optim import build_optimizer
@@ -74,7 +74,7 @@ class CountingClock(PhaseClock):
 class Workload:
     """A step bound to one batch of drawn pixels; the other fields are what it is made of."""
 
-    options: TrainOptions
+    options: TrainConfig
     run: Run
     program: Any
     optimizer: torch.optim.Optimizer
@@ -97,7 +97,7 @@ class Workload:
         return self.options.data.batch_size_per_device * self.options.run.accumulate_steps
 
 
-def build_workload(options: TrainOptions, run: Run) -> Workload:
+def build_workload(options: TrainConfig, run: Run) -> Workload:
     """Networks, optimizer and step as a training run has them, and pixels in host memory."""
     host = torch.device("cpu")
     count = options.data.batch_size_per_device * options.run.accumulate_steps

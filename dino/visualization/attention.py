@@ -21,13 +21,14 @@ from dino.data.photometric import Normalisation, build_normalisation
 from dino.data.sources import find_images
 from dino.errors import DataError, OptionError
 from dino.files import writing_whole
-from dino.flags import AttentionOptions, FrozenOptions
 from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
 from dino.models.weights import is_autoencoder, load_backbone
+from dino.runtime.config import FrozenConfig
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
+from dino.visualization.config import AttentionConfig
 from dino.visualization.pictures import (
     VIRIDIS,
     Pixels,
@@ -121,7 +122,7 @@ class AttentionReader:
         return view
 
 
-def open_attention(options: FrozenOptions, run: Run) -> AttentionReader:
+def open_attention(options: FrozenConfig, run: Run) -> AttentionReader:
     """Load the vision transformer that the options mean.
 
     Raises:
@@ -129,10 +130,10 @@ def open_attention(options: FrozenOptions, run: Run) -> AttentionReader:
         WeightsError: The weights do not fit.
     """
     # which network an autoencoder has, only the file tells
-    if "arch" in options.explicit and not is_autoencoder(options.backbone.arch):
+    if options.backbone.arch and not is_autoencoder(options.backbone.arch):
         check_arch(options.backbone.arch)
         _check_vit(options.backbone.arch)
-    trained = load_backbone(options.backbone, options.weights, options.explicit)
+    trained = load_backbone(options.backbone, options.weights)
     _check_vit(trained.arch)
     assert isinstance(trained.module, VisionTransformer)
     return AttentionReader(
@@ -159,7 +160,7 @@ def check_size(flag: str, size: tuple[int, ...] | None) -> None:
         raise OptionError(f"{flag} got {len(size)} numbers, wants height and width, or the shorter side alone")
 
 
-def visualize_attention(options: AttentionOptions, run: Run) -> list[Path]:
+def visualize_attention(options: AttentionConfig, run: Run) -> list[Path]:
     """Write the maps of every image, and one contact sheet of them all; gives a folder an image.
 
     Files of an image: `img.png` (what the backbone sees), `attention.npy` (heads, h, w) float32, and for each head J

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino.config import chosen
 from dino.errors import DataError, OptionError
-from dino.flags import AttentionVideoOptions
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
 from dino.visualization.attention import AttentionReader, check_size, keep_mass, open_attention
+from dino.visualization.config import AttentionVideoConfig
 from dino.visualization.pictures import INFERNO, Pixels, colour, enlarge, save_picture, to_picture
 from dino.visualization.video import FrameSource, open_frames, write_video
 
@@ -31,7 +32,7 @@ FRAMES, ATTENTION = "frames", "attention"  # folders, named as the original does
 PROGRESS_EVERY = 20  # frames between two progress lines
 
 
-def generate_video(options: AttentionVideoOptions, run: Run) -> Path:
+def generate_video(options: AttentionVideoConfig, run: Run) -> Path:
     """Write `video.mp4` (or avi) to the output path; gives its path.
 
     Beside it stand `attention/attn-NAME.jpg`, the frames of the video, and, where the input is a video,
@@ -51,7 +52,7 @@ def generate_video(options: AttentionVideoOptions, run: Run) -> Path:
         pictures: Iterator[Pixels] = (to_picture(frame) for _, frame in source.read(3))
     else:
         pictures = _draw_attention(source, open_attention(options, run), options, target.parent)
-    rate = options.video.fps if source.rate is None or "fps" in options.explicit else source.rate
+    rate = options.video.fps or source.rate or chosen(options.video, "fps")
     progress = Progress(source.count, f"frames of {source.path.name}")
     with write_video(target, rate=rate) as writer, contextlib.closing(progress):
         for picture in pictures:
@@ -64,14 +65,16 @@ def generate_video(options: AttentionVideoOptions, run: Run) -> Path:
     return target
 
 
-def _check(options: AttentionVideoOptions, target: Path) -> None:
+def _check(options: AttentionVideoConfig, target: Path) -> None:
     """Refuse what cannot be meant, before anything is loaded or written."""
     flags = options.video
     if flags.input_path is None:
         raise DataError("--input_path is missing; give a video file or a folder of frames")
     given = Path(flags.input_path)
     check_size("--resize", flags.resize)
-    unused = sorted({"resize", "threshold"} & options.explicit)
+    unused = [
+        name for group, name in ((flags, "resize"), (options.mask, "threshold")) if getattr(group, name) is not None
+    ]
     if flags.video_only and unused:
         raise OptionError(f"--video_only makes a video of pictures as they are; --{unused[0]} cannot change them")
     if flags.video_only and given.is_file():
@@ -83,7 +86,7 @@ def _check(options: AttentionVideoOptions, target: Path) -> None:
 
 
 def _draw_attention(
-    source: FrameSource, reader: AttentionReader, options: AttentionVideoOptions, output: Path
+    source: FrameSource, reader: AttentionReader, options: AttentionVideoConfig, output: Path
 ) -> Iterator[Pixels]:
     """Each frame's map in colours, (H, W, 3), written to `output`/attention before it is given."""
     folder = make_output_folder(str(output / ATTENTION), "--output_path")

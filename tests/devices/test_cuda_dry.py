@@ -55,18 +55,18 @@ def check_the_check() -> None:
 
 def main() -> None:
     """Two steps."""
+    from dino.cli.options import parse
     from dino.data.crops import Crops
     from dino.data.photometric import Normalisation
     from dino.data.synthetic import make_batch
     from dino.devices.base import StepInputs
-    from dino.flags import TrainOptions
-    from dino.options import parse
     from dino.training.build import build_network, build_recipe
+    from dino.training.config import TrainConfig
     from dino.training.ema import build_teacher
     from dino.training.optim import build_optimizer
     from dino.training.step import DinoProgram
 
-    options = parse(TrainOptions, [*WORDS.split(), "--local_crops_number", "2"])
+    options = parse(TrainConfig, [*WORDS.split(), "--local_crops_number", "2"])
     student = build_network(options, drop_path_rate=0.1, norm_last_layer=False)
     teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
     host = make_batch(build_recipe(options), 4, seed=0, device=torch.device("cpu"), place=lambda rows: rows)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.cli.options import parse
 from dino.runtime.context import open_run
 from dino.training.build import build_networks, build_program
+from dino.training.config import TrainConfig
 from dino.training.dry_run import draw_batch
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
@@ -36,8 +36,8 @@ def _put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.contextmanager
 def open_steps(words: str) -> Iterator[tuple[DinoProgram, Callable[[], None]]]:
     """A program and what takes its next step, always on the same numbers."""
-    options = parse(TrainOptions, [*SMALL.split(), *words.split()])
-    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+    options = parse(TrainConfig, [*SMALL.split(), *words.split()])
+    with open_run(options.device, options.launch, precision=options.precision) as run:
         student, teacher = build_networks(options, run)
         optimizer = build_optimizer("adamw", student, fused=run.device.fuses_updates)
         program = build_program(options, student, teacher, run)

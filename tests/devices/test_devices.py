@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dino import devices
+from dino.cli.options import parse
 from dino.devices import choose_device, open_device
 from dino.errors import DeviceError, OptionError
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +29,8 @@ def machine(monkeypatch):
 
 
 def open_as(*words, **more):
-    options = parse(TrainOptions, list(words))
-    return open_device(options.device, precision=options.precision, explicit=options.explicit, **more)
+    options = parse(TrainConfig, list(words))
+    return open_device(options.device, precision=options.precision, **more)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_cpu_opens_in_the_asked_format(machine):
 
 def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
     machine(bridge=False, gpus=0)
-    assert open_device(parse(TrainOptions, []).device).describe() == "cpu, fp32"
+    assert open_device(parse(TrainConfig, []).device).describe() == "cpu, fp32"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_lazy_mode_elsewhere_changes_nothing(machine):
 
 def test_an_unknown_device_is_refused_with_the_known_ones():
     with pytest.raises(OptionError, match="--device got 'tpu', wants one of hpu, cuda, cpu, ipu"):
-        parse(TrainOptions, ["--device", "tpu"])
+        parse(TrainConfig, ["--device", "tpu"])
 
 
 def test_compile_is_what_the_flag_says_on_the_cpu(machine):

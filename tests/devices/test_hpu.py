@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 
+from dino.cli.options import parse
 from dino.devices import open_device
 from dino.devices.hpu import device as hpu
 from dino.devices.hpu import environment
 from dino.devices.hpu.device import HpuDevice, choose_pinning
 from dino.errors import DeviceError, exit_code
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 from tests import hpu_simulator
 from tests.running import SERVER, TINY, make_images, on_simulated_card, run_alone, state_of
 
@@ -25,8 +25,8 @@ simulated = pytest.mark.skipif(
 
 
 def open_as(*words):
-    options = parse(TrainOptions, ["--device", "hpu", *words])
-    return open_device(options.device, precision=options.precision, explicit=options.explicit)
+    options = parse(TrainConfig, ["--device", "hpu", *words])
+    return open_device(options.device, precision=options.precision)
 
 
 def in_process(target, folder, **variables):
@@ -193,7 +193,7 @@ def test_an_evaluation_compiles_nothing(tmp_path):
 
 
 def open_to_evaluate():
-    device = open_device(parse(TrainOptions, ["--device", "hpu"]).device)
+    device = open_device(parse(TrainConfig, ["--device", "hpu"]).device)
     logging.info("%s, %s", device.describe(), device.caution)
 
 

@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
+from dino.cli.options import parse
 from dino.devices.hpu import policy
 from dino.devices.hpu.policy import CALLS, VENDOR_BF16, VENDOR_FP32, check_policy, plan_probes
 from dino.devices.op_lists import CastingOps, OpLists, read_op_lists
 from dino.errors import DeviceError
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -30,7 +30,7 @@ def following():
 
 
 def read(*words):
-    lists = read_op_lists(parse(TrainOptions, list(words)).precision)
+    lists = read_op_lists(parse(TrainConfig, list(words)).precision)
     return lists.bf16, lists.fp32
 
 

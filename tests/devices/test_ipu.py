@@ -3,18 +3,19 @@
 import pytest
 import torch
 
+from dino.cli.options import parse
 from dino.data.synthetic import make_batch
 from dino.devices import open_device
+from dino.devices.config import DeviceConfig, IpuConfig
 from dino.devices.ipu import IpuDevice
 from dino.devices.whole_step import ErfGelu, hold_as_buffers, name_tensors, replace_gelu
 from dino.errors import DeviceError, NonFiniteError, OptionError
-from dino.flags import CompiledFlags, DeviceFlags, TrainOptions
 from dino.models.head import DINOHead
-from dino.options import parse
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from dino.training import build
 from dino.training.build import build_networks, build_program, build_recipe
+from dino.training.config import TrainConfig
 from dino.training.loss import compute_loss
 from dino.training.optim import build_optimizer
 from tests.running import HALF_ON_CPU
@@ -35,9 +36,9 @@ class Bench:
     """A step on the stand-in, and its batches."""
 
     def __init__(self, *words):
-        self.options = options = parse(TrainOptions, [*SMALL, *words])
+        self.options = options = parse(TrainConfig, [*SMALL, *words])
         self.device = open_device(
-            options.device, precision=options.precision, compiled=options.compiled, explicit=options.explicit
+            options.device, precision=options.precision, compiled=options.compiled
         )
         run = Run(device=self.device, processes=Processes(Launch(), "gloo", "env://"))
         self.student, self.teacher = build_networks(options, run)
@@ -195,7 +196,7 @@ def test_masterweight_keeps_float32_weights_and_computes_every_block_in_half(pop
 
 
 def test_options_are_the_published_ones(poptorch):
-    flags = CompiledFlags(replica=2, di=3, executable_cache_dir="somewhere", pipeline=(4, 4, 4, 0))
+    flags = IpuConfig(replica=2, di=3, executable_cache_dir="somewhere", pipeline=(4, 4, 4, 0))
     options = IpuDevice("float16", flags, synthetic=True).build_options(accumulated=64, chips=4, seed=7)
     assert (options.replication_factor, options.device_iterations) == (2, 3)
     assert options.Training.gradient_accumulation == 64 and options.auto_round_num_ipus
@@ -212,7 +213,7 @@ def test_options_are_the_published_ones(poptorch):
         "partialsTypeMatMuls": "half",
         "syntheticDataMode": 2,
     }
-    plain = IpuDevice("float32", CompiledFlags(rts=False, output_mode="final")).build_options(
+    plain = IpuDevice("float32", IpuConfig(rts=False, output_mode="final")).build_options(
         accumulated=1, chips=1, seed=0
     )
     assert plain.output_mode == poptorch.OutputMode.Final and plain.TensorLocations.location_optimizer == {}
@@ -277,19 +278,19 @@ def test_what_cannot_be_is_refused_in_a_line(poptorch, words, text):
 )
 def test_flags_of_the_compiled_step_are_for_this_device_only(spelled):
     with pytest.raises(OptionError, match=f"^{spelled} is for --device ipu only, and this is cpu"):
-        open_device(DeviceFlags(device="cpu"), explicit=frozenset({spelled[2:].replace("-", "_")}))
+        open_device(DeviceConfig(device="cpu"), explicit=frozenset({spelled[2:].replace("-", "_")}))
 
 
 def test_without_the_wrapper_it_is_one_line():
     with pytest.raises(DeviceError, match="--device ipu needs PopTorch of the Poplar SDK, which is not installed"):
-        open_device(DeviceFlags(device="ipu"))
+        open_device(DeviceConfig(device="ipu"))
 
 
 def test_a_wrapper_without_its_sdk_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "poptorch.py").write_text("raise ImportError('Unable to import PopTorch')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(DeviceError, match=r"cannot be imported \(Unable to import PopTorch\); enable the Poplar SDK"):
-        open_device(DeviceFlags(device="ipu"))
+        open_device(DeviceConfig(device="ipu"))
 
 
 def test_evaluation_is_compiled_inference(poptorch):
@@ -297,7 +298,7 @@ def test_evaluation_is_compiled_inference(poptorch):
     backbone, images = bench.student.backbone.eval(), torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         wanted = backbone(images)
-    infer = open_device(DeviceFlags(device="ipu")).compile_eval(backbone)
+    infer = open_device(DeviceConfig(device="ipu")).compile_eval(backbone)
     assert torch.allclose(infer(images), wanted, atol=1e-6)
     with pytest.raises(DeviceError, match="PopTorch could not compute features .*Shape mismatch"):
         infer(images[:2])
@@ -315,7 +316,7 @@ def test_poprun_decides_how_many_copies_there_are(poptorch, monkeypatch):
     poprun = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_LOCAL_REPLICAS": "2", "POPDIST_REPLICA_INDEX_OFFSET": "2"}
     for name, value in poprun.items():
         monkeypatch.setenv(name, value)
-    device = IpuDevice("float32", CompiledFlags(replica=1, ipu_per_replica=4))
+    device = IpuDevice("float32", IpuConfig(replica=1, ipu_per_replica=4))
     options = device.build_options(accumulated=1, chips=1, seed=0)
     assert device.flags.replica == options.replication_factor == 2
     assert (options.Distributed.numProcesses, options.Distributed.processId) == (2, 1)

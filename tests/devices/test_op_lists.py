@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dino.cli.options import parse
 from dino.devices import open_device
 from dino.devices.op_lists import (
     PROMOTED,
@@ -17,8 +18,7 @@ from dino.devices.op_lists import (
     read_op_lists,
 )
 from dino.errors import OptionError
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 from tests import hpu_simulator
 from tests.running import SERVER, on_simulated_card
 
@@ -60,7 +60,7 @@ class Types(TorchDispatchMode):
 
 
 def read(*words):
-    return read_op_lists(parse(TrainOptions, list(words)).precision)
+    return read_op_lists(parse(TrainConfig, list(words)).precision)
 
 
 @pytest.fixture
@@ -129,8 +129,8 @@ def on_card(tmp_path_factory):
 
 def run_on_card(path):
     on_simulated_card()
-    options = parse(TrainOptions, ["--device", "hpu", "--hmp"])
-    device = open_device(options.device, precision=options.precision, explicit=options.explicit)
+    options = parse(TrainConfig, ["--device", "hpu", "--hmp"])
+    device = open_device(options.device, precision=options.precision)
     found = {}
     for name, call in CALLS.items():
         given = FP32 if name in read().bf16 else BF16

@@ -2,14 +2,14 @@
 
 import pytest
 
+from dino.cli.options import parse
 from dino.devices.precision import resolve_precision
 from dino.errors import OptionError
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 
 
 def resolve(device, *words):
-    options = parse(TrainOptions, list(words))
+    options = parse(TrainConfig, list(words))
     return resolve_precision(options.precision, options.explicit, device)
 
 

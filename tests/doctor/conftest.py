@@ -8,7 +8,7 @@ import pytest
 
 from dino.devices.hpu import software
 from dino.doctor import machine
-from dino.doctor.__main__ import main
+from dino.cli.doctor import main
 from dino.errors import exit_code
 from tests.doctor.outputs import firmware_output, map_output, query_output, table_output
 

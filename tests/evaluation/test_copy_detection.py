@@ -16,7 +16,7 @@ from dino.data.copydays import Block
 from dino.errors import DataError, OptionError
 from dino.evaluation import neighbours
 from dino.evaluation.copy_detection import compute_whitening, find_nearest, fit_whitening, score_blocks
-from dino.flags import BackboneFlags, WeightsFlags
+from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.weights import load_backbone
 from tests.evaluation.conftest import find_results
 from tests.running import run_pair
@@ -55,7 +55,7 @@ def test_blocks_are_scored_by_their_own_queries() -> None:
 
 def describe_plainly(paths: list[Path], weights: Path) -> np.ndarray:
     """CLS and GeM of each picture, one at a time: (N, 2 D) float64."""
-    backbone = load_backbone(BackboneFlags(), WeightsFlags(pretrained_weights=str(weights)), frozenset()).module
+    backbone = load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(weights)), frozenset()).module
     rows = []
     for path in paths:
         with Image.open(path) as picture:

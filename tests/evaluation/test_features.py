@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dino.data.config import DataConfig
 from dino.data.crops import cut_centre
 from dino.data.decode import read_image
 from dino.data.photometric import Normalisation, build_normalisation
@@ -23,7 +24,6 @@ from dino.evaluation.features import (
     load_features,
     save_features,
 )
-from dino.flags import DataFlags
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
@@ -103,7 +103,7 @@ def test_a_bad_image_is_named(tmp_path: Path) -> None:
 
 def test_the_flags_say_how_images_are_fed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "choose_workers", lambda asked, **facts: (asked, *facts.values()))
-    data, run = DataFlags(batch_size_per_device=5, num_workers=3), build_run()
+    data, run = DataConfig(batch_size_per_device=5, num_workers=3), build_run()
     reading = build_reading(data, frozenset({"num_workers"}), run, keep_on_device=False, max_batches=9)
     assert (reading.batch_size, reading.keep_on_device, reading.max_batches) == (5, False, 9)
     assert reading.workers == (3, True, 1, 0)

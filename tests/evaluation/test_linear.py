@@ -21,6 +21,7 @@ from torch import nn
 
 import eval_linear
 from dino import checkpoint
+from dino.config import RECIPE
 from dino.data.crops import build_rng, cut_centre, cut_random
 from dino.data.decode import read_image
 from dino.data.photometric import build_normalisation
@@ -30,7 +31,6 @@ from dino.evaluation.linear_head import LinearHead
 from dino.evaluation.linear_task import BEST, CHECKPOINT
 from dino.models.registry import VITS, VitShape, build_backbone
 from dino.models.vit import VisionTransformer
-from dino.recipes import RECIPE
 from dino.runtime.distributed import Processes
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair

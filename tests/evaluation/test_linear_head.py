@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dino.devices import open_device
+from dino.devices.config import DeviceConfig
 from dino.evaluation.features import Features
 from dino.evaluation.linear_head import LinearHead, LinearProgram, MomentumSGD, Samples, score_head
-from dino.flags import DeviceFlags
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from tests import hpu_simulator
@@ -20,7 +20,7 @@ RATES = (0.5, 0.4, 0.1, 0.7)
 
 @pytest.fixture
 def run(device: torch.device) -> Run:
-    return Run(device=open_device(DeviceFlags(device=device.type)), processes=Processes(Launch(), "gloo", "env://"))
+    return Run(device=open_device(DeviceConfig(device=device.type)), processes=Processes(Launch(), "gloo", "env://"))
 
 
 def draw_features(count: int, classes: int = CLASSES) -> Features:

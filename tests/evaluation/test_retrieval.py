@@ -18,8 +18,8 @@ import eval_image_retrieval
 from dino.data.oxford_paris import Truth
 from dino.errors import DataError, OptionError
 from dino.evaluation.retrieval import DEPTHS, check_network, rank, score_landmarks, score_ranks
-from dino.flags import BackboneFlags, WeightsFlags
 from dino.golden import load_settings
+from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.registry import VITS, build_backbone
 from dino.models.weights import load_backbone
 from tests.evaluation.conftest import find_results
@@ -95,7 +95,7 @@ def describe_plainly(path: Path, backbone: torch.nn.Module, box: list[float] | N
 
 @torch.inference_mode()
 def score_plainly(root: Path, name: str, weights: Path, *, multiscale: bool = False, crop: bool = False) -> list[str]:
-    backbone = load_backbone(BackboneFlags(), WeightsFlags(pretrained_weights=str(weights)), frozenset()).module
+    backbone = load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(weights)), frozenset()).module
     told = json.loads((root / name / f"gnd_{name}.json").read_text())
     jobs = [(image, None) for image in told["imlist"]]
     jobs += [(image, entry["bbx"] if crop else None) for image, entry in zip(told["qimlist"], told["gnd"], strict=True)]
@@ -233,7 +233,7 @@ def test_the_most_similar_come_first(device: torch.device) -> None:
 
 
 def test_a_network_of_one_image_size_is_refused_in_one_line() -> None:
-    flags = BackboneFlags(arch="timm:vit_tiny_patch16_224")
-    backbone = load_backbone(flags, WeightsFlags(random_weights=True), frozenset({"arch"}))
+    flags = BackboneConfig(arch="timm:vit_tiny_patch16_224")
+    backbone = load_backbone(flags, WeightsConfig(random_weights=True), frozenset({"arch"}))
     with pytest.raises(OptionError, match=r"--arch timm:vit_tiny_patch16_224 does not take images of 64 x 48: "):
         check_network(backbone, (48, 64))

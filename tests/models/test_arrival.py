@@ -13,20 +13,20 @@ from dino import inspect
 from dino.errors import CheckpointError, DinoError, WeightsError, exit_code
 from dino.evaluation.linear_head import LinearHead
 from dino.evaluation.linear_task import load_head
-from dino.flags import BackboneFlags, WeightsFlags
-from dino.interop.conversion import select_layer
 from dino.models.arrival import admit, list_tensors
+from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.layouts import to_hugging_face
 from dino.models.registry import build_backbone
 from dino.models.weight_files import read_weights
 from dino.models.weights import load_backbone
+from dino.weights.convert import select_layer
 
 Change = Callable[[dict[str, Tensor]], Any]
 
 
 def load(folder: Path, change: Change) -> Any:
     torch.save(change(dict(build_backbone("vit_mini", img_size=64).state_dict())), folder / "odd.pth")
-    return load_backbone(BackboneFlags(), WeightsFlags(pretrained_weights=str(folder / "odd.pth")), frozenset())
+    return load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(folder / "odd.pth")), frozenset())
 
 
 def saying(**args: Any) -> Change:

@@ -57,10 +57,10 @@ def test_the_op_lists_do_not_make_it_coarse(op_lists):
 @pytest.fixture
 def op_lists():
     """The project's two lists on the CPU: products in bf16."""
+    from dino.devices.config import PrecisionConfig
     from dino.devices.op_lists import CastingOps, read_op_lists
-    from dino.flags import PrecisionFlags
 
-    casting = CastingOps("cpu", read_op_lists(PrecisionFlags(hmp=True)))
+    casting = CastingOps("cpu", read_op_lists(PrecisionConfig(hmp=True)))
     with casting.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     yield casting

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dino.errors import CheckpointError, WeightsError
-from dino.flags import BackboneFlags, WeightsFlags
+from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.published import (
     HUB,
     PUBLISHED,
@@ -42,7 +42,7 @@ def test_the_published_linear_layers_are_the_recorded_ones(
     for entry in json.loads((shared_facts / "published_weights.json").read_text())["weights"]:
         path = tmp_path / entry["linear_head"].rsplit("/", 1)[1]
         path.touch()
-        flags = BackboneFlags(arch=entry["arch"], patch_size=entry["patch_size"] or 16)
+        flags = BackboneConfig(arch=entry["arch"], patch_size=entry["patch_size"] or 16)
         with caplog.at_level(logging.INFO):
             assert find_published(flags, PUBLISHED_LINEAR) == path
         assert f"the published {entry['linear_head']}" in caplog.text
@@ -82,7 +82,7 @@ def test_a_damaged_published_file_says_what_to_do(tmp_path: Path, monkeypatch: p
     path = tmp_path / "hub" / "checkpoints" / PUBLISHED["vit_small", 16].rsplit("/", 1)[1]
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a file")
-    flags, weights = BackboneFlags(), WeightsFlags()
+    flags, weights = BackboneConfig(), WeightsConfig()
     for read in (
         lambda: read_weights("hub:dino_vits16"),
         lambda: load_published("dino_vits16"),

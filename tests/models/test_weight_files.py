@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dino.errors import CheckpointError, WeightsError
-from dino.flags import BackboneFlags, WeightsFlags
 from dino.models import weight_files
+from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.layouts import to_hugging_face
 from dino.models.registry import build_backbone
 from dino.models.weight_files import read_weights
@@ -28,7 +28,7 @@ def build(arch: str = "vit_mini", **settings: Any) -> nn.Module:
 
 
 def load(word: Path | str, **flags: Any) -> TrainedBackbone:
-    return load_backbone(BackboneFlags(**flags), WeightsFlags(pretrained_weights=str(word)), frozenset(flags))
+    return load_backbone(BackboneConfig(**flags), WeightsConfig(pretrained_weights=str(word)), frozenset(flags))
 
 
 def assert_same(loaded: TrainedBackbone, expected: nn.Module) -> None:
@@ -101,9 +101,9 @@ def test_the_epsilon_that_transformers_writes_where_nobody_chose_one_is_said(
 @pytest.mark.parametrize("state", [build().state_dict(), {"state_dict": build().state_dict()}])
 def test_a_file_without_the_network_that_is_asked_for_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
     torch.save(state, tmp_path / "w.pth")
-    weights = WeightsFlags(pretrained_weights=str(tmp_path / "w.pth"), checkpoint_key="nonsense")
+    weights = WeightsConfig(pretrained_weights=str(tmp_path / "w.pth"), checkpoint_key="nonsense")
     with pytest.raises(WeightsError, match="has no network 'nonsense'.* drop --checkpoint_key"):
-        load_backbone(BackboneFlags(), weights, frozenset())
+        load_backbone(BackboneConfig(), weights, frozenset())
 
 
 def test_a_folder_whose_position_embedding_is_no_table_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dino.errors import CheckpointError, OptionError, WeightsError
-from dino.flags import BackboneFlags, WeightsFlags
 from dino.models.adaptation import resample_position
+from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.published import (
@@ -43,8 +43,8 @@ def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 def load(
     path: Path | str | None, *, explicit: tuple[str, ...] = (), key: str = "teacher", **flags: Any
 ) -> TrainedBackbone:
-    weights = WeightsFlags(pretrained_weights=None if path is None else str(path), checkpoint_key=key)
-    return load_backbone(BackboneFlags(**flags), weights, frozenset(explicit))
+    weights = WeightsConfig(pretrained_weights=None if path is None else str(path), checkpoint_key=key)
+    return load_backbone(BackboneConfig(**flags), weights, frozenset(explicit))
 
 
 def save(folder: Path, state: Any) -> Path:
@@ -185,27 +185,27 @@ def test_a_missing_network_names_what_there_is(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
-    flags = WeightsFlags(random_weights=True)
+    flags = WeightsConfig(random_weights=True)
     with caplog.at_level(logging.WARNING):
-        loaded = load_backbone(BackboneFlags(arch="vit_mini", patch_size=8), flags, NOTHING)
+        loaded = load_backbone(BackboneConfig(arch="vit_mini", patch_size=8), flags, NOTHING)
     assert "--random_weights: an untrained vit_mini" in caplog.text
     assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_mini", 8, 224)
 
 
 def test_random_and_given_weights_contradict_each_other() -> None:
-    flags = WeightsFlags(random_weights=True, pretrained_weights="some.pth")
+    flags = WeightsConfig(random_weights=True, pretrained_weights="some.pth")
     with pytest.raises(OptionError, match="--random_weights and --pretrained_weights contradict"):
-        load_backbone(BackboneFlags(), flags, NOTHING)
+        load_backbone(BackboneConfig(), flags, NOTHING)
 
 
 def test_random_weights_are_the_same_in_every_process_and_disturb_no_other_random_numbers() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    flags = WeightsFlags(random_weights=True)
-    first = load_backbone(BackboneFlags(arch="vit_mini"), flags, NOTHING)
+    flags = WeightsConfig(random_weights=True)
+    first = load_backbone(BackboneConfig(arch="vit_mini"), flags, NOTHING)
     assert torch.equal(torch.rand(2), expected)
-    assert_same(load_backbone(BackboneFlags(arch="vit_mini"), flags, NOTHING), first.module)
+    assert_same(load_backbone(BackboneConfig(arch="vit_mini"), flags, NOTHING), first.module)
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_a_download_happens_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
-        path = find_published(BackboneFlags(arch="deit_small"))
+        path = find_published(BackboneConfig(arch="deit_small"))
     assert asked == [PUBLISHED_ROOT + PUBLISHED["vit_small", 16]]
     assert path.is_relative_to(tmp_path / "hub")
     assert load(None).arch == "vit_small"
@@ -409,7 +409,7 @@ def test_beside_an_autoencoders_encoder_only_its_decoder_may_stay(tmp_path: Path
 @pytest.mark.parametrize("arch", ["mae", "mae_vit_huge_patch14"])
 def test_an_autoencoder_without_a_file_is_an_error(arch: str) -> None:
     with pytest.raises(WeightsError, match="wants --pretrained_weights with the encoder of a masked autoencoder"):
-        load_backbone(BackboneFlags(arch=arch), WeightsFlags(random_weights=True), NOTHING)
+        load_backbone(BackboneConfig(arch=arch), WeightsConfig(random_weights=True), NOTHING)
 
 
 @pytest.mark.usefixtures("small_vit_small")
@@ -435,8 +435,8 @@ def test_published_xcit_names_are_translated_and_all_used(monkeypatch: pytest.Mo
             parts = [theirs.pop(f"cls_attn_blocks.{block}.attn.{letter}.{kind}") for letter in "qkv"]
             theirs[f"cls_attn_blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
     torch.save(theirs, tmp_path / "weights.pth")
-    flags, published = BackboneFlags(arch="xcit_nano_12_p16"), {("xcit_nano_12_p16", None): "folder/weights.pth"}
-    assert_same(load_backbone(flags, WeightsFlags(), frozenset({"arch"}), published=published), module)
+    flags, published = BackboneConfig(arch="xcit_nano_12_p16"), {("xcit_nano_12_p16", None): "folder/weights.pth"}
+    assert_same(load_backbone(flags, WeightsConfig(), frozenset({"arch"}), published=published), module)
 
 
 def test_a_new_run_of_other_channels_and_patches_adapts_the_first_layer_where_flags_say_so(

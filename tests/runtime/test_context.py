@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.errors import DeviceError, OptionError
-from dino.flags import DeviceFlags, LaunchFlags, PrecisionFlags
 from dino.runtime import context
+from dino.runtime.config import LaunchConfig
 from dino.runtime.context import (
     STOP_SIGNALS,
     StopRequest,
@@ -31,7 +32,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_says_its_device_and_how_it_was_chosen(capsys: pytest.CaptureFixture) -> None:
-    with open_run(DeviceFlags(device="cpu"), LaunchFlags()) as run:
+    with open_run(DeviceConfig(device="cpu"), LaunchConfig()) as run:
         assert run.device.name == "cpu"
         assert run.processes.world == 1
     assert capsys.readouterr().out == "device: cpu, fp32 (as asked), 1 process\n"
@@ -40,19 +41,19 @@ def test_a_run_says_its_device_and_how_it_was_chosen(capsys: pytest.CaptureFixtu
 def test_a_device_that_was_not_asked_for_is_said_to_be_chosen(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = context.open_device(DeviceFlags(device="cpu"))
+    chosen = context.open_device(DeviceConfig(device="cpu"))
     monkeypatch.setattr(context, "open_device", lambda *_, **__: chosen)
-    with open_run(DeviceFlags(), LaunchFlags()):
+    with open_run(DeviceConfig(), LaunchConfig()):
         pass
     assert "(chosen automatically, --device changes it)" in capsys.readouterr().out
 
 
 def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "Processes", None)
-    precision = PrecisionFlags(precision="fp16")
+    precision = PrecisionConfig(precision="fp16")
     with (
         pytest.raises(DeviceError, match="--precision fp16 needs --device cuda"),
-        open_run(DeviceFlags(device="cpu"), LaunchFlags(), precision=precision, explicit=frozenset({"precision"})),
+        open_run(DeviceConfig(device="cpu"), LaunchConfig(), precision=precision, explicit=frozenset({"precision"})),
     ):
         pass
 
@@ -60,7 +61,7 @@ def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyP
 def test_the_group_is_left_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
     monkeypatch.setattr(context.Processes, "close", lambda _: left.append(True))
-    with pytest.raises(RuntimeError, match="work"), open_run(DeviceFlags(device="cpu"), LaunchFlags()):
+    with pytest.raises(RuntimeError, match="work"), open_run(DeviceConfig(device="cpu"), LaunchConfig()):
         raise RuntimeError("work")
     assert left == [True]
 

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dino.cli.options import parse
 from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, OptionError
-from dino.flags import TrainOptions
-from dino.options import parse
 from dino.training.build import build_loader, build_networks, build_program
+from dino.training.config import TrainConfig
 from tests.running import TINY, make_images
 
 
-def options_of(*words: object) -> TrainOptions:
-    return parse(TrainOptions, [*TINY, *map(str, words)])
+def options_of(*words: object) -> TrainConfig:
+    return parse(TrainConfig, [*TINY, *map(str, words)])
 
 
 def run_of(world: int = 1) -> SimpleNamespace:

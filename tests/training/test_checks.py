@@ -5,14 +5,14 @@ import logging
 import pytest
 from PIL import Image
 
+from dino.cli.options import parse
 from dino.errors import DataError, DinoError, OptionError
-from dino.flags import TrainOptions
-from dino.options import parse
 from dino.training.checks import check_options, check_scales, check_sizes, check_warmups
+from dino.training.config import TrainConfig
 
 
 def options_of(*words):
-    return parse(TrainOptions, [str(word) for word in words])
+    return parse(TrainConfig, [str(word) for word in words])
 
 
 @pytest.fixture

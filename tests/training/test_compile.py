@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.cli.options import parse
 from dino.runtime.context import open_run
 from dino.training.build import build_networks, build_program
+from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.dry_run import draw_batch
 from dino.training.optim import build_optimizer
@@ -23,8 +23,8 @@ def run_steps(words, steps):
     """Mean loss, and after each step how many graphs there are."""
     torch._dynamo.reset()
     counters.clear()
-    options, graphs = parse(TrainOptions, [*SMALL.split(), *words.split()]), []
-    with open_run(options.device, options.launch, precision=options.precision, explicit=options.explicit) as run:
+    options, graphs = parse(TrainConfig, [*SMALL.split(), *words.split()]), []
+    with open_run(options.device, options.launch, precision=options.precision) as run:
         student, teacher = build_networks(options, run)
         optimizer = build_optimizer("adamw", student, fused=run.device.fuses_updates)
         program = build_program(options, student, teacher, run)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from dino.cli.options import parse
 from dino.devices.cpu import CpuDevice
-from dino.flags import TrainOptions
 from dino.models.depth import draw_depth
 from dino.models.multicrop import MultiCrop
 from dino.models.registry import build_backbone
-from dino.options import parse
+from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws, draws_by_itself
 from tests.running import TINY
 
@@ -29,7 +29,7 @@ class Seeded(CpuDevice):
 
 
 def draws_of(backbone: nn.Module, *words: object, rank: int = 0) -> StepDraws:
-    options = parse(TrainOptions, [*TINY, *map(str, words)])
+    options = parse(TrainConfig, [*TINY, *map(str, words)])
     return StepDraws(options, MultiCrop(backbone, nn.Identity()), Seeded(), rank)
 
 
@@ -99,7 +99,7 @@ def test_networks_that_draw_are_found_and_not_changed(name: str) -> None:
     build, draws = NETWORKS[name]
     network = build().eval()
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    state, options = torch.get_rng_state(), parse(TrainOptions, [*TINY, "--global_crops_size", "32"])
+    state, options = torch.get_rng_state(), parse(TrainConfig, [*TINY, "--global_crops_size", "32"])
     assert draws_by_itself(network, options) is draws
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
@@ -111,4 +111,4 @@ def test_batch_norm_over_processes_is_not_asked_to_talk_to_them(monkeypatch: pyt
 
     monkeypatch.setattr(batch_norm, "all_reduce", None)
     network = batch_norm.synchronise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    assert not draws_by_itself(network, parse(TrainOptions, [*TINY]))
+    assert not draws_by_itself(network, parse(TrainConfig, [*TINY]))

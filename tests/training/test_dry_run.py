@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dino.cli.options import parse
 from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import CheckpointError, DataError, OptionError
-from dino.flags import TrainOptions
-from dino.options import parse
 from dino.training.build import build_loader, build_networks
+from dino.training.config import TrainConfig
 from dino.training.dry_run import (
     PhaseClock,
     check_dry_run,
@@ -34,8 +34,8 @@ PHASES = ["transfer", "augmentation", "teacher", "student", "loss", "backward", 
 PHASES += ["teacher's update"]
 
 
-def options_of(*words: object) -> TrainOptions:
-    return parse(TrainOptions, [*TINY, *map(str, words)])
+def options_of(*words: object) -> TrainConfig:
+    return parse(TrainConfig, [*TINY, *map(str, words)])
 
 
 def count_vit(tokens: int, *, width: int, depth: int, ratio: float, patch: int) -> float:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino.flags import TrainOptions
-from dino.options import as_dict, parse
+from dino.cli.options import parse
+from dino.config import as_dict
+from dino.training.config import TrainConfig
 from tests.running import (
     HALF_ON_CPU,
     TINY,
@@ -202,7 +203,7 @@ def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
     from dino.models.registry import VITS, build_backbone
 
     peak, batch, copies, least = RECIPES[name]
-    options = parse(TrainOptions, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")])
+    options = parse(TrainConfig, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")])
     flags = options.compiled
     assert options.device.device == "ipu" and flags.ga is not None
     assert options.data.batch_size_per_device * flags.ga * copies == batch
@@ -253,7 +254,7 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_recipes_have_the_published_values(name: str) -> None:
-    options = as_dict(parse(TrainOptions, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")]))
+    options = as_dict(parse(TrainConfig, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")]))
     assert {key: options[key] for key in TABLE[name]} == TABLE[name]
 
 

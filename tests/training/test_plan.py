@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dino.cli.options import parse
 from dino.errors import OptionError
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 from dino.training.plan import build_plan, choose_warmup
 from dino.training.schedules import compute_cosine
 
 
 def plan_of(*words, iterations=5, world=1):
-    return build_plan(parse(TrainOptions, list(words)), iterations=iterations, world=world)
+    return build_plan(parse(TrainConfig, list(words)), iterations=iterations, world=world)
 
 
 def test_the_learning_rate_scales_with_the_global_batch_of_processes_and_accumulation():
@@ -65,7 +65,7 @@ def test_the_inputs_of_an_iteration_are_plain_numbers_in_the_steps_order():
 )
 def test_a_default_warm_up_longer_than_the_run_becomes_a_tenth_of_it(epochs, iterations, warmup, caplog):
     caplog.set_level(logging.INFO)
-    options = parse(TrainOptions, ["--epochs", str(epochs)])
+    options = parse(TrainConfig, ["--epochs", str(epochs)])
     assert choose_warmup(options, iterations) == warmup
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == (1 if epochs < 10 else 0)
@@ -92,7 +92,7 @@ def test_the_line_says_batch_and_rate(caplog):
 
 def test_a_device_that_updates_several_times_a_call_has_the_rate_of_one_update():
     device = SimpleNamespace(count_micro_batches=lambda steps: 6 * steps, updates_per_step=3)
-    options = parse(TrainOptions, ["--batch_size_per_device", "4", "--warmup_epochs", "0"])
+    options = parse(TrainConfig, ["--batch_size_per_device", "4", "--warmup_epochs", "0"])
     plan = build_plan(options, iterations=5, world=2, device=device)
     assert plan.global_batch == 48
     assert plan.learning_rate[0] == pytest.approx(0.0005 * 16 / 256)

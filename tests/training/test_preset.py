@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.flags import TrainOptions
-from dino.options import as_dict, parse
-from dino.recipes import RECIPE
+from dino.cli.options import parse
+from dino.config import RECIPE, as_dict
+from dino.training.config import TrainConfig
 from dino.training.plan import choose_warmup
 from dino.training.preset import Scale, apply_preset, choose_values, log_reasons
 from tests.running import TINY, make_images, train, train_pair
@@ -55,7 +55,7 @@ def test_the_table_of_cases(case, expected):
 
 @pytest.mark.parametrize("recipe", ["vits16_vanilla", "vits16_boosted"])
 def test_the_originals_runs_get_the_originals_values(recipe):
-    options = parse(TrainOptions, ["--config", f"configs/{recipe}.yaml"])
+    options = parse(TrainConfig, ["--config", f"configs/{recipe}.yaml"])
     batch = {"vits16_vanilla": 512, "vits16_boosted": 1024}[recipe]
     values = as_dict(options)
     found = choose_values(scale_of(IMAGENET, batch, options.run.epochs))
@@ -72,7 +72,7 @@ def test_other_optimisers_have_the_rate_of_convnets():
 def test_at_any_scale_the_values_are_allowed_and_have_reasons(scale):
     found = choose_values(scale)
     words = [word for name, choice in found.items() for word in (f"--{name}", str(choice.value))]
-    options = parse(TrainOptions, [*words, "--epochs", str(scale.epochs)])
+    options = parse(TrainConfig, [*words, "--epochs", str(scale.epochs)])
     assert all(choice.reason for choice in found.values())
     assert options.teacher.warmup_teacher_temp_epochs <= 0.1 * scale.epochs
     assert choose_warmup(options, 10) <= scale.epochs  # of 10 iterations an epoch
@@ -89,7 +89,7 @@ def test_more_images_never_want_fewer_prototypes_or_a_faster_teacher(scale, fact
 
 
 def preset_of(*words):
-    return parse(TrainOptions, [*TINY, "--preset", "auto", *map(str, words)], apply_preset)
+    return parse(TrainConfig, [*TINY, "--preset", "auto", *map(str, words)], apply_preset)
 
 
 def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypatch, caplog):
@@ -107,7 +107,7 @@ def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypat
 
 
 def test_without_a_preset_nothing_changes_and_nothing_is_listed():
-    options = parse(TrainOptions, ["--data_path", "nowhere"])
+    options = parse(TrainConfig, ["--data_path", "nowhere"])
     assert apply_preset(options) is options and options.reasons == {}
 
 
@@ -118,7 +118,7 @@ def test_the_reasons_are_printed_beside_the_values(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "teacher_temp: 0.03  # auto: 8 images, up to 20000" in text
     (tmp_path / "printed.yaml").write_text(text)
-    again = parse(TrainOptions, ["--config", str(tmp_path / "printed.yaml")], apply_preset)
+    again = parse(TrainConfig, ["--config", str(tmp_path / "printed.yaml")], apply_preset)
     assert as_dict(again) == as_dict(preset_of("--data_path", images)) and again.reasons == {}
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.cli.options import parse
+from dino.training.config import TrainConfig
 from dino.training.plan import build_plan
 from dino.training.report import Feeding, Reading, Reporter, read_device
 from dino.training.step import METERS
@@ -29,7 +29,7 @@ def reading_of(steps, masked=0, **means):
 
 @pytest.fixture
 def plan():
-    return build_plan(parse(TrainOptions, ["--epochs", "3", "--warmup_epochs", "1"]), iterations=10, world=2)
+    return build_plan(parse(TrainConfig, ["--epochs", "3", "--warmup_epochs", "1"]), iterations=10, world=2)
 
 
 @pytest.fixture

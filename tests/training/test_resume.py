@@ -6,16 +6,17 @@ import logging
 
 import pytest
 
+from dino.cli.options import parse
+from dino.config import as_dict
 from dino.errors import CheckpointError
-from dino.flags import TrainOptions
-from dino.options import as_dict, parse
+from dino.training.config import TrainConfig
 from dino.training.resume import IDENTITY, Identity, find_position
 
 NOW = Identity(iteration=0, iterations=10, world=1, global_batch=32, images=320, fingerprint="abc")
 
 
 def args_of(*words):
-    return as_dict(parse(TrainOptions, [str(word) for word in words]))
+    return as_dict(parse(TrainConfig, [str(word) for word in words]))
 
 
 def state_at(iteration, *words, **changes):

@@ -12,7 +12,7 @@ from dino.data.crops import Crops
 from dino.data.photometric import PARAMETERS, RADIUS, Normalisation
 from dino.devices import open_device
 from dino.devices.base import StepInputs
-from dino.flags import DeviceFlags
+from dino.devices.config import DeviceConfig
 from dino.models.depth import draw_depth
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
@@ -47,7 +47,7 @@ class Bench:
     def __init__(self, student, teacher, *, kind=DinoProgram, optimizer="adamw", micro_batches=1):
         self.student, self.teacher = student, teacher
         prototypes = len(teacher.head.last_layer.weight_v)
-        device = open_device(DeviceFlags(device=torch.get_default_device().type))
+        device = open_device(DeviceConfig(device=torch.get_default_device().type))
         self.program = kind(
             student=student,
             teacher=teacher,

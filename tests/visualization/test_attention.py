@@ -17,17 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 
 import visualize_attention as script
+from dino.cli.options import parse
 from dino.data.decode import read_image
 from dino.data.photometric import build_normalisation
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, OptionError, WeightsError
-from dino.flags import AttentionOptions
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
-from dino.options import parse
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from dino.visualization.attention import ClsAttention, draw_sheet, keep_mass, name_folders, open_attention
+from dino.visualization.config import AttentionConfig
 from dino.visualization.pictures import TILE, VIRIDIS, colour
 from tests import hpu_simulator
 from tests.running import make_images, on_simulated_card, run_alone, run_pair
@@ -247,9 +247,9 @@ def test_network_and_patch_size_come_from_the_file_unless_they_are_given(tmp_pat
     for patch_size in (4, 16):
         weights = save_weights(tmp_path, patch_size=patch_size)
         words = ["--pretrained_weights", str(weights), "--device", "cpu"]
-        assert open_attention(parse(AttentionOptions, words), build_run()).patch_size == patch_size
-    assert parse(AttentionOptions, []).backbone.patch_size == 8
-    assert open_attention(parse(AttentionOptions, TINY), build_run()).patch_size == 8
+        assert open_attention(parse(AttentionConfig, words), build_run()).patch_size == patch_size
+    assert parse(AttentionConfig, []).backbone.patch_size == 8
+    assert open_attention(parse(AttentionConfig, TINY), build_run()).patch_size == 8
 
 
 def test_a_gray_network_reads_gray(tmp_path: Path) -> None:
@@ -302,9 +302,9 @@ def test_a_network_without_maps_in_the_file_is_refused(tmp_path: Path) -> None:
 def test_the_encoder_of_a_masked_autoencoder_is_told_by_its_file(tmp_path: Path) -> None:
     words = ["--arch", "mae", "--device", "cpu"]
     weights = ["--pretrained_weights", str(save_weights(tmp_path, patch_size=4))]
-    assert open_attention(parse(AttentionOptions, [*words, *weights]), build_run()).patch_size == 4
+    assert open_attention(parse(AttentionConfig, [*words, *weights]), build_run()).patch_size == 4
     with pytest.raises(WeightsError, match="--arch mae wants --pretrained_weights"):
-        open_attention(parse(AttentionOptions, [*words, "--random_weights"]), build_run())
+        open_attention(parse(AttentionConfig, [*words, "--random_weights"]), build_run())
 
 
 def test_a_damaged_image_is_named(tmp_path: Path, shared_data: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_card_gives_the_cpus_maps_of_photos(tmp_path: Path, shared_data: Path,
 
 def test_the_view_is_torchvisions_within_a_level(shared_data: Path) -> None:
     path = shared_data / "broken" / "good.jpg"
-    reader = open_attention(parse(AttentionOptions, TINY), build_run())
+    reader = open_attention(parse(AttentionConfig, TINY), build_run())
     for size in ((96,), (64, 120), (480, 480)):
         expected = np.asarray(transforms.Resize(list(size))(Image.open(path).convert("RGB")))
         cut = expected[: expected.shape[0] // 8 * 8, : expected.shape[1] // 8 * 8]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.flags import AlignOptions
-from dino.options import parse
+from dino.cli.options import parse
+from dino.training.config import AlignConfig
 from dino.verify.base import FAIL, FORMATS, PASS, THREADS, Bench, Finding, NotRunError, Result, Setting, Variant, accept
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     for precision in variant.options["formats"]:
         bench.say(precision)
-        words = parse(AlignOptions, ["--precision", precision]).precision
+        words = parse(AlignConfig, ["--precision", precision]).precision
         lists = read_op_lists(words) if precision == FORMATS[2] else None
         device = run if precision == FORMATS[0] else Run(device=CpuDevice(precision, lists), processes=run.processes)
         torch.save(vars(trace_run(variant, device, bench.setting)), _kept(folder, precision))
@@ -83,14 +83,14 @@ def trace_run(
     from dino.training.plan import build_plan
 
     sizes = QUICK_SIZES if setting.is_quick else FULL_SIZES
-    options = parse(AlignOptions, [*sizes, *variant.words(), *more])
+    options = parse(AlignConfig, [*sizes, *variant.words(), *more])
     steps = options.align.steps
     plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=run.processes.world)
     batches = [type(batch)(*(field[share] for field in batch)) for batch in draw_batches(options, run.processes.world)]
     return trace_steps(options, run, plan, batches, gradients=gradients)
 
 
-def draw_batches(options: AlignOptions, world: int) -> list[Any]:
+def draw_batches(options: AlignConfig, world: int) -> list[Any]:
     """One batch a step for all processes together, in host memory; the same on every device."""
     from dino.data.synthetic import make_batch
     from dino.devices.cpu import CpuDevice

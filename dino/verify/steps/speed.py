@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+from dino.cli.options import parse
 from dino.devices.hpu.software import BRIDGE_PACKAGES, find_version, read_release
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.training.config import TrainConfig
 from dino.verify.base import COMPILED, EAGER, PASS, SLOW, Bench, Finding, NotRunError, Result, Setting, Variant, accept
 
 TITLE = "speed"
@@ -73,7 +73,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     words = [*(SMALL if bench.setting.is_quick else REAL), *variant.words()]
     words += ["--batch_size_per_device", str(variant.options["batch"])] if "batch" in variant.options else []
     words += ["--recompute", "blocks"] if switch == RECOMPUTE else []
-    options, device = parse(TrainOptions, words), bench.opened.device
+    options, device = parse(TrainConfig, words), bench.opened.device
     before = device.memory_peak() or 0
     with switched(switch, device):
         bench.say("building the networks")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.flags import TrainOptions
-from dino.options import parse
+from dino.cli.options import parse
+from dino.training.config import TrainConfig
 from dino.verify.base import FAIL, FORMATS, NOT_RUN, PASS, THREADS, Bench, Finding, Result, Setting, Variant, accept
 
 TITLE = "short training"
@@ -115,7 +115,7 @@ def train(size: Size, bench: Bench, words: Sequence[str]) -> dict[str, Any]:
     root = build_demo(DemoSpec(train_per_class=per_class, val_per_class=size.held_out), bench.setting.folder)
     lengths = ("--epochs", size.epochs, "--eval_knn_every", size.epochs, "--batch_size_per_device", size.batch)
     data = ("--data_path", root / "train", "--num_workers", 0)
-    options = parse(TrainOptions, [*METHOD, *size.words, "--lr", str(RATE), *map(str, (*lengths, *data)), *words])
+    options = parse(TrainConfig, [*METHOD, *size.words, "--lr", str(RATE), *map(str, (*lengths, *data)), *words])
     source = check_options(options)
     bench.say(f"{size.epochs * size.steps} steps")
     Trainer(options, source, bench.opened, build_online_knn(options, bench.opened)).train()

@@ -1,0 +1,256 @@
+"""From the library's configs to flags and recipes, and back.
+
+A command has a config: a frozen dataclass whose fields are groups of settings. `FLAGS` says how each setting is written
+on a command line. `parse` resolves every value in the order flag > `-o` > recipe > default. Standard library and PyYAML
+only, so that `--help` is quick and the environment can be completed before torch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from dino.cli import values
+from dino.cli.flags import DESCRIPTIONS, FLAGS, NESTED
+from dino.cli.recipes import Meaning, interpret, is_first, read_overrides, read_recipe, sets
+from dino.cli.spec import Spec
+from dino.config import REFERENCE, UNSET, as_recipe
+from dino.errors import OptionError, nearest
+
+Config = TypeVar("Config")
+
+RECIPE_FLAGS: Mapping[tuple[str, ...], dict[str, Any]] = {
+    ("--config", "-c"): {"help": "recipe: a YAML file of flag names and values; flags win over it"},
+    ("--override", "-o"): {
+        "help": "change one value of the recipe, or any flag: -o Optimizer.lr=0.01; may be repeated",
+        "action": "append",
+        "metavar": "KEY=VALUE",
+    },
+    ("--print_config",): {"help": "print every value as a recipe, run nothing", "action": "store_true"},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One flag of one command: its place in the config's groups, its type, default, and the reference's value."""
+
+    group: str
+    field: str
+    annotation: Any
+    default: Any
+    reference: Any
+    spec: Spec
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every spelling on the command line, the usual one first."""
+        return (self.spec.spelling or f"--{self.field}", *self.spec.also)
+
+    def convert(self, value: Any) -> Any:
+        """Give `value` (text of a flag, or a YAML value of a recipe) this flag's type.
+
+        Raises:
+            OptionError: The value is of another type, not among the choices or out of bounds; the text names both.
+        """
+        try:
+            result = values.convert(value, self.annotation)
+        except (TypeError, ValueError):
+            raise OptionError(f"{self.words[0]} got {value!r}, wants {values.describe(self.annotation)}") from None
+        if self.spec.choices and result is not None and result not in self.spec.choices:
+            raise OptionError(f"{self.words[0]} got {value!r}, wants one of {', '.join(self.spec.choices)}")
+        for number in result if isinstance(result, tuple) else (result,):
+            self._check_bounds(number)
+        return result
+
+    def _check_bounds(self, number: Any) -> None:
+        if number is None:
+            return
+        least, most = self.spec.least, self.spec.most
+        # Written so that nan, which no comparison holds for, is out of any bounds.
+        above, below = least is None or number >= least, most is None or number <= most
+        if not (above and below):
+            bounds = f"{least} or more" if most is None else f"{least} to {most}"
+            raise OptionError(f"{self.words[0]} {number} cannot be; give {bounds}")
+
+
+def flags_of(config: type) -> Iterator[Flag]:
+    """Yield every flag of a config class, in order, with its defaults."""
+    defaults = config()
+    for group in dataclasses.fields(defaults):
+        settings = getattr(defaults, group.name)
+        hints = typing.get_type_hints(type(settings))
+        for field in dataclasses.fields(settings):
+            yield Flag(
+                group=group.name,
+                field=field.name,
+                annotation=hints[field.name],
+                default=getattr(settings, field.name),
+                reference=field.metadata.get(REFERENCE),
+                spec=FLAGS[field.name],
+            )
+
+
+class Parsed(typing.NamedTuple, typing.Generic[Config]):
+    """A resolved command line.
+
+    Attributes:
+        config: Every setting.
+        given: Names of those that a flag or the recipe set.
+        reasons: Why a value was chosen that nobody gave, by setting.
+    """
+
+    config: Config
+    given: frozenset[str]
+    reasons: Mapping[str, str] = {}
+
+
+Completion = Callable[[Config, Collection[str]], tuple[Config, Mapping[str, str]]]
+
+
+def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Resolve a config by a command line; see `parse_command`."""
+    return parse_command(config, argv).config
+
+
+def parse_command(
+    config: type[Config], argv: Sequence[str] | None = None, complete: Completion[Config] | None = None
+) -> Parsed[Config]:
+    """Resolve a config by a command line: flag, else `-o`, else recipe (`--config`), else default.
+
+    Args:
+        config: Class of the command's config.
+        argv: Words of the command line; None means those of this process.
+        complete: Chooses values that were not given and need more than the command line, with reasons; runs before the
+            options are printed.
+
+    Raises:
+        OptionError: An unknown flag or recipe key (the nearest known one is named), or a value that does not fit.
+        SystemExit: `--print_config` printed them, or `--help` the flags.
+    """
+    flags = tuple(flags_of(config))
+    given = _read_flags(config, flags, argv)
+    recipe, changes, printed = (given.pop(name, None) for name in ("config", "override", "print_config"))
+    meanings = _meanings_of(config, flags)
+    values_of = _read_recipe(recipe, meanings, flags) if recipe else {}
+    values_of |= interpret("-o", read_overrides(changes or ()), meanings) | given
+    groups: dict[str, dict[str, Any]] = {}
+    for known in flags:
+        if known.field in values_of:
+            groups.setdefault(known.group, {})[known.field] = known.convert(values_of[known.field])
+    defaults = config()
+    built = {group: dataclasses.replace(getattr(defaults, group), **fields) for group, fields in groups.items()}
+    resolved = dataclasses.replace(typing.cast(Any, defaults), **built)
+    reasons: Mapping[str, str] = {}
+    if complete is not None:
+        resolved, reasons = complete(resolved, frozenset(values_of))
+    if printed:
+        sys.stdout.write(as_recipe(resolved, values_of, reasons) if is_first() else "")
+        raise SystemExit(0)
+    return Parsed(resolved, frozenset(values_of), reasons)
+
+
+def name_places(argv: Sequence[str] | None, *words: str) -> list[str]:
+    """Give the words that stand before the first flag the flags they mean: `PATH --json -` as `--data_path=PATH ...`.
+
+    Args:
+        argv: Words of the command line; None means those of this process.
+        *words: The flags, in the order of the places; a place may be left out and its flag written instead.
+
+    Raises:
+        OptionError: More words than places.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    count = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
+    if count > len(words):
+        raise OptionError(f"{given[len(words)]!r} is one word too many before the flags; --help lists the flags")
+    return [f"{word}={value}" for word, value in zip(words, given[:count], strict=False)] + given[count:]
+
+
+def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
+    """Write a config as the words of a command line, for another process to parse.
+
+    Args:
+        config: Class of the config that they will be parsed as; of `options` only its groups are written.
+        options: Such a config, or one that has all its groups.
+        fields: Names of the settings to write.
+    """
+    words: list[str] = []
+    for known in flags_of(config):
+        value = getattr(getattr(options, known.group), known.field)
+        if known.field not in fields or value is None or (known.spec.switch and value is known.default):
+            continue
+        if known.spec.switch:
+            words += [known.words[0]] if value else ["--override", f"{known.field}=false"]
+        elif isinstance(value, tuple):
+            words += [known.words[0], *map(str, value)]
+        else:
+            words.append(f"{known.words[0]}={value}")
+    return words
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise OptionError(f"{message}; --help lists the flags")
+
+
+def _read_flags(config: type, flags: Sequence[Flag], argv: Sequence[str] | None) -> dict[str, Any]:
+    parser = _Parser(
+        description=DESCRIPTIONS.get(config, config.__doc__),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for spellings, spec in RECIPE_FLAGS.items():
+        parser.add_argument(*spellings, **spec)
+    for known in flags:
+        _add_flag(parser, known)
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        words = [word for words in (*RECIPE_FLAGS, *(known.words for known in flags)) for word in words]
+        raise OptionError(f"unknown flag {unknown[0]}: {nearest(unknown[0].split('=')[0], words)}")
+    return vars(found)
+
+
+def _add_flag(parser: argparse.ArgumentParser, known: Flag) -> None:
+    text = f"{known.spec.help} (default: {_shown(known)})".replace("%", "%%")
+    if known.spec.switch:
+        parser.add_argument(*known.words, dest=known.field, action="store_true", help=text)
+        return
+    many = values.takes_many(known.annotation)
+    metavar = "{" + ",".join(known.spec.choices) + "}" if known.spec.choices else known.field.upper()
+    parser.add_argument(*known.words, dest=known.field, nargs="+" if many else None, metavar=metavar, help=text)
+
+
+def _read_recipe(path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]) -> dict[str, Any]:
+    """The recipe's values by field, without those that say they are defaults and still are."""
+    recipe = read_recipe(path)
+    unset = recipe.pop(UNSET, [])
+    if not isinstance(unset, list):
+        raise OptionError(f"--config {path}: {UNSET} is {unset!r}, wants the list that --print_config writes")
+    found = interpret(f"--config {path}", recipe, meanings)
+    for known in flags:
+        if known.field in found and known.field in unset and _is_default(known, found[known.field]):
+            del found[known.field]
+    return found
+
+
+def _meanings_of(config: type, flags: Sequence[Flag]) -> dict[str, Meaning]:
+    """What each key of a recipe means: any spelling of a flag, without the dashes, or a path of the command's own."""
+    spellings = {word.removeprefix("--"): known.field for known in flags for word in (*known.words, f"--{known.field}")}
+    return {word: sets(field) for word, field in spellings.items()} | dict(NESTED.get(config, {}))
+
+
+def _is_default(known: Flag, value: Any) -> bool:
+    reference = known.reference if known.default is None else known.default
+    return known.convert(value) in (known.default, reference)
+
+
+def _shown(known: Flag) -> str:
+    default = known.reference if known.default is None else known.default
+    if default is None:
+        return "chosen at start"
+    return " ".join(str(part) for part in default) if isinstance(default, tuple) else str(default)

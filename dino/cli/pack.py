@@ -1,0 +1,71 @@
+"""The command: `python -m dino.data.pack IMAGE_FOLDER OUT --shard_size N`; a folder of images becomes tar shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino.cli.options import name_places, parse_command
+from dino.config import OutputConfig, ReportConfig, chosen, derived
+from dino.data.config import SourceConfig
+from dino.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewWorkersConfig(SourceConfig):
+    """Processes that scale pictures."""
+
+    num_workers: int | None = derived(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """How images become shards."""
+
+    shard_size: int = 1000
+    shorter_side: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Pack a folder of images into tar shards, for training and for the webdataset library.
+
+    python -m dino.data.pack IMAGE_FOLDER OUT [flags]; the same command goes on where it was stopped.
+    """
+
+    source: SourceConfig = FewWorkersConfig()
+    output: OutputConfig = OutputConfig()
+    pack: ShardConfig = ShardConfig()
+    report: ReportConfig = ReportConfig()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pack the images.
+
+    Raises:
+        DataError: No images there, one cannot be read, or the shards cannot be written or are those of other images.
+        OptionError: No folder to pack, or none to write to.
+    """
+    options, given, _ = parse_command(PackConfig, name_places(argv, "--data_path", "--output_dir"))
+    if not options.source.data_path or "output_dir" not in given:
+        raise OptionError("name two folders, of images and for shards: python -m dino.data.pack IMAGE_FOLDER OUT")
+
+    from dino.data.packing import Packing, pack_images
+    from dino.data.sources import holds_splits, list_images
+    from dino.runtime.context import make_output_folder, set_up_logging
+    from dino.runtime.metrics import write_result
+    from dino.runtime.progress import Progress
+
+    set_up_logging()
+    root = Path(options.source.data_path)
+    if holds_splits(root):
+        raise OptionError(f"{root} holds splits; pack each by itself: python -m dino.data.pack {root}/train OUT/train")
+    source, folder = list_images(root, "--data_path"), make_output_folder(options.output.output_dir)
+    packing = Packing(options.pack.shard_size, options.pack.shorter_side)
+    progress, shards = Progress(len(source), f"packing {source.root.name}"), []
+    for shard, done in pack_images(source, folder, packing, workers=int(chosen(options.source, "num_workers"))):
+        shards.append(str(shard))
+        progress.advance(done)
+    progress.close()
+    write_result(options.report.json, {"images": len(source), "shards": shards})

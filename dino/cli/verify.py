@@ -1,0 +1,151 @@
+"""The command: `python -m dino.verify`; ends with 1 if a step failed, with 130 after Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino.cli.options import parse
+from dino.config import OutputConfig
+from dino.devices.config import DeviceConfig
+from dino.devices.hpu.mode import choose_mode
+from dino.devices.hpu.software import find_version
+from dino.doctor.examine import choose
+from dino.errors import CheckFailed, OptionError
+from dino.files import writing_whole
+from dino.verify.base import FAIL, FULL, LAZY, MODES, QUICK, Setting, StepReport
+from dino.verify.conclusion import conclude
+from dino.verify.page import write_page
+from dino.verify.plan import STEPS, verify
+from dino.verify.report import build_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceConfig(OutputConfig):
+    """What to look at, how closely and how long."""
+
+    size: str | None = None
+    only: tuple[int, ...] | None = None
+    patience: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Find out which modes of a device compute the right numbers, and how fast: a report to send, and a page to read.
+
+    Eight steps, each in processes of its own: facts, product of matrices, golden numbers, operator replay, alignment
+    with the CPU, short training, speed, more than one card. Writes OUTPUT_DIR/verify_report.json and verify_report.txt.
+    Ends with 1 where a step failed. --lazy_mode leaves out the other modes of hpu.
+    """
+
+    device: DeviceConfig = DeviceConfig()
+    verify: EvidenceConfig = EvidenceConfig()
+
+
+REPORT, PAGE = "verify_report.json", "verify_report.txt"
+SIZES = dict.fromkeys(MODES, FULL) | {"cpu": QUICK}  # without --size
+
+
+class Progress:
+    """Tells how far it is: a line a variant, on a terminal with what it is doing right now, and a line a step."""
+
+    def __init__(self) -> None:
+        """Nothing said yet."""
+        self.line, self.live = "", sys.stdout.isatty()
+
+    def begin(self, number: int, title: str, label: str) -> None:
+        """See `plan.Show`."""
+        self.line = f"{number}/{len(STEPS)} {title}: {label}"
+        self._write(self.line if self.live else f"{self.line}\n")
+
+    def say(self, text: str) -> None:
+        """See `plan.Show`."""
+        if self.live:
+            self._write(f"{self.line} ({text})")
+
+    def end(self, report: StepReport) -> None:
+        """See `plan.Show`."""
+        seen = report.worst.summary if report.worst else report.reason
+        self._write(f"{report.number}/{len(STEPS)} {report.title}: {report.status.upper()} - {seen}\n")
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(f"\r\033[K{text[:110] if not text.endswith(chr(10)) else text}" if self.live else text)
+        sys.stdout.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the steps and write both files, after every step, so that whatever happens leaves what there is.
+
+    Raises:
+        CheckFailed: A step failed.
+        OptionError: The files cannot be written, or there is nothing to look at.
+        SystemExit: The user stopped it; the files are written.
+    """
+    options = parse(VerifyConfig, argv)
+    device, flags = options.device.device or choose(os.environ)[0], options.verify
+    modes = choose_modes(device, options.device.lazy_mode)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="dino_verify_", ignore_cleanup_errors=True) as folder:
+        setting = Setting(device=device, size=flags.size or SIZES[device], modes=modes, folder=Path(folder))
+        reports, stopped = run(setting, flags)
+    if stopped:
+        raise SystemExit(128 + signal.SIGINT)
+    failed = [report for report in reports if report.status == FAIL]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise CheckFailed(f"step {failed[0].number}, {failed[0].title}, failed{more}; {REPORT} says how")
+
+
+def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
+    """The modes to look at, the one that a run takes by itself first.
+
+    Raises:
+        OptionError: A device without any.
+    """
+    if device not in MODES:
+        raise OptionError(f"--device {device} is for python -m dino.devices.align --device {device}; verify has none")
+    modes = MODES[device]
+    if LAZY in modes:
+        first = choose_mode(torch_version=find_version("torch")).name
+        modes = tuple(sorted(modes, key=lambda mode: mode != first))
+    chosen = tuple(mode for mode in modes if lazy_mode is None or (mode == LAZY) is lazy_mode)
+    return chosen or modes  # a device without lazy mode does not look at the flag
+
+
+def run(setting: Setting, flags: EvidenceConfig) -> tuple[list[StepReport], bool]:
+    """All steps; gives what came of them, and whether the user stopped it."""
+    folder, began = Path(flags.output_dir), time.monotonic()
+    with contextlib.suppress(OSError):  # what keeps it from being there keeps the files from being written
+        folder.mkdir(parents=True, exist_ok=True)
+    chosen = {name for number, name in enumerate(STEPS, 1) if not flags.only or number in flags.only}
+    reports: list[StepReport] = []
+    write(folder, reports, setting, seconds=0.0, stopped=True)  # a folder that cannot be written to is told at once
+    for report in verify(setting, chosen=chosen, patience=flags.patience, show=Progress()):
+        reports.append(report)
+        stopped = any(each.reason.startswith("stopped") for each in reports)
+        unfinished = stopped or len(reports) < len(STEPS)
+        page = write(folder, reports, setting, seconds=time.monotonic() - began, stopped=unfinished)
+    sys.stdout.write(f"\n{page}\n{folder / REPORT}\n{folder / PAGE}\n")
+    return reports, stopped
+
+
+def write(folder: Path, reports: Sequence[StepReport], setting: Setting, *, seconds: float, stopped: bool) -> str:
+    """Write both files, each whole or not at all; gives the page.
+
+    Raises:
+        OptionError: They cannot be written.
+    """
+    report = build_report(reports, setting, conclude(reports, setting), seconds=seconds, stopped=stopped)
+    page = write_page(report, REPORT)
+    for name, text in ((REPORT, json.dumps(report, indent=1) + "\n"), (PAGE, page)):
+        with writing_whole(folder / name, "--output_dir") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return page

@@ -1,0 +1,49 @@
+"""Which images, who reads them, and how they are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dino.config import derived
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Multi-crop: two global views and some local ones (paper, section 3.1)."""
+
+    global_crops_scale: tuple[float, float] = (0.4, 1.0)
+    local_crops_number: int = 8
+    local_crops_scale: tuple[float, float] = (0.05, 0.4)
+    global_crops_size: int = 224
+    local_crops_size: int = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Which images, and who reads them."""
+
+    data_path: str | None = None
+    num_workers: int | None = derived(10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceConfig):
+    """Which images, and how they are fed."""
+
+    batch_size_per_device: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """How many of the images to train on."""
+
+    data_limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDataConfig(LimitConfig):
+    """What only training asks of its images."""
+
+    on_bad_image: str = "raise"
+    augment_on: str = "device"
+    synthetic_data: bool = False

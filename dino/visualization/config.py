@@ -1,0 +1,55 @@
+"""What attention maps are of, and where they go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dino.config import OutputConfig, derived
+from dino.models.config import BackboneConfig, SmallPatchConfig
+from dino.runtime.config import FrozenConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Which patches of an attention map count."""
+
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """Which images the attention maps are of."""
+
+    image_path: tuple[str, ...] | None = None
+    image_size: tuple[int, ...] = (480, 480)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(FrozenConfig):
+    """Draw what the CLS token of a vision transformer attends to: a map for each head of the last block."""
+
+    backbone: BackboneConfig = SmallPatchConfig()
+    pictures: PictureConfig = PictureConfig()
+    mask: MaskConfig = MaskConfig()
+    output: OutputConfig = OutputConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """From frames to a video."""
+
+    input_path: str | None = None
+    output_path: str = "./"
+    resize: tuple[int, ...] | None = None
+    video_only: bool = False
+    fps: float | None = derived(30.0)
+    video_format: str = "mp4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionVideoConfig(FrozenConfig):
+    """Make a video of what the CLS token of a vision transformer attends to, averaged over the heads."""
+
+    backbone: BackboneConfig = SmallPatchConfig()
+    video: VideoConfig = VideoConfig()
+    mask: MaskConfig = MaskConfig()

@@ -1,0 +1,269 @@
+"""Weights read in any form and written in one, read back, and every tensor accounted for.
+
+Letters: C classes, D width of the features.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino import checkpoint
+from dino.data.photometric import build_normalisation
+from dino.errors import OptionError, WeightsError
+from dino.evaluation.config import LayerConfig
+from dino.files import drafting
+from dino.models.adaptation import POSITION
+from dino.models.arrival import list_tensors
+from dino.models.layouts import is_vision_transformer, rename_to_ours
+from dino.models.matching import Matched
+from dino.models.position import scale_position
+from dino.models.weight_files import read_weights, select_network
+from dino.models.weights import FoundNetwork, find_network
+from dino.runtime.metrics import write_result
+from dino.weights.config import ConversionConfig
+from dino.weights.targets import OURS, check_output, read_size
+
+logger = logging.getLogger(__name__)
+
+BACKBONE = "backbone."
+LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A backbone on its way from one form to another.
+
+    Attributes:
+        origin: What it was read from.
+        tensors: The backbone's, under our names, in the file's number formats.
+        linear: A linear classifier's `weight` (C, D) and `bias` (C,), or nothing.
+        arch: Architecture; empty for a vision transformer that is none of ours by its width and depth.
+        patch_size: In pixels; of no meaning but for a ViT.
+        in_chans: Channels of an image.
+        image_size: Height and width in pixels of the images that it is for.
+        normalisation: {"mean": ..., "std": ...}, a number a channel each, or None where the file does not say.
+        left: Words about what of the file is not converted, the end of a line.
+    """
+
+    origin: str
+    tensors: Mapping[str, Tensor]
+    linear: Mapping[str, Tensor]
+    arch: str
+    patch_size: int
+    in_chans: int
+    image_size: tuple[int, int]
+    normalisation: Mapping[str, list[float]] | None
+    left: str
+
+    @property
+    def is_plain_vit(self) -> bool:
+        """Whether it is a vision transformer as other projects have it too, with one projection for patches."""
+        return is_vision_transformer(self.tensors) and not any("patch_embed.convs" in name for name in self.tensors)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the patches that the position embedding is stored for."""
+        height, width = (side // self.patch_size * self.patch_size for side in self.image_size)
+        return height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What another project's weights look like on disk.
+
+    Attributes:
+        write: Writes a network there.
+        ending: Of its files; a folder has none.
+        tells_images: Whether it says how images are normalised, and how large they are.
+        tell: What the user is told besides: how the other project loads the file.
+    """
+
+    write: Callable[[Network, Path], None]
+    ending: str = ""
+    tells_images: bool = False
+    tell: Callable[[Network, Path], str] | None = None
+
+
+def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = None) -> None:
+    """Read what the flags name, write it to `--output`, read that back and compare.
+
+    Args:
+        options: The command's.
+        form: The other project's; `OUT.pth` is ours.
+        layer: Where given, a linear layer is converted too: this file's, or the one beside the backbone.
+
+    Raises:
+        OptionError: No output, or it cannot be written.
+        WeightsError: A network that the form cannot hold, or a tensor that is another one when it is read back; a file
+            that was there before is untouched.
+        CheckpointError: A file is missing or damaged.
+    """
+    target = check_output(options, form.ending)
+    network = read_network(options, layer)
+    ours = target.suffix == OURS
+    if not (ours or form.tells_images):
+        check_grid(network, target)
+    with drafting(target, "--output") as draft:
+        (write_ours if ours else form.write)(network, draft)
+        count = check_written(network, draft)
+    if form.tell and not ours:
+        logger.info("%s", form.tell(network, target))
+    logger.info("%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left)
+    known, usual = (build_normalisation(network.in_chans, stored) for stored in (network.normalisation, None))
+    if known != usual and not (ours or form.tells_images):
+        logger.warning("%s does not say how images are normalised: mean %s, std %s", target, known.mean, known.std)
+    about = {"arch": network.arch, "patch_size": network.patch_size, "image_size": list(network.image_size)}
+    write_result(options.report.json, {"output": str(target), "matched": count, **about})
+
+
+def read_network(options: ConversionConfig, layer: LayerConfig | None = None) -> Network:
+    """The network that the flags name, fitted to the input that they ask for.
+
+    Raises:
+        WeightsError: It is not there, or does not fit.
+        CheckpointError: A file is missing or damaged.
+    """
+    found = find_network(options.backbone, options.weights, channels=options.channels)
+    trained, tensors = found.trained, found.matched.tensors
+    linear = {} if layer is None else find_layer(layer, found)
+    used = {id(part) for part in linear.values()}
+    left = {name: part for name, part in found.matched.left.items() if id(part) not in used}
+    network = Network(
+        origin=found.origin,
+        tensors=tensors,
+        linear=linear,
+        arch=trained.arch,
+        patch_size=trained.patch_size,
+        in_chans=trained.in_chans,
+        image_size=(trained.image_size, trained.image_size),
+        normalisation=trained.normalisation,
+        left=Matched(tensors, left).describe_left(),
+    )
+    size = read_size(options.conversion)
+    return fix_size(network, size) if size else network
+
+
+def check_grid(network: Network, target: Path) -> None:
+    """Refuse to write a grid of patches that whoever reads the file, with its count alone, takes for a square.
+
+    Raises:
+        OptionError: It is one.
+    """
+    if not is_vision_transformer(network.tensors):
+        return
+    rows, columns = (side // network.patch_size for side in network.image_size)
+    side = math.isqrt(rows * columns)
+    if rows != columns and side * side == rows * columns:
+        raise OptionError(
+            f"{target} does not say sizes, and its {rows} x {columns} patches would be read as {side} x {side}: "
+            "give another --input_size"
+        )
+
+
+def fix_size(network: Network, size: tuple[int, int]) -> Network:
+    """The network for images of another height and width: a ViT's position embedding is resampled, as its forward does.
+
+    Raises:
+        WeightsError: An image would be smaller than a patch.
+    """
+    if POSITION not in network.tensors:
+        return replace(network, image_size=size)
+    if min(size) < network.patch_size:
+        raise WeightsError(f"--input_size {size[0]} {size[1]} is smaller than a patch, {network.patch_size} pixels")
+    stored = network.tensors[POSITION]
+    scaled = scale_position(stored.float(), *size, network.patch_size).to(stored.dtype)
+    if scaled.shape != stored.shape or not torch.equal(scaled, stored):
+        logger.info("position embedding resampled to %d x %d pixels, bicubic", *size)
+    return replace(network, image_size=size, tensors={**network.tensors, POSITION: scaled})
+
+
+def find_layer(flags: LayerConfig, found: FoundNetwork) -> dict[str, Tensor]:
+    """A linear classifier: the flag's file's, else the one beside the backbone, else nothing.
+
+    Raises:
+        WeightsError: The flag's file has none, or its shape is that of none for this backbone.
+        CheckpointError: The file is missing or damaged.
+    """
+    if flags.pretrained_linear:
+        origin = f"--pretrained_linear {flags.pretrained_linear}"
+        layer = select_layer(read_weights(flags.pretrained_linear), origin)
+        if not layer:
+            raise WeightsError(f"{origin} holds no linear layer")
+    else:
+        origin = found.origin
+        layer = select_layer(found.matched.left, origin) or select_layer(found.state, origin)
+    weight, bias = (tuple(layer[name].shape) if layer else () for name in ("weight", "bias"))
+    width = found.trained.module.embed_dim
+    if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):
+        raise WeightsError(f"{origin}: a linear layer has (C, n x {width}) and (C,), not {weight} and {bias}")
+    return layer
+
+
+def select_layer(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tensor]:
+    """The linear classifier of a file, `weight` (C, D) and `bias` (C,), by PASSL's or the original's names.
+
+    Raises:
+        CheckpointError: As `list_tensors`.
+    """
+    tensors = list_tensors(state, origin)
+    for prefix in LINEAR:
+        if {f"{prefix}weight", f"{prefix}bias"} <= tensors.keys():
+            return {name: tensors[f"{prefix}{name}"] for name in ("weight", "bias")}
+    return {}
+
+
+def write_ours(network: Network, target: Path) -> None:
+    """Write a checkpoint that every command of ours reads, with the linear layer as the original's evaluation has it.
+
+    Raises:
+        OptionError: Its images are not square.
+        CheckpointError: It cannot be written.
+    """
+    height, width = network.image_size
+    if height != width:
+        raise OptionError(f"--input_size {height} {width}: {OURS} files are of square images; give one number")
+    arch = {"arch": network.arch} if network.arch else {}
+    args = {"patch_size": network.patch_size, "in_chans": network.in_chans, "global_crops_size": height}
+    state: dict[str, Any] = {"teacher": checkpoint.add_prefix(BACKBONE, network.tensors), "args": arch | args}
+    if network.linear:
+        state["state_dict"] = checkpoint.add_prefix("module.linear.", network.linear)
+    checkpoint.save_file(target, state | {"normalisation": network.normalisation})
+
+
+def check_written(network: Network, draft: Path) -> int:
+    """Read what was written back and compare; gives the number of its tensors.
+
+    Raises:
+        WeightsError: It has others.
+    """
+    state = read_weights(str(draft))
+    tensors = rename_to_ours(select_network(state, "teacher", draft))
+    linear = select_layer(tensors, draft) or select_layer(state, draft) if network.linear else {}
+    pairs = [(network.tensors, {n: t for n, t in tensors.items() if n in network.tensors}), (network.linear, linear)]
+    different = [
+        name
+        for wanted, found in pairs
+        for name, tensor in wanted.items()
+        if name not in found or not _same_bits(found[name], tensor)
+    ]
+    if different:
+        raise WeightsError(
+            f"{draft.name} would differ from {network.origin} when it is read back, and was not written: "
+            f"{', '.join(different)}"
+        )
+    return len(network.tensors) + len(network.linear)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, NaN included, which equals nothing."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))

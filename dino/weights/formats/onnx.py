@@ -1,0 +1,145 @@
+"""A backbone as an ONNX graph: `python -m dino.interop.onnx IN OUT.onnx`, or `--output model.onnx` with flags."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dino.data.photometric import build_normalisation
+from dino.errors import OptionError, WeightsError
+from dino.files import drafting
+from dino.models.weights import TrainedBackbone, fill_network, find_network
+from dino.runtime.metrics import write_result
+from dino.weights.config import ConversionConfig
+from dino.weights.targets import check_output, read_size
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+logger = logging.getLogger(__name__)
+
+EXTRAS = ("onnx", "onnxscript")
+TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each node
+LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
+BATCHES = (1, 3)  # sizes at which the graph is compared with the network
+CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
+
+
+def export(config: ConversionConfig) -> None:
+    """Write the graph of a backbone, and compare what both compute.
+
+    Raises:
+        DinoError: The weights do not fit, a library is missing, or the file cannot be written.
+    """
+    target = check_output(config, ".onnx", both_ways=False)
+    size = read_size(config.conversion)
+    check_extras()
+    found = find_network(config.backbone, config.weights, channels=config.channels)
+    backbone = fill_network(found)
+    images = fix_input(backbone, *(size or (backbone.image_size, backbone.image_size)))
+    with drafting(target, "--output") as draft:
+        write_graph(backbone.module, images, draft)
+        difference = compare(backbone.module, images, draft)
+    expected = build_normalisation(backbone.in_chans, backbone.normalisation)
+    logger.info("images are to be normalised: levels of 0 to 1, mean %s, std %s", expected.mean, expected.std)
+    count = len(found.matched.tensors)
+    logger.info("%s: %d of %d tensors matched, for images %s", target, count, count, list(images.shape[1:]))
+    result = {"output": str(target), "matched": count, "images": list(images.shape[1:]), "difference": difference}
+    write_result(config.report.json, result)
+
+
+def check_extras() -> None:
+    """Refuse to begin without the libraries that write the graph.
+
+    Raises:
+        OptionError: One is missing.
+    """
+    missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OptionError(f"ONNX graphs are written by {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
+    """Give the network's position embedding the one size; gives an example of its images, (B, C, H, W).
+
+    Raises:
+        OptionError: The images are smaller than a patch.
+    """
+    import torch
+
+    from dino.models.vit import VisionTransformer
+
+    if isinstance(backbone.module, VisionTransformer):
+        if min(height, width) < backbone.patch_size:
+            raise OptionError(f"--input_size {height} {width} is smaller than a patch, {backbone.patch_size} pixels")
+        backbone.module.fix_size(height, width)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((max(BATCHES), backbone.in_chans, height, width), generator=generator)
+
+
+def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
+    """Write `images` (batch, C, H, W) -> `features` (batch, D), for any batch.
+
+    Args:
+        module: In eval mode.
+        images: An example, of more than one image, as one would be taken for a constant.
+        target: The file.
+
+    Raises:
+        OptionError: It cannot be written, or the network is larger than one file can hold.
+    """
+    import torch
+
+    from dino.files import writing_whole
+
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if size >= LARGEST:
+        raise OptionError(f"an ONNX file holds up to 2 GiB, and this network has {size / 2**30:.1f}")
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        module,
+        (images,),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None
+    with writing_whole(target, "--output") as temporary:
+        program.save(temporary, external_data=False)
+
+
+def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
+    """Run graph and network on the same images, at two batch sizes; gives their largest difference.
+
+    Returns:
+        Relative to the largest feature; None where onnxruntime is missing, which is said.
+
+    Raises:
+        WeightsError: They differ.
+    """
+    import torch
+
+    if importlib.util.find_spec("onnxruntime") is None:
+        logger.warning("%s was not run: pip install onnxruntime", target.name)
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in BATCHES:
+        with torch.inference_mode():
+            expected = module(images[:batch])
+        features = torch.from_numpy(session.run(None, {"images": images[:batch].numpy()})[0])
+        worst = max(worst, float((features - expected).abs().max() / expected.abs().max()))
+    if not worst <= CLOSE:
+        raise WeightsError(f"{target.name} gives other features than the network: they differ by {worst:.1e}")
+    logger.info(
+        "%s: features of %s images equal the network's within %.1e", target.name, " and ".join(map(str, BATCHES)), worst
+    )
+    return worst

@@ -1,0 +1,45 @@
+"""A checkpoint's backbone as a plain state dictionary, which every evaluation here and the original's read."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from dino import checkpoint
+from dino.errors import OptionError
+from dino.models.config import WeightsConfig
+from dino.models.weights import load_backbone
+from dino.runtime.metrics import check_target
+from dino.weights.config import ExtractConfig, FilesConfig
+
+logger = logging.getLogger(__name__)
+
+
+def extract_backbone(options: ExtractConfig) -> None:
+    """Read `--weights` whole or not at all, and write its backbone, float32, to `--output`.
+
+    Raises:
+        OptionError: A file is not named, or cannot be written.
+        WeightsError: A tensor of the backbone is missing.
+        CheckpointError: The file is missing or damaged.
+    """
+    source, target = name_files(options.files)
+    weights = WeightsConfig(pretrained_weights=str(source), checkpoint_key=options.network.checkpoint_key)
+    backbone = load_backbone(options.backbone, weights)
+    checkpoint.save_file(target, backbone.module.state_dict())
+    logger.info("%s: the %s's backbone, %s", target, options.network.checkpoint_key, backbone.arch)
+
+
+def name_files(files: FilesConfig) -> tuple[Path, Path]:
+    """What is read and what is written, two files.
+
+    Raises:
+        OptionError: One is not named, both are the same, or the second cannot be written.
+    """
+    if not files.file_in or not files.file_out:
+        raise OptionError("name both files: --weights CHECKPOINT --output FILE")
+    source, target = Path(files.file_in), Path(files.file_out)
+    if source.resolve() == target.resolve():
+        raise OptionError(f"--output {target} is what is read; name another file")
+    check_target(str(target), "--output")
+    return source, target

@@ -1,0 +1,55 @@
+"""What a converter is asked to write, refused before long work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dino.errors import OptionError
+from dino.runtime.context import make_output_folder
+from dino.runtime.metrics import check_target
+from dino.weights.config import ConversionConfig, TargetConfig
+
+OURS = ".pth"
+ENDINGS = {".safetensors", ".pdparams", ".onnx", ".bin", ".pt"}  # a folder called so would be taken for a file
+
+
+def check_output(options: ConversionConfig, ending: str, *, both_ways: bool = True) -> Path:
+    """Where to write, refused before long work.
+
+    Args:
+        options: The command's.
+        ending: Of the files that it writes; a folder has none.
+        both_ways: Whether it writes files of ours, too.
+
+    Raises:
+        OptionError: Nowhere, over what is read, or under a name that tells no form; or `--json` cannot be written.
+    """
+    there = f"OUT{ending}" if ending else "a folder"
+    wanted = f"OUT{OURS} for this project's form, or {there}" if both_ways else there
+    if not options.conversion.file_out:
+        raise OptionError(f"name what to write, as the second word or with --output: {wanted}")
+    target = Path(options.conversion.file_out)
+    file = bool(ending) or target.suffix == OURS
+    known = {ending, OURS} if both_ways else {ending}
+    if target.suffix not in known and (ending or target.suffix in ENDINGS):
+        raise OptionError(f"--output {target} tells no form; name {wanted}")
+    if target.is_dir() == file and target.exists():
+        raise OptionError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}; name {wanted}")
+    source = Path(options.weights.pretrained_weights or "").resolve()
+    if options.weights.pretrained_weights and target.resolve() in ((source,) if file else (source, source.parent)):
+        raise OptionError(f"--output {target} is what is read, or holds it; name another")
+    make_output_folder(str(target.parent), "--output")
+    check_target(options.report.json)
+    return target
+
+
+def read_size(flags: TargetConfig) -> tuple[int, int] | None:
+    """Height and width that `--input_size` asks for.
+
+    Raises:
+        OptionError: It has more numbers than two.
+    """
+    sizes = flags.input_size
+    if sizes and len(sizes) > 2:
+        raise OptionError(f"--input_size {' '.join(map(str, sizes))}: give height and width, or one number for both")
+    return (sizes[0], sizes[-1]) if sizes else None
