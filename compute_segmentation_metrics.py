@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dino.cli.options import parse
-from dino.errors import exit_code
+from dino.cli.session import exit_code, set_up_logging
 from dino.evaluation.config import SegmentationMetricsConfig
 
 
@@ -13,12 +13,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(SegmentationMetricsConfig, argv)
 
     from dino.evaluation.segmentation_report import open_clips, report_metrics
-    from dino.runtime.context import make_output_folder, set_up_logging
+    from dino.runtime.context import make_output_folder
 
-    if set_up_logging().rank:
+    if set_up_logging():
         return  # one process does it all
     layout, clips = open_clips(options)
-    folder = make_output_folder(options.metrics.pictures, flag="--pictures") if options.metrics.pictures else None
+    folder = make_output_folder(options.metrics.pictures, "`pictures`") if options.metrics.pictures else None
     report_metrics(options, layout, clips)
     if folder:
         from dino.visualization.segmentation import draw_clips

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dino.cli.options import parse_command
+from dino.cli.session import exit_code, open_session, set_up_logging
 from dino.config import as_recipe
-from dino.errors import exit_code
 from dino.training.config import TrainConfig
 from dino.training.preset import apply_preset
 
@@ -43,7 +43,6 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
     from dino.evaluation.knn import score_backbone
     from dino.models.config import WeightsConfig
     from dino.models.weights import load_backbone
-    from dino.runtime.context import open_run, set_up_logging
     from dino.runtime.metrics import EVENTS
     from dino.training.build import build_networks
     from dino.training.checks import check_options
@@ -53,7 +52,7 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
     set_up_logging()
     source, folder = check_options(options), Path(options.run.output_dir)
     paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
-    with open_run(options.device, options.launch, precision=options.precision) as run:
+    with open_session(options, precision=options.precision) as run:
         untrained = build_networks(options, run)[1].backbone
         Trainer(options, source, run, recipe=recipe).train()
         weights = WeightsConfig(pretrained_weights=str(paths["checkpoint"]))

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dino.cli.options import parse
-from dino.errors import exit_code
+from dino.cli.session import exit_code, open_session
 from dino.evaluation.config import RetrievalConfig
 
 
@@ -13,9 +13,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(RetrievalConfig, argv)
 
     from dino.evaluation.retrieval import evaluate_retrieval
-    from dino.runtime.context import open_run
 
-    with open_run(options.device, options.launch) as run:
+    with open_session(options) as run:
         evaluate_retrieval(options, run)
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dino.cli.options import parse
-from dino.errors import exit_code
+from dino.cli.session import exit_code, open_session
 from dino.evaluation.config import KnnConfig
 
 
@@ -13,9 +13,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(KnnConfig, argv)
 
     from dino.evaluation.knn import evaluate_knn
-    from dino.runtime.context import open_run
 
-    with open_run(options.device, options.launch) as run:
+    with open_session(options) as run:
         evaluate_knn(options, run)
 
 

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from dino.cli.options import parse_command
+from dino.cli.session import exit_code, open_session
 from dino.config import as_recipe
-from dino.errors import exit_code
 from dino.evaluation.config import LinearConfig
 
 
@@ -14,9 +14,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, given, _ = parse_command(LinearConfig, argv)
 
     from dino.evaluation.linear import evaluate_linear
-    from dino.runtime.context import open_run
 
-    with open_run(options.device, options.launch) as run:
+    with open_session(options) as run:
         evaluate_linear(options, run, recipe=as_recipe(options, given))
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dino.cli.options import parse
-from dino.errors import exit_code
+from dino.cli.session import exit_code, set_up_logging
 from dino.weights.config import ExtractConfig
 
 
@@ -12,7 +12,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write it."""
     options = parse(ExtractConfig, argv)
 
-    from dino.runtime.context import set_up_logging
     from dino.weights.plain import extract_backbone
 
     set_up_logging()

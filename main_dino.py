@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from dino.cli.options import parse_command
+from dino.cli.session import exit_code, open_session, set_up_logging
 from dino.config import as_recipe
-from dino.errors import exit_code
 from dino.training.config import TrainConfig
 from dino.training.preset import apply_preset, log_reasons
 
@@ -15,7 +15,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, given, reasons = parse_command(TrainConfig, argv, apply_preset)
 
     from dino.evaluation.knn import build_online_knn
-    from dino.runtime.context import open_run, set_up_logging
     from dino.training.checks import check_options
     from dino.training.dry_run import check_dry_run, rehearse
     from dino.training.trainer import Trainer
@@ -26,9 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_dry_run(options)
     else:
         source = check_options(options)
-    with open_run(
-        options.device,
-        options.launch,
+    with open_session(
+        options,
         precision=options.precision,
         compiled=options.compiled,
         synthetic=options.train_data.synthetic_data,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import main_dino
 from dino.cli.options import parse_command
+from dino.cli.session import exit_code
 from dino.cli.submission import SubmitConfig, submit
-from dino.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> None:

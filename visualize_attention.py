@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dino.cli.options import parse
-from dino.errors import exit_code
+from dino.cli.session import exit_code, open_session
 from dino.visualization.config import AttentionConfig
 
 
@@ -12,10 +12,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the maps."""
     options = parse(AttentionConfig, argv)
 
-    from dino.runtime.context import open_run
     from dino.visualization.attention import visualize_attention
 
-    with open_run(options.device, options.launch) as run:
+    with open_session(options) as run:
         visualize_attention(options, run)
 
 

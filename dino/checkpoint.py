@@ -95,7 +95,7 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
             newer.rename(newer.with_name(f"{newer.name}.damaged"))
         return state, path, damaged
     if damaged:
-        raise CheckpointError(f"{'; '.join(damaged)}; remove them to start anew, or use another --output_dir")
+        raise CheckpointError(f"{'; '.join(damaged)}", remedy="remove them to start anew, or use another `output_dir`")
     return None
 
 
@@ -159,7 +159,9 @@ def join_unique(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in named:
         if name in found:
-            raise CheckpointError(f"the weights file holds {name} twice, under different names; remove one of the two")
+            raise CheckpointError(
+                f"the weights file holds {name} twice, under different names", remedy="remove one of the two"
+            )
         found[name] = tensor
     return found
 
@@ -186,7 +188,8 @@ def _temporary(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         raise CheckpointError(
-            f"{path} cannot be written ({error}); the file before it is untouched: free space or change --output_dir"
+            f"{path} cannot be written ({error})",
+            remedy="the file before it is untouched: free space or change `output_dir`",
         ) from error
 
 

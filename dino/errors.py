@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import difflib
-import io
-import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
+from typing import Any
 
 
 class DinoError(Exception):
-    """An end that is explained in one line; `exit_code` is what the shell sees."""
+    """An end that is explained in one line; `exit_code` is what the shell sees.
+
+    The text names settings between backticks, as Python has them: "`lr` must be >= 0"; the command line writes each as
+    its flag.
+
+    Attributes:
+        value: What was got, where it is one value.
+        remedy: What to do; the end of the line.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str, *, value: Any = None, remedy: str | None = None) -> None:
+        """Keep what is wrong, the value and the remedy."""
+        super().__init__(f"{text}; {remedy}" if remedy else text)
+        self.value, self.remedy = value, remedy
+
+    @property
+    def setting(self) -> str | None:
+        """The setting that is wrong, the first that the text names; None where it names none."""
+        named = re.search(r"`([a-z][a-z0-9_]*)`", str(self))
+        return named[1] if named else None
 
 
 class CheckFailed(DinoError):
@@ -67,27 +84,3 @@ def nearest(word: str, known: Sequence[str], families: Sequence[str] = ()) -> st
     """The remedy for an unknown word: the nearest known one, or the list of all, or of families where all are many."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(families or sorted(known))}"
-
-
-def exit_code(command: Callable[[], None]) -> int:
-    """Run `command` and turn the errors above into one line on stderr and an exit code.
-
-    Args:
-        command: The body of a script, without arguments.
-
-    Returns:
-        0 when it returned, the error's `exit_code`, or what shells give for Ctrl-C (130). Other exceptions are bugs and
-        pass through with a traceback.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
-    try:
-        command()
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C; a training run continues from its last checkpoint with the same command\n")
-        return 128 + signal.SIGINT
-    except DinoError as error:
-        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-        sys.stderr.write(f"{rank}{type(error).__name__}: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    return 0

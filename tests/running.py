@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from dino import checkpoint
-from dino.errors import exit_code
+from dino.cli.session import exit_code
 
 FAKES = Path(__file__).resolve().parent / "fakes"  # stand-ins for packages that cannot be installed here
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dino.cli.options import parse
+from dino.cli.session import set_up_logging
 from dino.devices.config import DeviceConfig
 from dino.errors import CheckFailed
 from dino.training.config import AlignConfig
@@ -68,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(AlignConfig, argv)
 
-    from dino.runtime.context import set_up_logging
     from dino.runtime.metrics import check_target, write_result
 
     set_up_logging()

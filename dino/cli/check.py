@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino.cli.options import name_places, parse
+from dino.cli.session import set_up_logging
 from dino.config import ReportConfig, chosen, derived
 from dino.data.config import SourceConfig
 from dino.errors import CheckFailed, DataError, OptionError
@@ -64,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(CheckConfig, name_places(argv, "--data_path"))
 
     from dino.data.sources import open_images
-    from dino.runtime.context import set_up_logging
     from dino.runtime.metrics import write_result
 
     set_up_logging()
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_output(Path(output))
     source = open_images(options.source.data_path)
     if source.members:
-        raise DataError(f"--data_path {source.root} holds shards; check the folder that they were packed from")
+        raise DataError(f"--data_path {source.root} holds shards", remedy="check the folder that they were packed from")
     found = inspect_images(source, options)
     names = _choose_clean(source, found, Path(output).parent) if output else []
     _report(source, found)
@@ -118,7 +118,7 @@ def _check_output(path: Path) -> None:
     from dino.runtime.context import make_output_folder
 
     if path.is_dir() or path.suffix.lower() in EXTENSIONS:
-        raise OptionError(f"--output {path} is a {'folder' if path.is_dir() else 'picture'}; name a text file")
+        raise OptionError(f"--output {path} is a {'folder' if path.is_dir() else 'picture'}", remedy="name a text file")
     make_output_folder(str(path.parent), "--output")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dino.cli.options import name_places, parse
+from dino.cli.session import set_up_logging
 from dino.evaluation.config import LayerConfig
 from dino.weights.config import ConversionConfig, IpuCheckpointConfig
 
@@ -82,7 +83,6 @@ def convert_paddle(argv: Sequence[str] | None = None) -> None:
 def _convert(config: type[ConversionConfig], name: str, argv: Sequence[str] | None) -> None:
     options = parse(config, name_places(argv, "--pretrained_weights", "--output"))
 
-    from dino.runtime.context import set_up_logging
     from dino.weights.convert import convert
 
     set_up_logging()
@@ -98,7 +98,6 @@ def convert_onnx(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(OnnxConfig, name_places(argv, "--pretrained_weights", "--output"))
 
-    from dino.runtime.context import set_up_logging
     from dino.weights.formats.onnx import export
 
     set_up_logging()
@@ -115,7 +114,6 @@ def convert_ipu(argv: Sequence[str] | None = None) -> None:
 
     from dino import checkpoint
     from dino.models.arrival import admit
-    from dino.runtime.context import set_up_logging
     from dino.weights.formats.ipu import is_published, read_published, write_published
     from dino.weights.plain import name_files
 

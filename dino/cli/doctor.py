@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dino.cli.options import parse
+from dino.cli.session import spell
 from dino.config import ReportConfig
 from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.doctor.examine import Case, choose, examine
@@ -50,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cause = f"which device a command would choose could not be told: {doubt}"
         report.problems.insert(0, Problem(cause, "name one with --device", blocking=False))
     if options.report.json != "-":
-        sys.stdout.write(report.format())
-    write_result(options.report.json, report.as_dict())
+        sys.stdout.write(spell(report.format()))
+    write_result(options.report.json, json.loads(spell(json.dumps(report.as_dict()))))
     sys.stdout.flush()
     if report.blocking:
         more = f" (and {len(report.blocking) - 1} more, see above)" if len(report.blocking) > 1 else ""

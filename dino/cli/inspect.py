@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino.cli.options import name_places, parse
+from dino.cli.session import set_up_logging
 from dino.config import ReportConfig
 from dino.errors import OptionError
 from dino.models.config import WeightsFileConfig
@@ -40,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dino.models.provenance import describe_file
     from dino.models.weight_files import read_weights
-    from dino.runtime.context import set_up_logging
     from dino.runtime.metrics import check_target, write_result
 
     set_up_logging()

@@ -74,7 +74,7 @@ class Flag:
         above, below = least is None or number >= least, most is None or number <= most
         if not (above and below):
             bounds = f"{least} or more" if most is None else f"{least} to {most}"
-            raise OptionError(f"{self.words[0]} {number} cannot be; give {bounds}")
+            raise OptionError(f"{self.words[0]} {number} cannot be", remedy=f"give {bounds}")
 
 
 def flags_of(config: type) -> Iterator[Flag]:
@@ -166,7 +166,9 @@ def name_places(argv: Sequence[str] | None, *words: str) -> list[str]:
     given = list(sys.argv[1:] if argv is None else argv)
     count = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
     if count > len(words):
-        raise OptionError(f"{given[len(words)]!r} is one word too many before the flags; --help lists the flags")
+        raise OptionError(
+            f"{given[len(words)]!r} is one word too many before the flags", remedy="--help lists the flags"
+        )
     return [f"{word}={value}" for word, value in zip(words, given[:count], strict=False)] + given[count:]
 
 
@@ -194,7 +196,7 @@ def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        raise OptionError(f"{message}; --help lists the flags")
+        raise OptionError(f"{message}", remedy="--help lists the flags")
 
 
 def _read_flags(config: type, flags: Sequence[Flag], argv: Sequence[str] | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino.cli.options import name_places, parse_command
+from dino.cli.session import set_up_logging
 from dino.config import OutputConfig, ReportConfig, chosen, derived
 from dino.data.config import SourceConfig
 from dino.errors import OptionError
@@ -53,14 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dino.data.packing import Packing, pack_images
     from dino.data.sources import holds_splits, list_images
-    from dino.runtime.context import make_output_folder, set_up_logging
+    from dino.runtime.context import make_output_folder
     from dino.runtime.metrics import write_result
     from dino.runtime.progress import Progress
 
     set_up_logging()
     root = Path(options.source.data_path)
     if holds_splits(root):
-        raise OptionError(f"{root} holds splits; pack each by itself: python -m dino.data.pack {root}/train OUT/train")
+        raise OptionError(
+            f"{root} holds splits", remedy=f"pack each by itself: python -m dino.data.pack {root}/train OUT/train"
+        )
     source, folder = list_images(root, "--data_path"), make_output_folder(options.output.output_dir)
     packing = Packing(options.pack.shard_size, options.pack.shorter_side)
     progress, shards = Progress(len(source), f"packing {source.root.name}"), []

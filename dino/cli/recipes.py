@@ -93,7 +93,7 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         path, sign, text = word.partition("=")
         if not sign or not path:
-            raise OptionError(f"-o {word} changes nothing; write KEY=VALUE, as in -o Optimizer.lr=0.01")
+            raise OptionError(f"-o {word} changes nothing", remedy="write KEY=VALUE, as in -o Optimizer.lr=0.01")
         try:
             found[path] = _load(text)
         except NO_YAML as error:
@@ -124,7 +124,9 @@ def interpret(where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meanin
         for field, part in meant.items():
             before, other = found.setdefault(field, (part, path))
             if before is not part and before != part:
-                raise OptionError(f"{where}: {other} and {path} set --{field} to {before} and {part}; drop one")
+                raise OptionError(
+                    f"{where}: {other} and {path} set --{field} to {before} and {part}", remedy="drop one"
+                )
     idle = [path for path, _ in flatten(tree, meanings) if meanings[path] is of_no_meaning]
     if idle and is_first():
         logger.warning("%s: of no meaning here: %s", where, ", ".join(idle))

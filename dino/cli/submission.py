@@ -13,8 +13,9 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from dino.cli.options import as_words
+from dino.cli.session import exit_code
 from dino.config import chosen
-from dino.errors import DinoError, Interrupted, OptionError, exit_code
+from dino.errors import DinoError, Interrupted, OptionError
 from dino.training.config import TrainConfig
 
 JOB_FILES = "submitit"  # folder of the job's own files: what it is to run, its log lines, where its processes meet
@@ -67,7 +68,9 @@ def submit(options: SubmitConfig, given: Collection[str], command: Command, root
         DinoError: submitit is missing, the request cannot be meant, or the cluster refuses it.
     """
     if "dist_url" in given:
-        raise OptionError("--dist_url is not for jobs, whose processes meet in their output folder; leave it out")
+        raise OptionError(
+            "--dist_url is not for jobs, whose processes meet in their output folder", remedy="leave it out"
+        )
     output = Path(options.run.output_dir if "output_dir" in given else OWN_FOLDER).absolute()
     words = as_words(TrainConfig, options, set(given) - {"output_dir"})
     meeting = choose_job_folder(output) / f"meeting_{uuid.uuid4().hex}"
@@ -128,7 +131,9 @@ def name_devices(device: str | None, count: int, resource: str | None = None) ->
     """
     if device == "cpu":
         if resource:
-            raise OptionError(f"--gres {resource} asks for devices that --device cpu has no use for; leave it out")
+            raise OptionError(
+                f"--gres {resource} asks for devices that --device cpu has no use for", remedy="leave it out"
+            )
         return {}
     resource = resource or (device if device in ("hpu", "ipu") else None)
     return {"slurm_gres": f"{resource}:{count}"} if resource else {"gpus_per_node": count}

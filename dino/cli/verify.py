@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino.cli.options import parse
+from dino.cli.session import spell
 from dino.config import OutputConfig
 from dino.devices.config import DeviceConfig
 from dino.devices.hpu.mode import choose_mode
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = [report for report in reports if report.status == FAIL]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise CheckFailed(f"step {failed[0].number}, {failed[0].title}, failed{more}; {REPORT} says how")
+        raise CheckFailed(f"step {failed[0].number}, {failed[0].title}, failed{more}", remedy=f"{REPORT} says how")
 
 
 def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
@@ -111,7 +112,9 @@ def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
         OptionError: A device without any.
     """
     if device not in MODES:
-        raise OptionError(f"--device {device} is for python -m dino.devices.align --device {device}; verify has none")
+        raise OptionError(
+            f"--device {device} is for python -m dino.devices.align --device {device}", remedy="verify has none"
+        )
     modes = MODES[device]
     if LAZY in modes:
         first = choose_mode(torch_version=find_version("torch")).name
@@ -147,5 +150,5 @@ def write(folder: Path, reports: Sequence[StepReport], setting: Setting, *, seco
     page = write_page(report, REPORT)
     for name, text in ((REPORT, json.dumps(report, indent=1) + "\n"), (PAGE, page)):
         with writing_whole(folder / name, "--output_dir") as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return page
+            temporary.write_text(spell(text), encoding="utf-8")
+    return spell(page)

@@ -38,13 +38,13 @@ def open_copydays(data_path: str | None) -> Copydays:
         DataError: No such folder, `original` or `strong` is missing, a block is empty, or a copy has no original.
     """
     if not data_path:
-        raise DataError(f"--data_path is missing: {LAYOUT}")
+        raise DataError(f"`data_path` is missing: {LAYOUT}")
     root = Path(data_path)
     missing = [name for name in (ORIGINAL, STRONG) if not (root / name).is_dir()]
     if missing:
-        raise DataError(f"--data_path {root} has no folder {' and no '.join(missing)}: {LAYOUT}")
+        raise DataError(f"`data_path` {root} has no folder {' and no '.join(missing)}: {LAYOUT}", value=root)
     names = [ORIGINAL, STRONG, *(name for family in FAMILIES for name in _list_blocks(root, family))]
-    found = {name: list_images(root / name, "--data_path").names for name in names}
+    found = {name: list_images(root / name, "`data_path`").names for name in names}
     return Copydays(
         source=ImageSource(root=root, names=tuple(f"{name}/{file}" for name, files in found.items() for file in files)),
         blocks=tuple(Block(name, _match(root / name, files, found[ORIGINAL])) for name, files in found.items()),

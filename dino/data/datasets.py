@@ -73,7 +73,7 @@ class CropDataset(Dataset):
                 return crops if self.host_normalisation is None else augment_crops(crops, self.host_normalisation)
             except DataError as error:
                 if not self.skip_bad:
-                    return DataError(f"{error}; --on_bad_image skip would replace it")
+                    return DataError(f"{error}", remedy="`on_bad_image` skip would replace it")
                 logger.warning("%s; skipped", error)
         return DataError(f"none of the {len(self.source)} images can be read")
 

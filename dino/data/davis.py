@@ -59,7 +59,7 @@ def open_davis(data_path: str | None) -> list[Clip]:
         DataError: The folder, its list, a sequence or the labels of one are missing, or sizes differ within one.
     """
     if not data_path:
-        raise DataError(f"--data_path is missing: name the folder of DAVIS 2017, which holds {SPLIT}")
+        raise DataError(f"`data_path` is missing: name the folder of DAVIS 2017, which holds {SPLIT}")
     root = Path(data_path)
     return check_clips(_open_sequence(root, name) for name in read_split(root))
 
@@ -81,7 +81,7 @@ def read_split(root: Path) -> list[str]:
         if names.count(name) > 1:
             raise DataError(f"{path} names a sequence twice: {name}")
         if Path(name).name != name or name == "..":
-            raise DataError(f"{path} names {name}; a sequence is the name of a folder, without a slash")
+            raise DataError(f"{path} names {name}", remedy="a sequence is the name of a folder, without a slash")
     return names
 
 
@@ -94,9 +94,11 @@ def list_truths(root: Path, name: str) -> tuple[Path, ...]:
     truths = list_frames(root / "Annotations" / RESOLUTION / name, ".png")
     for image in sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")):
         if not (truth := truths[0].with_name(f"{image.stem}.png")).is_file():
-            raise DataError(f"{truth} does not exist; it should hold the true labels of {image}")
+            raise DataError(f"{truth} does not exist", remedy=f"it should hold the true labels of {image}")
     if len(truths) < 3:
-        raise DataError(f"{truths[0].parent} has {len(truths)} frames; first and last are not scored, so 3 are needed")
+        raise DataError(
+            f"{truths[0].parent} has {len(truths)} frames", remedy="first and last are not scored, so 3 are needed"
+        )
     return truths
 
 
@@ -132,7 +134,7 @@ def check_clips(clips: Iterable[Clip]) -> list[Clip]:
     checked = list(clips)
     for clip in checked:
         if not clip.labels.is_file():
-            raise DataError(f"{clip.labels} does not exist; it should hold the labels of {clip.frames[0]}")
+            raise DataError(f"{clip.labels} does not exist", remedy=f"it should hold the labels of {clip.frames[0]}")
         check_sizes(clip.labels, clip.frames)
     return checked
 

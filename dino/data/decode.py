@@ -56,7 +56,7 @@ def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = N
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
         raise DataError(f"{path} cannot be decoded: {error}") from error
     if pixels.shape[2] != channels:
-        raise DataError(f"{path} has {pixels.shape[2]} channels, --in_chans asks for {channels}")
+        raise DataError(f"{path} has {pixels.shape[2]} channels, `in_chans` asks for {channels}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -89,7 +89,9 @@ def _content(path: str | Path | Stored) -> str | Path | io.BytesIO:
 
 def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> np.ndarray:
     if channels not in MODES:
-        raise DataError(f"{path} is a picture; --in_chans {channels} needs .npy files, pictures give 1 or 3 channels")
+        raise DataError(
+            f"{path} is a picture", remedy=f"`in_chans` {channels} needs .npy files, pictures give 1 or 3 channels"
+        )
     content = Path(path).read_bytes() if isinstance(path, str | Path) else path.read()
     with Image.open(io.BytesIO(content)) as picture:
         if picture.format == "JPEG" and picture.mode in ("L", "RGB") and channels == 3 and box is None:

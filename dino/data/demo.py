@@ -57,7 +57,7 @@ class DemoSpec:
         for name, value in asdict(self).items():
             bound = 0 if name == "seed" else 1
             if value < bound:
-                raise DataError(f"demo data set: {name} is {value}; give {bound} or more")
+                raise DataError(f"demo data set: {name} is {value}", remedy=f"give {bound} or more")
 
     @property
     def folder_name(self) -> str:
@@ -272,7 +272,7 @@ def build_demo(spec: DemoSpec | None = None, root: Path | None = None) -> Path:
                 _write_once(folder, spec)
     except OSError as error:
         what = f"cannot write the demo data set to {folder}: {error.strerror or error}"
-        raise DataError(f"{what}; set DINO_CACHE_DIR to a writable folder with free space") from error
+        raise DataError(f"{what}", remedy="set DINO_CACHE_DIR to a writable folder with free space") from error
     return folder
 
 

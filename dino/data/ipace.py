@@ -28,13 +28,13 @@ def open_runs(data_path: str | None, interval: int) -> list[Clip]:
     """
     asked = f"name a run, which holds {IMAGES} and {LABELS}, or a folder of runs"
     if not data_path:
-        raise DataError(f"--data_path is missing: {asked}")
+        raise DataError(f"`data_path` is missing: {asked}")
     root = Path(data_path)
     if not root.is_dir():
-        raise DataError(f"--data_path {root} does not exist: {asked}")
+        raise DataError(f"`data_path` {root} does not exist: {asked}", value=root)
     runs = find_runs(root)
     if not runs:
-        raise DataError(f"--data_path {root} holds no run: {asked}")
+        raise DataError(f"`data_path` {root} holds no run: {asked}", value=root)
     return check_clips(clip for name, run in runs.items() for clip in _cut_run(name, run, interval))
 
 

@@ -88,4 +88,4 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], palette: bytes) -> No
         picture.save(temporary, format="PNG")
         os.replace(temporary, path)
     except OSError as error:
-        raise OptionError(f"--output_dir: {path} cannot be written: {error}") from error
+        raise OptionError(f"`output_dir`: {path} cannot be written: {error}") from error

@@ -122,8 +122,8 @@ def check_count(source: ImageSource, global_batch: int) -> None:
     """
     if len(source) < global_batch:
         raise DataError(
-            f"{source.root} holds {len(source)} images, less than one global batch of {global_batch}; "
-            "lower --batch_size_per_device (or --accumulate_steps)"
+            f"{source.root} holds {len(source)} images, less than one global batch of {global_batch}",
+            remedy="lower `batch_size_per_device` (or `accumulate_steps`)",
         )
 
 
@@ -260,4 +260,6 @@ def _checked(loader: DataLoader) -> Iterator[Any]:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"a loader process died ({reason}); is memory short? try fewer --num_workers") from error
+        raise DataError(
+            f"a loader process died ({reason})", remedy="is memory short? try fewer `num_workers`"
+        ) from error

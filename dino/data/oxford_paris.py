@@ -60,10 +60,10 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     """
     layout = f"name the folder that holds {name}/gnd_{name}.pkl and {name}/jpg/*.jpg"
     if not data_path:
-        raise DataError(f"--data_path is missing: {layout}")
+        raise DataError(f"`data_path` is missing: {layout}")
     path = Path(data_path, name, f"gnd_{name}.pkl")
     if not path.is_file():
-        raise DataError(f"--data_path {data_path}: {path} does not exist; {layout}")
+        raise DataError(f"`data_path` {data_path}: {path} does not exist", value=data_path, remedy=f"{layout}")
     content = load_plain(path)
     try:
         found = _interpret(content, path.parent, crop_queries)
@@ -73,7 +73,7 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     missing = [image for image in found.source.names if not os.path.isfile(path.parent / image)]
     if missing:
         raise DataError(
-            f"{path} lists {missing[0]}, which does not exist; {len(missing)} of {len(found.source)} do not"
+            f"{path} lists {missing[0]}, which does not exist", remedy=f"{len(missing)} of {len(found.source)} do not"
         )
     return found
 

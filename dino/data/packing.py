@@ -67,7 +67,9 @@ def pack_images(source: ImageSource, folder: Path, packing: Packing, *, workers:
                     _write_shard(shard, source, indices, packing, pool)
                 yield shard, indices.stop
     except OSError as error:
-        raise DataError(f"packing {source.root} into {folder}: {error}; the same command goes on from here") from error
+        raise DataError(
+            f"packing {source.root} into {folder}: {error}", remedy="the same command goes on from here"
+        ) from error
 
 
 def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
@@ -77,16 +79,16 @@ def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
         try:
             theirs = json.loads(note.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{note} is damaged: {error}; pack into an empty folder") from error
+            raise DataError(f"{note} is damaged: {error}", remedy="pack into an empty folder") from error
         differing = [
             f"{key} {theirs.get(key)} then, {value} now" for key, value in ours.items() if theirs.get(key) != value
         ]
         if differing:
             raise DataError(
-                f"{note.parent} holds shards packed otherwise ({', '.join(differing)}); name another folder"
+                f"{note.parent} holds shards packed otherwise ({', '.join(differing)})", remedy="name another folder"
             )
     elif next(note.parent.glob(f"{note.stem}-*{ENDING}"), None):
-        raise DataError(f"{note.parent} holds shards of unknown origin; name another folder")
+        raise DataError(f"{note.parent} holds shards of unknown origin", remedy="name another folder")
     _write_whole(note, json.dumps(ours).encode())
 
 

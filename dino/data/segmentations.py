@@ -68,9 +68,13 @@ def recognise_layout(root: Path) -> str:
     """
     found = [DAVIS] * (root / "Annotations").is_dir() + [DRIVING] * bool(find_runs(root))
     if not found:
-        raise DataError(f"--dataset_path {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} (driving runs)")
+        raise DataError(
+            f"`dataset_path` {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} (driving runs)", value=root
+        )
     if len(found) == 2:
-        raise DataError(f"--dataset_path {root} has both Annotations and driving runs; say which with --layout")
+        raise DataError(
+            f"`dataset_path` {root} has both Annotations and driving runs", value=root, remedy="say which with `layout`"
+        )
     return found[0]
 
 
@@ -87,7 +91,7 @@ def list_clips(layout: str, root: Path, predictions: Path) -> list[ScoredClip]:
         return [_list_sequence(root, name, predictions / name) for name in read_split(root)]
     runs = find_runs(root)
     if not runs:
-        raise DataError(f"--dataset_path {root} has no {RUN_LAYOUT}")
+        raise DataError(f"`dataset_path` {root} has no {RUN_LAYOUT}", value=root)
     return [_list_run(name, run, _predictions_of(name, run == root, predictions)) for name, run in runs.items()]
 
 
@@ -106,7 +110,9 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
     labels = read_label_map(path).labels
     strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - set(known))
     if strange:
-        raise DataError(f"{path} has the labels {', '.join(map(str, strange[:5]))}; known are {_describe(known)}")
+        raise DataError(
+            f"{path} has the labels {', '.join(map(str, strange[:5]))}", remedy=f"known are {_describe(known)}"
+        )
     return labels
 
 

@@ -62,7 +62,7 @@ class Member:
         with self.shard.open("rb", buffering=0) as file:
             content = os.pread(file.fileno(), self.size, self.offset)
         if len(content) < self.size or read_stamp(self.shard) != self.stamp:
-            raise DataError(f"{self.shard} has changed since the run began; start it again")
+            raise DataError(f"{self.shard} has changed since the run began", remedy="start it again")
         return content
 
 
@@ -107,7 +107,7 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     first, last, choices = found.groups()
     if first is not None and int(first) > int(last):
-        raise DataError(f"{pattern}: {{{first}..{last}}} falls; write {{{last}..{first}}}")
+        raise DataError(f"{pattern}: {{{first}..{last}}} falls", remedy=f"write {{{last}..{first}}}")
     padded = any(len(end) > 1 and end[0] == "0" for end in (first, last) if end)
     width = max(len(first), len(last)) if padded else 0
     words = choices.split(",") if first is None else [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
@@ -140,7 +140,7 @@ def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
     odd = next((path for path in paths if not path.endswith(ENDING)), None)
     if odd:
         raise DataError(
-            f"{flag} {pattern}: {odd} is no plain {ENDING} file; unpack compressed ones, they have no places"
+            f"{flag} {pattern}: {odd} is no plain {ENDING} file", remedy="unpack compressed ones, they have no places"
         )
     return tuple(map(Path, paths))
 
@@ -197,11 +197,11 @@ def scan_shard(path: str) -> list[Found]:
                     labels[sample_of(name)] = _read_label(tar, member, path)
                 elif name.lower().endswith(EXTENSIONS) and not member.isdir():
                     if not member.isreg() or member.issparse():
-                        raise DataError(f"{path} holds {name} as a link; pack it with the files themselves")
+                        raise DataError(f"{path} holds {name} as a link", remedy="pack it with the files themselves")
                     images.append(Found(name, member.offset_data, member.size, None))
             _check_end(tar, path)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no tar file or cut short ({error}); copy or pack it again") from error
+        raise DataError(f"{path} is no tar file or cut short ({error})", remedy="copy or pack it again") from error
     if not images:
         raise DataError(f"{path} holds no image (looked for {' '.join(EXTENSIONS)})")
     return [image._replace(label=labels.get(sample_of(image.name))) for image in images]
@@ -227,4 +227,4 @@ def _check_end(tar: tarfile.TarFile, path: str) -> None:
     assert file is not None
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise DataError(f"{path} is damaged or cut short at byte {tar.offset}; copy or pack it again")
+        raise DataError(f"{path} is damaged or cut short at byte {tar.offset}", remedy="copy or pack it again")

@@ -16,8 +16,8 @@ from dino.data.shards import ENDING, Member, Members, find_shards, is_pattern, l
 from dino.errors import DataError
 
 VALIDATION = ("val", "validation")
-FLAG = "--data_path"
-ASK = "name a folder of images, tar shards, a text file that lists images, or `--data_path demo` to try without any"
+FLAG = "`data_path`"
+ASK = "name a folder of images, tar shards, a text file that lists images, or `data_path` demo to try without any"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,8 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
     folder = _validation_folder(root)
     if folder is None or not holds_splits(root):
         raise DataError(
-            f"--data_path {root} needs the folders train and val (or validation), with class folders in each"
+            f"`data_path` {root} needs the folders train and val (or validation), with class folders in each",
+            value=root,
         )
     train = _labelled(root / "train")
     return train, _labelled(folder, like=train)
@@ -120,7 +121,9 @@ def open_validation_images(data_path: str | None) -> ImageSource:
     root = _existing(data_path)
     folder = _validation_folder(root)
     if folder is None:
-        raise DataError(f"--data_path {root} needs the folder val (or validation), with class folders in it")
+        raise DataError(
+            f"`data_path` {root} needs the folder val (or validation), with class folders in it", value=root
+        )
     return _labelled(folder)
 
 
@@ -146,7 +149,7 @@ def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple
     folder = _validation_folder(train.root.parent)
     if train.labels is None or folder is None:
         raise DataError(
-            f"--eval_knn_every needs class folders in {train.root} and a folder val (or validation) beside it"
+            f"`eval_knn_every` needs class folders in {train.root} and a folder val (or validation) beside it"
         )
     return train, _labelled(folder, like=train)
 
@@ -193,11 +196,11 @@ def find_stray(source: ImageSource) -> Path | None:
 
 def _existing(data_path: str | None) -> Path:
     if not data_path:
-        raise DataError(f"--data_path is missing: {ASK}")
+        raise DataError(f"`data_path` is missing: {ASK}")
     if data_path == "demo":
         return build_demo()
     if not os.path.exists(data_path) and not is_pattern(data_path):
-        raise DataError(f"--data_path {data_path} does not exist: {ASK}")
+        raise DataError(f"`data_path` {data_path} does not exist: {ASK}", value=data_path)
     return Path(data_path)
 
 
@@ -211,7 +214,7 @@ def holds_splits(root: Path) -> bool:
 
 
 def _open(root: Path, level: int = 0) -> ImageSource:
-    """The images that --data_path means: those of shards, of a folder of shards, or files."""
+    """The images that `data_path` means: those of shards, of a folder of shards, or files."""
     if is_pattern(str(root)) and not root.is_dir():
         return _list_shards(find_shards(str(root), FLAG))
     source = _list_files(root, FLAG, level)
@@ -219,7 +222,8 @@ def _open(root: Path, level: int = 0) -> ImageSource:
     kinds = sorted({path.name.rstrip(f"{ENDING}0123456789") for path in shards})
     if len(kinds) > 1:
         raise DataError(
-            f"{FLAG} {root} holds shards of several sets ({', '.join(kinds[:5])}); name one's, as {root}/*.tar"
+            f"{FLAG} {root} holds shards of several sets ({', '.join(kinds[:5])})",
+            remedy=f"name one's, as {root}/*.tar",
         )
     return _list_shards(shards) if shards else _not_empty(source, root, FLAG)
 
@@ -275,10 +279,12 @@ def _class_folder(name: str, level: int) -> str:
 def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
     source = _open(root)
     if source.labels is None:
-        raise DataError(f"{root} needs one folder a class; {find_stray(source) or source.path(0)} lies in none")
+        raise DataError(
+            f"{root} needs one folder a class", remedy=f"{find_stray(source) or source.path(0)} lies in none"
+        )
     if like is not None and source.classes != like.classes:
         odd = sorted(set(source.classes) ^ set(like.classes))
         raise DataError(
-            f"{root} and {like.root} do not have the same classes; in only one of them: {', '.join(odd[:5])}"
+            f"{root} and {like.root} do not have the same classes", remedy=f"in only one of them: {', '.join(odd[:5])}"
         )
     return source

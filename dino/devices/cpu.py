@@ -34,7 +34,7 @@ class CpuDevice(EagerDevice):
             DeviceError: fp16, which has no loss scaling here.
         """
         if precision == "fp16":
-            raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on the cpu")
+            raise DeviceError("`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on the cpu")
         if lists is not None:
             restore_attention()  # torch 2.5 lets nobody replace what Python has replaced already
         super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)

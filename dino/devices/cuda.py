@@ -25,7 +25,9 @@ class CudaDevice(EagerDevice):
             DeviceError: No GPU, or fewer than processes on this host.
         """
         if not torch.cuda.is_available():
-            raise DeviceError("--device cuda: torch finds no GPU here (nvidia-smi tells why); use --device cpu")
+            raise DeviceError(
+                "`device` cuda: torch finds no GPU here (nvidia-smi tells why)", remedy="use `device` cpu"
+            )
         if local_rank >= torch.cuda.device_count():
             raise DeviceError(f"process {local_rank} of this host has no GPU: there are {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
@@ -60,7 +62,7 @@ class CudaDevice(EagerDevice):
     def explain(self, error: RuntimeError) -> str | None:
         """See the contract."""
         if isinstance(error, torch.cuda.OutOfMemoryError):
-            remedy = "lower --batch_size_per_device, or train with --recompute blocks"
+            remedy = "lower `batch_size_per_device`, or train with `recompute` blocks"
             return f"the GPU's memory is full ({str(error).splitlines()[0]}); {remedy}"
         return None
 

@@ -98,11 +98,15 @@ class IpuDevice(Device):
         """Micro-batches a copy accumulates before an update.
 
         Raises:
-            OptionError: `--ga` and `--accumulate_steps` contradict each other.
+            OptionError: `ga` and `accumulate_steps` contradict each other.
         """
         ga = self.config.ga or accumulate_steps
         if accumulate_steps not in (1, ga):
-            raise OptionError(f"--ga {ga} and --accumulate_steps {accumulate_steps} contradict each other; give one")
+            raise OptionError(
+                f"`ga` {ga} and `accumulate_steps` {accumulate_steps} contradict each other",
+                value=ga,
+                remedy="give one",
+            )
         return ga
 
     def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
@@ -112,12 +116,16 @@ class IpuDevice(Device):
             OptionError: A layout that the backbone, the accumulation or the processes do not fit.
         """
         if not hasattr(program, "record") or not hasattr(program, "clip_grad"):
-            raise OptionError("--dry_run and eval_linear.py are not there on --device ipu; use another --device")
+            raise OptionError(
+                "`dry_run` and eval_linear.py are not there on `device` ipu", remedy="use another `device`"
+            )
         if not hasattr(optimizer, "betas"):
-            raise OptionError("--device ipu knows --optimizer adamw only; leave the flag out, or use another --device")
+            raise OptionError(
+                "`device` ipu knows `optimizer` adamw only", remedy="leave the flag out, or use another `device`"
+            )
         self._check_processes()
         clipping = (
-            f"`clip_grad={program.clip_grad:g}`" if program.clip_grad else "not clipped; `clip_grad` would clip them"
+            f"`clip_grad` {program.clip_grad:g}" if program.clip_grad else "not clipped; `clip_grad` would clip them"
         )
         logger.info("gradients: %s, by the norm of all together: this device has no other", clipping)
         return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]
@@ -139,7 +147,7 @@ class IpuDevice(Device):
         Raises:
             OptionError: The whole step is compiled anyway.
         """
-        raise OptionError("--compile is for other devices: --device ipu compiles the whole step; leave it out")
+        raise OptionError("`compile` is for other devices: `device` ipu compiles the whole step", remedy="leave it out")
 
     def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract.
@@ -148,7 +156,9 @@ class IpuDevice(Device):
             OptionError: There is batch norm.
         """
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
-            raise OptionError("batch norm over processes is not there on --device ipu; leave --use_bn_in_head out")
+            raise OptionError(
+                "batch norm over processes is not there on `device` ipu", remedy="leave `use_bn_in_head` out"
+            )
         return module
 
     def to_host(self, state: Any) -> Any:
@@ -197,8 +207,8 @@ class IpuDevice(Device):
         known = self.popdist.getNumInstances() if self.popdist is not None else 1
         if processes != known:
             raise OptionError(
-                f"{processes} processes, of which poprun started {known}: gradients would not be averaged over all; "
-                "start several processes with poprun (training_scripts/ has examples)"
+                f"{processes} processes, of which poprun started {known}: gradients would not be averaged over all",
+                remedy="start several processes with poprun (training_scripts/ has examples)",
             )
 
 
@@ -209,11 +219,15 @@ def import_wrapper() -> Any:
         DeviceError: It is not installed, or does not find its SDK.
     """
     if importlib.util.find_spec(WRAPPER) is None:
-        raise DeviceError("--device ipu needs PopTorch of the Poplar SDK, which is not installed; use --device cpu")
+        raise DeviceError(
+            "`device` ipu needs PopTorch of the Poplar SDK, which is not installed", remedy="use `device` cpu"
+        )
     try:
         return importlib.import_module(WRAPPER)
     except (ImportError, AssertionError) as error:
-        raise DeviceError(f"PopTorch is installed and cannot be imported ({error}); enable the Poplar SDK") from error
+        raise DeviceError(
+            f"PopTorch is installed and cannot be imported ({error})", remedy="enable the Poplar SDK"
+        ) from error
 
 
 def _find_poprun() -> Any:
@@ -236,4 +250,6 @@ def _load_op(path: str) -> None:
     try:
         ctypes.cdll.LoadLibrary(str(Path(path).resolve(strict=True)))
     except OSError as error:
-        raise OptionError(f"--ema_so {path} cannot be loaded ({error}); leave it out, it is not needed") from error
+        raise OptionError(
+            f"`ema_so` {path} cannot be loaded ({error})", value=path, remedy="leave it out, it is not needed"
+        ) from error

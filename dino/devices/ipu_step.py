@@ -42,12 +42,12 @@ def explain_errors(poptorch: Any, doing: str) -> Iterator[None]:
     except poptorch.Error as error:
         if "floating point" in str(error).lower():
             raise NonFiniteError(
-                f"the IPU stopped at a number that is not finite ({error}); the last checkpoint is from before it. "
-                "Try a lower --lr, --loss_scale or --precision float32"
+                f"the IPU stopped at a number that is not finite ({error})",
+                remedy="the last checkpoint is from before it. Try a lower `lr`, `loss_scale` or `precision` float32",
             ) from error
         raise DeviceError(
-            f"PopTorch could not {doing} ({error}); check --replica, --pipeline, --batch_size_per_device and the "
-            "IPUs that are free"
+            f"PopTorch could not {doing} ({error})",
+            remedy="check `replica`, `pipeline`, `batch_size_per_device` and the IPUs that are free",
         ) from error
 
 
@@ -89,8 +89,10 @@ class IpuStep(TrainStep):
         least = self.placement.stages(names, program.resolutions)
         if self.flags.pipeline is not None and self.accumulated < least:
             raise OptionError(
-                f"--ga {self.accumulated} is too few for --pipeline {' '.join(map(str, self.flags.pipeline))}: its "
-                f"{least} stages need --ga {least} or more"
+                f"`ga` {self.accumulated} is too few for `pipeline` "
+                f"{' '.join(map(str, self.flags.pipeline))}: its {least} stages need `ga` {least} or "
+                "more",
+                value=self.accumulated,
             )
         self.seed = torch.initial_seed()
         self.whole: WholeStep | None = None

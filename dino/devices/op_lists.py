@@ -56,12 +56,12 @@ class OpLists:
 
 
 def read_op_lists(flags: PrecisionConfig) -> OpLists:
-    """Read the two files that `--hmp-bf16` and `--hmp-fp32` name; level O2 puts all other ops into bf16.
+    """Read the two files that `hmp_bf16` and `hmp_fp32` name; level O2 puts all other ops into bf16.
 
     Raises:
         OptionError: A file is missing, or holds a name that no op has; the text names line and nearest op.
     """
-    low, high = _read_names(flags.hmp_bf16, "--hmp-bf16"), _read_names(flags.hmp_fp32, "--hmp-fp32")
+    low, high = _read_names(flags.hmp_bf16, "`hmp_bf16`"), _read_names(flags.hmp_fp32, "`hmp_fp32`")
     if flags.hmp_opt_level == "O2":
         low = [*low, *(name for name in find_computing_ops() if name not in high)]
     both = [name for name in high if name in low]
@@ -160,7 +160,9 @@ def _read_names(file: str, spelling: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{spelling} {file} cannot be read ({error}); give a file with one op a line") from error
+        raise OptionError(
+            f"{spelling} {file} cannot be read ({error})", remedy="give a file with one op a line"
+        ) from error
     known, names = find_functions(), []
     for number, line in enumerate(lines, start=1):
         name = line.split("#")[0].strip()

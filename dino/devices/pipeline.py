@@ -79,9 +79,13 @@ def place_blocks(pipeline: Sequence[int] | None, depth: int | None) -> Placement
         return Placement(chips=1, blocks=(), hidden=0, prototypes=0)
     written = " ".join(map(str, pipeline))
     if depth is None:
-        raise OptionError(f"--pipeline {written} places the blocks of a vision transformer; leave it out")
+        raise OptionError(
+            f"`pipeline` {written} places the blocks of a vision transformer", value=written, remedy="leave it out"
+        )
     if sum(pipeline) != depth:
-        raise OptionError(f"--pipeline {written} places {sum(pipeline)} blocks, the backbone has {depth}")
+        raise OptionError(
+            f"`pipeline` {written} places {sum(pipeline)} blocks, the backbone has {depth}", value=written
+        )
     chips = len(pipeline)
     blocks = tuple(chip for chip, count in enumerate(pipeline) for _ in range(count))
     return Placement(chips=chips, blocks=blocks, hidden=max(0, chips - 2), prototypes=chips - 1)

@@ -3,7 +3,7 @@
 import sys
 
 from dino.cli.doctor import main
-from dino.errors import exit_code
+from dino.cli.session import exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code(main))

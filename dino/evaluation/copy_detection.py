@@ -48,8 +48,8 @@ def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str,
     flags = options.copy_detection
     check_target(options.report.json)
     copydays = open_copydays(options.data.data_path)
-    distractors = _open(flags.distractors_path, "--distractors_path")
-    whitening = _open(flags.whitening_path, "--whitening_path")
+    distractors = _open(flags.distractors_path, "`distractors_path`")
+    whitening = _open(flags.whitening_path, "`whitening_path`")
     with run.processes.first_goes_first():
         backbone = load_backbone(options.backbone, options.weights)
     describer = build_describer(backbone, options.size.imsize)
@@ -86,9 +86,13 @@ def build_describer(backbone: TrainedBackbone, size: int) -> TrainedBackbone:
         OptionError: Another network, which has no patch tokens, or images smaller than a patch.
     """
     if not isinstance(backbone.module, VisionTransformer):
-        raise OptionError(f"--arch {backbone.arch} has no patch tokens; copy detection needs a vision transformer")
+        raise OptionError(
+            f"`arch` {backbone.arch} has no patch tokens",
+            value=backbone.arch,
+            remedy="copy detection needs a vision transformer",
+        )
     if size < backbone.patch_size:
-        raise OptionError(f"--imsize {size} is less than a patch of {backbone.patch_size} pixels")
+        raise OptionError(f"`imsize` {size} is less than a patch of {backbone.patch_size} pixels", value=size)
     return dataclasses.replace(backbone, module=ClsGem(backbone.module))
 
 

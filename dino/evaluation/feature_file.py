@@ -69,7 +69,7 @@ class Layout:
 
 
 def write_feature_file(options: FeatureFileConfig, run: Run) -> None:
-    """Describe every image and write `--output`.
+    """Describe every image and write `output`.
 
     Raises:
         DinoError: A file that cannot be written, wrong weights, missing folders, unreadable images.
@@ -104,16 +104,18 @@ def check_output(flags: FeatureConfig) -> Path:
         OptionError: It is not.
     """
     if not flags.output:
-        raise OptionError(f"--output is missing: name a file that ends in {', '.join(WRITERS)}")
+        raise OptionError(f"`output` is missing: name a file that ends in {', '.join(WRITERS)}")
     path = Path(flags.output)
     if path.suffix not in WRITERS:
-        raise OptionError(f"--output {path} must end in {', '.join(WRITERS)}")
+        raise OptionError(f"`output` {path} must end in {', '.join(WRITERS)}", value=path)
     if path.suffix == ".csv" and flags.patches:
-        raise OptionError("--patches does not fit into a .csv; write .npz, .safetensors or .parquet")
+        raise OptionError("`patches` does not fit into a .csv", remedy="write .npz, .safetensors or .parquet")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise OptionError(f"--output {path} needs pyarrow: pip install pyarrow, or write .npz")
+        raise OptionError(f"`output` {path} needs pyarrow: pip install pyarrow, or write .npz", value=path)
     if not os.access(path.parent, os.W_OK) or path.is_dir():
-        raise OptionError(f"--output {path} cannot be written; name a file in a folder that exists and can be")
+        raise OptionError(
+            f"`output` {path} cannot be written", value=path, remedy="name a file in a folder that exists and can be"
+        )
     return path
 
 
@@ -125,7 +127,7 @@ def check_names(source: ImageSource) -> None:
     """
     wrong = next((name for name in source.names if name.encode("utf-8", "replace").decode() != name), None)
     if wrong is not None:
-        raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8; rename it")
+        raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8", remedy="rename it")
 
 
 def build_descriptor(backbone: TrainedBackbone, flags: FeatureConfig) -> tuple[TrainedBackbone, Layout]:
@@ -140,11 +142,11 @@ def build_descriptor(backbone: TrainedBackbone, flags: FeatureConfig) -> tuple[T
     network = backbone.module
     if not isinstance(network, VisionTransformer):
         raise OptionError(
-            f"--patches and --layers need a vision transformer; {backbone.arch} gives one vector an image"
+            "`patches` and `layers` need a vision transformer", remedy=f"{backbone.arch} gives one vector an image"
         )
     depth, layers = len(network.blocks), tuple(dict.fromkeys(flags.layers or ())) or None
     if layers and max(layers) > depth:
-        raise OptionError(f"--layers {max(layers)}: {backbone.arch} has {depth} blocks")
+        raise OptionError(f"`layers` {max(layers)}: {backbone.arch} has {depth} blocks", value=max(layers))
     side = backbone.image_size // backbone.patch_size
     layout = Layout(layers=layers, grid=(side, side) if flags.patches else None, width=width)
     module = BlockTokens(network, layers=layers or (depth,), patches=flags.patches)
@@ -161,8 +163,10 @@ def check_space(output: Path, layout: Layout, count: int) -> None:
     needed, free = 2 * 4 * numbers * count, shutil.disk_usage(output.parent).free
     if needed > free:
         raise OptionError(
-            f"--output {output} needs {needed / 1e9:.4g} GB of disk while it is written (2 x {count} images x "
-            f"{numbers} float32) and {free / 1e9:.4g} GB are free; leave out --patches, or write to another disk"
+            f"`output` {output} needs {needed / 1000000000.0:.4g} GB of disk while it is written (2 "
+            f"x {count} images x {numbers} float32) and {free / 1000000000.0:.4g} GB are free",
+            value=output,
+            remedy="leave out `patches`, or write to another disk",
         )
 
 
@@ -195,7 +199,7 @@ def write_whole(output: Path, source: ImageSource, layout: Layout, batches: Iter
             WRITERS[output.suffix](Path(scratch, output.name), source, arrays)
             os.replace(Path(scratch, output.name), output)
     except OSError as error:
-        raise OptionError(f"--output {output} cannot be written: {error}") from error
+        raise OptionError(f"`output` {output} cannot be written: {error}", value=output) from error
 
 
 def _make_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -198,7 +198,7 @@ def save_features(folder: Path, name: str, features: Features) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"--dump_features {folder} cannot be written to: {error}") from error
+        raise CheckpointError(f"`dump_features` {folder} cannot be written to: {error}", value=folder) from error
     checkpoint.save_file(folder / f"{name}feat.pth", features.features.cpu())
     checkpoint.save_file(folder / f"{name}labels.pth", features.labels.cpu())
 
@@ -214,11 +214,12 @@ def load_features(folder: Path, name: str) -> Features:
         labels = torch.load(folder / f"{name}labels.pth", map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
         raise DataError(
-            f"--load_features {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}"
+            f"`load_features` {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}", value=folder
         ) from error
     kinds = [isinstance(part, Tensor) and part.ndim for part in (features, labels)]
     if kinds != [2, 1] or len(features) != len(labels) or not len(labels):
         raise DataError(
-            f"--load_features {folder}: {name}feat.pth must hold (N, D) features and {name}labels.pth N labels"
+            f"`load_features` {folder}: {name}feat.pth must hold (N, D) features and {name}labels.pth N labels",
+            value=folder,
         )
     return Features(features=features, labels=labels)

@@ -132,14 +132,14 @@ def evaluate_knn(options: KnnConfig, run: Run) -> dict[int, KnnScore]:
     check_target(options.report.json)
     for path in (options.knn.dump_features, options.knn.dump_tb_events):
         if path and run.processes.is_first:
-            make_output_folder(path, "--dump_features" if path == options.knn.dump_features else "--dump_tb_events")
+            make_output_folder(path, "`dump_features`" if path == options.knn.dump_features else "`dump_tb_events`")
     train, test = _load(options, run) if options.knn.load_features else _extract(options, run)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     asked = options.knn.nb_knn
     neighbours = list(dict.fromkeys(min(k, len(train.labels)) for k in asked))
     for k in asked:
         if k > len(train.labels) and run.processes.is_first:
-            logger.warning("--nb_knn %d: there are only %d train images, which is the k used", k, len(train.labels))
+            logger.warning("`nb_knn` %d: there are only %d train images, which is the k used", k, len(train.labels))
     settings = {"neighbours": neighbours, "temperature": options.knn.temperature, "kind": options.knn.index}
     scores = score_knn(train, test, classes=classes, run=run, **settings)
     for k, score in scores.items():
@@ -202,7 +202,7 @@ def _load(options: KnnConfig, run: Run) -> tuple[Features, Features]:
     folder = Path(options.knn.load_features or "")
     train, test = load_features(folder, "train"), load_features(folder, "test")
     if train.features.shape[1:] != test.features.shape[1:]:
-        raise DataError(f"--load_features {folder}: train and test features differ in width")
+        raise DataError(f"`load_features` {folder}: train and test features differ in width", value=folder)
     if options.store.store_on_device:
         train = Features(features=run.device.place(train.features), labels=train.labels)
     return train, test

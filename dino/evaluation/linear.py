@@ -55,12 +55,15 @@ def check_folder(options: LinearConfig) -> None:
         OptionError: It cannot be used.
     """
     if options.linear.pretrained_linear:
-        raise OptionError("--pretrained_linear is the layer that --evaluate scores; add --evaluate, or leave it out")
+        raise OptionError(
+            "`pretrained_linear` is the layer that `evaluate` scores", remedy="add `evaluate`, or leave it out"
+        )
     folder = make_output_folder(options.run.output_dir)
     if (folder / checkpoint.LATEST).exists():
         raise OptionError(
-            f"--output_dir {folder} is that of a pre-training run, whose log.txt would be mixed with this one's; "
-            f"name another: --output_dir {folder / 'linear'}"
+            f"`output_dir` {folder} is that of a pre-training run, whose log.txt would be mixed with this one's",
+            value=folder,
+            remedy=f"name another: `output_dir` {folder / 'linear'}",
         )
 
 
@@ -68,7 +71,7 @@ def _train_layer(options: LinearConfig, task: LinearTask, run: Run, recipe: str)
     assert task.train is not None
     layer = restore_layer(options, task, run)
     if run.processes.is_first:
-        write_whole("--output_dir", str(Path(options.run.output_dir) / RECIPE), recipe)
+        write_whole("`output_dir`", str(Path(options.run.output_dir) / RECIPE), recipe)
     test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
     finished = layer.epoch >= options.run.epochs  # then nothing is learnt, and nothing needs to be described for it
@@ -99,5 +102,5 @@ def _find_layer(options: LinearConfig, task: LinearTask) -> tuple[Path, bool]:
     if own.exists():
         return own, False
     flags = BackboneConfig(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
-    remedy = f"give --pretrained_linear, or the --output_dir that holds {CHECKPOINT}"
+    remedy = f"give `pretrained_linear`, or the `output_dir` that holds {CHECKPOINT}"
     return find_published(flags, PUBLISHED_LINEAR, remedy=remedy), True

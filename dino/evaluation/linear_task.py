@@ -81,8 +81,9 @@ def open_task(options: LinearConfig, run: Run) -> LinearTask:
             check_count(train, options.data.batch_size_per_device * run.processes.world)
         if flags.num_labels not in {None, len(test.classes)}:
             raise OptionError(
-                f"--num_labels {flags.num_labels}: {test.root} holds {len(test.classes)} class folders; "
-                "leave the flag out to follow the folders"
+                f"`num_labels` {flags.num_labels}: {test.root} holds {len(test.classes)} class folders",
+                value=flags.num_labels,
+                remedy="leave the flag out to follow the folders",
             )
         backbone = load_backbone(options.backbone, options.weights)
     identity: dict[str, Any] = {"backbone": compute_digest(backbone.module), "classes": digest_names(test.classes)}
@@ -108,12 +109,14 @@ def build_descriptor(backbone: TrainedBackbone, options: LinearConfig) -> Traine
     flags, network = options.linear, backbone.module
     if not isinstance(network, VisionTransformer):
         for name in sorted(name for name in SETTINGS if getattr(flags, name) is not None):
-            logger.warning("--%s is of no meaning for %s, whose features are taken as they are", name, backbone.arch)
+            logger.warning("`%s` is of no meaning for %s, whose features are taken as they are", name, backbone.arch)
         return backbone
     depth = len(network.blocks)
     blocks = int(chosen(flags, "n_last_blocks"))
     if blocks > depth:
-        raise OptionError(f"--n_last_blocks {blocks}: {backbone.arch} has {depth}; give that or fewer")
+        raise OptionError(
+            f"`n_last_blocks` {blocks}: {backbone.arch} has {depth}", value=blocks, remedy="give that or fewer"
+        )
     module = LastBlocks(network, blocks=blocks, average_patches=bool(flags.avgpool_patchtokens))
     return replace(backbone, module=module.eval())
 
@@ -149,17 +152,21 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any], *, publ
     tensors = list_tensors(state, path)
     for name, own in head.state_dict().items():
         if name not in tensors:
-            raise WeightsError(f"{path} holds no linear layer ({name} is missing); eval_linear.py writes {CHECKPOINT}")
+            raise WeightsError(
+                f"{path} holds no linear layer ({name} is missing)", remedy=f"eval_linear.py writes {CHECKPOINT}"
+            )
         if tensors[name].shape != own.shape:
             raise WeightsError(
-                f"{path}: {name} is {tuple(tensors[name].shape)}, these classes and features want {tuple(own.shape)}; "
-                "check --data_path, --arch, --n_last_blocks and --avgpool_patchtokens"
+                f"{path}: {name} is {tuple(tensors[name].shape)}, these classes and features want {tuple(own.shape)}",
+                remedy="check `data_path`, `arch`, `n_last_blocks` and `avgpool_patchtokens`",
             )
     then = read_part(state, "identity", path)
     for name, now in identity.items():
         if name in then and then[name] != now:
-            other = OTHERS.get(name, f"--{name} {then[name]}, not {now}")
-            raise CheckpointError(f"{path} was trained with {other}; use those again, or another file or --output_dir")
+            other = OTHERS.get(name, f"`{name}` {then[name]}, not {now}")
+            raise CheckpointError(
+                f"{path} was trained with {other}", remedy="use those again, or another file or `output_dir`"
+            )
     head.load_state_dict({name: tensors[name] for name in head.state_dict()})
     logger.info("linear layer: %s%s", path, "" if then else ", which does not say what it belongs to")
     return state

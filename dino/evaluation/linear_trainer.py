@@ -21,7 +21,7 @@ from dino.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-BATCH_OF_LR = 256  # --lr is meant for this global batch (linear scaling rule of the original)
+BATCH_OF_LR = 256  # `lr` is meant for this global batch (linear scaling rule of the original)
 LOG_EVERY = 20  # steps between two progress lines, as in the original
 
 
@@ -50,8 +50,8 @@ def restore_layer(options: LinearConfig, task: LinearTask, run: Run) -> Layer:
         missing = [name for name in ("epoch", "optimizer", "best_acc") if name not in state]
         if missing:
             raise CheckpointError(
-                f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}; "
-                "move it away, or score it with --evaluate"
+                f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}",
+                remedy="move it away, or score it with `evaluate`",
             )
         layer.optimizer.load_state_dict(state["optimizer"])
         layer.epoch, layer.best = int(state["epoch"]), float(state["best_acc"])
@@ -59,8 +59,8 @@ def restore_layer(options: LinearConfig, task: LinearTask, run: Run) -> Layer:
     first = run.processes.read_from_first("epoch", str(layer.epoch))
     if int(first) != layer.epoch:
         raise CheckpointError(
-            f"{path.parent} holds epoch {layer.epoch} here and {first} where rank 0 runs; "
-            "--output_dir must be a folder that all hosts share"
+            f"{path.parent} holds epoch {layer.epoch} here and {first} where rank 0 runs",
+            remedy="`output_dir` must be a folder that all hosts share",
         )
     return layer
 
@@ -134,11 +134,13 @@ class LinearTrainer:
                 self.progress.advance(epoch * count + done, shown)
         mean = float(self.run.processes.average(self.program.loss.clone())) / count
         if not math.isfinite(mean):
-            raise NonFiniteError(f"the loss of epoch {epoch} is {mean}, and the epoch was not saved; try a lower --lr")
+            raise NonFiniteError(
+                f"the loss of epoch {epoch} is {mean}, and the epoch was not saved", remedy="try a lower `lr`"
+            )
         return mean
 
     def _is_validated(self, epoch: int) -> bool:
-        """Whether the epoch, counted from 0, is `--val_first` or a multiple of `--val_freq` after it, or the last."""
+        """Whether the epoch, counted from 0, is `val_first` or a multiple of `val_freq` after it, or the last."""
         since = epoch + 1 - self.options.linear.val_first
         return (since >= 0 and since % self.options.linear.val_freq == 0) or epoch + 1 == self.options.run.epochs
 

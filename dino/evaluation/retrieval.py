@@ -117,8 +117,9 @@ def check_shapes(source: ImageSource, shapes: Sequence[Shape], *, least: int) ->
     for index, shape in enumerate(shapes):
         if min(shape) < least:
             raise DataError(
-                f"{source.path(index)} would be {shape[1]} x {shape[0]} pixels large, and no side may be less than "
-                f"{least}; a larger --imsize or a smaller --patch_size may do"
+                f"{source.path(index)} would be {shape[1]} x {shape[0]} pixels large, and no side may "
+                f"be less than {least}",
+                remedy="a larger `imsize` or a smaller `patch_size` may do",
             )
 
 
@@ -134,7 +135,7 @@ def check_network(backbone: TrainedBackbone, shape: Shape) -> None:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
-            f"--arch {backbone.arch} does not take images of {shape[1]} x {shape[0]}: {reason}"
+            f"`arch` {backbone.arch} does not take images of {shape[1]} x {shape[0]}: {reason}", value=backbone.arch
         ) from error
 
 

@@ -66,7 +66,7 @@ def segment_davis(options: DavisConfig, run: Run) -> None:
 
 
 def segment_runs(options: DrivingConfig, run: Run) -> None:
-    """Segment driving runs, anew from the labels of every `--refresh_label_interval`-th frame (the driving fork).
+    """Segment driving runs, anew from the labels of every `refresh_label_interval`-th frame (the driving fork).
 
     First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
     Raises as `segment_davis`.
@@ -124,7 +124,9 @@ def _make_folders(clips: Sequence[Clip], output: Path) -> None:
     for clip in {clip.name: clip for clip in clips}.values():
         if (output / clip.name).resolve() == clip.labels.parent.resolve():
             raise OptionError(
-                f"--output_dir {output} would overwrite the true labels {clip.labels.parent}; name another"
+                f"`output_dir` {output} would overwrite the true labels {clip.labels.parent}",
+                value=output,
+                remedy="name another",
             )
         make_output_folder(str(output / clip.name))
 

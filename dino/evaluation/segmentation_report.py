@@ -40,21 +40,23 @@ def open_clips(options: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip
         DataError: A folder or a frame is missing or superfluous, or sizes differ; the text names it.
     """
     flags = options.metrics
-    check_target(flags.csv, "--csv")
+    check_target(flags.csv, "`csv`")
     check_target(options.report.json)
     root, predictions = (_existing(flag, getattr(flags, flag)) for flag in ("dataset_path", "prediction_path"))
     layout = flags.layout or recognise_layout(root)
     for name in DRIVING_ONLY:
         given = getattr(options.refresh if name == "refresh_label_interval" else flags, name)
         if layout == DAVIS and given not in (None, False):
-            raise OptionError(f"--{name} is for driving runs; --dataset_path {root} is taken as DAVIS 2017")
+            raise OptionError(f"`{name}` is for driving runs", remedy=f"`dataset_path` {root} is taken as DAVIS 2017")
     clips = list_clips(layout, root, predictions)
     _warn_of_unscored(clips, predictions)
     if flags.skip_refreshed:
         clips = [_without_refreshed(clip, options.refresh.chosen_interval) for clip in clips]
     picture = next((frame for clip in clips for frame in clip.frames if frame.image is None), None)
     if flags.pictures and picture:
-        raise DataError(f"--pictures needs the picture of {picture.truth}, which --dataset_path {root} lacks")
+        raise DataError(
+            f"`pictures` needs the picture of {picture.truth}, which `dataset_path` {root} lacks", value=root
+        )
     return layout, clips
 
 
@@ -175,8 +177,8 @@ def _tell_of_refreshed(clips: Sequence[ScoredClip], interval: int, copied: int) 
     """Say what makes figures too good: frames predicted by their own labels, by their place or by their looks."""
     if copied:
         logger.warning(
-            "%d frames are counted whose predictions are their true labels to the pixel, though --skip_refreshed "
-            "leaves out each %d-th; was another --refresh_label_interval used for them?",
+            "%d frames are counted whose predictions are their true labels to the pixel, though `skip_refreshed` "
+            "leaves out each %d-th; was another `refresh_label_interval` used for them?",
             copied,
             interval,
         )
@@ -184,7 +186,7 @@ def _tell_of_refreshed(clips: Sequence[ScoredClip], interval: int, copied: int) 
     if refreshed:
         logger.info(
             "%d frames, each %d-th of a run, are counted though eval_ipace_segmentation.py writes their labels as "
-            "predictions; --skip_refreshed leaves them out",
+            "predictions; `skip_refreshed` leaves them out",
             refreshed,
             interval,
         )
@@ -218,9 +220,9 @@ def _print_table(rows: Rows) -> None:
 
 def _existing(flag: str, path: str | None) -> Path:
     if not path:
-        raise DataError(f"--{flag} is missing: compare DATASET_PATH's label maps with PREDICTION_PATH's")
+        raise DataError(f"`{flag}` is missing: compare DATASET_PATH's label maps with PREDICTION_PATH's")
     if not Path(path).is_dir():
-        raise DataError(f"--{flag} {path} is no folder")
+        raise DataError(f"`{flag}` {path} is no folder", value=path)
     return Path(path)
 
 
@@ -233,5 +235,5 @@ def _warn_of_unscored(clips: Sequence[ScoredClip], predictions: Path) -> None:
 def _without_refreshed(clip: ScoredClip, interval: int) -> ScoredClip:
     frames = tuple(frame for frame in clip.frames if frame.number % interval)
     if not frames:
-        raise DataError(f"the run {clip.name} has no frame but those that --skip_refreshed leaves out")
+        raise DataError(f"the run {clip.name} has no frame but those that `skip_refreshed` leaves out")
     return replace(clip, frames=frames)

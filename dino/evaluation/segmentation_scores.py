@@ -62,7 +62,9 @@ def find_objects(annotation: Path) -> range:
     first = read_labels(annotation, ALL_LABELS)
     objects = range(1, int(first[first != VOID].max(initial=0)) + 1)
     if not objects:
-        raise DataError(f"{annotation} has no object (0 is background, {VOID} void); wants labels of DAVIS 2017")
+        raise DataError(
+            f"{annotation} has no object (0 is background, {VOID} void)", remedy="wants labels of DAVIS 2017"
+        )
     return objects
 
 

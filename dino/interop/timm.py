@@ -3,7 +3,7 @@
 import sys
 
 from dino.cli.convert import convert_timm
-from dino.errors import exit_code
+from dino.cli.session import exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code(convert_timm))

@@ -75,7 +75,7 @@ def _adapt_first(weight: Tensor, wanted: torch.Size, origin: str) -> Tensor:
 def _check_asked(name: str, there: int, here: int, asked: bool, origin: str) -> None:
     if there != here and not asked:
         raise WeightsError(
-            f"{origin} has --{name} {there}, this network {here}: give --{name} {there}, or --{name} {here} to adapt it"
+            f"{origin} has `{name}` {there}, this network {here}: give `{name}` {there}, or `{name}` {here} to adapt it"
         )
 
 

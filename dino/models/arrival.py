@@ -69,7 +69,7 @@ def read_centre(state: Mapping[str, Any], prototypes: int, origin: Path | str) -
     if centre is not None and (not isinstance(centre, Tensor) or centre.shape != (1, prototypes)):
         kind = tuple(centre.shape) if isinstance(centre, Tensor) else f"a {type(centre).__name__}"
         raise CheckpointError(
-            f"{origin}: the center of its dino_loss is {kind}, wants (1, {prototypes}); name another file"
+            f"{origin}: the center of its dino_loss is {kind}, wants (1, {prototypes})", remedy="name another file"
         )
     return centre
 
@@ -83,7 +83,8 @@ def read_part(state: Mapping[str, Any], name: str, origin: Path | str) -> Mappin
     part = {} if state.get(name) is None else state[name]
     if not isinstance(part, Mapping):
         raise CheckpointError(
-            f"{origin}: its {name} is a {type(part).__name__}, wants a dictionary; save it as one, or name another file"
+            f"{origin}: its {name} is a {type(part).__name__}, wants a dictionary",
+            remedy="save it as one, or name another file",
         )
     return part
 
@@ -102,7 +103,9 @@ def _admit(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
     """Detached, as parameters that were saved themselves are not."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         kind = "meta" if tensor.is_meta else str(tensor.dtype if tensor.is_quantized else tensor.layout)
-        raise CheckpointError(f"{origin}: {name} is a tensor of another kind ({kind}); save it dense, with its numbers")
+        raise CheckpointError(
+            f"{origin}: {name} is a tensor of another kind ({kind})", remedy="save it dense, with its numbers"
+        )
     return tensor.detach()
 
 

@@ -33,7 +33,10 @@ class PatchMap(nn.Module):
         height, width = images.shape[-2:]
         rows = height // self.patch_size
         if not rows or width < self.patch_size:
-            raise OptionError(f"--patch_size {self.patch_size}: not one patch fits into {height} x {width} pixels")
+            raise OptionError(
+                f"`patch_size` {self.patch_size}: not one patch fits into {height} x {width} pixels",
+                value=self.patch_size,
+            )
         patches = self.network.get_intermediate_layers(images)[0][:, 1:]
         return patches.transpose(1, 2).unflatten(2, (rows, -1))
 
@@ -65,5 +68,9 @@ def build_dense(backbone: TrainedBackbone) -> nn.Module:
     parts = dict(network.named_children())
     last = next((name for name in LAST_MAPS if name in parts), None)
     if last is None:
-        raise OptionError(f"--arch {backbone.arch} has no map of features; name a ViT or a convnet (resnet50)")
+        raise OptionError(
+            f"`arch` {backbone.arch} has no map of features",
+            value=backbone.arch,
+            remedy="name a ViT or a convnet (resnet50)",
+        )
     return nn.Sequential(*itertools.islice(parts.values(), 1 + list(parts).index(last))).eval()

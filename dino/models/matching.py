@@ -58,15 +58,17 @@ def match(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, beside:
     ]
     if wrong:
         raise WeightsError(
-            f"{origin}: {len(wrong)} of {len(wanted)} backbone tensors do not fit, nothing was loaded: "
-            f"{_shorten(wrong)}; check --arch, --patch_size and --checkpoint_key"
+            f"{origin}: {len(wrong)} of {len(wanted)} backbone tensors do not fit, nothing was "
+            f"loaded: {_shorten(wrong)}",
+            remedy="check `arch`, `patch_size` and `checkpoint_key`",
         )
     left = {name: tensor for name, tensor in tensors.items() if name not in wanted}
     foreign = [name for name in left if not beside.match(name)]
     if foreign:
         raise WeightsError(
-            f"{origin}: it is another network, with {len(foreign)} tensors that this one has not, nothing was loaded: "
-            f"{_shorten(foreign)}; check --arch"
+            f"{origin}: it is another network, with {len(foreign)} tensors that this one has not, "
+            f"nothing was loaded: {_shorten(foreign)}",
+            remedy="check `arch`",
         )
     return Matched({name: tensors[name] for name in wanted}, left)
 

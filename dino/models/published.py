@@ -63,7 +63,7 @@ def find_published(
     backbone: BackboneConfig,
     published: Published = PUBLISHED,
     *,
-    remedy: str = "give --pretrained_weights, or --random_weights",
+    remedy: str = "give `pretrained_weights`, or `random_weights`",
 ) -> Path:
     """The published weights of an architecture: from the mirror folder, else downloaded to torch's hub folder.
 
@@ -124,7 +124,7 @@ def read_published(path: Path) -> dict[str, Any]:
     try:
         return admit(checkpoint.load_file(path), path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; remove it, and the published file is fetched anew") from error
+        raise CheckpointError(f"{error}", remedy="remove it, and the published file is fetched anew") from error
 
 
 def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn.Module:

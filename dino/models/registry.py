@@ -53,14 +53,14 @@ def check_arch(arch: str) -> None:
     if arch in VITS:
         return
     if _is_of_timm(arch):
-        timm = open_library("timm", purpose=f"--arch {arch}")
+        timm = open_library("timm", purpose=f"`arch` {arch}")
         found, others = timm.is_model(_timm_name(arch)), _xcit_names()
     else:
-        models = open_library("torchvision", purpose=f"--arch {arch}, which is none of ours,").models
+        models = open_library("torchvision", purpose=f"`arch` {arch}, which is none of ours,").models
         others = models.list_models(module=models)
         found = arch in others
     if not found:
-        raise OptionError(f"--arch {arch} is unknown: {nearest(arch, [*VITS, *others], families=FAMILIES)}")
+        raise OptionError(f"`arch` {arch} is unknown: {nearest(arch, [*VITS, *others], families=FAMILIES)}", value=arch)
 
 
 def is_vit(arch: str) -> bool:
@@ -96,7 +96,7 @@ def build_backbone(
             **vars(VITS[arch]),
         )
     if _is_of_timm(arch):
-        timm = open_library("timm", purpose=f"--arch {arch}")
+        timm = open_library("timm", purpose=f"`arch` {arch}")
         model = timm.create_model(_timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate)
         model.embed_dim = model.num_features
         return model
@@ -125,8 +125,10 @@ def set_recompute(backbone: nn.Module, what: str) -> None:
             block.recompute = what
     elif what != "nothing" and not (what == "blocks" and _recompute_in_timm(backbone)):
         raise OptionError(
-            f"--recompute {what} is for vision transformers, and blocks for those of timm that offer it and have no "
-            "batch norm; leave it out"
+            f"`recompute` {what} is for vision transformers, and blocks for those of timm that "
+            "offer it and have no batch norm",
+            value=what,
+            remedy="leave it out",
         )
 
 
@@ -198,7 +200,7 @@ def _xcit_names() -> list[str]:
 
 def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
     auxiliary = {"aux_logits": False} if arch in {"googlenet", "inception_v3"} else {}
-    models = open_library("torchvision", purpose=f"--arch {arch}").models
+    models = open_library("torchvision", purpose=f"`arch` {arch}").models
     model = models.get_model(arch, weights=None, **auxiliary)
     name, model.embed_dim = _classifier(model)
     model.set_submodule(name, nn.Identity())

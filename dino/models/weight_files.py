@@ -1,4 +1,4 @@
-"""What `--pretrained_weights` can name, read to one form: a dictionary of networks, options and tensors.
+"""What `pretrained_weights` can name, read to one form: a dictionary of networks, options and tensors.
 
 Nothing is executed: torch's files are read with its safe unpickler, Paddle's with our own, safetensors and Hugging
 Face's folders have no code in them.
@@ -52,7 +52,7 @@ SAME = 1e-4  # largest difference of two networks' features, relative to the lar
 
 
 def read_weights(word: str) -> dict[str, Any]:
-    """Read what `--pretrained_weights` or `--init_from` names.
+    """Read what `pretrained_weights` or `init_from` names.
 
     Args:
         word: A checkpoint or weights file of torch, `.safetensors`, `.pdparams`, a Hugging Face folder, `hub:NAME` or
@@ -103,7 +103,7 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
     if state and not named and all(isinstance(value, Tensor) for value in state.values()):
         return state
     held = textwrap.shorten(", ".join(map(str, state)), LONGEST_REASON, placeholder=" ...")
-    raise WeightsError(f"{path} has no network {key!r}; it holds {held}: set or drop --checkpoint_key")
+    raise WeightsError(f"{path} has no network {key!r}", remedy=f"it holds {held}: set or drop `checkpoint_key`")
 
 
 def _read_hub(name: str) -> dict[str, Any]:
@@ -251,8 +251,9 @@ def _check_input(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
     found = tuple(ours["patch_embed.proj.weight"].shape[1:]), position.shape[1] if position.ndim == 3 else 0
     if said != found:
         raise WeightsError(
-            f"{path}: image_size {size}, patch_size {patch}, num_channels {channels} of config.json mean a projection "
-            f"of {said[0]} and {said[1]} positions; its tensors have {found[0]} and {found[1]}: mend config.json"
+            f"{path}: image_size {size}, patch_size {patch}, num_channels {channels} of "
+            f"config.json mean a projection of {said[0]} and {said[1]} positions",
+            remedy=f"its tensors have {found[0]} and {found[1]}: mend config.json",
         )
     return sides
 

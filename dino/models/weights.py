@@ -108,7 +108,9 @@ def fill_network(found: FoundNetwork) -> TrainedBackbone:
         WeightsError: The tensors do not tell how many heads it has.
     """
     if not found.trained.arch:
-        raise WeightsError(f"{found.origin}: no architecture of this project has its width and depth; see --arch")
+        raise WeightsError(
+            f"{found.origin}: no architecture of this project has its width and depth", remedy="see `arch`"
+        )
     found.trained.module.load_state_dict(found.matched.tensors)
     count = len(found.matched.tensors)
     if found.state:  # an untrained network was announced already
@@ -148,7 +150,11 @@ def find_network(
     trained = _describe(state, tensors, backbone, in_chans)
     _refuse_oblong(state, word)
     if channels and backbone.patch_size is not None and not isinstance(trained.module, VisionTransformer):
-        raise OptionError(f"--patch_size {backbone.patch_size} means nothing to {trained.arch}; leave it out")
+        raise OptionError(
+            f"`patch_size` {backbone.patch_size} means nothing to {trained.arch}",
+            value=backbone.patch_size,
+            remedy="leave it out",
+        )
     if channels:
         tensors = adapt_input(
             tensors,
@@ -169,19 +175,19 @@ def _refuse_oblong(state: Mapping[str, Any], word: str) -> None:
     sides = checkpoint.read_args(state).get("image_size")
     if isinstance(sides, list) and len(set(sides)) > 1:
         named = " x ".join(map(str, sides))
-        raise WeightsError(f"{word} is stored for images of {named} pixels; only squares are read")
+        raise WeightsError(f"{word} is stored for images of {named} pixels", remedy="only squares are read")
 
 
 def _draw_network(backbone: BackboneConfig, weights: WeightsConfig, in_chans: int | None) -> FoundNetwork:
     if weights.pretrained_weights:
-        raise OptionError("--random_weights and --pretrained_weights contradict each other; give one of them")
+        raise OptionError("`random_weights` and `pretrained_weights` contradict each other", remedy="give one of them")
     given = BackboneConfig(arch=backbone.chosen_arch, patch_size=backbone.chosen_patch_size)
-    logger.warning("--random_weights: an untrained %s", given.arch)
+    logger.warning("`random_weights`: an untrained %s", given.arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # by itself each process would draw another network
         trained = _describe({}, {}, given, in_chans)
     matched = Matched(trained.module.state_dict(), {})
-    return FoundNetwork(origin="--random_weights", state={}, trained=trained, matched=matched)
+    return FoundNetwork(origin="`random_weights`", state={}, trained=trained, matched=matched)
 
 
 def is_autoencoder(arch: str) -> bool:
@@ -233,7 +239,7 @@ def load_initial_weights(
         n: v.shape for n, v in student.head.state_dict().items()
     }
     count, rest = len(matched.tensors), " and the head" if fits else "; the head starts anew"
-    logger.info("--init_from %s: %d of %d backbone tensors%s", path, count, count, rest)
+    logger.info("`init_from` %s: %d of %d backbone tensors%s", path, count, count, rest)
     if not fits:
         return None
     student.head.load_state_dict(head)
@@ -298,5 +304,7 @@ def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _name_autoencoder(guessed: Mapping[str, Any]) -> str:
     """Which of our vision transformers the encoder is."""
     if "arch" not in guessed:
-        raise WeightsError(f"--arch {MAE} wants --pretrained_weights with the encoder of a masked autoencoder (a ViT)")
+        raise WeightsError(
+            f"`arch` {MAE} wants `pretrained_weights` with the encoder of a masked autoencoder (a ViT)", value=MAE
+        )
     return guessed["arch"]

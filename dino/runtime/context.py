@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from dino.devices.base import Device
 from dino.devices.config import DeviceConfig, IpuConfig, PrecisionConfig
 from dino.errors import DeviceError, OptionError
 from dino.runtime.config import LaunchConfig
-from dino.runtime.distributed import Launch, Processes, export_launch, read_launch
+from dino.runtime.distributed import Processes, export_launch, read_launch
 from dino.runtime.failures import FailureWatch
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,16 @@ def open_run(
     compiled: IpuConfig | None = None,
     synthetic: bool = False,
     output_dir: str | None = None,
+    phrase: Callable[[str], str] = str,
 ) -> Iterator[Run]:
-    """Open the device (`dino.devices.open_device`), meet the other processes, set up log lines; close all at the end.
+    """Open the device (`dino.devices.open_device`) and meet the other processes; close all at the end.
+
+    `phrase` rewrites what this process says, before it ends, about another one's failure.
 
     Raises:
         DinoError: The device or the meeting point is not usable.
     """
-    place = set_up_logging()
+    place = read_launch(os.environ)
     export_launch(place, launch.dist_url)
     opened = open_device(
         device,
@@ -58,12 +61,12 @@ def open_run(
         synthetic=synthetic,
         output_dir=output_dir,
     )
-    chosen = "as asked" if device.device else "chosen automatically, --device changes it"
+    chosen = "as asked" if device.device else "chosen automatically, `device` changes it"
     logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))
     if opened.caution:
         logger.info("%s", opened.caution)
     processes = Processes(place, opened.collective_backend, launch.dist_url)
-    watch = FailureWatch(processes)
+    watch = FailureWatch(processes, phrase)
     try:
         _check_mode(opened, processes)
         yield Run(device=opened, processes=processes)
@@ -84,18 +87,9 @@ def _check_mode(device: Device, processes: Processes) -> None:
     first = processes.read_from_first("mode", here)
     if here != first:
         raise DeviceError(
-            f"this process runs in {here} mode and rank 0 in {first} mode; give all the same variables and an "
-            "--output_dir that all hosts share, or say --lazy_mode"
+            f"this process runs in {here} mode and rank 0 in {first} mode",
+            remedy="give all the same variables and an `output_dir` that all hosts share, or say `lazy_mode`",
         )
-
-
-def set_up_logging() -> Launch:
-    """Plain lines on stdout from rank 0; warnings, with the rank, from the others; gives this process's place."""
-    place = read_launch(os.environ)
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s" if place.rank == 0 else f"[rank {place.rank}] %(message)s"))
-    logging.basicConfig(level=logging.INFO if place.rank == 0 else logging.WARNING, handlers=[handler], force=True)
-    return place
 
 
 class StopRequest:
@@ -137,7 +131,7 @@ def leaving_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def make_output_folder(path: str, flag: str = "--output_dir") -> Path:
+def make_output_folder(path: str, flag: str = "`output_dir`") -> Path:
     """Make the folder that `flag` names, and prove that it can be written to.
 
     Raises:
@@ -149,5 +143,5 @@ def make_output_folder(path: str, flag: str = "--output_dir") -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise OptionError(f"{flag} {path} cannot be written to ({error}); name another folder") from error
+        raise OptionError(f"{flag} {path} cannot be written to ({error})", remedy="name another folder") from error
     return folder

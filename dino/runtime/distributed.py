@@ -239,7 +239,9 @@ def _open_store(launch: Launch, dist_url: str) -> dist.Store:
     try:
         store, _, _ = next(rendezvous(dist_url, launch.rank, launch.world, timeout=JOIN_TIMEOUT))
     except (ValueError, RuntimeError) as error:
-        raise OptionError(f"--dist_url {dist_url}: {launch.world} processes cannot meet there: {error}") from error
+        raise OptionError(
+            f"`dist_url` {dist_url}: {launch.world} processes cannot meet there: {error}", value=dist_url
+        ) from error
     return store
 
 
@@ -256,7 +258,7 @@ def _name_meeting_point(launch: Launch) -> None:
     """Under srun and mpirun nobody sets MASTER_ADDR; take the first host, and a port of this job's own."""
     jobs = [os.environ[name] for name in JOBS if name in os.environ]
     if "MASTER_PORT" not in os.environ and not jobs:
-        raise OptionError("the launcher names no job to derive a port from; set MASTER_ADDR and MASTER_PORT")
+        raise OptionError("the launcher names no job to derive a port from", remedy="set MASTER_ADDR and MASTER_PORT")
     os.environ["MASTER_ADDR"] = "127.0.0.1" if launch.local_world == launch.world else _first_host()
     os.environ.setdefault("MASTER_PORT", str(20000 + zlib.crc32(" ".join(jobs).encode()) % 20000))
 
@@ -267,7 +269,8 @@ def _first_host() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
         raise OptionError(
-            f"processes on several hosts, and Slurm does not name the first ({error}); set MASTER_ADDR and MASTER_PORT"
+            f"processes on several hosts, and Slurm does not name the first ({error})",
+            remedy="set MASTER_ADDR and MASTER_PORT",
         ) from error
 
 
@@ -276,4 +279,4 @@ def _number(environment: Mapping[str, str], name: str, default: str | None = Non
     try:
         return int(text)
     except ValueError:
-        raise OptionError(f"the environment's {name}={text!r} is no number; is the launcher set up?") from None
+        raise OptionError(f"the environment's {name}={text!r} is no number", remedy="is the launcher set up?") from None

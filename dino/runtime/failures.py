@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import torch.distributed as dist
 
@@ -27,8 +28,9 @@ AGREED = (Interrupted, NonFiniteError)  # ends that all processes decide alike
 class FailureWatch:
     """Looks for failures of other processes while a run lasts, and announces this process's own."""
 
-    def __init__(self, processes: Processes) -> None:
-        """Start looking, where there is more than one process."""
+    def __init__(self, processes: Processes, phrase: Callable[[str], str] = str) -> None:
+        """Start looking, where there is more than one process; `phrase` rewrites what is said of a failure."""
+        self.phrase = phrase
         self.rank, self.others, self.store = processes.rank, processes.world - 1, processes.store
         self.closed = threading.Event()
         if self.store is not None:
@@ -64,7 +66,7 @@ class FailureWatch:
             if found is not None and not self.closed.is_set():
                 store.add(SEEN, 1)
                 error = PeerFailed(*found)
-                sys.stderr.write(f"[rank {self.rank}] {type(error).__name__}: {error}\n")
+                sys.stderr.write(f"[rank {self.rank}] {type(error).__name__}: {self.phrase(str(error))}\n")
                 sys.stderr.flush()
                 os._exit(error.exit_code)
 

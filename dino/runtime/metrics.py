@@ -70,14 +70,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_target(path: str | None, flag: str = "--json") -> None:
+def check_target(path: str | None, flag: str = "`json`") -> None:
     """Refuse, before long work, a file to write whose folder is missing or cannot be written to.
 
     Raises:
         OptionError: It is.
     """
     if path and path != "-" and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
-        raise OptionError(f"{flag} {path} cannot be written; name a file in a folder that exists and can be")
+        raise OptionError(f"{flag} {path} cannot be written", remedy="name a file in a folder that exists and can be")
 
 
 def write_result(target: str | None, values: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ def write_result(target: str | None, values: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
     elif target:
-        write_whole("--json", target, text)
+        write_whole("`json`", target, text)
 
 
 def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -101,7 +101,7 @@ def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_finite(cell) for cell in row] for row in rows)
-    write_whole("--csv", target, text.getvalue())
+    write_whole("`csv`", target, text.getvalue())
 
 
 def write_whole(flag: str, target: str, text: str) -> None:

@@ -60,7 +60,7 @@ def trace_steps(
     gradients: bool = True,
     tested: Device | None = None,
 ) -> Trace:
-    """Train on `batches`, one a step, from the weights of `--seed`.
+    """Train on `batches`, one a step, from the weights of `seed`.
 
     Gradients come from the optimiser's first moments, m' = b m + (1 - b) g, which every device gives back.
 

@@ -111,8 +111,10 @@ def choose_piece(flags: IpuConfig, batch_size: int) -> int | None:
         return None
     if flags.rebatched_worker_size > batch_size:
         raise OptionError(
-            f"--rebatched_worker_size {flags.rebatched_worker_size} is more than the {batch_size} images that a "
-            "process takes at a time; lower it"
+            f"`rebatched_worker_size` {flags.rebatched_worker_size} is more than the {batch_size} "
+            "images that a process takes at a time",
+            value=flags.rebatched_worker_size,
+            remedy="lower it",
         )
     return flags.rebatched_worker_size
 
@@ -174,6 +176,7 @@ def _check_crops(backbone: nn.Module, options: TrainConfig, sizes: Iterable[int]
                 backbone.eval()(torch.zeros(1, options.student.chosen_in_chans, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise OptionError(
-                f"--arch {options.backbone.chosen_arch} cannot take {size}-pixel crops: {error}"
+                f"`arch` {options.backbone.chosen_arch} cannot take {size}-pixel crops: {error}",
+                value=options.backbone.chosen_arch,
             ) from error
     backbone.train(was_training)

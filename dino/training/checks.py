@@ -69,9 +69,11 @@ def open_source(options: TrainConfig) -> ImageSource:
     if not options.train_data.synthetic_data:
         return open_training_source(options.data.data_path, options.train_data.data_limit)
     if options.data.data_path:
-        raise OptionError("--synthetic_data and --data_path contradict each other; give one of them")
+        raise OptionError("`synthetic_data` and `data_path` contradict each other", remedy="give one of them")
     if options.run.eval_knn_every:
-        raise OptionError("--eval_knn_every scores images, and --synthetic_data reads none; leave one of them out")
+        raise OptionError(
+            "`eval_knn_every` scores images, and `synthetic_data` reads none", remedy="leave one of them out"
+        )
     return make_synthetic_source(options.train_data.data_limit or IMAGENET)
 
 
@@ -85,7 +87,7 @@ def check_scales(options: TrainConfig) -> None:
         low, high = getattr(options.crops, name)
         if not 0 < low <= high <= 1:
             raise OptionError(
-                f"--{name} {low} {high} is no range of areas; give two numbers above 0, at most 1, rising"
+                f"`{name}` {low} {high} is no range of areas", remedy="give two numbers above 0, at most 1, rising"
             )
 
 
@@ -101,10 +103,14 @@ def check_sizes(options: TrainConfig) -> None:
     for name in ("global_crops_size", "local_crops_size")[: 1 + (options.crops.local_crops_number > 0)]:
         size = getattr(options.crops, name)
         if size < patch:
-            raise OptionError(f"--{name} {size} is less than --patch_size {patch}; make it a multiple of {patch}")
+            raise OptionError(
+                f"`{name}` {size} is less than `patch_size` {patch}",
+                value=size,
+                remedy=f"make it a multiple of {patch}",
+            )
         if size % patch:
             filled = size - size % patch
-            logger.warning("--%s %d: patches of %d fill only %d pixels of it", name, size, patch, filled)
+            logger.warning("`%s` %d: patches of %d fill only %d pixels of it", name, size, patch, filled)
 
 
 def check_warmups(options: TrainConfig) -> None:
@@ -119,8 +125,9 @@ def check_warmups(options: TrainConfig) -> None:
     ):
         if value is not None and value > options.run.epochs:
             raise OptionError(
-                f"--{name} {value} is longer than the run of --epochs {options.run.epochs}; "
-                "lower the one or raise the other"
+                f"`{name}` {value} is longer than the run of `epochs` {options.run.epochs}",
+                value=value,
+                remedy="lower the one or raise the other",
             )
 
 
@@ -133,4 +140,4 @@ def check_device(options: TrainConfig, device: Device) -> None:
     values, usual = vars(options.run), vars(RunConfig())
     for name, remedy in device.refused.items():
         if values[name] != usual[name]:
-            raise OptionError(f"`{name}` is not supported on `device={device.name}`; {remedy}")
+            raise OptionError(f"`{name}` is not supported on `device` {device.name}", value=values[name], remedy=remedy)

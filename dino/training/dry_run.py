@@ -1,4 +1,4 @@
-"""`--dry_run`: build everything, run two steps on drawn pixels, and say what a run would cost; nothing is written.
+"""`dry_run`: build everything, run two steps on drawn pixels, and say what a run would cost; nothing is written.
 
 Shapes: B images of one process and update, V views, C channels, S side.
 """
@@ -52,7 +52,7 @@ class Rehearsal:
         memory_peak: Bytes of one process, or None where the device does not tell.
         memory_total: Bytes that its device has, or None.
         memory_image: Bytes that one more image of a batch takes, or None.
-        largest_batch: The largest `--batch_size_per_device` that would fit, about; None where that is not known.
+        largest_batch: The largest `batch_size_per_device` that would fit, about; None where that is not known.
     """
 
     images_per_second: float
@@ -125,7 +125,7 @@ def check_dry_run(options: TrainConfig) -> None:
     check_settings(options)
     word = options.student.init_from
     if word and not word.startswith((HUB_PREFIX, TIMM_PREFIX)) and not Path(word).exists():
-        raise CheckpointError(f"--init_from {word} does not exist")
+        raise CheckpointError(f"`init_from` {word} does not exist", value=word)
     if options.data.data_path is not None:
         check_images(options)
 
@@ -272,5 +272,5 @@ def describe(found: Rehearsal, seconds: float) -> list[str]:
     lines.append(f"peak memory: {found.memory_peak / 1e9:.2f} GB{total} a process")
     if found.largest_batch is not None and found.memory_image is not None:
         image = f"{found.memory_image / 1e6:.3g} MB an image"
-        lines.append(f"--batch_size_per_device {found.largest_batch} would about fit ({image})")
+        lines.append(f"`batch_size_per_device` {found.largest_batch} would about fit ({image})")
     return lines

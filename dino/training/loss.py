@@ -184,11 +184,11 @@ def diagnose_collapse(*, entropy: float, divergence: float, prototypes: int) -> 
     if entropy > 0.98 * most:
         return (
             f"uniform collapse: teacher entropy {entropy:.3f} of at most ln K = {most:.3f}; "
-            "try a lower --teacher_temp, a smaller --out_dim, or a higher --lr"
+            "try a lower `teacher_temp`, a smaller `out_dim`, or a higher `lr`"
         )
     if divergence < 1e-3 * most:
         return (
             f"constant collapse: all teacher outputs agree (divergence {divergence:.2g} nats); "
-            "try a higher --momentum_teacher, a lower --lr, a longer --freeze_last_layer, or a higher --teacher_temp"
+            "try a higher `momentum_teacher`, a lower `lr`, a longer `freeze_last_layer`, or a higher `teacher_temp`"
         )
     return None

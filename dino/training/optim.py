@@ -205,7 +205,7 @@ def build_optimizer(name: str, model: nn.Module, *, fused: bool = False, eps: fl
         OptionError: No such optimiser.
     """
     if name not in OPTIMIZERS:
-        raise OptionError(f"--optimizer {name} is unknown: known are {', '.join(OPTIMIZERS)}")
+        raise OptionError(f"`optimizer` {name} is unknown: known are {', '.join(OPTIMIZERS)}", value=name)
     kind = FusedAdamW if name == "adamw" and fused else OPTIMIZERS[name]
     optimizer = kind(group_parameters(model))
     if isinstance(optimizer, AdamW):

@@ -14,7 +14,7 @@ from dino.training.schedules import compute_cosine, compute_teacher_temperature
 
 logger = logging.getLogger(__name__)
 
-BATCH_OF_LR = 256  # --lr is meant for this global batch (paper, section 3.2: lr = 0.0005 batch / 256)
+BATCH_OF_LR = 256  # `lr` is meant for this global batch (paper, section 3.2: lr = 0.0005 batch / 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def build_plan(options: TrainConfig, *, iterations: int, world: int, device: Dev
     global_batch = options.data.batch_size_per_device * micro_batches * world
     peak = optim.lr * (global_batch / updates) / BATCH_OF_LR
     logger.info(
-        "global batch %d images an update: peak learning rate %g = --lr %g * %d / %d",
+        "global batch %d images an update: peak learning rate %g = `lr` %g * %d / %d",
         *(global_batch // updates, peak, optim.lr, global_batch // updates, BATCH_OF_LR),
     )
     return Plan(
@@ -108,5 +108,5 @@ def choose_warmup(options: TrainConfig, iterations: int) -> int:
     if asked <= epochs:
         return asked * iterations
     shortened = epochs * iterations // 10
-    logger.info("--warmup_epochs %d is longer than --epochs %d: warming up %d iterations", asked, epochs, shortened)
+    logger.info("`warmup_epochs` %d is longer than `epochs` %d: warming up %d iterations", asked, epochs, shortened)
     return shortened

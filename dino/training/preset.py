@@ -1,4 +1,4 @@
-"""`--preset auto`: values that follow from the number of images, the global batch and the epochs, with their reasons.
+"""`preset` auto: values that follow from the number of images, the global batch and the epochs, with their reasons.
 
 Where the values come from: the original's `--help` and README (its advice for small batches, its vanilla and its
 boosted run), what its users report of small data (its issues 246 and 279), the limits that lightly-train sets, and the
@@ -105,7 +105,7 @@ def log_reasons(options: TrainConfig, reasons: Mapping[str, str]) -> None:
     """One line for each value that the preset chose."""
     values = as_dict(options)
     for name, reason in reasons.items():
-        logger.info("`%s=%g` (%s)", name, values[name], reason)
+        logger.info("`%s` %g (%s)", name, values[name], reason)
 
 
 def _choose_prototypes(scale: Scale) -> Choice:

@@ -66,12 +66,12 @@ class Feeding:
         """Why the device may wait for images, and what to do."""
         more = min(self.cores, 2 * self.workers or 4)  # each takes memory, so not all cores at once
         if not self.workers:
-            return f"--num_workers 0 reads them between the steps; try --num_workers {more}"
+            return f"`num_workers` 0 reads them between the steps; try `num_workers` {more}"
         has = f"{self.workers} loader process{'es' * (self.workers > 1)} and {self.cores} core{'s' * (self.cores > 1)}"
         smaller = "images stored smaller (a shorter side of 256 to 512 pixels)"
         if self.workers < self.cores:
-            return f"this process has {has}; try --num_workers {more}, or {smaller}"
-        return f"this process has {has}, so more --num_workers will not help; try {smaller}, tar shards, or more cores"
+            return f"this process has {has}; try `num_workers` {more}, or {smaller}"
+        return f"this process has {has}, so more `num_workers` will not help; try {smaller}, tar shards, or more cores"
 
 
 class Reporter:

@@ -57,8 +57,8 @@ def check_complete(state: Mapping[str, Any]) -> None:
     missing = [name for name in NEEDED if name not in state]
     if missing:
         raise CheckpointError(
-            f"the checkpoint in --output_dir is no training checkpoint: it lacks {', '.join(missing)}; "
-            "move it away, or name it with --init_from and use another --output_dir"
+            f"the checkpoint in `output_dir` is no training checkpoint: it lacks {', '.join(missing)}",
+            remedy="move it away, or name it with `init_from` and use another `output_dir`",
         )
 
 
@@ -98,8 +98,8 @@ def _change_batch(then: Identity, now: Identity) -> int:
     epoch, inside = divmod(then.iteration, then.iterations)
     if inside:
         raise CheckpointError(
-            f"the checkpoint stands {inside} iterations inside epoch {epoch}, and {change}; "
-            "finish the epoch with the old values, or use another --output_dir"
+            f"the checkpoint stands {inside} iterations inside epoch {epoch}, and {change}",
+            remedy="finish the epoch with the old values, or use another `output_dir`",
         )
     logger.warning("%s: continuing at epoch %d, not bit-identical to a run without the change", change, epoch)
     return epoch * now.iterations
@@ -122,6 +122,6 @@ def _plain(value: Any) -> Any:
 
 def _other_run(name: str, then: object, now: object) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint in --output_dir belongs to a run with {name} {then}, now it is {now}; "
-        "use the old value, or another --output_dir"
+        f"the checkpoint in `output_dir` belongs to a run with {name} {then}, now it is {now}",
+        remedy="use the old value, or another `output_dir`",
     )

@@ -82,7 +82,7 @@ class Trainer:
         self._begin()
         first = run.processes.is_first
         if first:
-            write_whole("--output_dir", str(self.folder / RECIPE), recipe or as_recipe(options, as_dict(options)))
+            write_whole("`output_dir`", str(self.folder / RECIPE), recipe or as_recipe(options, as_dict(options)))
         self.reporter = Reporter(
             self.folder,
             self.plan,
@@ -144,9 +144,9 @@ class Trainer:
         reading = read_device(self.program)
         if reading.masked_in_row >= NON_FINITE_LIMIT:
             raise NonFiniteError(
-                f"{NON_FINITE_LIMIT} steps in a row were not finite, up to iteration {self.iteration}; "
-                "the last checkpoint is from before them. Try a lower --lr, --precision fp32 or a --clip_grad, "
-                "or look for odd images"
+                f"{NON_FINITE_LIMIT} steps in a row were not finite, up to iteration {self.iteration}",
+                remedy="the last checkpoint is from before them. Try a lower `lr`, `precision` fp32 or a "
+                "`clip_grad`, or look for odd images",
             )
         self.reporter.report(reading, self.iteration, self.run.device.read_counters())
 
@@ -237,7 +237,7 @@ class Trainer:
         )
 
     def _begin(self) -> None:
-        """Continue the run in the output folder, or start one, from weights where `--init_from` names some."""
+        """Continue the run in the output folder, or start one, from weights where `init_from` names some."""
         found = checkpoint.load_latest(self.folder, set_aside=self.run.processes.is_first)
         if found is not None:
             self._continue(*found)
@@ -254,8 +254,8 @@ class Trainer:
         first = self.run.processes.read_from_first("iteration", str(self.iteration))
         if int(first) != self.iteration:
             raise CheckpointError(
-                f"{self.folder} holds iteration {self.iteration} here and {first} where rank 0 runs; "
-                "--output_dir must be a folder that all hosts share"
+                f"{self.folder} holds iteration {self.iteration} here and {first} where rank 0 runs",
+                remedy="`output_dir` must be a folder that all hosts share",
             )
 
     def _continue(self, state: Mapping[str, Any], path: Path, damaged: list[str]) -> None:

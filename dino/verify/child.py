@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import math
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,6 +75,7 @@ def open_bench(variant: Variant, setting: Setting, say: Say, limit: float = math
 
     options = parse(TrainConfig, variant.words())
     say("opening the device")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     with open_run(options.device, options.launch, precision=options.precision) as run:
         yield Bench(run=run, setting=setting, say=say, limit=limit)
 

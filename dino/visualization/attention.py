@@ -112,7 +112,9 @@ class AttentionReader:
         height, width = resized.shape[1:]
         view = resized[:, : height - height % patch, : width - width % patch]
         if 0 in view.shape:
-            raise DataError(f"{name}: not one patch of {patch} pixels fits into {height} x {width}; give a larger size")
+            raise DataError(
+                f"{name}: not one patch of {patch} pixels fits into {height} x {width}", remedy="give a larger size"
+            )
         if view.shape != resized.shape and (height, width) not in self.told:
             self.told.add((height, width))
             logger.info(
@@ -147,7 +149,9 @@ def open_attention(options: FrozenConfig, run: Run) -> AttentionReader:
 
 def _check_vit(arch: str) -> None:
     if not is_vit(arch):
-        raise OptionError(f"--arch {arch} has no attention maps; vision transformers have: {', '.join(VITS)}")
+        raise OptionError(
+            f"`arch` {arch} has no attention maps", value=arch, remedy=f"vision transformers have: {', '.join(VITS)}"
+        )
 
 
 def check_size(flag: str, size: tuple[int, ...] | None) -> None:
@@ -165,16 +169,16 @@ def visualize_attention(options: AttentionConfig, run: Run) -> list[Path]:
 
     Files of an image: `img.png` (what the backbone sees), `attention.npy` (heads, h, w) float32, and for each head J
     and for the mean over heads `attn-headJ.png`, `overlay-headJ.png` and, with a threshold T, `mask_thT_headJ.png`.
-    One process does all the work. Where an image cannot be read, the sheet and `--json` tell of those before it.
+    One process does all the work. Where an image cannot be read, the sheet and `json` tell of those before it.
 
     Raises:
         DinoError: Wrong weights, an architecture without maps, missing or unreadable images, no place to write to.
     """
     given = options.pictures.image_path or ()
-    check_size("--image_size", options.pictures.image_size)
+    check_size("`image_size`", options.pictures.image_size)
     if not run.processes.is_first:
         return []
-    paths = [image for path in given for image in find_images(path, "--image_path")]
+    paths = [image for path in given for image in find_images(path, "`image_path`")]
     output = make_output_folder(options.output.output_dir)
     check_target(options.report.json)
     reader = open_attention(options, run)
@@ -215,15 +219,15 @@ def name_folders(paths: Sequence[Path]) -> list[str]:
 def _read(path: Path | None, size: tuple[int, ...], reader: AttentionReader) -> tuple[Tensor, Tensor]:
     """One image's view (C, H, W) uint8 and its maps (heads, h, w)."""
     image = _draw(reader.in_chans) if path is None else read_image(path, reader.in_chans)
-    view = reader.cut(image, size, path or "--image_size")
+    view = reader.cut(image, size, path or "`image_size`")
     return view, reader.read_maps(view[None])[0]
 
 
 def _draw(channels: int) -> Tensor:
     """A picture where none is given: no package that this one needs brings a photograph, so it is one of the demo's."""
     if channels > 3:
-        raise DataError(f"--image_path is missing: this backbone wants .npy files of {channels} channels")
-    logger.info("no --image_path: an image of the embedded demo data set")
+        raise DataError(f"`image_path` is missing: this backbone wants .npy files of {channels} channels")
+    logger.info("no `image_path`: an image of the embedded demo data set")
     drawn = draw_image(0, 0, "val", spec=DemoSpec(image_size=DRAWN_SIZE))
     return torch.from_numpy(drawn).permute(2, 0, 1)[:channels]
 

@@ -46,7 +46,7 @@ def generate_video(options: AttentionVideoConfig, run: Run) -> Path:
         return target
     _check(options, target)
     source = open_frames(Path(options.video.input_path or ""))
-    make_output_folder(options.video.output_path, "--output_path")
+    make_output_folder(options.video.output_path, "`output_path`")
     check_target(options.report.json)
     if options.video.video_only:
         pictures: Iterator[Pixels] = (to_picture(frame) for _, frame in source.read(3))
@@ -69,27 +69,37 @@ def _check(options: AttentionVideoConfig, target: Path) -> None:
     """Refuse what cannot be meant, before anything is loaded or written."""
     flags = options.video
     if flags.input_path is None:
-        raise DataError("--input_path is missing; give a video file or a folder of frames")
+        raise DataError("`input_path` is missing", remedy="give a video file or a folder of frames")
     given = Path(flags.input_path)
-    check_size("--resize", flags.resize)
+    check_size("`resize`", flags.resize)
     unused = [
         name for group, name in ((flags, "resize"), (options.mask, "threshold")) if getattr(group, name) is not None
     ]
     if flags.video_only and unused:
-        raise OptionError(f"--video_only makes a video of pictures as they are; --{unused[0]} cannot change them")
+        raise OptionError(
+            "`video_only` makes a video of pictures as they are", remedy=f"`{unused[0]}` cannot change them"
+        )
     if flags.video_only and given.is_file():
-        raise OptionError(f"--video_only makes a video of a folder of pictures; --input_path {given} is a file")
+        raise OptionError(
+            "`video_only` makes a video of a folder of pictures", remedy=f"`input_path` {given} is a file"
+        )
     if given.resolve() == target.resolve():
-        raise OptionError(f"--input_path {given} would be overwritten by the video; name another --output_path")
+        raise OptionError(
+            f"`input_path` {given} would be overwritten by the video", value=given, remedy="name another `output_path`"
+        )
     if not flags.video_only and given.resolve() == (target.parent / ATTENTION).resolve():
-        raise OptionError(f"--input_path {given} is where the attention goes; add --video_only to make a video of it")
+        raise OptionError(
+            f"`input_path` {given} is where the attention goes",
+            value=given,
+            remedy="add `video_only` to make a video of it",
+        )
 
 
 def _draw_attention(
     source: FrameSource, reader: AttentionReader, options: AttentionVideoConfig, output: Path
 ) -> Iterator[Pixels]:
     """Each frame's map in colours, (H, W, 3), written to `output`/attention before it is given."""
-    folder = make_output_folder(str(output / ATTENTION), "--output_path")
+    folder = make_output_folder(str(output / ATTENTION), "`output_path`")
     size = min(BATCH, source.count or BATCH)
     views, written = _read_views(source, reader, options.video.resize, output), set[str]()
     while batch := list(itertools.islice(views, size)):
@@ -109,7 +119,7 @@ def _read_views(
     source: FrameSource, reader: AttentionReader, size: tuple[int, ...] | None, output: Path
 ) -> Iterator[tuple[str, Tensor]]:
     """Each frame's name and view (C, H, W) uint8, all of one size; a video's frames are written to `output`/frames."""
-    folder = make_output_folder(str(output / FRAMES), "--output_path") if source.path.is_file() else None
+    folder = make_output_folder(str(output / FRAMES), "`output_path`") if source.path.is_file() else None
     first, written = None, set[str]()
     for name, frame in source.read(reader.in_chans):
         if folder is not None:
@@ -119,14 +129,16 @@ def _read_views(
         first = first or view.shape
         if view.shape != first:
             sizes = [" x ".join(map(str, shape[1:])) for shape in (view.shape, first)]
-            raise DataError(f"{source.path}: {name} is {sizes[0]}, the frames before it {sizes[1]}; give --resize H W")
+            raise DataError(
+                f"{source.path}: {name} is {sizes[0]}, the frames before it {sizes[1]}", remedy="give `resize` H W"
+            )
         yield name, view
     if folder is not None:
         _remove_stale(folder, "frame-*.jpg", written)
 
 
 def _remove_stale(folder: Path, pattern: str, written: set[str]) -> None:
-    """Remove the pictures of an earlier, longer run, which `--video_only` would append to these."""
+    """Remove the pictures of an earlier, longer run, which `video_only` would append to these."""
     for path in folder.glob(pattern):
         if path.name not in written:
             path.unlink()

@@ -40,7 +40,7 @@ def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None
     """
     progress = Progress(sum(len(clip.frames) for clip in clips), f"pictures in {folder}")
     for clip in clips:
-        make_output_folder(str(folder / clip.name), flag="--pictures")
+        make_output_folder(str(folder / clip.name), flag="`pictures`")
         _draw_clip(clip, folder, ignored, progress)
     progress.close()
 

@@ -64,7 +64,7 @@ def open_frames(path: Path) -> FrameSource:
     """Look at a video file, or list a folder of frames in the order of the numbers in their names.
 
     Args:
-        path: What `--input_path` names.
+        path: What `input_path` names.
 
     Raises:
         DataError: Nothing there, no frames in it, or no video.
@@ -72,22 +72,26 @@ def open_frames(path: Path) -> FrameSource:
     if path.is_dir():
         return _open_folder(path)
     if not path.is_file():
-        raise DataError(f"--input_path {path} does not exist; give a video file or a folder of frames")
+        raise DataError(
+            f"`input_path` {path} does not exist", value=path, remedy="give a video file or a folder of frames"
+        )
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise DataError(f"--input_path {path} has no pictures in it ({container.format.long_name})")
+                raise DataError(f"`input_path` {path} has no pictures in it ({container.format.long_name})", value=path)
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
             seconds = (container.duration or 0) / av.time_base
             promised = _count_promised(stream)
             readable = next(container.decode(stream), None) is not None
     except av.FFmpegError as error:
-        raise DataError(f"--input_path {path} cannot be read as a video: {error.strerror}") from error
+        raise DataError(f"`input_path` {path} cannot be read as a video: {error.strerror}", value=path) from error
     if not readable:
-        raise DataError(f"--input_path {path} is a video without a frame")
+        raise DataError(f"`input_path` {path} is a video without a frame", value=path)
     if "matroska" in container.format.name and _count_bytes_promised(path) > path.stat().st_size:
-        raise DataError(f"--input_path {path} was cut off: it is shorter than its header says; {REPAIR}")
+        raise DataError(
+            f"`input_path` {path} was cut off: it is shorter than its header says", value=path, remedy=f"{REPAIR}"
+        )
     return FrameSource(
         path=path,
         count=promised or round(seconds * (rate or 0)),
@@ -119,10 +123,12 @@ def _count_bytes_promised(path: Path) -> int:
 def _open_folder(folder: Path) -> FrameSource:
     paths = sorted((path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS)), key=_order)
     if not paths:
-        raise DataError(f"--input_path {folder} holds no frame (looked for {' '.join(EXTENSIONS)})")
+        raise DataError(f"`input_path` {folder} holds no frame (looked for {' '.join(EXTENSIONS)})", value=folder)
     for one, other in itertools.pairwise(paths):  # equal names stand side by side in this order
         if one.stem == other.stem:
-            raise DataError(f"--input_path {folder}: {one.name} and {other.name} would both be frame {one.stem}")
+            raise DataError(
+                f"`input_path` {folder}: {one.name} and {other.name} would both be frame {one.stem}", value=folder
+            )
 
     def read(channels: int) -> Iterator[tuple[str, Tensor]]:
         for path in paths:
@@ -140,7 +146,11 @@ def _order(path: Path) -> tuple[list[Any], str]:
 def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Tensor]]:
     """The frames of a video; `promised` is the number that its header counts, 0 where it counts none."""
     if channels not in LAYOUTS:
-        raise DataError(f"--input_path {path}: this backbone wants {channels} channels; give a folder of .npy frames")
+        raise DataError(
+            f"`input_path` {path}: this backbone wants {channels} channels",
+            value=path,
+            remedy="give a folder of .npy frames",
+        )
     packets, done = 0, 0
     try:
         with av.open(str(path)) as container:
@@ -151,9 +161,15 @@ def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Ten
                     yield f"frame-{done:04}", _read_pixels(frame, channels)
                     done += 1
     except av.FFmpegError as error:
-        raise DataError(f"--input_path {path} is damaged after frame {done}: {error.strerror}; {REPAIR}") from error
+        raise DataError(
+            f"`input_path` {path} is damaged after frame {done}: {error.strerror}", value=path, remedy=f"{REPAIR}"
+        ) from error
     if packets < promised:
-        raise DataError(f"--input_path {path} was cut off: {packets} of its {promised} frames are there; {REPAIR}")
+        raise DataError(
+            f"`input_path` {path} was cut off: {packets} of its {promised} frames are there",
+            value=path,
+            remedy=f"{REPAIR}",
+        )
 
 
 def _read_pixels(frame: av.VideoFrame, channels: int) -> Tensor:
@@ -227,7 +243,7 @@ def write_video(path: Path, *, rate: float) -> Iterator[VideoWriter]:
         DataError: No frame was written.
     """
     if path.suffix not in ENCODERS:
-        raise OptionError(f"{path} is no name of a video; it must end with {' or '.join(ENCODERS)}")
+        raise OptionError(f"{path} is no name of a video", remedy=f"it must end with {' or '.join(ENCODERS)}")
     # The index of an mp4 goes to its front, so that it plays while it still loads.
     options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
     with writing_whole(path) as temporary:

@@ -93,7 +93,7 @@ class Form:
 
 
 def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = None) -> None:
-    """Read what the flags name, write it to `--output`, read that back and compare.
+    """Read what the flags name, write it to `file_out`, read that back and compare.
 
     Args:
         options: The command's.
@@ -111,7 +111,7 @@ def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = N
     ours = target.suffix == OURS
     if not (ours or form.tells_images):
         check_grid(network, target)
-    with drafting(target, "--output") as draft:
+    with drafting(target, "`file_out`") as draft:
         (write_ours if ours else form.write)(network, draft)
         count = check_written(network, draft)
     if form.tell and not ours:
@@ -164,7 +164,7 @@ def check_grid(network: Network, target: Path) -> None:
     if rows != columns and side * side == rows * columns:
         raise OptionError(
             f"{target} does not say sizes, and its {rows} x {columns} patches would be read as {side} x {side}: "
-            "give another --input_size"
+            "give another `input_size`"
         )
 
 
@@ -177,7 +177,9 @@ def fix_size(network: Network, size: tuple[int, int]) -> Network:
     if POSITION not in network.tensors:
         return replace(network, image_size=size)
     if min(size) < network.patch_size:
-        raise WeightsError(f"--input_size {size[0]} {size[1]} is smaller than a patch, {network.patch_size} pixels")
+        raise WeightsError(
+            f"`input_size` {size[0]} {size[1]} is smaller than a patch, {network.patch_size} pixels", value=size[0]
+        )
     stored = network.tensors[POSITION]
     scaled = scale_position(stored.float(), *size, network.patch_size).to(stored.dtype)
     if scaled.shape != stored.shape or not torch.equal(scaled, stored):
@@ -193,7 +195,7 @@ def find_layer(flags: LayerConfig, found: FoundNetwork) -> dict[str, Tensor]:
         CheckpointError: The file is missing or damaged.
     """
     if flags.pretrained_linear:
-        origin = f"--pretrained_linear {flags.pretrained_linear}"
+        origin = f"`pretrained_linear` {flags.pretrained_linear}"
         layer = select_layer(read_weights(flags.pretrained_linear), origin)
         if not layer:
             raise WeightsError(f"{origin} holds no linear layer")
@@ -229,7 +231,9 @@ def write_ours(network: Network, target: Path) -> None:
     """
     height, width = network.image_size
     if height != width:
-        raise OptionError(f"--input_size {height} {width}: {OURS} files are of square images; give one number")
+        raise OptionError(
+            f"`input_size` {height} {width}: {OURS} files are of square images", value=height, remedy="give one number"
+        )
     arch = {"arch": network.arch} if network.arch else {}
     args = {"patch_size": network.patch_size, "in_chans": network.in_chans, "global_crops_size": height}
     state: dict[str, Any] = {"teacher": checkpoint.add_prefix(BACKBONE, network.tensors), "args": arch | args}

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def extract_backbone(options: ExtractConfig) -> None:
-    """Read `--weights` whole or not at all, and write its backbone, float32, to `--output`.
+    """Read `file_in` whole or not at all, and write its backbone, float32, to `file_out`.
 
     Raises:
         OptionError: A file is not named, or cannot be written.
@@ -37,9 +37,9 @@ def name_files(files: FilesConfig) -> tuple[Path, Path]:
         OptionError: One is not named, both are the same, or the second cannot be written.
     """
     if not files.file_in or not files.file_out:
-        raise OptionError("name both files: --weights CHECKPOINT --output FILE")
+        raise OptionError("name both files: `file_in` CHECKPOINT `file_out` FILE")
     source, target = Path(files.file_in), Path(files.file_out)
     if source.resolve() == target.resolve():
-        raise OptionError(f"--output {target} is what is read; name another file")
-    check_target(str(target), "--output")
+        raise OptionError(f"`file_out` {target} is what is read", value=target, remedy="name another file")
+    check_target(str(target), "`file_out`")
     return source, target

@@ -22,34 +22,39 @@ def check_output(options: ConversionConfig, ending: str, *, both_ways: bool = Tr
         both_ways: Whether it writes files of ours, too.
 
     Raises:
-        OptionError: Nowhere, over what is read, or under a name that tells no form; or `--json` cannot be written.
+        OptionError: Nowhere, over what is read, or under a name that tells no form; or `json` cannot be written.
     """
     there = f"OUT{ending}" if ending else "a folder"
     wanted = f"OUT{OURS} for this project's form, or {there}" if both_ways else there
     if not options.conversion.file_out:
-        raise OptionError(f"name what to write, as the second word or with --output: {wanted}")
+        raise OptionError(f"name what to write, as the second word or with `file_out`: {wanted}")
     target = Path(options.conversion.file_out)
     file = bool(ending) or target.suffix == OURS
     known = {ending, OURS} if both_ways else {ending}
     if target.suffix not in known and (ending or target.suffix in ENDINGS):
-        raise OptionError(f"--output {target} tells no form; name {wanted}")
+        raise OptionError(f"`file_out` {target} tells no form", value=target, remedy=f"name {wanted}")
     if target.is_dir() == file and target.exists():
-        raise OptionError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}; name {wanted}")
+        raise OptionError(
+            f"`file_out` {target} is a {'folder' if target.is_dir() else 'file'}", value=target, remedy=f"name {wanted}"
+        )
     source = Path(options.weights.pretrained_weights or "").resolve()
     if options.weights.pretrained_weights and target.resolve() in ((source,) if file else (source, source.parent)):
-        raise OptionError(f"--output {target} is what is read, or holds it; name another")
-    make_output_folder(str(target.parent), "--output")
+        raise OptionError(f"`file_out` {target} is what is read, or holds it", value=target, remedy="name another")
+    make_output_folder(str(target.parent), "`file_out`")
     check_target(options.report.json)
     return target
 
 
 def read_size(flags: TargetConfig) -> tuple[int, int] | None:
-    """Height and width that `--input_size` asks for.
+    """Height and width that `input_size` asks for.
 
     Raises:
         OptionError: It has more numbers than two.
     """
     sizes = flags.input_size
     if sizes and len(sizes) > 2:
-        raise OptionError(f"--input_size {' '.join(map(str, sizes))}: give height and width, or one number for both")
+        raise OptionError(
+            f"`input_size` {' '.join(map(str, sizes))}: give height and width, or one number for both",
+            value=" ".join(map(str, sizes)),
+        )
     return (sizes[0], sizes[-1]) if sizes else None

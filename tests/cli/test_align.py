@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from dino.cli.align import align, main, write_table
 from dino.cli.options import parse
 from dino.devices import ipu
-from dino.cli.align import align, main, write_table
 from dino.errors import CheckFailed, OptionError
 from dino.models.head import DINOHead
 from dino.training import build

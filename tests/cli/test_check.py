@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dino.data import inspection
 from dino.cli.check import main
+from dino.cli.session import exit_code
+from dino.data import inspection
 from dino.data.sources import open_images
-from dino.errors import DataError, OptionError, exit_code
+from dino.errors import DataError, OptionError
 from tests.running import make_images
 
 # What shared/data/broken holds, by its manifest; the damage in corrupt_scan.jpg is none that a decoder notices.

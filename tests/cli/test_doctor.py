@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dino.doctor import machine
 from dino.cli.doctor import main
+from dino.cli.session import exit_code
+from dino.doctor import machine
 from dino.doctor.examine import examine as examine_machine
 from dino.doctor.report import Case
-from dino.errors import CheckFailed, exit_code
+from dino.errors import CheckFailed
 from tests import hpu_simulator
 from tests.doctor.conftest import BRIDGE, TORCH
 from tests.doctor.outputs import table_output

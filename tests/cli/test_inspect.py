@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dino import inspect
-from dino.errors import exit_code
+from dino.cli.session import exit_code
 from dino.models.registry import build_backbone
 
 

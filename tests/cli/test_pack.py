@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino.cli.pack import main
 from dino.data import packing
 from dino.data.decode import read_image, read_size
-from dino.cli.pack import main
 from dino.data.packing import scale_picture
 from dino.data.sources import open_training_source
 from dino.errors import DataError, OptionError

@@ -23,8 +23,9 @@ from PIL import Image
 
 import run_with_submitit
 from dino.cli.options import as_words, parse
+from dino.cli.session import exit_code
 from dino.cli.submission import RequeueRequest, TrainingTask
-from dino.errors import Interrupted, exit_code
+from dino.errors import Interrupted
 from dino.runtime import submission
 from dino.runtime.context import StopRequest
 from dino.training.config import TrainConfig

@@ -67,8 +67,8 @@ def test_an_incomplete_block_keeps_its_owners(kept: list[int], data: st.DataObje
         ({}, r"has no folder original and no strong: Copydays has the folders"),
         ({"original": ORIGINALS}, "has no folder strong: Copydays has the folders"),
         ({"strong": ORIGINALS}, "has no folder original: Copydays has the folders"),
-        ({"original": ["readme.txt"], "strong": ORIGINALS}, r"--data_path \S+/original holds no image"),
-        ({"original": ORIGINALS, "strong": ["readme.txt"]}, r"--data_path \S+/strong holds no image"),
+        ({"original": ["readme.txt"], "strong": ORIGINALS}, r"`data_path` \S+/original holds no image"),
+        ({"original": ORIGINALS, "strong": ["readme.txt"]}, r"`data_path` \S+/strong holds no image"),
         ({"original": ORIGINALS, "strong": ["200001.jpg", "300000.jpg"]}, r"strong/300000\.jpg: no original's name"),
         (
             {"original": ORIGINALS, "strong": ["200001.jpg"], "crops_10": ["a.jpg", "b.jpg"]},
@@ -83,7 +83,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, blocks: dict[str, list[str]]
 
 
 def test_without_a_path_the_layout_is_told() -> None:
-    with pytest.raises(DataError, match="--data_path is missing: Copydays has the folders original and strong"):
+    with pytest.raises(DataError, match="`data_path` is missing: Copydays has the folders original and strong"):
         open_copydays(None)
 
 

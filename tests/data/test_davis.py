@@ -93,7 +93,7 @@ def test_a_picture_of_another_ending_is_named_in_a_line(tmp_path: Path, caplog: 
 
 @pytest.mark.parametrize("path", [None, ""])
 def test_no_path_is_answered_by_what_it_should_hold(path: str | None) -> None:
-    with pytest.raises(DataError, match=r"--data_path is missing: .*val.txt"):
+    with pytest.raises(DataError, match=r"`data_path` is missing: .*val.txt"):
         open_davis(path)
 
 

@@ -133,13 +133,13 @@ def test_pickled_arrays_are_never_loaded(tmp_path: Path) -> None:
 
 def test_an_array_with_other_channels_names_both_counts(tmp_path: Path) -> None:
     np.save(tmp_path / "four.npy", np.zeros((2, 2, 4), np.uint8))
-    with pytest.raises(DataError, match=r"four\.npy has 4 channels, --in_chans asks for 3"):
+    with pytest.raises(DataError, match=r"four\.npy has 4 channels, `in_chans` asks for 3"):
         read_image(tmp_path / "four.npy", 3)
 
 
 def test_a_picture_cannot_give_four_channels(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png is a picture; --in_chans 4 needs \.npy files"):
+    with pytest.raises(DataError, match=r"a\.png is a picture; `in_chans` 4 needs \.npy files"):
         read_image(tmp_path / "a.png", 4)
 
 

@@ -100,7 +100,7 @@ def test_no_frames_no_run_and_no_folder_are_named(tmp_path: Path) -> None:
             open_runs(str(tmp_path / path), 50)
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_runs(str(tmp_path / "nowhere"), 50)
-    with pytest.raises(DataError, match="--data_path is missing"):
+    with pytest.raises(DataError, match="`data_path` is missing"):
         open_runs(None, 50)
 
 

@@ -71,7 +71,7 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
 
 
 def test_a_map_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"--output_dir: .*nowhere/00000.png cannot be written"):
+    with pytest.raises(OptionError, match=r"`output_dir`: .*nowhere/00000.png cannot be written"):
         write_label_map(tmp_path / "nowhere" / "00000.png", np.zeros((2, 2), np.uint8), DAVIS_PALETTE)
 
 

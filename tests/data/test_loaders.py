@@ -254,7 +254,7 @@ def test_a_killed_worker_ends_the_run_with_a_remedy(source: ImageSource) -> None
     wait_for_zombie(victim)
     text = read_error(batches)
     assert text.startswith("a loader process died (")
-    assert text.endswith("try fewer --num_workers")
+    assert text.endswith("try fewer `num_workers`")
     assert "\n" not in text
 
 

@@ -195,7 +195,7 @@ def test_boxes_are_asked_for_only_where_they_are_used(tmp_path: Path) -> None:
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     layout = rf"name the folder that holds {NAME}/gnd_{NAME}\.pkl and {NAME}/jpg"
-    with pytest.raises(DataError, match=f"--data_path is missing: {layout}"):
+    with pytest.raises(DataError, match=f"`data_path` is missing: {layout}"):
         open_landmarks(None, NAME, crop_queries=False)
     with pytest.raises(DataError, match=rf"gnd_{NAME}\.pkl does not exist; {layout}"):
         open_set(str(tmp_path / "gone"))

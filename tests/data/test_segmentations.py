@@ -92,7 +92,7 @@ def test_a_folder_of_neither_or_of_both_layouts_is_an_error(tmp_path: Path) -> N
     with pytest.raises(DataError, match="has neither Annotations"):
         recognise_layout(tmp_path)
     root = make_runs(davis(tmp_path)[0], {"run": [LABELS]})
-    with pytest.raises(DataError, match="--layout"):
+    with pytest.raises(DataError, match="`layout`"):
         recognise_layout(root)
 
 

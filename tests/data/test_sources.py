@@ -124,7 +124,7 @@ def test_an_empty_folder_names_itself_and_the_extensions(tmp_path: Path) -> None
 @pytest.mark.parametrize("path", [None, "", "/no/such/folder"])
 def test_a_missing_path_points_to_the_demo(path: str | None) -> None:
     for read in (open_training_source, open_labelled_splits, open_online_splits):
-        with pytest.raises(DataError, match="--data_path demo") as caught:
+        with pytest.raises(DataError, match="`data_path` demo") as caught:
             read(path)
         assert "\n" not in str(caught.value)
 
@@ -170,7 +170,7 @@ def test_the_online_score_finds_the_validation_folder_beside_the_images(tmp_path
 
 def test_the_online_score_needs_class_folders_and_a_validation_folder(tmp_path: Path) -> None:
     for root in (fill(tmp_path / "flat"), fill(tmp_path / "classes", ("a/1.png", "b/1.png"))):
-        with pytest.raises(DataError, match="--eval_knn_every needs class folders"):
+        with pytest.raises(DataError, match="`eval_knn_every` needs class folders"):
             open_online_splits(str(root))
 
 
@@ -303,7 +303,7 @@ def test_a_path_is_one_image_or_those_of_a_folder_and_its_folders(tmp_path: Path
     [("nowhere", "does not exist: name images or folders of images$"), ("", r"holds no image \(looked for \.jpg")],
 )
 def test_a_path_without_images_is_named_with_its_flag(tmp_path: Path, name: str, text: str) -> None:
-    with pytest.raises(DataError, match=rf"^--image_path {tmp_path / name} {text}"):
+    with pytest.raises(DataError, match=rf"^`image_path` {tmp_path / name} {text}"):
         find_images(str(tmp_path / name), "--image_path")
 
 

@@ -187,7 +187,7 @@ def test_bf16_computes_products_in_bf16_and_keeps_fp32_weights():
 
 
 def test_fp16_is_refused_and_no_loss_is_scaled(device):
-    with pytest.raises(DeviceError, match="--precision fp16 needs --device cuda"):
+    with pytest.raises(DeviceError, match="`precision` fp16 needs `device` cuda"):
         CpuDevice("fp16")
     assert device.build_scaler() is None
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from dino.cli.options import parse
+from dino.cli.session import exit_code
 from dino.devices import open_device
 from dino.devices.hpu import device as hpu
 from dino.devices.hpu import environment
 from dino.devices.hpu.device import HpuDevice, choose_pinning
-from dino.errors import DeviceError, exit_code
+from dino.errors import DeviceError
 from dino.training.config import TrainConfig
 from tests import hpu_simulator
 from tests.running import SERVER, TINY, make_images, on_simulated_card, run_alone, state_of
@@ -48,7 +49,7 @@ def _run_and_write(target, output, variables):
 
 def test_fp16_and_a_missing_bridge_are_refused(monkeypatch):
     monkeypatch.setattr(hpu, "is_bridge_installed", lambda: True)
-    with pytest.raises(DeviceError, match="--precision fp16 needs --device cuda"):
+    with pytest.raises(DeviceError, match="`precision` fp16 needs `device` cuda"):
         HpuDevice("fp16")
     monkeypatch.setattr(hpu, "is_bridge_installed", lambda: False)
     with pytest.raises(DeviceError, match="not installed; start from a Gaudi container"):
@@ -107,7 +108,7 @@ def test_a_network_that_does_not_compile_names_the_way_without_compiling():
         torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(2))
     explained = explain(caught.value, compiles=True)
     assert explained.startswith("the network does not compile (") and "no kernel for this" in explained
-    assert explained.endswith("; --lazy_mode false trains it uncompiled") and "\n" not in explained
+    assert explained.endswith("; `lazy_mode` false trains it uncompiled") and "\n" not in explained
     assert explain(caught.value, compiles=False) is None
 
 
@@ -115,7 +116,7 @@ def test_a_graph_that_the_cards_compiler_refuses_names_both_remedies():
     refused = RuntimeError("Graph compile failed. synStatus=26 [Generic failure]")
     assert "GC_KERNEL_PATH" in explain(refused, compiles=False)
     assert (
-        explain(refused, compiles=True) == f"{explain(refused, compiles=False)}; --lazy_mode false trains it uncompiled"
+        explain(refused, compiles=True) == f"{explain(refused, compiles=False)}; `lazy_mode` false trains it uncompiled"
     )
 
 
@@ -178,7 +179,7 @@ def test_a_bridge_that_torch_has_imported_is_used_as_it_is(tmp_path):
     assert code == 2
     assert "hpu, fp32, compiled mode\n" in said and "hpu, bf16, compiled mode, the vendor's op lists\n" in said
     assert "hpu, fp32, eager mode\n" in said
-    assert "DeviceError: --lazy_mode true: the Habana bridge is imported already, in eager mode; import dino" in said
+    assert "DeviceError: `lazy_mode` true: the Habana bridge is imported already, in eager mode; import dino" in said
 
 
 def test_the_bridge_tells_its_mode_under_this_name(shared_facts):
@@ -210,6 +211,6 @@ def test_a_resumed_run_keeps_its_mode_until_a_flag_changes_it(tmp_path):
     assert [result.code for result in results] == [0] * len(more), [result.text for result in results]
     assert ["eager mode" in first.text, "eager mode" in kept.text] == [True, True]
     assert "python -m dino.verify" in kept.text and "mode changed" not in kept.text
-    assert "mode changed since the checkpoint: eager -> lazy (--lazy_mode true)" in changed.text
+    assert "mode changed since the checkpoint: eager -> lazy (`lazy_mode` true)" in changed.text
     assert "python -m dino.verify" not in changed.text
     assert state_of(tmp_path / "run")["resume"]["mode"] == "lazy"

@@ -5,7 +5,7 @@ import pytest
 from dino.devices.hpu.failures import explain_failure, is_of_compiler
 
 HELD, COMPILER = "another process holds it", "GC_KERNEL_PATH"
-GONE, FULL = "Ctrl-C left behind", "memory is full; lower --batch_size_per_device"
+GONE, FULL = "Ctrl-C left behind", "memory is full; lower `batch_size_per_device`"
 
 
 @pytest.mark.parametrize(

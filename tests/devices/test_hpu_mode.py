@@ -55,11 +55,11 @@ def test_flags_decide_then_the_variable_then_torch(said, vendors, upstreams):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ({"lazy_mode": True, "variable": "0"}, "--lazy_mode true and PT_HPU_LAZY_MODE=0 contradict each other"),
-        ({"lazy_mode": False, "variable": "1"}, "--lazy_mode false and PT_HPU_LAZY_MODE=1 contradict each other"),
-        ({"lazy_mode": True, "compiles": True}, "--lazy_mode true and --compile contradict each other"),
-        ({"compiles": True, "variable": "1"}, "PT_HPU_LAZY_MODE=1 and --compile contradict each other"),
-        ({"lazy_mode": True, "compiles": True, "imported_lazy": True}, "--lazy_mode true and --compile contradict"),
+        ({"lazy_mode": True, "variable": "0"}, "`lazy_mode` true and PT_HPU_LAZY_MODE=0 contradict each other"),
+        ({"lazy_mode": False, "variable": "1"}, "`lazy_mode` false and PT_HPU_LAZY_MODE=1 contradict each other"),
+        ({"lazy_mode": True, "compiles": True}, "`lazy_mode` true and `compile` contradict each other"),
+        ({"compiles": True, "variable": "1"}, "PT_HPU_LAZY_MODE=1 and `compile` contradict each other"),
+        ({"lazy_mode": True, "compiles": True, "imported_lazy": True}, "`lazy_mode` true and `compile` contradict"),
     ],
 )
 def test_contradictions_are_named(words, named):
@@ -101,13 +101,13 @@ def test_upstreams_torch_in_a_notebook_is_compiled_without_a_word():
     [
         (
             {"imported_lazy": False, "lazy_mode": True},
-            r"--lazy_mode true: .* in eager mode; .*PT_HPU_LAZY_MODE=1 before",
+            r"`lazy_mode` true: .* in eager mode; .*PT_HPU_LAZY_MODE=1 before",
         ),
         (
             {"imported_lazy": True, "lazy_mode": False},
-            r"--lazy_mode false: .* in lazy mode; .*PT_HPU_LAZY_MODE=0 before",
+            r"`lazy_mode` false: .* in lazy mode; .*PT_HPU_LAZY_MODE=0 before",
         ),
-        ({"imported_lazy": True, "compiles": True}, r"--compile: .* in lazy mode; import dino before torch"),
+        ({"imported_lazy": True, "compiles": True}, r"`compile`: .* in lazy mode; import dino before torch"),
     ],
 )
 def test_a_flag_that_an_imported_bridge_cannot_follow_is_one_line(words, named):

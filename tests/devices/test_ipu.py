@@ -37,9 +37,7 @@ class Bench:
 
     def __init__(self, *words):
         self.options = options = parse(TrainConfig, [*SMALL, *words])
-        self.device = open_device(
-            options.device, precision=options.precision, compiled=options.compiled
-        )
+        self.device = open_device(options.device, precision=options.precision, compiled=options.compiled)
         run = Run(device=self.device, processes=Processes(Launch(), "gloo", "env://"))
         self.student, self.teacher = build_networks(options, run)
         self.program = build_program(options, self.student, self.teacher, run)
@@ -166,7 +164,7 @@ def test_a_layout_places_both_networks_and_the_moving_teacher(poptorch):
 def test_the_least_accumulation_is_what_the_compiler_wants(poptorch, local_crops, least):
     words = ("--pipeline", "1", "2", "0", "--local_crops_number", local_crops, "--batch_size_per_device", "1")
     words = tuple(map(str, words))
-    with pytest.raises(OptionError, match=f"--ga {least - 1} is too few for --pipeline 1 2 0: .* need --ga {least} or"):
+    with pytest.raises(OptionError, match=f"`ga` {least - 1} is too few for `pipeline` 1 2 0: .* need `ga` {least} or"):
         Bench(*words, "--ga", str(least - 1))
     bench = Bench(*words, "--ga", str(least))
     bench.step(bench.batch(), INPUTS)
@@ -230,12 +228,12 @@ def test_clipping_is_of_all_gradients_together_and_only_when_asked(poptorch, cap
     assert "not clipped" in caplog.text
     clipped = Bench("--ga", "2", "--clip_grad", "0.5")
     clipped.step(clipped.batch(), INPUTS)
-    assert clipped.step.rule.max_grad_norm == 0.5 and "--clip_grad 0.5, by the norm of all" in caplog.text
+    assert clipped.step.rule.max_grad_norm == 0.5 and "`clip_grad` 0.5, by the norm of all" in caplog.text
 
 
 def test_a_number_that_is_not_finite_ends_the_run_at_once_in_a_line(poptorch):
     bench = Bench("--ga", "2")
-    with pytest.raises(NonFiniteError, match="the IPU stopped at a number that is not finite .* lower --lr"):
+    with pytest.raises(NonFiniteError, match="the IPU stopped at a number that is not finite .* lower `lr`"):
         bench.step(bench.batch(), (float("nan"), *INPUTS[1:]))  # the weights
     ruined = Bench("--ga", "2")
     torch.nn.init.constant_(ruined.student.backbone.cls_token, float("nan"))
@@ -245,7 +243,7 @@ def test_a_number_that_is_not_finite_ends_the_run_at_once_in_a_line(poptorch):
 
 def test_what_poptorch_refuses_is_one_line(poptorch):
     bench = Bench("--replica", "100", "--batch_size_per_device", "1")
-    with pytest.raises(DeviceError, match="PopTorch could not train a step .*Too many IPUs requested.*check --replica"):
+    with pytest.raises(DeviceError, match="PopTorch could not train a step .*Too many IPUs requested.*check `replica`"):
         bench.step(bench.batch(), INPUTS)
     bench = Bench("--ga", "2")
     bench.step(bench.batch(), INPUTS)
@@ -257,15 +255,15 @@ def test_what_poptorch_refuses_is_one_line(poptorch):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("--ga 2 --accumulate_steps 3", "--ga 2 and --accumulate_steps 3 contradict each other"),
-        ("--optimizer sgd", "--optimizer adamw only"),
-        ("--pipeline 2 2", "places 4 blocks, the backbone has 3"),
-        ("--precision bf16", "--precision bf16 is not there on --device ipu; give --precision float32, float16 or"),
-        ("--hmp", "--hmp is not there on --device ipu"),
-        ("--compile", "--compile is for other devices"),
-        ("--recompute blocks", "--recompute is not there on --device ipu"),
+        ("`ga` 2 `accumulate_steps` 3", "`ga` 2 and `accumulate_steps` 3 contradict each other"),
+        ("--optimizer sgd", "`optimizer` adamw only"),
+        ("`pipeline` 2 2", "places 4 blocks, the backbone has 3"),
+        ("--precision bf16", "`precision` bf16 is not there on `device` ipu; give `precision` float32, float16 or"),
+        ("--hmp", "`hmp` is not there on `device` ipu"),
+        ("--compile", "`compile` is for other devices"),
+        ("--recompute blocks", "`recompute` is not there on `device` ipu"),
         ("--eval_knn_every 1", "score the checkpoints with eval_knn.py"),
-        ("--ema_so nowhere.so", "--ema_so nowhere.so cannot be loaded"),
+        ("--ema_so nowhere.so", "`ema_so` nowhere.so cannot be loaded"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(poptorch, words, text):
@@ -277,12 +275,12 @@ def test_what_cannot_be_is_refused_in_a_line(poptorch, words, text):
     "spelled", ["--pipeline", "--replica", "--ga", "--di", "--rts", "--executable-cache-dir", "--set_freq"]
 )
 def test_flags_of_the_compiled_step_are_for_this_device_only(spelled):
-    with pytest.raises(OptionError, match=f"^{spelled} is for --device ipu only, and this is cpu"):
+    with pytest.raises(OptionError, match=f"^{spelled} is for `device` ipu only, and this is cpu"):
         open_device(DeviceConfig(device="cpu"), explicit=frozenset({spelled[2:].replace("-", "_")}))
 
 
 def test_without_the_wrapper_it_is_one_line():
-    with pytest.raises(DeviceError, match="--device ipu needs PopTorch of the Poplar SDK, which is not installed"):
+    with pytest.raises(DeviceError, match="`device` ipu needs PopTorch of the Poplar SDK, which is not installed"):
         open_device(DeviceConfig(device="ipu"))
 
 

@@ -211,7 +211,7 @@ def test_level_o2_puts_all_but_the_second_list_into_bf16(casting):
 
 @pytest.mark.parametrize(("line", "near"), [("linaer", "linear"), ("aten::add", "add"), ("Softmax", "softmax")])
 def test_an_unknown_name_is_an_error_with_its_line_and_the_nearest_op(write, line, near):
-    with pytest.raises(OptionError, match=rf"--hmp-bf16 .*low line 3: no op is named '{line}': did you mean \w*{near}"):
+    with pytest.raises(OptionError, match=rf"`hmp_bf16` .*low line 3: no op is named '{line}': did you mean \w*{near}"):
         read(*write(f"add\n\n{line}\n"))
 
 
@@ -227,7 +227,7 @@ def test_a_name_in_both_lists_is_named_and_runs_in_bf16(write, caplog):
 
 
 def test_a_missing_list_is_named():
-    with pytest.raises(OptionError, match="--hmp-fp32 gone.txt cannot be read"):
+    with pytest.raises(OptionError, match="`hmp_fp32` gone.txt cannot be read"):
         read("--hmp-fp32", "gone.txt")
 
 

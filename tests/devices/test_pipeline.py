@@ -66,7 +66,7 @@ def test_fewer_resolutions_need_fewer_stages():
 @pytest.mark.parametrize(
     ("pipeline", "depth", "text"),
     [
-        ((4, 4), 12, "--pipeline 4 4 places 8 blocks, the backbone has 12"),
+        ((4, 4), 12, "`pipeline` 4 4 places 8 blocks, the backbone has 12"),
         ((1,), None, "places the blocks of a vision transformer; leave it out"),
     ],
 )

@@ -6,10 +6,10 @@ import textwrap
 
 import pytest
 
+from dino.cli.doctor import main
+from dino.cli.session import exit_code
 from dino.devices.hpu import software
 from dino.doctor import machine
-from dino.cli.doctor import main
-from dino.errors import exit_code
 from tests.doctor.outputs import firmware_output, map_output, query_output, table_output
 
 TORCH, BRIDGE = "2.6.0+hpu_1.21.2-76.gitabf798b", "1.21.0.555"

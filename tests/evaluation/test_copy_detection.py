@@ -183,11 +183,11 @@ def test_what_is_wrong_is_said_before_any_work(small_set: Path, tmp_path: Path, 
         (
             ("--data_path", small_set, "--distractors_path", tmp_path / "no"),
             DataError,
-            "--distractors_path .*not exist",
+            "`distractors_path` .*not exist",
         ),
-        (("--data_path", small_set, "--whitening_path", tmp_path / "no"), DataError, "--whitening_path .*not exist"),
-        (("--data_path", small_set, "--whitening_path", tmp_path / "empty"), DataError, "--whitening_path .*no image"),
-        (("--data_path", small_set, "--imsize", 15), OptionError, "--imsize 15 is less than a patch of 16 pixels"),
+        (("--data_path", small_set, "--whitening_path", tmp_path / "no"), DataError, "`whitening_path` .*not exist"),
+        (("--data_path", small_set, "--whitening_path", tmp_path / "empty"), DataError, "`whitening_path` .*no image"),
+        (("--data_path", small_set, "--imsize", 15), OptionError, "`imsize` 15 is less than a patch of 16 pixels"),
     ]:
         with pytest.raises(error, match=named):
             score_lines(eval_copy_detection, *words)
@@ -195,7 +195,7 @@ def test_what_is_wrong_is_said_before_any_work(small_set: Path, tmp_path: Path, 
 
 def test_networks_without_patches_are_refused(small_set: Path) -> None:
     words = ["--data_path", str(small_set), "--device", "cpu", "--random_weights", "--arch", "resnet18"]
-    with pytest.raises(OptionError, match=re.escape("--arch resnet18 has no patch tokens")):
+    with pytest.raises(OptionError, match=re.escape("`arch` resnet18 has no patch tokens")):
         eval_copy_detection.main(words)
 
 

@@ -147,20 +147,20 @@ def test_a_flat_folder_has_no_labels(words: list[str], tmp_path: Path) -> None:
 def test_other_networks_give_one_vector(images: Path, tmp_path: Path) -> None:
     words = ("--data_path", images / "val", "--random_weights", "--arch", "shufflenet_v2_x0_5", "--num_workers", 0)
     assert extract(tmp_path / "f.npz", *words)["features"].shape == (4, 1024)
-    with pytest.raises(OptionError, match="--patches and --layers need a vision transformer; shufflenet_v2_x0_5"):
+    with pytest.raises(OptionError, match="`patches` and `layers` need a vision transformer; shufflenet_v2_x0_5"):
         extract(tmp_path / "f.npz", *words, "--patches")
 
 
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (("--output", "f.txt"), r"--output f\.txt must end in \.npz, \.safetensors, \.parquet, \.csv"),
-        (("--output", "nowhere/f.npz"), r"--output nowhere/f\.npz cannot be written; name a file in a folder"),
-        (("--output", "f.csv", "--patches"), r"--patches does not fit into a \.csv"),
-        (("--output", "f.npz", "--layers", "4"), "--layers 4: vit_mini has 3 blocks"),
-        (("--output", "f.npz", "--layers", "0"), "--layers 0 cannot be"),
-        (("--output", "f.npz", "--data_path", "nowhere"), "--data_path nowhere does not exist"),
-        ((), "--output is missing: name a file that ends in"),
+        (("--output", "f.txt"), r"`output` f\.txt must end in \.npz, \.safetensors, \.parquet, \.csv"),
+        (("--output", "nowhere/f.npz"), r"`output` nowhere/f\.npz cannot be written; name a file in a folder"),
+        (("--output", "f.csv", "--patches"), r"`patches` does not fit into a \.csv"),
+        (("--output", "f.npz", "--layers", "4"), "`layers` 4: vit_mini has 3 blocks"),
+        (("--output", "f.npz", "--layers", "0"), "`layers` 0 cannot be"),
+        (("--output", "f.npz", "--data_path", "nowhere"), "`data_path` nowhere does not exist"),
+        ((), "`output` is missing: name a file that ends in"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(

@@ -158,7 +158,7 @@ def test_saved_features_come_back(tmp_path: Path) -> None:
 
 def test_features_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
-    with pytest.raises(CheckpointError, match="--dump_features .* cannot be written to"):
+    with pytest.raises(CheckpointError, match="`dump_features` .* cannot be written to"):
         save_features(tmp_path / "file" / "folder", "train", Features(features=torch.rand(1, 1), labels=torch.zeros(1)))
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dino import inspect
-from dino.errors import CheckpointError, DinoError, WeightsError, exit_code
+from dino.cli.session import exit_code
+from dino.errors import CheckpointError, DinoError, WeightsError
 from dino.evaluation.linear_head import LinearHead
 from dino.evaluation.linear_task import load_head
 from dino.models.arrival import admit, list_tensors

@@ -119,7 +119,7 @@ def test_blocks_of_timms_networks_are_computed_again_too():
 def test_what_cannot_be_computed_again_is_refused(arch, what):
     backbone = build_backbone(arch)
     set_recompute(backbone, "nothing")
-    with pytest.raises(OptionError, match=f"^--recompute {what} is for vision transformers"):
+    with pytest.raises(OptionError, match=f"^`recompute` {what} is for vision transformers"):
         set_recompute(backbone, what)
 
 
@@ -134,7 +134,7 @@ def test_known_names_pass(arch):
 )
 def test_an_unknown_name_is_refused_and_the_nearest_named(arch, near):
     for call in (check_arch, build_backbone):
-        with pytest.raises(OptionError, match=rf"^--arch {arch} is unknown: did you mean {near}\?"):
+        with pytest.raises(OptionError, match=rf"^`arch` {arch} is unknown: did you mean {near}\?"):
             call(arch)
 
 
@@ -145,7 +145,7 @@ def test_names_that_are_no_classification_backbone_are_refused(arch):
 
 
 def test_a_name_that_is_near_to_none_gets_the_families_on_one_short_line():
-    with pytest.raises(OptionError, match=r"^--arch qqq is unknown: known are vit_small and .* timm:NAME") as refusal:
+    with pytest.raises(OptionError, match=r"^`arch` qqq is unknown: known are vit_small and .* timm:NAME") as refusal:
         check_arch("qqq")
     assert len(str(refusal.value)) < 150
 

@@ -102,7 +102,7 @@ def test_the_epsilon_that_transformers_writes_where_nobody_chose_one_is_said(
 def test_a_file_without_the_network_that_is_asked_for_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
     torch.save(state, tmp_path / "w.pth")
     weights = WeightsConfig(pretrained_weights=str(tmp_path / "w.pth"), checkpoint_key="nonsense")
-    with pytest.raises(WeightsError, match="has no network 'nonsense'.* drop --checkpoint_key"):
+    with pytest.raises(WeightsError, match="has no network 'nonsense'.* drop `checkpoint_key`"):
         load_backbone(BackboneConfig(), weights, frozenset())
 
 

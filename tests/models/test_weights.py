@@ -152,7 +152,7 @@ def test_missing_tensors_are_counted_and_listed_and_nothing_is_loaded(tmp_path: 
 
 
 def test_a_long_list_of_missing_tensors_is_cut(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"and \d+ more; check --arch, --patch_size and --checkpoint_key"):
+    with pytest.raises(WeightsError, match=r"and \d+ more; check `arch`, `patch_size` and `checkpoint_key`"):
         load(save(tmp_path, {"teacher": {"foreign": torch.zeros(1)}}), arch="vit_mini")
 
 
@@ -188,13 +188,13 @@ def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture) -> None
     flags = WeightsConfig(random_weights=True)
     with caplog.at_level(logging.WARNING):
         loaded = load_backbone(BackboneConfig(arch="vit_mini", patch_size=8), flags, NOTHING)
-    assert "--random_weights: an untrained vit_mini" in caplog.text
+    assert "`random_weights`: an untrained vit_mini" in caplog.text
     assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_mini", 8, 224)
 
 
 def test_random_and_given_weights_contradict_each_other() -> None:
     flags = WeightsConfig(random_weights=True, pretrained_weights="some.pth")
-    with pytest.raises(OptionError, match="--random_weights and --pretrained_weights contradict"):
+    with pytest.raises(OptionError, match="`random_weights` and `pretrained_weights` contradict"):
         load_backbone(BackboneConfig(), flags, NOTHING)
 
 
@@ -352,7 +352,7 @@ def test_what_a_file_holds_besides_is_named(tmp_path: Path, caplog: pytest.LogCa
 @pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "reg_token", "fc_norm.weight", "norm_pre.weight"])
 def test_a_vision_transformer_with_parts_of_its_own_is_another_network(name: str, tmp_path: Path) -> None:
     path = save(tmp_path, {**build().state_dict(), name: torch.zeros(96)})
-    with pytest.raises(WeightsError, match=rf"it is another network, with 1 tensors .*: {name}; check --arch"):
+    with pytest.raises(WeightsError, match=rf"it is another network, with 1 tensors .*: {name}; check `arch`"):
         load(path)
 
 
@@ -408,7 +408,7 @@ def test_beside_an_autoencoders_encoder_only_its_decoder_may_stay(tmp_path: Path
 
 @pytest.mark.parametrize("arch", ["mae", "mae_vit_huge_patch14"])
 def test_an_autoencoder_without_a_file_is_an_error(arch: str) -> None:
-    with pytest.raises(WeightsError, match="wants --pretrained_weights with the encoder of a masked autoencoder"):
+    with pytest.raises(WeightsError, match="wants `pretrained_weights` with the encoder of a masked autoencoder"):
         load_backbone(BackboneConfig(arch=arch), WeightsConfig(random_weights=True), NOTHING)
 
 
@@ -445,7 +445,7 @@ def test_a_new_run_of_other_channels_and_patches_adapts_the_first_layer_where_fl
     path = str(save(tmp_path, build(1).state_dict()))
     head = DINOHead(in_dim=96, out_dim=12, hidden_dim=16, bottleneck_dim=8)
     student = MultiCrop(build(2, in_chans=1, patch_size=8), head)
-    with pytest.raises(WeightsError, match="give --in_chans 3, or --in_chans 1 to adapt it"):
+    with pytest.raises(WeightsError, match="give `in_chans` 3, or `in_chans` 1 to adapt it"):
         load_initial_weights(student, path)
     with caplog.at_level(logging.INFO):
         load_initial_weights(student, path, {"in_chans", "patch_size"})

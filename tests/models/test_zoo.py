@@ -36,7 +36,7 @@ def test_our_vision_transformers_need_neither() -> None:
     ],
 )
 def test_another_network_names_what_to_install(arch: str, remedy: str) -> None:
-    with pytest.raises(OptionError, match=rf"^--arch {arch}.*{remedy}"):
+    with pytest.raises(OptionError, match=rf"^`arch` {arch}.*{remedy}"):
         check_arch(arch)
     with pytest.raises(OptionError, match=remedy):
         build_backbone(arch)

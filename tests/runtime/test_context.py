@@ -45,14 +45,14 @@ def test_a_device_that_was_not_asked_for_is_said_to_be_chosen(
     monkeypatch.setattr(context, "open_device", lambda *_, **__: chosen)
     with open_run(DeviceConfig(), LaunchConfig()):
         pass
-    assert "(chosen automatically, --device changes it)" in capsys.readouterr().out
+    assert "(chosen automatically, `device` changes it)" in capsys.readouterr().out
 
 
 def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "Processes", None)
     precision = PrecisionConfig(precision="fp16")
     with (
-        pytest.raises(DeviceError, match="--precision fp16 needs --device cuda"),
+        pytest.raises(DeviceError, match="`precision` fp16 needs `device` cuda"),
         open_run(DeviceConfig(device="cpu"), LaunchConfig(), precision=precision, explicit=frozenset({"precision"})),
     ):
         pass
@@ -70,7 +70,7 @@ def test_the_group_is_left_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) 
 def test_processes_in_different_modes_do_not_begin(here: str | None, first: str | None) -> None:
     device = SimpleNamespace(mode=here)
     processes = SimpleNamespace(read_from_first=lambda name, value: first or "none")
-    with pytest.raises(DeviceError, match=f"in {here or 'none'} mode and rank 0 in {first or 'none'} mode; .*--output"):
+    with pytest.raises(DeviceError, match=f"in {here or 'none'} mode and rank 0 in {first or 'none'} mode; .*`output`"):
         context._check_mode(device, processes)
     context._check_mode(SimpleNamespace(mode=first), processes)
 
@@ -123,7 +123,7 @@ def test_an_output_folder_cannot_stand_on_or_below_a_file(tmp_path: Path, path: 
     with pytest.raises(OptionError, match="cannot be written to") as caught:
         make_output_folder(str(tmp_path / path))
     text = str(caught.value)
-    assert text.startswith(f"--output_dir {tmp_path / path} ")
+    assert text.startswith(f"`output_dir` {tmp_path / path} ")
     assert text.endswith("name another folder")
     assert "\n" not in text
     assert (tmp_path / "file").read_text() == "here"

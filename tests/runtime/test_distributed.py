@@ -114,7 +114,7 @@ def test_a_meeting_point_that_cannot_be_is_named(url: str, monkeypatch: pytest.M
         monkeypatch.delenv(name)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(OptionError, match=f"--dist_url {url}: 2 processes cannot meet there"):
+    with pytest.raises(OptionError, match=f"`dist_url` {url}: 2 processes cannot meet there"):
         Processes(Launch(rank=0, world=2), "gloo", url)
 
 

@@ -118,7 +118,7 @@ def test_a_result_is_one_json_object_whole_or_not_at_all(tmp_path: Path, capsys:
     assert json.loads((tmp_path / "a.json").read_text()) == {"top1": 12.5, "top5": None}
     assert capsys.readouterr().out == '{"top1": 1}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    with pytest.raises(OptionError, match=r"--json .*missing/a\.json cannot be written"):
+    with pytest.raises(OptionError, match=r"`json` .*missing/a\.json cannot be written"):
         write_result(str(tmp_path / "missing" / "a.json"), {})
 
 
@@ -136,13 +136,13 @@ def test_a_table_is_written_whole_with_empty_cells_for_nan(tmp_path: Path) -> No
 
 
 def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"--csv .*none/table\.csv cannot be written"):
+    with pytest.raises(OptionError, match=r"`csv` .*none/table\.csv cannot be written"):
         write_csv(str(tmp_path / "none" / "table.csv"), [("name",)])
 
 
 @pytest.mark.parametrize("name", ["missing/a.json", "."])
 def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OptionError, match="--json .* cannot be written"):
+    with pytest.raises(OptionError, match="`json` .* cannot be written"):
         check_target(str(tmp_path / name))
     for allowed in (None, "-", str(tmp_path / "a.json")):
         check_target(allowed)

@@ -59,7 +59,7 @@ def test_batch_norm_is_synchronised_among_processes_only() -> None:
 
 
 def test_a_size_that_the_network_refuses_is_named() -> None:
-    with pytest.raises(OptionError, match="--arch vit_b_16 cannot take 16-pixel crops"):
+    with pytest.raises(OptionError, match="`arch` vit_b_16 cannot take 16-pixel crops"):
         build_networks(options_of("--arch", "vit_b_16"), run_of())
 
 

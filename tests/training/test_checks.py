@@ -51,7 +51,7 @@ def test_a_range_of_areas_that_is_none_is_refused(flag, scale):
 
 @pytest.mark.parametrize("flag", ["--global_crops_size", "--local_crops_size"])
 def test_a_crop_smaller_than_a_patch_is_refused(flag):
-    with pytest.raises(OptionError, match=rf"^{flag} 8 is less than --patch_size 16"):
+    with pytest.raises(OptionError, match=rf"^{flag} 8 is less than `patch_size` 16"):
         check_sizes(options_of(flag, 8))
 
 
@@ -61,7 +61,7 @@ def test_the_size_of_local_crops_does_not_matter_where_there_are_none():
 
 def test_a_crop_that_patches_do_not_fill_is_named_and_used(caplog):
     check_sizes(options_of("--global_crops_size", 230))
-    assert "--global_crops_size 230: patches of 16 fill only 224 pixels" in caplog.text
+    assert "`global_crops_size` 230: patches of 16 fill only 224 pixels" in caplog.text
 
 
 def test_patches_do_not_matter_to_other_networks(caplog):
@@ -71,7 +71,7 @@ def test_patches_do_not_matter_to_other_networks(caplog):
 
 @pytest.mark.parametrize("flag", ["--warmup_epochs", "--warmup_teacher_temp_epochs"])
 def test_an_explicit_warm_up_longer_than_the_run_is_refused_with_both_values(flag):
-    with pytest.raises(OptionError, match=rf"^{flag} 6 is longer than the run of --epochs 5"):
+    with pytest.raises(OptionError, match=rf"^{flag} 6 is longer than the run of `epochs` 5"):
         check_warmups(options_of("--epochs", 5, flag, 6))
     check_warmups(options_of("--epochs", 5, flag, 5))
 
@@ -79,7 +79,7 @@ def test_an_explicit_warm_up_longer_than_the_run_is_refused_with_both_values(fla
 def test_a_warm_up_of_a_recipe_is_explicit_too(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("warmup_epochs: 6\nepochs: 5\n")
-    with pytest.raises(OptionError, match="--warmup_epochs 6"):
+    with pytest.raises(OptionError, match="`warmup_epochs` 6"):
         check_warmups(options_of("--config", recipe))
 
 
@@ -88,7 +88,7 @@ def test_a_default_warm_up_may_be_longer(words):
 
 
 def test_without_data_path_the_line_names_the_demo(tmp_path):
-    with pytest.raises(DinoError, match="--data_path demo") as caught:
+    with pytest.raises(DinoError, match="`data_path` demo") as caught:
         check_options(options_of("--output_dir", tmp_path / "out"))
     assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()
@@ -120,13 +120,13 @@ def test_the_batch_that_counts_is_that_of_all_processes_and_accumulated_steps(wo
 
 
 def test_an_unknown_architecture_names_the_nearest(words):
-    with pytest.raises(OptionError, match=r"^--arch vit_smal is unknown: did you mean vit_small\?"):
+    with pytest.raises(OptionError, match=r"^`arch` vit_smal is unknown: did you mean vit_small\?"):
         check_options(options_of(*words, "--arch", "vit_smal"))
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused_by_name(words, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match=rf"^--output_dir {tmp_path}/file/out cannot be written to"):
+    with pytest.raises(OptionError, match=rf"^`output_dir` {tmp_path}/file/out cannot be written to"):
         check_options(options_of(*words, "--output_dir", tmp_path / "file" / "out"))
 
 

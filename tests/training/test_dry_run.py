@@ -185,11 +185,11 @@ def test_two_processes_speak_once(tmp_path: Path) -> None:
 
 
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--arch vit_smal is unknown"):
+    with pytest.raises(OptionError, match="`arch` vit_smal is unknown"):
         check_dry_run(options_of("--dry_run", "--arch", "vit_smal"))
     with pytest.raises(DataError, match="nowhere does not exist"):
         check_dry_run(options_of("--dry_run", "--data_path", "nowhere"))
-    with pytest.raises(CheckpointError, match=r"--init_from gone\.pth does not exist"):
+    with pytest.raises(CheckpointError, match=r"`init_from` gone\.pth does not exist"):
         check_dry_run(options_of("--dry_run", "--init_from", "gone.pth"))
     check_dry_run(options_of("--dry_run", "--init_from", "hub:dino_vits16"))
     check_dry_run(options_of("--dry_run", "--data_path", make_images(tmp_path / "images", 4)))

@@ -286,7 +286,7 @@ def test_a_parameter_without_gradient_counts_as_zero_gradient(name):
 
 
 def test_an_unknown_optimiser_is_refused_with_the_known_ones():
-    with pytest.raises(OptionError, match="--optimizer adam is unknown: known are adamw, sgd, lars"):
+    with pytest.raises(OptionError, match="`optimizer` adam is unknown: known are adamw, sgd, lars"):
         build_optimizer("adam", build_network())
 
 

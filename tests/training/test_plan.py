@@ -69,7 +69,7 @@ def test_a_default_warm_up_longer_than_the_run_becomes_a_tenth_of_it(epochs, ite
     assert choose_warmup(options, iterations) == warmup
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == (1 if epochs < 10 else 0)
-    assert all("--warmup_epochs 10" in line and f"--epochs {epochs}" in line for line in lines)
+    assert all("--warmup_epochs 10" in line and f"`epochs` {epochs}" in line for line in lines)
 
 
 def test_a_temperature_warm_up_longer_than_the_run_is_refused():
@@ -87,7 +87,7 @@ def test_rates_are_refreshed_every_so_many_iterations_and_at_each_epoch():
 def test_the_line_says_batch_and_rate(caplog):
     caplog.set_level(logging.INFO)
     plan_of("--batch_size_per_device", "16", "--accumulate_steps", "4", world=2)
-    assert "global batch 128 images an update: peak learning rate 0.00025 = --lr 0.0005 * 128 / 256" in caplog.text
+    assert "global batch 128 images an update: peak learning rate 0.00025 = `lr` 0.0005 * 128 / 256" in caplog.text
 
 
 def test_a_device_that_updates_several_times_a_call_has_the_rate_of_one_update():

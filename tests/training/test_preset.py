@@ -103,7 +103,7 @@ def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypat
     assert options.run.preset is None and not options.reasons.keys() & options.explicit
     with caplog.at_level(logging.INFO):
         log_reasons(options)
-    assert "--lr 0.001 (auto: global batch 64 is outside 256 to 1024: square-root scaling" in caplog.text
+    assert "`lr` 0.001 (auto: global batch 64 is outside 256 to 1024: square-root scaling" in caplog.text
 
 
 def test_without_a_preset_nothing_changes_and_nothing_is_listed():
@@ -125,7 +125,7 @@ def test_the_reasons_are_printed_beside_the_values(tmp_path, capsys):
 def test_a_run_keeps_its_recipe_and_the_recipe_repeats_it(tmp_path):
     words = ("--data_path", make_images(tmp_path / "images", 16), "--epochs", 1)
     first = train(tmp_path, *words, "--preset", "auto", "--output_dir", tmp_path / "first")
-    assert first.code == 0 and "--lr 0.004 (auto: global batch 4" in first.text, first.text
+    assert first.code == 0 and "`lr` 0.004 (auto: global batch 4" in first.text, first.text
     kept = yaml.safe_load((tmp_path / "first" / RECIPE).read_text())
     assert (kept["lr"], kept["momentum_teacher"], kept["out_dim"], kept["preset"]) == (0.004, 0.99, 16, None)
     again = train(tmp_path, "--config", tmp_path / "first" / RECIPE, "--epochs", 1, "--output_dir", tmp_path / "again")

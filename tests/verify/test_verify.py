@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dino.errors import CheckFailed, OptionError
 from dino.cli import verify as command
+from dino.errors import CheckFailed, OptionError
 from dino.verify.base import Variant
 from dino.verify.families import find_family
 from dino.verify.steps import alignment, golden, operators, product, speed, training

@@ -238,7 +238,7 @@ def test_no_two_images_share_a_folder(names: list[str]) -> None:
 def test_without_an_image_it_draws_one_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("one", "two"):
         run_main(*TINY, "--image_size", 32, "--output_dir", tmp_path / folder)
-    assert "no --image_path: an image of the embedded demo data set" in capsys.readouterr().out
+    assert "no `image_path`: an image of the embedded demo data set" in capsys.readouterr().out
     first, second = ((tmp_path / folder / "img.png").read_bytes() for folder in ("one", "two"))
     assert first == second and np.asarray(Image.open(tmp_path / "one" / "img.png")).std() > 20
 
@@ -263,7 +263,7 @@ def test_a_gray_network_reads_gray(tmp_path: Path) -> None:
 def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
     weights = save_weights(tmp_path, channels=4)
     words = ("--pretrained_weights", weights, "--device", "cpu", "--image_size", 32, "--output_dir", tmp_path / "out")
-    with pytest.raises(DataError, match=r"--image_path is missing: .* \.npy files of 4 channels"):
+    with pytest.raises(DataError, match=r"`image_path` is missing: .* \.npy files of 4 channels"):
         run_main(*words)
     np.save(tmp_path / "scene.npy", np.zeros((40, 40, 4), np.uint8))
     run_main(*words, "--image_path", tmp_path / "scene.npy")
@@ -273,15 +273,15 @@ def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "error", "text"),
     [
-        (("--image_path", "nowhere.png"), DataError, r"^--image_path nowhere\.png does not exist"),
-        (("--image_path", "{}"), DataError, r"^--image_path .* holds no image \(looked for \.jpg"),
-        (("--image_size", "1", "2", "3"), OptionError, "^--image_size got 3 numbers, wants height and width"),
-        (("--json", "{}/no/a.json"), OptionError, "^--json .* cannot be written; name a file"),
+        (("--image_path", "nowhere.png"), DataError, r"^`image_path` nowhere\.png does not exist"),
+        (("--image_path", "{}"), DataError, r"^`image_path` .* holds no image \(looked for \.jpg"),
+        (("--image_size", "1", "2", "3"), OptionError, "^`image_size` got 3 numbers, wants height and width"),
+        (("--json", "{}/no/a.json"), OptionError, "^`json` .* cannot be written; name a file"),
         (("--image_size", "4"), DataError, "not one patch of 8 pixels fits into 4 x 4; give a larger size"),
-        (("--image_size", "0"), OptionError, "^--image_size 0 cannot be; give 1 or more"),
-        (("--threshold", "1.5"), OptionError, "^--threshold 1.5 cannot be; give 0 to 1"),
-        (("--arch", "resnet50"), OptionError, "^--arch resnet50 has no attention maps; vision transformers have: vit_"),
-        (("--arch", "vit_smal"), OptionError, "^--arch vit_smal is unknown: did you mean vit_small"),
+        (("--image_size", "0"), OptionError, "^`image_size` 0 cannot be; give 1 or more"),
+        (("--threshold", "1.5"), OptionError, "^`threshold` 1.5 cannot be; give 0 to 1"),
+        (("--arch", "resnet50"), OptionError, "^`arch` resnet50 has no attention maps; vision transformers have: vit_"),
+        (("--arch", "vit_smal"), OptionError, "^`arch` vit_smal is unknown: did you mean vit_small"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(
@@ -295,7 +295,7 @@ def test_a_network_without_maps_in_the_file_is_refused(tmp_path: Path) -> None:
     backbone = build_backbone("resnet18")
     args = {"arch": "resnet18", "patch_size": 16}
     torch.save({"teacher": backbone.state_dict(), "args": args}, tmp_path / "weights.pth")
-    with pytest.raises(OptionError, match="--arch resnet18 has no attention maps"):
+    with pytest.raises(OptionError, match="`arch` resnet18 has no attention maps"):
         run_main("--pretrained_weights", tmp_path / "weights.pth", "--device", "cpu", "--output_dir", tmp_path / "out")
 
 
@@ -303,7 +303,7 @@ def test_the_encoder_of_a_masked_autoencoder_is_told_by_its_file(tmp_path: Path)
     words = ["--arch", "mae", "--device", "cpu"]
     weights = ["--pretrained_weights", str(save_weights(tmp_path, patch_size=4))]
     assert open_attention(parse(AttentionConfig, [*words, *weights]), build_run()).patch_size == 4
-    with pytest.raises(WeightsError, match="--arch mae wants --pretrained_weights"):
+    with pytest.raises(WeightsError, match="`arch` mae wants `pretrained_weights`"):
         open_attention(parse(AttentionConfig, [*words, "--random_weights"]), build_run())
 
 

@@ -242,7 +242,7 @@ def damaged(folder: Path) -> Path:
     ("prepare", "text"),
     [
         (cut_off, r"cut\.mp4 is damaged after frame \d+: Invalid data"),
-        (mixed_sizes, r"003 is 16 x 32, the frames before it 16 x 16; give --resize H W"),
+        (mixed_sizes, r"003 is 16 x 32, the frames before it 16 x 16; give `resize` H W"),
         (damaged, r"005\.png cannot be decoded"),
     ],
 )
@@ -257,18 +257,18 @@ def test_frames_that_cannot_be_read_leave_no_video(tmp_path: Path, prepare: Call
 @pytest.mark.parametrize(
     ("words", "error", "text"),
     [
-        ((), DataError, "^--input_path is missing; give a video file or a folder of frames$"),
-        (("--input_path", "nowhere"), DataError, "^--input_path nowhere does not exist"),
+        ((), DataError, "^`input_path` is missing; give a video file or a folder of frames$"),
+        (("--input_path", "nowhere"), DataError, "^`input_path` nowhere does not exist"),
         (("--input_path", "{}"), DataError, r"holds no frame \(looked for \.jpg"),
-        (("--input_path", "{}", "--resize", "1", "2", "3"), OptionError, "^--resize got 3 numbers"),
+        (("--input_path", "{}", "--resize", "1", "2", "3"), OptionError, "^`resize` got 3 numbers"),
         (("--input_path", "{}/in/000.png", "--video_only"), OptionError, "makes a video of a folder .* is a file$"),
-        (("--input_path", "{}", "--video_only", "--threshold", "0.5"), OptionError, "--threshold cannot change them"),
+        (("--input_path", "{}", "--video_only", "--threshold", "0.5"), OptionError, "`threshold` cannot change them"),
         (("--input_path", "{}/out/video.mp4"), OptionError, "would be overwritten by the video"),
-        (("--input_path", "{}/out/attention"), OptionError, "add --video_only to make a video of it$"),
-        (("--input_path", "{}/in", "--arch", "resnet50"), OptionError, "^--arch resnet50 has no attention maps"),
-        (("--input_path", "{}/in", "--output_path", "{}/one.txt/out"), OptionError, "^--output_path .* cannot be"),
-        (("--input_path", "{}/in", "--json", "{}/no/a.json"), OptionError, "^--json .* cannot be written; name a file"),
-        (("--input_path", "{}/in", "--fps", "0"), OptionError, "^--fps 0.0 cannot be; give 0.1 to 1000"),
+        (("--input_path", "{}/out/attention"), OptionError, "add `video_only` to make a video of it$"),
+        (("--input_path", "{}/in", "--arch", "resnet50"), OptionError, "^`arch` resnet50 has no attention maps"),
+        (("--input_path", "{}/in", "--output_path", "{}/one.txt/out"), OptionError, "^`output_path` .* cannot be"),
+        (("--input_path", "{}/in", "--json", "{}/no/a.json"), OptionError, "^`json` .* cannot be written; name a file"),
+        (("--input_path", "{}/in", "--fps", "0"), OptionError, "^`fps` 0.0 cannot be; give 0.1 to 1000"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(

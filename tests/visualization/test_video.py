@@ -212,7 +212,7 @@ def test_a_trimmed_video_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["zero_byte.jpg", "text.jpg", "html_404.jpg"])
 def test_what_is_no_video_is_one_line(shared_data: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"^--input_path .*{name} cannot be read as a video: Invalid data"):
+    with pytest.raises(DataError, match=rf"^`input_path` .*{name} cannot be read as a video: Invalid data"):
         open_frames(shared_data / "broken" / name)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dino.errors import exit_code
+from dino.cli.session import exit_code
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.registry import build_backbone
 from dino.models.weights import load_backbone

@@ -82,7 +82,7 @@ def test_outputs_that_cannot_be_are_refused_before_work(
         (weights, tmp_path / "a.pth", tmp_path / "b.pth"): "one word too many",
         (weights, tmp_path / "ours.pth", "--input_size", 64, 96): "are of square images",
         (weights, tmp_path / "ours.pth", "--input_size", 8): "smaller than a patch",
-        (weights, tmp_path / "ours.pth", "--input_size", 64, 64, 64): "--input_size 64 64 64: give height and width",
+        (weights, tmp_path / "ours.pth", "--input_size", 64, 64, 64): "`input_size` 64 64 64: give height and width",
         (tmp_path / "gone.pth", tmp_path / "ours.pth"): "does not exist",
     }
     for words, reason in cases.items():
@@ -115,7 +115,7 @@ def test_a_patch_size_means_nothing_to_a_network_without_patches(tmp_path: Path,
     words = ("--arch", "squeezenet1_1", "--patch_size", 8)
     for module, name in ((timm, "out.pth"), (onnx, "out.onnx")):
         code, text = command(module, tmp_path / "in.pth", tmp_path / name, *words)
-        assert code == 2 and "--patch_size 8 means nothing to squeezenet1_1" in text
+        assert code == 2 and "`patch_size` 8 means nothing to squeezenet1_1" in text
 
 
 def test_a_graph_never_takes_the_place_of_the_weights(weights: Path, tmp_path: Path, command: Command) -> None:

@@ -73,9 +73,9 @@ def test_without_onnxruntime_the_graph_is_written_and_that_is_said(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ((), "name what to write, as the second word or with --output: OUT.onnx"),
+        ((), "name what to write, as the second word or with `output`: OUT.onnx"),
         (("--output", "weights.pth/x/model.onnx"), "cannot be written to"),
-        (("--output", "model.onnx", "--json", "nowhere/a.json"), "--json nowhere/a.json cannot be written"),
+        (("--output", "model.onnx", "--json", "nowhere/a.json"), "`json` nowhere/a.json cannot be written"),
         (("--output", "model.onnx", "--input_size", "64", "64", "64"), "give height and width"),
         (("--output", "model.onnx", "--input_size", "8"), "smaller than a patch"),
     ],

@@ -42,17 +42,19 @@ def choose_modules(job_gpus: str, module_map: Mapping[int, int]) -> str:
     remedy = f"set {MODULES} to the modules of this job's cards"
     found = re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", job_gpus.strip())
     if found is None:
-        raise DeviceError(f"{JOB_CARDS}={job_gpus!r} is no list of cards, as 0,2 or 0-3; {remedy}")
+        raise DeviceError(f"{JOB_CARDS}={job_gpus!r} is no list of cards, as 0,2 or 0-3", remedy=f"{remedy}")
     ends = [[int(end) for end in part.split("-")] for part in job_gpus.strip().split(",")]
     cards = [card for first, *last in ends for card in range(first, (last or [first])[0] + 1)]
     shown = ", ".join(f"{index} -> {module}" for index, module in sorted(module_map.items())) or "none"
     missing = [card for card in cards if card not in module_map]
     if missing:
         words = " ".join(QUERY)
-        raise DeviceError(f"{JOB_CARDS}={job_gpus}: `{words}` tells no module of card {missing[0]} ({shown}); {remedy}")
+        raise DeviceError(
+            f"{JOB_CARDS}={job_gpus}: `{words}` tells no module of card {missing[0]} ({shown})", remedy=f"{remedy}"
+        )
     modules = [module_map[card] for card in cards]
     if len(set(modules)) < len(modules):
-        raise DeviceError(f"{JOB_CARDS}={job_gpus} names a module twice ({shown}); {remedy}")
+        raise DeviceError(f"{JOB_CARDS}={job_gpus} names a module twice ({shown})", remedy=f"{remedy}")
     return ",".join(map(str, modules))
 
 
@@ -77,8 +79,8 @@ def find_modules(environment: Mapping[str, str], local_rank: int, ask: Callable[
     modules = choose_modules(told, read_module_map((ask or _ask)()))
     if local_rank >= len(modules.split(",")):
         raise DeviceError(
-            f"process {local_rank} of this host has no card: {JOB_CARDS}={told} names {len(modules.split(','))}; "
-            "start one process a card"
+            f"process {local_rank} of this host has no card: {JOB_CARDS}={told} names {len(modules.split(','))}",
+            remedy="start one process a card",
         )
     logger.info("%s=%s: this job's modules are %s", JOB_CARDS, told, modules)
     return modules
@@ -90,6 +92,6 @@ def _ask() -> str:
         return subprocess.run(QUERY, capture_output=True, text=True, timeout=QUERY_SECONDS, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(
-            f"{JOB_CARDS} is set, and `{' '.join(QUERY)}` does not tell which modules those cards are ({error}); "
-            f"set {MODULES} to the modules of this job's cards"
+            f"{JOB_CARDS} is set, and `{' '.join(QUERY)}` does not tell which modules those cards are ({error})",
+            remedy=f"set {MODULES} to the modules of this job's cards",
         ) from error

@@ -65,7 +65,7 @@ class HpuDevice(EagerDevice):
             precision: fp32, bf16 or ops, which `lists` then describe.
             lists: Which op runs in which number format.
             lazy_mode: The flag.
-            compiles: The flag --compile.
+            compiles: The flag `compile`.
             kept: The mode in the checkpoint that the run continues.
             trains: Whether networks are trained; what only evaluates compiles nothing.
             local_rank: Of this process on its host.
@@ -77,11 +77,11 @@ class HpuDevice(EagerDevice):
         """
         if not is_bridge_installed():
             raise DeviceError(
-                "--device hpu: the Habana bridge (habana_frameworks.torch) is not installed; "
-                "start from a Gaudi container, or use --device cuda or cpu"
+                "`device` hpu: the Habana bridge (habana_frameworks.torch) is not installed",
+                remedy="start from a Gaudi container, or use `device` cuda or cpu",
             )
         if precision == "fp16":
-            raise DeviceError("--precision fp16 needs --device cuda; use bf16 or fp32 on hpu")
+            raise DeviceError("`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on hpu")
         mode = choose_mode(
             lazy_mode=lazy_mode,
             compiles=compiles if trains else False,
@@ -109,7 +109,7 @@ class HpuDevice(EagerDevice):
             self.metric_global = importlib.import_module(f"{BRIDGE}.hpu.metrics").metric_global
         except (ImportError, AssertionError, OSError, RuntimeError) as error:
             raise DeviceError(
-                f"the Habana bridge cannot be imported ({error}); `python -m dino.doctor` tells why"
+                f"the Habana bridge cannot be imported ({error})", remedy="`python -m dino.doctor` tells why"
             ) from error
         self.mark_step = core.mark_step
 
@@ -159,7 +159,7 @@ class HpuDevice(EagerDevice):
         known = explain_failure(str(error))
         if self.compiles and (isinstance(error, torch._dynamo.exc.TorchDynamoException) or is_of_compiler(str(error))):
             words = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
-            return f"{known or f'the network does not compile ({words})'}; --lazy_mode false trains it uncompiled"
+            return f"{known or f'the network does not compile ({words})'}; `lazy_mode` false trains it uncompiled"
         return known
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -58,7 +58,9 @@ def complete_environment(wanted: Mapping[str, str], *, imported: bool, release: 
     ]
     fatal = [f"{name}={wanted[name]}" for name in late if name not in HARMLESS]
     if fatal:
-        raise DeviceError(f"the Habana bridge was imported before {' '.join(fatal)} was set; import dino before torch")
+        raise DeviceError(
+            f"the Habana bridge was imported before {' '.join(fatal)} was set", remedy="import dino before torch"
+        )
     if late:
         effects = " and ".join(HARMLESS[name] for name in late)
         names = " ".join(f"{name}={wanted[name]}" for name in late)
@@ -83,7 +85,7 @@ def read_own_lists(environment: Mapping[str, str]) -> dict[str, str]:
             try:
                 found[name] = Path(environment[name]).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise OptionError(f"{name}={environment[name]} cannot be read ({error}); unset it") from error
+                raise OptionError(f"{name}={environment[name]} cannot be read ({error})", remedy="unset it") from error
     return found
 
 
@@ -100,7 +102,9 @@ def give_lists(contents: Mapping[str, str], *, imported: bool, output_dir: str |
     """
     if imported:
         if read_own_lists({name: os.environ.get(name, "") for name in contents}) != dict(contents):
-            raise DeviceError("the Habana bridge was imported before the op lists were given; import dino before torch")
+            raise DeviceError(
+                "the Habana bridge was imported before the op lists were given", remedy="import dino before torch"
+            )
         return {}
     if not contents:
         return {}
@@ -125,8 +129,9 @@ def make_list_folder(output_dir: str | None) -> Path:
                 return folder
     banned = " ".join(f"/{name}" for name in sorted(REFUSED))
     raise DeviceError(
-        "there is no folder to give the bridge its op lists in: it reads none below "
-        f"{banned}, and others cannot be written to; set TMPDIR to one that can"
+        f"there is no folder to give the bridge its op lists in: it reads none below {banned}, and "
+        "others cannot be written to",
+        remedy="set TMPDIR to one that can",
     )
 
 

@@ -23,8 +23,8 @@ FAILURES: Mapping[tuple[str, ...], str] = {
     ("device acquire failed", "synstatus=8"): GONE + DOCTOR,
     ("device not found",): GONE + DOCTOR,
     ("synstatus=8",): GONE + DOCTOR,
-    ("allocation failed for size",): "the card's memory is full; lower --batch_size_per_device, "
-    "or train with --recompute blocks",
+    ("allocation failed for size",): "the card's memory is full; lower `batch_size_per_device`, "
+    "or train with `recompute` blocks",
 }
 
 

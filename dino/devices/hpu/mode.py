@@ -59,8 +59,8 @@ def choose_mode(
     """Decide: the flags, else the variable, else an imported bridge, else the checkpoint, else lazy where torch has it.
 
     Args:
-        lazy_mode: The flag --lazy_mode; None where it was not given.
-        compiles: The flag --compile; None where it was not given.
+        lazy_mode: The flag `lazy_mode`; None where it was not given.
+        compiles: The flag `compile`; None where it was not given.
         variable: PT_HPU_LAZY_MODE; None where it is unset. All but "0" is lazy.
         imported_lazy: Whether a bridge that is imported already runs in lazy mode; None where none is.
         torch_version: Of the installed torch; None where it is unknown.
@@ -72,7 +72,7 @@ def choose_mode(
     """
     told = None if variable is None else variable != "0"
     if lazy_mode and compiles:
-        raise _contradiction("--lazy_mode true")
+        raise _contradiction("`lazy_mode` true")
     late = None
     if imported_lazy is None:
         _check_variable(lazy_mode, compiles, told, variable)
@@ -87,8 +87,8 @@ def choose_mode(
     if (kept == "lazy" and not vendors) or (kept == "compiled" and compiles is False):
         kept = None
     deciding = (
-        (lazy_mode, f"--lazy_mode {str(lazy_mode).lower()}"),
-        (False if compiles else None, "--compile"),
+        (lazy_mode, f"`lazy_mode` {str(lazy_mode).lower()}"),
+        (False if compiles else None, "`compile`"),
         (told, f"{VARIABLE}={variable}"),
         (imported_lazy, _describe(imported_lazy)),
         (None if kept is None else kept == "lazy", KEPT),
@@ -112,7 +112,9 @@ def choose_mode(
 def _check_variable(lazy_mode: bool | None, compiles: bool | None, told: bool | None, variable: str | None) -> None:
     if lazy_mode is not None and told is not None and lazy_mode != told:
         raise OptionError(
-            f"--lazy_mode {str(lazy_mode).lower()} and {VARIABLE}={variable} contradict each other; leave one out"
+            f"`lazy_mode` {str(lazy_mode).lower()} and {VARIABLE}={variable} contradict each other",
+            value=str(lazy_mode).lower(),
+            remedy="leave one out",
         )
     if told and compiles:
         raise _contradiction(f"{VARIABLE}={variable}")
@@ -122,10 +124,10 @@ def _check_imported(imported_lazy: bool, lazy_mode: bool | None, compiles: bool 
     """The mode of a bridge that is imported already cannot be changed in this process."""
     wanted = lazy_mode if lazy_mode is not None else False if compiles else None
     if wanted is not None and wanted != imported_lazy:
-        flag = "--compile" if lazy_mode is None else f"--lazy_mode {str(lazy_mode).lower()}"
+        flag = "`compile`" if lazy_mode is None else f"`lazy_mode` {str(lazy_mode).lower()}"
         raise DeviceError(
-            f"{flag}: {_describe(imported_lazy)}; import dino before torch, "
-            f"or set {VARIABLE}={int(wanted)} before Python starts"
+            f"{flag}: {_describe(imported_lazy)}",
+            remedy=f"import dino before torch, or set {VARIABLE}={int(wanted)} before Python starts",
         )
 
 
@@ -134,4 +136,6 @@ def _describe(imported_lazy: bool | None) -> str:
 
 
 def _contradiction(lazy: str) -> OptionError:
-    return OptionError(f"{lazy} and --compile contradict each other: torch.compile is for eager mode; leave one out")
+    return OptionError(
+        f"{lazy} and `compile` contradict each other: torch.compile is for eager mode", remedy="leave one out"
+    )

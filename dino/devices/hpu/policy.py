@@ -96,8 +96,9 @@ def check_policy(
             found = CALLS[name](torch.ones(4, 4, dtype=given, device=device)).dtype
         if found != wanted:
             raise DeviceError(
-                f"the bridge does not follow the op lists: {name} ran in {_plain(found)}, they want {_plain(wanted)}; "
-                "its lines on stderr may tell why; --precision bf16 trains by the vendor's own"
+                f"the bridge does not follow the op lists: {name} ran in {_plain(found)}, they want "
+                f"{_plain(wanted)}; its lines on stderr may tell why",
+                remedy="`precision` bf16 trains by the vendor's own",
             )
     return len(probes)
 

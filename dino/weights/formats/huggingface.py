@@ -29,13 +29,13 @@ def write_folder(network: Network, target: Path) -> None:
     if not (network.is_plain_vit and network.arch):
         other = network.arch or "a network whose number of heads is not known"
         raise WeightsError(f"{network.origin}: transformers' ViT has the shapes of vit_small and the like, not {other}")
-    make_output_folder(str(target), "--output")
+    make_output_folder(str(target), "`file_out`")
     for name, content in {
         "config.json": describe(network),
         "preprocessor_config.json": describe_input(network),
     }.items():
-        write_whole("--output", str(target / name), json.dumps(content, indent=2) + "\n")
-    with writing_whole(target / "model.safetensors", "--output") as temporary:
+        write_whole("`file_out`", str(target / name), json.dumps(content, indent=2) + "\n")
+    with writing_whole(target / "model.safetensors", "`file_out`") as temporary:
         temporary.write_bytes(save(to_hugging_face(network.tensors), metadata={"format": "pt"}))
 
 

@@ -85,7 +85,9 @@ def _check_network(network: str, weights: Any) -> None:
     tensors = _without_module(weights)
     last = tensors.get("head.last_layer.weight_v")
     if "backbone.pos_embed" not in tensors or last is None:
-        raise CheckpointError(f"the {network} is no vision transformer with DINO's head; the IPU code has no other")
+        raise CheckpointError(
+            f"the {network} is no vision transformer with DINO's head", remedy="the IPU code has no other"
+        )
     if len(last) % len(HALVES):
         raise CheckpointError(
             f"the {network} has {len(last)} prototypes, which the IPU code halves: none of an odd number"
@@ -97,8 +99,8 @@ def _check_optimizer(optimizer: Any) -> None:
     moments = optimizer.get("state", {}).values() if groups else ()
     if len(groups) != 2 or not all(each.keys() >= STATE.keys() for each in moments):
         raise CheckpointError(
-            "the optimiser is not AdamW with the two groups of DINO, which is all the IPU code reads; "
-            "convert a checkpoint of --optimizer adamw"
+            "the optimiser is not AdamW with the two groups of DINO, which is all the IPU code reads",
+            remedy="convert a checkpoint of `optimizer` adamw",
         )
 
 

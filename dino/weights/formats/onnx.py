@@ -40,7 +40,7 @@ def export(config: ConversionConfig) -> None:
     found = find_network(config.backbone, config.weights, channels=config.channels)
     backbone = fill_network(found)
     images = fix_input(backbone, *(size or (backbone.image_size, backbone.image_size)))
-    with drafting(target, "--output") as draft:
+    with drafting(target, "`file_out`") as draft:
         write_graph(backbone.module, images, draft)
         difference = compare(backbone.module, images, draft)
     expected = build_normalisation(backbone.in_chans, backbone.normalisation)
@@ -74,7 +74,9 @@ def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
 
     if isinstance(backbone.module, VisionTransformer):
         if min(height, width) < backbone.patch_size:
-            raise OptionError(f"--input_size {height} {width} is smaller than a patch, {backbone.patch_size} pixels")
+            raise OptionError(
+                f"`input_size` {height} {width} is smaller than a patch, {backbone.patch_size} pixels", value=height
+            )
         backbone.module.fix_size(height, width)
     generator = torch.Generator().manual_seed(0)
     return torch.randn((max(BATCHES), backbone.in_chans, height, width), generator=generator)
@@ -110,7 +112,7 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
         verbose=False,
     )
     assert program is not None
-    with writing_whole(target, "--output") as temporary:
+    with writing_whole(target, "`file_out`") as temporary:
         program.save(temporary, external_data=False)
 
 

@@ -38,7 +38,7 @@ def write_paddle(network: Network, target: Path) -> None:
     if other:
         raise WeightsError(f"{network.origin} holds {', '.join(sorted(other))}, which Paddle's files have not")
     arrays = {name: to_array(tensor) for name, tensor in transpose_linear(named).items()}
-    with writing_whole(target, "--output") as temporary, temporary.open("wb") as file:
+    with writing_whole(target, "`file_out`") as temporary, temporary.open("wb") as file:
         pickle.dump(arrays, file, protocol=PROTOCOL)
 
 

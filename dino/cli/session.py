@@ -1,0 +1,85 @@
+"""What every command begins and ends with: log lines, the run it works in, and its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from dino.cli.flags import FLAGS
+from dino.errors import DinoError
+
+if TYPE_CHECKING:
+    from dino.runtime.context import Run
+
+SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # how the library names a setting
+
+
+def spell(text: str) -> str:
+    """Write the settings that a text names as flags: "`lr` must be >= 0" becomes "--lr must be >= 0"."""
+
+    def write(found: re.Match[str]) -> str:
+        spec = FLAGS.get(found[1])
+        return found[0] if spec is None else spec.spelling or f"--{found[1]}"
+
+    return SETTING.sub(write, text)
+
+
+class _Spelling(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return spell(super().format(record))
+
+
+def set_up_logging() -> int:
+    """Plain lines on stdout from rank 0; warnings, with the rank, from the others; gives this process's rank."""
+    from dino.runtime.distributed import read_launch
+
+    rank = read_launch(os.environ).rank
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Spelling("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
+    return rank
+
+
+@contextlib.contextmanager
+def open_session(options: Any, **more: Any) -> Iterator[Run]:
+    """Set up log lines, and open the run that the config `options` asks for; `more` is `open_run`'s.
+
+    Raises:
+        DinoError: The device or the meeting point is not usable.
+    """
+    from dino.runtime.context import open_run
+
+    set_up_logging()
+    with open_run(options.device, options.launch, phrase=spell, **more) as run:
+        yield run
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run `command` and turn the project's errors into one line on stderr and an exit code.
+
+    Args:
+        command: The body of a script, without arguments.
+
+    Returns:
+        0 when it returned, the error's `exit_code`, or what shells give for Ctrl-C (130). Other exceptions are bugs and
+        pass through with a traceback.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
+    try:
+        command()
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C; a training run continues from its last checkpoint with the same command\n")
+        return 128 + signal.SIGINT
+    except DinoError as error:
+        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        sys.stderr.write(f"{rank}{type(error).__name__}: {' '.join(spell(str(error)).split())}\n")
+        return error.exit_code
+    return 0
