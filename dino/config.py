@@ -8,22 +8,76 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import types
+import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import yaml
 
+from dino.errors import OptionError, nearest
+
 Config = TypeVar("Config")
 
 RECIPE = "recipe.yaml"  # the name under which a run keeps its settings, beside its checkpoint
 UNSET = "defaults"  # key of a recipe: the settings that nobody had given
-REFERENCE = "reference"
+REFERENCE, LIMITS = "reference", "limits"  # keys of a field's metadata
 
 
-def derived(reference: Any) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a setting may be.
+
+    Attributes:
+        choices: Allowed values.
+        least: Smallest number, or smallest of each of several.
+        most: Largest.
+    """
+
+    choices: tuple[str, ...] | None = None
+    least: float | None = None
+    most: float | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value out of the limits; None is always allowed.
+
+        Raises:
+            OptionError: It names the setting, the limit and the value.
+        """
+        for part in value if isinstance(value, tuple) else (value,):
+            if part is None:
+                continue
+            if self.choices and part not in self.choices:
+                raise OptionError(f"`{name}` must be one of {', '.join(self.choices)} (got {part!r})", value=value)
+            # Written so that nan, which no comparison holds for, is out of any bounds.
+            above = self.least is None or part >= self.least
+            if not (above and (self.most is None or part <= self.most)):
+                raise OptionError(f"`{name}` must be {self._describe_bounds()} (got {part})", value=value)
+
+    def _describe_bounds(self) -> str:
+        if self.most is None:
+            return f">= {self.least}"
+        return f"<= {self.most}" if self.least is None else f"between {self.least} and {self.most}"
+
+
+def setting(
+    default: Any, *, choices: tuple[str, ...] | None = None, least: float | None = None, most: float | None = None
+) -> Any:
+    """Declare a setting with limits."""
+    return dataclasses.field(
+        default=default, metadata={LIMITS: Limits(choices=choices, least=least, most=most), REFERENCE: default}
+    )
+
+
+def derived(
+    reference: Any, *, choices: tuple[str, ...] | None = None, least: float | None = None, most: float | None = None
+) -> Any:
     """Declare a setting that is derived unless it is given; `reference` is the reference implementation's value."""
-    return dataclasses.field(default=None, metadata={REFERENCE: reference})
+    return dataclasses.field(
+        default=None, metadata={LIMITS: Limits(choices=choices, least=least, most=most), REFERENCE: reference}
+    )
 
 
 def chosen(group: Any, name: str) -> Any:
@@ -46,6 +100,54 @@ def as_dict(config: Any) -> dict[str, Any]:
     """Flatten a config to {setting: value}, the form stored as `args` in a checkpoint."""
     values = {name: chosen(getattr(config, group), name) for group, name in list_settings(config)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
+    """A config with the given settings, and defaults for the others.
+
+    Args:
+        config: Class whose fields are groups of settings.
+        settings: Values by name; lists count as tuples, paths as text.
+
+    Raises:
+        TypeError: No setting has such a name; the nearest one is named.
+        OptionError: A value is of another type, or out of its limits.
+    """
+    defaults = config()
+    declared = {
+        field.name: (field, typing.get_type_hints(type(getattr(defaults, group.name)))[field.name])
+        for group in dataclasses.fields(cast(Any, defaults))
+        for field in dataclasses.fields(getattr(defaults, group.name))
+    }
+    for name in settings:
+        if name not in declared:
+            raise TypeError(f"unknown setting {name!r}: {nearest(name, list(declared))}")
+    values = {name: _fit(name, value, declared[name][1]) for name, value in settings.items()}
+    for name, value in values.items():
+        declared[name][0].metadata.get(LIMITS, Limits()).check(name, value)
+    return change(defaults, values)
+
+
+def _fit(name: str, value: Any, annotation: Any) -> Any:
+    """`value` as the type that a setting declares, where it is one."""
+    wanted = annotation
+    if isinstance(annotation, types.UnionType):
+        if value is None:
+            return None
+        wanted = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
+    if typing.get_origin(wanted) is tuple:
+        parts = typing.get_args(wanted)
+        if isinstance(value, list | tuple) and (parts[-1] is Ellipsis or len(value) == len(parts)):
+            return tuple(_fit(name, item, parts[0]) for item in value)
+        count = "several" if parts[-1] is Ellipsis else str(len(parts))
+        raise OptionError(f"`{name}` must be {count} {parts[0].__name__} values (got {value!r})", value=value)
+    if wanted is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise OptionError(f"`{name}` must be of type {wanted.__name__} (got {value!r})", value=value)
+    return value
 
 
 def change(config: Config, values: Mapping[str, Any]) -> Config:
@@ -94,15 +196,15 @@ class OutputConfig:
 class EpochConfig(OutputConfig):
     """How long, and with which random numbers."""
 
-    epochs: int = 100
-    seed: int = 0
+    epochs: int = setting(100, least=1)
+    seed: int = setting(0, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
     """How large a step is."""
 
-    lr: float = 0.0005
+    lr: float = setting(0.0005, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino.cli.options import name_places, parse
 from dino.cli.session import set_up_logging
-from dino.config import ReportConfig, chosen, derived
+from dino.config import ReportConfig, chosen, derived, setting
 from dino.data.config import SourceConfig
 from dino.errors import CheckFailed, DataError, OptionError
 from dino.models.config import ChannelConfig
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 class ManyWorkersConfig(SourceConfig):
     """As many loader processes as there are cores, up to 64."""
 
-    num_workers: int | None = derived(64)
+    num_workers: int | None = derived(64, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectionConfig:
     """What makes an image suspicious, and what becomes of the others."""
 
-    min_size: int = 16
+    min_size: int = setting(16, least=1)
     clean_list: str | None = None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dino.cli.options import parse
 from dino.cli.session import spell
-from dino.config import ReportConfig
+from dino.config import ReportConfig, setting
 from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.doctor.examine import Case, choose, examine
 from dino.doctor.report import Fact, Problem
@@ -29,8 +29,10 @@ class ExaminationConfig:
 class DoctorConfig:
     """Say what this machine has, and what keeps the device from running; give the flags that the run will have."""
 
-    device: DeviceConfig = DeviceConfig()
-    precision: PrecisionConfig = PrecisionConfig()
+    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
+    precision: PrecisionConfig = setting(
+        PrecisionConfig(), choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight")
+    )
     examination: ExaminationConfig = ExaminationConfig()
     report: ReportConfig = ReportConfig()
 

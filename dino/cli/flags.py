@@ -14,26 +14,18 @@ from dino.evaluation.config import LinearConfig
 
 FLAGS: Mapping[str, Spec] = {
     # DeviceConfig
-    "device": Spec(
-        "hpu where the Habana bridge is installed, else cuda where available, else cpu",
-        choices=("hpu", "cuda", "cpu", "ipu"),
-    ),
+    "device": Spec("hpu where the Habana bridge is installed, else cuda where available, else cpu"),
     "lazy_mode": Spec("hpu only: lazy execution mode or not; lazy wherever the software has it, else compiled"),
     # PrecisionConfig
     "precision": Spec(
         "number format of forward and backward: ops means the two op lists decide; wins over the older flags below; "
-        "float32, float16 are fp32, fp16; masterweight (ipu only): float32 weights in float16 ops",
-        choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight"),
+        "float32, float16 are fp32, fp16; masterweight (ipu only): float32 weights in float16 ops"
     ),
     "use_fp16": Spec("fp16 with loss scaling; acts on cuda only"),
     "hmp": Spec("mixed precision by op lists, the same as --precision ops", switch=True),
     "hmp_bf16": Spec("file of ops that run in bf16, one a line", spelling="--hmp-bf16"),
     "hmp_fp32": Spec("file of ops that run in fp32, one a line", spelling="--hmp-fp32"),
-    "hmp_opt_level": Spec(
-        "O1: the op lists decide; O2: all in bf16 but the fp32 list",
-        choices=("O1", "O2"),
-        spelling="--hmp-opt-level",
-    ),
+    "hmp_opt_level": Spec("O1: the op lists decide; O2: all in bf16 but the fp32 list", spelling="--hmp-opt-level"),
     "hmp_verbose": Spec("print each op's number format once", spelling="--hmp-verbose", switch=True),
     "compile": Spec(
         "compile student and teacher with torch.compile; not given: on hpu with upstream's torch, which has no lazy "
@@ -41,26 +33,22 @@ FLAGS: Mapping[str, Spec] = {
         switch=True,
     ),
     # IpuConfig
-    "pipeline": Spec("blocks of the backbone on each IPU, one number an IPU; without it all is on one IPU", least=0),
-    "replica": Spec("copies of the model, each with its own part of a batch; under poprun it decides", least=1),
-    "ga": Spec("micro-batches a copy accumulates before an update; the same as --accumulate_steps", least=1),
-    "di": Spec("updates a call of the compiled step", least=1),
+    "pipeline": Spec("blocks of the backbone on each IPU, one number an IPU; without it all is on one IPU"),
+    "replica": Spec("copies of the model, each with its own part of a batch; under poprun it decides"),
+    "ga": Spec("micro-batches a copy accumulates before an update; the same as --accumulate_steps"),
+    "di": Spec("updates a call of the compiled step"),
     "rts": Spec("share the optimiser's state out among copies (replicated tensor sharding)"),
-    "ipu_per_replica": Spec("IPUs of a copy, told to poprun's side", least=1),
-    "output_mode": Spec(
-        "which micro-batches' centres and losses come back: all, or the last of each copy",
-        choices=("all", "final"),
-    ),
+    "ipu_per_replica": Spec("IPUs of a copy, told to poprun's side"),
+    "output_mode": Spec("which micro-batches' centres and losses come back: all, or the last of each copy"),
     "async_type": Spec(
-        "rebatch: loader processes make --rebatched_worker_size images at a time; async and normal: whole batches",
-        choices=("async", "rebatch", "normal"),
+        "rebatch: loader processes make --rebatched_worker_size images at a time; async and normal: whole batches"
     ),
-    "rebatched_worker_size": Spec("images a loader process hands over at a time with rebatch", least=1),
-    "loss_scale": Spec("factor on the loss; 128 with float16 and masterweight, else 1", least=1e-6),
+    "rebatched_worker_size": Spec("images a loader process hands over at a time with rebatch"),
+    "loss_scale": Spec("factor on the loss; 128 with float16 and masterweight, else 1"),
     "executable_cache_dir": Spec("folder of compiled programs", spelling="--executable-cache-dir"),
     "ema_so": Spec("compiled ExpMovAvg op for the teacher; without it nothing needs compiling"),
-    "gelu_type": Spec("erf: the exact GELU; tanh: the device's own form", choices=("erf", "tanh")),
-    "set_freq": Spec("iterations between two changes of learning rate, weight decay and momentum", least=1),
+    "gelu_type": Spec("erf: the exact GELU; tanh: the device's own form"),
+    "set_freq": Spec("iterations between two changes of learning rate, weight decay and momentum"),
     # LaunchConfig
     "dist_url": Spec("where the processes meet: env://, tcp://host:port or file:///shared/path"),
     "local_rank": Spec("given by torch.distributed.launch; accepted, not needed", also=("--local-rank",)),
@@ -69,77 +57,69 @@ FLAGS: Mapping[str, Spec] = {
         "vit_mini, vit_tiny, vit_small, vit_base, vit_large, deit_tiny, deit_small, any torchvision classification "
         "model (resnet50), xcit_* of timm, or mae (a masked autoencoder's ViT, told by its weights)"
     ),
-    "patch_size": Spec("side of a ViT patch in pixels; smaller is better and slower", least=1),
+    "patch_size": Spec("side of a ViT patch in pixels; smaller is better and slower"),
     # ChannelConfig
-    "in_chans": Spec("channels of an image: 3 (colour), 1 (gray), or those of .npy files; colour ops need 3", least=1),
+    "in_chans": Spec("channels of an image: 3 (colour), 1 (gray), or those of .npy files; colour ops need 3"),
     # StudentConfig
-    "drop_path_rate": Spec("stochastic depth of the student, 0 to 1", least=0, most=1),
-    "out_dim": Spec("prototypes K, the width of the head's output; small data sets want less", least=2),
+    "drop_path_rate": Spec("stochastic depth of the student, 0 to 1"),
+    "out_dim": Spec("prototypes K, the width of the head's output; small data sets want less"),
     "norm_last_layer": Spec("keep the prototypes at unit length; more stable for the small networks"),
     "use_bn_in_head": Spec("batch norm in the head's hidden layers"),
     "init_from": Spec("start a new run from these weights, as --pretrained_weights has them (not a resume)"),
     # TeacherConfig
-    "momentum_teacher": Spec(
-        "EMA momentum at the start, rises to 1 by a cosine; small batches want more", least=0, most=1
-    ),
-    "warmup_teacher_temp": Spec("teacher temperature at the start", least=1e-4, most=100),
-    "teacher_temp": Spec(
-        "teacher temperature after its warm-up; lower it when the loss does not fall", least=1e-4, most=100
-    ),
-    "warmup_teacher_temp_epochs": Spec("epochs of linear temperature warm-up", least=0),
+    "momentum_teacher": Spec("EMA momentum at the start, rises to 1 by a cosine; small batches want more"),
+    "warmup_teacher_temp": Spec("teacher temperature at the start"),
+    "teacher_temp": Spec("teacher temperature after its warm-up; lower it when the loss does not fall"),
+    "warmup_teacher_temp_epochs": Spec("epochs of linear temperature warm-up"),
     # RateConfig
-    "lr": Spec("peak learning rate for a global batch of 256; scaled linearly with the global batch", least=0),
+    "lr": Spec("peak learning rate for a global batch of 256; scaled linearly with the global batch"),
     # OptimConfig
-    "optimizer": Spec("update rule", choices=("adamw", "sgd", "lars")),
-    "eps": Spec("adamw: added to the root of the second moment", least=0),
-    "warmup_epochs": Spec("epochs of linear learning-rate warm-up", least=0),
-    "min_lr": Spec("learning rate at the end of the cosine", least=0),
-    "weight_decay": Spec("weight decay at the start of its cosine", least=0),
-    "weight_decay_end": Spec("weight decay at the end", least=0),
-    "clip_grad": Spec("largest gradient norm of each parameter tensor; 0 turns clipping off", least=0),
-    "freeze_last_layer": Spec("epochs during which the prototypes do not move", least=0),
+    "optimizer": Spec("update rule"),
+    "eps": Spec("adamw: added to the root of the second moment"),
+    "warmup_epochs": Spec("epochs of linear learning-rate warm-up"),
+    "min_lr": Spec("learning rate at the end of the cosine"),
+    "weight_decay": Spec("weight decay at the start of its cosine"),
+    "weight_decay_end": Spec("weight decay at the end"),
+    "clip_grad": Spec("largest gradient norm of each parameter tensor; 0 turns clipping off"),
+    "freeze_last_layer": Spec("epochs during which the prototypes do not move"),
     # CropConfig
     "global_crops_scale": Spec("smallest and largest area of a global crop, 0 to 1"),
-    "local_crops_number": Spec("local crops per image; 0 turns multi-crop off", least=0),
+    "local_crops_number": Spec("local crops per image; 0 turns multi-crop off"),
     "local_crops_scale": Spec("smallest and largest area of a local crop, 0 to 1"),
-    "global_crops_size": Spec("side of a global crop in pixels", least=1),
-    "local_crops_size": Spec("side of a local crop in pixels", least=1),
+    "global_crops_size": Spec("side of a global crop in pixels"),
+    "local_crops_size": Spec("side of a local crop in pixels"),
     # SourceConfig
     "data_path": Spec(
         "a folder of images (with or without class folders), tar shards ('train-{000000..001023}.tar'), a text file "
         "that lists images, or demo"
     ),
-    "num_workers": Spec("loader processes per device (by default at most one a core)", least=0),
+    "num_workers": Spec("loader processes per device (by default at most one a core)"),
     # DataConfig
-    "batch_size_per_device": Spec("images a device sees at a time", also=("--batch_size_per_gpu",), least=1),
+    "batch_size_per_device": Spec("images a device sees at a time", also=("--batch_size_per_gpu",)),
     # LimitConfig
-    "data_limit": Spec("train on this many of the images, evenly spaced over the sorted list", least=1),
+    "data_limit": Spec("train on this many of the images, evenly spaced over the sorted list"),
     # TrainDataConfig
-    "on_bad_image": Spec("an unreadable image ends the run, or is replaced", choices=("raise", "skip")),
-    "augment_on": Spec(
-        "where colours, blur and normalisation are computed; host: in the loaders", choices=("device", "host")
-    ),
+    "on_bad_image": Spec("an unreadable image ends the run, or is replaced"),
+    "augment_on": Spec("where colours, blur and normalisation are computed; host: in the loaders"),
     "synthetic_data": Spec("no images: random pixels made once on the device, to measure its speed alone", switch=True),
     # OutputConfig
     "output_dir": Spec("folder to write to; made where it is missing"),
     # EpochConfig
-    "epochs": Spec("passes over the images", least=1),
-    "seed": Spec("seed of weights, data order, crops and stochastic depth", least=0),
+    "epochs": Spec("passes over the images"),
+    "seed": Spec("seed of weights, data order, crops and stochastic depth"),
     # RunConfig
-    "accumulate_steps": Spec("batches per update; the global batch grows by this factor", least=1),
+    "accumulate_steps": Spec("batches per update; the global batch grows by this factor"),
     "recompute": Spec(
         "what the backward pass computes again and so need not be kept in memory, less and less: activations "
-        "(normalisations, GELUs), mlp (perceptrons too), blocks; a few percent slower to a fifth",
-        choices=("nothing", "activations", "mlp", "blocks"),
+        "(normalisations, GELUs), mlp (perceptrons too), blocks; a few percent slower to a fifth"
     ),
-    "saveckp_freq": Spec("keep a numbered checkpoint every so many epochs; 0 keeps none", least=0),
-    "save_every_steps": Spec("also save every so many iterations; 0 saves at the end of each epoch only", least=0),
-    "keep_checkpoints": Spec("numbered checkpoints to keep, the newest ones; 0 keeps all", least=0),
-    "eval_knn_every": Spec("epochs between k-NN scores on the val (or validation) folder beside the images", least=0),
+    "saveckp_freq": Spec("keep a numbered checkpoint every so many epochs; 0 keeps none"),
+    "save_every_steps": Spec("also save every so many iterations; 0 saves at the end of each epoch only"),
+    "keep_checkpoints": Spec("numbered checkpoints to keep, the newest ones; 0 keeps all"),
+    "eval_knn_every": Spec("epochs between k-NN scores on the val (or validation) folder beside the images"),
     "preset": Spec(
         "auto: what is not given of out_dim, momentum, temperatures, warm-ups and lr follows from the number of "
-        "images, the global batch and the epochs; each with its reason",
-        choices=("auto",),
+        "images, the global batch and the epochs; each with its reason"
     ),
     "dry_run": Spec(
         "two steps on drawn pixels: images/s, memory, FLOPs, the share of each phase and the largest batch; no output",
@@ -157,22 +137,20 @@ FLAGS: Mapping[str, Spec] = {
     # ReportConfig
     "json": Spec("file to write the result to as one JSON object; - means a line on stdout"),
     # ComparisonConfig
-    "reference": Spec("device to compare with, in fp32", choices=("hpu", "cuda", "cpu")),
-    "steps": Spec("steps of training that both make", least=2),
+    "reference": Spec("device to compare with, in fp32"),
+    "steps": Spec("steps of training that both make"),
     "tolerance": Spec(
-        "largest difference that still counts as equal, over a tensor's largest number where that is above 1",
-        least=0,
+        "largest difference that still counts as equal, over a tensor's largest number where that is above 1"
     ),
     # VoteConfig
-    "nb_knn": Spec("numbers of neighbours to report", least=1),
-    "temperature": Spec("temperature of the vote", least=1e-4),
+    "nb_knn": Spec("numbers of neighbours to report"),
+    "temperature": Spec("temperature of the vote"),
     "index": Spec(
-        "search all training images, or by cells of them (faiss), which is faster for millions and misses some",
-        choices=("exact", "ivf"),
+        "search all training images, or by cells of them (faiss), which is faster for millions and misses some"
     ),
     "dump_features": Spec("folder to write features and labels to"),
     "load_features": Spec("folder to read features and labels from instead of computing them"),
-    "max_batches": Spec("stop after so many batches a split, for a quick look", least=1),
+    "max_batches": Spec("stop after so many batches a split, for a quick look"),
     "dump_tb_events": Spec("folder for TensorBoard events of the extraction"),
     # StoreConfig
     "store_on_device": Spec("keep the features on the device; false keeps them in host memory", also=("--use_cuda",)),
@@ -181,38 +159,36 @@ FLAGS: Mapping[str, Spec] = {
         "file of the linear layer that --evaluate scores; without it OUTPUT_DIR/checkpoint.pth.tar, else the published"
     ),
     # ProbeConfig
-    "n_last_blocks": Spec("join the CLS tokens of this many last blocks; ViT only (paper: 4 small, 1 base)", least=1),
+    "n_last_blocks": Spec("join the CLS tokens of this many last blocks; ViT only (paper: 4 small, 1 base)"),
     "avgpool_patchtokens": Spec(
         "join the mean patch token of the last block too; ViT only (paper: false small, true base)"
     ),
-    "num_labels": Spec("classes; by default as many as class folders, which it must equal", least=1),
-    "val_freq": Spec("epochs between two validations; the last epoch is always validated", least=1),
-    "val_first": Spec("epoch, counted from 1, that is validated first", least=1),
+    "num_labels": Spec("classes; by default as many as class folders, which it must equal"),
+    "val_freq": Spec("epochs between two validations; the last epoch is always validated"),
+    "val_first": Spec("epoch, counted from 1, that is validated first"),
     "scale_lr": Spec("--lr is for a global batch of 256 and scaled with it; false: it is the rate itself"),
     "evaluate": Spec("train nothing: score a linear layer that is there already", switch=True),
     "cache_features": Spec(
         "compute the features once, of centre crops, and train on them in seconds: no augmentation", switch=True
     ),
     # ImageSizeConfig
-    "imsize": Spec(
-        "copy detection: side in pixels of the square images become; retrieval: their longer side at most", least=1
-    ),
+    "imsize": Spec("copy detection: side in pixels of the square images become; retrieval: their longer side at most"),
     # CopydaysConfig
     "distractors_path": Spec("images that are searched too and are no copy of any (paper: 10k)"),
     "whitening_path": Spec("images from which a whitening of the features is learnt (paper: 20k)"),
     # LandmarkConfig
-    "dataset": Spec("which of the two sets", choices=("roxford5k", "rparis6k")),
+    "dataset": Spec("which of the two sets"),
     "multiscale": Spec("average the features of three sizes: 1, 1/sqrt(2) and 1/2"),
     "crop_queries": Spec("cut each query to the box of its landmark, as the benchmark has it", switch=True),
     # FeatureConfig
     "output": Spec("file to write: .npz, .safetensors, .parquet or .csv"),
-    "layers": Spec("blocks to take, counted from 1; without it the network's output; ViT only", least=1),
+    "layers": Spec("blocks to take, counted from 1; without it the network's output; ViT only"),
     "patches": Spec("also the grid of patch tokens; ViT only, not for .csv", switch=True),
     # ExaminationConfig
     "probe": Spec("hpu only: multiply two small matrices on a free card, in a process of its own"),
     # InspectionConfig
     "min_size": Spec(
-        "an image whose shorter side has fewer pixels is tiny; the default is one patch of the usual size", least=1
+        "an image whose shorter side has fewer pixels is tiny; the default is one patch of the usual size"
     ),
     "clean_list": Spec(
         "text file to list the images in that are worth training on: without corrupt and tiny ones and repetitions; "
@@ -220,51 +196,46 @@ FLAGS: Mapping[str, Spec] = {
         spelling="--output",
     ),
     # ShardConfig
-    "shard_size": Spec("images in a shard; the last one may hold fewer", least=1),
+    "shard_size": Spec("images in a shard; the last one may hold fewer"),
     "shorter_side": Spec(
-        "scale larger pictures down until their shorter side has so many pixels; the others stay as they are",
-        least=1,
+        "scale larger pictures down until their shorter side has so many pixels; the others stay as they are"
     ),
     # MaskConfig
-    "threshold": Spec("keep only the patches that hold this share of each head's attention, 0 to 1", least=0, most=1),
+    "threshold": Spec("keep only the patches that hold this share of each head's attention, 0 to 1"),
     # PictureConfig
     "image_path": Spec("one or more images or folders of images; without it a drawn one"),
-    "image_size": Spec(
-        "height and width in pixels that each image is stretched to; one number: its shorter side", least=1
-    ),
+    "image_size": Spec("height and width in pixels that each image is stretched to; one number: its shorter side"),
     # VideoConfig
     "input_path": Spec("a video file or a folder of frames"),
     "output_path": Spec("folder of frames/, attention/ and the video; made where it is missing"),
     "resize": Spec(
-        "height and width in pixels that each frame is stretched to; one number: its shorter side; without it as it is",
-        least=1,
+        "height and width in pixels that each frame is stretched to; one number: its shorter side; without it as it is"
     ),
     "video_only": Spec("only make a video of the pictures in the folder --input_path", switch=True),
-    "fps": Spec("frames a second of the video; without the flag those of the input video", least=0.1, most=1000),
-    "video_format": Spec("mp4 (H.264) or avi (MPEG-4)", choices=("mp4", "avi")),
+    "fps": Spec("frames a second of the video; without the flag those of the input video"),
+    "video_format": Spec("mp4 (H.264) or avi (MPEG-4)"),
     # RefreshConfig
-    "refresh_label_interval": Spec("frames of a run from one true label map to the next", least=1),
+    "refresh_label_interval": Spec("frames of a run from one true label map to the next"),
     # MetricsConfig
     "dataset_path": Spec(
         "DAVIS 2017, a folder of driving runs (RUN/image, RUN/segmentation), or one run", also=("--data_path",)
     ),
     "prediction_path": Spec("folder of the predictions, one folder of PNGs a sequence or run"),
-    "layout": Spec("davis or driving; recognised by the folders", choices=("davis", "driving")),
-    "num_classes": Spec("driving: classes; a label beyond them is an error", least=1, most=256),
-    "ignore_label": Spec("driving: pixels of this true label do not count", least=0, most=255),
+    "layout": Spec("davis or driving; recognised by the folders"),
+    "num_classes": Spec("driving: classes; a label beyond them is an error"),
+    "ignore_label": Spec("driving: pixels of this true label do not count"),
     "skip_refreshed": Spec(
         "driving: leave out each --refresh_label_interval-th frame, predicted by its own label", switch=True
     ),
     "csv": Spec("file to write all figures to as a table"),
     "pictures": Spec("folder for pictures of each frame (image, truth, prediction, error), contact sheets and videos"),
     # PropagationConfig
-    "n_last_frames": Spec("frames before the current one that give it labels, besides the first one", least=1),
+    "n_last_frames": Spec("frames before the current one that give it labels, besides the first one"),
     "size_mask_neighborhood": Spec(
-        "how far from a position its labels may come, in positions of the feature grid; 0 means any distance",
-        least=0,
+        "how far from a position its labels may come, in positions of the feature grid; 0 means any distance"
     ),
-    "topk": Spec("most similar positions, over all of these frames, whose labels are mixed", least=1),
-    "bs": Spec("accepted, as the original takes it and does not use it; see --batch_size_per_device", least=1),
+    "topk": Spec("most similar positions, over all of these frames, whose labels are mixed"),
+    "bs": Spec("accepted, as the original takes it and does not use it; see --batch_size_per_device"),
     # AutoencoderConfig
     "path_to_mae_repo": Spec("accepted, not needed: --arch mae reads the weights by itself"),
     # DavisScoreConfig
@@ -276,15 +247,14 @@ FLAGS: Mapping[str, Spec] = {
     # TargetConfig
     "input_size": Spec(
         "height and width in pixels of the images to come, for which a ViT's position embedding is resampled; one "
-        "number: a square; without it as it is",
-        least=1,
+        "number: a square; without it as it is"
     ),
     # FilesConfig
     "file_in": Spec("checkpoint to read", spelling="--weights"),
     # ClusterConfig
-    "ngpus": Spec("devices of each node, and so its processes", least=1),
-    "nodes": Spec("nodes", least=1),
-    "timeout": Spec("minutes after which the job saves and is queued again", least=1),
+    "ngpus": Spec("devices of each node, and so its processes"),
+    "nodes": Spec("nodes"),
+    "timeout": Spec("minutes after which the job saves and is queued again"),
     "partition": Spec("Slurm partition"),
     "use_volta32": Spec("GPUs with 32 GB only (Slurm constraint volta32gb)", switch=True),
     "comment": Spec("comment handed to Slurm; some clusters ask for one"),
@@ -292,17 +262,14 @@ FLAGS: Mapping[str, Spec] = {
         "what the cluster calls the devices, without their number, as gpu:hl225; by default hpu or ipu where that is "
         "the --device, else GPUs by Slurm's own word"
     ),
-    "cluster": Spec(
-        "slurm, or local for processes on this machine; slurm where srun is found", choices=("slurm", "local")
-    ),
+    "cluster": Spec("slurm, or local for processes on this machine; slurm where srun is found"),
     # EvidenceConfig
     "size": Spec(
         "quick: small networks and few steps, at most four minutes; full: the real ones, at most ten; by default full "
-        "on a card and quick on the cpu",
-        choices=("quick", "full"),
+        "on a card and quick on the cpu"
     ),
-    "only": Spec("numbers of the steps to run; all eight by default", least=1, most=8),
-    "patience": Spec("factor on every time limit, for a machine that is only slow", least=0.1, most=100),
+    "only": Spec("numbers of the steps to run; all eight by default"),
+    "patience": Spec("factor on every time limit, for a machine that is only slow"),
 }
 
 NESTED: Mapping[type, Mapping[str, Meaning]] = {LinearConfig: LINEAR_PROBE}  # keys of nested recipes

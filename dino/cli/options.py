@@ -18,7 +18,7 @@ from dino.cli import values
 from dino.cli.flags import DESCRIPTIONS, FLAGS, NESTED
 from dino.cli.recipes import Meaning, interpret, is_first, read_overrides, read_recipe, sets
 from dino.cli.spec import Spec
-from dino.config import REFERENCE, UNSET, as_recipe
+from dino.config import LIMITS, REFERENCE, UNSET, Limits, as_recipe
 from dino.errors import OptionError, nearest
 
 Config = TypeVar("Config")
@@ -43,6 +43,7 @@ class Flag:
     annotation: Any
     default: Any
     reference: Any
+    limits: Limits
     spec: Spec
 
     @property
@@ -60,21 +61,8 @@ class Flag:
             result = values.convert(value, self.annotation)
         except (TypeError, ValueError):
             raise OptionError(f"{self.words[0]} got {value!r}, wants {values.describe(self.annotation)}") from None
-        if self.spec.choices and result is not None and result not in self.spec.choices:
-            raise OptionError(f"{self.words[0]} got {value!r}, wants one of {', '.join(self.spec.choices)}")
-        for number in result if isinstance(result, tuple) else (result,):
-            self._check_bounds(number)
+        self.limits.check(self.field, result)
         return result
-
-    def _check_bounds(self, number: Any) -> None:
-        if number is None:
-            return
-        least, most = self.spec.least, self.spec.most
-        # Written so that nan, which no comparison holds for, is out of any bounds.
-        above, below = least is None or number >= least, most is None or number <= most
-        if not (above and below):
-            bounds = f"{least} or more" if most is None else f"{least} to {most}"
-            raise OptionError(f"{self.words[0]} {number} cannot be", remedy=f"give {bounds}")
 
 
 def flags_of(config: type) -> Iterator[Flag]:
@@ -90,6 +78,7 @@ def flags_of(config: type) -> Iterator[Flag]:
                 annotation=hints[field.name],
                 default=getattr(settings, field.name),
                 reference=field.metadata.get(REFERENCE),
+                limits=field.metadata.get(LIMITS, Limits()),
                 spec=FLAGS[field.name],
             )
 
@@ -223,7 +212,7 @@ def _add_flag(parser: argparse.ArgumentParser, known: Flag) -> None:
         parser.add_argument(*known.words, dest=known.field, action="store_true", help=text)
         return
     many = values.takes_many(known.annotation)
-    metavar = "{" + ",".join(known.spec.choices) + "}" if known.spec.choices else known.field.upper()
+    metavar = "{" + ",".join(known.limits.choices) + "}" if known.limits.choices else known.field.upper()
     parser.add_argument(*known.words, dest=known.field, nargs="+" if many else None, metavar=metavar, help=text)
 
 

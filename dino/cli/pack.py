@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dino.cli.options import name_places, parse_command
 from dino.cli.session import set_up_logging
-from dino.config import OutputConfig, ReportConfig, chosen, derived
+from dino.config import OutputConfig, ReportConfig, chosen, derived, setting
 from dino.data.config import SourceConfig
 from dino.errors import OptionError
 
@@ -17,15 +17,15 @@ from dino.errors import OptionError
 class FewWorkersConfig(SourceConfig):
     """Processes that scale pictures."""
 
-    num_workers: int | None = derived(4)
+    num_workers: int | None = derived(4, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
     """How images become shards."""
 
-    shard_size: int = 1000
-    shorter_side: int | None = None
+    shard_size: int = setting(1000, least=1)
+    shorter_side: int | None = setting(None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

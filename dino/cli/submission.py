@@ -14,7 +14,7 @@ from typing import Any
 
 from dino.cli.options import as_words
 from dino.cli.session import exit_code
-from dino.config import chosen
+from dino.config import chosen, setting
 from dino.errors import DinoError, Interrupted, OptionError
 from dino.training.config import TrainConfig
 
@@ -31,14 +31,14 @@ Command = Callable[[Sequence[str]], None]
 class ClusterConfig:
     """What to ask a cluster for, through submitit."""
 
-    ngpus: int = 8
-    nodes: int = 2
-    timeout: int = 2800
+    ngpus: int = setting(8, least=1)
+    nodes: int = setting(2, least=1)
+    timeout: int = setting(2800, least=1)
     partition: str = "learnfair"
     use_volta32: bool = False
     comment: str = ""
     gres: str | None = None
-    cluster: str | None = None
+    cluster: str | None = setting(None, choices=("slurm", "local"))
 
 
 @dataclass(frozen=True, kw_only=True)

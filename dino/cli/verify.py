@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dino.cli.options import parse
 from dino.cli.session import spell
-from dino.config import OutputConfig
+from dino.config import OutputConfig, setting
 from dino.devices.config import DeviceConfig
 from dino.devices.hpu.mode import choose_mode
 from dino.devices.hpu.software import find_version
@@ -33,9 +33,9 @@ from dino.verify.report import build_report
 class EvidenceConfig(OutputConfig):
     """What to look at, how closely and how long."""
 
-    size: str | None = None
-    only: tuple[int, ...] | None = None
-    patience: float = 1.0
+    size: str | None = setting(None, choices=("quick", "full"))
+    only: tuple[int, ...] | None = setting(None, least=1, most=8)
+    patience: float = setting(1.0, least=0.1, most=100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class VerifyConfig:
     Ends with 1 where a step failed. --lazy_mode leaves out the other modes of hpu.
     """
 
-    device: DeviceConfig = DeviceConfig()
+    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
     verify: EvidenceConfig = EvidenceConfig()
 
 

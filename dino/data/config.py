@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import derived
+from dino.config import derived, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,10 +12,10 @@ class CropConfig:
     """Multi-crop: two global views and some local ones (paper, section 3.1)."""
 
     global_crops_scale: tuple[float, float] = (0.4, 1.0)
-    local_crops_number: int = 8
+    local_crops_number: int = setting(8, least=0)
     local_crops_scale: tuple[float, float] = (0.05, 0.4)
-    global_crops_size: int = 224
-    local_crops_size: int = 96
+    global_crops_size: int = setting(224, least=1)
+    local_crops_size: int = setting(96, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,27 +23,27 @@ class SourceConfig:
     """Which images, and who reads them."""
 
     data_path: str | None = None
-    num_workers: int | None = derived(10)
+    num_workers: int | None = derived(10, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(SourceConfig):
     """Which images, and how they are fed."""
 
-    batch_size_per_device: int = 32
+    batch_size_per_device: int = setting(32, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitConfig:
     """How many of the images to train on."""
 
-    data_limit: int | None = None
+    data_limit: int | None = setting(None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDataConfig(LimitConfig):
     """What only training asks of its images."""
 
-    on_bad_image: str = "raise"
-    augment_on: str = "device"
+    on_bad_image: str = setting("raise", choices=("raise", "skip"))
+    augment_on: str = setting("device", choices=("device", "host"))
     synthetic_data: bool = False

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import derived
+from dino.config import derived, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:
     """Where the work runs."""
 
-    device: str | None = None
+    device: str | None = setting(None, choices=("hpu", "cuda", "cpu", "ipu"))
     lazy_mode: bool | None = None
 
 
@@ -19,12 +19,12 @@ class DeviceConfig:
 class PrecisionConfig:
     """In which number formats training computes; the optimiser is always fp32."""
 
-    precision: str | None = None
+    precision: str | None = setting(None, choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight"))
     use_fp16: bool | None = derived(True)
     hmp: bool = False
     hmp_bf16: str = "ops_bf16.txt"
     hmp_fp32: str = "ops_fp32.txt"
-    hmp_opt_level: str = "O1"
+    hmp_opt_level: str = setting("O1", choices=("O1", "O2"))
     hmp_verbose: bool = False
     compile: bool | None = None
 
@@ -33,17 +33,17 @@ class PrecisionConfig:
 class IpuConfig:
     """What only a device asks that compiles the whole step (ipu); names and defaults of the published IPU code."""
 
-    pipeline: tuple[int, ...] | None = None
-    replica: int = 1
-    ga: int | None = None
-    di: int = 1
+    pipeline: tuple[int, ...] | None = setting(None, least=0)
+    replica: int = setting(1, least=1)
+    ga: int | None = setting(None, least=1)
+    di: int = setting(1, least=1)
     rts: bool = True
-    ipu_per_replica: int = 8
-    output_mode: str = "all"
-    async_type: str = "normal"
-    rebatched_worker_size: int = 128
-    loss_scale: float | None = None
+    ipu_per_replica: int = setting(8, least=1)
+    output_mode: str = setting("all", choices=("all", "final"))
+    async_type: str = setting("normal", choices=("async", "rebatch", "normal"))
+    rebatched_worker_size: int = setting(128, least=1)
+    loss_scale: float | None = setting(None, least=1e-06)
     executable_cache_dir: str = "./cachedir"
     ema_so: str | None = None
-    gelu_type: str = "erf"
-    set_freq: int = 1
+    gelu_type: str = setting("erf", choices=("erf", "tanh"))
+    set_freq: int = setting(1, least=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import EpochConfig, OutputConfig, RateConfig, ReportConfig, chosen, derived
+from dino.config import EpochConfig, OutputConfig, RateConfig, ReportConfig, chosen, derived, setting
 from dino.data.config import DataConfig, LimitConfig
 from dino.models.config import BackboneConfig
 from dino.runtime.config import FrozenConfig, LaunchConfig
@@ -14,12 +14,12 @@ from dino.runtime.config import FrozenConfig, LaunchConfig
 class VoteConfig:
     """The weighted k-NN vote (paper, section 4.1)."""
 
-    nb_knn: tuple[int, ...] = (10, 20, 100, 200)
-    temperature: float = 0.07
-    index: str = "exact"
+    nb_knn: tuple[int, ...] = setting((10, 20, 100, 200), least=1)
+    temperature: float = setting(0.07, least=0.0001)
+    index: str = setting("exact", choices=("exact", "ivf"))
     dump_features: str | None = None
     load_features: str | None = None
-    max_batches: int | None = None
+    max_batches: int | None = setting(None, least=1)
     dump_tb_events: str | None = None
 
 
@@ -41,11 +41,11 @@ class LayerConfig:
 class ProbeConfig(LayerConfig):
     """The linear classifier on frozen features (paper, section 4.1)."""
 
-    n_last_blocks: int | None = derived(4)
+    n_last_blocks: int | None = derived(4, least=1)
     avgpool_patchtokens: bool | None = derived(False)
-    num_labels: int | None = None
-    val_freq: int = 1
-    val_first: int = 1
+    num_labels: int | None = setting(None, least=1)
+    val_freq: int = setting(1, least=1)
+    val_first: int = setting(1, least=1)
     scale_lr: bool = True
     evaluate: bool = False
     cache_features: bool = False
@@ -55,7 +55,7 @@ class ProbeConfig(LayerConfig):
 class ImageSizeConfig:
     """The size of images that are searched."""
 
-    imsize: int = 224
+    imsize: int = setting(224, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class CopydaysBackboneConfig(BackboneConfig):
     """The paper's network for copy detection."""
 
     arch: str | None = derived("vit_base")
-    patch_size: int | None = derived(8)
+    patch_size: int | None = derived(8, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class CopydaysConfig:
 class LandmarkConfig:
     """Revisited Oxford and Paris."""
 
-    dataset: str = "roxford5k"
+    dataset: str = setting("roxford5k", choices=("roxford5k", "rparis6k"))
     multiscale: bool = False
     crop_queries: bool = False
 
@@ -88,7 +88,7 @@ class FeatureConfig:
     """Which features go to which file."""
 
     output: str | None = None
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = setting(None, least=1)
     patches: bool = False
 
 
@@ -115,7 +115,7 @@ class CopyDetectionConfig(EvaluationConfig):
     backbone: BackboneConfig = CopydaysBackboneConfig()
     data: DataConfig = DataConfig(batch_size_per_device=16)
     store: StoreConfig = StoreConfig()
-    size: ImageSizeConfig = ImageSizeConfig(imsize=320)
+    size: ImageSizeConfig = setting(ImageSizeConfig(imsize=320), choices=("quick", "full"))
     copy_detection: CopydaysConfig = CopydaysConfig()
 
 
@@ -125,7 +125,7 @@ class RetrievalConfig(EvaluationConfig):
 
     data: DataConfig = DataConfig(batch_size_per_device=128)
     store: StoreConfig = StoreConfig()
-    size: ImageSizeConfig = ImageSizeConfig()
+    size: ImageSizeConfig = setting(ImageSizeConfig(), choices=("quick", "full"))
     retrieval: LandmarkConfig = LandmarkConfig()
 
 
@@ -152,7 +152,7 @@ class FeatureFileConfig(EvaluationConfig):
 class RefreshConfig:
     """How driving runs start anew from true labels."""
 
-    refresh_label_interval: int | None = derived(50)
+    refresh_label_interval: int | None = derived(50, least=1)
 
     @property
     def chosen_interval(self) -> int:
@@ -166,9 +166,9 @@ class MetricsConfig:
 
     dataset_path: str | None = None
     prediction_path: str | None = None
-    layout: str | None = None
-    num_classes: int | None = derived(27)
-    ignore_label: int | None = None
+    layout: str | None = setting(None, choices=("davis", "driving"))
+    num_classes: int | None = derived(27, least=1, most=256)
+    ignore_label: int | None = setting(None, least=0, most=255)
     skip_refreshed: bool = False
     csv: str | None = None
     pictures: str | None = None
@@ -188,10 +188,10 @@ class SegmentationMetricsConfig:
 class PropagationConfig:
     """How labels go from frame to frame (paper, section 4.2.2)."""
 
-    n_last_frames: int = 7
-    size_mask_neighborhood: int = 12
-    topk: int = 5
-    bs: int = 6
+    n_last_frames: int = setting(7, least=1)
+    size_mask_neighborhood: int = setting(12, least=0)
+    topk: int = setting(5, least=1)
+    bs: int = setting(6, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ class BackboneConfig:
     """Which network; a value of None is taken from the weights file, else it is the reference's."""
 
     arch: str | None = derived("vit_small")
-    patch_size: int | None = derived(16)
+    patch_size: int | None = derived(16, least=1)
 
     @property
     def chosen_arch(self) -> str:
@@ -29,14 +29,14 @@ class BackboneConfig:
 class SmallPatchConfig(BackboneConfig):
     """Patches of 8 pixels, where nothing says otherwise."""
 
-    patch_size: int | None = derived(8)
+    patch_size: int | None = derived(8, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelConfig:
     """What an image is made of."""
 
-    in_chans: int | None = derived(3)
+    in_chans: int | None = derived(3, least=1)
 
     @property
     def chosen_in_chans(self) -> int:

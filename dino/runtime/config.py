@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import ReportConfig
+from dino.config import ReportConfig, setting
 from dino.devices.config import DeviceConfig
 from dino.models.config import BackboneConfig, WeightsConfig
 
@@ -21,7 +21,7 @@ class LaunchConfig:
 class FrozenConfig:
     """What every command that runs a frozen backbone asks."""
 
-    device: DeviceConfig = DeviceConfig()
+    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
     launch: LaunchConfig = LaunchConfig()
     backbone: BackboneConfig = BackboneConfig()
     weights: WeightsConfig = WeightsConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import EpochConfig, RateConfig, ReportConfig, derived
+from dino.config import EpochConfig, RateConfig, ReportConfig, derived, setting
 from dino.data.config import CropConfig, DataConfig, TrainDataConfig
 from dino.devices.config import DeviceConfig, IpuConfig, PrecisionConfig
 from dino.models.config import BackboneConfig, ChannelConfig
@@ -15,8 +15,8 @@ from dino.runtime.config import LaunchConfig
 class StudentConfig(ChannelConfig):
     """What the student's network has beyond the backbone's name."""
 
-    drop_path_rate: float = 0.1
-    out_dim: int = 65536
+    drop_path_rate: float = setting(0.1, least=0, most=1)
+    out_dim: int = setting(65536, least=2)
     norm_last_layer: bool = True
     use_bn_in_head: bool = False
     init_from: str | None = None
@@ -26,37 +26,37 @@ class StudentConfig(ChannelConfig):
 class TeacherConfig:
     """How the teacher follows the student and how sharp its targets are (paper, section 3.1)."""
 
-    momentum_teacher: float = 0.996
-    warmup_teacher_temp: float = 0.04
-    teacher_temp: float = 0.04
-    warmup_teacher_temp_epochs: int = 0
+    momentum_teacher: float = setting(0.996, least=0, most=1)
+    warmup_teacher_temp: float = setting(0.04, least=0.0001, most=100)
+    teacher_temp: float = setting(0.04, least=0.0001, most=100)
+    warmup_teacher_temp_epochs: int = setting(0, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(RateConfig):
     """The optimiser and its schedules, all per iteration."""
 
-    optimizer: str = "adamw"
-    eps: float = 1e-8
-    warmup_epochs: int | None = derived(10)
-    min_lr: float = 1e-6
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
-    clip_grad: float | None = derived(3.0)
-    freeze_last_layer: int = 1
+    optimizer: str = setting("adamw", choices=("adamw", "sgd", "lars"))
+    eps: float = setting(1e-8, least=0)
+    warmup_epochs: int | None = derived(10, least=0)
+    min_lr: float = setting(1e-6, least=0)
+    weight_decay: float = setting(0.04, least=0)
+    weight_decay_end: float = setting(0.4, least=0)
+    clip_grad: float | None = derived(3.0, least=0)
+    freeze_last_layer: int = setting(1, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(EpochConfig):
     """What pre-training asks besides: how large an update is, and how often to save and score."""
 
-    accumulate_steps: int = 1
-    recompute: str = "nothing"
-    saveckp_freq: int = 20
-    save_every_steps: int = 0
-    keep_checkpoints: int = 0
-    eval_knn_every: int = 0
-    preset: str | None = None
+    accumulate_steps: int = setting(1, least=1)
+    recompute: str = setting("nothing", choices=("nothing", "activations", "mlp", "blocks"))
+    saveckp_freq: int = setting(20, least=0)
+    save_every_steps: int = setting(0, least=0)
+    keep_checkpoints: int = setting(0, least=0)
+    eval_knn_every: int = setting(0, least=0)
+    preset: str | None = setting(None, choices=("auto",))
     dry_run: bool = False
 
 
@@ -64,8 +64,10 @@ class RunConfig(EpochConfig):
 class TrainConfig:
     """A pre-training run."""
 
-    device: DeviceConfig = DeviceConfig()
-    precision: PrecisionConfig = PrecisionConfig()
+    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
+    precision: PrecisionConfig = setting(
+        PrecisionConfig(), choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight")
+    )
     compiled: IpuConfig = IpuConfig()
     launch: LaunchConfig = LaunchConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -82,9 +84,9 @@ class TrainConfig:
 class ComparisonConfig:
     """What a device is compared with."""
 
-    reference: str = "cpu"
-    steps: int = 8
-    tolerance: float = 1e-5
+    reference: str = setting("cpu", choices=("hpu", "cuda", "cpu"))
+    steps: int = setting(8, least=2)
+    tolerance: float = setting(1e-5, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

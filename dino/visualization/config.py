@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import OutputConfig, derived
+from dino.config import OutputConfig, derived, setting
 from dino.models.config import BackboneConfig, SmallPatchConfig
 from dino.runtime.config import FrozenConfig
 
@@ -13,7 +13,7 @@ from dino.runtime.config import FrozenConfig
 class MaskConfig:
     """Which patches of an attention map count."""
 
-    threshold: float | None = None
+    threshold: float | None = setting(None, least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class PictureConfig:
     """Which images the attention maps are of."""
 
     image_path: tuple[str, ...] | None = None
-    image_size: tuple[int, ...] = (480, 480)
+    image_size: tuple[int, ...] = setting((480, 480), least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class VideoConfig:
 
     input_path: str | None = None
     output_path: str = "./"
-    resize: tuple[int, ...] | None = None
+    resize: tuple[int, ...] | None = setting(None, least=1)
     video_only: bool = False
-    fps: float | None = derived(30.0)
-    video_format: str = "mp4"
+    fps: float | None = derived(30.0, least=0.1, most=1000)
+    video_format: str = setting("mp4", choices=("mp4", "avi"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import ReportConfig
+from dino.config import ReportConfig, setting
 from dino.models.config import BackboneConfig, ChannelConfig, NetworkConfig, WeightsConfig
 
 
@@ -19,7 +19,7 @@ class OutputFileConfig:
 class TargetConfig(OutputFileConfig):
     """What becomes of weights."""
 
-    input_size: tuple[int, ...] | None = None
+    input_size: tuple[int, ...] | None = setting(None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
