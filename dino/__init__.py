@@ -1,11 +1,59 @@
-"""DINO (self-distillation with no labels, Caron et al. 2021) for Gaudi, CUDA and CPU.
+"""DINO (self-distillation with no labels, Caron et al. 2021) for Gaudi, CUDA, CPU and IPU.
 
-The rooms, from the bottom up: words (`options`, `flags`, `errors`, `checkpoint`), rooms (`data`, `models`, `devices`),
-the run (`runtime`), the work (`training`, `evaluation`, `visualization`). Imports go down, never up, never sideways;
-`docs/architecture.md` says why.
+    import dino
+
+    backbone = dino.load("checkpoint.pth")
+    features = dino.embed(backbone, "photos/")
+
+Importing this package imports neither torch nor numpy; the functions below import them when they are first used.
+`docs/python.md` shows each one, `docs/architecture.md` the rooms underneath.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dino.api import (
+        Embeddings,
+        Result,
+        attention,
+        embed,
+        knn,
+        linear_probe,
+        list_models,
+        load,
+        pretrain,
+    )
+
+__version__ = "0.1.0"
+__all__ = [
+    "Embeddings",
+    "Result",
+    "__version__",
+    "attention",
+    "embed",
+    "knn",
+    "linear_probe",
+    "list_models",
+    "load",
+    "pretrain",
+]
 
 # `import torch` would import vendors' bridges by itself, before their environment is complete: `devices` does it.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'dino' has no attribute {name!r}")
+    from dino import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted({*globals(), *__all__})

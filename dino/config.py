@@ -121,7 +121,7 @@ def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
     }
     for name in settings:
         if name not in declared:
-            raise TypeError(f"unknown setting {name!r}: {nearest(name, list(declared))}")
+            raise TypeError(f"unknown setting {name!r}: {nearest(name, list(declared), cutoff=0.0)}")
     values = {name: _fit(name, value, declared[name][1]) for name, value in settings.items()}
     for name, value in values.items():
         declared[name][0].metadata.get(LIMITS, Limits()).check(name, value)

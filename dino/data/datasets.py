@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_crops
-from dino.data.decode import read_image
 from dino.data.photometric import Normalisation, augment
 from dino.data.sources import ImageSource
 from dino.errors import DataError
@@ -67,9 +66,10 @@ class CropDataset(Dataset):
         epoch, index = key
         rng = build_rng(self.seed, epoch, index)
         for replaced in range(len(self.source)):
-            file = self.source.file((index + replaced) % len(self.source))
+            other = (index + replaced) % len(self.source)
             try:
-                crops = cut_crops(read_image(file, self.recipe.channels), self.recipe, rng, replaced)
+                image = self.source.read(other, self.recipe.channels, whole=True)
+                crops = cut_crops(image, self.recipe, rng, replaced)
                 return crops if self.host_normalisation is None else augment_crops(crops, self.host_normalisation)
             except DataError as error:
                 if not self.skip_bad:
@@ -161,9 +161,9 @@ class ViewDataset(Dataset):
 def _read_view(
     source: ImageSource, index: int, cut: Callable[[Tensor], Tensor], channels: int
 ) -> LabelledBatch | DataError:
-    label = -1 if source.labels is None else source.labels[index]
     try:
-        pixels = cut(read_image(source.file(index), channels, source.box(index)))
+        image, label = source.read_labelled(index, channels)
+        pixels = cut(image)
     except DataError as error:
         return error
     return LabelledBatch(pixels, torch.tensor(label), torch.tensor(index))

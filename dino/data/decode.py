@@ -35,6 +35,11 @@ class Stored(Protocol):
         """Its content."""
 
 
+def is_picture(path: str) -> bool:
+    """Whether a path is that of one image, by its ending."""
+    return path.lower().endswith(EXTENSIONS)
+
+
 def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = None) -> Tensor:
     """Decode an image.
 

@@ -7,13 +7,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dino.data.decode import EXTENSIONS, Box, read_size
+from dino.data.decode import EXTENSIONS, Box, read_image, read_size
 from dino.data.demo import build_demo
 from dino.data.index import list_files
 from dino.data.list_files import read_list
 from dino.data.shards import ENDING, Member, Members, find_shards, is_pattern, list_members
 from dino.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VALIDATION = ("val", "validation")
 FLAG = "`data_path`"
@@ -51,6 +55,27 @@ class ImageSource:
     def file(self, index: int) -> Path | Member:
         """What `read_image` reads for image `index`."""
         return self.members.member(index, self.names[index]) if self.members else self.path(index)
+
+    def read(self, index: int, channels: int, *, whole: bool = False) -> Tensor:
+        """Image `index`, or the part of it that is meant, as (C, H, W) uint8.
+
+        Args:
+            index: Of the image.
+            channels: C.
+            whole: Read all of it, whatever part is meant.
+
+        Raises:
+            DataError: It cannot be read as an image of so many channels.
+        """
+        return read_image(self.file(index), channels, None if whole else self.box(index))
+
+    def read_labelled(self, index: int, channels: int) -> tuple[Tensor, int]:
+        """Image `index`, as `read` gives it, and its label, -1 where it has none.
+
+        Raises:
+            DataError: It cannot be read as an image of so many channels.
+        """
+        return self.read(index, channels), -1 if self.labels is None else self.labels[index]
 
     def box(self, index: int) -> Box | None:
         """The part of image `index` that is meant."""

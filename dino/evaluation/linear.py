@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dino import checkpoint
 from dino.config import RECIPE, as_dict, as_recipe
+from dino.data.sources import ImageSource
 from dino.errors import OptionError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import extract_features
@@ -16,19 +17,29 @@ from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_
 from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
 from dino.models.config import BackboneConfig
 from dino.models.published import PUBLISHED_LINEAR, find_published
+from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result, write_whole
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_linear(options: LinearConfig, run: Run, *, recipe: str | None = None) -> LinearScore:
+def evaluate_linear(
+    options: LinearConfig,
+    run: Run,
+    *,
+    recipe: str | None = None,
+    backbone: TrainedBackbone | None = None,
+    splits: tuple[ImageSource, ImageSource] | None = None,
+) -> LinearScore:
     """Train a linear layer on frozen features, or score one that is there; log the original's lines.
 
     Args:
         options: The probe's settings.
         run: Device and processes.
         recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
+        backbone: What is classified by; by default the one that the settings name.
+        splits: Train and val images; by default those that the settings name.
 
     Returns:
         The score of the last validation.
@@ -40,7 +51,7 @@ def evaluate_linear(options: LinearConfig, run: Run, *, recipe: str | None = Non
     recipe = recipe or as_recipe(options, as_dict(options))
     if not options.linear.evaluate:
         check_folder(options)
-    task = open_task(options, run)
+    task = open_task(options, run, backbone=backbone, splits=splits)
     score, best = _score_layer(options, task, run) if task.train is None else _train_layer(options, task, run, recipe)
     if run.processes.is_first:
         counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}

@@ -65,18 +65,29 @@ class LinearTask:
         return int(self.descriptor.module.embed_dim)
 
 
-def open_task(options: LinearConfig, run: Run) -> LinearTask:
-    """List the images and load the backbone.
+def open_task(
+    options: LinearConfig,
+    run: Run,
+    *,
+    backbone: TrainedBackbone | None = None,
+    splits: tuple[ImageSource, ImageSource] | None = None,
+) -> LinearTask:
+    """List the images and load the backbone, where they are not given.
 
     Raises:
         DinoError: Missing folders or weights, too few images, or another number of classes than asked for.
     """
     flags, train = options.linear, None
     with run.processes.first_goes_first():
-        if flags.evaluate:
+        if splits is not None:
+            train, test = splits
+        elif flags.evaluate:
             test = open_validation_images(options.data.data_path)
         else:
             train, test = open_labelled_splits(options.data.data_path)
+        if flags.evaluate:
+            train = None
+        if train is not None:
             train = train.limited(options.limit.data_limit)
             check_count(train, options.data.batch_size_per_device * run.processes.world)
         if flags.num_labels not in {None, len(test.classes)}:
@@ -85,7 +96,7 @@ def open_task(options: LinearConfig, run: Run) -> LinearTask:
                 value=flags.num_labels,
                 remedy="leave the flag out to follow the folders",
             )
-        backbone = load_backbone(options.backbone, options.weights)
+        backbone = backbone or load_backbone(options.backbone, options.weights)
     identity: dict[str, Any] = {"backbone": compute_digest(backbone.module), "classes": digest_names(test.classes)}
     if is_vit(backbone.arch):
         identity |= {name: getattr(flags, name) for name in SETTINGS}

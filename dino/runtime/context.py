@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 from dino.devices import open_device
 from dino.devices.base import Device
@@ -93,16 +95,17 @@ def _check_mode(device: Device, processes: Processes) -> None:
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGUSR1 came, so that the loop can save and leave."""
+    """Remembers that a signal came, so that the loop can save and leave; a second Ctrl-C ends it at once."""
 
-    def __init__(self) -> None:
-        """No signal yet."""
-        self.signal: signal.Signals | None = None
+    def __init__(self, signals: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
+        """No signal yet; outside of the main thread none can be listened to."""
+        self.signals, self.signal = signals, cast("signal.Signals | None", None)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Catch the signals inside the block and restore their handlers after it."""
-        before = {name: signal.signal(name, self._remember) for name in STOP_SIGNALS}
+        hears = threading.current_thread() is threading.main_thread()
+        before = {name: signal.signal(name, self._remember) for name in self.signals if hears}
         try:
             yield self
         finally:
@@ -114,6 +117,8 @@ class StopRequest:
         return self.signal is not None
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -61,6 +62,16 @@ class MetricLog:
                 temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         except OSError as error:
             raise OptionError(f"{self.path} cannot be rewritten: {error}") from error
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log.txt, a mapping an epoch; lines that are no JSON objects are left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            found += [values] if isinstance(values, dict) else []
+    return found
 
 
 def _finite(value: Any) -> Any:

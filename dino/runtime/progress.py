@@ -22,9 +22,8 @@ class Progress:
         """Begin at step `start` of `total`."""
         self.total, self.title, self.start, self.done, self.shown = total, title, start, start, shown
         self.began = time.monotonic()
-        self.bar = (
-            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True) if shown and sys.stderr.isatty() else None
-        )
+        live = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook redraws a line as a terminal does
+        self.bar = tqdm(total=total, desc=title, initial=start, dynamic_ncols=True) if shown and live else None
 
     def advance(self, done: int, values: Mapping[str, str] | None = None) -> None:
         """Show that `done` steps are complete, with `values` beside them."""

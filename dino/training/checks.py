@@ -18,8 +18,12 @@ from dino.training.config import RunConfig, TrainConfig
 logger = logging.getLogger(__name__)
 
 
-def check_options(options: TrainConfig) -> ImageSource:
+def check_options(options: TrainConfig, source: ImageSource | None = None) -> ImageSource:
     """Check every option against itself, the others and the images.
+
+    Args:
+        options: The run's settings.
+        source: The images; by default those of `data_path`.
 
     Returns:
         The images to train on.
@@ -28,7 +32,7 @@ def check_options(options: TrainConfig) -> ImageSource:
         DinoError: What is wrong, where, and what to do.
     """
     check_settings(options)
-    source = check_images(options)
+    source = check_images(options, source)
     make_output_folder(options.run.output_dir)
     return source
 
@@ -45,13 +49,13 @@ def check_settings(options: TrainConfig) -> None:
     check_warmups(options)
 
 
-def check_images(options: TrainConfig) -> ImageSource:
+def check_images(options: TrainConfig, source: ImageSource | None = None) -> ImageSource:
     """List the images, and check that there are enough.
 
     Raises:
         DataError: There are none, or too few.
     """
-    source = open_source(options)
+    source = source or open_source(options)
     if options.run.eval_knn_every:
         open_online_splits(options.data.data_path, options.train_data.data_limit)
     batch = options.data.batch_size_per_device * options.run.accumulate_steps * read_launch(os.environ).world

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dino.data.loaders import count_cores
 from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, Interrupted, NonFiniteError
 from dino.models.weights import load_initial_weights
-from dino.runtime.context import Run, StopRequest
+from dino.runtime.context import STOP_SIGNALS, Run, StopRequest
 from dino.runtime.distributed import StopAgreement
 from dino.runtime.metrics import write_whole
 from dino.training.build import build_loader, build_networks, build_program
@@ -50,6 +51,7 @@ class Trainer:
         evaluate: Evaluate | None = None,
         *,
         recipe: str | None = None,
+        stops_on: Sequence[signal.Signals] = STOP_SIGNALS,
     ) -> None:
         """Build everything, and continue from the output folder's checkpoint if there is one.
 
@@ -59,6 +61,7 @@ class Trainer:
             run: Device and processes.
             evaluate: Scores the teacher's backbone every `eval_knn_every` epochs; called on every process.
             recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
+            stops_on: Signals that save and end the run.
 
         Raises:
             DinoError: Sizes that the network refuses, too few images, or a checkpoint of another run.
@@ -78,7 +81,7 @@ class Trainer:
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
         self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
         self.mode = run.device.mode
-        self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
+        self.stop, self.agreement = StopRequest(stops_on), StopAgreement(run.processes)
         self._begin()
         first = run.processes.is_first
         if first:
