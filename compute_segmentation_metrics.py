@@ -1,30 +1,9 @@
 """Scores of predicted label maps: `compute_segmentation_metrics.py --dataset_path DAVIS --prediction_path OUT`."""
 
 import sys
-from collections.abc import Sequence
 
-from dino.cli.options import parse
-from dino.cli.session import exit_code, set_up_logging
-from dino.evaluation.config import SegmentationMetricsConfig
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Compare, report, and draw where pictures are asked for."""
-    options = parse(SegmentationMetricsConfig, argv)
-
-    from dino.evaluation.segmentation_report import open_clips, report_metrics
-    from dino.runtime.context import make_output_folder
-
-    if set_up_logging():
-        return  # one process does it all
-    layout, clips = open_clips(options)
-    folder = make_output_folder(options.metrics.pictures, "`pictures`") if options.metrics.pictures else None
-    report_metrics(options, layout, clips)
-    if folder:
-        from dino.visualization.segmentation import draw_clips
-
-        draw_clips(clips, folder, ignored=options.metrics.ignore_label)
-
+from dino.cli.segmentation_metrics import main
+from dino.cli.session import exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code(main))

@@ -1,14 +1,25 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and those that come with the package."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from dino.errors import OptionError
+
+
+def find_preset(name: str) -> Path:
+    """A file that a user names: in the current folder, else the one of that name that comes with the package.
+
+    So "configs/vits16.yaml" and "ops_bf16.txt" are found from any folder, and one's own come first.
+    """
+    own = Path(name)
+    shipped = Path(str(importlib.resources.files("dino"))) / "presets" / name
+    return shipped if not own.exists() and not own.is_absolute() and shipped.is_file() else own
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
             config,
             source,
             run,
-            _score_online(config, run),
+            score_online(config, run) if config.run.eval_knn_every else None,
             recipe=as_recipe(config, given, reasons),
             stops_on=(*STOP_SIGNALS, signal.SIGINT),
         )
@@ -91,9 +91,8 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
     return Result(folder / checkpoint.LATEST, load(folder / checkpoint.LATEST), read_history(folder / LOG_FILE))
 
 
-def _score_online(config: TrainConfig, run: Run) -> Callable[[nn.Module], Mapping[str, float]] | None:
-    if not config.run.eval_knn_every:
-        return None
+def score_online(config: TrainConfig, run: Run) -> Callable[[nn.Module], Mapping[str, float]]:
+    """The k-NN score of the teacher that a run asks for every few epochs."""
     return build_online_knn(
         config.data,
         run,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dino.cli.options import name_places, parse
 from dino.cli.session import set_up_logging
+from dino.errors import OptionError
 from dino.evaluation.config import LayerConfig
 from dino.weights.config import ConversionConfig, IpuCheckpointConfig
 
@@ -51,6 +54,33 @@ class OnnxConfig(ConversionConfig):
 
     python -m dino.interop.onnx IN OUT.onnx, or --output model.onnx with flags
     """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert to the form, or from it, that `--to` names.
+
+    Raises:
+        OptionError: It names none.
+        DinoError: What the conversion raises.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    form, rest = _take_form(words)
+    if form is None and {"--help", "-h"} & set(rest):
+        sys.stdout.write(f"usage: dino convert IN OUT --to {{{','.join(FORMS)}}} [flags]\n\n{USAGE}\n")
+        return
+    if form not in FORMS:
+        raise OptionError(
+            f"--to must be one of {', '.join(FORMS)} (got {form})", remedy="OUT.pth is this project's form"
+        )
+    FORMS[form](rest)
+
+
+def _take_form(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The word behind --to, and the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--to", nargs="?")
+    found, rest = parser.parse_known_args(list(words))
+    return found.to, rest
 
 
 def convert_huggingface(argv: Sequence[str] | None = None) -> None:
@@ -123,3 +153,13 @@ def convert_ipu(argv: Sequence[str] | None = None) -> None:
     theirs = is_published(state)
     checkpoint.save_file(target, read_published(state) if theirs else write_published(state))
     logger.info("%s: %s, of the other form in %s", target, "ours" if theirs else "of the published IPU code", source)
+
+
+USAGE = "IN is a file of any form; OUT is of the form that --to names or, as OUT.pth, this project's from that form"
+FORMS: Mapping[str, Callable[[Sequence[str] | None], None]] = {
+    "huggingface": convert_huggingface,
+    "timm": convert_timm,
+    "paddle": convert_paddle,
+    "onnx": convert_onnx,
+    "ipu": convert_ipu,
+}

@@ -7,62 +7,23 @@ only, so that `--help` is quick and the environment can be completed before torc
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from dino.cli import values
-from dino.cli.flags import DESCRIPTIONS, FLAGS, NESTED
+from dino.cli.flags import FLAGS
+from dino.cli.parser import NO_HELP, Flag, Help, read_flags
+from dino.cli.passl_recipe import LINEAR_PROBE
 from dino.cli.recipes import Meaning, interpret, is_first, read_overrides, read_recipe, sets
-from dino.cli.spec import Spec
 from dino.config import LIMITS, REFERENCE, UNSET, Limits, as_recipe
-from dino.errors import OptionError, nearest
+from dino.errors import OptionError
+from dino.evaluation.config import LinearConfig
 
 Config = TypeVar("Config")
 
-RECIPE_FLAGS: Mapping[tuple[str, ...], dict[str, Any]] = {
-    ("--config", "-c"): {"help": "recipe: a YAML file of flag names and values; flags win over it"},
-    ("--override", "-o"): {
-        "help": "change one value of the recipe, or any flag: -o Optimizer.lr=0.01; may be repeated",
-        "action": "append",
-        "metavar": "KEY=VALUE",
-    },
-    ("--print_config",): {"help": "print every value as a recipe, run nothing", "action": "store_true"},
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Flag:
-    """One flag of one command: its place in the config's groups, its type, default, and the reference's value."""
-
-    group: str
-    field: str
-    annotation: Any
-    default: Any
-    reference: Any
-    limits: Limits
-    spec: Spec
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Every spelling on the command line, the usual one first."""
-        return (self.spec.spelling or f"--{self.field}", *self.spec.also)
-
-    def convert(self, value: Any) -> Any:
-        """Give `value` (text of a flag, or a YAML value of a recipe) this flag's type.
-
-        Raises:
-            OptionError: The value is of another type, not among the choices or out of bounds; the text names both.
-        """
-        try:
-            result = values.convert(value, self.annotation)
-        except (TypeError, ValueError):
-            raise OptionError(f"{self.words[0]} got {value!r}, wants {values.describe(self.annotation)}") from None
-        self.limits.check(self.field, result)
-        return result
+NESTED: Mapping[type, Mapping[str, Meaning]] = {LinearConfig: LINEAR_PROBE}  # keys of nested recipes
 
 
 def flags_of(config: type) -> Iterator[Flag]:
@@ -80,6 +41,7 @@ def flags_of(config: type) -> Iterator[Flag]:
                 reference=field.metadata.get(REFERENCE),
                 limits=field.metadata.get(LIMITS, Limits()),
                 spec=FLAGS[field.name],
+                title=(type(settings).__doc__ or group.name).strip().splitlines()[0].rstrip("."),
             )
 
 
@@ -100,13 +62,17 @@ class Parsed(typing.NamedTuple, typing.Generic[Config]):
 Completion = Callable[[Config, Collection[str]], tuple[Config, Mapping[str, str]]]
 
 
-def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse(config: type[Config], argv: Sequence[str] | None = None, about: Help = NO_HELP) -> Config:
     """Resolve a config by a command line; see `parse_command`."""
-    return parse_command(config, argv).config
+    return parse_command(config, argv, about=about).config
 
 
 def parse_command(
-    config: type[Config], argv: Sequence[str] | None = None, complete: Completion[Config] | None = None
+    config: type[Config],
+    argv: Sequence[str] | None = None,
+    complete: Completion[Config] | None = None,
+    *,
+    about: Help = NO_HELP,
 ) -> Parsed[Config]:
     """Resolve a config by a command line: flag, else `-o`, else recipe (`--config`), else default.
 
@@ -115,13 +81,14 @@ def parse_command(
         argv: Words of the command line; None means those of this process.
         complete: Chooses values that were not given and need more than the command line, with reasons; runs before the
             options are printed.
+        about: What `--help` says.
 
     Raises:
         OptionError: An unknown flag or recipe key (the nearest known one is named), or a value that does not fit.
         SystemExit: `--print_config` printed them, or `--help` the flags.
     """
     flags = tuple(flags_of(config))
-    given = _read_flags(config, flags, argv)
+    given = read_flags(config, flags, argv, about)
     recipe, changes, printed = (given.pop(name, None) for name in ("config", "override", "print_config"))
     meanings = _meanings_of(config, flags)
     values_of = _read_recipe(recipe, meanings, flags) if recipe else {}
@@ -183,39 +150,6 @@ def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
     return words
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise OptionError(f"{message}", remedy="--help lists the flags")
-
-
-def _read_flags(config: type, flags: Sequence[Flag], argv: Sequence[str] | None) -> dict[str, Any]:
-    parser = _Parser(
-        description=DESCRIPTIONS.get(config, config.__doc__),
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for spellings, spec in RECIPE_FLAGS.items():
-        parser.add_argument(*spellings, **spec)
-    for known in flags:
-        _add_flag(parser, known)
-    found, unknown = parser.parse_known_args(argv)
-    if unknown:
-        words = [word for words in (*RECIPE_FLAGS, *(known.words for known in flags)) for word in words]
-        raise OptionError(f"unknown flag {unknown[0]}: {nearest(unknown[0].split('=')[0], words)}")
-    return vars(found)
-
-
-def _add_flag(parser: argparse.ArgumentParser, known: Flag) -> None:
-    text = f"{known.spec.help} (default: {_shown(known)})".replace("%", "%%")
-    if known.spec.switch:
-        parser.add_argument(*known.words, dest=known.field, action="store_true", help=text)
-        return
-    many = values.takes_many(known.annotation)
-    metavar = "{" + ",".join(known.limits.choices) + "}" if known.limits.choices else known.field.upper()
-    parser.add_argument(*known.words, dest=known.field, nargs="+" if many else None, metavar=metavar, help=text)
-
-
 def _read_recipe(path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]) -> dict[str, Any]:
     """The recipe's values by field, without those that say they are defaults and still are."""
     recipe = read_recipe(path)
@@ -238,10 +172,3 @@ def _meanings_of(config: type, flags: Sequence[Flag]) -> dict[str, Meaning]:
 def _is_default(known: Flag, value: Any) -> bool:
     reference = known.reference if known.default is None else known.default
     return known.convert(value) in (known.default, reference)
-
-
-def _shown(known: Flag) -> str:
-    default = known.reference if known.default is None else known.default
-    if default is None:
-        return "chosen at start"
-    return " ".join(str(part) for part in default) if isinstance(default, tuple) else str(default)

@@ -10,12 +10,12 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dino.errors import OptionError, nearest
+from dino.files import find_preset
 
 DEEPEST = 20  # levels of sections
 MOST = 5000  # values, once every alias is written out; a few lines of aliases can stand for billions
@@ -72,7 +72,7 @@ def read_recipe(path: str) -> dict[str, Any]:
         OptionError: It is missing, no YAML, or no mapping.
     """
     try:
-        recipe = _load(Path(path).read_text(encoding="utf-8")) or {}
+        recipe = _load(find_preset(path).read_text(encoding="utf-8")) or {}
     except (OSError, *NO_YAML) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(recipe, dict):

@@ -18,6 +18,8 @@ from dino.errors import DinoError
 if TYPE_CHECKING:
     from dino.runtime.context import Run
 
+INSTALL = "pip install torch torchvision timm, or start from a container that has them"
+LIBRARIES = dict.fromkeys(("torch", "torchvision", "timm"), INSTALL)
 SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # how the library names a setting
 
 
@@ -78,6 +80,11 @@ def exit_code(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C; a training run continues from its last checkpoint with the same command\n")
         return 128 + signal.SIGINT
+    except ModuleNotFoundError as error:
+        if error.name not in LIBRARIES:
+            raise
+        sys.stderr.write(f"{error.name} is not installed; {LIBRARIES[error.name]}\n")
+        return DinoError.exit_code
     except DinoError as error:
         rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         sys.stderr.write(f"{rank}{type(error).__name__}: {' '.join(spell(str(error)).split())}\n")

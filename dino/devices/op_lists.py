@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from dino.devices.config import PrecisionConfig
 from dino.errors import OptionError, nearest
+from dino.files import find_preset
 
 logger = logging.getLogger(__name__)
-
-HERE = Path(__file__).parents[2]  # where ops_bf16.txt and ops_fp32.txt lie, beside the scripts
 
 # Names in the Gaudi reference's own lists that are no ATen function: what they mean, or None where they mean nothing.
 TRANSLATED = {
@@ -156,7 +154,7 @@ def _find_widest(tensors: Iterable[Tensor]) -> torch.dtype:
 
 
 def _read_names(file: str, spelling: str) -> list[str]:
-    path = Path(file) if Path(file).exists() or Path(file).is_absolute() else HERE / file
+    path = find_preset(file)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,28 @@
+"""`dino attention`: draw what a vision transformer attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dino.cli.options import parse
+from dino.cli.parser import Help
+from dino.cli.session import open_session
+from dino.visualization.config import AttentionConfig
+
+ABOUT = Help(
+    example="dino attention --image_path photo.jpg --pretrained_weights checkpoint.pth",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the maps.
+
+    Raises:
+        DinoError: Wrong flags, weights or images.
+    """
+    options = parse(AttentionConfig, argv, ABOUT)
+
+    from dino.visualization.attention import visualize_attention
+
+    with open_session(options) as run:
+        visualize_attention(options, run)

@@ -1,0 +1,29 @@
+"""`dino copy-detection`: find the originals of edited copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dino.cli.options import parse
+from dino.cli.parser import Help
+from dino.cli.session import open_session
+from dino.evaluation.config import CopyDetectionConfig
+
+ABOUT = Help(
+    example="dino copy-detection --data_path COPYDAYS --pretrained_weights checkpoint.pth",
+    required=("data_path",),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score the weights.
+
+    Raises:
+        DinoError: Wrong flags, weights or images.
+    """
+    options = parse(CopyDetectionConfig, argv, ABOUT)
+
+    from dino.evaluation.copy_detection import evaluate_copy_detection
+
+    with open_session(options) as run:
+        evaluate_copy_detection(options, run)

@@ -1,0 +1,79 @@
+"""`make demo`: pre-train a small ViT on the embedded data set, score it by k-NN, draw what it attends to."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dino.cli.options import parse_command
+from dino.cli.session import open_session, set_up_logging
+from dino.config import as_recipe
+from dino.training.config import TrainConfig
+from dino.training.preset import apply_preset
+
+RECIPE = "configs/demo.yaml"
+PICTURES = 8  # images on the sheet of attention maps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the demo; flags of main_dino.py may follow and win over the recipe."""
+    words = ["--config", RECIPE, "--data_path", "demo", "--output_dir", "output/demo"]
+    began = time.monotonic()
+    parsed = parse_command(TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset)
+    scores, paths = run_demo(parsed.config, as_recipe(*parsed))
+    lines = ["", f"{'k-NN top-1 (20 neighbours)':<30} {'%':>6}", "-" * 37]
+    lines += [f"{name:<30} {score:6.1f}" for name, score in scores.items()]
+    lines += ["", *(f"{name:<15} {path}" for name, path in paths.items())]
+    lines += [f"{'time':<15} {(time.monotonic() - began) / 60:.1f} minutes"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[str, Path]]:
+    """Train, score and draw: k-NN top-1 in per cent by name, and the paths of what was written."""
+    from torch import nn
+
+    from dino import checkpoint
+    from dino.data.photometric import build_normalisation
+    from dino.data.sources import open_labelled_splits
+    from dino.evaluation.features import build_reading
+    from dino.evaluation.knn import score_backbone
+    from dino.models.config import WeightsConfig
+    from dino.models.weights import load_backbone
+    from dino.runtime.metrics import EVENTS
+    from dino.training.build import build_networks
+    from dino.training.checks import check_options
+    from dino.training.trainer import Trainer
+    from dino.visualization.attention import draw_sheet
+
+    set_up_logging()
+    source, folder = check_options(options), Path(options.run.output_dir)
+    paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
+    with open_session(options, precision=options.precision) as run:
+        untrained = build_networks(options, run)[1].backbone
+        Trainer(options, source, run, recipe=recipe).train()
+        weights = WeightsConfig(pretrained_weights=str(paths["checkpoint"]))
+        teacher = load_backbone(options.backbone, weights)
+        splits = open_labelled_splits("demo")
+        reading = build_reading(options.data, run, keep_on_device=True)
+
+        def score(module: nn.Module, **other: Any) -> float:
+            described = replace(teacher, module=module, **other)
+            return score_backbone(described, splits, run, reading).top1
+
+        scores = {
+            "raw pixels": score(nn.Flatten(), in_chans=3, normalisation=None),
+            "untrained network": score(untrained),
+            "trained teacher": score(teacher.module),
+        }
+    val = splits[1]
+    pictures = [val.path(index * len(val) // PICTURES) for index in range(PICTURES)]
+    normalisation = build_normalisation(teacher.in_chans, teacher.normalisation)
+    target = folder / "attention.png"
+    paths["attention maps"] = draw_sheet(
+        teacher.module.cpu(), pictures, size=teacher.image_size, normalisation=normalisation, target=target
+    )
+    return scores, paths

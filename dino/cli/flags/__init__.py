@@ -1,0 +1,39 @@
+"""Every flag of the project, declared once: how each setting is written on a command line; one file a command.
+
+Names and defaults are those of the Gaudi model reference, else of the original; `docs/differences.md` lists departures.
+"""
+
+from __future__ import annotations
+
+from dino.cli.flags import (
+    align,
+    attention,
+    convert,
+    data,
+    embed,
+    ipu,
+    knn,
+    linear,
+    machine,
+    pretrain,
+    retrieval,
+    segmentation,
+    shared,
+)
+from dino.cli.spec import Spec
+
+FLAGS: dict[str, Spec] = {
+    **align.FLAGS,
+    **attention.FLAGS,
+    **convert.FLAGS,
+    **data.FLAGS,
+    **embed.FLAGS,
+    **ipu.FLAGS,
+    **knn.FLAGS,
+    **linear.FLAGS,
+    **machine.FLAGS,
+    **pretrain.FLAGS,
+    **retrieval.FLAGS,
+    **segmentation.FLAGS,
+    **shared.FLAGS,
+}

@@ -1,0 +1,29 @@
+"""`dino ipace-segmentation`: segment driving runs by label propagation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dino.cli.options import parse
+from dino.cli.parser import Help
+from dino.cli.session import open_session
+from dino.evaluation.config import DrivingConfig
+
+ABOUT = Help(
+    example="dino ipace-segmentation --data_path RUNS --output_dir out --pretrained_weights checkpoint.pth",
+    required=("data_path",),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Segment the runs.
+
+    Raises:
+        DinoError: Wrong flags, weights or images.
+    """
+    options = parse(DrivingConfig, argv, ABOUT)
+
+    from dino.evaluation.segmentation import segment_runs
+
+    with open_session(options) as run:
+        segment_runs(options, run)

@@ -1,0 +1,174 @@
+"""The words of a command line: flags, their help, and what to say about unknown ones."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dino.cli import values
+from dino.cli.flags import ipu
+from dino.cli.spec import Spec
+from dino.cli.synonyms import SYNONYMS
+from dino.config import Limits
+from dino.errors import OptionError
+
+HELP_ALL = "--help-all"
+GOOD_MATCH = 0.7  # below it a guess misleads
+LEAST_PART = 3  # letters of a word that is looked for inside of flags
+
+RECIPE_FLAGS: Mapping[tuple[str, ...], dict[str, Any]] = {
+    ("--config", "-c"): {"help": "recipe: a YAML file of flag names and values; flags win over it"},
+    ("--override", "-o"): {
+        "help": "change one value of the recipe, or any flag: -o Optimizer.lr=0.01; may be repeated",
+        "action": "append",
+        "metavar": "KEY=VALUE",
+    },
+    ("--print_config",): {"help": "print every value as a recipe, run nothing", "action": "store_true"},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One flag of one command.
+
+    Attributes:
+        group: Name of the config's group that holds the setting.
+        field: Name of the setting.
+        annotation: Its type.
+        default: Its default; None where it is derived.
+        reference: The reference's value.
+        limits: What it may be.
+        spec: How it is written.
+        title: Of the group, in the help.
+    """
+
+    group: str
+    field: str
+    annotation: Any
+    default: Any
+    reference: Any
+    limits: Limits
+    spec: Spec
+    title: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every spelling on the command line, the usual one first."""
+        return (self.spec.spelling or f"--{self.field}", *self.spec.also)
+
+    def convert(self, value: Any) -> Any:
+        """Give `value` (text of a flag, or a YAML value of a recipe) this flag's type.
+
+        Raises:
+            OptionError: The value is of another type, not among the choices or out of bounds; the text names both.
+        """
+        try:
+            result = values.convert(value, self.annotation)
+        except (TypeError, ValueError):
+            raise OptionError(f"{self.words[0]} got {value!r}, wants {values.describe(self.annotation)}") from None
+        self.limits.check(self.field, result)
+        return result
+
+
+class Help(typing.NamedTuple):
+    """What `--help` says besides the flags.
+
+    Attributes:
+        summary: What the command does; by default the config's docstring.
+        example: A command line.
+        required: Settings without which it does nothing; they come first.
+    """
+
+    summary: str | None = None
+    example: str | None = None
+    required: tuple[str, ...] = ()
+
+
+NO_HELP = Help()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise OptionError(f"{message}", remedy="--help lists the flags")
+
+
+def read_flags(config: type, flags: Sequence[Flag], argv: Sequence[str] | None, about: Help) -> dict[str, Any]:
+    """The words of a command line as {setting: text or texts}.
+
+    Raises:
+        OptionError: An unknown flag, or one without its value.
+        SystemExit: `--help` printed the flags.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _build_parser(config, flags, about, all_flags=HELP_ALL in words or _asks_for_ipu(words))
+    found, unknown = parser.parse_known_args(["--help" if word == HELP_ALL else word for word in words])
+    if unknown:
+        raise OptionError(f"unknown flag {unknown[0]}: {_suggest(unknown[0].split('=')[0], flags)}")
+    return vars(found)
+
+
+def _build_parser(config: type, flags: Sequence[Flag], about: Help, *, all_flags: bool) -> _Parser:
+    hidden = () if all_flags else ipu.FLAGS
+    more = f"\n{HELP_ALL} also shows the flags of --device ipu" if any(flag.field in hidden for flag in flags) else ""
+    parser = _Parser(
+        description=about.summary or config.__doc__,
+        epilog=(f"example:\n  {about.example}" if about.example else "") + more or None,
+        usage="%(prog)s [flags]",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    titles = {} if not about.required else {"": parser.add_argument_group("required")}
+    for known in sorted(flags, key=lambda known: known.field not in about.required):
+        if known.field in about.required:
+            _add_flag(titles[""], known)
+            continue
+        if known.title not in titles:
+            titles[known.title] = parser.add_argument_group(known.title)
+        _add_flag(titles[known.title], known, hidden=known.field in hidden)
+    recipes = parser.add_argument_group("recipes")
+    for spellings, spec in RECIPE_FLAGS.items():
+        recipes.add_argument(*spellings, **spec)
+    return parser
+
+
+def _asks_for_ipu(words: Sequence[str]) -> bool:
+    return "--device=ipu" in words or any(pair == ("--device", "ipu") for pair in itertools.pairwise(words))
+
+
+def _suggest(word: str, flags: Sequence[Flag]) -> str:
+    """What to write instead of an unknown flag: a known synonym, else a flag that is nearly the same."""
+    name = word.lstrip("-").replace("-", "_").lower()
+    fields = {known.field: known.words[0] for known in flags}
+    field, _, value = SYNONYMS.get(name, name).partition(" ")
+    if field in fields:
+        return f"did you mean {' '.join(filter(None, (fields[field], value)))}?"
+    words = [each for known in flags for each in known.words]
+    inside = [each for each in words if len(name) > LEAST_PART and name in each.replace("-", "_").lower()]
+    close = inside[:1] or difflib.get_close_matches(word, words, n=1, cutoff=GOOD_MATCH)
+    return f"did you mean {close[0]}?" if close else "--help lists the flags"
+
+
+def _add_flag(group: argparse._ArgumentGroup, known: Flag, *, hidden: bool = False) -> None:
+    text = argparse.SUPPRESS if hidden else f"{known.spec.help}{_shown(known)}".replace("%", "%%")
+    if known.spec.switch:
+        group.add_argument(*known.words, dest=known.field, action="store_true", help=text)
+        return
+    many = values.takes_many(known.annotation)
+    metavar = "{" + ",".join(known.limits.choices) + "}" if known.limits.choices else known.field.upper()
+    group.add_argument(*known.words, dest=known.field, nargs="+" if many else None, metavar=metavar, help=text)
+
+
+def _shown(known: Flag) -> str:
+    """The default, where there is one to tell: a switch is off, and what is derived says so in its help."""
+    default = known.reference if known.default is None else known.default
+    if default is None or known.spec.switch:
+        return ""
+    text = " ".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
+    return f" (default: {text})"

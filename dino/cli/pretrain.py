@@ -1,0 +1,51 @@
+"""Pre-train with DINO: `python main_dino.py --data_path demo --output_dir ./output/demo`; `--help` lists the flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dino.cli.options import parse_command
+from dino.cli.parser import Help
+from dino.cli.session import open_session, set_up_logging
+from dino.config import as_recipe
+from dino.training.config import TrainConfig
+from dino.training.preset import apply_preset, log_reasons
+
+ABOUT = Help(
+    summary="Pre-train a vision backbone with DINO. `--data_path demo` needs no data of yours.",
+    example="dino pretrain --data_path photos --output_dir output/run --preset auto",
+    required=("data_path",),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the command line, then train.
+
+    Raises:
+        DinoError: Wrong flags or images, or an end that is explained.
+    """
+    options, given, reasons = parse_command(TrainConfig, argv, apply_preset, about=ABOUT)
+
+    from dino.api.training import score_online
+    from dino.training.checks import check_options
+    from dino.training.dry_run import check_dry_run, rehearse
+    from dino.training.trainer import Trainer
+
+    set_up_logging()
+    log_reasons(options, reasons)
+    if options.run.dry_run:
+        check_dry_run(options)
+    else:
+        source = check_options(options)
+    with open_session(
+        options,
+        precision=options.precision,
+        compiled=options.compiled,
+        synthetic=options.train_data.synthetic_data,
+        output_dir=options.run.output_dir,
+    ) as run:
+        if options.run.dry_run:
+            rehearse(options, run)
+            return
+        score = score_online(options, run) if options.run.eval_knn_every else None
+        Trainer(options, source, run, score, recipe=as_recipe(options, given, reasons)).train()

@@ -1,0 +1,36 @@
+"""Scores of predicted label maps: `compute_segmentation_metrics.py --dataset_path DAVIS --prediction_path OUT`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dino.cli.options import parse
+from dino.cli.parser import Help
+from dino.cli.session import set_up_logging
+from dino.evaluation.config import SegmentationMetricsConfig
+
+ABOUT = Help(
+    example="dino segmentation-metrics --dataset_path DAVIS --prediction_path out",
+    required=(
+        "dataset_path",
+        "prediction_path",
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, report, and draw where pictures are asked for."""
+    options = parse(SegmentationMetricsConfig, argv, ABOUT)
+
+    from dino.evaluation.segmentation_report import open_clips, report_metrics
+    from dino.runtime.context import make_output_folder
+
+    if set_up_logging():
+        return  # one process does it all
+    layout, clips = open_clips(options)
+    folder = make_output_folder(options.metrics.pictures, "`pictures`") if options.metrics.pictures else None
+    report_metrics(options, layout, clips)
+    if folder:
+        from dino.visualization.segmentation import draw_clips
+
+        draw_clips(clips, folder, ignored=options.metrics.ignore_label)

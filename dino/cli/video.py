@@ -1,0 +1,29 @@
+"""`dino video`: make a video of what a vision transformer attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dino.cli.options import parse
+from dino.cli.parser import Help
+from dino.cli.session import open_session
+from dino.visualization.config import AttentionVideoConfig
+
+ABOUT = Help(
+    example="dino video --input_path video.mp4 --pretrained_weights checkpoint.pth",
+    required=("input_path",),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the video.
+
+    Raises:
+        DinoError: Wrong flags, weights or images.
+    """
+    options = parse(AttentionVideoConfig, argv, ABOUT)
+
+    from dino.visualization.attention_video import generate_video
+
+    with open_session(options) as run:
+        generate_video(options, run)
