@@ -5,12 +5,13 @@ WORKERS ?= 2
 # An environment that exists is completed by its own interpreter; PYTHON=... chooses the one of a new environment.
 PYTHON ?= $(if $(and $(wildcard $(VENV)/made-with.json),$(wildcard $(VENV)/bin/pip)),$(VENV)/bin/python,python3)
 
-.PHONY: help demo test test-ipu clean
+.PHONY: help demo test test-ipu docs clean
 
 help:
 	@echo "make demo    pre-train a small ViT on an embedded data set, score it with k-NN, draw attention maps"
 	@echo "make test    run the whole test suite"
 	@echo "make test-ipu   run the tests of --device ipu with the torch of the last Poplar SDK, in .venv-ipu; PYTHON is 3.10 or 3.11"
+	@echo "make docs    build the documents as a site in output/docs; warnings are errors"
 	@echo "make clean   remove $(VENV) and the caches; output/ stays"
 	@echo "PYTHON=/path/to/python3 make demo   uses another interpreter; a torch it already has is kept"
 
@@ -19,7 +20,7 @@ demo:
 	$(VENV)/bin/python demo.py
 
 test:
-	@$(PYTHON) tools/make_venv.py $(VENV) requirements-torch.txt requirements.txt requirements-test.txt
+	@$(PYTHON) tools/make_venv.py $(VENV) requirements-torch.txt requirements.txt requirements-test.txt requirements-docs.txt
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 # A second environment with the torch that PopTorch 3.4 wants, and what --device ipu reaches in it.
@@ -30,6 +31,10 @@ test-ipu:
 	$(PYTHON) -m venv .venv-ipu
 	.venv-ipu/bin/python -m pip install --quiet -r requirements-ipu.txt "pytest>=8.0" "hypothesis>=6.100"
 	OMP_NUM_THREADS=1 .venv-ipu/bin/python -m pytest $(IPU_TESTS)
+
+docs:
+	@$(PYTHON) tools/make_venv.py $(VENV) requirements-torch.txt requirements.txt requirements-docs.txt
+	$(VENV)/bin/python -m sphinx -W --keep-going -b html -d output/docs-cache docs output/docs
 
 clean:
 	rm -rf $(VENV) .venv-ipu .pytest_cache .hypothesis .ruff_cache

@@ -29,6 +29,7 @@ INSTALL_FILES = [
     "environment.yml",
     "pyproject.toml",
     "requirements-test.txt",
+    "requirements-docs.txt",
     "tools/make_venv.py",
 ]
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv", "Pillow": "pillow", "PyYAML": "pyyaml"}
@@ -486,11 +487,19 @@ def test_install_files_leave_the_choice_of_index_to_the_user(name):
         (
             "test",
             [
-                "other-python tools/make_venv.py .venv requirements-torch.txt requirements.txt requirements-test.txt\n",
+                "other-python tools/make_venv.py .venv "
+                "requirements-torch.txt requirements.txt requirements-test.txt requirements-docs.txt\n",
                 "OMP_NUM_THREADS=1 .venv/bin/python -m pytest",
             ],
         ),
-        ("help", ["make demo", "make test", "make clean"]),
+        (
+            "docs",
+            [
+                "other-python tools/make_venv.py .venv requirements-torch.txt requirements.txt requirements-docs.txt\n",
+                ".venv/bin/python -m sphinx -W ",
+            ],
+        ),
+        ("help", ["make demo", "make test", "make docs", "make clean"]),
         ("clean", ["rm -rf .venv "]),
     ],
 )
