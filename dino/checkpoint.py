@@ -25,6 +25,8 @@ from dino.files import replacing
 LATEST = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
 TEACHER = "teacher_backbone.pth"
+FORMAT = 2  # of our own checkpoints; those without the key are of the first
+OWN_KEYS = ("resume", "identity")  # of a run's and of a linear probe's checkpoint
 
 
 def save_file(path: Path, state: Mapping[str, Any] | Tensor) -> None:
@@ -132,6 +134,11 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {_reason(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, wants a dictionary of tensors")
+    written = state.get("format")
+    if isinstance(written, int) and written > FORMAT and any(key in state for key in OWN_KEYS):
+        raise CheckpointError(
+            f"{path} has checkpoint format {written}, this version reads up to {FORMAT}", remedy="update the package"
+        )
     return state
 
 

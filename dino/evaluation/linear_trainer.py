@@ -180,6 +180,7 @@ class LinearTrainer:
             "best_acc": self.layer.best,
             "args": as_dict(self.options),
             "identity": dict(self.task.identity),
+            "format": checkpoint.FORMAT,
         }
         # The best one first: a run that is killed in between does this epoch again, and finds it the best again.
         for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):

@@ -227,6 +227,7 @@ class Trainer:
                 "unfinished": self.unfinished,
                 "mode": self.mode,
             },
+            "format": checkpoint.FORMAT,
         }
 
     def _identity(self) -> Identity:

@@ -30,7 +30,7 @@ NINE_STEPS = 1e-2  # the same after nine steps, in which rounding grows
 JSON_FILES = sorted(path.name for path in (make.FROZEN / "json").iterdir())
 CHECKPOINTS = [name for name in make.KEPT if name.endswith((".pth", ".pth.tar"))]
 EXACT = ("args/", "resume/identity/", "identity/", "normalisation/")  # plain values that no kernel has a part in
-ADDED: frozenset[str] = frozenset()  # keys and flags that files have gained since; those without them must load
+ADDED = frozenset({"format"})  # keys and flags that files have gained since; those without them must load
 OF_WEIGHTS = "identity/backbone"  # a digest of weights, which other kernels train otherwise
 
 
