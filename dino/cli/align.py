@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dino.cli.options import parse
+from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.devices.config import DeviceConfig
 from dino.errors import CheckFailed
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from dino.training.alignment import Difference
 
 logger = logging.getLogger(__name__)
+
+ABOUT = Help(
+    summary="Train a few steps on two devices from the same weights and pixels; print how far apart they end.\n\n"
+    "Every flag of `dino pretrain` may follow. Ends with 1 where a difference is larger than --tolerance.",
+    example="dino align --device ipu --reference cpu",
+)
 
 
 def write_table(rows: Sequence[Difference]) -> Iterator[str]:
@@ -67,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         CheckFailed: A difference is larger than `--tolerance`.
     """
-    options = parse(AlignConfig, argv)
+    options = parse(AlignConfig, argv, ABOUT)
 
     from dino.runtime.metrics import check_target, write_result
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino.cli.options import name_places, parse
+from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.config import ReportConfig, chosen, derived, setting
 from dino.data.config import SourceConfig
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from dino.data.sources import ImageSource
 
 logger = logging.getLogger(__name__)
+
+ABOUT = Help(
+    example="dino check photos --output clean.txt",
+    required=("data_path",),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class InspectionConfig:
 class CheckConfig:
     """Decode every image of a folder or list, and name what is corrupt, tiny, oddly stored or there twice.
 
-    python -m dino.data.check PATH [flags]; ends with 1 if there is any such image.
+    Ends with 1 if there is any such image.
     """
 
     source: SourceConfig = ManyWorkersConfig()
@@ -62,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         DataError: No images there, or a loader process died.
         OptionError: The list cannot be written.
     """
-    options = parse(CheckConfig, name_places(argv, "--data_path"))
+    options = parse(CheckConfig, name_places(argv, "--data_path"), ABOUT)
 
     from dino.data.sources import open_images
     from dino.runtime.metrics import write_result

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from dino.cli.options import parse_command
+from dino.cli.parser import Help
 from dino.cli.session import open_session, set_up_logging
 from dino.config import as_recipe
 from dino.training.config import TrainConfig
 from dino.training.preset import apply_preset
 
 RECIPE = "configs/demo.yaml"
+ABOUT = Help(
+    summary="Pre-train a small ViT on the embedded data set, score it by k-NN, and draw attention maps.",
+    example="dino demo",
+)
 PICTURES = 8  # images on the sheet of attention maps
 
 
@@ -23,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; flags of main_dino.py may follow and win over the recipe."""
     words = ["--config", RECIPE, "--data_path", "demo", "--output_dir", "output/demo"]
     began = time.monotonic()
-    parsed = parse_command(TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset)
+    parsed = parse_command(TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset, about=ABOUT)
     scores, paths = run_demo(parsed.config, as_recipe(*parsed))
     lines = ["", f"{'k-NN top-1 (20 neighbours)':<30} {'%':>6}", "-" * 37]
     lines += [f"{name:<30} {score:6.1f}" for name, score in scores.items()]

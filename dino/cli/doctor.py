@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dino.cli.options import parse
+from dino.cli.parser import Help
 from dino.cli.session import spell
 from dino.config import ReportConfig, setting
 from dino.devices.config import DeviceConfig, PrecisionConfig
@@ -16,6 +17,10 @@ from dino.doctor.examine import Case, choose, examine
 from dino.doctor.report import Fact, Problem
 from dino.errors import CheckFailed
 from dino.runtime.metrics import write_result
+
+ABOUT = Help(
+    example="dino doctor --device hpu",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         CheckFailed: The device cannot run here.
         OptionError: A wrong flag, or a report that cannot be written.
     """
-    options = parse(DoctorConfig, argv)
+    options = parse(DoctorConfig, argv, ABOUT)
     flags = options.device
     device, doubt = (flags.device, None) if flags.device else choose(os.environ)
     case = Case(os.environ, flags.lazy_mode, options.precision.compile, "try" if options.examination.probe else "never")

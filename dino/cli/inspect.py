@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino.cli.options import name_places, parse
+from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.config import ReportConfig
 from dino.errors import OptionError
@@ -15,12 +16,17 @@ from dino.models.config import WeightsFileConfig
 
 logger = logging.getLogger(__name__)
 
+ABOUT = Help(
+    example="dino inspect checkpoint.pth",
+    required=("pretrained_weights",),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """Say what a weights file is: whose, which networks it holds, and how they were trained.
 
-    python -m dino.inspect FILE; nothing in the file is executed.
+    Nothing in the file is executed.
     """
 
     weights: WeightsFileConfig = WeightsFileConfig()
@@ -34,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         OptionError: No file is named.
         DinoError: It is missing or damaged, or holds more than tensors and plain values.
     """
-    options = parse(InspectConfig, name_places(argv, "--pretrained_weights"))
+    options = parse(InspectConfig, name_places(argv, "--pretrained_weights"), ABOUT)
     word = options.weights.pretrained_weights
     if not word:
         raise OptionError("name a weights file: python -m dino.inspect FILE")

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino.cli.options import name_places, parse_command
+from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.config import OutputConfig, ReportConfig, chosen, derived, setting
 from dino.data.config import SourceConfig
 from dino.errors import OptionError
+
+ABOUT = Help(
+    example="dino pack photos shards --shard_size 1000",
+    required=(
+        "data_path",
+        "output_dir",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,7 @@ class ShardConfig:
 class PackConfig:
     """Pack a folder of images into tar shards, for training and for the webdataset library.
 
-    python -m dino.data.pack IMAGE_FOLDER OUT [flags]; the same command goes on where it was stopped.
+    The same command continues where it was stopped.
     """
 
     source: SourceConfig = FewWorkersConfig()
@@ -48,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         DataError: No images there, one cannot be read, or the shards cannot be written or are those of other images.
         OptionError: No folder to pack, or none to write to.
     """
-    options, given, _ = parse_command(PackConfig, name_places(argv, "--data_path", "--output_dir"))
+    options, given, _ = parse_command(PackConfig, name_places(argv, "--data_path", "--output_dir"), about=ABOUT)
     if not options.source.data_path or "output_dir" not in given:
         raise OptionError("name two folders, of images and for shards: python -m dino.data.pack IMAGE_FOLDER OUT")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino.cli.options import parse
+from dino.cli.parser import Help
 from dino.cli.session import spell
 from dino.config import OutputConfig, setting
 from dino.devices.config import DeviceConfig
@@ -27,6 +28,10 @@ from dino.verify.conclusion import conclude
 from dino.verify.page import write_page
 from dino.verify.plan import STEPS, verify
 from dino.verify.report import build_report
+
+ABOUT = Help(
+    example="dino verify --device hpu --output_dir report",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         OptionError: The files cannot be written, or there is nothing to look at.
         SystemExit: The user stopped it; the files are written.
     """
-    options = parse(VerifyConfig, argv)
+    options = parse(VerifyConfig, argv, ABOUT)
     device, flags = options.device.device or choose(os.environ)[0], options.verify
     modes = choose_modes(device, options.device.lazy_mode)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

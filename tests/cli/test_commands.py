@@ -1,4 +1,4 @@
-"""The command `dino`: every command is found, explains itself, and is the script of the reference under another name."""
+"""The command `dino`: every command explains itself, and is a script of the reference under another name."""
 
 import subprocess
 import sys
@@ -70,7 +70,7 @@ def test_help_of_a_command_has_an_example_and_its_flags_in_groups(name, capsys, 
 def test_required_flags_come_first(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dino"])
     text = show_help(capsys, "pretrain", "--help")
-    assert text.index("required:") < text.index("--data_path") < text.index("--device")
+    assert text.index("required:") < text.index("  --data_path") < text.index("  --device")
 
 
 def test_ipu_flags_are_shown_where_they_are_asked_for(capsys, monkeypatch):
