@@ -51,6 +51,6 @@ class ExtractConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IpuCheckpointConfig:
-    """Turn a checkpoint of the published IPU code into one of ours, or one of ours (or the original's) into one of it."""
+    """Turn a checkpoint of the published IPU code into one of ours (or the original's), or back."""
 
     files: FilesConfig = FilesConfig()

@@ -63,7 +63,7 @@ def test_help_of_a_command_has_an_example_and_its_flags_in_groups(name, capsys, 
     monkeypatch.setattr(sys, "argv", ["dino"])
     text = show_help(capsys, name, "--help")
     assert text.startswith(f"usage: dino {name} [flags]")
-    assert f"example:\n  dino {name} " in text
+    assert f"example:\n  dino {name}" in text
     assert "chosen at start" not in text and "(default: None)" not in text
 
 
