@@ -60,7 +60,7 @@ def reload() -> Callable[..., nn.Module]:
 
     def load(path: Path, **flags: Any) -> nn.Module:
         weights = WeightsConfig(pretrained_weights=str(path))
-        return load_backbone(BackboneConfig(**flags), weights, frozenset(flags)).module
+        return load_backbone(BackboneConfig(**flags), weights).module
 
     return load
 
