@@ -27,8 +27,8 @@ def build(arch: str = "vit_mini", **settings: Any) -> nn.Module:
     return module.eval()
 
 
-def load(word: Path | str, **flags: Any) -> TrainedBackbone:
-    return load_backbone(BackboneConfig(**flags), WeightsConfig(pretrained_weights=str(word)))
+def load(word: Path | str, **settings: Any) -> TrainedBackbone:
+    return load_backbone(BackboneConfig(**settings), WeightsConfig(pretrained_weights=str(word)))
 
 
 def assert_same(loaded: TrainedBackbone, expected: nn.Module) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dino.cli.session import set_up_logging
 from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.errors import DeviceError, OptionError
 from dino.runtime import context
@@ -21,7 +22,6 @@ from dino.runtime.context import (
     leaving_on_sigterm,
     make_output_folder,
     open_run,
-    set_up_logging,
 )
 
 
@@ -53,7 +53,7 @@ def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyP
     precision = PrecisionConfig(precision="fp16")
     with (
         pytest.raises(DeviceError, match="`precision` fp16 needs `device` cuda"),
-        open_run(DeviceConfig(device="cpu"), LaunchConfig(), precision=precision, explicit=frozenset({"precision"})),
+        open_run(DeviceConfig(device="cpu"), LaunchConfig(), precision=precision),
     ):
         pass
 
@@ -81,7 +81,7 @@ def test_the_first_rank_writes_plain_lines_and_others_only_warnings(
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        assert set_up_logging().rank == rank
+        assert set_up_logging() == rank
         logging.getLogger("dino").info("progress")
         logging.getLogger("dino").warning("trouble")
     assert capsys.readouterr().out.splitlines() == ["progress", "trouble", "[rank 1] trouble"]
