@@ -99,7 +99,7 @@ def test_any_mapping_is_saved_as_a_plain_dictionary(tmp_path):
 def test_a_failing_writer_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error):
     checkpoint.save_file(tmp_path / "a.pth", make_state(1))
     break_torch_save(monkeypatch, error)
-    with pytest.raises(CheckpointError, match=r"a\.pth cannot be written .* free space or change --output_dir"):
+    with pytest.raises(CheckpointError, match=r"a\.pth cannot be written .* free space or change `output_dir`"):
         checkpoint.save_file(tmp_path / "a.pth", make_state(2))
     assert number_of(checkpoint.load_file(tmp_path / "a.pth")) == 1
     assert names_in(tmp_path) == ["a.pth"]
@@ -217,7 +217,7 @@ def test_a_reader_that_may_not_write_leaves_the_damaged_file_in_place(tmp_path):
 def test_two_damaged_checkpoints_are_an_error_that_names_both(tmp_path):
     for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
         (tmp_path / name).write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="another --output_dir") as caught:
+    with pytest.raises(CheckpointError, match="another `output_dir`") as caught:
         checkpoint.load_latest(tmp_path, set_aside=True)
     assert checkpoint.LATEST in str(caught.value) and checkpoint.PREVIOUS in str(caught.value)
     assert names_in(tmp_path) == [checkpoint.LATEST, checkpoint.PREVIOUS]

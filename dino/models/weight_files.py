@@ -107,11 +107,11 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
 
 
 def _read_hub(name: str) -> dict[str, Any]:
-    flags = read_hub_name(name)
-    path = find_published(flags, remedy="or name a file instead")
+    named = read_hub_name(name)
+    path = find_published(named, remedy="or name a file instead")
     return {
         "state_dict": read_published(path),
-        "args": {"arch": flags.chosen_arch, "patch_size": flags.chosen_patch_size},
+        "args": {"arch": named.chosen_arch, "patch_size": named.chosen_patch_size},
     }
 
 

@@ -93,7 +93,7 @@ class Form:
 
 
 def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = None) -> None:
-    """Read what the flags name, write it to `file_out`, read that back and compare.
+    """Read what the settings name, write it to `file_out`, read that back and compare.
 
     Args:
         options: The command's.
@@ -125,7 +125,7 @@ def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = N
 
 
 def read_network(options: ConversionConfig, layer: LayerConfig | None = None) -> Network:
-    """The network that the flags name, fitted to the input that they ask for.
+    """The network that the settings name, fitted to the input that they ask for.
 
     Raises:
         WeightsError: It is not there, or does not fit.
@@ -187,16 +187,16 @@ def fix_size(network: Network, size: tuple[int, int]) -> Network:
     return replace(network, image_size=size, tensors={**network.tensors, POSITION: scaled})
 
 
-def find_layer(flags: LayerConfig, found: FoundNetwork) -> dict[str, Tensor]:
-    """A linear classifier: the flag's file's, else the one beside the backbone, else nothing.
+def find_layer(layer_file: LayerConfig, found: FoundNetwork) -> dict[str, Tensor]:
+    """A linear classifier: the named file's, else the one beside the backbone, else nothing.
 
     Raises:
-        WeightsError: The flag's file has none, or its shape is that of none for this backbone.
+        WeightsError: The named file has none, or its shape is that of none for this backbone.
         CheckpointError: The file is missing or damaged.
     """
-    if flags.pretrained_linear:
-        origin = f"`pretrained_linear` {flags.pretrained_linear}"
-        layer = select_layer(read_weights(flags.pretrained_linear), origin)
+    if layer_file.pretrained_linear:
+        origin = f"`pretrained_linear` {layer_file.pretrained_linear}"
+        layer = select_layer(read_weights(layer_file.pretrained_linear), origin)
         if not layer:
             raise WeightsError(f"{origin} holds no linear layer")
     else:

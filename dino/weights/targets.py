@@ -45,13 +45,13 @@ def check_output(options: ConversionConfig, ending: str, *, both_ways: bool = Tr
     return target
 
 
-def read_size(flags: TargetConfig) -> tuple[int, int] | None:
+def read_size(target: TargetConfig) -> tuple[int, int] | None:
     """Height and width that `input_size` asks for.
 
     Raises:
         OptionError: It has more numbers than two.
     """
-    sizes = flags.input_size
+    sizes = target.input_size
     if sizes and len(sizes) > 2:
         raise OptionError(
             f"`input_size` {' '.join(map(str, sizes))}: give height and width, or one number for both",

@@ -176,7 +176,7 @@ def test_every_epoch_and_every_seed_has_another_order() -> None:
 
 def test_fewer_images_than_a_global_batch_are_refused(source: ImageSource) -> None:
     assert len(build(source, batch_size=COUNT)) == 1
-    with pytest.raises(DataError, match=r"holds 22 images, less than one global batch of 24; lower --batch_size_per_"):
+    with pytest.raises(DataError, match=r"holds 22 images, less than one global batch of 24; lower `batch_size_per_"):
         build(source, batch_size=12, share=Share(rank=0, world=2))
 
 
@@ -186,7 +186,7 @@ def test_a_bad_image_ends_the_run_and_names_itself_and_the_way_out(
 ) -> None:
     text = read_error(build(damage(source, tmp_path, 7), workers=workers).read(0))
     assert source.names[7] in text
-    assert "--on_bad_image skip" in text
+    assert "`on_bad_image` skip" in text
     assert "\n" not in text
 
 
@@ -383,19 +383,19 @@ def test_evaluation_stops_at_a_bad_image(source: ImageSource, tmp_path: Path, wo
 
 def test_the_default_number_of_workers_is_cut_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert choose_workers(10, explicit=False) == 8
-    assert choose_workers(10, explicit=False, processes_here=3) == 2
-    assert choose_workers(10, explicit=False, processes_here=64) == 1
-    assert choose_workers(4, explicit=False) == 4
-    assert choose_workers(0, explicit=False) == 0
+    assert choose_workers(None) == 8
+    assert choose_workers(None, processes_here=3) == 2
+    assert choose_workers(None, processes_here=64) == 1
+    assert choose_workers(None, usual=4) == 4
+    assert choose_workers(None, usual=0) == 0
 
 
 def test_cores_that_the_device_keeps_busy_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(80)))
-    assert choose_workers(10, explicit=False, processes_here=8, reserved=2) == 8
-    assert choose_workers(6, explicit=False, processes_here=8, reserved=2) == 6
-    assert choose_workers(10, explicit=False, processes_here=40, reserved=2) == 1
-    assert choose_workers(10, explicit=True, processes_here=8, reserved=2) == 10
+    assert choose_workers(None, processes_here=8, reserved=2) == 8
+    assert choose_workers(None, usual=6, processes_here=8, reserved=2) == 6
+    assert choose_workers(None, processes_here=40, reserved=2) == 1
+    assert choose_workers(10, processes_here=8, reserved=2) == 10
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_the_way_of_sharing_changes_no_crop(source: ImageSource, monkeypatch: py
 
 
 def test_an_explicit_number_of_workers_is_kept() -> None:
-    assert choose_workers(500, explicit=True, processes_here=8) == 500
+    assert choose_workers(500, processes_here=8) == 500
 
 
 def test_images_of_other_channels_come_from_arrays(tmp_path: Path) -> None:

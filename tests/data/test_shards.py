@@ -142,7 +142,7 @@ def test_shards_of_two_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_flags_for_plain_images_do_not_take_shards(packed: Path) -> None:
     with pytest.raises(DataError, match="`image_path` .* holds no image"):
-        find_images(str(packed), "--image_path")
+        find_images(str(packed), "`image_path`")
 
 
 def test_labels_of_cls_members_win_over_folders_that_are_no_classes(tmp_path: Path) -> None:

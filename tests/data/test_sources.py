@@ -293,9 +293,9 @@ def test_validation_images_need_no_training_images(tmp_path: Path, validation: s
 def test_a_path_is_one_image_or_those_of_a_folder_and_its_folders(tmp_path: Path) -> None:
     fill(tmp_path, ("b.png", "a.JPG", "x/c.png", "notes.txt.png"))
     (tmp_path / "notes.txt").write_text("no image")
-    names = [str(path.relative_to(tmp_path)) for path in find_images(str(tmp_path), "--image_path")]
+    names = [str(path.relative_to(tmp_path)) for path in find_images(str(tmp_path), "`image_path`")]
     assert names == ["a.JPG", "b.png", "notes.txt.png", "x/c.png"]
-    assert find_images(str(tmp_path / "b.png"), "--image_path") == (tmp_path / "b.png",)
+    assert find_images(str(tmp_path / "b.png"), "`image_path`") == (tmp_path / "b.png",)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_path_is_one_image_or_those_of_a_folder_and_its_folders(tmp_path: Path
 )
 def test_a_path_without_images_is_named_with_its_flag(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(DataError, match=rf"^`image_path` {tmp_path / name} {text}"):
-        find_images(str(tmp_path / name), "--image_path")
+        find_images(str(tmp_path / name), "`image_path`")
 
 
 @pytest.mark.parametrize(

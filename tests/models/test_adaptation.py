@@ -58,7 +58,7 @@ def test_three_channels_are_fitted_as_timm_does() -> None:
 def test_everything_is_adapted_where_it_was_asked_for_and_said(caplog: pytest.LogCaptureFixture) -> None:
     there, here = build(), build(in_chans=4, patch_size=8, img_size=96)
     with caplog.at_level(logging.INFO):
-        found = adapt_input(there.state_dict(), here.state_dict(), {"in_chans", "patch_size"}, "FILE")
+        found = adapt_input(there.state_dict(), here.state_dict(), "FILE", new_channels=True, new_patches=True)
     here.load_state_dict(found)
     assert caplog.messages == [
         "FILE: first layer from 3 to 4 channels, repeated, times 3/4",
@@ -70,7 +70,7 @@ def test_everything_is_adapted_where_it_was_asked_for_and_said(caplog: pytest.Lo
 def test_a_resampled_patch_sees_in_an_enlarged_image_what_it_saw(caplog: pytest.LogCaptureFixture) -> None:
     """The rule of FlexiViT (Beyer et al., 2022): enlarging patch and image together keeps the product."""
     there, here = build(patch_size=8, img_size=32), build(patch_size=16, img_size=64)
-    found = adapt_input(there.state_dict(), here.state_dict(), {"patch_size"}, "FILE")
+    found = adapt_input(there.state_dict(), here.state_dict(), "FILE", new_channels=False, new_patches=True)
     flat = torch.full((1, 3, 32, 32), 0.7)
     before = torch.nn.functional.conv2d(flat, there.state_dict()["patch_embed.proj.weight"], stride=8)
     after = torch.nn.functional.conv2d(torch.full((1, 3, 64, 64), 0.7), found["patch_embed.proj.weight"], stride=16)
@@ -80,7 +80,7 @@ def test_a_resampled_patch_sees_in_an_enlarged_image_what_it_saw(caplog: pytest.
 def test_nothing_changes_where_everything_fits(caplog: pytest.LogCaptureFixture) -> None:
     tensors = build().state_dict()
     with caplog.at_level(logging.INFO):
-        found = adapt_input(tensors, tensors, {"in_chans", "patch_size"}, "FILE")
+        found = adapt_input(tensors, tensors, "FILE", new_channels=True, new_patches=True)
     assert all(found[name] is tensor for name, tensor in tensors.items()) and not caplog.messages
 
 
@@ -88,13 +88,16 @@ def test_nothing_changes_where_everything_fits(caplog: pytest.LogCaptureFixture)
 def test_what_nobody_asked_for_is_an_error_that_names_both_ways(name: str, here: int) -> None:
     there = {"in_chans": 3, "patch_size": 16}[name]
     with pytest.raises(WeightsError) as caught:
-        adapt_input(build().state_dict(), build(**{name: here}).state_dict(), (), "FILE")
+        adapt_input(
+            build().state_dict(), build(**{name: here}).state_dict(), "FILE", new_channels=False, new_patches=False
+        )
     assert str(caught.value) == (
-        f"FILE has --{name} {there}, this network {here}: give --{name} {there}, or --{name} {here} to adapt it"
+        f"FILE has `{name}` {there}, this network {here}: give `{name}` {there}, or `{name}` {here} to adapt it"
     )
 
 
 def test_networks_of_other_kinds_have_their_first_convolution_fitted() -> None:
     there, here = build_backbone("resnet18"), build_backbone("resnet18", in_chans=1)
-    here.load_state_dict(adapt_input(there.state_dict(), here.state_dict(), {"in_chans"}, "FILE"))
+    found = adapt_input(there.state_dict(), here.state_dict(), "FILE", new_channels=True, new_patches=False)
+    here.load_state_dict(found)
     assert torch.allclose(here.conv1.weight, there.conv1.weight.sum(1, keepdim=True))

@@ -27,7 +27,7 @@ Change = Callable[[dict[str, Tensor]], Any]
 
 def load(folder: Path, change: Change) -> Any:
     torch.save(change(dict(build_backbone("vit_mini", img_size=64).state_dict())), folder / "odd.pth")
-    return load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(folder / "odd.pth")), frozenset())
+    return load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(folder / "odd.pth")))
 
 
 def saying(**args: Any) -> Change:

@@ -86,7 +86,7 @@ def test_a_damaged_published_file_says_what_to_do(tmp_path: Path, monkeypatch: p
     for read in (
         lambda: read_weights("hub:dino_vits16"),
         lambda: load_published("dino_vits16"),
-        lambda: load_backbone(flags, weights, frozenset()),
+        lambda: load_backbone(flags, weights),
     ):
         with pytest.raises(CheckpointError, match=r"is damaged .*; remove it, and the published file is fetched anew"):
             read()

@@ -27,8 +27,8 @@ def build(arch: str = "vit_mini", **settings: Any) -> nn.Module:
     return module.eval()
 
 
-def load(word: Path | str, **flags: Any) -> TrainedBackbone:
-    return load_backbone(BackboneConfig(**flags), WeightsConfig(pretrained_weights=str(word)), frozenset(flags))
+def load(word: Path | str, **settings: Any) -> TrainedBackbone:
+    return load_backbone(BackboneConfig(**settings), WeightsConfig(pretrained_weights=str(word)))
 
 
 def assert_same(loaded: TrainedBackbone, expected: nn.Module) -> None:
@@ -103,7 +103,7 @@ def test_a_file_without_the_network_that_is_asked_for_is_refused(tmp_path: Path,
     torch.save(state, tmp_path / "w.pth")
     weights = WeightsConfig(pretrained_weights=str(tmp_path / "w.pth"), checkpoint_key="nonsense")
     with pytest.raises(WeightsError, match="has no network 'nonsense'.* drop `checkpoint_key`"):
-        load_backbone(BackboneConfig(), weights, frozenset())
+        load_backbone(BackboneConfig(), weights)
 
 
 def test_a_folder_whose_position_embedding_is_no_table_is_refused(tmp_path: Path) -> None:

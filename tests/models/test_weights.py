@@ -27,7 +27,6 @@ from dino.models.registry import VITS, VitShape, build_backbone
 from dino.models.weights import TrainedBackbone, load_backbone, load_initial_weights
 
 PREFIXES = ("", "module.", "backbone.", "module.backbone.")
-NOTHING: frozenset[str] = frozenset()
 
 
 def build(seed: int = 0, **settings: Any) -> nn.Module:
@@ -40,11 +39,9 @@ def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def load(
-    path: Path | str | None, *, explicit: tuple[str, ...] = (), key: str = "teacher", **flags: Any
-) -> TrainedBackbone:
+def load(path: Path | str | None, *, key: str = "teacher", **settings: Any) -> TrainedBackbone:
     weights = WeightsConfig(pretrained_weights=None if path is None else str(path), checkpoint_key=key)
-    return load_backbone(BackboneConfig(**flags), weights, frozenset(explicit))
+    return load_backbone(BackboneConfig(**settings), weights)
 
 
 def save(folder: Path, state: Any) -> Path:
@@ -96,7 +93,7 @@ def test_our_options_say_how_to_feed_the_backbone(tmp_path: Path) -> None:
     assert loaded.module(torch.zeros(2, 4, 48, 48)).shape == (2, 96)
 
 
-def test_patch_8_weights_open_without_flags_as_a_patch_8_network(tmp_path: Path) -> None:
+def test_patch_8_weights_open_without_settings_as_a_patch_8_network(tmp_path: Path) -> None:
     module = build(4, patch_size=8)
     loaded = load(save(tmp_path, module.state_dict()))
     assert loaded.patch_size == loaded.module.patch_size == 8
@@ -111,26 +108,25 @@ def test_the_architecture_is_told_from_the_tensors(arch: str, tmp_path: Path) ->
     assert load(path).arch == arch
 
 
-def test_options_in_the_file_win_over_default_flags(tmp_path: Path) -> None:
-    module = build_backbone("deit_tiny", img_size=32)
-    path = save(tmp_path, {"teacher": module.state_dict(), "args": {"arch": "deit_tiny", "patch_size": 16}})
-    assert load(path, arch="vit_small", patch_size=8).arch == "deit_tiny"
-    assert load(path, arch="vit_small", patch_size=8).patch_size == 16
+def test_options_in_the_file_win_over_the_reference(tmp_path: Path) -> None:
+    module = build_backbone("deit_tiny", patch_size=8, img_size=32)
+    path = save(tmp_path, {"teacher": module.state_dict(), "args": {"arch": "deit_tiny", "patch_size": 8}})
+    assert (load(path).arch, load(path).patch_size) == ("deit_tiny", 8)
 
 
-def test_explicit_flags_win_over_the_file(tmp_path: Path) -> None:
+def test_given_settings_win_over_the_file(tmp_path: Path) -> None:
     path = save(tmp_path, {"teacher": build().state_dict(), "args": {"arch": "vit_tiny", "patch_size": 8}})
     with pytest.raises(WeightsError, match="vit_tiny, patch size 8"):
         load(path)
-    assert_same(load(path, arch="vit_mini", patch_size=16, explicit=("arch", "patch_size")), build())
+    assert_same(load(path, arch="vit_mini", patch_size=16), build())
     with pytest.raises(WeightsError, match="vit_mini, patch size 32"):
-        load(path, arch="vit_mini", patch_size=32, explicit=("arch", "patch_size"))
+        load(path, arch="vit_mini", patch_size=32)
 
 
-def test_other_backbones_are_loaded_by_their_flags(tmp_path: Path) -> None:
+def test_other_backbones_are_loaded_by_their_names(tmp_path: Path) -> None:
     torch.manual_seed(5)
     module = build_backbone("squeezenet1_1")
-    loaded = load(save(tmp_path, {"teacher": prefixed("module.", module)}), arch="squeezenet1_1", explicit=("arch",))
+    loaded = load(save(tmp_path, {"teacher": prefixed("module.", module)}), arch="squeezenet1_1")
     assert_same(loaded, module)
     assert (loaded.arch, loaded.image_size) == ("squeezenet1_1", 224)
 
@@ -141,7 +137,7 @@ def test_missing_tensors_are_counted_and_listed_and_nothing_is_loaded(tmp_path: 
     state["cls_token"] = torch.zeros(1, 1, 5)
     path = save(tmp_path, {"teacher": state})
     with pytest.raises(WeightsError) as caught:
-        load(path, arch="vit_mini", explicit=("arch",))
+        load(path, arch="vit_mini")
     text = str(caught.value)
     assert f"3 of {len(build().state_dict())} backbone tensors do not fit, nothing was loaded" in text
     assert "norm.weight (missing)" in text
@@ -185,27 +181,27 @@ def test_a_missing_network_names_what_there_is(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
-    flags = WeightsConfig(random_weights=True)
+    weights = WeightsConfig(random_weights=True)
     with caplog.at_level(logging.WARNING):
-        loaded = load_backbone(BackboneConfig(arch="vit_mini", patch_size=8), flags, NOTHING)
+        loaded = load_backbone(BackboneConfig(arch="vit_mini", patch_size=8), weights)
     assert "`random_weights`: an untrained vit_mini" in caplog.text
     assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_mini", 8, 224)
 
 
 def test_random_and_given_weights_contradict_each_other() -> None:
-    flags = WeightsConfig(random_weights=True, pretrained_weights="some.pth")
+    weights = WeightsConfig(random_weights=True, pretrained_weights="some.pth")
     with pytest.raises(OptionError, match="`random_weights` and `pretrained_weights` contradict"):
-        load_backbone(BackboneConfig(), flags, NOTHING)
+        load_backbone(BackboneConfig(), weights)
 
 
 def test_random_weights_are_the_same_in_every_process_and_disturb_no_other_random_numbers() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    flags = WeightsConfig(random_weights=True)
-    first = load_backbone(BackboneConfig(arch="vit_mini"), flags, NOTHING)
+    weights = WeightsConfig(random_weights=True)
+    first = load_backbone(BackboneConfig(arch="vit_mini"), weights)
     assert torch.equal(torch.rand(2), expected)
-    assert_same(load_backbone(BackboneConfig(arch="vit_mini"), flags, NOTHING), first.module)
+    assert_same(load_backbone(BackboneConfig(arch="vit_mini"), weights), first.module)
 
 
 @pytest.fixture
@@ -262,7 +258,7 @@ def test_offline_the_error_names_all_ways_out(
         load(None)
     text = str(caught.value)
     assert PUBLISHED_ROOT + PUBLISHED["vit_small", 16] in text
-    assert all(word in text for word in ("--pretrained_weights", "DINO_WEIGHTS_DIR", "--random_weights"))
+    assert all(word in text for word in ("`pretrained_weights`", "DINO_WEIGHTS_DIR", "`random_weights`"))
     assert "\n" not in text
 
 
@@ -274,7 +270,7 @@ def test_without_published_weights_the_error_names_the_network(arch: str, patch_
     with pytest.raises(WeightsError, match="no weights are published for") as caught:
         load(None, arch=arch, patch_size=patch_size)
     assert named in str(caught.value)
-    assert "--random_weights" in str(caught.value)
+    assert "`random_weights`" in str(caught.value)
 
 
 def build_student(*, seed: int = 7, prototypes: int = 12, img_size: int = 64) -> MultiCrop:
@@ -390,7 +386,7 @@ def test_an_autoencoders_encoder_gives_timms_features(
 ) -> None:
     module, tensors = build_autoencoder()
     with caplog.at_level(logging.INFO):
-        loaded = load(save(tmp_path, {key: tensors} if key else tensors), arch=arch, explicit=("arch",))
+        loaded = load(save(tmp_path, {key: tensors} if key else tensors), arch=arch)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.allclose(loaded.module(images), module(images), atol=1e-5)
@@ -403,13 +399,13 @@ def test_beside_an_autoencoders_encoder_only_its_decoder_may_stay(tmp_path: Path
     path = save(tmp_path, {"model": {**build_autoencoder()[1], "head.weight": torch.zeros(10, 72)}})
     assert load(path).arch == "vit_base"
     with pytest.raises(WeightsError, match=r"another network, with 1 tensors .*: head\.weight"):
-        load(path, arch="mae", explicit=("arch",))
+        load(path, arch="mae")
 
 
 @pytest.mark.parametrize("arch", ["mae", "mae_vit_huge_patch14"])
 def test_an_autoencoder_without_a_file_is_an_error(arch: str) -> None:
     with pytest.raises(WeightsError, match="wants `pretrained_weights` with the encoder of a masked autoencoder"):
-        load_backbone(BackboneConfig(arch=arch), WeightsConfig(random_weights=True), NOTHING)
+        load_backbone(BackboneConfig(arch=arch), WeightsConfig(random_weights=True))
 
 
 @pytest.mark.usefixtures("small_vit_small")
@@ -419,7 +415,7 @@ def test_a_name_of_the_hub_is_loaded_exactly_or_not_at_all(monkeypatch: pytest.M
     torch.save(module.state_dict(), tmp_path / "dino_deitsmall8_pretrain.pth")
     for name in ("dino_vits8", "dino_deits8"):
         assert_same(load(f"hub:{name}"), module)
-        assert_same(load(f"hub:{name}", arch="vit_small", patch_size=8, explicit=("arch", "patch_size")), module)
+        assert_same(load(f"hub:{name}", arch="vit_small", patch_size=8), module)
     torch.save({**module.state_dict(), "head.bias": torch.zeros(3)}, tmp_path / "dino_deitsmall8_pretrain.pth")
     with pytest.raises(WeightsError, match=r"another network, with 1 tensors .*: head\.bias"):
         load("hub:dino_vits8")
@@ -435,11 +431,11 @@ def test_published_xcit_names_are_translated_and_all_used(monkeypatch: pytest.Mo
             parts = [theirs.pop(f"cls_attn_blocks.{block}.attn.{letter}.{kind}") for letter in "qkv"]
             theirs[f"cls_attn_blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
     torch.save(theirs, tmp_path / "weights.pth")
-    flags, published = BackboneConfig(arch="xcit_nano_12_p16"), {("xcit_nano_12_p16", None): "folder/weights.pth"}
-    assert_same(load_backbone(flags, WeightsConfig(), frozenset({"arch"}), published=published), module)
+    backbone, published = BackboneConfig(arch="xcit_nano_12_p16"), {("xcit_nano_12_p16", None): "folder/weights.pth"}
+    assert_same(load_backbone(backbone, WeightsConfig(), published=published), module)
 
 
-def test_a_new_run_of_other_channels_and_patches_adapts_the_first_layer_where_flags_say_so(
+def test_a_new_run_of_other_channels_and_patches_adapts_the_first_layer_where_settings_say_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = str(save(tmp_path, build(1).state_dict()))
@@ -448,7 +444,7 @@ def test_a_new_run_of_other_channels_and_patches_adapts_the_first_layer_where_fl
     with pytest.raises(WeightsError, match="give `in_chans` 3, or `in_chans` 1 to adapt it"):
         load_initial_weights(student, path)
     with caplog.at_level(logging.INFO):
-        load_initial_weights(student, path, {"in_chans", "patch_size"})
+        load_initial_weights(student, path, in_chans=1, patch_size=8)
     assert "first layer from 3 to 1 channels, summed" in caplog.text
     assert torch.equal(student.backbone.blocks[0].attn.qkv.weight, build(1).blocks[0].attn.qkv.weight)
 

@@ -1,4 +1,4 @@
-"""Opening and leaving a run: log lines, signals and the output folder."""
+"""Opening and leaving a run: its device, signals and the output folder."""
 
 import errno
 import logging
@@ -21,7 +21,6 @@ from dino.runtime.context import (
     leaving_on_sigterm,
     make_output_folder,
     open_run,
-    set_up_logging,
 )
 
 
@@ -31,21 +30,21 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_run_says_its_device_and_how_it_was_chosen(capsys: pytest.CaptureFixture) -> None:
-    with open_run(DeviceConfig(device="cpu"), LaunchConfig()) as run:
+def test_a_run_says_its_device_and_how_it_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), open_run(DeviceConfig(device="cpu"), LaunchConfig()) as run:
         assert run.device.name == "cpu"
         assert run.processes.world == 1
-    assert capsys.readouterr().out == "device: cpu, fp32 (as asked), 1 process\n"
+    assert caplog.messages == ["device: cpu, fp32 (as asked), 1 process"]
 
 
 def test_a_device_that_was_not_asked_for_is_said_to_be_chosen(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = context.open_device(DeviceConfig(device="cpu"))
     monkeypatch.setattr(context, "open_device", lambda *_, **__: chosen)
-    with open_run(DeviceConfig(), LaunchConfig()):
+    with caplog.at_level(logging.INFO), open_run(DeviceConfig(), LaunchConfig()):
         pass
-    assert "(chosen automatically, `device` changes it)" in capsys.readouterr().out
+    assert "(chosen automatically, `device` changes it)" in caplog.text
 
 
 def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +52,7 @@ def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyP
     precision = PrecisionConfig(precision="fp16")
     with (
         pytest.raises(DeviceError, match="`precision` fp16 needs `device` cuda"),
-        open_run(DeviceConfig(device="cpu"), LaunchConfig(), precision=precision, explicit=frozenset({"precision"})),
+        open_run(DeviceConfig(device="cpu"), LaunchConfig(), precision=precision),
     ):
         pass
 
@@ -70,21 +69,11 @@ def test_the_group_is_left_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) 
 def test_processes_in_different_modes_do_not_begin(here: str | None, first: str | None) -> None:
     device = SimpleNamespace(mode=here)
     processes = SimpleNamespace(read_from_first=lambda name, value: first or "none")
-    with pytest.raises(DeviceError, match=f"in {here or 'none'} mode and rank 0 in {first or 'none'} mode; .*`output`"):
+    with pytest.raises(
+        DeviceError, match=f"in {here or 'none'} mode and rank 0 in {first or 'none'} mode; .*`output_dir`"
+    ):
         context._check_mode(device, processes)
     context._check_mode(SimpleNamespace(mode=first), processes)
-
-
-def test_the_first_rank_writes_plain_lines_and_others_only_warnings(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for rank in (0, 1):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert set_up_logging().rank == rank
-        logging.getLogger("dino").info("progress")
-        logging.getLogger("dino").warning("trouble")
-    assert capsys.readouterr().out.splitlines() == ["progress", "trouble", "[rank 1] trouble"]
 
 
 @pytest.mark.parametrize("name", STOP_SIGNALS)

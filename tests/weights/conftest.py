@@ -1,8 +1,7 @@
 """What the converters' tests share: lively weights, a command run as a shell would, features of both sides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -43,11 +42,11 @@ def weights(tmp_path: Path, lively: Callable[..., nn.Module]) -> Path:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """``command(module, *words)`` runs a command: its exit code, and what it printed."""
+    """``command(main, *words)`` runs a command: its exit code, and what it printed."""
 
-    def run(module: ModuleType, *words: object) -> tuple[int, str]:
+    def run(main: Callable[[Sequence[str]], None], *words: object) -> tuple[int, str]:
         capsys.readouterr()
-        code = exit_code(lambda: module.main([*map(str, words)]))
+        code = exit_code(lambda: main([*map(str, words)]))
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 
@@ -56,11 +55,11 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
 
 @pytest.fixture
 def reload() -> Callable[..., nn.Module]:
-    """``reload(path, **flags)``: the backbone as evaluations load it."""
+    """``reload(path, **settings)``: the backbone as evaluations load it."""
 
-    def load(path: Path, **flags: Any) -> nn.Module:
+    def load(path: Path, **settings: Any) -> nn.Module:
         weights = WeightsConfig(pretrained_weights=str(path))
-        return load_backbone(BackboneConfig(**flags), weights, frozenset(flags)).module
+        return load_backbone(BackboneConfig(**settings), weights).module
 
     return load
 

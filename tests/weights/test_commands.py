@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dino.interop import huggingface, paddle, timm
+from dino.cli.convert import convert_huggingface, convert_paddle, convert_timm
 from tests import hpu_simulator
 from tests.running import make_images, on_simulated_card, run_alone, run_pair, train
 
@@ -18,8 +18,8 @@ def forms(weights: Path, tmp_path: Path, command: Command) -> dict[str, Path]:
     """The same weights four times."""
     found = {"ours": weights, "paddle": tmp_path / "w.pdparams", "timm": tmp_path / "w.safetensors"}
     found["hf"] = tmp_path / "hf"
-    for name, module in (("paddle", paddle), ("timm", timm), ("hf", huggingface)):
-        assert command(module, weights, found[name])[0] == 0
+    for name, main in (("paddle", convert_paddle), ("timm", convert_timm), ("hf", convert_huggingface)):
+        assert command(main, weights, found[name])[0] == 0
     return found
 
 
@@ -57,4 +57,4 @@ def test_a_training_run_starts_from_another_projects_folder(forms: dict[str, Pat
     assert ended.code == 0, ended.text
     assert f"{folder}: first layer from 3 to 1 channels, summed" in ended.text
     assert f"{folder}: patches from 16 to 8 pixels, resampled" in ended.text
-    assert f"`init_from` {folder}: 42 of 42 backbone tensors; the head starts anew" in ended.text
+    assert f"--init_from {folder}: 42 of 42 backbone tensors; the head starts anew" in ended.text

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dino.cli.convert import convert_huggingface
 from dino.data.crops import cut_centre
 from dino.data.photometric import build_normalisation
-from dino.interop import huggingface
 from dino.models.registry import build_backbone
 from tests.weights.conftest import equal_tensors
 
@@ -50,7 +50,7 @@ def test_outputs_are_the_same(
     tmp_path: Path, command: Command, lively: Any, settings: dict[str, int], words: Any, shape: tuple[int, ...]
 ) -> None:
     module = lively(**settings)
-    code, text = command(huggingface, save(tmp_path, module), tmp_path / "theirs", *words)
+    code, text = command(convert_huggingface, save(tmp_path, module), tmp_path / "theirs", *words)
     assert code == 0 and text.splitlines()[-1].endswith("42 of 42 tensors matched")
     compare(tmp_path / "theirs", module, *shape)
 
@@ -58,7 +58,7 @@ def test_outputs_are_the_same(
 def test_transformers_own_interpolation_differs_by_what_the_page_says(tmp_path: Path, command: Command) -> None:
     torch.manual_seed(11)
     module = build_backbone("vit_small", img_size=224).eval()
-    assert command(huggingface, save(tmp_path, module), tmp_path / "theirs")[0] == 0
+    assert command(convert_huggingface, save(tmp_path, module), tmp_path / "theirs")[0] == 0
     theirs = transformers.ViTModel.from_pretrained(tmp_path / "theirs", add_pooling_layer=False).eval()
     images = torch.randn(1, 3, 320, 320)
     with torch.inference_mode():
@@ -74,18 +74,18 @@ def test_what_transformers_saves_becomes_ours(tmp_path: Path, command: Command, 
     )
     torch.manual_seed(5)
     transformers.ViTModel(config).save_pretrained(tmp_path / "theirs")
-    code, text = command(huggingface, tmp_path / "theirs", tmp_path / "ours.pth")
+    code, text = command(convert_huggingface, tmp_path / "theirs", tmp_path / "ours.pth")
     assert code == 0 and "42 of 42 tensors matched; not part of it: pooler (2)" in text
     compare(tmp_path / "theirs", reload(tmp_path / "ours.pth"), 3, 64, 64)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "classifier")
-    code, text = command(huggingface, tmp_path / "classifier", tmp_path / "classified.pth")
+    code, text = command(convert_huggingface, tmp_path / "classifier", tmp_path / "classified.pth")
     assert code == 0 and "42 of 42 tensors matched; not part of it: classifier (2)" in text
 
 
 def test_a_folder_says_how_our_evaluations_prepare_an_image(
     weights: Path, shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
-    assert command(huggingface, weights, tmp_path / "theirs")[0] == 0
+    assert command(convert_huggingface, weights, tmp_path / "theirs")[0] == 0
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "theirs")
     picture = Image.open(next((shared_data / "photos" / "val").rglob("*.jpg"))).convert("RGB")
     found = processor(picture, return_tensors="pt")["pixel_values"][0]
@@ -99,9 +99,9 @@ def test_a_folder_says_how_our_evaluations_prepare_an_image(
 
 
 def test_our_own_normalisation_comes_back(weights: Path, tmp_path: Path, command: Command, reload: Any) -> None:
-    assert command(huggingface, weights, tmp_path / "theirs")[0] == 0
+    assert command(convert_huggingface, weights, tmp_path / "theirs")[0] == 0
     assert equal_tensors(reload(tmp_path / "theirs"), reload(weights))
-    assert command(huggingface, tmp_path / "theirs", tmp_path / "back.pth")[0] == 0
+    assert command(convert_huggingface, tmp_path / "theirs", tmp_path / "back.pth")[0] == 0
     state = torch.load(tmp_path / "back.pth", weights_only=True)
     assert state["normalisation"] == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
 
@@ -109,5 +109,5 @@ def test_our_own_normalisation_comes_back(weights: Path, tmp_path: Path, command
 @pytest.mark.parametrize("arch", ["vit_micro", "resnet18"])
 def test_what_transformers_vit_cannot_hold_is_refused(tmp_path: Path, command: Command, arch: str) -> None:
     path = save(tmp_path, build_backbone(arch, img_size=64))
-    code, text = command(huggingface, path, tmp_path / "theirs", "--arch", arch)
+    code, text = command(convert_huggingface, path, tmp_path / "theirs", "--arch", arch)
     assert code == 2 and f"not {arch}" in text and not (tmp_path / "theirs").exists()

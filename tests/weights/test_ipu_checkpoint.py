@@ -8,8 +8,8 @@ import torch
 
 import extract_weights
 from dino import checkpoint
+from dino.cli.convert import convert_ipu
 from dino.errors import CheckpointError, OptionError, WeightsError
-from dino.interop import ipu
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.registry import build_backbone
@@ -205,11 +205,11 @@ def test_what_the_published_code_has_no_place_for_is_refused_in_a_line(spoil, te
 def test_the_command_tells_the_direction_from_the_file(tmp_path):
     published = make_published()
     checkpoint.save_file(tmp_path / "theirs.pth", published)
-    ipu.main([str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")])
-    ipu.main([str(tmp_path / "ours.pth"), str(tmp_path / "again.pth")])
+    convert_ipu([str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")])
+    convert_ipu([str(tmp_path / "ours.pth"), str(tmp_path / "again.pth")])
     assert_equal(checkpoint.load_file(tmp_path / "again.pth"), published)
     with pytest.raises(OptionError, match="is what is read"):
-        ipu.main([str(tmp_path / "ours.pth"), str(tmp_path / "ours.pth")])
+        convert_ipu([str(tmp_path / "ours.pth"), str(tmp_path / "ours.pth")])
 
 
 @pytest.mark.parametrize("form", ["ours", "original", "published", "published half"])

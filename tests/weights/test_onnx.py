@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from dino.cli.convert import convert_onnx
 from dino.errors import WeightsError
-from dino.interop import onnx
 from dino.models.registry import build_backbone
+from dino.weights.formats import onnx
 
 Command = Callable[..., tuple[int, str]]
 
@@ -26,7 +27,7 @@ def test_features_are_the_networks_at_two_batch_sizes_and_no_square(
 ) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    code, text = command(onnx, weights, tmp_path / "model.onnx", "--input_size", 96, 64, "--json", "-")
+    code, text = command(convert_onnx, weights, tmp_path / "model.onnx", "--input_size", 96, 64, "--json", "-")
     assert code == 0, text
     module, lines = lively(), text.splitlines()
     assert lines[-2] == f"{tmp_path / 'model.onnx'}: 42 of 42 tensors matched, for images [3, 96, 64]"
@@ -46,7 +47,7 @@ def test_other_backbones_and_channels(tmp_path: Path, command: Command) -> None:
     pytest.importorskip("onnxscript")
     torch.save(build_backbone("squeezenet1_1").state_dict(), tmp_path / "ours.pth")
     words = ("--arch", "squeezenet1_1", "--in_chans", 1, "--input_size", 32)
-    code, text = command(onnx, tmp_path / "ours.pth", tmp_path / "model.onnx", *words)
+    code, text = command(convert_onnx, tmp_path / "ours.pth", tmp_path / "model.onnx", *words)
     assert code == 0 and "first layer from 3 to 1 channels" in text, text
     assert run_graph(tmp_path / "model.onnx", torch.randn(2, 1, 32, 32)).shape[0] == 2
 
@@ -57,7 +58,7 @@ def test_a_missing_library_is_named_with_its_command(
 ) -> None:
     found = onnx.importlib.util.find_spec
     monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None if name == missing else found(name))
-    code, text = command(onnx, weights, tmp_path / "model.onnx")
+    code, text = command(convert_onnx, weights, tmp_path / "model.onnx")
     assert code == 2 and text.splitlines()[-1].endswith(f"pip install {missing}")
     assert not (tmp_path / "model.onnx").exists()
 
@@ -73,9 +74,9 @@ def test_without_onnxruntime_the_graph_is_written_and_that_is_said(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ((), "name what to write, as the second word or with `output`: OUT.onnx"),
+        ((), "name what to write, as the second word or with --output: OUT.onnx"),
         (("--output", "weights.pth/x/model.onnx"), "cannot be written to"),
-        (("--output", "model.onnx", "--json", "nowhere/a.json"), "`json` nowhere/a.json cannot be written"),
+        (("--output", "model.onnx", "--json", "nowhere/a.json"), "--json nowhere/a.json cannot be written"),
         (("--output", "model.onnx", "--input_size", "64", "64", "64"), "give height and width"),
         (("--output", "model.onnx", "--input_size", "8"), "smaller than a patch"),
     ],
@@ -84,7 +85,7 @@ def test_wrong_words_are_refused(
     weights: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, words: Any, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, text = command(onnx, "--pretrained_weights", weights, *words)
+    code, text = command(convert_onnx, "--pretrained_weights", weights, *words)
     assert code == 2 and reason in text
 
 
@@ -105,6 +106,6 @@ def test_a_network_beyond_one_file_is_refused(
 ) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(onnx, "LARGEST", 300096 * 4)
-    code, text = command(onnx, weights, tmp_path / "model.onnx", "--input_size", 64)
+    code, text = command(convert_onnx, weights, tmp_path / "model.onnx", "--input_size", 64)
     assert code == 2 and "an ONNX file holds up to 2 GiB, and this network has 0.0" in text
     assert not (tmp_path / "model.onnx").exists()

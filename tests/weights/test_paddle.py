@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from dino.cli.convert import convert_paddle
 from dino.evaluation.linear_head import LinearHead
 from dino.evaluation.linear_task import load_head
-from dino.interop import paddle
 from dino.models.registry import VITS, VitShape, build_backbone
 from tests.weights.conftest import equal_tensors
 
@@ -35,7 +35,7 @@ def test_features_are_those_that_passls_own_model_gave(
 ) -> None:
     path = shared_data / "passl" / f"{name}.pdparams"
     if converted:
-        code, text = command(paddle, path, tmp_path / "ours.pth")
+        code, text = command(convert_paddle, path, tmp_path / "ours.pth")
         assert code == 0 and f"{path} -> {tmp_path / 'ours.pth'}: 30 of 30 tensors matched\n" in text
         path = tmp_path / "ours.pth"
     module = reload(path)
@@ -51,7 +51,7 @@ def test_features_are_those_that_passls_own_model_gave(
 @pytest.mark.usefixtures("sample_shape")
 def test_a_probes_layer_gives_passls_logits(shared_data: Path, tmp_path: Path, command: Command, reload: Any) -> None:
     path, ours = shared_data / "passl" / "sample_dino_tiny_linearprobe.pdparams", tmp_path / "ours.pth"
-    code, text = command(paddle, path, ours)
+    code, text = command(convert_paddle, path, ours)
     assert code == 0 and "32 of 32 tensors matched\n" in text
     head = LinearHead(128, 10)
     load_head(head, ours, {})
@@ -64,8 +64,8 @@ def test_a_probes_layer_gives_passls_logits(shared_data: Path, tmp_path: Path, c
 @pytest.mark.parametrize("name", ["sample_dino_tiny", "sample_dino_tiny_linearprobe"])
 def test_passls_files_come_back_to_the_bit(shared_data: Path, tmp_path: Path, command: Command, name: str) -> None:
     path = shared_data / "passl" / f"{name}.pdparams"
-    assert command(paddle, path, tmp_path / "ours.pth")[0] == 0
-    assert command(paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams")[0] == 0
+    assert command(convert_paddle, path, tmp_path / "ours.pth")[0] == 0
+    assert command(convert_paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams")[0] == 0
     before, after = (pickle.loads(file.read_bytes()) for file in (path, tmp_path / "theirs.pdparams"))
     del before["StructuredToParameterName@@"]
     assert before.keys() == after.keys()
@@ -76,9 +76,9 @@ def test_passls_files_come_back_to_the_bit(shared_data: Path, tmp_path: Path, co
 def test_ours_go_there_and_come_back_to_the_bit(
     weights: Path, tmp_path: Path, command: Command, reload: Any, lively: Any
 ) -> None:
-    code, text = command(paddle, weights, tmp_path / "theirs.pdparams")
+    code, text = command(convert_paddle, weights, tmp_path / "theirs.pdparams")
     assert code == 0 and "42 of 42 tensors matched; not part of it: head (1)\n" in text
-    assert command(paddle, tmp_path / "theirs.pdparams", tmp_path / "back.pth")[0] == 0
+    assert command(convert_paddle, tmp_path / "theirs.pdparams", tmp_path / "back.pth")[0] == 0
     assert equal_tensors(reload(tmp_path / "back.pth"), lively())
     written = pickle.loads((tmp_path / "theirs.pdparams").read_bytes())
     assert all(name.startswith("backbone.") for name in written)
@@ -89,11 +89,11 @@ def test_ours_go_there_and_come_back_to_the_bit(
 def test_bfloat16_is_stored_as_its_bits_and_comes_back(tmp_path: Path, command: Command, lively: Any) -> None:
     own = {name: tensor.bfloat16() for name, tensor in lively().state_dict().items()}
     torch.save(own, tmp_path / "ours.pth")
-    assert command(paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams")[0] == 0
+    assert command(convert_paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams")[0] == 0
     assert {array.dtype for array in pickle.loads((tmp_path / "theirs.pdparams").read_bytes()).values()} == {
         np.dtype("uint16")
     }
-    assert command(paddle, tmp_path / "theirs.pdparams", tmp_path / "back.pth")[0] == 0
+    assert command(convert_paddle, tmp_path / "theirs.pdparams", tmp_path / "back.pth")[0] == 0
     back = torch.load(tmp_path / "back.pth", weights_only=True)["teacher"]
     assert all(torch.equal(back[f"backbone.{name}"], tensor) for name, tensor in own.items())
 
@@ -102,16 +102,16 @@ def test_a_linear_layer_of_its_own_file_is_joined(weights: Path, tmp_path: Path,
     layer = {"module.linear.weight": torch.randn(5, 96), "module.linear.bias": torch.randn(5)}
     torch.save({"state_dict": layer, "epoch": 3}, tmp_path / "checkpoint.pth.tar")
     words = (weights, tmp_path / "theirs.pdparams", "--pretrained_linear", tmp_path / "checkpoint.pth.tar")
-    code, text = command(paddle, *words)
+    code, text = command(convert_paddle, *words)
     assert code == 0 and "44 of 44 tensors matched" in text
     written = pickle.loads((tmp_path / "theirs.pdparams").read_bytes())
     assert np.array_equal(written["linear.linear.weight"], layer["module.linear.weight"].numpy().T)
     held = torch.load(weights, weights_only=True)
     held["teacher"] |= {"linear.weight": torch.zeros(7, 96), "linear.bias": torch.zeros(7)}
     torch.save(held, tmp_path / "both.pth")
-    code, text = command(paddle, tmp_path / "both.pth", *words[1:])
+    code, text = command(convert_paddle, tmp_path / "both.pth", *words[1:])
     assert code == 0 and "44 of 44 tensors matched; not part of it: head (1), linear (2)\n" in text
-    code, text = command(paddle, *words[:3], weights)
+    code, text = command(convert_paddle, *words[:3], weights)
     assert code == 2 and "holds no linear layer" in text
 
 
@@ -122,10 +122,10 @@ def test_a_linear_layer_of_another_shape_is_refused(
     layer = {"module.linear.weight": torch.zeros(weight), "module.linear.bias": torch.zeros(bias)}
     torch.save({"state_dict": layer}, tmp_path / "layer.pth")
     words = (weights, tmp_path / "theirs.pdparams", "--pretrained_linear", tmp_path / "layer.pth")
-    code, text = command(paddle, *words)
+    code, text = command(convert_paddle, *words)
     assert code == 2 and "a linear layer has (C, n x 96) and (C,), not" in text and not words[1].exists()
     torch.save({"teacher": torch.load(weights)["teacher"], "state_dict": layer}, tmp_path / "both.pth")
-    assert command(paddle, tmp_path / "both.pth", words[1])[0] == 2
+    assert command(convert_paddle, tmp_path / "both.pth", words[1])[0] == 2
 
 
 class Call:
@@ -142,7 +142,7 @@ def test_a_hostile_file_ends_with_2_in_one_line_and_nothing_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.pdparams").write_bytes(pickle.dumps({"a": Call()}, protocol=4))
-    code, text = command(paddle, "in.pdparams", "out.pth")
+    code, text = command(convert_paddle, "in.pdparams", "out.pth")
     assert code == 2 and len(text.splitlines()) == 1 and "posix.system" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pdparams"]
 
@@ -150,15 +150,15 @@ def test_a_hostile_file_ends_with_2_in_one_line_and_nothing_runs(
 def test_what_is_missing_or_too_much_is_listed_and_nothing_is_written(
     weights: Path, tmp_path: Path, command: Command, lively: Any
 ) -> None:
-    assert command(paddle, weights, tmp_path / "theirs.pdparams")[0] == 0
+    assert command(convert_paddle, weights, tmp_path / "theirs.pdparams")[0] == 0
     arrays = pickle.loads((tmp_path / "theirs.pdparams").read_bytes())
     del arrays["backbone.norm.bias"]
     (tmp_path / "theirs.pdparams").write_bytes(pickle.dumps(arrays, protocol=4))
-    code, text = command(paddle, tmp_path / "theirs.pdparams", tmp_path / "ours.pth")
+    code, text = command(convert_paddle, tmp_path / "theirs.pdparams", tmp_path / "ours.pth")
     assert code == 2 and "norm.bias (missing)" in text
     arrays |= {"backbone.norm.bias": np.zeros(96, np.float32), "backbone.dist_token": np.zeros(96, np.float32)}
     (tmp_path / "theirs.pdparams").write_bytes(pickle.dumps(arrays, protocol=4))
-    code, text = command(paddle, tmp_path / "theirs.pdparams", tmp_path / "ours.pth")
+    code, text = command(convert_paddle, tmp_path / "theirs.pdparams", tmp_path / "ours.pth")
     assert code == 2 and "another network, with 1 tensors" in text and "dist_token" in text
     assert not (tmp_path / "ours.pth").exists()
 
@@ -166,7 +166,7 @@ def test_what_is_missing_or_too_much_is_listed_and_nothing_is_written(
 @pytest.mark.parametrize("arch", ["vit_micro", "resnet18"])
 def test_a_network_that_passl_has_not_is_refused(tmp_path: Path, command: Command, arch: str) -> None:
     torch.save(build_backbone(arch, img_size=32).state_dict(), tmp_path / "ours.pth")
-    code, text = command(paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams", "--arch", arch)
+    code, text = command(convert_paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams", "--arch", arch)
     assert code == 2 and f"PASSL has the paper's vision transformers alone, not {arch}" in text
 
 
@@ -175,15 +175,15 @@ def test_parameters_go_and_numbers_that_paddle_has_not_are_refused(
 ) -> None:
     parameters = dict(lively().named_parameters())
     torch.save(parameters, tmp_path / "parameters.pth")
-    assert command(paddle, tmp_path / "parameters.pth", tmp_path / "out.pdparams")[0] == 0
+    assert command(convert_paddle, tmp_path / "parameters.pth", tmp_path / "out.pdparams")[0] == 0
     eighths = {name: tensor.detach().to(torch.float8_e4m3fn) for name, tensor in parameters.items()}
     torch.save(eighths, tmp_path / "eighths.pth")
-    code, text = command(paddle, tmp_path / "eighths.pth", tmp_path / "other.pdparams")
+    code, text = command(convert_paddle, tmp_path / "eighths.pth", tmp_path / "other.pdparams")
     assert code == 2 and "holds float8_e4m3fn, which Paddle's files have not" in text
     assert not (tmp_path / "other.pdparams").exists()
 
 
 def test_loading_a_pdparams_needs_no_conversion(weights: Path, tmp_path: Path, command: Command, reload: Any) -> None:
-    assert command(paddle, weights, tmp_path / "theirs.pdparams")[0] == 0
+    assert command(convert_paddle, weights, tmp_path / "theirs.pdparams")[0] == 0
     module: nn.Module = reload(tmp_path / "theirs.pdparams")
     assert equal_tensors(module, reload(weights))

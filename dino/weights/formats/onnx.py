@@ -1,4 +1,4 @@
-"""A backbone as an ONNX graph: `python -m dino.interop.onnx IN OUT.onnx`, or `--output model.onnx` with flags."""
+"""A backbone as an ONNX graph, with torch's own exporter, and the proof that the graph computes the same."""
 
 from __future__ import annotations
 
