@@ -125,7 +125,7 @@ def test_the_reasons_are_printed_beside_the_values(tmp_path, capsys):
 def test_a_run_keeps_its_recipe_and_the_recipe_repeats_it(tmp_path):
     words = ("--data_path", make_images(tmp_path / "images", 16), "--epochs", 1)
     first = train(tmp_path, *words, "--preset", "auto", "--output_dir", tmp_path / "first")
-    assert first.code == 0 and "`lr` 0.004 (auto: global batch 4" in first.text, first.text
+    assert first.code == 0 and "--lr 0.004 (auto: global batch 4" in first.text, first.text
     kept = yaml.safe_load((tmp_path / "first" / RECIPE).read_text())
     assert (kept["lr"], kept["momentum_teacher"], kept["out_dim"], kept["preset"]) == (0.004, 0.99, 16, None)
     again = train(tmp_path, "--config", tmp_path / "first" / RECIPE, "--epochs", 1, "--output_dir", tmp_path / "again")
