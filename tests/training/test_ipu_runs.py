@@ -204,16 +204,16 @@ def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
 
     peak, batch, copies, least = RECIPES[name]
     options = parse(TrainConfig, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")])
-    flags = options.compiled
-    assert options.device.device == "ipu" and flags.ga is not None
-    assert options.data.batch_size_per_device * flags.ga * copies == batch
+    config = options.compiled
+    assert options.device.device == "ipu" and config.ga is not None
+    assert options.data.batch_size_per_device * config.ga * copies == batch
     assert options.optim.lr * batch / 256 == pytest.approx(peak)
     backbone = build_backbone(options.backbone.arch)
     names = [*(f"backbone.{n}" for n, _ in backbone.named_parameters()), "head.mlp.0.bias", "head.last_layer.weight_v"]
-    placement = place_blocks(flags.pipeline, VITS[options.backbone.arch].depth)
-    assert placement.stages(names, 2) == least <= flags.ga
+    placement = place_blocks(config.pipeline, VITS[options.backbone.arch].depth)
+    assert placement.stages(names, 2) == least <= config.ga
     instances = 32 if "256" in name else 1
-    assert flags.async_type != "rebatch" or flags.rebatched_worker_size <= batch // instances
+    assert config.async_type != "rebatch" or config.rebatched_worker_size <= batch // instances
 
 
 COMMON = {  # every other published value; the peak rate and the batch are above
