@@ -54,13 +54,13 @@ def main() -> None:
 
 def run_probe() -> float:
     """Supervised validation accuracy of the demo's network, in per cent."""
-    options = parse(TrainConfig, ["--config", str(demo.RECIPE)])
+    config = parse(TrainConfig, ["--config", str(demo.RECIPE)])
     train, val = open_labelled_splits("demo")
-    size = options.crops.global_crops_size
+    size = config.crops.global_crops_size
     torch.manual_seed(0)
-    channels = options.student.in_chans
+    channels = config.student.chosen_in_chans
     backbone = build_backbone(
-        options.backbone.arch, patch_size=options.backbone.patch_size, img_size=size, in_chans=channels
+        config.backbone.chosen_arch, patch_size=config.backbone.chosen_patch_size, img_size=size, in_chans=channels
     )
     model = nn.Sequential(backbone, nn.Linear(backbone.embed_dim, len(train.classes)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=PROBE_RATE, weight_decay=0.05)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dino.cli.options import parse  # noqa: E402
-from dino.errors import exit_code  # noqa: E402
+from dino.cli.session import exit_code, open_session  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
 from tests import hpu_simulator  # noqa: E402
 
@@ -32,17 +32,16 @@ def main() -> None:
     words = ["--device", "hpu", "--arch", "vit_small", "--batch_size_per_device", str(BATCH), *sys.argv[1:]]
     hpu_simulator.load_extension()
     sys.path.insert(0, str(hpu_simulator.PACKAGE))
-    options = parse(TrainConfig, words)
+    config = parse(TrainConfig, words)
 
-    from dino.runtime.context import open_run
     from dino.training import loss
     from dino.verify.measure import build_workload
 
     hpu_simulator.mark_phases()
-    rows = loss.CHUNK_ROWS * options.data.batch_size_per_device // SHOWN_BATCH
+    rows = loss.CHUNK_ROWS * config.data.batch_size_per_device // SHOWN_BATCH
     (loss.compute_loss.__kwdefaults__ or {})["rows"] = max(1, rows)
-    with open_run(options.device, options.launch, precision=options.precision) as run:
-        step = build_workload(options, run)
+    with open_session(config, precision=config.precision) as run:
+        step = build_workload(config, run)
         for _ in range(STEPS):
             step()
         with hpu_simulator.watch() as seen:

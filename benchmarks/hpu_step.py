@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from dino.cli.options import parse  # noqa: E402
-from dino.errors import exit_code  # noqa: E402
+from dino.cli.session import exit_code, open_session  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
 
 WARM_UP = 5  # steps; new graphs are due at the first ones only
@@ -30,13 +30,12 @@ def main() -> None:
         place = words.index("--steps")
         steps = int(words[place + 1])
         del words[place : place + 2]
-    options = parse(TrainConfig, [word for word in words if word != "--phases"])
+    config = parse(TrainConfig, [word for word in words if word != "--phases"])
 
-    from dino.runtime.context import open_run
     from dino.verify.measure import build_workload, count_step, measure_speed, time_phases
 
-    with open_run(options.device, options.launch, precision=options.precision) as run:
-        work = build_workload(options, run)
+    with open_session(config, precision=config.precision) as run:
+        work = build_workload(config, run)
         found = measure_speed(work, warm_up=WARM_UP, steps=steps, say=lambda text: None)
         found |= count_step(work)
         found |= {"ms by phase": time_phases(work)} if phases else {}

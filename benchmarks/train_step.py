@@ -33,10 +33,11 @@ from torch.profiler import profile  # noqa: E402
 
 from benchmarks import textbook_step  # noqa: E402
 from dino.cli.options import parse  # noqa: E402
+from dino.cli.session import open_session  # noqa: E402
 from dino.data.crops import Crops  # noqa: E402
 from dino.devices.base import StepInputs  # noqa: E402
-from dino.runtime.context import Run, open_run  # noqa: E402
-from dino.training.build import build_networks, build_program  # noqa: E402
+from dino.runtime.context import Run  # noqa: E402
+from dino.training.build import build_networks, build_program, choose_clipping  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
 from dino.training.dry_run import PhaseClock, TimedProgram, count_flops, measure_product  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
@@ -70,19 +71,19 @@ def draw_views(words: argparse.Namespace, device: torch.device) -> list[Tensor]:
     return [torch.randn(count * words.batch, 3, side, side, generator=generator).to(device) for count, side in sides]
 
 
-def build_options(words: argparse.Namespace) -> TrainConfig:
-    """Our options for the paper's crops."""
+def build_config(words: argparse.Namespace) -> TrainConfig:
+    """Our settings for the paper's crops."""
     line = ["--data_path", "demo", "--device", words.device, "--arch", words.arch, "--precision", words.precision]
     line += ["--out_dim", str(words.prototypes), "--drop_path_rate", "0", "--batch_size_per_device", str(words.batch)]
     line += ["--recompute", words.recompute]
     return parse(TrainConfig, line + ["--compile"] * words.compile)
 
 
-def build_ours(words: argparse.Namespace, options: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
+def build_ours(words: argparse.Namespace, config: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
     """Our step as training runs it, phase by phase."""
-    student, teacher = build_networks(options, run)
-    optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
-    program = build_program(options, student, teacher, run)
+    student, teacher = build_networks(config, run)
+    optimizer = build_optimizer(config.optim.optimizer, student, fused=run.device.fuses_updates, eps=config.optim.eps)
+    program = build_program(config, student, teacher, run)
     device = run.device.torch_device
     views = draw_views(words, device)
     inputs = StepInputs(*(torch.tensor(number, device=device) for number in (*NUMBERS.values(), 1.0)))
@@ -98,10 +99,10 @@ def build_ours(words: argparse.Namespace, options: TrainConfig, run: Run) -> tup
     return step, lambda: (program.meters[1] / program.meters[0]).item()
 
 
-def build_textbook(words: argparse.Namespace, options: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
+def build_textbook(words: argparse.Namespace, config: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
     """The textbook's step on our network's first weights."""
     dim, depth, heads = SHAPES[words.arch]
-    weights = {name: part.cpu() for name, part in build_networks(options, run)[0].state_dict().items()}
+    weights = {name: part.cpu() for name, part in build_networks(config, run)[0].state_dict().items()}
 
     def build() -> textbook_step.Network:
         backbone = textbook_step.VisionTransformer(patch=16, dim=dim, depth=depth, heads=heads, size=224)
@@ -113,7 +114,7 @@ def build_textbook(words: argparse.Namespace, options: TrainConfig, run: Run) ->
     book = textbook_step.Textbook(
         build,
         prototypes=words.prototypes,
-        clip=options.optim.clip_grad,
+        clip=choose_clipping(config.optim, run.device),
         device=run.device.torch_device,
         autocast=lambda: torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext(),
         scaler=torch.amp.GradScaler("cuda") if half else None,
@@ -128,11 +129,11 @@ def build_textbook(words: argparse.Namespace, options: TrainConfig, run: Run) ->
 
 def measure(words: argparse.Namespace) -> dict[str, Any]:
     """One way, in this process."""
-    options = build_options(words)
-    with open_run(options.device, options.launch, precision=options.precision) as run:
+    config = build_config(words)
+    with open_session(config, precision=config.precision) as run:
         device = run.device
         before = read_memory(run)
-        step, tell = (build_ours if words.impl == "ours" else build_textbook)(words, options, run)
+        step, tell = (build_ours if words.impl == "ours" else build_textbook)(words, config, run)
         step(lambda name: None)
         clock, seconds = PhaseClock(device.synchronize), []
         for _ in range(words.steps):
@@ -160,7 +161,7 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         "host_reads": found.get("aten::_local_scalar_dense", 0),
         "launches": sum(count for name, count in found.items() if name.startswith(("cudaLaunch", "cuLaunch"))),
         "phases": {name: round(part / whole, 3) for name, part in clock.seconds.items()},
-        "utilisation": round(count_flops(options) * rate / product, 3),
+        "utilisation": round(count_flops(config) * rate / product, 3),
         "product_tflops": round(product / 1e12, 3),
     }
 

@@ -17,8 +17,10 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from dino.data.demo import paint
-from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from dino.data.demo import paint  # noqa: E402
+from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 
 FILE = Path(__file__).resolve().parents[1] / "dino" / "golden" / "augment.npz"
 HEIGHT, WIDTH = 500, 335  # of a usual photograph

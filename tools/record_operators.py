@@ -70,15 +70,15 @@ def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]
     recorded = {}
     for batch in batches:
         words = [*NETWORK, *MODE, "--precision", number_format, "--batch_size_per_device", str(batch)]
-        options = parse(TrainConfig, words)
-        device = open_device(options.device, precision=options.precision)
+        config = parse(TrainConfig, words)
+        device = open_device(config.device, precision=config.precision)
         run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
         forget_constants()  # those of the last step belong to its fake tensors
-        recorded[batch] = record_step(options, run)
+        recorded[batch] = record_step(config, run)
     return recorded
 
 
-def record_step(options: Any, run: Any) -> list[Entry]:
+def record_step(config: Any, run: Any) -> list[Entry]:
     """The unique operators of the first step."""
     from dino.data.synthetic import make_batch
     from dino.devices.cpu import CpuDevice
@@ -88,16 +88,16 @@ def record_step(options: Any, run: Any) -> list[Entry]:
     from dino.training.plan import build_plan
 
     with drawing_nothing():
-        networks = build_networks(options, run)
-    host, size = CpuDevice("fp32"), options.data.batch_size_per_device
-    batch = make_batch(build_recipe(options), size, seed=0, device=host.torch_device, place=host.place)
-    plan = build_plan(options, iterations=1, world=1, device=run.device)
-    draws = StepDraws(options, networks[0], run.device)
+        networks = build_networks(config, run)
+    host, size = CpuDevice("fp32"), config.data.batch_size_per_device
+    batch = make_batch(build_recipe(config), size, seed=0, device=host.torch_device, place=host.place)
+    plan = build_plan(config, iterations=1, world=1, device=run.device)
+    draws = StepDraws(config, networks[0], run.device)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for network in networks:
             make_fake(network, fake)
-        program = build_program(options, *networks, run)
-        step = run.device.compile_train(program, build_optimizer(options.optim.optimizer, networks[0]), 1)
+        program = build_program(config, *networks, run)
+        step = run.device.compile_train(program, build_optimizer(config.optim.optimizer, networks[0]), 1)
         with Recorder() as recorder:
             step(type(batch)(*map(fake.from_tensor, batch)), plan.inputs(0), draws.begin(0))
     return list(recorder.entries.values())

@@ -175,17 +175,17 @@ class IpuDevice(Device):
 
     def build_options(self, *, accumulated: int, chips: int, seed: int) -> Any:
         """What a training model is compiled with, as the published `train_options` has it."""
-        poptorch, flags = self.poptorch, self.config
+        poptorch, config = self.poptorch, self.config
         if self.popdist is not None:
             module = importlib.import_module("popdist.poptorch")
-            options = module.Options(ipus_per_replica=flags.ipu_per_replica)
+            options = module.Options(ipus_per_replica=config.ipu_per_replica)
         else:
-            options = poptorch.Options().replicationFactor(flags.replica)
-        options.deviceIterations(flags.di)
+            options = poptorch.Options().replicationFactor(config.replica)
+        options.deviceIterations(config.di)
         options.autoRoundNumIPUs(True)
         options.randomSeed(seed)
-        options.outputMode(poptorch.OutputMode.All if flags.output_mode == "all" else poptorch.OutputMode.Final)
-        options.enableExecutableCaching(flags.executable_cache_dir)
+        options.outputMode(poptorch.OutputMode.All if config.output_mode == "all" else poptorch.OutputMode.Final)
+        options.enableExecutableCaching(config.executable_cache_dir)
         options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.SameAsIpu))
         options.setAvailableMemoryProportion({f"IPU{chip}": MEMORY_SHARE for chip in range(chips)})
         options.Training.gradientAccumulation(accumulated)
@@ -197,7 +197,7 @@ class IpuDevice(Device):
             options.Precision.setPartialsType(torch.half)
         if self.synthetic:
             options.enableSyntheticData(True)
-        if flags.rts:
+        if config.rts:
             sharded = poptorch.TensorLocationSettings().useReplicatedTensorSharding(True)
             options.TensorLocations.setOptimizerLocation(sharded.minElementsForReplicatedTensorSharding(chips))
         return options

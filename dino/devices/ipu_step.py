@@ -55,7 +55,7 @@ class CompilingDevice(Protocol):
     """What the step needs of its device."""
 
     poptorch: Any
-    flags: IpuConfig
+    config: IpuConfig
     precision: str
 
     @property
@@ -81,16 +81,16 @@ class IpuStep(TrainStep):
     def __init__(self, device: CompilingDevice, program: WholeProgram, optimizer: Moments, micro_batches: int) -> None:
         """Check the layout; compile nothing yet, because networks and optimiser may still be loaded."""
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
-        self.flags, self.poptorch = device.flags, device.poptorch
-        self.accumulated = micro_batches // (self.flags.replica * self.flags.di)
+        self.config, self.poptorch = device.config, device.poptorch
+        self.accumulated = micro_batches // (self.config.replica * self.config.di)
         depth = len(program.student.backbone.blocks) if hasattr(program.student.backbone, "blocks") else None
-        self.placement = place_blocks(self.flags.pipeline, depth)
+        self.placement = place_blocks(self.config.pipeline, depth)
         names = [name for name, _ in program.student.named_parameters()]
         least = self.placement.stages(names, program.resolutions)
-        if self.flags.pipeline is not None and self.accumulated < least:
+        if self.config.pipeline is not None and self.accumulated < least:
             raise OptionError(
                 f"`ga` {self.accumulated} is too few for `pipeline` "
-                f"{' '.join(map(str, self.flags.pipeline))}: its {least} stages need `ga` {least} or "
+                f"{' '.join(map(str, self.config.pipeline))}: its {least} stages need `ga` {least} or "
                 "more",
                 value=self.accumulated,
             )
@@ -115,7 +115,7 @@ class IpuStep(TrainStep):
             self._set_rates(numbers)
             drawn = () if depth is None else (depth,)
             loss, centres, statistics = self.executor(whole.fields(batch), self._rows(inputs), centre, *drawn)
-        self.due = 1.0 if self.flags.ema_so else float(numbers.momentum)
+        self.due = 1.0 if self.config.ema_so else float(numbers.momentum)
         means = statistics.float().mean(dim=0).unbind()
         self.program.record((loss.float().mean(), centres.float().mean(dim=0, keepdim=True), *means))
 
@@ -134,15 +134,15 @@ class IpuStep(TrainStep):
         """Make the module to compile, and the networks what the device wants of them."""
         student, teacher = self.program.student, self.program.teacher
         for network in (student, teacher):
-            if self.flags.gelu_type == "erf":
+            if self.config.gelu_type == "erf":
                 replace_gelu(network, widened=self.device.precision == "masterweight")
             if self.device.precision == "float16":
                 network.half()
             elif self.device.precision == "masterweight":
                 narrow_tokens(network, self.device.number_type)
-            for module, chip in self.placement.annotations(network) if self.flags.pipeline is not None else ():
+            for module, chip in self.placement.annotations(network) if self.config.pipeline is not None else ():
                 self.poptorch.BeginBlock(module, user_id=f"ipu{chip}", ipu_id=chip)
-        if not self.flags.ema_so:
+        if not self.config.ema_so:
             hold_as_buffers(teacher)
         self.whole = WholeStep(
             self.program,
@@ -151,12 +151,12 @@ class IpuStep(TrainStep):
             number_type=self.device.number_type,
             mark_loss=lambda loss: self.poptorch.identity_loss(loss, reduction="mean"),
             begin_chip=self._begin_chip,
-            move=self._move_by_op if self.flags.ema_so else move_average,
+            move=self._move_by_op if self.config.ema_so else move_average,
         )
         return self.whole
 
     def _begin_chip(self, chip: int) -> None:
-        if self.flags.pipeline is not None:
+        if self.config.pipeline is not None:
             self.poptorch.Block.start(f"ipu{chip}", chip)
 
     def _move_by_op(self, student: Tensor, teacher: Tensor, momentum: Tensor) -> None:
@@ -239,8 +239,8 @@ class IpuStep(TrainStep):
     def _rows(self, inputs: Sequence[float]) -> Tensor:
         """(N, 5): the inputs of each micro-batch; all but the first of an update leave the teacher as it is."""
         rows = torch.tensor(inputs, dtype=torch.float32).repeat(self.micro_batches, 1)
-        if not self.flags.ema_so:
-            momentum = rows[:, StepInputs._fields.index("momentum")].view(self.flags.di, self.accumulated, -1)
+        if not self.config.ema_so:
+            momentum = rows[:, StepInputs._fields.index("momentum")].view(self.config.di, self.accumulated, -1)
             momentum[:, 1:] = 1.0
             momentum[0, 0] = self.due
         return rows

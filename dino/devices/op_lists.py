@@ -53,19 +53,19 @@ class OpLists:
             yield from (f"op {name}: {kind}" for name in names)
 
 
-def read_op_lists(flags: PrecisionConfig) -> OpLists:
+def read_op_lists(config: PrecisionConfig) -> OpLists:
     """Read the two files that `hmp_bf16` and `hmp_fp32` name; level O2 puts all other ops into bf16.
 
     Raises:
         OptionError: A file is missing, or holds a name that no op has; the text names line and nearest op.
     """
-    low, high = _read_names(flags.hmp_bf16, "`hmp_bf16`"), _read_names(flags.hmp_fp32, "`hmp_fp32`")
-    if flags.hmp_opt_level == "O2":
+    low, high = _read_names(config.hmp_bf16, "`hmp_bf16`"), _read_names(config.hmp_fp32, "`hmp_fp32`")
+    if config.hmp_opt_level == "O2":
         low = [*low, *(name for name in find_computing_ops() if name not in high)]
     both = [name for name in high if name in low]
     if both:
         logger.warning("%s: in both op lists, bf16 wins as on the card", ", ".join(both))
-    source = f"op lists {flags.hmp_bf16}, {flags.hmp_fp32}{' (O2)' * (flags.hmp_opt_level == 'O2')}"
+    source = f"op lists {config.hmp_bf16}, {config.hmp_fp32}{' (O2)' * (config.hmp_opt_level == 'O2')}"
     only_high = tuple(name for name in dict.fromkeys(high) if name not in both)
     return OpLists(bf16=tuple(dict.fromkeys(low)), fp32=only_high, source=source)
 

@@ -16,7 +16,7 @@ def resolve_precision(config: PrecisionConfig, device: str) -> str:
     `precision` wins; `hmp` means ops; `use_fp16` (on by default, as in the reference) acts on cuda only.
 
     Raises:
-        OptionError: Two config were given that contradict each other, or a format that the device does not have.
+        OptionError: Two settings were given that contradict each other, or a format that the device does not have.
     """
     if device == "ipu":
         return _resolve_whole(config)

@@ -45,11 +45,10 @@ def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str,
     Raises:
         DinoError: Wrong weights, a network without patch tokens, missing folders, unreadable images.
     """
-    flags = options.copy_detection
     check_target(options.report.json)
     copydays = open_copydays(options.data.data_path)
-    distractors = _open(flags.distractors_path, "`distractors_path`")
-    whitening = _open(flags.whitening_path, "`whitening_path`")
+    distractors = _open(options.copy_detection.distractors_path, "`distractors_path`")
+    whitening = _open(options.copy_detection.whitening_path, "`whitening_path`")
     with run.processes.first_goes_first():
         backbone = load_backbone(options.backbone, options.weights)
     describer = build_describer(backbone, options.size.imsize)

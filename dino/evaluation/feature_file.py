@@ -97,18 +97,18 @@ def write_feature_file(options: FeatureFileConfig, run: Run) -> None:
     write_result(options.report.json, {"output": str(output), "images": len(source), "arrays": shapes})
 
 
-def check_output(flags: FeatureConfig) -> Path:
+def check_output(config: FeatureConfig) -> Path:
     """The output's path, of a known kind and in a folder that can be written to.
 
     Raises:
         OptionError: It is not.
     """
-    if not flags.output:
+    if not config.output:
         raise OptionError(f"`output` is missing: name a file that ends in {', '.join(WRITERS)}")
-    path = Path(flags.output)
+    path = Path(config.output)
     if path.suffix not in WRITERS:
         raise OptionError(f"`output` {path} must end in {', '.join(WRITERS)}", value=path)
-    if path.suffix == ".csv" and flags.patches:
+    if path.suffix == ".csv" and config.patches:
         raise OptionError("`patches` does not fit into a .csv", remedy="write .npz, .safetensors or .parquet")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise OptionError(f"`output` {path} needs pyarrow: pip install pyarrow, or write .npz", value=path)
@@ -130,26 +130,26 @@ def check_names(source: ImageSource) -> None:
         raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8", remedy="rename it")
 
 
-def build_descriptor(backbone: TrainedBackbone, flags: FeatureConfig) -> tuple[TrainedBackbone, Layout]:
+def build_descriptor(backbone: TrainedBackbone, config: FeatureConfig) -> tuple[TrainedBackbone, Layout]:
     """The backbone as it gives what was asked for, and how its rows are laid out.
 
     Raises:
         OptionError: A block that the network does not have, or tokens of a network without any.
     """
     width = int(backbone.module.embed_dim)
-    if not flags.patches and not flags.layers:
+    if not config.patches and not config.layers:
         return backbone, Layout(layers=None, grid=None, width=width)
     network = backbone.module
     if not isinstance(network, VisionTransformer):
         raise OptionError(
             "`patches` and `layers` need a vision transformer", remedy=f"{backbone.arch} gives one vector an image"
         )
-    depth, layers = len(network.blocks), tuple(dict.fromkeys(flags.layers or ())) or None
+    depth, layers = len(network.blocks), tuple(dict.fromkeys(config.layers or ())) or None
     if layers and max(layers) > depth:
         raise OptionError(f"`layers` {max(layers)}: {backbone.arch} has {depth} blocks", value=max(layers))
     side = backbone.image_size // backbone.patch_size
-    layout = Layout(layers=layers, grid=(side, side) if flags.patches else None, width=width)
-    module = BlockTokens(network, layers=layers or (depth,), patches=flags.patches)
+    layout = Layout(layers=layers, grid=(side, side) if config.patches else None, width=width)
+    module = BlockTokens(network, layers=layers or (depth,), patches=config.patches)
     return replace(backbone, module=module.eval()), layout
 
 

@@ -112,6 +112,6 @@ def _find_layer(options: LinearConfig, task: LinearTask) -> tuple[Path, bool]:
         return Path(options.linear.pretrained_linear), False
     if own.exists():
         return own, False
-    flags = BackboneConfig(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
+    wanted = BackboneConfig(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
     remedy = f"give `pretrained_linear`, or the `output_dir` that holds {CHECKPOINT}"
-    return find_published(flags, PUBLISHED_LINEAR, remedy=remedy), True
+    return find_published(wanted, PUBLISHED_LINEAR, remedy=remedy), True

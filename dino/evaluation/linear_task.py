@@ -66,7 +66,7 @@ class LinearTask:
 
 
 def open_task(
-    options: LinearConfig,
+    config: LinearConfig,
     run: Run,
     *,
     backbone: TrainedBackbone | None = None,
@@ -77,58 +77,58 @@ def open_task(
     Raises:
         DinoError: Missing folders or weights, too few images, or another number of classes than asked for.
     """
-    flags, train = options.linear, None
+    probe, train = config.linear, None
     with run.processes.first_goes_first():
         if splits is not None:
             train, test = splits
-        elif flags.evaluate:
-            test = open_validation_images(options.data.data_path)
+        elif probe.evaluate:
+            test = open_validation_images(config.data.data_path)
         else:
-            train, test = open_labelled_splits(options.data.data_path)
-        if flags.evaluate:
+            train, test = open_labelled_splits(config.data.data_path)
+        if probe.evaluate:
             train = None
         if train is not None:
-            train = train.limited(options.limit.data_limit)
-            check_count(train, options.data.batch_size_per_device * run.processes.world)
-        if flags.num_labels not in {None, len(test.classes)}:
+            train = train.limited(config.limit.data_limit)
+            check_count(train, config.data.batch_size_per_device * run.processes.world)
+        if probe.num_labels not in {None, len(test.classes)}:
             raise OptionError(
-                f"`num_labels` {flags.num_labels}: {test.root} holds {len(test.classes)} class folders",
-                value=flags.num_labels,
+                f"`num_labels` {probe.num_labels}: {test.root} holds {len(test.classes)} class folders",
+                value=probe.num_labels,
                 remedy="leave the flag out to follow the folders",
             )
-        backbone = backbone or load_backbone(options.backbone, options.weights)
+        backbone = backbone or load_backbone(config.backbone, config.weights)
     identity: dict[str, Any] = {"backbone": compute_digest(backbone.module), "classes": digest_names(test.classes)}
     if is_vit(backbone.arch):
-        identity |= {name: getattr(flags, name) for name in SETTINGS}
+        identity |= {name: chosen(probe, name) for name in SETTINGS}
     if train is not None:
         identity |= {
             "images": train.fingerprint(),
-            "seed": options.run.seed,
-            "cache_features": flags.cache_features,
+            "seed": config.run.seed,
+            "cache_features": probe.cache_features,
         }
-    reading = build_reading(options.data, run, keep_on_device=False)
-    descriptor = build_descriptor(backbone, options)
+    reading = build_reading(config.data, run, keep_on_device=False)
+    descriptor = build_descriptor(backbone, config)
     return LinearTask(descriptor=descriptor, train=train, test=test, reading=reading, identity=identity)
 
 
-def build_descriptor(backbone: TrainedBackbone, options: LinearConfig) -> TrainedBackbone:
-    """The backbone as the flags describe an image by it; a network that is no ViT gives its plain features.
+def build_descriptor(backbone: TrainedBackbone, config: LinearConfig) -> TrainedBackbone:
+    """The backbone as the settings describe an image by it; a network that is no ViT gives its plain features.
 
     Raises:
         OptionError: More blocks than the network has.
     """
-    flags, network = options.linear, backbone.module
+    probe, network = config.linear, backbone.module
     if not isinstance(network, VisionTransformer):
-        for name in sorted(name for name in SETTINGS if getattr(flags, name) is not None):
+        for name in sorted(name for name in SETTINGS if getattr(probe, name) is not None):
             logger.warning("`%s` is of no meaning for %s, whose features are taken as they are", name, backbone.arch)
         return backbone
     depth = len(network.blocks)
-    blocks = int(chosen(flags, "n_last_blocks"))
+    blocks = int(chosen(probe, "n_last_blocks"))
     if blocks > depth:
         raise OptionError(
             f"`n_last_blocks` {blocks}: {backbone.arch} has {depth}", value=blocks, remedy="give that or fewer"
         )
-    module = LastBlocks(network, blocks=blocks, average_patches=bool(flags.avgpool_patchtokens))
+    module = LastBlocks(network, blocks=blocks, average_patches=bool(probe.avgpool_patchtokens))
     return replace(backbone, module=module.eval())
 
 

@@ -32,28 +32,28 @@ Rows = list[tuple[Any, ...]]
 DRIVING_ONLY = ("num_classes", "ignore_label", "skip_refreshed", "refresh_label_interval")
 
 
-def open_clips(options: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]]:
+def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]]:
     """Find the layout and the frames to score.
 
     Raises:
-        OptionError: A flag is of no use for this layout, or a file to write cannot be.
+        OptionError: A setting is of no use for this layout, or a file to write cannot be.
         DataError: A folder or a frame is missing or superfluous, or sizes differ; the text names it.
     """
-    flags = options.metrics
-    check_target(flags.csv, "`csv`")
-    check_target(options.report.json)
-    root, predictions = (_existing(flag, getattr(flags, flag)) for flag in ("dataset_path", "prediction_path"))
-    layout = flags.layout or recognise_layout(root)
+    metrics = config.metrics
+    check_target(metrics.csv, "`csv`")
+    check_target(config.report.json)
+    root, predictions = (_existing(name, getattr(metrics, name)) for name in ("dataset_path", "prediction_path"))
+    layout = metrics.layout or recognise_layout(root)
     for name in DRIVING_ONLY:
-        given = getattr(options.refresh if name == "refresh_label_interval" else flags, name)
-        if layout == DAVIS and given not in (None, False):
+        given = getattr(config.refresh if name == "refresh_label_interval" else metrics, name)
+        if layout == DAVIS and given is not None and given is not False:
             raise OptionError(f"`{name}` is for driving runs", remedy=f"`dataset_path` {root} is taken as DAVIS 2017")
     clips = list_clips(layout, root, predictions)
     _warn_of_unscored(clips, predictions)
-    if flags.skip_refreshed:
-        clips = [_without_refreshed(clip, options.refresh.chosen_interval) for clip in clips]
+    if metrics.skip_refreshed:
+        clips = [_without_refreshed(clip, config.refresh.chosen_interval) for clip in clips]
     picture = next((frame for clip in clips for frame in clip.frames if frame.image is None), None)
-    if flags.pictures and picture:
+    if metrics.pictures and picture:
         raise DataError(
             f"`pictures` needs the picture of {picture.truth}, which `dataset_path` {root} lacks", value=root
         )

@@ -101,22 +101,22 @@ def build_recipe(options: TrainConfig) -> CropRecipe:
     )
 
 
-def choose_piece(flags: IpuConfig, batch_size: int) -> int | None:
+def choose_piece(config: IpuConfig, batch_size: int) -> int | None:
     """Images that a loader process hands over at a time; None for whole batches.
 
     Raises:
         OptionError: More than a batch.
     """
-    if flags.async_type != "rebatch":
+    if config.async_type != "rebatch":
         return None
-    if flags.rebatched_worker_size > batch_size:
+    if config.rebatched_worker_size > batch_size:
         raise OptionError(
-            f"`rebatched_worker_size` {flags.rebatched_worker_size} is more than the {batch_size} "
+            f"`rebatched_worker_size` {config.rebatched_worker_size} is more than the {batch_size} "
             "images that a process takes at a time",
-            value=flags.rebatched_worker_size,
+            value=config.rebatched_worker_size,
             remedy="lower it",
         )
-    return flags.rebatched_worker_size
+    return config.rebatched_worker_size
 
 
 def build_program(options: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run) -> DinoProgram:

@@ -144,4 +144,4 @@ def check_device(options: TrainConfig, device: Device) -> None:
     values, usual = vars(options.run), vars(RunConfig())
     for name, remedy in device.refused.items():
         if values[name] != usual[name]:
-            raise OptionError(f"`{name}` is not supported on `device` {device.name}", value=values[name], remedy=remedy)
+            raise OptionError(f"`{name}` is not there on `device` {device.name}", value=values[name], remedy=remedy)

@@ -17,7 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = "`data_path` demo `arch` vit_mini `patch_size` 8 `global_crops_size` 32 `local_crops_size` 16 `out_dim` 64"
+WORDS = "--data_path demo --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16 --out_dim 64"
 GPU = torch.device("cuda", 0)
 
 

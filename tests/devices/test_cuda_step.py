@@ -20,9 +20,9 @@ from dino.training.step import METERS, DinoProgram
 if not torch.cuda.is_available():
     pytest.skip("no GPU here", allow_module_level=True)
 
-SMALL = "`data_path` demo `arch` vit_mini `patch_size` 8 `global_crops_size` 32 `local_crops_size` 16 `out_dim` 64"
-SMALL += " `local_crops_number` 2 `batch_size_per_device` 4 `drop_path_rate` 0 `recompute` nothing"
-SMALL += " `epochs` 1 `warmup_epochs` 0 `freeze_last_layer` 0 `lr` 0.03"  # 5e-4 for this batch: losses move
+SMALL = "--data_path demo --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16 --out_dim 64"
+SMALL += " --local_crops_number 2 --batch_size_per_device 4 --drop_path_rate 0 --recompute nothing"
+SMALL += " --epochs 1 --warmup_epochs 0 --freeze_last_layer 0 --lr 0.03"  # 5e-4 for this batch: losses move
 STEPS = 4
 
 
@@ -59,7 +59,7 @@ def compute_losses(words: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def expected() -> list[float]:
-    losses = compute_losses("`device` cpu `precision` fp32")
+    losses = compute_losses("--device cpu --precision fp32")
     assert len(losses) == STEPS and abs(losses[-1] - losses[0]) > 1e-3 * losses[0]
     return losses
 
@@ -68,11 +68,11 @@ def expected() -> list[float]:
     ("words", "limit"),
     [
         ("--precision fp32", 1e-4),
-        ("`precision` fp32 `compile`", 1e-4),
-        ("`precision` fp32 `recompute` activations", 1e-4),
-        ("`precision` fp32 `recompute` blocks", 1e-4),
+        ("--precision fp32 --compile", 1e-4),
+        ("--precision fp32 --recompute activations", 1e-4),
+        ("--precision fp32 --recompute blocks", 1e-4),
         ("--precision bf16", 0.02),
-        ("`precision` bf16 `compile`", 0.02),
+        ("--precision bf16 --compile", 0.02),
     ],
 )
 def test_losses_are_the_cpus(words: str, limit: float, expected: list[float]) -> None:
@@ -80,20 +80,20 @@ def test_losses_are_the_cpus(words: str, limit: float, expected: list[float]) ->
 
 
 def test_in_fp16_the_first_loss_scale_may_mask_steps_and_the_others_are_the_cpus(expected: list[float]) -> None:
-    losses = compute_losses("`device` cuda `precision` fp16")
+    losses = compute_losses("--device cuda --precision fp16")
     assert losses
     assert losses == pytest.approx(expected[: len(losses)], rel=0.02)
 
 
 @pytest.mark.parametrize("words", ["--recompute activations", "--recompute blocks", "--compile"])
 def test_what_saves_memory_or_time_changes_no_loss(words: str) -> None:
-    plain = compute_losses("`device` cuda `precision` fp32")
-    assert compute_losses(f"`device` cuda `precision` fp32 {words}") == pytest.approx(plain, rel=1e-5)
+    plain = compute_losses("--device cuda --precision fp32")
+    assert compute_losses(f"--device cuda --precision fp32 {words}") == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_host_reads_nothing_in_a_step(precision: str) -> None:
-    with open_steps(f"`device` cuda `precision` {precision}") as (_, step):
+    with open_steps(f"--device cuda --precision {precision}") as (_, step):
         step()  # places constants
         step()
         torch.cuda.set_sync_debug_mode("error")

@@ -80,7 +80,7 @@ def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
             0,
             r"`device` ipu needs PopTorch of the Poplar SDK, which is not installed; use `device` cpu",
         ),
-        ("`device` cpu `precision` fp16", 0, 0, r"`precision` fp16 needs `device` cuda; use bf16 or fp32"),
+        ("--device cpu --precision fp16", 0, 0, r"`precision` fp16 needs `device` cuda; use bf16 or fp32"),
     ],
 )
 def test_a_device_that_cannot_be_had_is_one_line_with_a_remedy(machine, words, local_rank, gpus, named):
@@ -107,7 +107,7 @@ def test_lazy_mode_elsewhere_changes_nothing(machine):
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones():
-    with pytest.raises(OptionError, match="`device` got 'tpu', wants one of hpu, cuda, cpu, ipu"):
+    with pytest.raises(OptionError, match="--device got 'tpu', wants one of hpu, cuda, cpu, ipu"):
         parse(TrainConfig, ["--device", "tpu"])
 
 

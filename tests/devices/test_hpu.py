@@ -179,7 +179,7 @@ def test_a_bridge_that_torch_has_imported_is_used_as_it_is(tmp_path):
     assert code == 2
     assert "hpu, fp32, compiled mode\n" in said and "hpu, bf16, compiled mode, the vendor's op lists\n" in said
     assert "hpu, fp32, eager mode\n" in said
-    assert "DeviceError: `lazy_mode` true: the Habana bridge is imported already, in eager mode; import dino" in said
+    assert "DeviceError: --lazy_mode true: the Habana bridge is imported already, in eager mode; import dino" in said
 
 
 def test_the_bridge_tells_its_mode_under_this_name(shared_facts):
@@ -211,6 +211,6 @@ def test_a_resumed_run_keeps_its_mode_until_a_flag_changes_it(tmp_path):
     assert [result.code for result in results] == [0] * len(more), [result.text for result in results]
     assert ["eager mode" in first.text, "eager mode" in kept.text] == [True, True]
     assert "python -m dino.verify" in kept.text and "mode changed" not in kept.text
-    assert "mode changed since the checkpoint: eager -> lazy (`lazy_mode` true)" in changed.text
+    assert "mode changed since the checkpoint: eager -> lazy (--lazy_mode true)" in changed.text
     assert "python -m dino.verify" not in changed.text
     assert state_of(tmp_path / "run")["resume"]["mode"] == "lazy"

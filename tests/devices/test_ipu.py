@@ -15,6 +15,7 @@ from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from dino.training import build
 from dino.training.build import build_networks, build_program, build_recipe
+from dino.training.checks import check_device
 from dino.training.config import TrainConfig
 from dino.training.loss import compute_loss
 from dino.training.optim import build_optimizer
@@ -38,6 +39,7 @@ class Bench:
     def __init__(self, *words):
         self.options = options = parse(TrainConfig, [*SMALL, *words])
         self.device = open_device(options.device, precision=options.precision, compiled=options.compiled)
+        check_device(options, self.device)
         run = Run(device=self.device, processes=Processes(Launch(), "gloo", "env://"))
         self.student, self.teacher = build_networks(options, run)
         self.program = build_program(options, self.student, self.teacher, run)
@@ -194,8 +196,8 @@ def test_masterweight_keeps_float32_weights_and_computes_every_block_in_half(pop
 
 
 def test_options_are_the_published_ones(poptorch):
-    flags = IpuConfig(replica=2, di=3, executable_cache_dir="somewhere", pipeline=(4, 4, 4, 0))
-    options = IpuDevice("float16", flags, synthetic=True).build_options(accumulated=64, chips=4, seed=7)
+    config = IpuConfig(replica=2, di=3, executable_cache_dir="somewhere", pipeline=(4, 4, 4, 0))
+    options = IpuDevice("float16", config, synthetic=True).build_options(accumulated=64, chips=4, seed=7)
     assert (options.replication_factor, options.device_iterations) == (2, 3)
     assert options.Training.gradient_accumulation == 64 and options.auto_round_num_ipus
     assert options.Training.accumulation_and_replication_reduction_type == poptorch.ReductionType.Mean
@@ -255,9 +257,9 @@ def test_what_poptorch_refuses_is_one_line(poptorch):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("`ga` 2 `accumulate_steps` 3", "`ga` 2 and `accumulate_steps` 3 contradict each other"),
+        ("--ga 2 --accumulate_steps 3", "`ga` 2 and `accumulate_steps` 3 contradict each other"),
         ("--optimizer sgd", "`optimizer` adamw only"),
-        ("`pipeline` 2 2", "places 4 blocks, the backbone has 3"),
+        ("--pipeline 2 2", "places 4 blocks, the backbone has 3"),
         ("--precision bf16", "`precision` bf16 is not there on `device` ipu; give `precision` float32, float16 or"),
         ("--hmp", "`hmp` is not there on `device` ipu"),
         ("--compile", "`compile` is for other devices"),
@@ -272,11 +274,22 @@ def test_what_cannot_be_is_refused_in_a_line(poptorch, words, text):
 
 
 @pytest.mark.parametrize(
-    "spelled", ["--pipeline", "--replica", "--ga", "--di", "--rts", "--executable-cache-dir", "--set_freq"]
+    "setting",
+    [
+        {"pipeline": (3, 0)},
+        {"replica": 2},
+        {"ga": 2},
+        {"di": 2},
+        {"rts": False},
+        {"executable_cache_dir": "elsewhere"},
+        {"set_freq": 2},
+    ],
+    ids=lambda setting: next(iter(setting)),
 )
-def test_flags_of_the_compiled_step_are_for_this_device_only(spelled):
-    with pytest.raises(OptionError, match=f"^{spelled} is for `device` ipu only, and this is cpu"):
-        open_device(DeviceConfig(device="cpu"), explicit=frozenset({spelled[2:].replace("-", "_")}))
+def test_settings_of_the_compiled_step_are_for_this_device_only(setting):
+    open_device(DeviceConfig(device="cpu"), compiled=IpuConfig())
+    with pytest.raises(OptionError, match=f"^`{next(iter(setting))}` is for `device` ipu only, and this is cpu"):
+        open_device(DeviceConfig(device="cpu"), compiled=IpuConfig(**setting))
 
 
 def test_without_the_wrapper_it_is_one_line():
@@ -316,7 +329,7 @@ def test_poprun_decides_how_many_copies_there_are(poptorch, monkeypatch):
         monkeypatch.setenv(name, value)
     device = IpuDevice("float32", IpuConfig(replica=1, ipu_per_replica=4))
     options = device.build_options(accumulated=1, chips=1, seed=0)
-    assert device.flags.replica == options.replication_factor == 2
+    assert device.config.replica == options.replication_factor == 2
     assert (options.Distributed.numProcesses, options.Distributed.processId) == (2, 1)
 
 

@@ -10,7 +10,7 @@ from dino.training.config import TrainConfig
 
 def resolve(device, *words):
     options = parse(TrainConfig, list(words))
-    return resolve_precision(options.precision, options.explicit, device)
+    return resolve_precision(options.precision, device)
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ def resolve(device, *words):
         ("cpu", "--use_fp16 true", "fp32"),
         ("hpu", "--use_fp16 true", "fp32"),
         ("cpu", "--precision bf16", "bf16"),
-        ("cpu", "`precision` bf16 `use_fp16` true", "bf16"),
+        ("cpu", "--precision bf16 --use_fp16 true", "bf16"),
         ("cuda", "--precision bf16", "bf16"),
         ("cuda", "--precision fp32", "fp32"),
-        ("cuda", "`precision` fp16 `use_fp16` true", "fp16"),
-        ("cuda", "`precision` bf16 `use_fp16` false", "bf16"),
+        ("cuda", "--precision fp16 --use_fp16 true", "fp16"),
+        ("cuda", "--precision bf16 --use_fp16 false", "bf16"),
         ("cuda", "--precision fp16", "fp16"),
         ("cuda", "--precision float16", "fp16"),
         ("cpu", "--precision float32", "fp32"),
@@ -46,11 +46,11 @@ def test_flags_mean_one_number_format(device, words, precision):
 @pytest.mark.parametrize(
     ("device", "words", "named"),
     [
-        ("cpu", "`precision` bf16 `hmp`", ["--precision bf16", "--hmp"]),
-        ("hpu", "`precision` fp32 `hmp`", ["--precision fp32", "--hmp"]),
-        ("cuda", "`precision` fp32 `use_fp16` true", ["--precision fp32", "--use_fp16 true"]),
-        ("cuda", "`hmp` `use_fp16` true", ["--hmp", "--use_fp16 true"]),
-        ("cuda", "`precision` fp16 `use_fp16` false", ["--precision fp16", "--use_fp16 false"]),
+        ("cpu", "--precision bf16 --hmp", ["`precision` bf16", "`hmp`"]),
+        ("hpu", "--precision fp32 --hmp", ["`precision` fp32", "`hmp`"]),
+        ("cuda", "--precision fp32 --use_fp16 true", ["`precision` fp32", "`use_fp16` true"]),
+        ("cuda", "--hmp --use_fp16 true", ["`hmp`", "`use_fp16` true"]),
+        ("cuda", "--precision fp16 --use_fp16 false", ["`precision` fp16", "`use_fp16` false"]),
     ],
 )
 def test_two_explicit_flags_that_contradict_each_other_are_named(device, words, named):
@@ -67,6 +67,6 @@ def test_a_recipe_contradicts_a_flag_as_well(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "hpu"])
-@pytest.mark.parametrize("words", ["--hmp", "--precision ops", "`precision` ops `hmp`"])
+@pytest.mark.parametrize("words", ["--hmp", "--precision ops", "--precision ops --hmp"])
 def test_op_lists_decide_on_every_device(device, words):
     assert resolve(device, *words.split()) == "ops"

@@ -233,7 +233,7 @@ def test_shared_photos_are_scored(shared_data: Path, capsys: pytest.CaptureFixtu
     )
     assert [k for k, _, _ in found] == [10, 20, 100, 200]
     assert all(10 < top1 <= top5 <= 100 for _, top1, top5 in found)  # even random features beat guessing
-    assert "`random_weights`: an untrained vit_mini" in printed
+    assert "--random_weights: an untrained vit_mini" in printed
 
 
 def test_a_checkpoint_is_read_from_any_flag_order(images: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
@@ -293,7 +293,7 @@ def test_more_neighbours_than_images_are_cut_with_a_line(
     )
     assert [k for k, _, _ in found] == [5, 30]
     assert printed.count("there are only 30 train images") == 2
-    assert "`nb_knn` 5000:" in printed
+    assert "--nb_knn 5000:" in printed
 
 
 def test_max_batches_reads_the_first_batches_only(
@@ -321,14 +321,14 @@ def test_the_speed_of_the_extraction_is_written_for_tensorboard(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--nb_knn", "0"), "`nb_knn` 0 cannot be"),
-        (("--nb_knn", "20", "-1"), "`nb_knn` -1 cannot be"),
-        (("--temperature", "0"), "`temperature` 0.0 cannot be"),
-        (("--temperature", "nan"), "`temperature` nan cannot be"),
-        (("--batch_size_per_device", "0"), "`batch_size_per_device` 0 cannot be"),
-        (("--max_batches", "0"), "`max_batches` 0 cannot be"),
-        (("--num_workers", "-1"), "`num_workers` -1 cannot be"),
-        (("--patch_size", "0"), "`patch_size` 0 cannot be"),
+        (("--nb_knn", "0"), "--nb_knn 0 cannot be"),
+        (("--nb_knn", "20", "-1"), "--nb_knn -1 cannot be"),
+        (("--temperature", "0"), "--temperature 0.0 cannot be"),
+        (("--temperature", "nan"), "--temperature nan cannot be"),
+        (("--batch_size_per_device", "0"), "--batch_size_per_device 0 cannot be"),
+        (("--max_batches", "0"), "--max_batches 0 cannot be"),
+        (("--num_workers", "-1"), "--num_workers -1 cannot be"),
+        (("--patch_size", "0"), "--patch_size 0 cannot be"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(words: tuple[str, ...], named: str, images: Path, weights: Path) -> None:

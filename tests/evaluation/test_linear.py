@@ -291,7 +291,7 @@ def test_a_network_without_blocks_gives_plain_features(
         9,
     )
     assert head_of(tmp_path)["module.linear.weight"].shape == (6, 1024)
-    assert "`n_last_blocks` is of no meaning for shufflenet_v2_x0_5" in capsys.readouterr().out
+    assert "--n_last_blocks is of no meaning for shufflenet_v2_x0_5" in capsys.readouterr().out
 
 
 def test_a_layer_is_scored_from_its_run_and_from_a_file(
@@ -334,10 +334,10 @@ def test_the_published_layer_is_read_from_the_mirror(
         (("--num_labels", "1000"), r"`num_labels` 1000: .*val holds 6 class folders; leave the flag out"),
         (("--num_labels", "5"), r"`num_labels` 5: .* holds 6 class folders"),
         (("--n_last_blocks", "4"), "`n_last_blocks` 4: vit_mini has 3"),
-        (("--batch_size_per_device", "64"), "48 images, less than one global batch of 64; lower --batch_size"),
+        (("--batch_size_per_device", "64"), "48 images, less than one global batch of 64; lower `batch_size"),
         (("--pretrained_linear", "x.pth"), "`pretrained_linear` is the layer that `evaluate` scores"),
         (("--data_path", "nowhere"), "`data_path` nowhere does not exist"),
-        (("--val_freq", "0"), "`val_freq` 0 cannot be"),
+        (("--val_freq", "0"), "--val_freq 0 cannot be"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(words: list[str], more: tuple[str, ...], named: str, tmp_path: Path) -> None:

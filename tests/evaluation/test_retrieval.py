@@ -233,7 +233,7 @@ def test_the_most_similar_come_first(device: torch.device) -> None:
 
 
 def test_a_network_of_one_image_size_is_refused_in_one_line() -> None:
-    flags = BackboneConfig(arch="timm:vit_tiny_patch16_224")
-    backbone = load_backbone(flags, WeightsConfig(random_weights=True), frozenset({"arch"}))
+    network = BackboneConfig(arch="timm:vit_tiny_patch16_224")
+    backbone = load_backbone(network, WeightsConfig(random_weights=True))
     with pytest.raises(OptionError, match=r"`arch` timm:vit_tiny_patch16_224 does not take images of 64 x 48: "):
         check_network(backbone, (48, 64))

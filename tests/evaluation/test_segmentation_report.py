@@ -206,21 +206,21 @@ def test_real_runs_predicted_by_their_labels(shared_data: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ((), "`dataset_path` is missing"),
-        (("--dataset_path", "nowhere"), "`dataset_path` nowhere is no folder"),
-        (("--dataset_path", "davis"), "`prediction_path` is missing"),
-        (("--dataset_path", "davis", "--prediction_path", "none"), "`prediction_path` none is no folder"),
+        ((), "--dataset_path is missing"),
+        (("--dataset_path", "nowhere"), "--dataset_path nowhere is no folder"),
+        (("--dataset_path", "davis"), "--prediction_path is missing"),
+        (("--dataset_path", "davis", "--prediction_path", "none"), "--prediction_path none is no folder"),
         (("--dataset_path", "out", "--prediction_path", "out"), "has neither Annotations"),
         (("--dataset_path", "davis", "--prediction_path", "out", "--layout", "driving"), "has no RUN/image"),
         (
             ("--dataset_path", "davis", "--prediction_path", "out", "--ignore_label", "0"),
-            "`ignore_label` is for driving",
+            "--ignore_label is for driving",
         ),
         (
             ("--dataset_path", "davis", "--prediction_path", "out", "--csv", "none/a.csv"),
             "none/a.csv cannot be written",
         ),
-        (("--dataset_path", "davis", "--prediction_path", "out", "--pictures", "a.txt"), "`pictures` a.txt cannot be"),
+        (("--dataset_path", "davis", "--prediction_path", "out", "--pictures", "a.txt"), "--pictures a.txt cannot be"),
     ],
 )
 def test_wrong_words_end_with_2_and_one_line(
@@ -256,7 +256,7 @@ def test_pictures_without_images_are_an_error(tmp_path: Path, capsys: pytest.Cap
     words = davis(tmp_path)
     (tmp_path / "davis/JPEGImages/480p/dog/00001.jpg").unlink()
     assert run(*words, "--pictures", tmp_path / "pictures") == 2
-    assert "`pictures` needs the picture of" in capsys.readouterr().err
+    assert "--pictures needs the picture of" in capsys.readouterr().err
     assert not (tmp_path / "pictures").exists()
 
 

@@ -42,17 +42,17 @@ def test_the_defaults_go_together():
         check(options_of())
 
 
-@pytest.mark.parametrize("flag", ["--global_crops_scale", "--local_crops_scale"])
+@pytest.mark.parametrize("name", ["global_crops_scale", "local_crops_scale"])
 @pytest.mark.parametrize("scale", [("0.8", "0.4"), ("0", "0.5"), ("0.5", "1.1"), ("nan", "1")])
-def test_a_range_of_areas_that_is_none_is_refused(flag, scale):
-    with pytest.raises(OptionError, match=rf"^{flag} .* is no range of areas"):
-        check_scales(options_of(flag, *scale))
+def test_a_range_of_areas_that_is_none_is_refused(name, scale):
+    with pytest.raises(OptionError, match=rf"^`{name}` .* is no range of areas"):
+        check_scales(options_of(f"--{name}", *scale))
 
 
-@pytest.mark.parametrize("flag", ["--global_crops_size", "--local_crops_size"])
-def test_a_crop_smaller_than_a_patch_is_refused(flag):
-    with pytest.raises(OptionError, match=rf"^{flag} 8 is less than `patch_size` 16"):
-        check_sizes(options_of(flag, 8))
+@pytest.mark.parametrize("name", ["global_crops_size", "local_crops_size"])
+def test_a_crop_smaller_than_a_patch_is_refused(name):
+    with pytest.raises(OptionError, match=rf"^`{name}` 8 is less than `patch_size` 16"):
+        check_sizes(options_of(f"--{name}", 8))
 
 
 def test_the_size_of_local_crops_does_not_matter_where_there_are_none():
@@ -69,11 +69,11 @@ def test_patches_do_not_matter_to_other_networks(caplog):
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("flag", ["--warmup_epochs", "--warmup_teacher_temp_epochs"])
-def test_an_explicit_warm_up_longer_than_the_run_is_refused_with_both_values(flag):
-    with pytest.raises(OptionError, match=rf"^{flag} 6 is longer than the run of `epochs` 5"):
-        check_warmups(options_of("--epochs", 5, flag, 6))
-    check_warmups(options_of("--epochs", 5, flag, 5))
+@pytest.mark.parametrize("name", ["warmup_epochs", "warmup_teacher_temp_epochs"])
+def test_an_explicit_warm_up_longer_than_the_run_is_refused_with_both_values(name):
+    with pytest.raises(OptionError, match=rf"^`{name}` 6 is longer than the run of `epochs` 5"):
+        check_warmups(options_of("--epochs", 5, f"--{name}", 6))
+    check_warmups(options_of("--epochs", 5, f"--{name}", 5))
 
 
 def test_a_warm_up_of_a_recipe_is_explicit_too(tmp_path):
@@ -106,7 +106,7 @@ def test_a_folder_without_images_is_refused_by_name(words, tmp_path, kind):
 
 
 def test_fewer_images_than_a_batch_are_refused_with_both_numbers(words, images, tmp_path):
-    with pytest.raises(DataError, match=rf"{images} holds 8 images, less than one global batch of 9; lower --batch"):
+    with pytest.raises(DataError, match=rf"{images} holds 8 images, less than one global batch of 9; lower `batch"):
         check_options(options_of(*words, "--batch_size_per_device", 9))
     assert not (tmp_path / "out").exists()
 

@@ -15,8 +15,8 @@ from dino.training.dry_run import draw_batch
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 
-SMALL = "`data_path` demo `device` cpu `arch` vit_mini `patch_size` 8 `global_crops_size` 32 `local_crops_size` 16"
-SMALL += " `local_crops_number` 2 `out_dim` 64 `batch_size_per_device` 4"
+SMALL = "--data_path demo --device cpu --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16"
+SMALL += " --local_crops_number 2 --out_dim 64 --batch_size_per_device 4"
 
 
 def run_steps(words, steps):
@@ -37,12 +37,12 @@ def run_steps(words, steps):
 
 
 @pytest.mark.parametrize(
-    "words", ["--precision fp32", "`precision` bf16 `recompute` activations", "`precision` fp32 `recompute` blocks"]
+    "words", ["--precision fp32", "--precision bf16 --recompute activations", "--precision fp32 --recompute blocks"]
 )
 def test_a_network_is_one_graph_for_good(words, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     plain, none = run_steps(words, 4)
-    compiled, graphs = run_steps(f"{words} `compile`", 4)
+    compiled, graphs = run_steps(f"{words} --compile", 4)
     assert none == [0] * 4
     assert graphs == [2] * 4  # student and teacher, compiled in the first step
     assert not counters["graph_break"]

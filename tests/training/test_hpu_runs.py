@@ -189,7 +189,7 @@ def run_script(*words: object, **variables: str) -> subprocess.CompletedProcess:
 def test_the_references_commands_train_and_score_on_a_card(tmp_path: Path) -> None:
     """As the Gaudi reference writes them, but for the sizes; the device is found by itself."""
     data = make_labelled(tmp_path / "data", {"train": 12, "val": 6})
-    sizes = "`patch_size` 8 `global_crops_size` 16 `local_crops_size` 8 `local_crops_number` 1 `out_dim` 16 `epochs` 1"
+    sizes = "--patch_size 8 --global_crops_size 16 --local_crops_size 8 --local_crops_number 1 --out_dim 16 --epochs 1"
     words = ["--arch", "vit_mini", "--data_path", data / "train", "--output_dir", tmp_path / "run", "--hmp"]
     launched = run_script(
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main_dino.py"),

@@ -61,7 +61,7 @@ def test_training_gives_the_cpus_numbers_and_a_checkpoint_like_its(images: Path,
     result = train(tmp_path, *words, prepare=on_fake_ipu)
     assert result.code == 0, result.text
     assert "device: ipu, float32, 2 x 1 IPU (as asked)" in result.text
-    assert "global batch 4 images an update: peak learning rate 7.8125e-06 = `lr` 0.0005 * 4 / 256" in result.text
+    assert "global batch 4 images an update: peak learning rate 7.8125e-06 = --lr 0.0005 * 4 / 256" in result.text
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
     ours, cpus = state_of(tmp_path / "run"), state_of(on_cpu)
     assert ours.keys() == cpus.keys()
@@ -129,7 +129,7 @@ def test_half_precision_trains_and_its_weights_are_scored(shared_data: Path, tmp
         text=True,
         check=True,
     )
-    assert "eval_knn.py `pretrained_weights`" in scored.stdout
+    assert "eval_knn.py --pretrained_weights" in scored.stdout
     data = tmp_path / "data"
     for split in ("train", "val"):
         for label in ("a", "b"):
@@ -159,13 +159,13 @@ def test_synthetic_data_needs_no_images(tmp_path: Path, device: str) -> None:
 def refusals() -> list[tuple[tuple, list[str]]]:
     """(words, what the line must hold)."""
     return [
-        (("--device", "ipu", "--pipeline", 3, 0, "--ga", 4), ["--ga 4", "`pipeline` 3 0", "`ga` 11 or more"]),
+        (("--device", "ipu", "--pipeline", 3, 0, "--ga", 4), ["--ga 4", "--pipeline 3 0", "--ga 11 or more"]),
         (("--device", "ipu", "--async_type", "rebatch"), ["--rebatched_worker_size 128", "4 images"]),
-        (("--device", "ipu", "--use_bn_in_head", "true", "--optimizer", "lars"), ["`optimizer` adamw only"]),
-        (("--ga", 2), ["`ga` is for `device` ipu only, and this is cpu"]),
-        (("--precision", "masterweight"), ["`precision` masterweight is for `device` ipu only", "bf16"]),
-        (("--dry_run", "--device", "ipu"), ["--dry_run", "not there on `device` ipu"]),
-        (("--synthetic_data",), ["`synthetic_data` and `data_path` contradict each other"]),
+        (("--device", "ipu", "--use_bn_in_head", "true", "--optimizer", "lars"), ["--optimizer adamw only"]),
+        (("--ga", 2), ["--ga is for --device ipu only, and this is cpu"]),
+        (("--precision", "masterweight"), ["--precision masterweight is for --device ipu only", "bf16"]),
+        (("--dry_run", "--device", "ipu"), ["--dry_run", "not there on --device ipu"]),
+        (("--synthetic_data",), ["--synthetic_data and --data_path contradict each other"]),
     ]
 
 
@@ -184,7 +184,7 @@ def test_synthetic_images_can_be_too_few_or_asked_to_be_scored(tmp_path: Path) -
     few = train(tmp_path, *words, "--data_limit", 3, *IPU, prepare=on_fake_ipu)
     assert few.code == 2 and "holds 3 images, less than one global batch of 4" in few.text, few.text
     scored = train(tmp_path, *words, "--eval_knn_every", 1)
-    assert scored.code == 2 and "`eval_knn_every` scores images, and `synthetic_data` reads none" in scored.text
+    assert scored.code == 2 and "--eval_knn_every scores images, and --synthetic_data reads none" in scored.text
 
 
 RECIPES = {  # published: peak rate, images an update and process, copies as published, least accumulation
@@ -204,16 +204,16 @@ def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
 
     peak, batch, copies, least = RECIPES[name]
     options = parse(TrainConfig, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")])
-    flags = options.compiled
-    assert options.device.device == "ipu" and flags.ga is not None
-    assert options.data.batch_size_per_device * flags.ga * copies == batch
+    config = options.compiled
+    assert options.device.device == "ipu" and config.ga is not None
+    assert options.data.batch_size_per_device * config.ga * copies == batch
     assert options.optim.lr * batch / 256 == pytest.approx(peak)
     backbone = build_backbone(options.backbone.arch)
     names = [*(f"backbone.{n}" for n, _ in backbone.named_parameters()), "head.mlp.0.bias", "head.last_layer.weight_v"]
-    placement = place_blocks(flags.pipeline, VITS[options.backbone.arch].depth)
-    assert placement.stages(names, 2) == least <= flags.ga
+    placement = place_blocks(config.pipeline, VITS[options.backbone.arch].depth)
+    assert placement.stages(names, 2) == least <= config.ga
     instances = 32 if "256" in name else 1
-    assert flags.async_type != "rebatch" or flags.rebatched_worker_size <= batch // instances
+    assert config.async_type != "rebatch" or config.rebatched_worker_size <= batch // instances
 
 
 COMMON = {  # every other published value; the peak rate and the batch are above
@@ -284,7 +284,7 @@ def test_training_scripts_start_poprun(name: str, tmp_path: Path) -> None:
     ]
     forwarded = next(line for line in lines if line.startswith("--mpi-local-args="))
     assert {"MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"} <= set(forwarded.removeprefix("--mpi-local-args=").split())
-    command = f"python3 main_dino.py --config configs/ipu/{name}.yaml `data_path` /data/train `epochs` 3"
+    command = f"python3 main_dino.py --config configs/ipu/{name}.yaml --data_path /data/train --epochs 3"
     assert lines[-8:] == command.split()
 
 
@@ -299,10 +299,10 @@ def test_scripts_without_the_sdk_say_so() -> None:
 @pytest.mark.parametrize(
     ("words", "command"),
     [
-        (["vit_model.pth"], "`pretrained_weights` vit_model.pth `data_path` data/imagenet1k `nb_knn` 10 20"),
+        (["vit_model.pth"], "--pretrained_weights vit_model.pth --data_path data/imagenet1k --nb_knn 10 20"),
         (
             ["vit_base", "out/checkpoint.pth", "--data_path", "/d"],
-            "`arch` vit_base `pretrained_weights` out/checkpoint.pth `nb_knn` 10 20 `data_path` /d",
+            "--arch vit_base --pretrained_weights out/checkpoint.pth --nb_knn 10 20 --data_path /d",
         ),
     ],
 )

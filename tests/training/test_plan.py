@@ -69,7 +69,7 @@ def test_a_default_warm_up_longer_than_the_run_becomes_a_tenth_of_it(epochs, ite
     assert choose_warmup(options, iterations) == warmup
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == (1 if epochs < 10 else 0)
-    assert all("--warmup_epochs 10" in line and f"`epochs` {epochs}" in line for line in lines)
+    assert all("`warmup_epochs` 10" in line and f"`epochs` {epochs}" in line for line in lines)
 
 
 def test_a_temperature_warm_up_longer_than_the_run_is_refused():

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.cli.options import parse
+from dino.cli.options import parse, parse_command
 from dino.config import RECIPE, as_dict
 from dino.training.config import TrainConfig
 from dino.training.plan import choose_warmup
@@ -89,26 +89,29 @@ def test_more_images_never_want_fewer_prototypes_or_a_faster_teacher(scale, fact
 
 
 def preset_of(*words):
-    return parse(TrainConfig, [*TINY, "--preset", "auto", *map(str, words)], apply_preset)
+    return parse_command(TrainConfig, [*TINY, "--preset", "auto", *map(str, words)], apply_preset)
 
 
 def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "8")
     images = make_images(tmp_path / "images", 12)
-    options = preset_of("--data_path", images, "--momentum_teacher", 0.9, "--accumulate_steps", 2, "--epochs", 30)
+    options, given, reasons = preset_of(
+        "--data_path", images, "--momentum_teacher", 0.9, "--accumulate_steps", 2, "--epochs", 30
+    )
     assert (options.teacher.momentum_teacher, options.student.out_dim) == (0.9, 16)  # both given
-    assert options.optim.lr == 0.001 and "global batch 64" in options.reasons["lr"]  # 4 x 2 x 8
-    assert options.optim.warmup_epochs == 3 and options.reasons.keys() == set(NAMES) - {"out_dim", "momentum_teacher"}
-    assert options.run.preset is None and not options.reasons.keys() & options.explicit
+    assert options.optim.lr == 0.001 and "global batch 64" in reasons["lr"]  # 4 x 2 x 8
+    assert options.optim.warmup_epochs == 3 and reasons.keys() == set(NAMES) - {"out_dim", "momentum_teacher"}
+    assert options.run.preset is None and not reasons.keys() & given
     with caplog.at_level(logging.INFO):
-        log_reasons(options)
+        log_reasons(options, reasons)
     assert "`lr` 0.001 (auto: global batch 64 is outside 256 to 1024: square-root scaling" in caplog.text
 
 
 def test_without_a_preset_nothing_changes_and_nothing_is_listed():
     options = parse(TrainConfig, ["--data_path", "nowhere"])
-    assert apply_preset(options) is options and options.reasons == {}
+    resolved, reasons = apply_preset(options, {"data_path"})
+    assert resolved is options and reasons == {}
 
 
 def test_the_reasons_are_printed_beside_the_values(tmp_path, capsys):
@@ -118,14 +121,14 @@ def test_the_reasons_are_printed_beside_the_values(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "teacher_temp: 0.03  # auto: 8 images, up to 20000" in text
     (tmp_path / "printed.yaml").write_text(text)
-    again = parse(TrainConfig, ["--config", str(tmp_path / "printed.yaml")], apply_preset)
-    assert as_dict(again) == as_dict(preset_of("--data_path", images)) and again.reasons == {}
+    again = parse_command(TrainConfig, ["--config", str(tmp_path / "printed.yaml")], apply_preset)
+    assert as_dict(again.config) == as_dict(preset_of("--data_path", images).config) and again.reasons == {}
 
 
 def test_a_run_keeps_its_recipe_and_the_recipe_repeats_it(tmp_path):
     words = ("--data_path", make_images(tmp_path / "images", 16), "--epochs", 1)
     first = train(tmp_path, *words, "--preset", "auto", "--output_dir", tmp_path / "first")
-    assert first.code == 0 and "`lr` 0.004 (auto: global batch 4" in first.text, first.text
+    assert first.code == 0 and "--lr 0.004 (auto: global batch 4" in first.text, first.text
     kept = yaml.safe_load((tmp_path / "first" / RECIPE).read_text())
     assert (kept["lr"], kept["momentum_teacher"], kept["out_dim"], kept["preset"]) == (0.004, 0.99, 16, None)
     again = train(tmp_path, "--config", tmp_path / "first" / RECIPE, "--epochs", 1, "--output_dir", tmp_path / "again")

@@ -137,7 +137,7 @@ def test_waiting_for_images_is_explained_once_and_not_in_the_first_lines(plan, t
 @pytest.mark.parametrize(
     ("workers", "cores", "words"),
     [
-        (0, 64, ["--num_workers 0", "try `num_workers` 4"]),
+        (0, 64, ["`num_workers` 0", "try `num_workers` 4"]),
         (1, 8, ["1 loader process and 8 cores", "try `num_workers` 2,", "smaller"]),
         (10, 12, ["10 loader processes and 12 cores", "try `num_workers` 12,", "smaller"]),
         (10, 1, ["10 loader processes and 1 core,", "more `num_workers` will not help", "smaller", "shards"]),

@@ -238,7 +238,7 @@ def test_no_two_images_share_a_folder(names: list[str]) -> None:
 def test_without_an_image_it_draws_one_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("one", "two"):
         run_main(*TINY, "--image_size", 32, "--output_dir", tmp_path / folder)
-    assert "no `image_path`: an image of the embedded demo data set" in capsys.readouterr().out
+    assert "no --image_path: an image of the embedded demo data set" in capsys.readouterr().out
     first, second = ((tmp_path / folder / "img.png").read_bytes() for folder in ("one", "two"))
     assert first == second and np.asarray(Image.open(tmp_path / "one" / "img.png")).std() > 20
 
@@ -248,7 +248,7 @@ def test_network_and_patch_size_come_from_the_file_unless_they_are_given(tmp_pat
         weights = save_weights(tmp_path, patch_size=patch_size)
         words = ["--pretrained_weights", str(weights), "--device", "cpu"]
         assert open_attention(parse(AttentionConfig, words), build_run()).patch_size == patch_size
-    assert parse(AttentionConfig, []).backbone.patch_size == 8
+    assert parse(AttentionConfig, []).backbone.chosen_patch_size == 8
     assert open_attention(parse(AttentionConfig, TINY), build_run()).patch_size == 8
 
 
@@ -278,8 +278,8 @@ def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
         (("--image_size", "1", "2", "3"), OptionError, "^`image_size` got 3 numbers, wants height and width"),
         (("--json", "{}/no/a.json"), OptionError, "^`json` .* cannot be written; name a file"),
         (("--image_size", "4"), DataError, "not one patch of 8 pixels fits into 4 x 4; give a larger size"),
-        (("--image_size", "0"), OptionError, "^`image_size` 0 cannot be; give 1 or more"),
-        (("--threshold", "1.5"), OptionError, "^`threshold` 1.5 cannot be; give 0 to 1"),
+        (("--image_size", "0"), OptionError, "^--image_size 0 cannot be; give 1 or more"),
+        (("--threshold", "1.5"), OptionError, "^--threshold 1.5 cannot be; give 0 to 1"),
         (("--arch", "resnet50"), OptionError, "^`arch` resnet50 has no attention maps; vision transformers have: vit_"),
         (("--arch", "vit_smal"), OptionError, "^`arch` vit_smal is unknown: did you mean vit_small"),
     ],
