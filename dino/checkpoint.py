@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dino.errors import CheckpointError
 from dino.files import replacing
+from dino.plain_pickle.nesting import check_torch_file
 
 LATEST = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
@@ -127,7 +128,7 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
     """
     try:
         with _allowing():
-            state = torch.load(path, map_location="cpu", weights_only=True, **({"mmap": True} if mapped else {}))
+            state = load_tensors(path, mapped=mapped)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except Exception as error:  # noqa: BLE001 - damaged files raise anything, and all of it means the same
@@ -140,6 +141,20 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
             f"{path} has checkpoint format {written}, this version reads up to {FORMAT}", remedy="update the package"
         )
     return state
+
+
+def load_tensors(path: Path | str, *, mapped: bool = False) -> Any:
+    """`torch.load` of tensors and plain values into host memory, for files of any origin.
+
+    Args:
+        path: The file.
+        mapped: Leave the tensors on disk until they are used.
+
+    Raises:
+        Exception: Any kind, for files that are damaged or hold more; the process survives.
+    """
+    check_torch_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True, **({"mmap": True} if mapped else {}))
 
 
 def read_args(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -401,3 +401,45 @@ def test_the_mode_of_a_run_is_read_from_its_newest_whole_checkpoint(tmp_path):
 def test_a_checkpoint_that_says_no_mode_has_none(tmp_path, state, zipped):
     torch.save(state, tmp_path / checkpoint.LATEST, _use_new_zipfile_serialization=zipped)
     assert checkpoint.read_mode(tmp_path) is None
+
+
+def write_pickle(path, content, *, legacy):
+    """A file of torch.save that has this pickle in the place of its content."""
+    torch.save({"a": 1}, path, _use_new_zipfile_serialization=not legacy)
+    if legacy:
+        original = path.read_bytes()
+        path.write_bytes(original.replace(b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s.", content))
+        assert content in path.read_bytes()
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, content if name.endswith("data.pkl") else part)
+
+
+DEEP = b")" + b"\x85" * 200_000  # tuples in a tuple: hashing it overflows the C stack
+SHARED = b")q\0" + b"".join(b"h%ch%c\x86q%c" % (place, place, place + 1) for place in range(60))
+CRASHES = {
+    "a deep tuple as a key": b"\x80\x02}" + DEEP + b"K\1s.",
+    "a shared tuple as a key": b"\x80\x02}(" + SHARED + b"u.",
+    "a deep tuple in a persistent id": b"\x80\x02(X\7\0\0\0storagectorch\nFloatStorage\n"
+    + DEEP
+    + b"X\3\0\0\0cpuK\1tQ.",
+    "a deep tuple in an ordered dictionary": b"\x80\x02ccollections\nOrderedDict\n]](" + DEEP + b"K\1ea\x85R.",
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", CRASHES)
+def test_a_file_that_would_crash_the_interpreter_is_refused(tmp_path, name, legacy):
+    write_pickle(tmp_path / "c.pth", CRASHES[name], legacy=legacy)
+    with pytest.raises(CheckpointError, match=r"c\.pth is damaged or no checkpoint: its tuples nest"):
+        checkpoint.load_file(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nested_plain_values_are_read(tmp_path, legacy):
+    state = {"a": ((1, (2, (3,))), [(), {"b": (4,) * 1000}]), "weights": torch.ones(2)[::2], ("key", 1): None}
+    torch.save(state, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
+    assert checkpoint.load_file(tmp_path / "c.pth") == state

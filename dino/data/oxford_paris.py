@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dino import plain_pickle
 from dino.data.decode import Box
 from dino.data.sources import ImageSource
 from dino.errors import DataError
 
-# What a pickled array consists of, by its names in numpy 1 and 2; nothing else is called while the file is read.
-ARRAY_MODULES = {
-    "numpy": ("ndarray", "dtype"),
-    **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), ("_reconstruct", "scalar")),
-    **dict.fromkeys(("numpy.core.numeric", "numpy._core.numeric"), ("_frombuffer",)),
-}
+LONGEST = 1024  # characters in an image's name: a small file may hold the same long text many times
 REDUCING_GAP = 2.0  # Pillow's thumbnail: sizes beyond twice the wanted one are first averaged down by whole factors
 
 
@@ -64,7 +59,7 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     path = Path(data_path, name, f"gnd_{name}.pkl")
     if not path.is_file():
         raise DataError(f"`data_path` {data_path}: {path} does not exist", value=data_path, remedy=f"{layout}")
-    content = load_plain(path)
+    content = _read(path)
     try:
         found = _interpret(content, path.parent, crop_queries)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
@@ -78,33 +73,12 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     return found
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if name not in ARRAY_MODULES.get(module, ()):
-            raise pickle.UnpicklingError(
-                f"it holds the pickled object {module}.{name}, and only lists, numbers, texts and arrays are read"
-            )
-        return super().find_class(module, name)
-
-
-def _encode(text: str, _encoding: str) -> bytes:
-    """How old protocols write bytes; always as Latin-1, and no codec is looked up by name."""
-    return text.encode("latin1")
-
-
-def load_plain(path: Path) -> Any:
-    """Unpickle containers, numbers, texts and numpy arrays.
-
-    Raises:
-        DataError: The file is damaged or holds anything else; nothing of that was run.
-    """
+def _read(path: Path) -> Any:
+    """The content of a ground truth; it runs nothing, see `dino.plain_pickle`."""
     try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file, encoding="latin1").load()
-    except Exception as error:  # noqa: BLE001 - damaged pickles raise anything, and all of it means the same
-        raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+        return plain_pickle.loads(path.read_bytes())
+    except (OSError, plain_pickle.PlainPickleError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _interpret(content: Any, folder: Path, crop_queries: bool) -> Landmarks:
@@ -126,13 +100,15 @@ def _interpret(content: Any, folder: Path, crop_queries: bool) -> Landmarks:
 
 def _read_names(value: Any, key: str) -> tuple[str, ...]:
     names = tuple(value)
-    if not names or isinstance(value, str) or not all(isinstance(name, str) for name in names):
+    if not names or isinstance(value, str) or not all(isinstance(name, str) and len(name) < LONGEST for name in names):
         raise TypeError(f"{key} is no list of image names")
     return tuple(f"jpg/{name}.jpg" for name in names)
 
 
 def _read_indices(value: Any, count: int, key: str) -> np.ndarray:
-    indices = np.asarray(value)
+    # Nothing but integers becomes an array here: numpy pads texts to the longest one, in any amount of memory.
+    integers = isinstance(value, list | tuple) and all(isinstance(index, int | np.integer) for index in value)
+    indices = np.asarray(value if integers or isinstance(value, np.ndarray) else None)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
         raise TypeError(f"{key} is no list of indices")
     if indices.size and not (0 <= indices.min() and indices.max() < count):

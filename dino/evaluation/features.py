@@ -210,8 +210,8 @@ def load_features(folder: Path, name: str) -> Features:
         DataError: A file is missing or damaged.
     """
     try:
-        features = torch.load(folder / f"{name}feat.pth", map_location="cpu", weights_only=True)
-        labels = torch.load(folder / f"{name}labels.pth", map_location="cpu", weights_only=True)
+        features = checkpoint.load_tensors(folder / f"{name}feat.pth")
+        labels = checkpoint.load_tensors(folder / f"{name}labels.pth")
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
         raise DataError(
             f"`load_features` {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}", value=folder

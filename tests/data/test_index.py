@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dino.data import index
 from dino.data.index import Index, find_cache_root, list_files
 
+FRESH = index.FRESH  # before the fixture below changes it
 ENDINGS = (".png",)
 NAMES = ("a/1.png", "a/2.PNG", "a/deep/3.png", "b/4.png", "b/notes.txt", "0.png")
 SORTED = ["0.png", "a/1.png", "a/2.PNG", "a/deep/3.png", "b/4.png"]
@@ -85,6 +86,19 @@ def test_a_folder_that_changed_a_moment_ago_is_not_believed(tree: Path, monkeypa
     monkeypatch.setattr(index, "FRESH", 3600 * 10**9)  # it could change again within one tick of the disk's clock
     list(list_files(tree, ENDINGS))
     assert scans(tree, monkeypatch) == (SORTED, [".", "a", "a/deep", "b"])
+
+
+@pytest.mark.parametrize(("age", "looked_into"), [(2, [".", "a", "a/deep", "b"]), (10, [])])
+def test_a_listing_within_a_clock_tick_of_a_change_is_not_trusted(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, age: int, looked_into: list[str]
+) -> None:
+    """FAT keeps times to 2 s, so a folder that changes again in that time keeps its stamp."""
+    monkeypatch.setattr(index, "FRESH", FRESH)
+    changed = max(os.stat(folder).st_ctime_ns for folder in (tree, *tree.rglob("*")))
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time_ns", lambda: changed + age * 10**9)
+        list(list_files(tree, ENDINGS))
+    assert scans(tree, monkeypatch) == (SORTED, looked_into)
 
 
 def test_small_folders_leave_nothing_in_the_cache(tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

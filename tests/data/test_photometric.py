@@ -170,6 +170,17 @@ def test_a_blur_keeps_the_mean_of_a_plain_image_and_smooths_another() -> None:
     assert run(draw_views(1), blurred).std() < 0.5 * draw_views(1).float().std()
 
 
+def test_the_strongest_blur_spreads_a_bright_pixel_six_pixels_far() -> None:
+    """As far as Pillow's three box blurs reach, and with the weights of a Gaussian over that reach."""
+    pixels = torch.zeros(1, 3, 25, 25, dtype=torch.uint8)
+    pixels[..., 12, 12] = 255
+    blurred = run(pixels, build_row(flags=(0, 0, 0, 1, 0), radius=2.0))[0, 0].cpu()
+    distances = (torch.arange(25, device="cpu") - 12).abs()
+    weights = torch.where(distances <= 6, torch.exp(-distances.square() / 8), 0.0)
+    weights = weights / weights.sum()
+    assert torch.allclose(blurred, 255 * weights[:, None] * weights, atol=1e-3)
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channel_counts_skip_the_colour_operations(channels: int) -> None:
     pixels, rows = draw_views(6, channels=channels), draw_rows(6)

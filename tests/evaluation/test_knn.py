@@ -1,5 +1,6 @@
 """The k-NN vote is exact against an independent statement of it, whatever the sizes; and the command that prints it."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, DinoError, OptionError
 from dino.evaluation import neighbours
-from dino.evaluation.features import Features
-from dino.evaluation.knn import predict_classes, score_knn
+from dino.evaluation.features import Features, Reading
+from dino.evaluation.knn import predict_classes, score_backbone, score_knn
 from dino.models.registry import build_backbone
+from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 
@@ -80,6 +82,48 @@ def test_a_k_below_five_counts_that_many_classes(k: int, best: list[int]) -> Non
     train = Features(features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1), labels=torch.tensor([7, 3]))
     ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbours=(k,), temperature=0.07, classes=40)
     assert ranked[k].tolist() == [best]
+
+
+class MeanColor(torch.nn.Module):
+    """(B, C, S, S) -> (B, C)."""
+
+    embed_dim = 3
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "winner"),
+    [(1, 2, "far"), (10, 15, "near")],
+    ids=["all of 3 images vote", "20 of 25 images vote"],
+)
+def test_a_backbones_score_is_the_vote_of_20_images_or_of_all_if_there_are_fewer(
+    tmp_path: Path, run: Run, near: int, far: int, winner: str
+) -> None:
+    """A far image has almost the weight of a near one, so the class with more voters wins."""
+    images = {"near": (near, (200, 100, 100)), "far": (far, (200, 110, 100))}
+    for name, (count, color) in images.items():
+        for number in range(count):
+            write_plain_image(tmp_path / "train" / name / f"{number}.png", color)
+        write_plain_image(tmp_path / "val" / name / "query.png", (200, 100, 100))
+    splits = tuple(open_training_source(str(tmp_path / split)) for split in ("train", "val"))
+    backbone = TrainedBackbone(
+        module=MeanColor(),
+        arch="mean",
+        patch_size=16,
+        image_size=16,
+        in_chans=3,
+        normalisation={"mean": [0.0] * 3, "std": [1.0] * 3},
+    )
+    train, query = splits
+    query = dataclasses.replace(query, names=(f"{winner}/query.png",), labels=(train.classes.index(winner),))
+    assert score_backbone(backbone, (train, query), run, Reading(batch_size=4, workers=0)).top1 == 100.0
+
+
+def write_plain_image(path: Path, color: tuple[int, int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), color).save(path)
 
 
 def compute_votes(train: Features, queries: torch.Tensor, k: int, temperature: float, classes: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from dino.errors import CheckpointError
-from dino.models.paddle import NAME_TABLE, SLICES, Machine, read_paddle
+from dino.models.paddle import NAME_TABLE, SLICES, read_paddle
 
 ARRAYS = {"matrix": np.arange(6, dtype=np.float32).reshape(2, 3), "number": np.float32(2.5).reshape(())}
 
@@ -60,7 +60,8 @@ def test_number_formats_and_memory_orders_are_kept(tmp_path: Path, kind: str, or
 
 @given(array=arrays(np.float32, array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)))
 def test_any_array_is_read(array: np.ndarray) -> None:
-    found = Machine(pickle.dumps({"a": array}, protocol=4)).run()["a"].value
+    with tempfile.TemporaryDirectory() as folder:
+        found = read_paddle(write(Path(folder), {"a": array}))["a"].numpy()
     assert found.shape == array.shape and found.tobytes() == array.tobytes()
 
 
@@ -125,7 +126,7 @@ ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85C\x01b
 FLOAT = b"cnumpy\ndtype\n(X\x02\0\0\0f4\x89\x88tR"
 
 REFUSED = {
-    "a deep tuple as a key": (b"\x80\x04}" + DEEP + b"K\x01s.", "a tuple where a str belongs"),
+    "a deep tuple as a key": (b"\x80\x04}" + DEEP + b"K\x01s.", "a tuple of 100 values or more where a key belongs"),
     "a deep tuple as a dtype": (b"\x80\x04}" + text("a") + b"cnumpy\ndtype\n" + DEEP + b"\x85Rs.", "a tuple where"),
     "a deep tuple as an object's name": (b"\x80\x04" + DEEP + text("x") + b"\x93.", "a tuple where a str belongs"),
     "a deep tuple as a shape": (
@@ -136,7 +137,7 @@ REFUSED = {
         b"\x80\x04}" + text("a") + FLOAT + b"(K\x03" + DEEP + b"tbs.",
         "a tuple where a str belongs",
     ),
-    "a shared tuple as a key": (b"\x80\x04}(" + share(59) + b"u.", "a tuple where a str belongs"),
+    "a shared tuple as a key": (b"\x80\x04}(" + share(59) + b"u.", "a tuple of 100 values or more where a key belongs"),
     "a shared tuple as a shape": (
         b"\x80\x04}" + text("a") + ARRAY + b"(K\x01(" + share(40) + b"t" + FLOAT + b"\x89C\x04\0\0\0\0tbs.",
         "claims a shape",
@@ -149,16 +150,16 @@ REFUSED = {
     "a call of eval": (pickle.dumps({"a": Call(eval, "open('RAN', 'w')")}), "eval"),
     "an object of a class": (pickle.dumps({"a": Path("x")}), "PosixPath"),
     "a scheduler of PASSL": (b"\x80\x02cpassl.scheduler.lr_scheduler\nTimmCosine\n.", "TimmCosine"),
-    "an array of objects": (pickle.dumps({"a": np.array([None])}, protocol=4), "dtype 'O8'"),
+    "an array of objects": (pickle.dumps({"a": np.array([None])}, protocol=4), "dtype 'O'"),
     "text in an array": (pickle.dumps({"a": np.array(["ab"])}, protocol=4), "dtype 'U2'"),
     "a shape of 10 GB": (claim((2_684_354_560,)), "claims the shape"),
     "a shape whose product overflows": (claim((2**62, 2**62, 16)), "claims the shape"),
     "a negative shape": (claim((-1, -1)), "claims a shape"),
-    "another byte order": (pickle.dumps({"a": np.zeros(2, ">f4")}, protocol=4), "state"),
+    "another byte order": (pickle.dumps({"a": np.zeros(2, ">f4")}, protocol=4), "dtype '>f4'"),
     "a truncated pickle": (pickle.dumps(ARRAYS, protocol=4)[:-20], "damaged"),
     "an array without content": (
         b"\x80\x04}\x8c\x01acnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85C\x01btRs.",
-        "no content",
+        "without content",
     ),
     "no pickle": (b"PK\x03\x04 a zip file", "damaged"),
     "an empty file": (b"", "damaged"),
@@ -200,10 +201,11 @@ def test_a_small_file_cannot_unfold_to_a_large_one(tmp_path: Path) -> None:
         read_paddle(write(tmp_path, bomb.getvalue()))
 
 
-def test_a_dictionary_that_holds_itself_is_no_trap(tmp_path: Path) -> None:
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
     loop: dict[str, Any] = {"a": np.zeros(2, np.float32)}
     loop["loop"] = loop
-    assert read_paddle(write(tmp_path, loop))["a"].shape == (2,)
+    with pytest.raises(CheckpointError, match="a container in it holds itself"):
+        read_paddle(write(tmp_path, loop))
 
 
 @given(place=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 400))

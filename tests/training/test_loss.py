@@ -275,6 +275,19 @@ def test_no_measure_is_no_diagnosis():
     assert diagnose_collapse(entropy=math.nan, divergence=math.nan, prototypes=64) is None
 
 
+@pytest.mark.parametrize("prototypes", [16, 65536])
+@pytest.mark.parametrize(
+    ("entropy", "divergence", "expected"),
+    [(0.985, 0.01, "uniform"), (0.975, 0.01, None), (0.5, 0.0009, "constant"), (0.5, 0.0011, None)],
+)
+def test_collapse_starts_at_98_percent_of_the_entropy_and_ends_at_a_thousandth_of_divergence(
+    prototypes, entropy, divergence, expected
+):
+    most = math.log(prototypes)
+    text = diagnose_collapse(entropy=entropy * most, divergence=divergence * most, prototypes=prototypes)
+    assert text is None if expected is None else text.startswith(f"{expected} collapse")
+
+
 def test_feature_spread_is_zero_for_equal_and_near_one_for_scattered_features():
     torch.manual_seed(0)
     assert float(compute_feature_spread(torch.randn(1, 64).expand(32, -1))) == pytest.approx(0.0, abs=1e-6)

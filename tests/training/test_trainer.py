@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -305,6 +306,85 @@ def test_single_non_finite_steps_are_skipped_and_counted(images: Path, tmp_path:
     state = state_of(tmp_path / "run")
     assert state["resume"]["program"]["non_finite"].tolist() == [2.0, 0.0]
     assert all(tensor.isfinite().all() for tensor in state["student"].values())
+
+
+def stop_in_third_step() -> None:
+    """A scheduler's signal arrives while the third step computes."""
+    from dino.training import step
+
+    whole, calls = step.compute_loss, []
+
+    def signaled(*tensors: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*tensors)
+
+    step.compute_loss = signaled
+
+
+def stop_in_third_step_which_is_broken() -> None:
+    """The same, and the loss of the third and fourth step is NaN."""
+    break_two_steps()
+    stop_in_third_step()
+
+
+def iteration_of(folder: Path) -> int:
+    return state_of(folder)["resume"]["identity"]["iteration"]
+
+
+@pytest.mark.parametrize("every", [0, 3], ids=["between two checkpoints", "where a checkpoint is due"])
+def test_a_single_process_leaves_after_the_step_in_which_the_signal_came(
+    images: Path, tmp_path: Path, every: int
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--save_every_steps", every)
+    result = train(tmp_path, *words, prepare=stop_in_third_step)
+    assert result.code == 75 and "SIGTERM: saved iteration 3 in" in result.text, result.text
+    assert iteration_of(tmp_path / "run") == 3
+
+
+def test_processes_leave_together_one_log_line_after_the_signal_was_seen(images: Path, tmp_path: Path) -> None:
+    """The signal of iteration 3 is seen at the line of iteration 5, the last of an epoch; the next is at 10."""
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 8)
+    results = train_pair(tmp_path, *words, prepare=(None, stop_in_third_step))
+    assert [result.code for result in results] == [75, 75], [result.text for result in results]
+    assert "a signal to another process: saved iteration 10 in" in results[0].text
+    assert iteration_of(tmp_path / "run") == 10
+
+
+def test_a_signal_in_a_non_finite_step_waits_for_the_next_finite_one(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run")
+    result = train(tmp_path, *words, prepare=stop_in_third_step_which_is_broken)
+    assert result.code == 75 and "SIGTERM: saved iteration 5 in" in result.text, result.text
+    assert [f"iteration {number} is not saved" in result.text for number in (2, 3, 4, 5)] == [False, True, True, False]
+    assert iteration_of(tmp_path / "run") == 5
+
+
+def test_the_state_after_a_single_non_finite_step_is_not_saved(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--save_every_steps", 1)
+    result = train(tmp_path, *words, prepare=break_two_steps)
+    assert result.code == 0, result.text
+    assert [f"iteration {number} is not saved" in result.text for number in (2, 3, 4, 5)] == [False, True, True, False]
+
+
+def break_four_steps() -> None:
+    """The loss of steps 7 to 10 is NaN, so four in a row at the first log line."""
+    from dino.training import step
+
+    whole, calls = step.compute_loss, []
+
+    def sometimes(*tensors: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return whole(*tensors) * (float("nan") if 7 <= len(calls) <= 10 else 1.0)
+
+    step.compute_loss = sometimes
+
+
+def test_four_non_finite_steps_in_a_row_do_not_end_the_run(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run")
+    result = train(tmp_path, *words, prepare=break_four_steps)
+    assert result.code == 0, result.text
+    assert state_of(tmp_path / "run")["resume"]["program"]["non_finite"].tolist() == [4.0, 0.0]
 
 
 @pytest.mark.parametrize(("prepare", "code"), [(break_two_steps, 0), (break_loss, 3)])

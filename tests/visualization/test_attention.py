@@ -126,6 +126,15 @@ def test_the_kept_patches_are_the_smallest_set_that_holds_the_share(weights: lis
     assert (values[kept].sum(dtype=np.float64) - values[kept].min()) / total <= share + 1e-5
 
 
+def test_where_the_weakest_patches_hold_exactly_the_rest_none_of_them_is_kept() -> None:
+    """The original keeps a patch if the running sum *exceeds* 1 - share; eighths are exact in binary."""
+    maps = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[4.0, 2.0], [1.0, 1.0]]])
+    kept = keep_mass(maps, 0.5)
+    assert kept.tolist() == [[[False, False], [True, True]], [[True, False], [False, False]]]
+    for found, weights in zip(kept, maps, strict=True):
+        assert np.array_equal(found.flatten().numpy(), keep_mass_as_the_original(weights.flatten().numpy(), 0.5))
+
+
 def test_masks_are_the_originals(draw: Callable[..., torch.Tensor]) -> None:
     maps = draw(5, 2, 3, 6, 7).softmax(dim=-1) / 10
     for share in (0.1, 0.6, 0.99):

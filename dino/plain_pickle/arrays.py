@@ -1,0 +1,194 @@
+"""The few calls that plain pickles contain, by name: numpy's arrays, and what old protocols write as calls."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dino.plain_pickle.limits import MOST_ROWS, MOST_SIDES, PlainPickleError, expect, shorten
+
+KINDS = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|O[48]?|[SU][0-9]{1,9}")
+UNICODE_END = 0x10FFFF
+
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Named:
+    """An object that the pickle looks up: only ever its name."""
+
+    name: str
+    description: ClassVar[str] = "name of a function or class"
+
+
+@dataclass
+class Array:
+    """A numpy array whose content follows in the pickle."""
+
+    value: np.ndarray | None = None
+    description: ClassVar[str] = "array without content"
+
+
+@dataclass
+class Dtype:
+    """A numpy dtype whose byte order follows in the pickle."""
+
+    kind: np.dtype
+    description: ClassVar[str] = "dtype"
+
+
+class Budget:
+    """What may still be copied, so that a file cannot unfold to more than its size."""
+
+    def __init__(self, size: int) -> None:
+        """Start with `size` bytes of array data and as many of encoded text."""
+        self.left = {"arrays": size, "text": size}
+
+    def spend(self, what: str, size: int) -> None:
+        """Take `size` bytes."""
+        self.left[what] -= size
+        if self.left[what] < 0:
+            raise PlainPickleError("it repeats its content to more than the file holds")
+
+
+def build_array(dtype: Any, raw: Any, shape: Any, order: str, budget: Budget) -> np.ndarray:
+    """Build an array, after its claims are checked against its content and before anything is allocated."""
+    kind, sides = expect(dtype, Dtype).kind, _expect_shape(shape)
+    content = expect(raw, list) if kind.hasobject else _expect_bytes(raw)
+    size = math.prod(sides) * (1 if kind.hasobject else kind.itemsize)
+    if size != len(content):
+        raise PlainPickleError(
+            f"an array in it claims the shape {shorten(str(sides))} of {kind}, and has {len(content)} bytes"
+        )
+    if not size and math.prod(side or 1 for side in sides) > MOST_ROWS:
+        raise PlainPickleError(f"an array in it claims the shape {shorten(str(sides))}, and has no content")
+    budget.spend("arrays", size)
+    order = "F" if order == "F" else "C"
+    if kind.hasobject:
+        return _build_objects(content, sides, order)
+    data = bytearray(content.encode("latin1") if isinstance(content, str) else content)
+    if kind.kind == "U" and size and np.frombuffer(data, f"{kind.byteorder}u4").max() > UNICODE_END:
+        raise PlainPickleError("an array in it holds text that is not Unicode")
+    return np.ndarray(sides, kind, data, order=order)
+
+
+def _build_objects(values: list[Any], sides: tuple[int, ...], order: Any) -> np.ndarray:
+    flat = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):  # numpy would unpack lists that are assigned at once
+        flat[place] = value
+    return np.asarray(flat.reshape(sides), order=order)  # listed in C order, whatever the memory order
+
+
+def _expect_bytes(raw: Any) -> bytes | bytearray | str:
+    """Protocol 5 has a bytearray; Python 2 wrote a byte string, which was read as text."""
+    return raw if isinstance(raw, bytearray | str) else expect(raw, bytes)
+
+
+def _expect_shape(value: Any) -> tuple[int, ...]:
+    sides: tuple[int, ...] = expect(value, tuple)
+    if len(sides) > MOST_SIDES or any(expect(side, int) < 0 for side in sides):
+        raise PlainPickleError("an array in it claims a shape that none can have")
+    return sides
+
+
+def set_state(target: Any, state: Any, budget: Budget) -> Any:
+    """Give an array its content, or a dtype its byte order.
+
+    Returns:
+        What takes the place of `target`.
+    """
+    expect(state, tuple)
+    if isinstance(target, Array) and target.value is None:
+        _, shape, dtype, is_fortran, raw = state
+        target.value = build_array(dtype, raw, shape, "F" if is_fortran else "C", budget)
+        return target.value
+    simple = isinstance(target, Dtype) and all(part is None for part in state[2:5])  # no fields, no parts
+    if not simple or expect(state[1], str) not in {"<", ">", "|"}:
+        raise PlainPickleError("an object in it has a state that cannot be read")
+    target.kind = target.kind.newbyteorder(state[1])
+    return target
+
+
+def look_up(name: str) -> Named:
+    """A name, if a plain pickle may have it."""
+    if name not in CALLS and name != "numpy.ndarray":
+        raise PlainPickleError(
+            f"it holds the pickled object {shorten(name)}, and only lists, numbers, texts and arrays are read"
+        )
+    return Named(name)
+
+
+def call(name: str, arguments: Arguments, budget: Budget) -> Any:
+    """What a call of `name` results in; done here, without the object of that name."""
+    if name not in CALLS:
+        raise PlainPickleError(f"it calls {name}")
+    return CALLS[name](arguments, budget)
+
+
+def _start_array(arguments: Arguments, _: Budget) -> Array:
+    if expect(arguments[0], Named).name != "numpy.ndarray":
+        raise PlainPickleError("it has an array of a class other than numpy.ndarray")
+    return Array()
+
+
+def _start_dtype(arguments: Arguments, _: Budget) -> Dtype:
+    if not KINDS.fullmatch(expect(arguments[0], str)):
+        raise PlainPickleError(f"it has an array of dtype {shorten(arguments[0])!r}, and numbers and texts are read")
+    return Dtype(np.dtype(arguments[0]))
+
+
+def _build_scalar(arguments: Arguments, budget: Budget) -> Any:
+    dtype, raw = arguments
+    if expect(dtype, Dtype).kind.hasobject:
+        raise PlainPickleError("it has a numpy scalar that is an object")
+    return build_array(dtype, raw, (), "C", budget)[()]
+
+
+def _build_from_buffer(arguments: Arguments, budget: Budget) -> np.ndarray:
+    """Protocol 5. Order K has the axes as a permutation of those that the buffer has in C order."""
+    raw, dtype, shape, order, *axes = arguments
+    if expect(dtype, Dtype).kind.hasobject or expect(order, str) not in {"C", "F", "K", "A"}:
+        raise PlainPickleError("it has an array with a buffer that cannot be read")
+    array = build_array(dtype, raw, shape, order, budget)
+    if order == "K" and axes and axes[0] is not None:
+        return array.transpose([expect(axis, int) for axis in expect(axes[0], tuple)])
+    return array
+
+
+def _start_dict(arguments: Arguments, _: Budget) -> dict[Any, Any]:
+    if arguments:
+        raise PlainPickleError("it has an ordered dictionary with content where an empty one belongs")
+    return {}
+
+
+def _start_bytes(arguments: Arguments, _: Budget) -> bytes:
+    if arguments:
+        raise PlainPickleError("it calls bytes with arguments")
+    return b""
+
+
+def _encode(arguments: Arguments, budget: Budget) -> bytes:
+    """How protocols 0 to 2 write bytes."""
+    text, encoding = arguments
+    if expect(encoding, str) not in {"latin1", "latin-1"}:
+        raise PlainPickleError(f"it has bytes in the encoding {shorten(encoding)!r} where latin1 belongs")
+    budget.spend("text", len(expect(text, str)))
+    return text.encode("latin1")
+
+
+# numpy 1 and 2 have another name for the same module, and so have Python 2 and 3.
+CALLS: Mapping[str, Callable[[Arguments, Budget], Any]] = {
+    **dict.fromkeys((f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")), _start_array),
+    **dict.fromkeys((f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")), _build_scalar),
+    **dict.fromkeys((f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")), _build_from_buffer),
+    "numpy.dtype": _start_dtype,
+    "collections.OrderedDict": _start_dict,
+    **dict.fromkeys(("builtins.tuple", "__builtin__.tuple"), lambda arguments, _: expect(arguments[0], tuple)),
+    **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), _start_bytes),
+    "_codecs.encode": _encode,
+}
