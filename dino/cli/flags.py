@@ -11,6 +11,7 @@ from dino.cli.passl_recipe import LINEAR_PROBE
 from dino.cli.recipes import Meaning
 from dino.cli.spec import Spec
 from dino.evaluation.config import LinearConfig
+from dino.training.config import AlignConfig, TrainConfig
 
 FLAGS: Mapping[str, Spec] = {
     # DeviceConfig
@@ -306,4 +307,13 @@ FLAGS: Mapping[str, Spec] = {
 }
 
 NESTED: Mapping[type, Mapping[str, Meaning]] = {LinearConfig: LINEAR_PROBE}  # keys of nested recipes
-DESCRIPTIONS: Mapping[type, str] = {}
+ALIGN = """\
+Train a few steps on two devices from the same weights and pixels; a table of how far apart they end.
+
+    python -m dino.devices.align --device ipu --reference cpu; every flag of main_dino.py may follow. Ends with 1 where
+    a difference is larger than --tolerance.
+"""
+DESCRIPTIONS: Mapping[type, str] = {  # of commands whose configs are more than theirs
+    TrainConfig: "Pre-train a vision backbone with DINO. `--data_path demo` needs no data of yours.",
+    AlignConfig: ALIGN,
+}

@@ -51,6 +51,9 @@ class ExtractConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IpuCheckpointConfig:
-    """Turn a checkpoint of the published IPU code into one of ours, or one of ours (or the original's) into one of it."""
+    """Turn a checkpoint of the published IPU code into one of ours, or one of ours (or the original's) into one of it.
+
+    python -m dino.interop.ipu IN OUT
+    """
 
     files: FilesConfig = FilesConfig()

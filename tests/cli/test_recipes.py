@@ -18,7 +18,7 @@ from dino.errors import OptionError
 from dino.evaluation.config import LinearConfig
 from dino.training.config import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 PUBLISHED = [path for path in RECIPES if path.stem not in {"demo", "cifar10"}]
 SCRIPTS = {"main_dino.py": TrainConfig, "eval_linear.py": LinearConfig, "run_with_submitit.py": SubmitConfig}

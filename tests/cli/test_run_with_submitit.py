@@ -30,7 +30,7 @@ from dino.runtime import submission
 from dino.runtime.context import StopRequest
 from dino.training.config import TrainConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EPOCHS, ITERATIONS = 6, 4
 TINY = (
     "--device cpu --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16 --local_crops_number 2 "
