@@ -42,9 +42,8 @@ def test_a_config_is_changed_by_setting_in_a_copy():
     changed = change(options, {"lr": 1.0, "out_dim": 64, "arch": "vit_tiny"})
     assert (changed.optim.lr, changed.student.out_dim, changed.backbone.arch) == (1.0, 64, "vit_tiny")
     assert options == TrainConfig() and change(options, {}) == options
-    assert (
-        dataclasses.replace(changed, optim=options.optim, student=options.student, backbone=options.backbone) == options
-    )
+    groups = ("optim", "student", "backbone")
+    assert dataclasses.replace(changed, **{group: getattr(options, group) for group in groups}) == options
 
 
 def test_a_setting_that_a_config_does_not_have_cannot_be_changed():
