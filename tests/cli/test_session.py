@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dino import errors
 from dino.cli.flags import FLAGS
-from dino.cli.session import exit_code, set_up_logging, spell
+from dino.cli.session import exit_code, open_session, set_up_logging, spell
+from dino.devices.config import DeviceConfig
+from dino.runtime import context
+from dino.runtime.config import LaunchConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = [
@@ -44,7 +48,7 @@ def raising(error):
         ("`hmp_bf16` a and `hmp_bf16` b", "--hmp-bf16 a and --hmp-bf16 b"),
         ("`clean_list` x.png is a picture", "--output x.png is a picture"),
         ("`no_setting`, `Path`, `a b` and `", "`no_setting`, `Path`, `a b` and `"),
-        ("", ""),
+        ("`pip install timm` or set `data_path` demo", "`pip install timm` or set --data_path demo"),
     ],
 )
 def test_settings_are_spelled_as_their_flags_and_nothing_else_is(text, spelled):
@@ -70,6 +74,17 @@ def test_other_processes_say_warnings_alone_and_who_they_are(monkeypatch, capsys
     logging.getLogger("dino.toy").info("quiet")
     logging.getLogger("dino.toy").warning("`lr` is odd")
     assert capsys.readouterr().out == "[rank 3] --lr is odd\n"
+
+
+def test_a_session_prints_its_device_and_the_flag_that_changes_it(capsys, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    cpu = context.open_device(DeviceConfig(device="cpu"))
+    monkeypatch.setattr(context, "open_device", lambda *_, **__: cpu)
+    with open_session(SimpleNamespace(device=DeviceConfig(), launch=LaunchConfig())) as run:
+        assert run.processes.world == 1
+    expected = "device: cpu, fp32 (chosen automatically, --device changes it), 1 process\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_an_error_names_flags(capsys, monkeypatch):
