@@ -52,8 +52,8 @@ def run(size: str, precision: str, rate: float, seed: int) -> dict:
         setting = Setting(device="cpu", size=size, modes=(), folder=Path(folder))
         variant = Variant(label="CPU", device="cpu", precision=precision)
         with open_bench(variant, setting, lambda text, **_: None) as bench:
-            words = ["--seed", str(seed), "--lr", repr(rate), "--output_dir", f"{folder}/run"]
-            return train(SIZES[size], bench, [*variant.words(), *words])
+            more = {"seed": seed, "lr": rate, "output_dir": f"{folder}/run"}
+            return train(SIZES[size], bench, variant.settings() | more)
 
 
 if __name__ == "__main__":

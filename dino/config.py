@@ -151,11 +151,15 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
 
 
 def change(config: Config, values: Mapping[str, Any]) -> Config:
-    """The same config with other values, by setting."""
+    """The same config with other values, by setting.
+
+    Raises:
+        KeyError: A setting that the config does not have.
+    """
+    place = {name: group for group, name in list_settings(config)}
     groups: dict[str, dict[str, Any]] = {}
-    for group, name in list_settings(config):
-        if name in values:
-            groups.setdefault(group, {})[name] = values[name]
+    for name, value in values.items():
+        groups.setdefault(place[name], {})[name] = value
     replaced = {group: dataclasses.replace(getattr(config, group), **fields) for group, fields in groups.items()}
     return dataclasses.replace(cast(Any, config), **replaced)
 

@@ -1,9 +1,6 @@
-"""Errors end a command with one line and the right exit code; bugs keep their traceback."""
+"""What an error says and which exit code belongs to it."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,13 +23,6 @@ EXIT_CODES = {
 }
 
 
-def raising(error):
-    def command():
-        raise error
-
-    return command
-
-
 def test_exit_codes_are_frozen():
     kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
     assert {name: kind.exit_code for name, kind in kinds.items() if issubclass(kind, errors.DinoError)} == EXIT_CODES
@@ -45,55 +35,22 @@ def test_the_documented_table_holds_every_exit_code_and_no_other():
     assert {0, *EXIT_CODES.values()} == {0, 1, 2, 3, 75}
 
 
-def test_a_command_that_returns_gives_zero_and_says_nothing(capsys):
-    assert errors.exit_code(lambda: None) == 0
-    assert capsys.readouterr() == ("", "")
+def test_an_error_ends_with_its_remedy_and_keeps_value_and_setting():
+    error = errors.OptionError("`lr` is -1, must be >= 0", value=-1, remedy="leave it out")
+    assert str(error) == "`lr` is -1, must be >= 0; leave it out"
+    assert (error.setting, error.value, error.remedy) == ("lr", -1, "leave it out")
 
 
-@pytest.mark.parametrize("name", [name for name in EXIT_CODES if name != "PeerFailed"])
-def test_an_error_is_one_line_on_stderr_and_its_code(name, capsys, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    assert errors.exit_code(raising(getattr(errors, name)("the folder\n   is missing"))) == EXIT_CODES[name]
-    assert capsys.readouterr() == ("", f"{name}: the folder is missing\n")
+def test_the_setting_is_the_first_that_is_named_and_none_where_none_is():
+    assert errors.DataError("`data_path` is missing: `data_path` demo, or `init_from`").setting == "data_path"
+    assert errors.DataError("no images in `/a folder`").setting is None
+    assert (errors.DataError("no images").setting, str(errors.DataError("no images"))) == (None, "no images")
 
 
-def test_a_process_of_a_group_says_which_one_it_is(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
-    assert errors.exit_code(raising(errors.DataError("no images"))) == 2
-    assert capsys.readouterr().err == "[rank 3] DataError: no images\n"
-
-
-def test_ctrl_c_is_one_line_and_the_code_that_shells_give_it(capsys):
-    assert errors.exit_code(raising(KeyboardInterrupt())) == 130
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("stopped by Ctrl-C") and err.count("\n") == 1
-
-
-def test_a_process_that_ends_with_another_one_has_its_code(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
-    assert errors.exit_code(raising(errors.PeerFailed(1, "5", "KeyError: 'x'"))) == 1
-    assert capsys.readouterr().err == "[rank 3] PeerFailed: ended because rank 5 did: KeyError: 'x'\n"
-
-
-@pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x")])
-def test_anything_else_is_a_bug_and_passes_through(bug):
-    with pytest.raises(type(bug)):
-        errors.exit_code(raising(bug))
-
-
-@pytest.mark.parametrize("words", [["--no_such_flag", "1"], ["--lr", "fast"], ["--config", "no-such-recipe.yaml"]])
-def test_a_script_leaves_with_code_2_and_one_line_without_a_traceback(words):
-    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
-    done = subprocess.run(
-        [sys.executable, "main_dino.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("OptionError: ")
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_name_that_is_no_text_is_printed_all_the_same():
-    script = "import os; from dino.errors import exit_code; exit_code(lambda: print(os.fsdecode(b'a\\xff')))"
-    environment = {**os.environ, "PYTHONUTF8": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True)
-    assert done.stdout.decode() == "a\\udcff\n"
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [("vit_smal", "did you mean vit_small?"), ("q", "known are resnet50, vit_small")],
+)
+def test_the_remedy_for_an_unknown_word_is_the_nearest_or_all(word, remedy):
+    assert errors.nearest(word, ["vit_small", "resnet50"]) == remedy
+    assert errors.nearest("q", ["b", "a"], families=["letters"]) == "known are letters"

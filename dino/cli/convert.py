@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dino.cli.options import name_places, parse
 from dino.cli.session import set_up_logging
 from dino.errors import OptionError
-from dino.evaluation.config import LayerConfig
+from dino.models.config import LayerConfig
 from dino.weights.config import ConversionConfig, IpuCheckpointConfig
 
 if TYPE_CHECKING:

@@ -80,7 +80,7 @@ class Progress:
     def end(self, report: StepReport) -> None:
         """See `plan.Show`."""
         seen = report.worst.summary if report.worst else report.reason
-        self._write(f"{report.number}/{len(STEPS)} {report.title}: {report.status.upper()} - {seen}\n")
+        self._write(f"{report.number}/{len(STEPS)} {report.title}: {report.status.upper()} - {spell(seen)}\n")
 
     def _write(self, text: str) -> None:
         sys.stdout.write(f"\r\033[K{text[:110] if not text.endswith(chr(10)) else text}" if self.live else text)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dino.config import EpochConfig, OutputConfig, RateConfig, ReportConfig, chosen, derived, setting
 from dino.data.config import DataConfig, LimitConfig
-from dino.models.config import BackboneConfig
+from dino.models.config import BackboneConfig, LayerConfig
 from dino.runtime.config import FrozenConfig, LaunchConfig
 
 
@@ -28,13 +28,6 @@ class StoreConfig:
     """Where an evaluation keeps its features while it needs them."""
 
     store_on_device: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerConfig:
-    """A linear layer that is there already."""
-
-    pretrained_linear: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

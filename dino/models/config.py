@@ -63,3 +63,10 @@ class WeightsConfig(WeightsFileConfig, NetworkConfig):
     """Which trained backbone an evaluation reads."""
 
     random_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """A linear layer that is there already."""
+
+    pretrained_linear: str | None = None

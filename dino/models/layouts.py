@@ -5,6 +5,7 @@ Ours are the original's; timm's vision transformers and masked autoencoders have
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino import checkpoint
+from dino.models.registry import VITS
 
 # transformers' ViT as it lies on disk (modeling_vit.py; what its newer releases rename, they rename when they read).
 OUTSIDE_BLOCKS = {
@@ -124,3 +126,19 @@ def _name_pairs(depth: int) -> list[tuple[str, tuple[str, ...]]]:
         for kind in ("weight", "bias")
     ]
     return [*((ours, (theirs,)) for ours, theirs in OUTSIDE_BLOCKS.items()), *blocks]
+
+
+def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the tensors of one of our vision transformers tell about it; nothing for other networks."""
+    if not is_vision_transformer(tensors):
+        return {}
+    convs = [tensor for name, tensor in tensors.items() if name.startswith("patch_embed.") and tensor.ndim == 4]
+    dim, in_chans = convs[-1].shape[0], convs[0].shape[1]
+    patch_size = convs[-1].shape[-1] << (len(convs) - 1)  # each convolution of a stem halves the side
+    depth = count_blocks(tensors)
+    arch = next((name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)), None)
+    side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    found = {"patch_size": patch_size, "in_chans": in_chans}
+    if side * side == tensors["pos_embed"].shape[1] - 1:
+        found["image_size"] = side * patch_size
+    return found | ({"arch": arch} if arch else {})

@@ -16,11 +16,18 @@ from torch import Tensor
 
 from dino import checkpoint
 from dino.models import matching
-from dino.models.layouts import count_blocks, is_hugging_face, is_ipu, is_vision_transformer, rename_to_ours, split_ipu
+from dino.models.layouts import (
+    count_blocks,
+    guess_backbone,
+    is_hugging_face,
+    is_ipu,
+    is_vision_transformer,
+    rename_to_ours,
+    split_ipu,
+)
 from dino.models.published import HUB_PREFIX
 from dino.models.registry import TIMM_PREFIX
 from dino.models.weight_files import PADDLE, SAFETENSORS
-from dino.models.weights import guess_backbone
 
 Networks = dict[str, Mapping[str, Tensor]]
 

@@ -7,7 +7,6 @@ is missing; and every tensor of the file that is left over is named too.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ from dino.models import matching
 from dino.models.adaptation import adapt_input
 from dino.models.arrival import check_network, read_centre
 from dino.models.config import BackboneConfig, ChannelConfig, WeightsConfig
-from dino.models.layouts import count_blocks, is_vision_transformer, rename_to_ours
+from dino.models.layouts import count_blocks, guess_backbone, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
 from dino.models.multicrop import MultiCrop
 from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published, read_published
-from dino.models.registry import VITS, build_backbone
+from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.models.weight_files import read_weights, select_network
 
@@ -283,22 +282,6 @@ def _build_unnamed(tensors: Mapping[str, Tensor], **settings: int) -> VisionTran
     return VisionTransformer(
         embed_dim=dim, depth=count_blocks(tensors), heads=1, mlp_ratio=hidden / dim, conv_stem=False, **settings
     )
-
-
-def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the tensors of one of our vision transformers tell about it; nothing for other networks."""
-    if not is_vision_transformer(tensors):
-        return {}
-    convs = [tensor for name, tensor in tensors.items() if name.startswith("patch_embed.") and tensor.ndim == 4]
-    dim, in_chans = convs[-1].shape[0], convs[0].shape[1]
-    patch_size = convs[-1].shape[-1] << (len(convs) - 1)  # each convolution of a stem halves the side
-    depth = count_blocks(tensors)
-    arch = next((name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)), None)
-    side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-    found = {"patch_size": patch_size, "in_chans": in_chans}
-    if side * side == tensors["pos_embed"].shape[1] - 1:
-        found["image_size"] = side * patch_size
-    return found | ({"arch": arch} if arch else {})
 
 
 def _name_autoencoder(guessed: Mapping[str, Any]) -> str:

@@ -26,10 +26,10 @@ MODES: Mapping[str, tuple[str, ...]] = {  # of each device
     "cuda": (EAGER, COMPILED),
     "cpu": (EAGER, COMPILED),
 }
-MODE_WORDS: Mapping[str, tuple[str, ...]] = {  # always explicit: what a run takes by itself depends on the software
-    LAZY: ("--lazy_mode", "true"),
-    COMPILED: ("--lazy_mode", "false", "--compile"),
-    EAGER: ("--lazy_mode", "false"),
+MODE_SETTINGS: Mapping[str, Mapping[str, Any]] = {  # always given: what a run takes by itself depends on the software
+    LAZY: {"lazy_mode": True},
+    COMPILED: {"lazy_mode": False, "compile": True},
+    EAGER: {"lazy_mode": False},
 }
 FORMATS = ("fp32", "bf16", "ops")
 
@@ -94,9 +94,9 @@ class Variant:
     environment: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
 
-    def words(self) -> list[str]:
-        """The flags of this device, mode and number format."""
-        return ["--device", self.device or "cpu", "--precision", self.precision, *MODE_WORDS[self.mode]]
+    def settings(self) -> dict[str, Any]:
+        """What a run is asked for this device, mode and number format, by setting."""
+        return {"device": self.device or "cpu", "precision": self.precision, **MODE_SETTINGS[self.mode]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dino.cli.options import parse
+from dino.config import change
 from dino.errors import DinoError
 from dino.training.config import TrainConfig
 from dino.verify.base import Bench, NotRunError, Say, Setting, Variant
@@ -73,7 +73,7 @@ def open_bench(variant: Variant, setting: Setting, say: Say, limit: float = math
         return
     from dino.runtime.context import open_run
 
-    options = parse(TrainConfig, variant.words())
+    options = change(TrainConfig(), variant.settings())
     say("opening the device")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     with open_run(options.device, options.launch, precision=options.precision) as run:

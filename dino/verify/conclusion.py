@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dino.verify.base import FAIL, MODE_WORDS, NOT_RUN, SLOW, Setting, StepReport
+from dino.verify.base import COMPILED, EAGER, FAIL, LAZY, NOT_RUN, SLOW, Setting, StepReport
 
 RIGHT_STEPS = ("product", "golden", "alignment", "training")  # whose numbers say that a mode is right
 WITNESSES = ("golden", "alignment", "training")  # at least one of them must have run
 SPEED = "speed"
+TYPED = {LAZY: "--lazy_mode true", COMPILED: "--lazy_mode false --compile", EAGER: "--lazy_mode false"}  # for users
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,5 +136,5 @@ def choose_next(reports: Sequence[StepReport], setting: Setting, best: Verdict |
             return f"step {report.number}, {part.variant.label}: {part.remedy}"
     if best is None:
         return "run it again with all steps: python -m dino.verify"
-    words = " ".join(MODE_WORDS[best.mode])
-    return f"train: python main_dino.py --device {setting.device} {words} --precision {best.precision} --data_path ..."
+    flags = f"--device {setting.device} {TYPED[best.mode]} --precision {best.precision}"
+    return f"train: python main_dino.py {flags} --data_path ..."

@@ -18,10 +18,10 @@ from torch import Tensor
 from dino import checkpoint
 from dino.data.photometric import build_normalisation
 from dino.errors import OptionError, WeightsError
-from dino.evaluation.config import LayerConfig
 from dino.files import drafting
 from dino.models.adaptation import POSITION
 from dino.models.arrival import list_tensors
+from dino.models.config import LayerConfig
 from dino.models.layouts import is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched
 from dino.models.position import scale_position

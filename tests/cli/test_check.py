@@ -114,7 +114,7 @@ def test_a_list_without_any_image_is_not_written(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "list.txt").exists()
 
 
-@pytest.mark.parametrize(("words", "text"), [(["a", "b"], "'b' is one word too many"), ([], "--data_path is missing")])
+@pytest.mark.parametrize(("words", "text"), [(["a", "b"], "'b' is one word too many"), ([], "`data_path` is missing")])
 def test_words_that_are_too_many_or_missing_are_told(words: list[str], text: str) -> None:
     with pytest.raises((OptionError, DataError), match=text):
         main(words)

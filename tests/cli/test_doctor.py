@@ -16,7 +16,7 @@ from dino.doctor.examine import examine as examine_machine
 from dino.doctor.report import Case
 from dino.errors import CheckFailed
 from tests import hpu_simulator
-from tests.doctor.conftest import BRIDGE, TORCH
+from tests.cli.conftest import BRIDGE, TORCH
 from tests.doctor.outputs import table_output
 
 ROOT = Path(__file__).resolve().parents[2]

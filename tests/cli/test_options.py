@@ -3,52 +3,74 @@
 import dataclasses
 import string
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dino.cli.options import flag, flags_of, name_places, parse
-from dino.config import as_dict
+from dino.cli.flags import FLAGS
+from dino.cli.options import as_words, flags_of, name_places, parse, parse_command
+from dino.cli.spec import Spec
+from dino.config import as_dict, as_recipe, chosen, derived
 from dino.errors import OptionError, nearest
 from dino.evaluation.config import KnnConfig
 from dino.training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToyFlags:
-    """One flag of every kind."""
+class PartConfig:
+    """One setting of every kind."""
 
-    size: int = flag(3, "whole number")
-    rate: float = flag(0.5, "number")
-    name: str = flag("oak", "text")
-    limit: int | None = flag(None, "whole number or nothing")
-    asked: bool = flag(True, "yes or no")
-    loud: bool = flag(False, "present or not", switch=True)
-    pair: tuple[float, float] = flag((0.1, 0.9), "two numbers")
-    counts: tuple[int, ...] = flag((1, 2), "some whole numbers")
-    kind: str = flag("a", "one of two", choices=("a", "b"))
-    old_name: int = flag(0, "known by three names", spelling="--old-name", also=("--older_name",))
+    size: int = 3
+    rate: float = 0.5
+    name: str = "oak"
+    limit: int | None = None
+    asked: bool = True
+    loud: bool = False
+    pair: tuple[float, float] = (0.1, 0.9)
+    counts: tuple[int, ...] = (1, 2)
+    kind: str = "a"
+    old_name: int = 0
+    guess: int | None = derived(5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoreFlags:
+class MoreConfig:
     """A second group."""
 
-    depth: int = flag(7, "whole number, 100 % of it")
+    depth: int = 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
     """A command that does nothing."""
 
-    DEFAULTS: ClassVar[dict[str, Any]] = {"depth": 9}
+    part: PartConfig = PartConfig()
+    more: MoreConfig = MoreConfig(depth=9)
 
-    toy: ToyFlags
-    more: MoreFlags
-    explicit: frozenset[str] = frozenset()
+
+SPECS = {
+    "size": Spec("whole number"),
+    "rate": Spec("number"),
+    "name": Spec("text"),
+    "limit": Spec("whole number or nothing"),
+    "asked": Spec("yes or no"),
+    "loud": Spec("present or not", switch=True),
+    "pair": Spec("two numbers"),
+    "counts": Spec("some whole numbers"),
+    "kind": Spec("one of two", choices=("a", "b")),
+    "old_name": Spec("known by three names", spelling="--old-name", also=("--older_name",)),
+    "guess": Spec("found out where it is not given"),
+    "depth": Spec("whole number, 100 % of it"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _toy_flags(monkeypatch):
+    """The toy's settings are written as flags, too."""
+    for name, spec in SPECS.items():
+        monkeypatch.setitem(FLAGS, name, spec)
 
 
 @pytest.fixture
@@ -69,28 +91,57 @@ def refusal(words, command=Toy):
     return str(caught.value)
 
 
-def test_without_words_every_value_is_the_default_and_nothing_is_explicit():
-    options = parse(Toy, [])
-    assert options == Toy(toy=ToyFlags(), more=MoreFlags(depth=9))
-    assert options.explicit == frozenset()
+def test_without_words_every_value_is_the_default_and_nothing_is_given():
+    assert parse_command(Toy, []) == (Toy(), frozenset(), {})
 
 
 def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(recipe):
-    options = parse(Toy, [*recipe({"size": 10, "rate": 2.5}), "--size", "20"])
-    assert (options.toy.size, options.toy.rate, options.toy.name) == (20, 2.5, "oak")
-    assert options.explicit == {"size", "rate"}
+    options, given, _ = parse_command(Toy, [*recipe({"size": 10, "rate": 2.5}), "--size", "20"])
+    assert (options.part.size, options.part.rate, options.part.name) == (20, 2.5, "oak")
+    assert given == {"size", "rate"}
 
 
 def test_a_recipe_wins_over_the_defaults_of_the_command(recipe):
     assert parse(Toy, recipe({"depth": 1})).more.depth == 1
 
 
-def test_a_value_equal_to_the_default_is_explicit_all_the_same():
-    assert parse(Toy, ["--size", "3"]).explicit == {"size"}
+def test_a_value_equal_to_the_default_is_given_all_the_same():
+    assert parse_command(Toy, ["--size", "3"]).given == {"size"}
+
+
+def test_a_derived_setting_that_nobody_gave_is_none_and_shown_as_the_references_number(recipe, capsys):
+    options = parse(Toy, [])
+    assert options.part.guess is None and chosen(options.part, "guess") == as_dict(options)["guess"] == 5
+    with pytest.raises(SystemExit):
+        parse(Toy, ["--help"])
+    assert "found out where it is not given (default: 5)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_derived_setting_is_given_by_its_flag_and_by_its_line_in_a_recipe(recipe):
+    assert parse(Toy, ["--guess", "5"]).part.guess == 5
+    assert parse(Toy, recipe("guess: 5")).part.guess == 5
+
+
+def test_a_printed_recipe_leaves_derived_what_nobody_gave(recipe):
+    assert parse(Toy, recipe(as_recipe(Toy(), given=()))).part.guess is None
+    edited = as_recipe(Toy(), given=()).replace("guess: 5", "guess: 6")
+    assert parse(Toy, recipe(edited)).part.guess == 6
+
+
+def test_what_completes_a_config_sees_what_was_given_and_its_reasons_are_kept():
+    seen = []
+
+    def complete(options, given):
+        seen.append(given)
+        return dataclasses.replace(options, more=MoreConfig(depth=1)), {"depth": "so said the images"}
+
+    parsed = parse_command(Toy, ["--size", "4"], complete)
+    assert seen == [{"size"}] and parsed.config.more.depth == 1
+    assert parsed.given == {"size"} and parsed.reasons == {"depth": "so said the images"}
 
 
 def test_the_last_of_two_equal_flags_counts():
-    assert parse(Toy, ["--size", "1", "--size", "2"]).toy.size == 2
+    assert parse(Toy, ["--size", "1", "--size", "2"]).part.size == 2
 
 
 @pytest.mark.parametrize(
@@ -111,7 +162,7 @@ def test_the_last_of_two_equal_flags_counts():
     ],
 )
 def test_words_become_values_of_the_declared_type(words, field, value):
-    result = getattr(parse(Toy, words).toy, field)
+    result = getattr(parse(Toy, words).part, field)
     assert result == value
     assert type(result) is type(value)
 
@@ -122,7 +173,7 @@ def test_words_become_values_of_the_declared_type(words, field, value):
     + [("0", False), ("false", False), ("FALSE", False), ("off", False), ("no", False)],
 )
 def test_bool_words_are_those_of_the_original_and_yaml(word, value):
-    assert parse(Toy, ["--asked", word]).toy.asked is value
+    assert parse(Toy, ["--asked", word]).part.asked is value
 
 
 @pytest.mark.parametrize(
@@ -156,23 +207,23 @@ def test_an_empty_recipe_value_is_not_the_text_none(recipe):
 
 
 def test_an_empty_recipe_value_unsets_an_optional_flag(recipe):
-    options = parse(Toy, recipe("limit:"))
-    assert options.toy.limit is None
-    assert options.explicit == {"limit"}
+    options, given, _ = parse_command(Toy, recipe("limit:"))
+    assert options.part.limit is None
+    assert given == {"limit"}
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(recipe):
-    assert parse(Toy, recipe("rate: 1e-3\nsize: '4'")).toy == ToyFlags(rate=0.001, size=4)
+    assert parse(Toy, recipe("rate: 1e-3\nsize: '4'")).part == PartConfig(rate=0.001, size=4)
 
 
 def test_switches_take_a_word_in_a_recipe(recipe):
-    assert parse(Toy, recipe("loud: yes")).toy.loud is True
-    assert parse(Toy, recipe("loud: false")).toy.loud is False
+    assert parse(Toy, recipe("loud: yes")).part.loud is True
+    assert parse(Toy, recipe("loud: false")).part.loud is False
 
 
 @pytest.mark.parametrize("key", ["old_name", "old-name", "older_name"])
 def test_a_recipe_may_use_every_spelling(recipe, key):
-    assert parse(Toy, recipe({key: 5})).toy.old_name == 5
+    assert parse(Toy, recipe({key: 5})).part.old_name == 5
 
 
 @pytest.mark.parametrize(
@@ -259,20 +310,20 @@ def test_the_gaudi_reference_spells_its_op_list_flags_with_dashes():
     ],
 )
 def test_recipes_take_the_aliases_of_the_real_commands(recipe, key, field, value):
-    options = parse(TrainConfig, recipe({key: value}))
+    options, given, _ = parse_command(TrainConfig, recipe({key: value}))
     assert as_dict(options)[field] == value
-    assert options.explicit == {field}
+    assert given == {field}
 
 
 def test_options_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        parse(Toy, []).toy.size = 4
+        parse(Toy, []).part.size = 4
 
 
 def test_as_dict_is_flat_and_plain():
     assert as_dict(parse(Toy, ["--counts", "5"])) == {
         **{"size": 3, "rate": 0.5, "name": "oak", "limit": None, "asked": True, "loud": False},
-        **{"pair": [0.1, 0.9], "counts": [5], "kind": "a", "old_name": 0, "depth": 9},
+        **{"pair": [0.1, 0.9], "counts": [5], "kind": "a", "old_name": 0, "guess": 5, "depth": 9},
     }
 
 
@@ -289,6 +340,7 @@ VALUES = {
     "counts": st.lists(st.integers(), min_size=1, max_size=5).map(tuple),
     "kind": st.sampled_from(["a", "b"]),
     "old_name": st.integers(),
+    "guess": st.integers(),
 }
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -296,20 +348,8 @@ QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 @QUICK
 @given(values=st.fixed_dictionaries(VALUES))
 def test_options_written_as_a_recipe_come_back_the_same(recipe, values):
-    options = Toy(toy=ToyFlags(**values), more=MoreFlags(depth=9))
-    read = parse(Toy, recipe(as_dict(options)))
-    assert dataclasses.replace(read, explicit=frozenset()) == options
-
-
-def as_words(name, value):
-    spelling = "--old-name" if name == "old_name" else f"--{name}"
-    if name == "loud":
-        return [spelling] if value else []
-    if value is None:
-        return []
-    if isinstance(value, tuple):
-        return [spelling, *(str(part) for part in value)]
-    return [f"{spelling}={value}"]
+    options = Toy(part=PartConfig(**values))
+    assert parse(Toy, recipe(as_dict(options))) == options
 
 
 POSITIVE = st.floats(min_value=1e-6, max_value=1e12)
@@ -322,8 +362,8 @@ POSITIVE = st.floats(min_value=1e-6, max_value=1e12)
     )
 )
 def test_options_written_as_flags_come_back_the_same(values):
-    words = [word for name, value in values.items() for word in as_words(name, value)]
-    assert parse(Toy, words).toy == ToyFlags(**values)
+    words = as_words(Toy, Toy(part=PartConfig(**values)), values)
+    assert parse(Toy, words).part == PartConfig(**values)
 
 
 @QUICK

@@ -18,19 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dino.cli.UNKNOWN import SubmitConfig
 from PIL import Image
 
 import run_with_submitit
-from dino.cli.options import as_words, parse
+from dino.cli import submission
+from dino.cli.options import as_words, parse, parse_command
 from dino.cli.session import exit_code
-from dino.cli.submission import RequeueRequest, TrainingTask
+from dino.cli.submission import RequeueRequest, SubmitConfig, TrainingTask
 from dino.errors import Interrupted
-from dino.runtime import submission
 from dino.runtime.context import StopRequest
 from dino.training.config import TrainConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EPOCHS, ITERATIONS = 6, 4
 TINY = (
     "--device cpu --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16 --local_crops_number 2 "
@@ -233,14 +232,13 @@ def test_words_carry_what_flags_and_recipe_say(tmp_path):
         "lr: 0.0003\nnodes: 3\nglobal_crops_scale: [0.25, 1.0]\nhmp: true\nnorm_last_layer: false\ncompile: false\n"
     )
     given = ["--config", str(recipe), "--epochs", "7", "--batch_size_per_gpu", "3", "--comment", "a b"]
-    options = parse(SubmitConfig, given)
-    words = as_words(TrainConfig, options, options.explicit)
+    options, named, _ = parse_command(SubmitConfig, given)
+    words = as_words(TrainConfig, options, named)
     assert "--hmp" in words and "--epochs=7" in words and not any("comment" in word for word in words)
-    again = parse(TrainConfig, words)
+    again = parse_command(TrainConfig, words)
     for group in TrainConfig.__dataclass_fields__:
-        if group != "explicit":
-            assert getattr(again, group) == getattr(options, group)
-    assert again.explicit == options.explicit - {"nodes", "comment"}
+        assert getattr(again.config, group) == getattr(options, group)
+    assert again.given == named - {"nodes", "comment"}
 
 
 @pytest.fixture

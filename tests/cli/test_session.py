@@ -1,53 +1,148 @@
-"""What a command prints: lines by rank, and settings as the flags that users type."""
+"""How every command begins and ends: log lines and errors in the user's words, and the right exit code."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from dino.cli.session import open_session, set_up_logging, spell
+from dino import errors
+from dino.cli.flags import FLAGS
+from dino.cli.session import exit_code, open_session, set_up_logging, spell
 from dino.devices.config import DeviceConfig
 from dino.runtime import context
 from dino.runtime.config import LaunchConfig
 
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.DinoError) and kind is not errors.PeerFailed
+]
+
 
 @pytest.fixture(autouse=True)
-def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
+def _keep_log_handlers():
+    """A command sets up the log for a process of its own."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
 
 
 @pytest.mark.parametrize(
-    ("text", "printed"),
+    ("text", "spelled"),
     [
         ("`lr` must be >= 0", "--lr must be >= 0"),
-        ("`file_out` OUT is a folder; or set `data_path` demo", "--output OUT is a folder; or set --data_path demo"),
-        ("`unheard_of` and `pip install timm` stay", "`unheard_of` and `pip install timm` stay"),
+        ("`hmp_bf16` a and `hmp_bf16` b", "--hmp-bf16 a and --hmp-bf16 b"),
+        ("`clean_list` x.png is a picture", "--output x.png is a picture"),
+        ("`no_setting`, `Path`, `a b` and `", "`no_setting`, `Path`, `a b` and `"),
+        ("`pip install timm` or set `data_path` demo", "`pip install timm` or set --data_path demo"),
     ],
 )
-def test_settings_are_spelled_as_flags(text: str, printed: str) -> None:
-    assert spell(text) == printed
+def test_settings_are_spelled_as_their_flags_and_nothing_else_is(text, spelled):
+    assert spell(text) == spelled
 
 
-def test_the_first_rank_writes_plain_lines_and_others_only_warnings(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for rank in (0, 1):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert set_up_logging() == rank
-        logging.getLogger("dino").info("progress")
-        logging.getLogger("dino").warning("trouble with `%s`", "lr")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["progress", "trouble with --lr", "[rank 1] trouble with --lr"]
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_setting_has_a_spelling(name):
+    assert spell(f"`{name}`") == (FLAGS[name].spelling or f"--{name}")
 
 
-def test_a_session_prints_its_device_and_the_flag_that_changes_it(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = context.open_device(DeviceConfig(device="cpu"))
-    monkeypatch.setattr(context, "open_device", lambda *_, **__: chosen)
+def test_log_lines_are_spelled_and_the_first_process_says_all(monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    assert set_up_logging() == 0
+    logging.getLogger("dino.toy").info("`%s` is %s", "lr", "`hmp_bf16`")
+    assert capsys.readouterr().out == "--lr is --hmp-bf16\n"
+
+
+def test_other_processes_say_warnings_alone_and_who_they_are(monkeypatch, capsys):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert set_up_logging() == 3
+    logging.getLogger("dino.toy").info("quiet")
+    logging.getLogger("dino.toy").warning("`lr` is odd")
+    assert capsys.readouterr().out == "[rank 3] --lr is odd\n"
+
+
+def test_a_session_prints_its_device_and_the_flag_that_changes_it(capsys, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    cpu = context.open_device(DeviceConfig(device="cpu"))
+    monkeypatch.setattr(context, "open_device", lambda *_, **__: cpu)
     with open_session(SimpleNamespace(device=DeviceConfig(), launch=LaunchConfig())) as run:
         assert run.processes.world == 1
     expected = "device: cpu, fp32 (chosen automatically, --device changes it), 1 process\n"
     assert capsys.readouterr().out == expected
+
+
+def test_an_error_names_flags(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    error = errors.OptionError("`score` contradicts `file_in`", remedy="leave one out")
+    assert exit_code(raising(error)) == 2
+    assert capsys.readouterr().err == "OptionError: --evaluate contradicts --weights; leave one out\n"
+
+
+def test_a_command_that_returns_gives_zero_and_says_nothing(capsys):
+    assert exit_code(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_error_is_one_line_on_stderr_and_its_code(kind, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert exit_code(raising(kind("the folder\n   is missing"))) == kind.exit_code
+    assert capsys.readouterr() == ("", f"{kind.__name__}: the folder is missing\n")
+
+
+def test_a_process_of_a_group_says_which_one_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert exit_code(raising(errors.DataError("no images"))) == 2
+    assert capsys.readouterr().err == "[rank 3] DataError: no images\n"
+
+
+def test_ctrl_c_is_one_line_and_the_code_that_shells_give_it(capsys):
+    assert exit_code(raising(KeyboardInterrupt())) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("stopped by Ctrl-C") and err.count("\n") == 1
+
+
+def test_a_process_that_ends_with_another_one_has_its_code(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert exit_code(raising(errors.PeerFailed(1, "5", "KeyError: 'x'"))) == 1
+    assert capsys.readouterr().err == "[rank 3] PeerFailed: ended because rank 5 did: KeyError: 'x'\n"
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x")])
+def test_anything_else_is_a_bug_and_passes_through(bug):
+    with pytest.raises(type(bug)):
+        exit_code(raising(bug))
+
+
+@pytest.mark.parametrize("words", [["--no_such_flag", "1"], ["--lr", "fast"], ["--config", "no-such-recipe.yaml"]])
+def test_a_script_leaves_with_code_2_and_one_line_without_a_traceback(words):
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    done = subprocess.run(
+        [sys.executable, "main_dino.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("OptionError: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same():
+    script = "import os; from dino.cli.session import exit_code; exit_code(lambda: print(os.fsdecode(b'a\\xff')))"
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True)
+    assert done.stdout.decode() == "a\\udcff\n"

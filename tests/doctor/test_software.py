@@ -123,7 +123,7 @@ def test_flags_that_a_run_refuses_are_a_problem_with_its_words():
     assert mode is None and problem.blocking and "contradict each other" in problem.cause
     assert problem.remedy == "leave one out"
     mode, (problem,) = decide_mode(True, True, {}, "2.6.0+git1")
-    assert mode is None and "--compile contradict each other" in problem.cause
+    assert mode is None and "`compile` contradict each other" in problem.cause
 
 
 @pytest.mark.parametrize("value", ["2", "3", "yes"])

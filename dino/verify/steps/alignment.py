@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.cli.options import parse
+from dino.config import change
+from dino.devices.config import PrecisionConfig
 from dino.training.config import AlignConfig
 from dino.verify.base import FAIL, FORMATS, PASS, THREADS, Bench, Finding, NotRunError, Result, Setting, Variant, accept
 
@@ -21,11 +22,11 @@ LIMIT = 1e-4
 # In 16 bits: times what the CPU's own steps in that format are away from its fp32 steps. A device's own policy may run
 # more operators in 16 bits than the CPU's: on the simulated card, with the bridge's lists, it is up to 5.4 times.
 OWN = 10.0
-QUICK_SIZES = (
-    *("--patch_size", "8", "--global_crops_size", "32", "--local_crops_size", "16", "--out_dim", "256"),
-    *("--batch_size_per_device", "4", "--steps", "3"),
-)
-FULL_SIZES = ("--batch_size_per_device", "4", "--steps", "8")
+QUICK_SIZES = {
+    **{"patch_size": 8, "global_crops_size": 32, "local_crops_size": 16, "out_dim": 256},
+    **{"batch_size_per_device": 4, "steps": 3},
+}
+FULL_SIZES = {"batch_size_per_device": 4, "steps": 8}
 PARTS = {  # of a tensor's name, the first that is in it
     "head.last_layer": "last layer",
     "head.": "head",
@@ -68,22 +69,27 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     for precision in variant.options["formats"]:
         bench.say(precision)
-        words = parse(AlignConfig, ["--precision", precision]).precision
-        lists = read_op_lists(words) if precision == FORMATS[2] else None
+        lists = read_op_lists(PrecisionConfig(precision=precision)) if precision == FORMATS[2] else None
         device = run if precision == FORMATS[0] else Run(device=CpuDevice(precision, lists), processes=run.processes)
         torch.save(vars(trace_run(variant, device, bench.setting)), _kept(folder, precision))
     return {}
 
 
 def trace_run(
-    variant: Variant, run: Any, setting: Setting, *more: str, share: slice = slice(None), gradients: bool = True
+    variant: Variant,
+    run: Any,
+    setting: Setting,
+    more: Mapping[str, Any] | None = None,
+    *,
+    share: slice = slice(None),
+    gradients: bool = True,
 ) -> Trace:
-    """The trace of this process's share of drawn batches."""
+    """The trace of this process's share of drawn batches, with `more` settings."""
     from dino.training.alignment import trace_steps
     from dino.training.plan import build_plan
 
     sizes = QUICK_SIZES if setting.is_quick else FULL_SIZES
-    options = parse(AlignConfig, [*sizes, *variant.words(), *more])
+    options = change(AlignConfig(), {**sizes, **variant.settings(), **(more or {})})
     steps = options.align.steps
     plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=run.processes.world)
     batches = [type(batch)(*(field[share] for field in batch)) for batch in draw_batches(options, run.processes.world)]

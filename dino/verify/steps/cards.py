@@ -11,7 +11,7 @@ from dino.verify.steps import alignment
 
 TITLE = "more than one card"
 COUNT, PAIR = "count", 2
-STEPS = "20"
+STEPS = 20
 LIMIT = 1e-3  # ten times that of one card's eight steps: twenty steps, and two orders of summation in each
 BYTES = {"quick": 1 << 22, "full": 1 << 28}  # of the tensor that is exchanged; gradients of a ViT-S are 1 << 27
 REPEATS = 5
@@ -49,8 +49,8 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     bench.say(f"{STEPS} training steps")
     images = 4 // cards
     share = slice(run.processes.rank * images, (run.processes.rank + 1) * images)
-    sizes = ("--steps", STEPS, "--batch_size_per_device", str(images))
-    trace = alignment.trace_run(variant, run, bench.setting, *sizes, share=share, gradients=False)
+    sizes = {"steps": STEPS, "batch_size_per_device": images}
+    trace = alignment.trace_run(variant, run, bench.setting, sizes, share=share, gradients=False)
     kept = bench.setting.folder / f"cards_{variant.mode}.pt"
     if cards == 1:
         torch.save(vars(trace), kept)

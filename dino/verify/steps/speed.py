@@ -8,23 +8,18 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from dino.cli.options import parse
+from dino.config import change
 from dino.devices.hpu.software import BRIDGE_PACKAGES, find_version, read_release
 from dino.training.config import TrainConfig
 from dino.verify.base import COMPILED, EAGER, PASS, SLOW, Bench, Finding, NotRunError, Result, Setting, Variant, accept
 
 TITLE = "speed"
-SMALL = (
-    *("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "32", "--local_crops_size", "16"),
-    *("--local_crops_number", "2", "--out_dim", "256", "--batch_size_per_device", "4"),
-    *("--drop_path_rate", "0"),  # the networks of step 5, which a compiler then knows already
-)
-REAL = (
-    "--arch",
-    "vit_small",
-    "--batch_size_per_device",
-    "64",
-)  # the paper's: 2 x 224 and 8 x 96 pixels, 65536 prototypes
+SMALL = {
+    **{"arch": "vit_mini", "patch_size": 8, "global_crops_size": 32, "local_crops_size": 16},
+    **{"local_crops_number": 2, "out_dim": 256, "batch_size_per_device": 4},
+    "drop_path_rate": 0.0,  # the networks of step 5, which a compiler then knows already
+}
+REAL = {"arch": "vit_small", "batch_size_per_device": 64}  # the paper's: 2 x 224 and 8 x 96 pixels, 65536 prototypes
 STEPS = {"quick": (2, 5), "full": (5, 20)}  # of warm-up, and timed
 SECONDS = {"quick": 5.0, "full": 10.0}  # for the timed steps
 SLOW_WORDS = {"cpu fallbacks": "operators run on the host", "graph compilations": "graphs are compiled"}
@@ -70,10 +65,10 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     from dino.verify.measure import build_workload, count_step, measure_speed, time_phases
 
     size, switch = bench.setting.size, variant.options.get("switch")
-    words = [*(SMALL if bench.setting.is_quick else REAL), *variant.words()]
-    words += ["--batch_size_per_device", str(variant.options["batch"])] if "batch" in variant.options else []
-    words += ["--recompute", "blocks"] if switch == RECOMPUTE else []
-    options, device = parse(TrainConfig, words), bench.opened.device
+    settings = (SMALL if bench.setting.is_quick else REAL) | variant.settings()
+    settings |= {"batch_size_per_device": int(variant.options["batch"])} if "batch" in variant.options else {}
+    settings |= {"recompute": "blocks"} if switch == RECOMPUTE else {}
+    options, device = change(TrainConfig(), settings), bench.opened.device
     before = device.memory_peak() or 0
     with switched(switch, device):
         bench.say("building the networks")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.cli.options import parse
+from dino.config import change
 from dino.training.config import TrainConfig
 from dino.verify.base import FAIL, FORMATS, NOT_RUN, PASS, THREADS, Bench, Finding, Result, Setting, Variant, accept
 
@@ -24,15 +24,13 @@ REFERENCE = "CPU"
 FACTOR = 10.0  # a device may run more operators in 16 bits than the CPU, as in step 5
 LEAST = 0.01  # of a point of the curve, which starts at the logarithm of the prototypes: functions of its own round too
 RATE = 0.003  # the peak learning rate for a batch of 256
-METHOD = (
-    *("--patch_size", "8", "--in_chans", "1", "--use_bn_in_head", "true", "--drop_path_rate", "0"),
-    *("--global_crops_scale", "0.5", "1.0", "--local_crops_scale", "0.2", "0.5", "--local_crops_number", "2"),
-    *("--momentum_teacher", "0.99", "--warmup_teacher_temp", "0.03", "--teacher_temp", "0.03", "--warmup_epochs", "1"),
-    *("--min_lr", "1e-5", "--weight_decay_end", "0.1", "--saveckp_freq", "0"),
-)
-
-
-ALIGNED = ("--arch", "vit_mini", "--global_crops_size", "32", "--local_crops_size", "16")
+METHOD = {
+    **{"patch_size": 8, "in_chans": 1, "use_bn_in_head": True, "drop_path_rate": 0.0},
+    **{"global_crops_scale": (0.5, 1.0), "local_crops_scale": (0.2, 0.5), "local_crops_number": 2},
+    **{"momentum_teacher": 0.99, "warmup_teacher_temp": 0.03, "teacher_temp": 0.03, "warmup_epochs": 1},
+    **{"min_lr": 1e-5, "weight_decay_end": 0.1, "saveckp_freq": 0, "num_workers": 0},
+}
+ALIGNED = {"arch": "vit_mini", "global_crops_size": 32, "local_crops_size": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class Size:
     """Of one training; an epoch is a point of the curve.
 
     Attributes:
-        words: Flags besides METHOD.
+        settings: Besides METHOD's, and over them.
         epochs: Points of the curve.
         batch: Images a step.
         steps: An epoch.
@@ -49,7 +47,7 @@ class Size:
         knn: Per cent that the accuracy at the end may be lower: rounding moves it by a few images.
     """
 
-    words: tuple[str, ...]
+    settings: Mapping[str, Any]
     epochs: int
     batch: int
     steps: int
@@ -60,7 +58,7 @@ class Size:
 
 SIZES = {
     "full": Size(
-        words=("--arch", "vit_micro", "--global_crops_size", "40", "--local_crops_size", "24", "--out_dim", "256"),
+        settings={"arch": "vit_micro", "global_crops_size": 40, "local_crops_size": 24, "out_dim": 256},
         epochs=20,
         batch=32,
         steps=10,
@@ -69,7 +67,7 @@ SIZES = {
         knn=4.0,
     ),
     "quick": Size(
-        words=(*ALIGNED, "--out_dim", "64", "--in_chans", "3", "--use_bn_in_head", "false"),  # what step 5 compiled
+        settings=ALIGNED | {"out_dim": 64, "in_chans": 3, "use_bn_in_head": False},  # what step 5 compiled
         epochs=4,
         batch=4,
         steps=5,
@@ -99,11 +97,11 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     if variant.label == REFERENCE:
         torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     folder = bench.setting.folder / f"training_{variant.label.replace(' ', '_')}"
-    return train(SIZES[bench.setting.size], bench, [*variant.words(), "--output_dir", str(folder)])
+    return train(SIZES[bench.setting.size], bench, variant.settings() | {"output_dir": str(folder)})
 
 
-def train(size: Size, bench: Bench, words: Sequence[str]) -> dict[str, Any]:
-    """One training; `losses` by epoch, and `knn`, the top-1 accuracy in per cent."""
+def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
+    """One training with `more` settings; `losses` by epoch, and `knn`, the top-1 accuracy in per cent."""
     from dino.data.demo import CLASSES, DemoSpec, build_demo
     from dino.evaluation.knn import build_online_knn
     from dino.runtime.metrics import LOG_FILE
@@ -113,12 +111,18 @@ def train(size: Size, bench: Bench, words: Sequence[str]) -> dict[str, Any]:
     bench.say("drawing the images")
     per_class = -(-size.batch * size.steps // len(CLASSES))
     root = build_demo(DemoSpec(train_per_class=per_class, val_per_class=size.held_out), bench.setting.folder)
-    lengths = ("--epochs", size.epochs, "--eval_knn_every", size.epochs, "--batch_size_per_device", size.batch)
-    data = ("--data_path", root / "train", "--num_workers", 0)
-    options = parse(TrainConfig, [*METHOD, *size.words, "--lr", str(RATE), *map(str, (*lengths, *data)), *words])
+    lengths = {"epochs": size.epochs, "eval_knn_every": size.epochs, "batch_size_per_device": size.batch}
+    ours = {"lr": RATE, "data_path": str(root / "train"), **lengths}
+    options = change(TrainConfig(), {**METHOD, **size.settings, **ours, **more})
     source = check_options(options)
+    score = build_online_knn(
+        options.data,
+        bench.opened,
+        image_size=options.crops.global_crops_size,
+        in_chans=options.student.chosen_in_chans,
+    )
     bench.say(f"{size.epochs * size.steps} steps")
-    Trainer(options, source, bench.opened, build_online_knn(options, bench.opened)).train()
+    Trainer(options, source, bench.opened, score).train()
     lines = [json.loads(line) for line in Path(options.run.output_dir, LOG_FILE).read_text("utf-8").splitlines()]
     return {"losses": [line["train_loss"] for line in lines], "knn": lines[-1]["knn_top1"]}
 
