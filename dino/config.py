@@ -40,8 +40,12 @@ class Limits:
     least: float | None = None
     most: float | None = None
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, label: str, value: Any) -> None:
         """Refuse a value out of the limits; None is always allowed.
+
+        Args:
+            label: What the error calls the setting.
+            value: Of it.
 
         Raises:
             OptionError: It names the setting, the limit and the value.
@@ -50,11 +54,11 @@ class Limits:
             if part is None:
                 continue
             if self.choices and part not in self.choices:
-                raise OptionError(f"`{name}` must be one of {', '.join(self.choices)} (got {part!r})", value=value)
+                raise OptionError(f"{label} must be one of {', '.join(self.choices)} (got {part!r})", value=value)
             # Written so that nan, which no comparison holds for, is out of any bounds.
             above = self.least is None or part >= self.least
             if not (above and (self.most is None or part <= self.most)):
-                raise OptionError(f"`{name}` must be {self._describe_bounds()} (got {part})", value=value)
+                raise OptionError(f"{label} must be {self._describe_bounds()} (got {part})", value=value)
 
     def _describe_bounds(self) -> str:
         if self.most is None:
@@ -124,7 +128,7 @@ def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
             raise TypeError(f"unknown setting {name!r}: {nearest(name, list(declared), cutoff=0.0)}")
     values = {name: _fit(name, value, declared[name][1]) for name, value in settings.items()}
     for name, value in values.items():
-        declared[name][0].metadata.get(LIMITS, Limits()).check(name, value)
+        declared[name][0].metadata.get(LIMITS, Limits()).check(f"`{name}`", value)
     return change(defaults, values)
 
 

@@ -28,7 +28,6 @@ SHIM = 8  # an older name of a command (see `is_shim`), wherever it lies
 
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 300
-LONGEST_LIST = 400  # flags.py, a list of declarations that is looked up and not read
 LONGEST_SCRIPT = 100
 
 
@@ -86,7 +85,11 @@ def imported(path):
 
 def rooms_imported(path):
     """Rooms of this project that a file imports, with the line."""
-    return [(module.split(".")[1], line) for module, line in imported(path) if module.startswith("dino.")]
+    return [
+        (module.split(".")[1], line)
+        for module, line in imported(path)
+        if module.startswith("dino.") and module != "dino.__version__"
+    ]
 
 
 def is_within(module, *owners):
@@ -113,7 +116,7 @@ def test_imports_go_down_and_never_sideways():
     wrong = []
     for path in PACKAGE:
         room = room_of(path)
-        for other, line in rooms_imported(path):
+        for other, line in rooms_imported(path) if room != "__init__" else ():
             below = LEVELS.get(other, SHIM) < level_of(path)
             if not (below or other == room or (room in WORDS and other in WORDS)):
                 wrong.append(f"{name_of(path)}:{line} imports {other}")
@@ -241,7 +244,6 @@ def test_no_function_is_longer_than_a_screen():
 
 def test_no_module_is_longer_than_300_lines():
     sizes = {name_of(path): len(read(path).splitlines()) for path in CODE}
-    assert sizes.pop("dino/cli/flags.py") <= LONGEST_LIST
     assert {name: size for name, size in sizes.items() if size > LONGEST_MODULE} == {}
 
 

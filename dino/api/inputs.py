@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dino.data.config import DataConfig
 from dino.data.decode import is_picture
-from dino.data.sources import ImageSource, open_images, open_labelled_splits
+from dino.data.image_source import ImageSource
+from dino.data.sources import open_images, open_labelled_splits
 from dino.data.user_images import UserSource, read_labels, wrap_images
 from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.errors import DataError

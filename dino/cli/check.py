@@ -17,7 +17,7 @@ from dino.errors import CheckFailed, DataError, OptionError
 from dino.models.config import ChannelConfig
 
 if TYPE_CHECKING:
-    from dino.data.sources import ImageSource
+    from dino.data.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
 

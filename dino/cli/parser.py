@@ -71,8 +71,8 @@ class Flag:
         try:
             result = values.convert(value, self.annotation)
         except (TypeError, ValueError):
-            raise OptionError(f"{self.words[0]} got {value!r}, wants {values.describe(self.annotation)}") from None
-        self.limits.check(self.field, result)
+            raise OptionError(f"{self.words[0]} must be {values.describe(self.annotation)} (got {value!r})") from None
+        self.limits.check(self.words[0], result)
         return result
 
 

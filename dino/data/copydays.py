@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dino.data.sources import ImageSource, list_images
+from dino.data.image_source import ImageSource
+from dino.data.sources import list_images
 from dino.errors import DataError
 
 ORIGINAL, STRONG = "original", "strong"

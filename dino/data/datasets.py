@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_crops
+from dino.data.image_source import ImageSource
 from dino.data.photometric import Normalisation, augment
-from dino.data.sources import ImageSource
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dino.data.decode import read_image
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
 USUAL_MODES = {"L", "RGB"}  # Pillow's names; all others lose or change something on the way to pixels

@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)

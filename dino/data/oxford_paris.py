@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dino import plain_pickle
 from dino.data.decode import Box
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
 LONGEST = 1024  # characters in an image's name: a small file may hold the same long text many times

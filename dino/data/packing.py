@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from dino.data.image_source import ImageSource
 from dino.data.shards import ENDING, LABEL, sample_of
-from dino.data.sources import ImageSource
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dino.data.crops import CropRecipe, Crops, ViewRecipe, draw_parameters
+from dino.data.image_source import ImageSource
 from dino.data.photometric import PARAMETERS
-from dino.data.sources import ImageSource
 
 IMAGENET = 1281167  # images of its training set, so that an epoch is as long
 

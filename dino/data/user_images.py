@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dino.data.decode import read_image
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dino.data.copydays import Block, open_copydays
 from dino.data.crops import squeeze
-from dino.data.sources import ImageSource, list_images
+from dino.data.image_source import ImageSource
+from dino.data.sources import list_images
 from dino.errors import OptionError
 from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.config import CopyDetectionConfig

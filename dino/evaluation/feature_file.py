@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dino.data.sources import ImageSource, find_stray, open_images
+from dino.data.image_source import ImageSource
+from dino.data.sources import find_stray, open_images
 from dino.errors import DataError, OptionError
 from dino.evaluation.config import FeatureConfig, FeatureFileConfig
 from dino.evaluation.descriptors import BlockTokens

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 
 Arrays = Mapping[str, np.ndarray]
 PARQUET_BYTES = 2**27  # of one row group

@@ -19,9 +19,9 @@ from dino import checkpoint
 from dino.data.config import DataConfig
 from dino.data.crops import cut_centre
 from dino.data.datasets import Shape, Share, ViewDataset
+from dino.data.image_source import ImageSource
 from dino.data.loaders import choose_workers, read_views
 from dino.data.photometric import build_normalisation
-from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, DataError
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run

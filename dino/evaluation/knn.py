@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dino.data.config import DataConfig
+from dino.data.image_source import ImageSource
 from dino.data.photometric import build_normalisation
-from dino.data.sources import ImageSource, open_labelled_splits, open_online_splits
+from dino.data.sources import open_labelled_splits, open_online_splits
 from dino.errors import DataError
 from dino.evaluation.config import KnnConfig
 from dino.evaluation.features import (

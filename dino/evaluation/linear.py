@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dino import checkpoint
 from dino.config import RECIPE, as_dict, as_recipe
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 from dino.errors import OptionError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import extract_features

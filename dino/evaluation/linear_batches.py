@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dino.data.crops import cut_random
 from dino.data.datasets import RandomViewDataset, Share
+from dino.data.image_source import ImageSource
 from dino.data.loaders import EpochBatches, build_train_loader
 from dino.data.photometric import build_normalisation
-from dino.data.sources import ImageSource
 from dino.evaluation.features import Features, Reading, extract_features
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run

@@ -13,8 +13,9 @@ from torch import nn
 
 from dino import checkpoint
 from dino.config import chosen
+from dino.data.image_source import ImageSource
 from dino.data.loaders import check_count
-from dino.data.sources import ImageSource, open_labelled_splits, open_validation_images
+from dino.data.sources import open_labelled_splits, open_validation_images
 from dino.errors import CheckpointError, OptionError, WeightsError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.descriptors import LastBlocks

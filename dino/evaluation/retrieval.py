@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dino.data.datasets import Shape
+from dino.data.image_source import ImageSource
 from dino.data.oxford_paris import Thumbnail, Truth, open_landmarks
-from dino.data.sources import ImageSource
 from dino.errors import DataError, OptionError
 from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.config import RetrievalConfig

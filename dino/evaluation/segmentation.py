@@ -21,11 +21,11 @@ from torch import Tensor
 
 from dino.data.datasets import Share, ViewDataset
 from dino.data.davis import FRAME_NORMALISATION, Clip, compute_frame_size, open_davis, resize_frame
+from dino.data.image_source import ImageSource
 from dino.data.ipace import open_runs
 from dino.data.label_maps import drop_void, read_label_map, resize_labels, write_label_map
 from dino.data.loaders import read_views
 from dino.data.photometric import IMAGENET_STD, Normalisation, build_normalisation
-from dino.data.sources import ImageSource
 from dino.errors import OptionError
 from dino.evaluation.config import ClipsConfig, DavisConfig, DrivingConfig, PropagationConfig
 from dino.evaluation.features import Reading, build_reading

@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dino.config import chosen
 from dino.data.crops import CropRecipe
 from dino.data.datasets import CropDataset, Share
+from dino.data.image_source import ImageSource
 from dino.data.loaders import TrainLoader, build_train_loader, check_count, choose_workers
 from dino.data.photometric import build_normalisation
-from dino.data.sources import ImageSource
 from dino.data.synthetic import SyntheticLoader, make_batch
 from dino.devices.base import Device
 from dino.devices.config import IpuConfig

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 
+from dino.data.image_source import ImageSource
 from dino.data.loaders import check_count
-from dino.data.sources import ImageSource, open_online_splits, open_training_source
+from dino.data.sources import open_online_splits, open_training_source
 from dino.data.synthetic import IMAGENET, make_synthetic_source
 from dino.devices.base import Device
 from dino.errors import OptionError

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.config import RECIPE, as_dict, as_recipe
+from dino.data.image_source import ImageSource
 from dino.data.loaders import count_cores
-from dino.data.sources import ImageSource
 from dino.errors import CheckpointError, Interrupted, NonFiniteError
 from dino.models.weights import load_initial_weights
 from dino.runtime.context import STOP_SIGNALS, Run, StopRequest

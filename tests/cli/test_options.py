@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dino.cli.flags import FLAGS
 from dino.cli.options import as_words, flags_of, name_places, parse, parse_command
 from dino.cli.spec import Spec
-from dino.config import as_dict, as_recipe, chosen, derived
+from dino.config import as_dict, as_recipe, chosen, derived, setting
 from dino.errors import OptionError, nearest
 from dino.evaluation.config import KnnConfig
 from dino.training.config import TrainConfig
@@ -30,7 +30,7 @@ class PartConfig:
     loud: bool = False
     pair: tuple[float, float] = (0.1, 0.9)
     counts: tuple[int, ...] = (1, 2)
-    kind: str = "a"
+    kind: str = setting("a", choices=("a", "b"))
     old_name: int = 0
     guess: int | None = derived(5)
 
@@ -59,7 +59,7 @@ SPECS = {
     "loud": Spec("present or not", switch=True),
     "pair": Spec("two numbers"),
     "counts": Spec("some whole numbers"),
-    "kind": Spec("one of two", choices=("a", "b")),
+    "kind": Spec("one of two"),
     "old_name": Spec("known by three names", spelling="--old-name", also=("--older_name",)),
     "guess": Spec("found out where it is not given"),
     "depth": Spec("whole number, 100 % of it"),
@@ -190,7 +190,7 @@ def test_bool_words_are_those_of_the_original_and_yaml(word, value):
     ],
 )
 def test_a_value_of_another_type_is_refused_with_value_and_wish(words, value, wanted):
-    assert refusal(words) == f"{words[0]} got {value}, wants {wanted}"
+    assert refusal(words) == f"{words[0]} must be {wanted} (got {value})"
 
 
 @pytest.mark.parametrize(

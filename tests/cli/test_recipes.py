@@ -19,7 +19,9 @@ from dino.evaluation.config import LinearConfig
 from dino.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+PRESETS = ROOT / "dino" / "presets"
+CONFIGS = PRESETS / "configs"
+RECIPES = sorted(CONFIGS.rglob("*.yaml"))
 PUBLISHED = [path for path in RECIPES if path.stem not in {"demo", "cifar10"}]
 SCRIPTS = {"main_dino.py": TrainConfig, "eval_linear.py": LinearConfig, "run_with_submitit.py": SubmitConfig}
 
@@ -112,7 +114,7 @@ def test_a_flag_wins_over_an_override_and_the_last_of_two_counts():
         ("Optimiser.lr=0.01", "did you mean Optimizer.lr?"),
         ("Model.backbone={typ: x}", "'Model.backbone.typ': did you mean Model.backbone.type?"),
         ("epoch=3", "did you mean epochs?"),
-        ("Global.epochs=many", "--epochs got 'many', wants a whole number"),
+        ("Global.epochs=many", "--epochs must be a whole number (got 'many')"),
         ("Optimizer.momentum=0.8", "-o: Optimizer.momentum is 0.8; here it is always 0.9"),
         ("Global.checkpoint=./out/latest", "Global.checkpoint is './out/latest'; here it is always None"),
         ("Metric.Eval.0.TopkAcc.topk=[1]", "is [1]; here it is always [1, 5]"),
@@ -123,7 +125,7 @@ def test_a_flag_wins_over_an_override_and_the_last_of_two_counts():
         ("Optimizer.lr", "-o Optimizer.lr changes nothing; write KEY=VALUE"),
         ("=3", "-o =3 changes nothing"),
         ("Optimizer.lr=[1", "-o Optimizer.lr=[1: the value is no YAML"),
-        ("Optimizer.lr=__import__('os').getpid()", "--lr got \"__import__('os').getpid()\", wants a number"),
+        ("Optimizer.lr=__import__('os').getpid()", "--lr must be a number (got \"__import__('os').getpid()\")"),
         ("Optimizer.lr=!!python/object/apply:os.getpid []", "the value is no YAML"),
     ],
 )
@@ -223,7 +225,14 @@ def test_meanings_set_check_and_pass_over():
 
 
 def test_printed_options_are_a_recipe_that_gives_them_again(tmp_path, capsys):
-    words = ["-c", str(ROOT / "configs/linear/vits16_passl.yaml"), "-o", "Optimizer.lr=0.01", "--data_path", "a: # é"]
+    words = [
+        "-c",
+        str(CONFIGS / "linear" / "vits16_passl.yaml"),
+        "-o",
+        "Optimizer.lr=0.01",
+        "--data_path",
+        "a: # é",
+    ]
     with pytest.raises(SystemExit) as end:
         parse(LinearConfig, [*words, "--print_config"])
     text = capsys.readouterr().out
@@ -257,17 +266,17 @@ def command_of(path):
     return shlex.split(line)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_recipe_says_its_command_and_the_command_reads_it(path, monkeypatch):
     words = command_of(path)
     place = next(place for place, word in enumerate(words) if word in SCRIPTS)
     monkeypatch.chdir(ROOT)
     parsed = parse_command(SCRIPTS[words[place]], words[place + 1 :])
-    assert words[words.index("--config") + 1] == str(path.relative_to(ROOT))
+    assert words[words.index("--config") + 1] == str(path.relative_to(PRESETS))
     assert parsed.given
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_recipe_of_a_long_run_says_its_source_and_what_to_expect(path):
     text = path.read_text(encoding="utf-8")
     assert "\n# Source: " in text and "\n# Expected" in text
@@ -284,7 +293,7 @@ README = {  # the flags of the original's README, whose defaults are those of it
 
 @pytest.mark.parametrize("name", README)
 def test_recipes_of_the_readme_are_its_commands(name):
-    ours = parse(TrainConfig, ["--config", str(ROOT / "configs" / f"{name}.yaml")])
+    ours = parse(TrainConfig, ["--config", str(CONFIGS / f"{name}.yaml")])
     theirs = parse(TrainConfig, ["--batch_size_per_gpu", "64", *README[name].split()])
     assert as_dict(ours) == as_dict(theirs)
 
@@ -300,7 +309,7 @@ def test_recipes_of_the_readme_are_its_commands(name):
 )
 def test_passls_probes_differ_from_the_originals_as_they_do(name, arch, patch, rate, batch):
     passl, original = (
-        as_dict(parse(LinearConfig, ["--config", str(ROOT / "configs" / "linear" / f"{file}.yaml")]))
+        as_dict(parse(LinearConfig, ["--config", str(CONFIGS / "linear" / f"{file}.yaml")]))
         for file in (f"{name}_passl", name)
     )
     assert (passl.pop("lr"), original.pop("lr")) == (rate, 0.001)
@@ -313,7 +322,7 @@ def test_passls_probes_differ_from_the_originals_as_they_do(name, arch, patch, r
 
 def test_the_documents_name_every_recipe_and_every_section():
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    names = [path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in RECIPES]
+    names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in RECIPES]
     assert [name for name in names if f"`{name}`" not in text] == []
     last = {part for key in LINEAR_PROBE for part in [key.rpartition(".")[2]] if ".transform." not in key}
     swallowed = {"weight", "topk", "export_type", "input_shape", "drop_last", "use_shared_memory", "name", "shuffle"}

@@ -139,9 +139,9 @@ def run_script(monkeypatch, *words):
     [
         (["--epoch", "3"], "unknown flag --epoch: did you mean --epochs?"),
         (["--node", "3"], "unknown flag --node: did you mean --nodes?"),
-        (["--epochs", "many"], "--epochs got 'many', wants a whole number"),
+        (["--epochs", "many"], "--epochs must be a whole number (got 'many')"),
         (["--nodes", "0"], "--nodes 0 cannot be"),
-        (["--cluster", "moon"], "wants one of slurm, local"),
+        (["--cluster", "moon"], "must be one of slurm, local"),
         (["--cluster", "local", "--nodes", "2"], "Use nodes=1"),
         (["--dist_url", "tcp://host:1"], "--dist_url is not for jobs"),
     ],

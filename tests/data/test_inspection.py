@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dino.data.image_source import ImageSource
 from dino.data.inspection import Digests, Inspection, InspectionDataset
-from dino.data.sources import ImageSource
 
 
 def inspect(path: Path, *, channels: int = 3, min_size: int = 16) -> Inspection:

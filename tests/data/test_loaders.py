@@ -26,6 +26,7 @@ from dino.data import loaders
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops, cut_random
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.decode import read_image
+from dino.data.image_source import ImageSource
 from dino.data.loaders import (
     EpochBatches,
     TrainLoader,
@@ -35,7 +36,7 @@ from dino.data.loaders import (
     read_items,
     read_views,
 )
-from dino.data.sources import ImageSource, open_training_source
+from dino.data.sources import open_training_source
 from dino.errors import DataError
 
 RECIPE = CropRecipe(global_size=16, local_size=8, local_views=2)

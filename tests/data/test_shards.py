@@ -16,17 +16,11 @@ from dino.data import index, shards
 from dino.data.crops import CropRecipe, Crops
 from dino.data.datasets import CropDataset, Share
 from dino.data.decode import read_image
+from dino.data.image_source import ImageSource
 from dino.data.loaders import build_train_loader
 from dino.data.packing import Packing, pack_images
 from dino.data.shards import expand_braces, find_shards
-from dino.data.sources import (
-    ImageSource,
-    find_images,
-    open_images,
-    open_labelled_splits,
-    open_online_splits,
-    open_training_source,
-)
+from dino.data.sources import find_images, open_images, open_labelled_splits, open_online_splits, open_training_source
 from dino.errors import DataError
 
 COUNT, SIZE = 22, 5

@@ -10,9 +10,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dino.data import sources
+from dino.data.image_source import ImageSource
 from dino.data.list_files import name_lines
 from dino.data.sources import (
-    ImageSource,
     find_images,
     list_images,
     open_images,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 from dino.evaluation import feature_formats
 from dino.evaluation.feature_formats import Arrays, write_csv, write_npz, write_parquet, write_safetensors
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dino.data.config import DataConfig
 from dino.data.crops import cut_centre
 from dino.data.decode import read_image
+from dino.data.image_source import ImageSource
 from dino.data.photometric import Normalisation, build_normalisation
-from dino.data.sources import ImageSource, open_training_source
+from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import CheckpointError, DataError
 from dino.evaluation import features as rooms

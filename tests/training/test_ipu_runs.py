@@ -203,7 +203,7 @@ def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
     from dino.models.registry import VITS, build_backbone
 
     peak, batch, copies, least = RECIPES[name]
-    options = parse(TrainConfig, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")])
+    options = parse(TrainConfig, ["--config", f"configs/ipu/{name}.yaml"])
     config = options.compiled
     assert options.device.device == "ipu" and config.ga is not None
     assert options.data.batch_size_per_device * config.ga * copies == batch
@@ -254,7 +254,7 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_recipes_have_the_published_values(name: str) -> None:
-    options = as_dict(parse(TrainConfig, ["--config", str(ROOT / "configs" / "ipu" / f"{name}.yaml")]))
+    options = as_dict(parse(TrainConfig, ["--config", f"configs/ipu/{name}.yaml"]))
     assert {key: options[key] for key in TABLE[name]} == TABLE[name]
 
 
