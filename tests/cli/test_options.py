@@ -199,7 +199,7 @@ def test_a_value_of_another_type_is_refused_with_value_and_wish(words, value, wa
     + ["pair: 1", "pair: [1, 2, 3]", "counts: 3", "counts: [a]", "kind: c", "loud: loudly", "asked:", "pair:"],
 )
 def test_a_recipe_value_of_another_type_is_refused_by_the_name_of_its_flag(recipe, text):
-    assert f"--{text.split(':')[0]} got" in refusal(recipe(text))
+    assert f"--{text.split(':')[0]} must be" in refusal(recipe(text))
 
 
 def test_an_empty_recipe_value_is_not_the_text_none(recipe):
