@@ -60,6 +60,7 @@ def test_outputs_are_the_same(
     tmp_path: Path,
     command: Command,
     lively: Any,
+    *,
     settings: dict[str, int],
     words: Any,
     shape: tuple[int, ...],
