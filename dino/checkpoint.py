@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,14 +242,23 @@ def _allowing() -> contextlib.AbstractContextManager:
 
 
 def _allowed() -> list[Any]:
-    """What may be unpickled besides tensors; files written with numpy 1 name the number's constructor differently."""
-    scalar = np.float64(0).__reduce__()[0]
+    """What may be unpickled besides tensors; numpy 1 and 2 name the constructor of a number differently in files."""
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    names = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
-    renamed = names if _takes_names() else [scalar]
-    return [argparse.Namespace, np.dtype, *kinds, *renamed]
+    return [argparse.Namespace, np.dtype, *kinds, *SCALARS]
 
 
-def _takes_names() -> bool:
-    """Whether this torch allows (object, name) pairs; it does from 2.6 on."""
-    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
+def _name_scalar(module: str) -> Callable[..., Any]:
+    """Numpy's constructor of a number under a module's name, by which torch finds it in a file.
+
+    From 2.6 on torch takes pairs of object and name; 2.5 reads the name off the object, as all later ones do.
+    """
+    construct = np.float64(0).__reduce__()[0]
+
+    def scalar(*parts: Any) -> Any:
+        return construct(*parts)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
+
+
+SCALARS = [_name_scalar(module) for module in ("numpy.core.multiarray", "numpy._core.multiarray")]

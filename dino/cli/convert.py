@@ -128,10 +128,10 @@ def convert_onnx(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(OnnxConfig, name_places(argv, "--pretrained_weights", "--output"))
 
-    from dino.weights.formats.onnx import export
+    from dino.weights.formats.onnx import write_onnx
 
     set_up_logging()
-    export(options)
+    write_onnx(options)
 
 
 def convert_ipu(argv: Sequence[str] | None = None) -> None:

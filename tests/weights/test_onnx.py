@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dino.cli.convert import convert_onnx
-from dino.errors import WeightsError
+from dino.errors import OptionError, WeightsError
 from dino.models.registry import build_backbone
 from dino.weights.formats import onnx
 
@@ -28,7 +28,7 @@ def test_features_are_the_networks_at_two_batch_sizes_and_no_square(
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     code, text = command(convert_onnx, weights, tmp_path / "model.onnx", "--input_size", 96, 64, "--json", "-")
-    assert code == 0, text
+    assert code == 0 and "traced" not in text, text
     module, lines = lively(), text.splitlines()
     assert lines[-2] == f"{tmp_path / 'model.onnx'}: 42 of 42 tensors matched, for images [3, 96, 64]"
     assert 0 < json.loads(lines[-1])["difference"] < 1e-5
@@ -43,13 +43,44 @@ def test_features_are_the_networks_at_two_batch_sizes_and_no_square(
         onnx.compare(module, images, tmp_path / "model.onnx")
 
 
-def test_other_backbones_and_channels(tmp_path: Path, command: Command) -> None:
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "resnet18"])
+def test_other_backbones_and_channels(tmp_path: Path, command: Command, arch: str) -> None:
     pytest.importorskip("onnxscript")
-    torch.save(build_backbone("squeezenet1_1").state_dict(), tmp_path / "ours.pth")
-    words = ("--arch", "squeezenet1_1", "--in_chans", 1, "--input_size", 32)
+    torch.save(build_backbone(arch).state_dict(), tmp_path / "ours.pth")
+    words = ("--arch", arch, "--in_chans", 1, "--input_size", 32)
     code, text = command(convert_onnx, tmp_path / "ours.pth", tmp_path / "model.onnx", *words)
     assert code == 0 and "first layer from 3 to 1 channels" in text, text
     assert run_graph(tmp_path / "model.onnx", torch.randn(2, 1, 32, 32)).shape[0] == 2
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise RuntimeError("no translation\nof an operator")
+
+
+def test_a_network_that_torch_cannot_export_as_a_program_is_traced(
+    tmp_path: Path, lively: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("onnxruntime")
+    caplog.set_level("INFO")
+    monkeypatch.setattr(onnx, "export", refuse)
+    module, images = lively(), torch.randn(3, 3, 64, 64)
+    onnx.write_graph(module, images, tmp_path / "model.onnx")
+    assert f"torch {torch.__version__} cannot export this network as a program: it is traced" in caplog.text
+    assert onnx.compare(module, images, tmp_path / "model.onnx") < 1e-5
+
+
+def test_a_network_that_torch_can_neither_export_nor_trace_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.export, "export", refuse)
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    with pytest.raises(OptionError) as refused:
+        onnx.write_graph(torch.nn.Identity(), torch.zeros(3, 3, 8, 8), tmp_path / "model.onnx")
+    assert str(refused.value) == (
+        f"torch {torch.__version__} writes no ONNX graph of this network: no translation; "
+        "a newer torch may, as may another --arch"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
@@ -91,7 +122,7 @@ def test_wrong_words_are_refused(
 
 def test_torchs_exported_program_goes_to_disk_and_back(tmp_path: Path, lively: Any) -> None:
     module = lively()
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", max=64)  # torch 2.5 wants an end
     program = torch.export.export(module, (torch.randn(2, 3, 64, 96),), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()

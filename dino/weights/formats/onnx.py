@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,13 @@ logger = logging.getLogger(__name__)
 EXTRAS = ("onnx", "onnxscript")
 TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each node
 LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
+NAMES = {"input_names": ["images"], "output_names": ["features"]}
+MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 refuses one without end, as it could be the number that ends a slice
 BATCHES = (1, 3)  # sizes at which the graph is compared with the network
 CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
 
 
-def export(config: ConversionConfig) -> None:
+def write_onnx(config: ConversionConfig) -> None:
     """Write the graph of a backbone, and compare what both compute.
 
     Raises:
@@ -91,7 +94,7 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
         target: The file.
 
     Raises:
-        OptionError: It cannot be written, or the network is larger than one file can hold.
+        OptionError: It cannot be written, this torch has no graph of the network, or it is larger than one file holds.
     """
     import torch
 
@@ -102,18 +105,51 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
         raise OptionError(f"an ONNX file holds up to 2 GiB, and this network has {size / 2**30:.1f}")
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    program = torch.onnx.export(
-        module,
-        (images,),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["features"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
-    assert program is not None
     with writing_whole(target, "`file_out`") as temporary:
-        program.save(temporary, external_data=False)
+        try:
+            export(module, images, temporary)
+        except RuntimeError as error:
+            logger.info("torch %s cannot export this network as a program: it is traced", torch.__version__)
+            logger.debug("why it is traced", exc_info=error)
+            trace(module, images, temporary)
+
+
+def export(module: nn.Module, images: Tensor, target: Path) -> None:
+    """Write the graph from torch's exported program.
+
+    Raises:
+        RuntimeError: This torch cannot: 2.5 has no batch norm, and no activation in place after a dropout.
+    """
+    import torch
+
+    # Given the network itself, torch 2.5 falls back to a program for the example's batch alone, without a word.
+    batch = torch.export.Dim("batch", max=MOST_IMAGES)
+    program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
+    graph = torch.onnx.export(program, (images,), dynamo=True, **NAMES, verbose=False)
+    assert graph is not None
+    graph.save(target, external_data=False)
+
+
+def trace(module: nn.Module, images: Tensor, target: Path) -> None:
+    """Write the graph of what the network does with the example: what torch did before it exported programs.
+
+    Raises:
+        OptionError: This torch cannot.
+    """
+    import torch
+
+    axes = {name: {0: "batch"} for names in NAMES.values() for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes become constants, as they are meant to
+        warnings.simplefilter("ignore", DeprecationWarning)  # of tracing itself
+        try:
+            torch.onnx.export(module, (images,), str(target), dynamo=False, **NAMES, dynamic_axes=axes, verbose=False)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise OptionError(
+                f"torch {torch.__version__} writes no ONNX graph of this network: {reason}",
+                remedy="a newer torch may, as may another `arch`",
+            ) from error
 
 
 def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
