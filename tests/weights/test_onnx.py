@@ -78,7 +78,7 @@ def test_a_network_that_torch_can_neither_export_nor_trace_is_refused(
         onnx.write_graph(torch.nn.Identity(), torch.zeros(3, 3, 8, 8), tmp_path / "model.onnx")
     assert str(refused.value) == (
         f"torch {torch.__version__} writes no ONNX graph of this network: no translation; "
-        "a newer torch may, as may another --arch"
+        "a newer torch may, as may another `arch`"
     )
     assert not list(tmp_path.iterdir())
 
