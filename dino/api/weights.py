@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from dino.config import build
@@ -52,7 +53,8 @@ def load(
         raise WeightsError("the name of the weights is empty", remedy="give a file, a folder, hub:NAME or timm:NAME")
     given = {"pretrained_weights": word, "arch": arch, "patch_size": patch_size, "checkpoint_key": checkpoint_key}
     config = build(FrozenConfig, given)
-    trained = load_backbone(config.backbone, config.weights)
+    with torch.random.fork_rng(devices=[]):  # a network is drawn before it is filled, and random numbers are the host's
+        trained = load_backbone(config.backbone, config.weights)
     module: Any = trained.module
     module.arch, module.patch_size, module.image_size = trained.arch, trained.patch_size, trained.image_size
     module.in_chans = trained.in_chans

@@ -1,4 +1,4 @@
-"""What the tests of the Python API share: tiny data sets, settings of a run that takes a moment, equality to the bit."""
+"""What the tests of the Python API share: tiny data sets, settings of a quick run, equality to the bit."""
 
 from __future__ import annotations
 
