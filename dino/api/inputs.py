@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from dino.config import build
@@ -73,7 +72,7 @@ def open_source(images: Any) -> ImageSource:
         DataError: There are none.
     """
     if not is_path(images):
-        return wrap_images([images] if isinstance(images, Image.Image) else images)
+        return wrap_images(images)
     path = os.fspath(images)
     return wrap_images([path]) if is_picture(path) and not os.path.isdir(path) else open_images(path)
 

@@ -83,13 +83,14 @@ def wrap_images(images: Any, *, labels: Sequence[int] | None = None) -> UserSour
 
     Args:
         images: Has `__len__` and `__getitem__`; items are images or tuples (image, label, ...). A tensor (N, C, H, W)
-            or a list will do.
+            or a list will do, and so will one picture.
         labels: Class index of each image; by default `images.targets` or `images.labels`, where these are whole
             numbers, else those of the items as they are read.
 
     Raises:
         DataError: It has no length or no items, or not as many labels as images.
     """
+    images = [images] if isinstance(images, Image.Image) else images
     unsized = not hasattr(images, "__len__") or not hasattr(images, "__getitem__")
     if unsized or isinstance(images, IterableDataset):
         raise DataError(
