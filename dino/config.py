@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 import types
 import typing
@@ -24,6 +25,14 @@ Config = TypeVar("Config")
 RECIPE = "recipe.yaml"  # the name under which a run keeps its settings, beside its checkpoint
 UNSET = "defaults"  # key of a recipe: the settings that nobody had given
 REFERENCE, LIMITS = "reference", "limits"  # keys of a field's metadata
+# What settings are called elsewhere, where the spelling alone would lead to another one.
+SYNONYMS = {
+    "batch_size": "batch_size_per_device",
+    "k": "nb_knn",
+    "learning_rate": "lr",
+    "model": "arch",
+    "workers": "num_workers",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +120,8 @@ def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
 
     Args:
         config: Class whose fields are groups of settings.
-        settings: Values by name; lists count as tuples, paths as text.
+        settings: Values by name. Lists count as tuples, one value as a tuple of one, paths as text, whole numbers of
+            any library as int.
 
     Raises:
         TypeError: No setting has such a name; the nearest one is named.
@@ -125,11 +135,17 @@ def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
     }
     for name in settings:
         if name not in declared:
-            raise TypeError(f"unknown setting {name!r}: {nearest(name, list(declared), cutoff=0.0)}")
+            raise TypeError(f"unknown setting {name!r}: {_name_nearest(name, declared)}")
     values = {name: _fit(name, value, declared[name][1]) for name, value in settings.items()}
     for name, value in values.items():
         declared[name][0].metadata.get(LIMITS, Limits()).check(f"`{name}`", value)
     return change(defaults, values)
+
+
+def _name_nearest(name: str, known: Collection[str]) -> str:
+    """The remedy for an unknown name: what it is called here, else the name that is spelled most like it."""
+    meant = SYNONYMS.get(name)
+    return f"did you mean {meant}?" if meant in known else nearest(name, list(known), cutoff=0.6)
 
 
 def _fit(name: str, value: Any, annotation: Any) -> Any:
@@ -141,15 +157,19 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
         wanted = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
     if typing.get_origin(wanted) is tuple:
         parts = typing.get_args(wanted)
+        if parts[-1] is Ellipsis and not isinstance(value, list | tuple):
+            value = (value,)
         if isinstance(value, list | tuple) and (parts[-1] is Ellipsis or len(value) == len(parts)):
             return tuple(_fit(name, item, parts[0]) for item in value)
         count = "several" if parts[-1] is Ellipsis else str(len(parts))
         raise OptionError(f"`{name}` must be {count} {parts[0].__name__} values (got {value!r})", value=value)
     if wanted is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if wanted is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+    if wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if wanted is int or not isinstance(value, wanted):
         raise OptionError(f"`{name}` must be of type {wanted.__name__} (got {value!r})", value=value)
     return value
 

@@ -455,7 +455,7 @@ def test_environment_yml_asks_for_the_same_as_requirements_txt():
 
 def test_package_metadata_takes_its_dependencies_from_requirements_txt():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'dynamic = ["dependencies"]' in text
+    assert 'dynamic = ["dependencies", "version"]' in text
     assert 'dependencies = { file = ["requirements.txt"] }' in text
     optional = read_requirements("requirements-test.txt")
     assert f'submitit = ["submitit{optional["submitit"]}"]' in text

@@ -104,9 +104,14 @@ def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> 
             if pixels is not None:
                 return pixels
         upright = ImageOps.exif_transpose(picture.crop(_clip(box, picture)) if box else picture)
-        if upright.mode.startswith("I"):  # 16 bits a level, in whichever byte order
-            upright = Image.fromarray((np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        pixels = np.array(upright.convert(MODES[channels]))
+        return to_levels(upright, channels)
+
+
+def to_levels(picture: Image.Image, channels: int) -> np.ndarray:
+    """A picture of any mode as (H, W, C) uint8; C is 1 or 3."""
+    if picture.mode.startswith("I"):  # 16 bits a level, in whichever byte order
+        picture = Image.fromarray((np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    pixels = np.array(picture.convert(MODES[channels]))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

@@ -5,6 +5,7 @@ Shapes: B images a device and step, C channels, S side.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -246,7 +247,23 @@ def _join(pieces: Sequence[Any]) -> Any:
     return type(pieces[0])(*(torch.cat(fields) for fields in zip(*pieces, strict=True)))
 
 
+@contextlib.contextmanager
+def _keeping_child_handler() -> Iterator[None]:
+    """Put back what the program did about ended children, which torch's loader changes; in the main thread, as that."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
 def _checked(loader: DataLoader) -> Iterator[Any]:
+    with _keeping_child_handler():
+        yield from _read_batches(loader)
+
+
+def _read_batches(loader: DataLoader) -> Iterator[Any]:
     try:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+from torch import nn
 
 from dino import checkpoint
 from dino.config import RECIPE, as_dict, as_recipe
@@ -31,6 +35,7 @@ def evaluate_linear(
     recipe: str | None = None,
     backbone: TrainedBackbone | None = None,
     splits: tuple[ImageSource, ImageSource] | None = None,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
 ) -> LinearScore:
     """Train a linear layer on frozen features, or score one that is there; log the original's lines.
 
@@ -40,6 +45,7 @@ def evaluate_linear(
         recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
         backbone: What is classified by; by default the one that the settings name.
         splits: Train and val images; by default those that the settings name.
+        wrap: Applied to what describes an image, for another number format.
 
     Returns:
         The score of the last validation.
@@ -52,6 +58,8 @@ def evaluate_linear(
     if not options.linear.evaluate:
         check_folder(options)
     task = open_task(options, run, backbone=backbone, splits=splits)
+    if wrap is not None:
+        task = replace(task, descriptor=replace(task.descriptor, module=wrap(task.descriptor.module)))
     score, best = _score_layer(options, task, run) if task.train is None else _train_layer(options, task, run, recipe)
     if run.processes.is_first:
         counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,7 +85,7 @@ class Processes:
         self.rank, self.world, self.local_world = launch.rank, launch.world, launch.local_world
         self.store: dist.Store | None = None
         if launch.world > 1:
-            self.store = _open_store(launch, dist_url)
+            self.store = _meet(launch, dist_url)
             group_store = dist.PrefixStore("group", self.store)
             dist.init_process_group(
                 backend, store=group_store, rank=self.rank, world_size=self.world, timeout=JOIN_TIMEOUT
@@ -233,6 +234,20 @@ def export_launch(launch: Launch, dist_url: str) -> None:
     place = {"RANK": launch.rank, "WORLD_SIZE": launch.world, "LOCAL_RANK": launch.local_rank}
     for name, value in place.items():
         os.environ.setdefault(name, str(value))
+
+
+_met: dict[tuple[Any, ...], tuple[dist.Store, int]] = {}  # stores that this process met others over, and its runs there
+
+
+def _meet(launch: Launch, dist_url: str) -> dist.Store:
+    """The store of a run: of a program's later ones that of its first, with names of their own.
+
+    What an earlier run wrote is still there, and a server that closes with one run would take the next one's along.
+    """
+    place = (launch, dist_url, os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    store, runs = _met.get(place) or (_open_store(launch, dist_url), 0)
+    _met[place] = store, runs + 1
+    return dist.PrefixStore(f"run_{runs}", store) if runs else store
 
 
 def _open_store(launch: Launch, dist_url: str) -> dist.Store:

@@ -12,10 +12,13 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dino.config import as_dict, change
 from dino.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from dino.data.sources import ImageSource
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +73,15 @@ def choose_values(scale: Scale) -> dict[str, Choice]:
     }
 
 
-def apply_preset(options: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, dict[str, str]]:
+def apply_preset(
+    options: TrainConfig, given: Collection[str], source: ImageSource | None = None
+) -> tuple[TrainConfig, dict[str, str]]:
     """Take the preset's values for all settings that nobody gave; nothing changes without a preset.
 
     Args:
         options: The run's settings.
         given: Names of those that somebody gave.
+        source: The images; by default those of `data_path`.
 
     Returns:
         The settings, and the reason of each value that was chosen.
@@ -90,8 +96,9 @@ def apply_preset(options: TrainConfig, given: Collection[str]) -> tuple[TrainCon
     from dino.runtime.distributed import read_launch
 
     world = read_launch(os.environ).world
+    source = source or open_training_source(options.data.data_path, options.train_data.data_limit)
     scale = Scale(
-        images=len(open_training_source(options.data.data_path, options.train_data.data_limit)),
+        images=len(source),
         global_batch=options.data.batch_size_per_device * options.run.accumulate_steps * world,
         epochs=options.run.epochs,
         optimizer=options.optim.optimizer,
