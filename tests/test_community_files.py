@@ -25,7 +25,7 @@ def jobs():
 
 @pytest.fixture(scope="module")
 def version():
-    return re.search(r'^version = "(.+)"$', read("pyproject.toml"), re.MULTILINE)[1]
+    return re.search(r'^__version__ = "(.+)"$', read("dino/__init__.py"), re.MULTILINE)[1]
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def _suggest(word: str, flags: Sequence[Flag]) -> str:
     field, _, value = SYNONYMS.get(name, name).partition(" ")
     if field in fields:
         return f"did you mean {' '.join(filter(None, (fields[field], value)))}?"
-    words = [each for known in flags for each in known.words]
+    words = [*itertools.chain(*RECIPE_FLAGS), *(each for known in flags for each in known.words)]
     inside = [each for each in words if len(name) > LEAST_PART and name in each.replace("-", "_").lower()]
     close = inside[:1] or difflib.get_close_matches(word, words, n=1, cutoff=GOOD_MATCH)
     return f"did you mean {close[0]}?" if close else "--help lists the flags"

@@ -203,7 +203,7 @@ def test_a_recipe_value_of_another_type_is_refused_by_the_name_of_its_flag(recip
 
 
 def test_an_empty_recipe_value_is_not_the_text_none(recipe):
-    assert "--name got None" in refusal(recipe("name:"))
+    assert "--name must be text (got None)" in refusal(recipe("name:"))
 
 
 def test_an_empty_recipe_value_unsets_an_optional_flag(recipe):

@@ -140,7 +140,7 @@ def run_script(monkeypatch, *words):
         (["--epoch", "3"], "unknown flag --epoch: did you mean --epochs?"),
         (["--node", "3"], "unknown flag --node: did you mean --nodes?"),
         (["--epochs", "many"], "--epochs must be a whole number (got 'many')"),
-        (["--nodes", "0"], "--nodes 0 cannot be"),
+        (["--nodes", "0"], "--nodes must be >= 1 (got 0)"),
         (["--cluster", "moon"], "must be one of slurm, local"),
         (["--cluster", "local", "--nodes", "2"], "Use nodes=1"),
         (["--dist_url", "tcp://host:1"], "--dist_url is not for jobs"),
