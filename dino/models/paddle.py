@@ -167,7 +167,7 @@ def _expect(value: Any, kind: type) -> Any:
 
 
 def _expect_shape(value: Any) -> tuple[int, ...]:
-    sides = _expect(value, tuple)
+    sides: tuple[int, ...] = _expect(value, tuple)
     if len(sides) > MOST_SIDES or any(_expect(side, int) < 0 for side in sides):
         raise ValueError("an array in it claims a shape that none can have")
     return sides
@@ -192,8 +192,9 @@ def _start_dict(_: Machine, arguments: Arguments) -> dict[Any, Any]:
 
 
 def _encode(machine: Machine, arguments: Arguments) -> bytes:
-    machine.spend("text", len(_expect(arguments[0], str)))
-    return arguments[0].encode("latin1")  # how protocol 2 writes bytes
+    text: str = _expect(arguments[0], str)
+    machine.spend("text", len(text))
+    return text.encode("latin1")  # how protocol 2 writes bytes
 
 
 def _make_scalar(machine: Machine, arguments: Arguments) -> Array:
