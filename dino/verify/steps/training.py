@@ -118,7 +118,13 @@ def train(size: Size, bench: Bench, words: Sequence[str]) -> dict[str, Any]:
     options = parse(TrainConfig, [*METHOD, *size.words, "--lr", str(RATE), *map(str, (*lengths, *data)), *words])
     source = check_options(options)
     bench.say(f"{size.epochs * size.steps} steps")
-    Trainer(options, source, bench.opened, build_online_knn(options, bench.opened)).train()
+    score = build_online_knn(
+        options.data,
+        bench.opened,
+        image_size=options.crops.global_crops_size,
+        in_chans=options.student.chosen_in_chans,
+    )
+    Trainer(options, source, bench.opened, score).train()
     lines = [json.loads(line) for line in Path(options.run.output_dir, LOG_FILE).read_text("utf-8").splitlines()]
     return {"losses": [line["train_loss"] for line in lines], "knn": lines[-1]["knn_top1"]}
 
@@ -160,7 +166,8 @@ def find_gap(losses: Sequence[float | None], reference: Sequence[float | None]) 
     """Largest distance of two curves; infinite where one has no number or fewer points."""
     if len(losses) != len(reference):
         return math.inf
-    gaps = [math.inf if None in pair else abs(pair[0] - pair[1]) for pair in zip(losses, reference, strict=True)]
+    pairs = zip(losses, reference, strict=True)
+    gaps = [math.inf if one is None or other is None else abs(one - other) for one, other in pairs]
     return max(gap if math.isfinite(gap) else math.inf for gap in gaps)
 
 
