@@ -100,8 +100,7 @@ def knn(
     neighbors = list(dict.fromkeys(min(each, len(train)) for each in ([k] if isinstance(k, int) else k)))
     classes = max(max(train.labels or (0,)), max(test.labels or (0,))) + 1
     with open_plain_run(device, precision) as run:
-        sizes = {"batch_size": batch_size, "num_workers": num_workers}
-        found = extract(backbone, (train, test), run, normalize=True, **sizes)
+        found = extract(backbone, (train, test), run, normalize=True, batch_size=batch_size, num_workers=num_workers)
         return score_knn(found[0], found[1], neighbours=neighbors, temperature=temperature, classes=classes, run=run)
 
 
