@@ -37,5 +37,5 @@ docs:
 	$(VENV)/bin/python -m sphinx -W --keep-going -b html -d output/docs-cache docs output/docs
 
 clean:
-	rm -rf $(VENV) .venv-ipu .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-ipu .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

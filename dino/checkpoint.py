@@ -235,7 +235,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _allowing() -> contextlib.AbstractContextManager:
+def _allowing() -> contextlib.AbstractContextManager[object]:
     """Older torch (that of the last Poplar SDK) cannot be told: there the original's namespaces are foreign."""
     known = hasattr(torch.serialization, "safe_globals")
     return torch.serialization.safe_globals(_allowed()) if known else contextlib.nullcontext()

@@ -185,7 +185,8 @@ def change(config: Config, values: Mapping[str, Any]) -> Config:
     for name, value in values.items():
         groups.setdefault(place[name], {})[name] = value
     replaced = {group: dataclasses.replace(getattr(config, group), **fields) for group, fields in groups.items()}
-    return dataclasses.replace(cast(Any, config), **replaced)
+    changed: Config = dataclasses.replace(cast(Any, config), **replaced)
+    return changed
 
 
 def as_recipe(config: Any, given: Collection[str], reasons: Mapping[str, str] | None = None) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +177,7 @@ class InFormat(nn.Module):
             found = self.module(images)
         if not isinstance(found, Tensor):
             raise TypeError(f"a backbone must give a tensor (B, D) (got {type(found).__name__})")
-        return cast(Tensor, found)
+        return found
 
 
 def extract(

@@ -18,7 +18,7 @@ from dino import checkpoint
 from dino.api.inputs import is_path, refuse_made
 from dino.api.weights import load
 from dino.config import as_recipe, build
-from dino.data.sources import ImageSource
+from dino.data.image_source import ImageSource
 from dino.data.user_images import UserSource, wrap_images
 from dino.errors import Interrupted, OptionError
 from dino.evaluation.knn import build_online_knn

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if form is None and {"--help", "-h"} & set(rest):
         sys.stdout.write(f"usage: dino convert IN OUT --to {{{','.join(FORMS)}}} [flags]\n\n{USAGE}\n")
         return
-    if form not in FORMS:
+    if form is None or form not in FORMS:
         raise OptionError(
             f"--to must be one of {', '.join(FORMS)} (got {form})", remedy="OUT.pth is this project's form"
         )

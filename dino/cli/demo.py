@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dino.cli.options import parse_command
 from dino.cli.parser import Help
@@ -47,6 +47,7 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
     from dino.evaluation.features import build_reading
     from dino.evaluation.knn import score_backbone
     from dino.models.config import WeightsConfig
+    from dino.models.vit import VisionTransformer
     from dino.models.weights import load_backbone
     from dino.runtime.metrics import EVENTS
     from dino.training.build import build_networks
@@ -79,6 +80,10 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
     normalisation = build_normalisation(teacher.in_chans, teacher.normalisation)
     target = folder / "attention.png"
     paths["attention maps"] = draw_sheet(
-        teacher.module.cpu(), pictures, size=teacher.image_size, normalisation=normalisation, target=target
+        cast(VisionTransformer, teacher.module.cpu()),
+        pictures,
+        size=teacher.image_size,
+        normalisation=normalisation,
+        target=target,
     )
     return scores, paths

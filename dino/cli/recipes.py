@@ -33,7 +33,8 @@ class _Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         """Read the document; checked here, before merged mappings (`<<`) are written out."""
-        node, counts = super().get_single_node(), {}
+        counts: dict[int, int] = {}
+        node = super().get_single_node()
         if node is not None and _count_values(node, counts) > max(MOST, len(counts)):
             raise yaml.YAMLError(f"its aliases stand for more than {MOST} values; write out those that are meant")
         return node

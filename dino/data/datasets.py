@@ -34,7 +34,7 @@ class Share:
     world: int = 1
 
 
-class CropDataset(Dataset):
+class CropDataset(Dataset[Crops | DataError]):
     """(epoch, index) -> the crops of one image, or the error that stops the run."""
 
     def __init__(
@@ -95,7 +95,7 @@ class LabelledBatch(NamedTuple):
     indices: Tensor
 
 
-class RandomViewDataset(Dataset):
+class RandomViewDataset(Dataset[LabelledBatch | DataError]):
     """(epoch, index) -> one random view of an image with label and index, or the error that stops the run."""
 
     def __init__(
@@ -118,7 +118,7 @@ class RandomViewDataset(Dataset):
         return _read_view(self.source, index, lambda image: self.cut(image, rng), self.channels)
 
 
-class ViewDataset(Dataset):
+class ViewDataset(Dataset[LabelledBatch | DataError]):
     """Place in this process's share -> one view of an image with label and index."""
 
     def __init__(

@@ -129,7 +129,7 @@ def _read_jpeg(content: bytes, orientation: int) -> np.ndarray | None:
 
 
 def _read_array(path: str | Path | Stored) -> np.ndarray:
-    pixels = np.load(_content(path), allow_pickle=False)
+    pixels: np.ndarray = np.load(_content(path), allow_pickle=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"{path} holds {pixels.dtype} {pixels.shape}, wants uint8 (H, W, C)")
     return pixels

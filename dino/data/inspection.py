@@ -37,7 +37,7 @@ class Inspection(NamedTuple):
     digest: bytes
 
 
-class InspectionDataset(Dataset):
+class InspectionDataset(Dataset[Inspection]):
     """Index -> what that file is like."""
 
     def __init__(self, source: ImageSource, *, channels: int, min_size: int) -> None:

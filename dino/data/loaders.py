@@ -16,10 +16,10 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,8 +38,10 @@ FILES_OF_BATCH = 8  # tensors of one batch, each an open file on its way, and so
 OTHER_FILES = 512  # whatever else a run has open: pipes, logs, sockets, libraries
 CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # quota and period of a container (cgroup v2), in microseconds
 
+Item = TypeVar("Item")
 
-class EpochBatches(Sampler):
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The indices of every batch: one permutation an epoch, from (seed, epoch) alone; short rests are dropped.
 
     Batch t of one process with batch size 2b holds the same images as batch t of two processes with b each.
@@ -141,7 +143,7 @@ def read_views(
     yield from _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings))
 
 
-def read_items(dataset: Dataset, *, workers: int) -> Iterator[Any]:
+def read_items(dataset: Dataset[Item], *, workers: int) -> Iterator[Item]:
     """Yield whatever a dataset makes of each of its items, in order.
 
     Raises:
@@ -209,7 +211,8 @@ def _settings(workers: int, pin_memory: bool | str, start: str | None) -> dict[s
 
 def _begin_worker(sharing: str, _worker: int) -> None:
     """One thread each, since there is a process a core; torch's own loader has seen to torch's threads already."""
-    torch.multiprocessing.set_sharing_strategy(sharing)  # the sender's counts, and a fork server's children forget it
+    share: Callable[[str], None] = torch.multiprocessing.set_sharing_strategy  # which torch leaves untyped
+    share(sharing)  # the sender's counts, and a fork server's children forget it
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
     _outlive_signals()
@@ -258,12 +261,12 @@ def _keeping_child_handler() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, before)
 
 
-def _checked(loader: DataLoader) -> Iterator[Any]:
+def _checked(loader: DataLoader[Any]) -> Iterator[Any]:
     with _keeping_child_handler():
         yield from _read_batches(loader)
 
 
-def _read_batches(loader: DataLoader) -> Iterator[Any]:
+def _read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():

@@ -45,7 +45,8 @@ class Normalisation:
         """Normalise (..., C, S, S) in [0, 255], uint8 or float, to float32."""
         levels = tuple(tuple(255.0 * part for part in parts) for parts in (self.mean, self.std))
         shift, scale = place_constant(levels, pixels.device)[..., None, None]
-        return (pixels.float() - shift).div_(scale)
+        normalised: Tensor = (pixels.float() - shift).div_(scale)
+        return normalised
 
 
 @functools.cache
@@ -87,7 +88,7 @@ def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation, *,
     if not eager:
         return _augment(pixels, parameters, normalisation, eager)
     count = max(1, CACHED_NUMBERS // pixels[:1].numel())
-    parts = zip(pixels.split(count), parameters.split(count), strict=True)
+    parts = zip(torch.split(pixels, count), torch.split(parameters, count), strict=True)
     return torch.cat([_augment(*part, normalisation, eager) for part in parts])
 
 
@@ -167,8 +168,9 @@ def compute_gray(pixels: Tensor) -> Tensor:
     """Luma of (B, 3, S, S) as (B, 1, S, S); for any other number of channels their mean."""
     if pixels.shape[1] != len(LUMA):
         return pixels.mean(dim=1, keepdim=True)
-    red, green, blue = pixels.split(1, dim=1)
-    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    red, green, blue = torch.split(pixels, 1, dim=1)
+    gray: Tensor = (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return gray
 
 
 def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
@@ -185,7 +187,7 @@ def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     """
     value, least = pixels.amax(dim=1, keepdim=True), pixels.amin(dim=1, keepdim=True)
     chroma = value - least
-    red, green, blue = pixels.split(1, dim=1)
+    red, green, blue = torch.split(pixels, 1, dim=1)
     distance = (chroma - red + green + blue - least) / chroma.clamp(min=1.0)
     sixths = torch.copysign(distance, green - blue).add_(6.0 * turns.reshape(-1, 1, 1, 1))
     sixths -= 6.0 * (sixths / 6.0).floor_()
@@ -218,7 +220,7 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
     pixels = (kernels[:, None, None] @ rows.transpose(-1, -2)).flatten(2, 3)[:, :, :side]
     columns = F.pad(pixels, (BLUR_REACH, after, 0, 0), mode="replicate").unfold(3, reach, strip)
     blurred = columns.flatten(1, 3) @ kernels.transpose(-1, -2)
-    return blurred.unflatten(1, columns.shape[1:4]).flatten(3)[..., :side]
+    return torch.unflatten(blurred, 1, columns.shape[1:4]).flatten(3)[..., :side]
 
 
 @functools.cache

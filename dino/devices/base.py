@@ -55,7 +55,7 @@ class TrainProgram(Protocol):
     def after_update(self, update: Any, statistics: Any) -> None:
         """Teacher, centre and meters; `statistics` as copied at the beginning."""
 
-    def hold_gradients(self) -> AbstractContextManager:
+    def hold_gradients(self) -> AbstractContextManager[object]:
         """Within it, backwards add up gradients of this process without exchanging them."""
 
 
@@ -131,7 +131,7 @@ class Device(abc.ABC):
         """Move a tensor or a named tuple of tensors to the device, without waiting where it can."""
 
     @abc.abstractmethod
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Forward passes inside it run in the chosen number format."""
 
     def count_micro_batches(self, accumulate_steps: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+from dino.devices.untyped import all_reduce
 
 
 def synchronise(module: nn.Module) -> nn.Module:
@@ -16,6 +17,12 @@ def synchronise(module: nn.Module) -> nn.Module:
 
 class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batches of all processes, by an all-reduce that gradients flow through."""
+
+    # Statistics are always tracked here, so none of them is None as torch allows.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     @classmethod
     def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> AllReduceBatchNorm:
@@ -31,12 +38,14 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         values = inputs.float()
         dims, shape = [0, *range(2, inputs.ndim)], (1, -1, *(1,) * (inputs.ndim - 2))
         count = values.new_full((1,), inputs.numel() / inputs.shape[1])
-        total, counts = all_reduce(torch.cat([values.sum(dims), count])).split([self.num_features, 1])
+        summed = all_reduce(torch.cat([values.sum(dims), count]))
+        total, counts = torch.split(summed, [self.num_features, 1])
         centred = values - (total / counts).reshape(shape)
         variance = all_reduce(centred.square().sum(dims)) / counts
         self._update_running((total / counts).detach(), (variance * counts / (counts - 1)).detach())
         scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * scale.reshape(shape) + self.bias.reshape(shape)).to(inputs.dtype)
+        normalised: Tensor = centred * scale.reshape(shape) + self.bias.reshape(shape)
+        return normalised.to(inputs.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         self.num_batches_tracked.add_(1)

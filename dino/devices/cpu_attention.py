@@ -8,11 +8,14 @@ Shapes: B images, h heads, N tokens, d width of a head.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dino.devices.untyped import close_kernels, flash_attention_enabled, open_kernels, replace_kernel
 
 KEY = "AutocastCPU"
 
@@ -21,12 +24,13 @@ class _WideBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Each (B, h, N, d)."""
+        mixed: Tensor
         mixed, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
         ctx.save_for_backward(query, key, value, mixed, log_sums)
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
         *narrow, log_sums = ctx.saved_tensors
         wide = [part.float() for part in (upstream, *narrow)]
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*wide, log_sums, 0.0, False)
@@ -36,25 +40,27 @@ class _WideBackward(torch.autograd.Function):
 @functools.cache
 def widen_backward() -> torch.library.Library:
     """Replace, in this whole process, what bfloat16 autocast on the CPU makes of scaled_dot_product_attention."""
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("scaled_dot_product_attention", _attend, KEY)
-    return library
+    kernels = open_kernels()
+    replace_kernel(kernels, "scaled_dot_product_attention", _attend, KEY)
+    return kernels
 
 
 def restore_attention() -> None:
     """Give torch its own back, if it was replaced."""
     if widen_backward.cache_info().currsize:
-        widen_backward()._destroy()
+        close_kernels(widen_backward())
         widen_backward.cache_clear()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
     kind = torch.get_autocast_dtype("cpu")
     given = [part if part.dtype == torch.float64 else part.to(kind) for part in (query, key, value)]
+    torch_attention: Callable[..., Tensor] = F.scaled_dot_product_attention
     plain = not rest and all(option is None or option is False for option in options.values())
     with torch.autocast("cpu", enabled=False):
         if not plain or not _fits(*given):
-            return F.scaled_dot_product_attention(*given, *rest, **options)
+            attended: Tensor = torch_attention(*given, *rest, **options)
+            return attended
         mixed: Tensor = _WideBackward.apply(*given)
         return mixed
 
@@ -67,5 +73,5 @@ def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and query.shape[:2] == key.shape[:2]
         and query.shape[-1] == key.shape[-1]
         and all(part.dtype == torch.bfloat16 and part.numel() and part.stride(-1) == 1 for part in (query, key, value))
-        and torch.backends.cuda.flash_sdp_enabled()  # of all devices, in spite of its name
+        and flash_attention_enabled()
     )

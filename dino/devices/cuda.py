@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from dino.devices.eager import EagerDevice
 from dino.devices.op_lists import OpLists
+from dino.devices.untyped import build_stream
 from dino.errors import DeviceError
 
 
@@ -34,7 +36,7 @@ class CudaDevice(EagerDevice):
         torch.backends.cudnn.benchmark = True  # shapes never change
         torch.backends.cudnn.allow_tf32 = precision != "fp32"  # torch rounds convolutions, but not products, by default
         super().__init__("cuda", torch.device("cuda", local_rank), "nccl", precision, lists)
-        self.copies = torch.cuda.Stream()
+        self.copies = build_stream()
 
     def describe(self) -> str:
         """See the contract."""
@@ -57,7 +59,8 @@ class CudaDevice(EagerDevice):
 
     def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract; torch's own has fused kernels here."""
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        return convert(module)
 
     def explain(self, error: RuntimeError) -> str | None:
         """See the contract."""

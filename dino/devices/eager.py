@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dino.devices.base import Device, StepInputs, TrainProgram, TrainStep, split_batch
 from dino.devices.batch_norm import synchronise
 from dino.devices.op_lists import CastingOps, OpLists
+from dino.devices.untyped import run_backward
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,7 +46,7 @@ class EagerDevice(Device):
             return batch.to(self.torch_device, non_blocking=True)
         return type(batch)(*(self.place(field) for field in batch))
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """See the contract."""
         if self.casting is not None:
             return self.casting.autocast()
@@ -63,13 +64,14 @@ class EagerDevice(Device):
 
         @torch.inference_mode()
         def infer(images: Tensor) -> Tensor:
-            return module(images)
+            features: Tensor = module(images)
+            return features
 
         return infer
 
     def compile_module(self, module: nn.Module) -> nn.Module:
         """See the contract."""
-        return torch.compile(module)
+        return cast(nn.Module, torch.compile(module))
 
     def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract."""
@@ -120,7 +122,7 @@ class EagerStep(TrainStep):
         if depth is None:
             return [StepInputs(*self.device.place(numbers).unbind())] * self.micro_batches
         placed = self.device.place(torch.cat([depth.flatten(), numbers]))
-        drawn, numbers = placed.split([depth.numel(), len(numbers)])
+        drawn, numbers = torch.split(placed, [depth.numel(), len(numbers)])
         shared = StepInputs(*numbers.unbind())
         return [shared._replace(depth=part) for part in drawn.view(depth.shape).unbind()]
 
@@ -139,7 +141,7 @@ class EagerStep(TrainStep):
                     mean = sums if index == 1 else tuple(part / index for part in sums)
                     exchanged = self.program.exchange(mean)
                 self.device.end_phase()
-                self._scaled(loss / self.micro_batches).backward()
+                run_backward(self._scaled(loss / self.micro_batches))
                 self.device.end_phase()
         return exchanged
 

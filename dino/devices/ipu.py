@@ -86,7 +86,7 @@ class IpuDevice(Device):
         """See the contract; the wrapper takes host tensors."""
         return batch
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """See the contract; the number format is part of the compiled step."""
         return contextlib.nullcontext()
 
@@ -128,7 +128,7 @@ class IpuDevice(Device):
             f"`clip_grad` {program.clip_grad:g}" if program.clip_grad else "not clipped; `clip_grad` would clip them"
         )
         logger.info("gradients: %s, by the norm of all together: this device has no other", clipping)
-        return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]
+        return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]  # checked above
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the contract."""
@@ -137,7 +137,8 @@ class IpuDevice(Device):
 
         def infer(images: Tensor) -> Tensor:
             with explain_errors(self.poptorch, "compute features"):
-                return executor(images)
+                features: Tensor = executor(images)
+                return features
 
         return infer
 

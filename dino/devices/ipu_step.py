@@ -83,7 +83,8 @@ class IpuStep(TrainStep):
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
         self.config, self.poptorch = device.config, device.poptorch
         self.accumulated = micro_batches // (self.config.replica * self.config.di)
-        depth = len(program.student.backbone.blocks) if hasattr(program.student.backbone, "blocks") else None
+        backbone = program.student.get_submodule("backbone")
+        depth = len([*backbone.get_submodule("blocks").children()]) if hasattr(backbone, "blocks") else None
         self.placement = place_blocks(self.config.pipeline, depth)
         names = [name for name, _ in program.student.named_parameters()]
         least = self.placement.stages(names, program.resolutions)
@@ -103,7 +104,7 @@ class IpuStep(TrainStep):
 
     def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
         """See the contract."""
-        numbers = StepInputs(*map(float, inputs))  # type: ignore[arg-type]
+        numbers = StepInputs(*map(float, inputs))  # type: ignore[arg-type]  # numbers in the host
         if self.executor is not None and numbers.train_last_layer != self.trains_last_layer:
             self._release()
         self.trains_last_layer = float(numbers.train_last_layer)

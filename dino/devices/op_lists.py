@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dino.devices.config import PrecisionConfig
+from dino.devices.untyped import close_kernels, open_kernels, replace_kernel
 from dino.errors import OptionError, nearest
 from dino.files import find_preset
 
@@ -95,7 +96,7 @@ class CastingOps:
     def __init__(self, device_type: str, lists: OpLists) -> None:
         """Replace what autocast does on `device_type`, in this whole process."""
         self.device_type, self.key = device_type, f"Autocast{device_type.upper()}"
-        self.library = torch.library.Library("aten", "IMPL")
+        self.kernels = open_kernels()
         casts: dict[str, Callable[[Iterable[Tensor]], torch.dtype]] = {
             **dict.fromkeys(lists.bf16, lambda _: torch.bfloat16),
             **dict.fromkeys(lists.fp32, lambda _: torch.float32),
@@ -103,20 +104,20 @@ class CastingOps:
         }
         for full in _all_names():
             if full.split("::")[1].split(".")[0] not in casts and _has_kernel(full, self.key):
-                self.library.impl(full, torch.library.fallthrough_kernel, self.key)
+                replace_kernel(self.kernels, full, torch.library.fallthrough_kernel, self.key)
         for name, choose in casts.items():
             for overload in find_overloads(name):
                 kernel = self._build_kernel(overload, choose, first_only=name in FIRST_INPUT_ONLY)
-                self.library.impl(overload, kernel, self.key)
+                replace_kernel(self.kernels, overload, kernel, self.key)
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Ops inside follow the lists."""
         # Torch's cache of cast weights belongs to the kernels that are replaced.
         return torch.autocast(self.device_type, dtype=torch.bfloat16, cache_enabled=False)
 
     def close(self) -> None:
         """Give torch its own autocast back."""
-        self.library._destroy()
+        close_kernels(self.kernels)
 
     def _build_kernel(
         self, overload: torch._ops.OpOverload, choose: Callable[[Iterable[Tensor]], torch.dtype], *, first_only: bool

@@ -55,14 +55,15 @@ class Placement:
 
     def annotations(self, network: nn.Module) -> list[tuple[nn.Module, int]]:
         """The modules of a network (`backbone` and `head`) at which the chip changes, and to which one."""
-        blocks = list(network.backbone.blocks)
+        blocks = network.get_submodule("backbone.blocks").children()
         begins = [
             (block, chip)
             for block, chip, before in zip(blocks, self.blocks, (0, *self.blocks), strict=False)
             if chip != before
         ]
-        head = network.head
-        return [(network.backbone.patch_embed, 0), *begins, (head.mlp, self.hidden), (head.last_layer, self.prototypes)]
+        head = [("head.mlp", self.hidden), ("head.last_layer", self.prototypes)]
+        ends = [(network.get_submodule(name), chip) for name, chip in head]
+        return [(network.get_submodule("backbone.patch_embed"), 0), *begins, *ends]
 
 
 def place_blocks(pipeline: Sequence[int] | None, depth: int | None) -> Placement:

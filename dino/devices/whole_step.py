@@ -73,7 +73,7 @@ class WholeStep(nn.Module):
         Returns:
             () loss, (1, K) batch centre and (1, 3) entropy, divergence and spread of features, all float32.
         """
-        inputs = StepInputs(*numbers.unbind(1), depth=None if depth is None else depth[0])
+        inputs = StepInputs(*numbers.unbind(1))._replace(depth=None if depth is None else depth[0])
         self._move_teacher(inputs.momentum)
         self.begin_chip(0)
         given = iter(fields)

@@ -156,9 +156,10 @@ def list_distributions(pattern: str) -> list[tuple[str, str, str]]:
     found = set()
     for distribution in metadata.distributions():
         told = distribution.metadata
-        name = re.sub(r"[-_.]+", "-", told.get("Name") or "").lower()
-        if re.fullmatch(pattern, name):
-            found.add((name, told.get("Version") or "?", str(distribution.locate_file(""))))
+        name, version = (told[key] if key in told else "" for key in ("Name", "Version"))
+        normalized = re.sub(r"[-_.]+", "-", name).lower()
+        if re.fullmatch(pattern, normalized):
+            found.add((normalized, version or "?", str(distribution.locate_file(""))))
     return sorted(found)
 
 

@@ -124,7 +124,8 @@ def compute_whitening(covariance: np.ndarray, exponent: float = WHITENING_EXPONE
     """
     variances, components = np.linalg.eigh(covariance.astype(np.float64))
     variances = np.maximum(variances, variances.max() * LEAST_EIGENVALUE)
-    return (components / variances**exponent).T[::-1].copy()
+    operator: np.ndarray = (components / variances**exponent).T[::-1].copy()
+    return operator
 
 
 def find_nearest(database: Tensor, queries: Tensor, depth: int) -> Tensor:

@@ -26,6 +26,7 @@ from dino.evaluation.config import FeatureConfig, FeatureFileConfig
 from dino.evaluation.descriptors import BlockTokens
 from dino.evaluation.feature_formats import WRITERS, Arrays
 from dino.evaluation.features import build_reading, stream_features
+from dino.models.registry import width_of
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, leaving_on_sigterm
@@ -137,7 +138,7 @@ def build_descriptor(backbone: TrainedBackbone, config: FeatureConfig) -> tuple[
     Raises:
         OptionError: A block that the network does not have, or tokens of a network without any.
     """
-    width = int(backbone.module.embed_dim)
+    width = width_of(backbone.module)
     if not config.patches and not config.layers:
         return backbone, Layout(layers=None, grid=None, width=width)
     network = backbone.module

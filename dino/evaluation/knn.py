@@ -141,8 +141,15 @@ def evaluate_knn(options: KnnConfig, run: Run) -> dict[int, KnnScore]:
     for k in asked:
         if k > len(train.labels) and run.processes.is_first:
             logger.warning("`nb_knn` %d: there are only %d train images, which is the k used", k, len(train.labels))
-    settings = {"neighbours": neighbours, "temperature": options.knn.temperature, "kind": options.knn.index}
-    scores = score_knn(train, test, classes=classes, run=run, **settings)
+    scores = score_knn(
+        train,
+        test,
+        neighbours=neighbours,
+        temperature=options.knn.temperature,
+        kind=options.knn.index,
+        classes=classes,
+        run=run,
+    )
     for k, score in scores.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
     if run.processes.is_first:

@@ -36,7 +36,8 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> logits (B, C)."""
-        return self.linear(features)
+        logits: Tensor = self.linear(features)
+        return logits
 
 
 class MomentumSGD(torch.optim.Optimizer):
@@ -52,7 +53,7 @@ class MomentumSGD(torch.optim.Optimizer):
         for parameter in self.param_groups[0]["params"]:
             self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-    def step(self, rate: Tensor) -> None:  # type: ignore[override]
+    def step(self, rate: Tensor) -> None:  # type: ignore[override]  # torch's step takes a closure
         """Update every parameter in place from its `.grad`; `rate` is () float32 on the device."""
         with torch.no_grad():
             for parameter in self.param_groups[0]["params"]:
@@ -108,7 +109,7 @@ class LinearProgram:
         """Average the gradients over processes, in one collective; gives the learning rate and the loss."""
         gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
         packed = self.processes.average(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, mean in zip(gradients, packed.split([part.numel() for part in gradients]), strict=True):
+        for gradient, mean in zip(gradients, torch.split(packed, [part.numel() for part in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
         return inputs.learning_rate, exchanged
 
@@ -116,7 +117,7 @@ class LinearProgram:
         """Add to the epoch's loss."""
         self.loss += update
 
-    def hold_gradients(self) -> AbstractContextManager:
+    def hold_gradients(self) -> AbstractContextManager[object]:
         """Backwards exchange nothing anyway."""
         return contextlib.nullcontext()
 
@@ -153,7 +154,9 @@ def score_head(
     """
     share = slice(run.processes.rank, None, run.processes.world)
     sums = [0.0, 0.0, 0.0]
-    for rows, labels in zip(test.features[share].split(batch_size), test.labels[share].split(batch_size), strict=True):
+    for rows, labels in zip(
+        *(torch.split(part[share], batch_size) for part in (test.features, test.labels)), strict=True
+    ):
         # Always as many rows: another size would be another graph for devices that compile.
         padded = F.pad(rows, (0, 0, 0, batch_size - len(rows)))
         logits = infer(run.device.place(padded)).cpu()[: len(rows)]

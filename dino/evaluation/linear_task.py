@@ -23,7 +23,7 @@ from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.linear_head import LinearHead
 from dino.models.arrival import admit, list_tensors, read_part
 from dino.models.published import read_published
-from dino.models.registry import is_vit
+from dino.models.registry import is_vit, width_of
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
@@ -63,7 +63,7 @@ class LinearTask:
     @property
     def width(self) -> int:
         """Width D of a feature."""
-        return int(self.descriptor.module.embed_dim)
+        return width_of(self.descriptor.module)
 
 
 def open_task(

@@ -68,7 +68,7 @@ def find_largest(rows: Tensor, k: int) -> Neighbours:
     count = rows.shape[1] // GROUP
     if count < LEAST_GROUPS * k:
         return Neighbours(*rows.topk(k, dim=1))
-    groups = rows[:, : count * GROUP].unflatten(1, (count, GROUP))
+    groups = torch.unflatten(rows[:, : count * GROUP], 1, (count, GROUP))
     chosen = groups.amax(dim=2).topk(k, dim=1).indices
     places = (chosen[:, :, None] * GROUP + torch.arange(GROUP, device=rows.device)).flatten(1)
     rest = torch.arange(count * GROUP, rows.shape[1], device=rows.device).expand(len(rows), -1)
@@ -84,7 +84,7 @@ def split_queries(queries: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
     another graph there.
     """
     rows = max(1, min(len(queries), CHUNK_NUMBERS // count))
-    for chunk in queries.cpu().split(rows):
+    for chunk in torch.split(queries.cpu(), rows):
         yield F.pad(chunk, (0, 0, 0, rows - len(chunk))), len(chunk)
 
 

@@ -158,12 +158,12 @@ def propagate_labels(features: Tensor, context: Context, tiles: tuple[Tile, ...]
     for tile in tiles:
         query = queries[tile.queries].flatten(0, 1)
         keys, labels = (part[tile.keys].flatten(0, 2) for part in (context.features, context.labels))
-        scores = (query @ keys.T).unflatten(1, (len(context.penalty), -1))
+        scores = torch.unflatten(query @ keys.T, 1, (len(context.penalty), -1))
         scores = scores.add_(tile.penalty).add_(context.penalty).flatten(1)
         least = scores.topk(min(topk, scores.shape[1]), dim=1).values[:, -1:]
         weights = scores.masked_fill_(scores < least, -torch.inf).softmax(dim=1)
         height = tile.queries[0].stop - tile.queries[0].start
-        found[tile.queries] = (weights @ labels).unflatten(0, (height, -1))
+        found[tile.queries] = torch.unflatten(weights @ labels, 0, (height, -1))
     return found
 
 

@@ -45,7 +45,8 @@ def compute_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Intersection over union of every label: (L, L) counts -> (L,); nan for a label that occurs nowhere."""
     hit = counts.diagonal()
     union = counts.sum(axis=0) + counts.sum(axis=1) - hit
-    return np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
+    shares: NDArray[np.float64] = np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
+    return shares
 
 
 def measure_boundary(truth: Mask, predicted: Mask) -> float:

@@ -102,6 +102,6 @@ def resample_position(embedding: Tensor, tokens: int) -> Tensor:
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
     if old * old != embedding.shape[1] - 1:
         raise WeightsError(f"the position embedding has {embedding.shape[1] - 1} patches, which is no square")
-    grid = embedding[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = torch.unflatten(embedding[:, 1:], 1, (old, old)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic")
     return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dino.errors import OptionError
@@ -38,7 +39,7 @@ class PatchMap(nn.Module):
                 value=self.patch_size,
             )
         patches = self.network.get_intermediate_layers(images)[0][:, 1:]
-        return patches.transpose(1, 2).unflatten(2, (rows, -1))
+        return torch.unflatten(patches.transpose(1, 2), 2, (rows, -1))
 
 
 class LastMap(nn.Module):
@@ -51,7 +52,8 @@ class LastMap(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) -> (B, D, H, W)."""
-        return self.network.forward_intermediates(images, indices=1, intermediates_only=True, norm=True)[0]
+        maps: list[Tensor] = self.network.forward_intermediates(images, indices=1, intermediates_only=True, norm=True)
+        return maps[0]
 
 
 def build_dense(backbone: TrainedBackbone) -> nn.Module:

@@ -25,7 +25,8 @@ def draw_depth(rates: Sequence[float], images: int, key: Sequence[int]) -> np.nd
     """
     dropped = np.repeat(np.asarray(rates, dtype=np.float32), 2)[:, None]
     kept = np.random.default_rng(key).random((len(dropped), images), dtype=np.float32) >= dropped
-    return kept / np.maximum(np.float32(1.0) - dropped, np.float32(1e-9))
+    factors: np.ndarray = kept / np.maximum(np.float32(1.0) - dropped, np.float32(1e-9))
+    return factors
 
 
 class DropPath(nn.Module):

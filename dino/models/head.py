@@ -66,7 +66,8 @@ class DINOHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> logits (B, K)."""
-        return self.last_layer(self.project(features))
+        logits: Tensor = self.last_layer(self.project(features))
+        return logits
 
     def project(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, bottleneck_dim), rows of length 1: what the last layer takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -48,9 +48,10 @@ def match(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, beside:
     """
     wanted = module.state_dict()
     if not wanted.keys() <= tensors.keys() and any("cls_attn_blocks" in name for name in wanted):
-        from timm.models.xcit import checkpoint_filter_fn as rename_xcit  # the network is timm's, so timm is there
+        from timm.models import xcit  # the network is timm's, so timm is there
 
-        tensors = rename_xcit(dict(tensors), module)
+        rename: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] = xcit.checkpoint_filter_fn
+        tensors = rename(dict(tensors), module)
     wrong = [
         f"{name} ({'missing' if name not in tensors else f'{tuple(tensors[name].shape)}, wants {tuple(own.shape)}'})"
         for name, own in wanted.items()

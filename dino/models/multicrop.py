@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dino.models.head import DINOHead
+
 
 class MultiCrop(nn.Module):
     """Run the backbone once a resolution, and the head once over everything but for its last layer.
@@ -12,7 +14,7 @@ class MultiCrop(nn.Module):
     The prototypes' product is left to the caller, since the logits of all views together are large.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
         """Join the two; their parameters are named `backbone.*` and `head.*`."""
         super().__init__()
         self.backbone = backbone
@@ -28,6 +30,6 @@ class MultiCrop(nn.Module):
         if depth is None:
             features = torch.cat([self.backbone(view) for view in views])
         else:
-            parts = depth.split([len(view) for view in views], dim=1)
+            parts = torch.split(depth, [len(view) for view in views], dim=1)
             features = torch.cat([self.backbone(view, part) for view, part in zip(views, parts, strict=True)])
         return features, self.head.project(features)

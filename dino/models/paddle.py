@@ -80,11 +80,11 @@ def _check_name(name: Any) -> str:
 
 def _check_array(name: Any, array: Any) -> np.ndarray:
     """Before arrays are joined or converted: texts of unlike lengths would be padded without limit."""
-    array = np.asarray(array) if _is_array(array) else np.empty(0, object)
-    kind = array.dtype.str.lstrip("<|")
+    found: np.ndarray = np.asarray(array) if _is_array(array) else np.empty(0, object)
+    kind = found.dtype.str.lstrip("<|")
     if kind not in DTYPES:
         raise ValueError(f"the array {name} has the dtype {kind!r}, and little-endian numbers are read")
-    return array
+    return found
 
 
 def _to_tensor(name: str, value: Any) -> Tensor:

@@ -5,9 +5,9 @@ Every builder gives a module (B, C, H, W) -> features (B, D) that knows its `emb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -97,10 +97,17 @@ def build_backbone(
         )
     if _is_of_timm(arch):
         timm = open_library("timm", purpose=f"`arch` {arch}")
-        model = timm.create_model(_timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate)
-        model.embed_dim = model.num_features
+        model: nn.Module = timm.create_model(
+            _timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate
+        )
+        model.embed_dim = model.num_features  # as `width_of` wants it
         return model
     return _build_torchvision(arch, in_chans)
+
+
+def width_of(backbone: nn.Module) -> int:
+    """Width D of the features of a backbone, or of what is built around one."""
+    return cast(int, backbone.embed_dim)
 
 
 def expect_sizes(backbone: nn.Module, sides: Iterable[int]) -> None:
@@ -121,8 +128,7 @@ def set_recompute(backbone: nn.Module, what: str) -> None:
         OptionError: This backbone cannot.
     """
     if isinstance(backbone, VisionTransformer):
-        for block in backbone.blocks:
-            block.recompute = what
+        backbone.set_recompute(what)
     elif what != "nothing" and not (what == "blocks" and _recompute_in_timm(backbone)):
         raise OptionError(
             f"`recompute` {what} is for vision transformers, and blocks for those of timm that "
@@ -137,7 +143,8 @@ def _recompute_in_timm(backbone: nn.Module) -> bool:
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in backbone.modules()):
         return False
     try:
-        backbone.set_grad_checkpointing(True)
+        switch = cast(Callable[[bool], None], backbone.set_grad_checkpointing)
+        switch(True)
     except (AttributeError, AssertionError):  # not of timm; of timm without this
         return False
     return True
@@ -195,7 +202,8 @@ def _timm_name(arch: str) -> str:
 
 
 def _xcit_names() -> list[str]:
-    return open_library("timm", purpose="XCiT").list_models(f"{XCIT_PREFIX}*")
+    names: list[str] = open_library("timm", purpose="XCiT").list_models(f"{XCIT_PREFIX}*")
+    return names
 
 
 def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
@@ -206,7 +214,8 @@ def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
     model.set_submodule(name, nn.Identity())
     if in_chans != 3:
         _change_input(model, in_chans)
-    return model
+    built: nn.Module = model
+    return built
 
 
 def _classifier(model: nn.Module) -> tuple[str, int]:
@@ -221,9 +230,9 @@ def _change_input(model: nn.Module, in_chans: int) -> None:
     changed = nn.Conv2d(
         in_chans,
         first.out_channels,
-        kernel_size=first.kernel_size,
-        stride=first.stride,
-        padding=first.padding,
+        kernel_size=cast("tuple[int, int]", first.kernel_size),
+        stride=cast("tuple[int, int]", first.stride),
+        padding=cast("str | tuple[int, int]", first.padding),
         bias=first.bias is not None,
     )
     model.set_submodule(name, changed.to(torch.get_default_dtype()))

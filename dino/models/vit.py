@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N - 1, D); rows and columns that fill no patch are dropped."""
-        return self.proj(images).flatten(2).transpose(1, 2)
+        patches: Tensor = self.proj(images)
+        return patches.flatten(2).transpose(1, 2)
 
 
 class ConvStem(nn.Module):
@@ -52,7 +54,8 @@ class ConvStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N - 1, D); rows and columns that fill no patch are dropped."""
         height, width = (side - side % self.patch_size for side in images.shape[-2:])
-        return self.proj(self.convs(images[..., :height, :width])).flatten(2).transpose(1, 2)
+        patches: Tensor = self.proj(self.convs(images[..., :height, :width]))
+        return patches.flatten(2).transpose(1, 2)
 
 
 def _halve(inputs: int, outputs: int) -> nn.Module:
@@ -78,16 +81,17 @@ class Attention(nn.Module):
     def mix(self, qkv: Tensor) -> Tensor:
         """Projected tokens (B, N, 3 D) -> (B, N, D)."""
         mixed = F.scaled_dot_product_attention(*self._split(qkv))
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        tokens: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return tokens
 
     def compute_weights(self, tokens: Tensor, queries: slice) -> Tensor:
         """Attention of the chosen query tokens, (B, N, D) -> (B, heads, len(queries), N); rows sum to 1."""
         query, key, _ = self._split(self.qkv(tokens))
-        scores = query[:, :, queries] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        scores: Tensor = query[:, :, queries] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         return scores.softmax(dim=-1)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = qkv.unflatten(-1, (3, self.heads, -1))
+        parts = torch.unflatten(qkv, -1, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
@@ -108,7 +112,8 @@ class Mlp(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """What the first layer gave, (B, N, hidden) -> (B, N, D)."""
-        return self.fc2(self.act(hidden))
+        tokens: Tensor = self.fc2(self.act(hidden))
+        return tokens
 
 
 class Block(nn.Module):
@@ -212,7 +217,7 @@ class VisionTransformer(nn.Module):
     @property
     def drop_rates(self) -> list[float]:
         """Drop probability of each block."""
-        return [block.drop_path.rate for block in self.blocks]
+        return [block.drop_path.rate for block in self._list_blocks()]
 
     def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> CLS features (B, D); H and W may differ from `img_size`.
@@ -226,7 +231,8 @@ class VisionTransformer(nn.Module):
         rows = (None,) * 2 * len(self.blocks) if depth is None else depth.unbind()
         for block, attended, fed in zip(self.blocks, rows[::2], rows[1::2], strict=True):
             tokens = block(tokens, (attended, fed))
-        return self.norm(tokens)[:, 0]
+        normalised: Tensor = self.norm(tokens)
+        return normalised[:, 0]
 
     def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
         """Normalised tokens (B, N, D) of the last `n` blocks, the last one last."""
@@ -245,10 +251,18 @@ class VisionTransformer(nn.Module):
             queries: Which tokens ask; `slice(0, 1)` is the CLS row alone and never holds an N x N tensor.
         """
         tokens = self._embed(images)
-        for block in self.blocks[:-1]:
+        *others, last = self._list_blocks()
+        for block in others:
             tokens = block(tokens)
-        last = self.blocks[-1]
         return last.attn.compute_weights(last.norm1(tokens), queries)
+
+    def set_recompute(self, what: str) -> None:
+        """Let each block compute again in the backward pass what `dino.models.registry.set_recompute` says."""
+        for block in self._list_blocks():
+            block.recompute = what
+
+    def _list_blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     def fix_size(self, height: int, width: int) -> None:
         """Store the position embedding of images of `height` x `width` pixels, the only ones from then on."""

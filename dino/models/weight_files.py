@@ -92,8 +92,9 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
     Raises:
         WeightsError: Neither.
     """
-    if isinstance(state.get(key), Mapping):
-        return state[key]
+    found = state.get(key)
+    if isinstance(found, Mapping):
+        return found
     named = key not in ("teacher", *NETWORKS)
     for name in NETWORKS:
         if isinstance(state.get(name), Mapping) and (is_ipu(state[name]) or not named):
@@ -139,9 +140,10 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
     timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
     try:
         if mirrored is None:
-            model = timm.create_model(name, pretrained=True)
-            model.reset_classifier(0)
-            return model
+            whole = timm.create_model(name, pretrained=True)
+            whole.reset_classifier(0)
+            backbone: nn.Module = whole
+            return backbone
         tensors = checkpoint.strip_prefixes(select_network(read_weights(str(mirrored)), "state_dict", mirrored))
         layers = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
         for layer in (layers,) if isinstance(layers, str) else layers:
@@ -150,7 +152,8 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
         if not tensors:  # timm would go and download the network
             raise WeightsError(f"{mirrored} holds a classifier alone: replace or remove it")
         overlay = {"state_dict": tensors, "num_classes": 0}
-        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        mended: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        return mended
     except DinoError:
         raise
     except Exception as error:  # timm's renaming of old files raises anything on a foreign one
@@ -171,8 +174,9 @@ def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
         return None
     channels, size, _ = input_size
     patch_size = tensors["patch_embed.proj.weight"].shape[-1]
+    sizes = (cast(int, model.num_features), count_blocks(tensors))
     for arch, shape in VITS.items():
-        if (shape.embed_dim, shape.depth) == (model.num_features, count_blocks(tensors)) and not shape.conv_stem:
+        if (shape.embed_dim, shape.depth) == sizes and not shape.conv_stem:
             twin = build_backbone(arch, patch_size=patch_size, in_chans=channels, img_size=size).eval()
             if _shapes(twin.state_dict()) == _shapes(tensors):
                 twin.load_state_dict(tensors)

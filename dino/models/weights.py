@@ -290,4 +290,5 @@ def _name_autoencoder(guessed: Mapping[str, Any]) -> str:
         raise WeightsError(
             f"`arch` {MAE} wants `pretrained_weights` with the encoder of a masked autoencoder (a ViT)", value=MAE
         )
-    return guessed["arch"]
+    arch: str = guessed["arch"]
+    return arch

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -68,13 +68,14 @@ def build_array(dtype: Any, raw: Any, shape: Any, order: str, budget: Budget) ->
     if not size and math.prod(side or 1 for side in sides) > MOST_ROWS:
         raise PlainPickleError(f"an array in it claims the shape {shorten(str(sides))}, and has no content")
     budget.spend("arrays", size)
-    order = "F" if order == "F" else "C"
+    layout: Literal["F", "C"] = "F" if order == "F" else "C"
     if kind.hasobject:
-        return _build_objects(content, sides, order)
+        return _build_objects(list(content), sides, layout)
     data = bytearray(content.encode("latin1") if isinstance(content, str) else content)
     if kind.kind == "U" and size and np.frombuffer(data, f"{kind.byteorder}u4").max() > UNICODE_END:
         raise PlainPickleError("an array in it holds text that is not Unicode")
-    return np.ndarray(sides, kind, data, order=order)
+    found: np.ndarray = np.ndarray(sides, kind, data, order=layout)
+    return found
 
 
 def _build_objects(values: list[Any], sides: tuple[int, ...], order: Any) -> np.ndarray:
@@ -156,7 +157,8 @@ def _build_from_buffer(arguments: Arguments, budget: Budget) -> np.ndarray:
         raise PlainPickleError("it has an array with a buffer that cannot be read")
     array = build_array(dtype, raw, shape, order, budget)
     if order == "K" and axes and axes[0] is not None:
-        return array.transpose([expect(axis, int) for axis in expect(axes[0], tuple)])
+        turned: np.ndarray = array.transpose([expect(axis, int) for axis in expect(axes[0], tuple)])
+        return turned
     return array
 
 
@@ -177,8 +179,9 @@ def _encode(arguments: Arguments, budget: Budget) -> bytes:
     text, encoding = arguments
     if expect(encoding, str) not in {"latin1", "latin-1"}:
         raise PlainPickleError(f"it has bytes in the encoding {shorten(encoding)!r} where latin1 belongs")
-    budget.spend("text", len(expect(text, str)))
-    return text.encode("latin1")
+    checked: str = expect(text, str)
+    budget.spend("text", len(checked))
+    return checked.encode("latin1")
 
 
 # numpy 1 and 2 have another name for the same module, and so have Python 2 and 3.

@@ -96,7 +96,7 @@ def _is_container(value: Any) -> bool:
     if _is_atom(value):
         return False
     if isinstance(value, np.ndarray):
-        return value.dtype.hasobject
+        return bool(value.dtype.hasobject)
     if type(value) not in {list, tuple, dict}:
         raise PlainPickleError(f"it holds a {_name_type(value)} where a plain value belongs")
     return True

@@ -42,7 +42,7 @@ class Machine:
             elif code in CHANGES:
                 CHANGES[code](self)
             else:
-                known = pickletools.code2op.get(code.decode("latin1"))
+                known = next((each for each in pickletools.opcodes if each.code == code.decode("latin1")), None)
                 name = known.name if known else repr(code)
                 raise PlainPickleError(f"it uses the opcode {name}, which plain values do not need")
         return self.pop(1)[0]

@@ -77,7 +77,7 @@ def check_tuples(file: IO[bytes]) -> None:
             stack = []
         elif name in PUTS or name == "MEMOIZE":
             memo[len(memo) if argument is None else argument] = stack[-1]
-        elif name in GETS:
+        elif name in GETS and argument is not None:
             stack.append(memo[argument])
         elif name == "TUPLE":
             values, stack = stack, below.pop()

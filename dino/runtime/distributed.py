@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from dino.errors import OptionError
@@ -83,10 +84,10 @@ class Processes:
             OptionError: The meeting point is not usable.
         """
         self.rank, self.world, self.local_world = launch.rank, launch.world, launch.local_world
-        self.store: dist.Store | None = None
+        self.store: Store | None = None
         if launch.world > 1:
             self.store = _meet(launch, dist_url)
-            group_store = dist.PrefixStore("group", self.store)
+            group_store = PrefixStore("group", self.store)
             dist.init_process_group(
                 backend, store=group_store, rank=self.rank, world_size=self.world, timeout=JOIN_TIMEOUT
             )
@@ -183,15 +184,16 @@ class Processes:
             dist.destroy_process_group()
 
 
-def write(store: dist.Store, key: str, value: str) -> None:
+def write(store: Store, key: str, value: str) -> None:
     """Set a key that others look for with `is_written`."""
     store.set(key, value)
     store.add(f"{key} written", 1)
 
 
-def is_written(store: dist.Store, key: str) -> bool:
+def is_written(store: Store, key: str) -> bool:
     """Whether a key is there, without waiting for it; by a counter, since older torch's stores have no `check`."""
-    return store.add(f"{key} written", 0) > 0
+    count: int = store.add(f"{key} written", 0)
+    return count > 0
 
 
 class StopAgreement:
@@ -236,10 +238,10 @@ def export_launch(launch: Launch, dist_url: str) -> None:
         os.environ.setdefault(name, str(value))
 
 
-_met: dict[tuple[Any, ...], tuple[dist.Store, int]] = {}  # stores that this process met others over, and its runs there
+_met: dict[tuple[Any, ...], tuple[Store, int]] = {}  # stores that this process met others over, and its runs there
 
 
-def _meet(launch: Launch, dist_url: str) -> dist.Store:
+def _meet(launch: Launch, dist_url: str) -> Store:
     """The store of a run: of a program's later ones that of its first, with names of their own.
 
     What an earlier run wrote is still there, and a server that closes with one run would take the next one's along.
@@ -247,11 +249,12 @@ def _meet(launch: Launch, dist_url: str) -> dist.Store:
     place = (launch, dist_url, os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
     store, runs = _met.get(place) or (_open_store(launch, dist_url), 0)
     _met[place] = store, runs + 1
-    return dist.PrefixStore(f"run_{runs}", store) if runs else store
+    return PrefixStore(f"run_{runs}", store) if runs else store
 
 
-def _open_store(launch: Launch, dist_url: str) -> dist.Store:
+def _open_store(launch: Launch, dist_url: str) -> Store:
     try:
+        store: Store
         store, _, _ = next(rendezvous(dist_url, launch.rank, launch.world, timeout=JOIN_TIMEOUT))
     except (ValueError, RuntimeError) as error:
         raise OptionError(
@@ -260,7 +263,7 @@ def _open_store(launch: Launch, dist_url: str) -> dist.Store:
     return store
 
 
-def _wait_until_all_joined(store: dist.Store, rank: int, world: int) -> None:
+def _wait_until_all_joined(store: Store, rank: int, world: int) -> None:
     """Nobody goes on before all are in the group: one whose work is done at once would leave while others still join.
 
     torch waited like this itself once, and does not any more (TORCH_DIST_INIT_BARRIER).

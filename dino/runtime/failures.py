@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from dino.errors import DinoError, Interrupted, NonFiniteError, PeerFailed
 from dino.runtime.distributed import Processes, is_written, write
@@ -57,7 +57,7 @@ class FailureWatch:
         """Stop looking."""
         self.closed.set()
 
-    def _look(self, store: dist.Store) -> None:
+    def _look(self, store: Store) -> None:
         while not self.closed.wait(LOOK_EVERY):
             try:
                 found = _read(store)
@@ -70,7 +70,7 @@ class FailureWatch:
                 sys.stderr.flush()
                 os._exit(error.exit_code)
 
-    def _tell(self, store: dist.Store, error: BaseException) -> None:
+    def _tell(self, store: Store, error: BaseException) -> None:
         code = error.exit_code if isinstance(error, DinoError) else 1
         text = " ".join(f"{type(error).__name__}: {error}".split())
         write(store, KEY, f"{code} {self.rank} {text}")
@@ -79,7 +79,7 @@ class FailureWatch:
             time.sleep(LOOK_EVERY / 10)
 
 
-def _read(store: dist.Store) -> tuple[int, str, str] | None:
+def _read(store: Store) -> tuple[int, str, str] | None:
     """Exit code, rank and text of the first failure."""
     if not is_written(store, KEY):
         return None

@@ -17,7 +17,7 @@ from dino.runtime.context import Run
 from dino.training.build import build_networks, build_program
 from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
-from dino.training.optim import build_optimizer
+from dino.training.optim import BETAS, build_optimizer
 from dino.training.plan import Plan
 from dino.training.step import METERS
 
@@ -89,7 +89,7 @@ def trace_steps(
             continue
         named = [(name, optimizer.state.get(parameter)) for name, parameter in student.named_parameters()]
         moments.append({name: device.to_host(state["exp_avg"]) for name, state in named if state})
-    trace.gradients = _find_gradients(moments, optimizer.betas[0]) if gradients else {}
+    trace.gradients = _find_gradients(moments, BETAS[0]) if gradients else {}
     trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
     trace.centre = device.to_host(program.centre)
     return trace
@@ -102,7 +102,8 @@ def join_draws(depth: Tensor | None, parts: int, views: int) -> Tensor | None:
     """
     if depth is None:
         return None
-    return depth.unflatten(2, (views, -1)).unflatten(0, (parts, -1)).permute(0, 2, 3, 1, 4).flatten(2)
+    by_view = torch.unflatten(depth, 2, (views, -1))
+    return torch.unflatten(by_view, 0, (parts, -1)).permute(0, 2, 3, 1, 4).flatten(2)
 
 
 def _find_gradients(moments: Sequence[Mapping[str, Tensor]], decay: float) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from dino.devices.config import IpuConfig
 from dino.errors import OptionError
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
-from dino.models.registry import build_backbone, expect_sizes, set_recompute
+from dino.models.registry import build_backbone, expect_sizes, set_recompute, width_of
 from dino.runtime.context import Run
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.ema import build_teacher
@@ -46,7 +47,7 @@ def build_networks(options: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop
     teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
     device = run.device
     if run.processes.world > 1:
-        student, teacher = device.synchronise_batch_norm(student), device.synchronise_batch_norm(teacher)
+        student, teacher = (cast(MultiCrop, device.synchronise_batch_norm(each)) for each in (student, teacher))
     return student.to(device.torch_device), teacher.to(device.torch_device)
 
 
@@ -122,15 +123,16 @@ def choose_piece(config: IpuConfig, batch_size: int) -> int | None:
 def build_program(options: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run) -> DinoProgram:
     """Bind the networks to the step, data parallel and compiled where asked for."""
     forward_student: nn.Module = student
+    forward_teacher: nn.Module = teacher
     if run.processes.world > 1 and not run.device.exchanges_gradients:
         forward_student = DistributedDataParallel(
             student, gradient_as_bucket_view=True, broadcast_buffers=False, **run.device.parallel_settings
         )
     if run.device.compiles:
-        forward_student, teacher = run.device.compile_module(forward_student), run.device.compile_module(teacher)
+        forward_student, forward_teacher = map(run.device.compile_module, (forward_student, teacher))
     return DinoProgram(
         student=forward_student,
-        teacher=teacher,
+        teacher=forward_teacher,
         prototypes=options.student.out_dim,
         normalisation=build_normalisation(options.student.chosen_in_chans),
         clip_grad=choose_clipping(options.optim, run.device),
@@ -159,7 +161,7 @@ def build_network(options: TrainConfig, *, drop_path_rate: float, norm_last_laye
         drop_path_rate=drop_path_rate,
     )
     head = DINOHead(
-        in_dim=backbone.embed_dim,
+        in_dim=width_of(backbone),
         out_dim=options.student.out_dim,
         use_bn=options.student.use_bn_in_head,
         norm_last_layer=norm_last_layer,

@@ -74,7 +74,8 @@ def draws_by_itself(backbone: nn.Module, options: TrainConfig) -> bool:
         for part in backbone.train().modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
-        with SeenRandom() as seen:
+        seen = SeenRandom()
+        with seen:
             functional_call(backbone, empty, (images,))
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError):
         return True
@@ -83,10 +84,14 @@ def draws_by_itself(backbone: nn.Module, options: TrainConfig) -> bool:
     return seen.random
 
 
-class SeenRandom(TorchDispatchMode):
+class SeenRandom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves what it calls for subclasses untyped
     """Remembers whether any operator inside took from a generator."""
 
     random = False
+
+    def __init__(self) -> None:
+        """None has yet."""
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its dispatch modes untyped
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look, and run it."""

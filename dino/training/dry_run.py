@@ -20,6 +20,7 @@ from dino.data.crops import Crops
 from dino.data.photometric import Normalisation
 from dino.data.synthetic import make_batch
 from dino.devices.base import Device, StepInputs
+from dino.devices.untyped import run_backward
 from dino.errors import CheckpointError
 from dino.models.published import HUB_PREFIX
 from dino.models.registry import TIMM_PREFIX
@@ -202,8 +203,9 @@ def count_flops(options: TrainConfig) -> float:
     ]
     inputs = StepInputs(*torch.ones(5, device="meta").unbind())
     with FlopCounterMode(display=False) as counter:
-        program.forward(views, inputs, program.centre).loss.backward()  # the formula; our own loss computes more
-    return counter.get_total_flops() / FLOP_IMAGES
+        run_backward(program.forward(views, inputs, program.centre).loss)  # the formula; our own loss computes more
+    flops: int = counter.get_total_flops()
+    return flops / FLOP_IMAGES
 
 
 def measure_product(device: Device) -> float:

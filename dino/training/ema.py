@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def build_teacher(teacher: nn.Module, student: nn.Module) -> nn.Module:
+
+def build_teacher(teacher: Network, student: nn.Module) -> Network:
     """Start the teacher from the student's weights and take it out of training; returns the teacher."""
     teacher.load_state_dict(student.state_dict())
     return teacher.requires_grad_(False)
@@ -21,5 +25,6 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> 
         momentum: () float32; 1 changes nothing, to the bit.
     """
     with torch.no_grad():
-        targets, sources = list(teacher.parameters()), list(student.parameters())
+        targets: list[Tensor] = list(teacher.parameters())
+        sources: list[Tensor] = list(student.parameters())
         torch._foreach_lerp_(targets, sources, [1 - momentum] * len(targets))  # without memory for the products

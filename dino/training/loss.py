@@ -48,7 +48,9 @@ def compute_targets(logits: Tensor, centre: Tensor, temperature: Tensor) -> Teac
     mean = probabilities.mean(dim=0)
     entropy = -(probabilities * log_probabilities).sum(dim=-1).mean()
     divergence = -(mean * mean.clamp(min=1e-30).log()).sum() - entropy
-    return TeacherTargets(probabilities.unflatten(0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence)
+    return TeacherTargets(
+        torch.unflatten(probabilities, 0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence
+    )
 
 
 def compute_loss(
@@ -76,7 +78,7 @@ def compute_loss(
 
 def compute_loss_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """The same from the student's logits (V B, K), as a formula for compilers, which make the backward pass from it."""
-    views = logits.split(targets.shape[1])
+    views = torch.split(logits, targets.shape[1])
     both = targets.sum(dim=0)
     total = torch.zeros((), device=logits.device)
     for view, target in zip(views, [targets[1], targets[0], *[both] * (len(views) - 2)], strict=True):
@@ -100,7 +102,7 @@ class _PrototypeLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # in place below: a second pass must fail, not double them
         wanted = zip(gradients, ctx.needs_input_grad, strict=False)
         return *(gradient.mul_(upstream) if needed else None for gradient, needed in wanted), None, None
@@ -112,7 +114,7 @@ def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: i
     mean, to_prototypes = _compare(vectors, prototypes, targets, boost)
     total, to_vectors = -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE, []
     for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):  # targets that a view meets
-        for chunk in part.split(rows) if len(part) else ():
+        for chunk in torch.split(part, rows) if len(part) else ():
             log_sums, softmax = _normalise(F.linear(chunk, prototypes), mass * boost)
             total = total + mass * log_sums.sum()
             to_vectors.append(softmax @ prototypes)
@@ -125,9 +127,9 @@ def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: i
 def _compare(vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float) -> tuple[Tensor, Tensor]:
     """The targets' part: the mean prototype of each vector's (V B, D), and `boost` times a gradient (K, D)."""
     images, flat = targets.shape[1], targets.flatten(0, 1).mul(boost).to(vectors.dtype)
-    first, second = (flat @ prototypes).float().div(boost).split(images)  # each target's mean prototype
+    first, second = torch.split((flat @ prototypes).float().div(boost), images)  # each target's mean prototype
     mean = torch.cat([second, first, *[first + second] * (len(vectors) // images - 2)])
-    views = vectors.float().unflatten(0, (-1, images))
+    views = torch.unflatten(vectors.float(), 0, (-1, images))
     met = (views.sum(dim=0) - views[:2]).flatten(0, 1)  # sum of the vectors that a target is compared with
     share = (met / -images).to(vectors.dtype)  # a mean over images, since a sum could overflow in float16
     return mean, (flat.t() @ share).float().mul_(images)

@@ -23,6 +23,8 @@ EPS = 1e-8
 MOMENTUM = 0.9  # SGD and LARS, as in the original
 LARS_TRUST = 0.001  # eta of the original's LARS
 
+Tensors = list[Tensor] | tuple[Tensor, ...]  # what torch's operators on lists take and give
+
 
 class UpdateInputs(NamedTuple):
     """What one update depends on, all () float32 on the device.
@@ -44,7 +46,7 @@ class UpdateInputs(NamedTuple):
 class Bucket:
     """Parameters that share decay, mask and step count."""
 
-    parameters: list[nn.Parameter]
+    parameters: list[Tensor]
     decayed: bool
     last_layer: bool
 
@@ -80,7 +82,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self.buckets = [bucket for group in self.param_groups for bucket in _split(group)]
         self._complete_state()
 
-    def step(self, inputs: UpdateInputs) -> None:  # type: ignore[override]
+    def step(self, inputs: UpdateInputs) -> None:  # type: ignore[override]  # torch's step takes a closure
         """Update every parameter in place from its `.grad`, which may hold anything where it is masked."""
         with torch.no_grad():
             for bucket in self.buckets:
@@ -88,7 +90,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 decay = inputs.weight_decay if bucket.decayed else torch.zeros_like(inputs.weight_decay)
                 self.update_bucket(bucket.parameters, inputs.learning_rate * keep, decay * keep, keep)
 
-    def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """Apply the rule; `rate`, `decay` and `keep` are () and 0 where nothing may change."""
         raise NotImplementedError
 
@@ -112,7 +114,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                     state.setdefault(name, torch.zeros_like(parameter))
                 state["step"] = shared  # one tensor a bucket: its parameters are always updated together
 
-    def _moments(self, parameters: list[nn.Parameter], name: str) -> list[Tensor]:
+    def _moments(self, parameters: list[Tensor], name: str) -> list[Tensor]:
         return [self.state[parameter][name] for parameter in parameters]
 
 
@@ -123,7 +125,7 @@ class AdamW(MaskedOptimizer):
     betas = BETAS
     eps = EPS
 
-    def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class."""
         gradients = _gradients(parameters, keep)
         first, second = self._moments(parameters, "exp_avg"), self._moments(parameters, "exp_avg_sq")
@@ -142,7 +144,7 @@ class AdamW(MaskedOptimizer):
 class FusedAdamW(AdamW):
     """The same by torch's kernel, which does all but the decay in one pass over memory, for devices that have it."""
 
-    def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class; the kernel wants a decay that is a Python number, so it is given none."""
         step = self.state[parameters[0]]["step"].add_(keep)
         torch._foreach_mul_(parameters, 1 - rate * decay)
@@ -169,7 +171,7 @@ class SGD(MaskedOptimizer):
 
     state_names = ("momentum_buffer",)
 
-    def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class."""
         change = torch._foreach_add(_gradients(parameters, keep), torch._foreach_mul(parameters, decay))
         _apply_momentum(parameters, self._moments(parameters, "momentum_buffer"), change, rate, keep)
@@ -180,7 +182,7 @@ class LARS(MaskedOptimizer):
 
     state_names = ("mu",)
 
-    def update_bucket(self, parameters: list[nn.Parameter], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
         """See the base class; parameters with one dimension are neither decayed nor adapted, as in the original."""
         change = [
             gradient if parameter.ndim == 1 else _adapt(parameter, gradient + decay * parameter)
@@ -246,12 +248,12 @@ def _split(group: dict[str, Any]) -> list[Bucket]:
     return [Bucket(half, group["decayed"], is_last) for half, is_last in halves if half]
 
 
-def _gradients(parameters: list[nn.Parameter], keep: Tensor) -> list[Tensor]:
+def _gradients(parameters: list[Tensor], keep: Tensor) -> list[Tensor]:
     """Gradients, all 0 where they are masked, so that the update multiplies 0 by 0 and not by NaN."""
     return [torch.zeros_like(p) if p.grad is None else p.grad.masked_fill_(keep == 0, 0.0) for p in parameters]
 
 
-def _update_average(averages: list[Tensor], values: list[Tensor], weight: Tensor) -> None:
+def _update_average(averages: list[Tensor], values: Tensors, weight: Tensor) -> None:
     """Averages += weight (values - averages), exactly nothing at weight 0."""
     torch._foreach_mul_(averages, 1 - weight)
     torch._foreach_add_(averages, torch._foreach_mul(values, weight))
@@ -263,7 +265,7 @@ def _bias_correction(beta: float, step: Tensor) -> Tensor:
 
 
 def _apply_momentum(
-    parameters: list[nn.Parameter], buffers: list[Tensor], change: list[Tensor], rate: Tensor, keep: Tensor
+    parameters: list[Tensor], buffers: list[Tensor], change: Tensors, rate: Tensor, keep: Tensor
 ) -> None:
     torch._foreach_mul_(buffers, 1 - keep * (1 - MOMENTUM))
     torch._foreach_add_(buffers, torch._foreach_mul(change, keep))

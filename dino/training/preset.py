@@ -18,7 +18,7 @@ from dino.config import as_dict, change
 from dino.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from dino.data.sources import ImageSource
+    from dino.data.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from dino.data.crops import Crops
 from dino.data.photometric import Normalisation, augment, forget_constants
 from dino.devices.base import StepInputs
+from dino.models.head import PrototypeLayer
+from dino.models.multicrop import MultiCrop
 from dino.training.ema import update_teacher
 from dino.training.loss import (
     compute_feature_spread,
@@ -94,7 +96,7 @@ class DinoProgram:
         normalisation: Normalisation,
         clip_grad: float,
         resolutions: int = 2,
-        autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+        autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
         average: Callable[[Tensor], Callable[[], Tensor]] = lambda tensor: lambda: tensor,
         eager: bool = False,
         fused: bool = False,
@@ -179,7 +181,7 @@ class DinoProgram:
         wait = self.average(torch.cat([field.detach().reshape(-1) for field in fields]))
 
         def finish() -> StepOutput:
-            parts = wait().split([field.numel() for field in fields])
+            parts = torch.split(wait(), [field.numel() for field in fields])
             return StepOutput(*(part.reshape(field.shape) for part, field in zip(parts, fields, strict=True)))
 
         return finish
@@ -261,9 +263,10 @@ class DinoProgram:
             if buffer is not None and name not in part._non_persistent_buffers_set
         ]
 
-    def hold_gradients(self) -> AbstractContextManager:
+    def hold_gradients(self) -> AbstractContextManager[object]:
         """No exchange of gradients inside, where the student is data parallel."""
-        return self.student.no_sync() if hasattr(self.student, "no_sync") else contextlib.nullcontext()
+        hold: Callable[[], AbstractContextManager[object]] = getattr(self.student, "no_sync", contextlib.nullcontext)
+        return hold()
 
     def state_dict(self) -> dict[str, Any]:
         """Centre, counters and meters."""
@@ -284,6 +287,6 @@ def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:
     return torch.stack([total + masked, next_row])
 
 
-def _last_layer(network: nn.Module) -> nn.Module:
+def _last_layer(network: nn.Module) -> PrototypeLayer:
     """Of a MultiCrop, wrapped for data parallelism or not."""
-    return getattr(network, "module", network).head.last_layer
+    return cast(MultiCrop, getattr(network, "module", network)).head.last_layer

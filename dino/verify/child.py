@@ -82,7 +82,8 @@ def open_bench(variant: Variant, setting: Setting, say: Say, limit: float = math
 
 def classify(error: BaseException) -> str:
     """The kind of end, as `Result` has it."""
-    chain, seen = error, []
+    chain: BaseException | None = error
+    seen: list[BaseException] = []
     while chain is not None and chain not in seen:
         seen.append(chain)
         text = str(chain).lower()

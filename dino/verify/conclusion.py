@@ -81,7 +81,10 @@ def list_formats(reports: Sequence[StepReport], setting: Setting) -> list[str]:
 
 def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
     """What the steps say of a mode in a number format; a product of matrices is about all formats."""
-    wrong, failed, seen, rate = [], [], [], None
+    wrong: list[int] = []
+    failed: list[int] = []
+    seen: list[str] = []
+    rate: float | None = None
     for report in reports:
         for part in report.findings:
             if part.variant.mode != mode or part.variant.label in {"CPU", "machine", "count"}:

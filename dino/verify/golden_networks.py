@@ -5,6 +5,7 @@ What `dino.golden` calls draw(k, ...) are the inputs; its README says how each n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dino import golden
 from dino.data.photometric import Normalisation
+from dino.devices.untyped import run_backward
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
@@ -45,7 +47,7 @@ class GivenViews(NamedTuple):
 class GivenProgram(DinoProgram):
     """The step without its augmentation."""
 
-    def augment(self, batch: GivenViews) -> tuple[Tensor, ...]:
+    def augment(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What is given."""
         return tuple(batch)
 
@@ -64,10 +66,10 @@ def check_loss(numbers: Numbers) -> Found:
             targets = compute_targets(numbers.draw(20 + call, 8, 256), centre, temperature)
             with numbers.run.device.autocast():
                 loss = loss_of(student, targets.probabilities)
-            loss.backward()
+            run_backward(loss)
             centre = update_centre(centre, targets.batch_centre)
             yield numbers.compare(f"loss {kind} {call}", loss, arrays[f"{call}/loss"])
-            yield numbers.compare(f"loss {kind} {call} gradient", student.grad, arrays[f"{call}/ds"])
+            yield numbers.compare(f"loss {kind} {call} gradient", _gradient_of(student), arrays[f"{call}/ds"])
             yield numbers.compare(f"loss {kind} {call} center", centre, arrays[f"{call}/center"])
 
 
@@ -91,9 +93,9 @@ def check_head(numbers: Numbers) -> Found:
             logits = numbers.compile(head.train())(features)
         logits.float().square().sum().backward()
         yield numbers.compare(f"head {tag}", logits, arrays[f"{tag}/y"])
-        yield numbers.compare(f"head {tag} gradient of its input", features.grad, arrays[f"{tag}/dx"])
+        yield numbers.compare(f"head {tag} gradient of its input", _gradient_of(features), arrays[f"{tag}/dx"])
         yield numbers.compare(
-            f"head {tag} gradient of the prototypes", head.last_layer.weight_v.grad, arrays[f"{tag}/dv"]
+            f"head {tag} gradient of the prototypes", _gradient_of(head.last_layer.weight_v), arrays[f"{tag}/dv"]
         )
 
 
@@ -106,7 +108,7 @@ def check_vit(numbers: Numbers) -> Found:
         forward = numbers.compile(model)
         kinds: Mapping[str, Callable[[Tensor], Tensor]] = {
             "cls": forward,
-            "last2": lambda images, model=model: torch.stack(model.get_intermediate_layers(images, 2)),
+            "last2": functools.partial(_stack_layers, model),
             "attn": model.get_last_selfattention,
         }
         for key in arrays:
@@ -120,6 +122,10 @@ def check_vit(numbers: Numbers) -> Found:
             yield numbers.compare(f"ViT/{patch} {kind} {place[1]}", result, arrays[key])
 
 
+def _stack_layers(model: VisionTransformer, images: Tensor) -> Tensor:
+    return torch.stack(model.get_intermediate_layers(images, 2))
+
+
 def check_optimizer(numbers: Numbers) -> Found:
     """Clipping, and four updates of LARS; AdamW moves the eight steps."""
     arrays, fused = golden.load("optim"), numbers.run.device.fuses_updates
@@ -127,9 +133,9 @@ def check_optimizer(numbers: Numbers) -> Found:
     for place, (parameter, scale) in enumerate(zip(parameters, (10, 0.1, 1, 3), strict=True)):
         parameter.grad = numbers.draw(50 + place, *parameter.shape) * scale
     total, _ = clip_gradients(parameters, 3.0, fused=fused)
-    yield numbers.compare("norm of all gradients", total, np.linalg.norm(arrays["clip/norms"]))
+    yield numbers.compare("norm of all gradients", total, np.asarray(np.linalg.norm(arrays["clip/norms"])))
     for place, parameter in enumerate(parameters):
-        yield numbers.compare(f"clipped gradient {place}", parameter.grad, arrays[f"clip/g{place}"])
+        yield numbers.compare(f"clipped gradient {place}", _gradient_of(parameter), arrays[f"clip/g{place}"])
     parameters = _golden_parameters(numbers)
     groups = [
         {"params": [parameters[place] for place in places], "last_layer": [], "decayed": decayed}
@@ -142,6 +148,12 @@ def check_optimizer(numbers: Numbers) -> Found:
         optimizer.step(inputs)
         for place, parameter in enumerate(parameters):
             yield numbers.compare(f"LARS step {step} parameter {place}", parameter, arrays[f"lars/{step}/p{place}"])
+
+
+def _gradient_of(tensor: Tensor) -> Tensor:
+    if tensor.grad is None:
+        raise RuntimeError("the backward pass gave no gradient")
+    return tensor.grad
 
 
 def _golden_parameters(numbers: Numbers) -> list[nn.Parameter]:

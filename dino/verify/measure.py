@@ -29,7 +29,7 @@ FREE = {  # of computing, though torch does not call them views
 RATES = [1e-4 * (1 + place % 7) for place in range(1000)]  # a changed learning rate is what a new graph would come from
 
 
-class StepCounts(TorchDispatchMode):
+class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves what it calls for subclasses untyped
     """Counts what reaches the device inside its `with` block: launches by phase, and reads by the host.
 
     A launch is an operator that computes; views and allocations are none. What torch.compile has compiled is not looked
@@ -38,7 +38,7 @@ class StepCounts(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Nothing counted yet."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its dispatch modes untyped
         self.launches: Counter[str] = Counter()
         self.reads, self.phase = 0, "step"
 

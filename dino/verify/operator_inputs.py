@@ -75,10 +75,10 @@ class Inputs:
         """Memory of a tensor: in its own form if it is contiguous, else in one dimension."""
         pool = _draw_pool(choose_pool(find_function(self.call.operator), spec.dtype))
         start = number * SHIFT % POOL
-        if start + spec.count <= POOL:
-            flat = pool[start : start + spec.count].clone()
+        if start + spec.extent <= POOL:
+            flat = pool[start : start + spec.extent].clone()
         else:
-            flat = pool.roll(-start).repeat(-(-spec.count // POOL))[: spec.count]
+            flat = pool.roll(-start).repeat(-(-spec.extent // POOL))[: spec.extent]
         if spec.dtype in (torch.int32, torch.int64):
             flat = flat % self.bound
         flat = flat % 2 == 1 if spec.dtype == torch.bool else flat.to(spec.dtype)

@@ -47,7 +47,7 @@ class Spec(NamedTuple):
     on_host: bool = False
 
     @property
-    def count(self) -> int:
+    def extent(self) -> int:
         """Elements of memory that it needs."""
         if 0 in self.size:
             return 0
@@ -80,7 +80,8 @@ class Call(NamedTuple):
             found = getattr(found, part, None)
             if found is None:
                 return None
-        return found
+        overload: Callable[..., Any] = found
+        return overload
 
     def specs(self) -> Iterator[Spec]:
         """Every tensor among the arguments."""
@@ -119,7 +120,8 @@ def read_calls(number_format: str, batch: int, content: dict[str, Any] | None = 
 @functools.cache
 def read_file() -> dict[str, Any]:
     """The file's content: `recorded` (how), `lists` of tensors, `operators`, and `steps` by format and batch."""
-    return json.loads(resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8"))
+    return content
 
 
 def _read_call(number: int, content: dict[str, Any]) -> Call:

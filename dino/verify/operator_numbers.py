@@ -112,7 +112,7 @@ def _find_error(found: Tensor, expected: Tensor, rounding: float, summing: float
     if not torch.equal(found.isfinite(), expected.isfinite()):
         wrong, right = (int((~tensor.isfinite()).sum()) for tensor in (found, expected))
         return f"has {wrong} numbers that are not finite, and should have {right}"
-    parts = [part.flatten().split(PART) for part in (found, expected)]
+    parts = [torch.split(part.flatten(), PART) for part in (found, expected)]
     squares = sum(float(right.double().nan_to_num(0, 0, 0).square().sum()) for right in parts[1])
     scale = math.sqrt(squares / max(1, expected.numel()))
     worst = (0.0, "")

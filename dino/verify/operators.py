@@ -113,7 +113,7 @@ def run_call(device: EagerDevice, call: Call) -> Outcome:
     operator = call.find_overload()
     if operator is None:
         return Outcome(call.name, "not run", f"torch {torch.__version__} has no {call.operator}")
-    size = sum(spec.count * spec.dtype.itemsize for spec in call.specs())
+    size = sum(spec.extent * spec.dtype.itemsize for spec in call.specs())
     if size > LARGEST:
         return Outcome(call.name, "not run", f"its inputs take {size >> 20} MiB, more than {LARGEST >> 20} MiB")
     try:
@@ -151,7 +151,7 @@ def _run(device: EagerDevice, call: Call, operator: Any) -> Outcome:
 def _collect(operator: Any, arguments: Sequence[Any], keywords: dict[str, Any]) -> list[Tensor]:
     """Run it; gives the inputs that it changes, then what it returns besides."""
     result = operator(*arguments, **keywords)
-    changed = []
+    changed: list[Tensor] = []
     for place, argument in enumerate(operator._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = arguments[place] if place < len(arguments) else keywords.get(argument.name)

@@ -157,7 +157,7 @@ class Runner:
 
     def _order(self, step: str, variant: Variant, rank: int, port: str, token: str, limit: float) -> None:
         setting = asdict(self.setting) | {"folder": str(self.setting.folder)}
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": variant.processes}
+        place: dict[str, int | str] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": variant.processes}
         place |= {"LOCAL_WORLD_SIZE": variant.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         together = {name: str(value) for name, value in place.items()} if variant.processes > 1 else {}
         order = {

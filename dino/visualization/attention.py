@@ -58,7 +58,7 @@ class ClsAttention(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Attention of the CLS token to every patch: (B, C, H, W) -> (B, heads, h, w), without an N x N tensor."""
         row = self.backbone.get_last_selfattention(images, queries=slice(0, 1))[:, :, 0, 1:]
-        return row.unflatten(-1, tuple(side // self.backbone.patch_size for side in images.shape[-2:]))
+        return torch.unflatten(row, -1, [side // self.backbone.patch_size for side in images.shape[-2:]])
 
 
 def keep_mass(maps: Tensor, share: float) -> Tensor:
@@ -75,7 +75,7 @@ def keep_mass(maps: Tensor, share: float) -> Tensor:
     """
     ranked, order = maps.flatten(-2).sort(dim=-1, stable=True)
     kept = (ranked / ranked.sum(dim=-1, keepdim=True)).cumsum(dim=-1) > 1 - share
-    return torch.zeros_like(kept).scatter(-1, order, kept).unflatten(-1, maps.shape[-2:])
+    return torch.unflatten(torch.zeros_like(kept).scatter(-1, order, kept), -1, maps.shape[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ def colour(values: NDArray[np.float32], table: int) -> Pixels:
     spread = greatest - least
     share = (values - least) / (spread if spread > 0 else 1)
     levels = np.minimum(share * 256, 255).astype(np.uint8)
-    return cv2.applyColorMap(levels, table)[..., ::-1].astype(np.uint8)
+    coloured: Pixels = cv2.applyColorMap(levels, table)[..., ::-1].astype(np.uint8)
+    return coloured
 
 
 def enlarge(patches: np.ndarray, patch_size: int) -> np.ndarray:
@@ -66,7 +67,8 @@ def mark(picture: Pixels, kept: NDArray[np.bool_]) -> Pixels:
 
 
 def _mix(picture: Pixels, over: Pixels, share: np.float32 | NDArray[np.float32]) -> Pixels:
-    return (picture * (1 - share) + over * share).astype(np.uint8)
+    mixed: Pixels = (picture * (1 - share) + over * share).astype(np.uint8)
+    return mixed
 
 
 def save_picture(path: Path, pixels: Pixels) -> None:

@@ -73,7 +73,7 @@ def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixe
 
 def read_colours(path: Path, palette: bytes) -> Pixels:
     """Colours of all labels, (256, 3) uint8: a label map's own, and `palette` for those that it has none for."""
-    colours = np.frombuffer(palette, dtype=np.uint8).reshape(-1, 3).copy()
+    colours: Pixels = np.frombuffer(palette, dtype=np.uint8).reshape(-1, 3).copy()
     own = np.frombuffer(read_label_map(path).palette or b"", dtype=np.uint8).reshape(-1, 3)
     colours[: len(own)] = own
     return colours

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsBytes, cast
 
 import av
 import numpy as np
@@ -183,7 +183,7 @@ def _count_turns(frame: av.VideoFrame) -> int:
     matrix = frame.side_data.get("DISPLAYMATRIX")  # of 3 x 3 int32, the first two its cosine and sine
     if matrix is None:
         return 0
-    cosine, sine = np.frombuffer(bytes(matrix), np.int32)[:2].tolist()
+    cosine, sine = np.frombuffer(bytes(cast(SupportsBytes, matrix)), np.int32)[:2].tolist()
     return -round(math.degrees(math.atan2(sine, cosine)) / 90)
 
 

@@ -25,6 +25,7 @@ from dino.models.config import LayerConfig
 from dino.models.layouts import is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched
 from dino.models.position import scale_position
+from dino.models.registry import width_of
 from dino.models.weight_files import read_weights, select_network
 from dino.models.weights import FoundNetwork, find_network
 from dino.runtime.metrics import write_result
@@ -203,7 +204,7 @@ def find_layer(layer_file: LayerConfig, found: FoundNetwork) -> dict[str, Tensor
         origin = found.origin
         layer = select_layer(found.matched.left, origin) or select_layer(found.state, origin)
     weight, bias = (tuple(layer[name].shape) if layer else () for name in ("weight", "bias"))
-    width = found.trained.module.embed_dim
+    width = width_of(found.trained.module)
     if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):
         raise WeightsError(f"{origin}: a linear layer has (C, n x {width}) and (C,), not {weight} and {bias}")
     return layer

@@ -86,7 +86,7 @@ def test_the_file_is_small():
 
 
 @pytest.mark.parametrize(
-    ("text", "spec", "count"),
+    ("text", "spec", "extent"),
     [
         ("f32[]", Spec(torch.float32, ()), 1),
         ("bf16[2,3]", Spec(torch.bfloat16, (2, 3)), 6),
@@ -97,10 +97,10 @@ def test_the_file_is_small():
         ("i64[0,3]", Spec(torch.int64, (0, 3)), 0),
     ],
 )
-def test_a_tensor_is_written_and_read(text, spec, count):
+def test_a_tensor_is_written_and_read(text, spec, extent):
     assert read_spec(text) == spec
     assert write_spec(spec) == text
-    assert spec.count == count
+    assert spec.extent == extent
 
 
 def test_what_describes_no_tensor_is_refused():

@@ -29,7 +29,7 @@ RAND = Call("aten::rand", "aten.rand.default", ([40, 50],), {"device": "device"}
 
 
 def names_of_large(number_format: str) -> set[str]:
-    return {call.name for call in read_calls(number_format, 1) if sum(spec.count for spec in call.specs()) > SMALL}
+    return {call.name for call in read_calls(number_format, 1) if sum(spec.extent for spec in call.specs()) > SMALL}
 
 
 def replay(number_format: str, skip: set[str]) -> tuple[list[operators.Outcome], list[str]]:

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ class HpuDevice(EagerDevice):
 
     def compile_module(self, module: nn.Module) -> nn.Module:
         """See the contract."""
-        return torch.compile(module, backend="hpu_backend", dynamic=False)
+        return cast(nn.Module, torch.compile(module, backend="hpu_backend", dynamic=False))
 
     def read_counters(self) -> dict[str, float]:
         """See the contract: what costs time on this device and grows only at first."""
@@ -178,7 +179,7 @@ class HpuDevice(EagerDevice):
         self.hpu.synchronize()
 
     @property
-    def reserved_cores(self) -> int:  # type: ignore[override]
+    def reserved_cores(self) -> int:  # type: ignore[override]  # known once the mode is
         """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
         return 0 if self.lazy else 2
 

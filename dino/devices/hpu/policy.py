@@ -83,7 +83,10 @@ def plan_probes(bf16: Collection[str], fp32: Collection[str]) -> Iterator[Probe]
 
 
 def check_policy(
-    device: torch.device, autocast: Callable[[], AbstractContextManager], bf16: Collection[str], fp32: Collection[str]
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]],
+    bf16: Collection[str],
+    fp32: Collection[str],
 ) -> int:
     """Run the probes on the card; gives how many there were, 0 where the lists cannot be told from the vendor's.
 

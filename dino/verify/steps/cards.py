@@ -75,7 +75,8 @@ def measure_exchange(run: Any, size: int) -> float:
         run.device.synchronize()
         seconds.append(time.perf_counter() - began)
     world = run.processes.world
-    return 2 * (world - 1) / world * size / min(seconds[1:]) / 1e9
+    rate: float = 2 * (world - 1) / world * size / min(seconds[1:]) / 1e9
+    return rate
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:

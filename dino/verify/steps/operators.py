@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dino.verify.base import (
     EAGER,
@@ -28,6 +28,9 @@ from dino.verify.base import (
     Variant,
     accept,
 )
+
+if TYPE_CHECKING:
+    from dino.devices.eager import EagerDevice
 
 TITLE = "operator replay"
 BATCHES = {"quick": 1, "full": 64}
@@ -70,7 +73,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
             if name in earlier and name not in done:  # of another list, whose call is the very same
                 keep(earlier[name])
         outcomes = replay_each(
-            bench.opened.device,
+            cast("EagerDevice", bench.opened.device),
             number_format,
             batch=batch,
             seconds=max(1.0, bench.limit - MARGIN),
@@ -113,7 +116,7 @@ def _judge(result: Result, outcomes: Sequence[Mapping[str, Any]]) -> Finding:
     odd = [each for each in outcomes if each["status"] not in {"pass", "not run"}]
     times = [each["microseconds"] for each in outcomes if each["microseconds"] is not None]
     slowest = sorted((each for each in outcomes if each["microseconds"]), key=lambda each: -each["microseconds"])
-    more = {
+    more: dict[str, Any] = {
         "counts": dict(counts),
         "outcomes": [dict(each) for each in odd],
         "microseconds": {

@@ -5,6 +5,7 @@ Letters: S side of the square matrices.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
         side = SIDES[bench.setting.size]
         bench.say(f"{name}, {side} x {side}")
         large = [device.place(torch.randn(side, side, generator=generator).to(dtype)) for _ in range(2)]
-        seconds = _time(lambda large=large: product(*large), device.synchronize)
+        seconds = _time(functools.partial(product, *large), device.synchronize)
         found["TFLOP/s"][name] = 2 * side**3 / seconds / 1e12
     return found
 

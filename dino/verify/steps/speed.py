@@ -111,7 +111,7 @@ def switched(switch: str | None, device: Any) -> Iterator[None]:
     yield
 
 
-def _fuse_attention() -> AbstractContextManager:
+def _fuse_attention() -> AbstractContextManager[object]:
     """A context for the bridge of 1.24; a variable, which the variant has, does it for 1.20 to 1.23."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

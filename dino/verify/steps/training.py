@@ -164,7 +164,8 @@ def find_gap(losses: Sequence[float | None], reference: Sequence[float | None]) 
     """Largest distance of two curves; infinite where one has no number or fewer points."""
     if len(losses) != len(reference):
         return math.inf
-    gaps = [math.inf if None in pair else abs(pair[0] - pair[1]) for pair in zip(losses, reference, strict=True)]
+    pairs = zip(losses, reference, strict=True)
+    gaps = [math.inf if one is None or other is None else abs(one - other) for one, other in pairs]
     return max(gap if math.isfinite(gap) else math.inf for gap in gaps)
 
 

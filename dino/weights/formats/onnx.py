@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dino.data.photometric import build_normalisation
 from dino.errors import OptionError, WeightsError
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 EXTRAS = ("onnx", "onnxscript")
 TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each node
 LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
-NAMES = {"input_names": ["images"], "output_names": ["features"]}
+INPUT, OUTPUT = "images", "features"  # names in the graph
 MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 refuses one without end, as it could be the number that ends a slice
 BATCHES = (1, 3)  # sizes at which the graph is compared with the network
 CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
@@ -125,7 +125,9 @@ def export(module: nn.Module, images: Tensor, target: Path) -> None:
     # Given the network itself, torch 2.5 falls back to a program for the example's batch alone, without a word.
     batch = torch.export.Dim("batch", max=MOST_IMAGES)
     program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
-    graph = torch.onnx.export(program, (images,), dynamo=True, **NAMES, verbose=False)
+    graph = torch.onnx.export(
+        program, (images,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+    )
     assert graph is not None
     graph.save(target, external_data=False)
 
@@ -137,13 +139,15 @@ def trace(module: nn.Module, images: Tensor, target: Path) -> None:
         OptionError: This torch cannot.
     """
     import torch
+    from torch.jit._trace import TracerWarning
 
-    axes = {name: {0: "batch"} for names in NAMES.values() for name in names}
+    axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+    names: Any = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_axes": axes}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes become constants, as they are meant to
+        warnings.simplefilter("ignore", TracerWarning)  # sizes become constants, as they are meant to
         warnings.simplefilter("ignore", DeprecationWarning)  # of tracing itself
         try:
-            torch.onnx.export(module, (images,), str(target), dynamo=False, **NAMES, dynamic_axes=axes, verbose=False)
+            torch.onnx.export(module, (images,), str(target), dynamo=False, verbose=False, **names)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise OptionError(
