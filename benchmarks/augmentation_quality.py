@@ -45,7 +45,7 @@ class PillowCrops(CropDataset):
 
 
 def run(data: Path, seed: int, dataset: type[CropDataset], epochs: list[str]) -> float:
-    """Train, and score the teacher: k-NN top-1 in per cent with 20 neighbours."""
+    """Train, and score the teacher: k-NN top-1 in per cent with 20 neighbors."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["--config", str(RECIPE), "--data_path", str(data / "train"), "--output_dir", folder]
         with mock.patch("dino.training.build.CropDataset", dataset):

@@ -3,7 +3,7 @@
     python benchmarks/demo_seeds.py [--seeds 0 1 2] [--probe]
 
 Prints one JSON line a seed. `--probe` trains the demo's network with labels instead (cross-entropy, the same images,
-crops of 0.4 to 1 of the area, flips and colour jitter) and prints its validation accuracy.
+crops of 0.4 to 1 of the area, flips and color jitter) and prints its validation accuracy.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import demo  # noqa: E402
 from dino.cli.options import parse  # noqa: E402
-from dino.data.crops import CropRecipe, build_rng, cut_centre, cut_crops  # noqa: E402
+from dino.data.crops import CropRecipe, build_rng, center_crop, cut_crops  # noqa: E402
 from dino.data.decode import read_image  # noqa: E402
-from dino.data.photometric import augment, build_normalisation  # noqa: E402
+from dino.data.photometric import augment, build_normalization  # noqa: E402
 from dino.data.sources import ImageSource, open_labelled_splits  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
@@ -81,7 +81,7 @@ def run_probe() -> float:
 def _views(
     source: ImageSource, batch: list[int], epoch: int, size: int, channels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One global crop an image, flipped and jittered but neither gray, blurred nor solarised."""
+    """One global crop an image, flipped and jittered but neither gray, blurred nor solarized."""
     recipe = CropRecipe(global_size=size, local_views=0)
     images = [read_image(source.path(index), channels) for index in batch]
     crops = [cut_crops(image, recipe, build_rng(0, epoch, index)) for image, index in zip(images, batch, strict=True)]
@@ -89,13 +89,13 @@ def _views(
     rows[:, 2:5] = 0.0
     pixels = torch.stack([crop.global_pixels[0].movedim(-1, 0) for crop in crops])
     assert source.labels is not None
-    return augment(pixels, rows, build_normalisation(channels)), torch.tensor([source.labels[index] for index in batch])
+    return augment(pixels, rows, build_normalization(channels)), torch.tensor([source.labels[index] for index in batch])
 
 
 def _accuracy(model: nn.Module, source: ImageSource, size: int, channels: int) -> float:
-    pixels = torch.stack([cut_centre(read_image(source.path(i), channels), size) for i in range(len(source))])
+    pixels = torch.stack([center_crop(read_image(source.path(i), channels), size) for i in range(len(source))])
     with torch.inference_mode():
-        found = model(build_normalisation(channels)(pixels)).argmax(dim=1)
+        found = model(build_normalization(channels)(pixels)).argmax(dim=1)
     return 100.0 * (found == torch.tensor(source.labels)).float().mean().item()
 
 

@@ -71,7 +71,7 @@ def build_ours(words: argparse.Namespace, run: Run) -> tuple[FromFiles, OfBatch]
     module = build_weights(words.arch)
     infer = run.device.compile_eval(module)
     backbone = TrainedBackbone(
-        module=module, arch=words.arch, patch_size=PATCH, image_size=SIZE, in_chans=3, normalisation=None
+        module=module, arch=words.arch, patch_size=PATCH, image_size=SIZE, in_chans=3, normalization=None
     )
     reading = Reading(batch_size=words.batch, workers=words.workers)
     return lambda source: extract_features(backbone, source, run, reading).features, infer

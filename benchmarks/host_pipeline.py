@@ -30,7 +30,7 @@ from torchvision import transforms as T  # noqa: E402
 from dino.data.crops import CropRecipe, ViewRecipe  # noqa: E402
 from dino.data.datasets import CropDataset  # noqa: E402
 from dino.data.decode import read_image  # noqa: E402
-from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD, Normalisation, augment  # noqa: E402
+from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD, Normalization, augment  # noqa: E402
 from dino.data.sources import open_images  # noqa: E402
 
 BATCH = 8
@@ -64,7 +64,7 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
     """Each way as a callable of image indices, and how many images there are."""
     source = open_images(folder)
     dataset = CropDataset(source, CropRecipe(), seed=0, skip_bad=False)
-    views, normalise = build_textbook(CropRecipe()), Normalisation()
+    views, normalize = build_textbook(CropRecipe()), Normalization()
 
     def run_textbook(indices: list[int]) -> None:
         for index in indices:
@@ -77,7 +77,7 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
             batch = default_collate([dataset[0, index] for index in indices[start : start + BATCH]])
             for group in (batch[:2], batch[2:4]):
                 pixels, rows = (part.transpose(0, 1).flatten(0, 1) for part in group)
-                augment(pixels.movedim(-1, 1), rows, normalise, eager=True)
+                augment(pixels.movedim(-1, 1), rows, normalize, eager=True)
 
     def run_host(indices: list[int]) -> None:
         for index in indices:

@@ -1,9 +1,9 @@
-"""Nearest neighbours of k-NN classification beside the textbook way and faiss, in one run.
+"""Nearest neighbors of k-NN classification beside the textbook way and faiss, in one run.
 
     python benchmarks/knn_search.py [train] [queries] [k] [--device cuda]          # 50000 5000 20, on the CPU
 
-Features are 384 wide, of length 1, around 1000 centres. Prints one JSON line: the medians and ranges of several rounds
-in seconds, taken in turn, and for which share of the queries a way finds the same neighbours as the textbook, at least.
+Features are 384 wide, of length 1, around 1000 centers. Prints one JSON line: the medians and ranges of several rounds
+in seconds, taken in turn, and for which share of the queries a way finds the same neighbors as the textbook, at least.
 Ways: `textbook` is the original's, 100 chunks of a product and a topk; `products` are these products alone; `faiss` is
 its flat index, built anew each time, as ours is, on the CPU only; `ours` is the index that evaluations use, in their
 chunks. All vectors lie on the device at first.
@@ -28,15 +28,15 @@ from torch import Tensor  # noqa: E402
 
 from dino.devices import open_device  # noqa: E402
 from dino.devices.config import DeviceConfig  # noqa: E402
-from dino.evaluation.neighbours import ExactIndex, split_queries  # noqa: E402
+from dino.evaluation.neighbors import ExactIndex, split_queries  # noqa: E402
 
-WIDTH, CENTRES, ROUNDS, SPREAD = 384, 1000, 5, 1.0
+WIDTH, CENTERS, ROUNDS, SPREAD = 384, 1000, 5, 1.0
 
 
 def draw(count: int, generator: torch.Generator) -> Tensor:
     """(count, WIDTH) float32 vectors of length 1."""
-    centres = torch.randn(CENTRES, WIDTH, generator=torch.Generator().manual_seed(0))
-    own = centres[torch.randint(CENTRES, (count,), generator=generator)]
+    centers = torch.randn(CENTERS, WIDTH, generator=torch.Generator().manual_seed(0))
+    own = centers[torch.randint(CENTERS, (count,), generator=generator)]
     return F.normalize(own + SPREAD * torch.randn(count, WIDTH, generator=generator), dim=1)
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/label_propagation.py [--patch_size 8 16] [--threads 1] [--frames 5] [--rounds 3]
 
-Features are given (width 384, 8 context frames, 3 labels, neighbourhood 12, top 5); what is measured is what follows
+Features are given (width 384, 8 context frames, 3 labels, neighborhood 12, top 5); what is measured is what follows
 them, up to the soft labels of the frame. Each way runs in processes of its own, in turn, so that each one's peak memory
 is its own. Prints one JSON line a patch size: milliseconds a frame (median and 10-90 %), milliseconds once for the
-neighbourhood mask, peak memory of the process in MB and what of it came on top of the inputs, ratios, and the largest
+neighborhood mask, peak memory of the process in MB and what of it came on top of the inputs, ratios, and the largest
 difference between the two results.
 """
 
@@ -128,7 +128,7 @@ def build_product(features: Any, labels: Any) -> Callable[[Any], Any]:
 
 
 def build_textbook(features: Any, labels: Any) -> Callable[[Any], Any]:
-    """As the method is described: all similarities, those outside the neighbourhood blanked, the best kept, a product.
+    """As the method is described: all similarities, those outside the neighborhood blanked, the best kept, a product.
 
     The mask is built at once, without loops; in loops over its four indices it takes seconds.
     """

@@ -24,15 +24,15 @@ from torch import Tensor  # noqa: E402
 from dino.data.crops import CropRecipe  # noqa: E402
 from dino.data.datasets import CropDataset, Share  # noqa: E402
 from dino.data.loaders import TrainLoader, build_train_loader  # noqa: E402
-from dino.data.photometric import Normalisation  # noqa: E402
+from dino.data.photometric import Normalization  # noqa: E402
 from dino.data.sources import open_images  # noqa: E402
 
 WORKERS = 2
 
 
-def build(folder: str, batch: int, normalisation: Normalisation | None) -> TrainLoader:
+def build(folder: str, batch: int, normalization: Normalization | None) -> TrainLoader:
     """The loader that training builds."""
-    dataset = CropDataset(open_images(folder), CropRecipe(), seed=0, skip_bad=False, host_normalisation=normalisation)
+    dataset = CropDataset(open_images(folder), CropRecipe(), seed=0, skip_bad=False, host_normalization=normalization)
     return build_train_loader(dataset, batch_size=batch, share=Share(), workers=WORKERS, pin_memory=False)
 
 
@@ -56,12 +56,12 @@ def main() -> None:
     """Measure."""
     folder, *rest = sys.argv[1:]
     batch, rounds = (int(word) for word in (*rest, *("16", "3")[len(rest) :]))
-    ways = {"device": None, "host": Normalisation()}
+    ways = {"device": None, "host": Normalization()}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     found: dict[str, tuple[int, list[float]]] = {}
     for epoch in range(rounds):
-        for way, normalisation in ways.items():
-            loader = build(folder, batch, normalisation)
+        for way, normalization in ways.items():
+            loader = build(folder, batch, normalization)
             read_epoch(loader, batch, epoch)  # starts the loaders
             rate, *found[way] = read_epoch(loader, batch, epoch)
             rates[way].append(rate)

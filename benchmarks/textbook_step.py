@@ -105,7 +105,7 @@ class VisionTransformer(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Weight-normalised last layer."""
+    """Weight-normalized last layer."""
 
     def __init__(self, count: int) -> None:
         """Make `count` rows."""
@@ -163,7 +163,7 @@ class Textbook:
         """Build student and teacher."""
         self.student, self.teacher = build().to(device), build().to(device)
         self.teacher.load_state_dict(self.student.state_dict())
-        self.centre, self.clip = torch.zeros(1, prototypes, device=device), clip
+        self.center, self.clip = torch.zeros(1, prototypes, device=device), clip
         self.autocast, self.scaler = autocast, scaler
         decayed = [p for p in self.student.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.student.parameters() if p.requires_grad and p.ndim <= 1]
@@ -173,7 +173,7 @@ class Textbook:
         """Loop over the pairs of views."""
         images = len(teacher) // 2
         guesses = (student / 0.1).split(images)
-        targets = F.softmax((teacher - self.centre) / temperature, dim=-1).detach().chunk(2)
+        targets = F.softmax((teacher - self.center) / temperature, dim=-1).detach().chunk(2)
         total, pairs = torch.zeros((), device=student.device), 0
         for target_view, target in enumerate(targets):
             for view, guess in enumerate(guesses):
@@ -181,7 +181,7 @@ class Textbook:
                     total = total + torch.sum(-target * F.log_softmax(guess, dim=-1), dim=-1).mean()
                     pairs += 1
         with torch.no_grad():
-            self.centre = self.centre * 0.9 + teacher.sum(dim=0, keepdim=True) / len(teacher) * 0.1
+            self.center = self.center * 0.9 + teacher.sum(dim=0, keepdim=True) / len(teacher) * 0.1
         return total / pairs
 
     def step(

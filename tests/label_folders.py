@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-PALETTE = tuple(3 * n % 256 for n in range(768))  # whole: Pillow stores no more bits than a palette has colours
+PALETTE = tuple(3 * n % 256 for n in range(768))  # whole: Pillow stores no more bits than a palette has colors
 
 
 def save_labels(path: Path, labels: np.ndarray, palette: Sequence[int] | None = PALETTE) -> Path:
@@ -22,7 +22,7 @@ def save_labels(path: Path, labels: np.ndarray, palette: Sequence[int] | None = 
 
 
 def save_image(path: Path, height: int, width: int) -> Path:
-    """Write a JPEG of one colour."""
+    """Write a JPEG of one color."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), (120, 100, 80)).save(path)
     return path

@@ -41,7 +41,7 @@ TINY = (
 
 
 def make_images(folder: Path, count: int, *, size: int = 20, seed: int = 0) -> Path:
-    """Write `count` PNGs of coloured noise into a flat folder."""
+    """Write `count` PNGs of colored noise into a flat folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for index in range(count):

@@ -149,7 +149,7 @@ def test_batch_norm_sees_the_whole_batch_under_the_older_launcher(alone, images,
     """Four steps of a batch-norm backbone on small batches.
 
     Statistics by an all-reduce round differently from torch's own: 1e-5 in the loss, 6e-5 in the student. Where each
-    process normalises by its own half of the batch, the same four steps differ by 6e-3 and 2e-2.
+    process normalizes by its own half of the batch, the same four steps differ by 6e-3 and 2e-2.
     """
     launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={find_port()}"]
     (ended,) = finish(start(*launcher, *train(images, tmp_path, 8, *RESNET)))

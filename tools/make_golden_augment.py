@@ -82,7 +82,7 @@ def run_chain(picture: Image.Image, flags: Sequence[bool], jitter: Mapping[str, 
     return picture
 
 
-def normalise(picture: Image.Image) -> np.ndarray:
+def normalize(picture: Image.Image) -> np.ndarray:
     """(3, S, S) float32 with ImageNet's mean and standard deviation."""
     return TF.normalize(TF.to_tensor(picture), IMAGENET_MEAN, IMAGENET_STD).numpy()
 
@@ -122,7 +122,7 @@ def compute(parameters: Arrays) -> Arrays:
             jitter = {JITTER[index]: float(factors[index]) for index in value}
             flags, radius = parameters[f"{whole}/flags"], float(parameters[f"{whole}/radius"])
             image = run_chain(cut_base(parameters, photo), flags, jitter, radius)
-            found |= {f"{whole}/image": np.asarray(image), f"{whole}/normalised": normalise(image)}
+            found |= {f"{whole}/image": np.asarray(image), f"{whole}/normalised": normalize(image)}
     return found
 
 

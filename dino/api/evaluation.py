@@ -22,7 +22,7 @@ from dino.api.inputs import (
     refuse_made,
 )
 from dino.config import as_recipe, build
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.knn import KnnScore, score_knn
 from dino.evaluation.linear import evaluate_linear
@@ -132,7 +132,7 @@ def knn(
         scores = score_knn(
             train,
             test,
-            neighbours=list(dict.fromkeys(min(k, most) for k in asked)),
+            neighbors=list(dict.fromkeys(min(k, most) for k in asked)),
             temperature=settings.vote.temperature,
             classes=int(max(train.labels.max(), test.labels.max())) + 1,
             run=run,
@@ -223,7 +223,7 @@ def attention(
             patch_size=backbone.patch_size,
             in_chans=trained.in_chans,
             infer=run.device.compile_eval(InFormat(ClsAttention(backbone), run)),
-            normalisation=build_normalisation(trained.in_chans, trained.normalisation),
+            normalization=build_normalization(trained.in_chans, trained.normalization),
             run=run,
         )
         views = (reader.cut(source.read(i, reader.in_chans), size, source.names[i]) for i in range(len(source)))

@@ -15,7 +15,7 @@ from dino.config import build
 from dino.data.config import DataConfig
 from dino.data.decode import is_picture
 from dino.data.image_source import ImageSource
-from dino.data.photometric import Normalisation
+from dino.data.photometric import Normalization
 from dino.data.sources import open_images, open_labelled_splits
 from dino.data.user_images import UserSource, read_labels, wrap_images
 from dino.devices.config import DeviceConfig, PrecisionConfig
@@ -144,7 +144,7 @@ def lend(backbone: nn.Module, run: Run) -> Iterator[TrainedBackbone]:
             patch_size=_number(backbone, "patch_size", 1),
             image_size=_number(backbone, "image_size", USUAL_SIZE),
             in_chans=_number(backbone, "in_chans", 3),
-            normalisation={"mean": [*known.mean], "std": [*known.std]} if isinstance(known, Normalisation) else None,
+            normalization={"mean": [*known.mean], "std": [*known.std]} if isinstance(known, Normalization) else None,
         )
     finally:
         backbone.to(home)
@@ -190,5 +190,5 @@ def extract(
         for source in sources:
             idle = data.num_workers is None and isinstance(source, UserSource) and source.in_memory
             reading = build_reading(replace(data, num_workers=0) if idle else data, run, keep_on_device=True)
-            found.append(extract_features(described, source, run, reading, normalise=normalize))
+            found.append(extract_features(described, source, run, reading, normalize=normalize))
         return found

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dino.config import build
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.errors import WeightsError
 from dino.models.registry import VITS
 from dino.models.weights import load_backbone
@@ -58,5 +58,5 @@ def load(
     module: Any = trained.module
     module.arch, module.patch_size, module.image_size = trained.arch, trained.patch_size, trained.image_size
     module.in_chans = trained.in_chans
-    module.normalization = build_normalisation(trained.in_chans, trained.normalisation)
+    module.normalization = build_normalization(trained.in_chans, trained.normalization)
     return cast(nn.Module, module)

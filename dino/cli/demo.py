@@ -42,7 +42,7 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
     from torch import nn
 
     from dino import checkpoint
-    from dino.data.photometric import build_normalisation
+    from dino.data.photometric import build_normalization
     from dino.data.sources import open_labelled_splits
     from dino.evaluation.features import build_reading
     from dino.evaluation.knn import score_backbone
@@ -71,19 +71,19 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
             return score_backbone(described, splits, run, reading).top1
 
         scores = {
-            "raw pixels": score(nn.Flatten(), in_chans=3, normalisation=None),
+            "raw pixels": score(nn.Flatten(), in_chans=3, normalization=None),
             "untrained network": score(untrained),
             "trained teacher": score(teacher.module),
         }
     val = splits[1]
     pictures = [val.path(index * len(val) // PICTURES) for index in range(PICTURES)]
-    normalisation = build_normalisation(teacher.in_chans, teacher.normalisation)
+    normalization = build_normalization(teacher.in_chans, teacher.normalization)
     target = folder / "attention.png"
     paths["attention maps"] = draw_sheet(
         cast(VisionTransformer, teacher.module.cpu()),
         pictures,
         size=teacher.image_size,
-        normalisation=normalisation,
+        normalization=normalization,
         target=target,
     )
     return scores, paths

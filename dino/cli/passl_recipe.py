@@ -80,8 +80,8 @@ def _join(prefix: str, meanings: Mapping[str, Meaning]) -> dict[str, Meaning]:
 
 def _read_split(first_op: Mapping[str, Meaning], *more_ops: Mapping[str, Meaning]) -> dict[str, Meaning]:
     """The keys that training and validation images share; each operation stands at its place in a list."""
-    normalise = {"Normalize.mean": must_be(IMAGENET[0]), "Normalize.std": must_be(IMAGENET[1])}
-    ops = (first_op, *more_ops, {"ToTensor": must_be(None, {})}, normalise)
+    normalize = {"Normalize.mean": must_be(IMAGENET[0]), "Normalize.std": must_be(IMAGENET[1])}
+    ops = (first_op, *more_ops, {"ToTensor": must_be(None, {})}, normalize)
     meanings: dict[str, Meaning] = {"dataset.name": must_be("ImageFolder"), "sampler.name": of_no_meaning}
     for place, op in enumerate(ops):
         meanings |= _join(f"dataset.transform.{place}", op)

@@ -28,7 +28,7 @@ BLUR_RANGE = BLUR_RADIUS[1] - BLUR_RADIUS[0]
 ORIGINAL_SIZES = (224, 96)  # global, local
 CROP_TRIES = 10
 RANDOM_SCALE = (0.08, 1.0)  # share of the area of a random crop (torchvision's RandomResizedCrop)
-RESIZE_RATIO = 256 / 224  # evaluation: shorter side of the resized image over the centre crop's side
+RESIZE_RATIO = 256 / 224  # evaluation: shorter side of the resized image over the center crop's side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ViewRecipe:
         blur: Chance of blur.
         blur_scale: Factor on the blur's radius; smaller crops than the original's are blurred in proportion, or a
             radius meant for 224 pixels would wipe a crop of 32 out.
-        solarize: Chance of solarisation.
+        solarize: Chance of solarization.
     """
 
     size: int
@@ -52,7 +52,7 @@ class ViewRecipe:
 
     @property
     def chances(self) -> tuple[float, ...]:
-        """Of flip, jitter, gray, blur and solarisation (the original's DataAugmentationDINO)."""
+        """Of flip, jitter, gray, blur and solarization (the original's DataAugmentationDINO)."""
         return 0.5, 0.8, 0.2, self.blur, self.solarize
 
 
@@ -68,7 +68,7 @@ class CropRecipe:
     channels: int = 3
 
     def global_recipes(self) -> tuple[ViewRecipe, ViewRecipe]:
-        """The first global view is always blurred, the second rarely, and it alone is solarised."""
+        """The first global view is always blurred, the second rarely, and it alone is solarized."""
         blur_scale = min(1.0, self.global_size / ORIGINAL_SIZES[0])
         first = ViewRecipe(size=self.global_size, scale=self.global_scale, blur=1.0, blur_scale=blur_scale)
         return first, replace(first, blur=0.1, solarize=0.2)
@@ -176,7 +176,7 @@ def resize_crop(
     return views[0] if (height, width) == size else F.interpolate(views, size=size, mode=mode, antialias=True)[0]
 
 
-def cut_random(image: Tensor, rng: np.random.Generator, size: int) -> Tensor:
+def random_resized_crop(image: Tensor, rng: np.random.Generator, size: int) -> Tensor:
     """The view that classifiers are trained on: a random bilinear crop, flipped half of the time.
 
     Args:
@@ -217,7 +217,7 @@ def resize_whole(image: Tensor, size: tuple[int, ...] | None) -> Tensor:
     return resize_crop(image, (0, 0, height, width), scaled, mode="bilinear")
 
 
-def cut_centre(image: Tensor, size: int) -> Tensor:
+def center_crop(image: Tensor, size: int) -> Tensor:
     """The evaluation view: shorter side to `size` * 256 / 224, then the middle; (C, H, W) -> (C, size, size) uint8."""
     height, width = image.shape[1:]
     scaled = scale_shorter(height, width, round(size * RESIZE_RATIO))

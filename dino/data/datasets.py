@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from dino.data.crops import CropRecipe, Crops, build_rng, cut_crops
 from dino.data.image_source import ImageSource
-from dino.data.photometric import Normalisation, augment
+from dino.data.photometric import Normalization, augment
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class CropDataset(Dataset[Crops | DataError]):
         *,
         seed: int,
         skip_bad: bool,
-        host_normalisation: Normalisation | None = None,
+        host_normalization: Normalization | None = None,
     ) -> None:
         """Keep the list and the recipe; nothing is read yet.
 
@@ -53,9 +53,9 @@ class CropDataset(Dataset[Crops | DataError]):
             recipe: Which views.
             seed: Of all crops.
             skip_bad: Unreadable images give way to the next one.
-            host_normalisation: Augment here, to float32 views, and not on the device.
+            host_normalization: Augment here, to float32 views, and not on the device.
         """
-        self.host_normalisation = host_normalisation
+        self.host_normalization = host_normalization
         self.source = source
         self.recipe = recipe
         self.seed = seed
@@ -70,7 +70,7 @@ class CropDataset(Dataset[Crops | DataError]):
             try:
                 image = self.source.read(other, self.recipe.channels, whole=True)
                 crops = cut_crops(image, self.recipe, rng, replaced)
-                return crops if self.host_normalisation is None else augment_crops(crops, self.host_normalisation)
+                return crops if self.host_normalization is None else augment_crops(crops, self.host_normalization)
             except DataError as error:
                 if not self.skip_bad:
                     return DataError(f"{error}", remedy="`on_bad_image` skip would replace it")
@@ -78,12 +78,12 @@ class CropDataset(Dataset[Crops | DataError]):
         return DataError(f"none of the {len(self.source)} images can be read")
 
 
-def augment_crops(crops: Crops, normalisation: Normalisation) -> Crops:
+def augment_crops(crops: Crops, normalization: Normalization) -> Crops:
     """One image's crops with float32 views for pixels, as the device would make them."""
-    views = augment(crops.global_pixels.movedim(-1, 1), crops.global_parameters, normalisation, eager=True)
+    views = augment(crops.global_pixels.movedim(-1, 1), crops.global_parameters, normalization, eager=True)
     if not len(crops.local_pixels):
         return crops._replace(global_pixels=views, local_pixels=crops.local_pixels.movedim(-1, 1).float())
-    local = augment(crops.local_pixels.movedim(-1, 1), crops.local_parameters, normalisation, eager=True)
+    local = augment(crops.local_pixels.movedim(-1, 1), crops.local_parameters, normalization, eager=True)
     return crops._replace(global_pixels=views, local_pixels=local)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dino.data.decode import EXTENSIONS, read_size
 from dino.data.label_maps import DAVIS_PALETTE
-from dino.data.photometric import IMAGENET_MEAN, Normalisation
+from dino.data.photometric import IMAGENET_MEAN, Normalization
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ RESOLUTION = "480p"
 SPLIT = Path("ImageSets", "2017", "val.txt")
 # The original's red deviation in this one evaluation is 0.228, where ImageNet's is 0.229. Published figures were
 # computed with it, so it stays.
-FRAME_NORMALISATION = Normalisation(mean=IMAGENET_MEAN, std=(0.228, 0.224, 0.225))
+FRAME_NORMALIZATION = Normalization(mean=IMAGENET_MEAN, std=(0.228, 0.224, 0.225))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Clip:
         name: Of the sequence or run, and so of the folder of its predictions.
         frames: Paths, in order, at least one.
         labels: Path of the first frame's label map.
-        palette: Colours for label maps that have none.
+        palette: Colors for label maps that have none.
         has_void: Whether label 255 is no label, as in DAVIS.
     """
 

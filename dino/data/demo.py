@@ -1,6 +1,6 @@
 """The embedded data set: ten kinds of textured shapes, drawn here, so that nothing is downloaded.
 
-A class is a shape together with a texture. Everything else (colours, which of them is the brighter, pose, scale, place,
+A class is a shape together with a texture. Everything else (colors, which of them is the brighter, pose, scale, place,
 background, light, noise) is drawn anew for each image, so that pixels say little and the pattern says all.
 Letters: S side of the image in pixels, G side of the finer drawing grid (G = 2 S).
 """
@@ -29,7 +29,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 _Points = NDArray[np.complex64]
 _Mask = NDArray[np.bool_]
-_Colours = NDArray[np.float32]
+_Colors = NDArray[np.float32]
 _logger = logging.getLogger(__name__)
 
 
@@ -109,7 +109,7 @@ def _draw_blotches(points: _Points, rng: np.random.Generator) -> _Mask:
     return np.asarray(field) > 0
 
 
-# Points (G, G) with about one period as the unit -> which of two colours they have, bool (G, G).
+# Points (G, G) with about one period as the unit -> which of two colors they have, bool (G, G).
 _TEXTURES: dict[str, Callable[[_Points, np.random.Generator], _Mask]] = {
     "blotched": _draw_blotches,
     "bricked": _draw_bricks,
@@ -181,29 +181,29 @@ def _build_points(size: int) -> _Points:
     return (axis[None, :] + 1j * axis[:, None]).astype(np.complex64)
 
 
-def _paint_background(points: _Points, rng: np.random.Generator) -> _Colours:
-    """Scatter plain discs over soft colours: points (S, S) -> float (S, S, 3)."""
-    canvas = _blend_colours(points, rng.uniform(0.15, 0.85, 2), rng)
+def _paint_background(points: _Points, rng: np.random.Generator) -> _Colors:
+    """Scatter plain discs over soft colors: points (S, S) -> float (S, S, 3)."""
+    canvas = _blend_colors(points, rng.uniform(0.15, 0.85, 2), rng)
     for _ in range(rng.integers(2, 5)):
-        centre = complex(*rng.uniform(-1, 1, 2))
-        blob = np.abs(points - np.complex64(centre)) < rng.uniform(0.08, 0.25)
-        canvas[blob] = _draw_colour(rng.uniform(0.15, 0.85), rng)
+        center = complex(*rng.uniform(-1, 1, 2))
+        blob = np.abs(points - np.complex64(center)) < rng.uniform(0.08, 0.25)
+        canvas[blob] = _draw_color(rng.uniform(0.15, 0.85), rng)
     return canvas
 
 
-def _paint_object(canvas: _Colours, points: _Points, name: str, rng: np.random.Generator) -> None:
+def _paint_object(canvas: _Colors, points: _Points, name: str, rng: np.random.Generator) -> None:
     """Paint the object of class `name` over canvas, float (S, S, 3), in place."""
     inside, pattern = _draw_object(len(points), name, rng)
-    # Either side of the pattern may be the bright one, so that the mean colour of a texture tells nothing.
+    # Either side of the pattern may be the bright one, so that the mean color of a texture tells nothing.
     if rng.random() < 0.5:
         pattern = 1 - pattern
     dark = rng.uniform(0.05, 0.35)
     bright = rng.uniform(dark + 0.45, 0.95)
-    first, second = (_blend_colours(points, (luma, luma), rng) for luma in (dark, bright))
+    first, second = (_blend_colors(points, (luma, luma), rng) for luma in (dark, bright))
     canvas += inside * (first + pattern * (second - first) - canvas)
 
 
-def _draw_object(size: int, name: str, rng: np.random.Generator) -> tuple[_Colours, _Colours]:
+def _draw_object(size: int, name: str, rng: np.random.Generator) -> tuple[_Colors, _Colors]:
     """Place shape and texture at random: the share of each pixel that they cover, two float (S, S, 1) in [0, 1]."""
     texture, shape = name.split("_")
     # In half sides of the image: the object covers about 0.8 to 1.2 of the side and a period 0.14 to 0.19 of it.
@@ -216,30 +216,30 @@ def _draw_object(size: int, name: str, rng: np.random.Generator) -> tuple[_Colou
     return _average_cells(inside), _average_cells(pattern)
 
 
-def _average_cells(mask: _Mask) -> _Colours:
+def _average_cells(mask: _Mask) -> _Colors:
     """Share of the fine cells that are set in each pixel: bool (G, G) -> float (S, S, 1) in [0, 1]."""
     cells = mask.reshape(-1, _OVERSAMPLING, len(mask) // _OVERSAMPLING, _OVERSAMPLING)
     return np.asarray(cells.mean(axis=(1, 3)), dtype=np.float32)[..., None]
 
 
-def _blend_colours(points: _Points, lumas: Iterable[float], rng: np.random.Generator) -> _Colours:
-    """Two colours of the given brightness, blended along a soft random field: points (S, S) -> float (S, S, 3).
+def _blend_colors(points: _Points, lumas: Iterable[float], rng: np.random.Generator) -> _Colors:
+    """Two colors of the given brightness, blended along a soft random field: points (S, S) -> float (S, S, 3).
 
-    Colours change across an image about as much as from image to image, or two crops would betray by their colour that
+    Colors change across an image about as much as from image to image, or two crops would betray by their color that
     they come from one image, and a network would learn that instead of the pattern.
     """
-    start, end = (_draw_colour(luma, rng) for luma in lumas)
+    start, end = (_draw_color(luma, rng) for luma in lumas)
     return start + (0.5 + 0.5 * _draw_field(points, rng)) * (end - start)
 
 
-def _draw_field(points: _Points, rng: np.random.Generator) -> _Colours:
+def _draw_field(points: _Points, rng: np.random.Generator) -> _Colors:
     """A soft random pattern, a few waves about as long as the image: points (S, S) -> float (S, S, 1) in [-1, 1]."""
     turns, phases = np.exp(2j * np.pi * rng.random((2, 3))).astype(np.complex64)
     waves = [np.sin(3 * (points * turn).real + np.angle(phase)) for turn, phase in zip(turns, phases, strict=True)]
     return np.asarray(sum(waves) / 2, dtype=np.float32).clip(-1, 1)[..., None]
 
 
-def _draw_colour(luma: float, rng: np.random.Generator) -> _Colours:
+def _draw_color(luma: float, rng: np.random.Generator) -> _Colors:
     """Any hue at the brightness `luma`, which is in [0, 1]: float (3,) in [0, 1]."""
     tint = rng.random(3, dtype=np.float32)
     return np.asarray(luma + 0.6 * (tint - tint @ _LUMA), dtype=np.float32).clip(0, 1)

@@ -68,7 +68,7 @@ class InspectionDataset(Dataset[Inspection]):
 
 
 def find_oddity(path: Path) -> str | None:
-    """What decoding changes or leaves away beyond turning gray into colour (docs/data.md), or None.
+    """What decoding changes or leaves away beyond turning gray into color (docs/data.md), or None.
 
     Raises:
         OSError: The file cannot be read.

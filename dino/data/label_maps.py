@@ -1,4 +1,4 @@
-"""Label maps on disk: indexed PNGs, whose pixels are labels and whose palette says in which colours to show them."""
+"""Label maps on disk: indexed PNGs, whose pixels are labels and whose palette says in which colors to show them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MODES = ("P", "L", "1")  # of Pillow: palette, gray, bilevel; a pixel's value is
 LABELS = 256
 VOID = 255  # of DAVIS: pixels that belong to nothing
 
-# Colours of the driving fork's 27 labels, 26 being none; what is left of the palette is gray.
-DRIVING_COLOURS = (
+# Colors of the driving fork's 27 labels, 26 being none; what is left of the palette is gray.
+DRIVING_COLORS = (
     *((220, 20, 60), (255, 0, 0), (165, 42, 42), (0, 0, 142), (0, 0, 142), (0, 60, 100), (0, 0, 230), (119, 11, 32)),
     *((220, 220, 0), (250, 170, 30), (128, 64, 128), (244, 35, 232), (196, 196, 196), (250, 170, 160)),
     *((170, 170, 170), (140, 140, 200), (255, 255, 255), (128, 64, 255), (70, 70, 70), (197, 231, 158)),
@@ -37,7 +37,7 @@ DAVIS_PALETTE = bytes(level for label in range(LABELS) for level in _spread_bits
 DRIVING_PALETTE = bytes(
     level
     for label in range(LABELS)
-    for level in (DRIVING_COLOURS[label] if label < len(DRIVING_COLOURS) else (label,) * 3)
+    for level in (DRIVING_COLORS[label] if label < len(DRIVING_COLORS) else (label,) * 3)
 )
 
 

@@ -1,8 +1,8 @@
 """Photometric augmentation of whole batches on the device: fixed shapes, no host reads, probabilities as masks.
 
-The same sequence as the original's Pillow transforms (its DataAugmentationDINO): flip, colour jitter, gray, blur,
-solarise, normalise. What happens to which image was drawn with the crops (`data/crops`) and arrives as numbers.
-Pixels are floats in [0, 255] until they are normalised. Shapes: B images, C channels, S side.
+The same sequence as the original's Pillow transforms (its DataAugmentationDINO): flip, color jitter, gray, blur,
+solarize, normalize. What happens to which image was drawn with the crops (`data/crops`) and arrives as numbers.
+Pixels are floats in [0, 255] until they are normalized. Shapes: B images, C channels, S side.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HUE = 3  # index among the four jitter operations
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normalisation:
+class Normalization:
     """Mean and standard deviation a channel of pixels scaled to [0, 1]."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -45,8 +45,8 @@ class Normalisation:
         """Normalise (..., C, S, S) in [0, 255], uint8 or float, to float32."""
         levels = tuple(tuple(255.0 * part for part in parts) for parts in (self.mean, self.std))
         shift, scale = place_constant(levels, pixels.device)[..., None, None]
-        normalised: Tensor = (pixels.float() - shift).div_(scale)
-        return normalised
+        normalized: Tensor = (pixels.float() - shift).div_(scale)
+        return normalized
 
 
 @functools.cache
@@ -62,37 +62,37 @@ def forget_constants() -> None:
     _place_taps.cache_clear()
 
 
-def build_normalisation(in_chans: int, stored: Mapping[str, Sequence[float]] | None = None) -> Normalisation:
+def build_normalization(in_chans: int, stored: Mapping[str, Sequence[float]] | None = None) -> Normalization:
     """What a weights file says (`stored`), else ImageNet's constants for 3 channels, their average for others."""
     if stored is not None:
-        return Normalisation(mean=tuple(stored["mean"]), std=tuple(stored["std"]))
+        return Normalization(mean=tuple(stored["mean"]), std=tuple(stored["std"]))
     if in_chans == 3:
-        return Normalisation()
+        return Normalization()
     mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
-    return Normalisation(mean=(mean,) * in_chans, std=(std,) * in_chans)
+    return Normalization(mean=(mean,) * in_chans, std=(std,) * in_chans)
 
 
-def augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation, *, eager: bool = False) -> Tensor:
+def augment(pixels: Tensor, parameters: Tensor, normalization: Normalization, *, eager: bool = False) -> Tensor:
     """The whole chain for one group of views.
 
     Args:
         pixels: (B, C, S, S) uint8. Saturation, hue and gray need C = 3 and are left out otherwise.
         parameters: (B, PARAMETERS) float32, one row an image, as `data/crops` draws them.
-        normalisation: Mean and standard deviation.
+        normalization: Mean and standard deviation.
         eager: For a host's own memory: work is done in parts that stay in its cache, and what no image of a part needs
             is left out. An accelerator would have to wait for such a look at the parameters, and a compiler refuse it.
 
     Returns:
-        (B, C, S, S) float32, normalised.
+        (B, C, S, S) float32, normalized.
     """
     if not eager:
-        return _augment(pixels, parameters, normalisation, eager)
+        return _augment(pixels, parameters, normalization, eager)
     count = max(1, CACHED_NUMBERS // pixels[:1].numel())
     parts = zip(torch.split(pixels, count), torch.split(parameters, count), strict=True)
-    return torch.cat([_augment(*part, normalisation, eager) for part in parts])
+    return torch.cat([_augment(*part, normalization, eager) for part in parts])
 
 
-def _augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation, eager: bool) -> Tensor:
+def _augment(pixels: Tensor, parameters: Tensor, normalization: Normalization, eager: bool) -> Tensor:
     flags = parameters[:, FLAGS].reshape(-1, 5, 1, 1, 1) > 0.5
 
     def change(views: Tensor, flag: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -103,17 +103,17 @@ def _augment(pixels: Tensor, parameters: Tensor, normalisation: Normalisation, e
 
     views = change(pixels.contiguous().float(), flags[:, FLIP], lambda views: views.flip(-1))
     factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device))
-    views = jitter_colour(views, factors, parameters[:, ORDER], eager=eager)
+    views = jitter_color(views, factors, parameters[:, ORDER], eager=eager)
     if views.shape[1] == len(LUMA):
         views = change(views, flags[:, GRAY], lambda views: compute_gray(views).floor_())
     views = change(views, flags[:, BLUR], lambda views: blur(views, parameters[:, RADIUS]))
-    return normalisation(change(views, flags[:, SOLARIZE], solarize))
+    return normalization(change(views, flags[:, SOLARIZE], solarize))
 
 
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
 
 
-def jitter_colour(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool = False) -> Tensor:
+def jitter_color(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool = False) -> Tensor:
     """Brightness, contrast, saturation and hue, each image in its own order.
 
     Three of the four are blends, so an image goes through at most three of them before its turn of hue and three
@@ -176,7 +176,7 @@ def compute_gray(pixels: Tensor) -> Tensor:
 def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of each image and leave its value and chroma.
 
-    A colour is value v and chroma c at a hue; channel n in (5, 3, 1) of the result is
+    A color is value v and chroma c at a hue; channel n in (5, 3, 1) of the result is
     v - c max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 and h the hue in sixths (Smith, 1978, in its branch-free
     form). For h in [0, 6) that is v + c - c min(2, max(1, abs(abs(h - m) - 3))) with m in (3, 5, 1). The hue itself
     lies (c - r + g + b - min) / c away from red, 0 to 3, towards green where g >= b and else towards blue.

@@ -49,7 +49,7 @@ class ScoredClip:
         name: Of the sequence or run.
         first: Its first true label map.
         frames: Those to score, in order.
-        palette: Colours for label maps that have none.
+        palette: Colors for label maps that have none.
         unlabelled: Frames of a run that have no true labels, and so cannot be scored.
     """
 
@@ -60,7 +60,7 @@ class ScoredClip:
     unlabelled: int = 0
 
 
-def recognise_layout(root: Path) -> str:
+def recognize_layout(root: Path) -> str:
     """Tell `davis` from `driving` by the folders of a data set.
 
     Raises:

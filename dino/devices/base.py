@@ -53,9 +53,9 @@ class TrainProgram(Protocol):
         """After all backwards: clip and decide; gives what the optimiser's step and what `after_update` takes."""
 
     def after_update(self, update: Any, statistics: Any) -> None:
-        """Teacher, centre and meters; `statistics` as copied at the beginning."""
+        """Teacher, center and meters; `statistics` as copied at the beginning."""
 
-    def hold_gradients(self) -> AbstractContextManager[object]:
+    def no_sync(self) -> AbstractContextManager[object]:
         """Within it, backwards add up gradients of this process without exchanging them."""
 
 
@@ -65,29 +65,29 @@ class WholeProgram(TrainProgram, Protocol):
     Attributes:
         student: Network with the parts `backbone` and `head`.
         teacher: The same, without gradients.
-        centre: (1, K) float32, in host memory.
+        center: (1, K) float32, in host memory.
         resolutions: Tensors that `augment` gives.
         clip_grad: Largest norm of a gradient; 0 for none.
     """
 
     student: nn.Module
     teacher: nn.Module
-    centre: Tensor
+    center: Tensor
     resolutions: int
     clip_grad: float
 
-    def forward(self, views: Sequence[Tensor], inputs: StepInputs, centre: Tensor | None = None) -> tuple[Tensor, ...]:
-        """As the other programs', of another centre (1, K) than the program's own where one is given."""
+    def forward(self, views: Sequence[Tensor], inputs: StepInputs, center: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As the other programs', of another center (1, K) than the program's own where one is given."""
 
     def forget_constants(self) -> None:
         """Called before each compilation: drop tensors that an earlier one made and that are kept for later calls."""
 
     def record(self, outputs: Sequence[Tensor]) -> None:
-        """Take averages of what `forward` gave into centre, counters and meters; the networks have moved already."""
+        """Take averages of what `forward` gave into center, counters and meters; the networks have moved already."""
 
 
 class Moments(Protocol):
-    """An optimiser as a device sees it that has its own: groups of parameters, and the state that checkpoints hold.
+    """An optimizer as a device sees it that has its own: groups of parameters, and the state that checkpoints hold.
 
     Attributes:
         buckets: Parameters that share everything; each knows `parameters`, `decayed` and `last_layer`.
@@ -151,7 +151,7 @@ class Device(abc.ABC):
         """Compile a module for training."""
 
     @abc.abstractmethod
-    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+    def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """Replace batch norm by one whose statistics span all processes."""
 
     def explain(self, error: RuntimeError) -> str | None:
@@ -194,7 +194,7 @@ class Device(abc.ABC):
 
 
 class TrainStep(abc.ABC):
-    """A program bound to an optimiser on a device."""
+    """A program bound to an optimizer on a device."""
 
     @abc.abstractmethod
     def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
@@ -207,7 +207,7 @@ class TrainStep(abc.ABC):
         """
 
     def read_back(self) -> None:  # noqa: B027 - most steps work on the networks themselves
-        """Bring networks and optimiser to where the step is; called before anyone reads them."""
+        """Bring networks and optimizer to where the step is; called before anyone reads them."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the step itself remembers between calls (a loss scale)."""

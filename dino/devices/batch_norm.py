@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from dino.devices.untyped import all_reduce
 
 
-def synchronise(module: nn.Module) -> nn.Module:
+def synchronize(module: nn.Module) -> nn.Module:
     """Replace every batch norm inside `module`, and `module` itself if it is one."""
     for name, child in module.named_children():
-        module.set_submodule(name, synchronise(child))
+        module.set_submodule(name, synchronize(child))
     return AllReduceBatchNorm.adopt(module) if isinstance(module, nn.modules.batchnorm._BatchNorm) else module
 
 
@@ -32,7 +32,7 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         return adopted.train(norm.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...), normalised over all processes' B and the dots while training; fp32 inside."""
+        """(B, C, ...) -> (B, C, ...), normalized over all processes' B and the dots while training; fp32 inside."""
         if not self.training:
             return super().forward(inputs)
         values = inputs.float()
@@ -40,12 +40,12 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = values.new_full((1,), inputs.numel() / inputs.shape[1])
         summed = all_reduce(torch.cat([values.sum(dims), count]))
         total, counts = torch.split(summed, [self.num_features, 1])
-        centred = values - (total / counts).reshape(shape)
-        variance = all_reduce(centred.square().sum(dims)) / counts
+        centerd = values - (total / counts).reshape(shape)
+        variance = all_reduce(centerd.square().sum(dims)) / counts
         self._update_running((total / counts).detach(), (variance * counts / (counts - 1)).detach())
         scale = (variance + self.eps).rsqrt() * self.weight
-        normalised: Tensor = centred * scale.reshape(shape) + self.bias.reshape(shape)
-        return normalised.to(inputs.dtype)
+        normalized: Tensor = centerd * scale.reshape(shape) + self.bias.reshape(shape)
+        return normalized.to(inputs.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         self.num_batches_tracked.add_(1)

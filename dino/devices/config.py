@@ -17,7 +17,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """In which number formats training computes; the optimiser is always fp32."""
+    """In which number formats training computes; the optimizer is always fp32."""
 
     precision: str | None = setting(None, choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight"))
     use_fp16: bool | None = derived(True)

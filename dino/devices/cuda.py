@@ -57,7 +57,7 @@ class CudaDevice(EagerDevice):
         placed.record_stream(computing)  # or the memory could go to the next copy while this stream still reads it
         return placed
 
-    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+    def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract; torch's own has fused kernels here."""
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
         return convert(module)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.devices.base import Device, StepInputs, TrainProgram, TrainStep, split_batch
-from dino.devices.batch_norm import synchronise
+from dino.devices.batch_norm import synchronize
 from dino.devices.op_lists import CastingOps, OpLists
 from dino.devices.untyped import run_backward
 
@@ -73,9 +73,9 @@ class EagerDevice(Device):
         """See the contract."""
         return cast(nn.Module, torch.compile(module))
 
-    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+    def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract."""
-        return synchronise(module)
+        return synchronize(module)
 
     def synchronize(self) -> None:
         """See the contract; on the CPU nothing is queued."""
@@ -84,7 +84,7 @@ class EagerDevice(Device):
         """A loss scale where the number format needs one (fp16)."""
         return torch.amp.GradScaler(self.torch_device.type) if self.precision == "fp16" else None
 
-    def end_phase(self) -> None:
+    def mark_step(self) -> None:
         """Called after forward, backward and update; lazy devices cut their graph here."""
 
 
@@ -94,7 +94,7 @@ class EagerStep(TrainStep):
     def __init__(
         self, device: EagerDevice, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> None:
-        """Bind a program to its optimiser."""
+        """Bind a program to its optimizer."""
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
         self.scaler = device.build_scaler()
 
@@ -114,7 +114,7 @@ class EagerStep(TrainStep):
         if self.scaler is not None:
             self.scaler.update()
         self.program.after_update(update, statistics)
-        self.device.end_phase()
+        self.device.mark_step()
 
     def _place_inputs(self, inputs: Sequence[float], depth: Tensor | None) -> list[StepInputs]:
         """The inputs of each micro-batch, which go to the device as one tensor."""
@@ -133,16 +133,16 @@ class EagerStep(TrainStep):
         parts = zip(split_batch(batch, self.micro_batches), inputs, strict=True)
         for index, (micro, numbers) in enumerate(parts, start=1):
             last = index == self.micro_batches
-            with contextlib.nullcontext() if last else self.program.hold_gradients():
+            with contextlib.nullcontext() if last else self.program.no_sync():
                 loss, *rest = self.program.forward(self.program.augment(micro), numbers)
                 outputs = (loss.detach(), *rest)
                 sums = tuple(a + b for a, b in zip(sums, outputs, strict=True)) if sums else outputs
                 if last:
                     mean = sums if index == 1 else tuple(part / index for part in sums)
                     exchanged = self.program.exchange(mean)
-                self.device.end_phase()
+                self.device.mark_step()
                 run_backward(self._scaled(loss / self.micro_batches))
-                self.device.end_phase()
+                self.device.mark_step()
         return exchanged
 
     def _scaled(self, loss: Tensor) -> Tensor:

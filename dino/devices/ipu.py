@@ -150,7 +150,7 @@ class IpuDevice(Device):
         """
         raise OptionError("`compile` is for other devices: `device` ipu compiles the whole step", remedy="leave it out")
 
-    def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
+    def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract.
 
         Raises:

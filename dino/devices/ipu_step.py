@@ -17,8 +17,8 @@ from dino.devices.config import IpuConfig
 from dino.devices.pipeline import place_blocks
 from dino.devices.whole_step import (
     WholeStep,
+    ema_update,
     hold_as_buffers,
-    move_average,
     name_tensors,
     narrow_tokens,
     replace_gelu,
@@ -71,7 +71,7 @@ class CompilingDevice(Protocol):
 
 
 class IpuStep(TrainStep):
-    """A program whose networks, optimiser and teacher live on the device, and whose centre the host carries.
+    """A program whose networks, optimizer and teacher live on the device, and whose center the host carries.
 
     The teacher moves after the weights have been updated, once an update. Without the published op that is at the
     beginning of the next update's first micro-batch, when the student's weights are those after the update: the same
@@ -79,7 +79,7 @@ class IpuStep(TrainStep):
     """
 
     def __init__(self, device: CompilingDevice, program: WholeProgram, optimizer: Moments, micro_batches: int) -> None:
-        """Check the layout; compile nothing yet, because networks and optimiser may still be loaded."""
+        """Check the layout; compile nothing yet, because networks and optimizer may still be loaded."""
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
         self.config, self.poptorch = device.config, device.poptorch
         self.accumulated = micro_batches // (self.config.replica * self.config.di)
@@ -109,16 +109,16 @@ class IpuStep(TrainStep):
             self._release()
         self.trains_last_layer = float(numbers.train_last_layer)
         whole = self.whole or self._build(batch)
-        centre = self.program.centre.expand(self.micro_batches, -1).contiguous()
+        center = self.program.center.expand(self.micro_batches, -1).contiguous()
         with explain_errors(self.poptorch, "train a step"):
             if self.executor is None:
                 self._compile(whole)
             self._set_rates(numbers)
             drawn = () if depth is None else (depth,)
-            loss, centres, statistics = self.executor(whole.fields(batch), self._rows(inputs), centre, *drawn)
+            loss, centers, statistics = self.executor(whole.fields(batch), self._rows(inputs), center, *drawn)
         self.due = 1.0 if self.config.ema_so else float(numbers.momentum)
         means = statistics.float().mean(dim=0).unbind()
-        self.program.record((loss.float().mean(), centres.float().mean(dim=0, keepdim=True), *means))
+        self.program.record((loss.float().mean(), centers.float().mean(dim=0, keepdim=True), *means))
 
     def read_back(self) -> None:
         """See the contract."""
@@ -129,7 +129,7 @@ class IpuStep(TrainStep):
         teachers = name_tensors(self.program.teacher)
         with torch.no_grad():
             for name, student in self.program.student.named_parameters():
-                move_average(student, teachers[name], due)
+                ema_update(student, teachers[name], due)
 
     def _build(self, batch: Any) -> WholeStep:
         """Make the module to compile, and the networks what the device wants of them."""
@@ -152,7 +152,7 @@ class IpuStep(TrainStep):
             number_type=self.device.number_type,
             mark_loss=lambda loss: self.poptorch.identity_loss(loss, reduction="mean"),
             begin_chip=self._begin_chip,
-            move=self._move_by_op if self.config.ema_so else move_average,
+            move=self._move_by_op if self.config.ema_so else ema_update,
         )
         return self.whole
 

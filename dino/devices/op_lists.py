@@ -2,7 +2,7 @@
 
 An op in the first list runs in bf16, one in the second in fp32, the few of PROMOTED in the widest type among their
 inputs, and every other op in whatever its inputs have. A name stands for all its overloads but the in-place ones, which
-no autocast touches. Only floating-point inputs up to 32 bits are cast; of a normalisation only the first.
+no autocast touches. Only floating-point inputs up to 32 bits are cast; of a normalization only the first.
 """
 
 from __future__ import annotations

@@ -60,18 +60,18 @@ class WholeStep(nn.Module):
         return tuple(field for field, travels in zip(batch, self.travels, strict=True) if travels)
 
     def forward(
-        self, fields: tuple[Tensor, ...], numbers: Tensor, centre: Tensor, depth: Tensor | None = None
+        self, fields: tuple[Tensor, ...], numbers: Tensor, center: Tensor, depth: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """One micro-batch.
 
         Args:
             fields: As `fields` gives them.
             numbers: (1, 5) float32, a row of `StepInputs`; a momentum of 1 leaves the teacher as it is.
-            centre: (1, K) float32.
+            center: (1, K) float32.
             depth: (1, 2 L, V B) float32, or None, as `StepInputs` has it.
 
         Returns:
-            () loss, (1, K) batch centre and (1, 3) entropy, divergence and spread of features, all float32.
+            () loss, (1, K) batch center and (1, 3) entropy, divergence and spread of features, all float32.
         """
         inputs = StepInputs(*numbers.unbind(1))._replace(depth=None if depth is None else depth[0])
         self._move_teacher(inputs.momentum)
@@ -80,8 +80,8 @@ class WholeStep(nn.Module):
         parts = zip(self.travels, self.stays, strict=True)
         batch = self.kind(*(next(given) if travels else stays for travels, stays in parts))
         views = [view.to(self.number_type) for view in self.program.augment(batch)]
-        loss, batch_centre, *statistics = self.program.forward(views, inputs, centre)
-        return self.mark_loss(loss), batch_centre, torch.stack(statistics).reshape(1, -1)
+        loss, batch_center, *statistics = self.program.forward(views, inputs, center)
+        return self.mark_loss(loss), batch_center, torch.stack(statistics).reshape(1, -1)
 
     def _move_teacher(self, momentum: Tensor) -> None:
         students, teachers = dict(self.student.named_parameters()), name_tensors(self.teacher)
@@ -135,7 +135,7 @@ def name_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
-def move_average(student: Tensor, teacher: Tensor, momentum: Tensor) -> None:
+def ema_update(student: Tensor, teacher: Tensor, momentum: Tensor) -> None:
     """Teacher <- m teacher + (1 - m) student, in place, computed in float32 whatever the two are.
 
     A momentum of 1 changes nothing, to the bit.

@@ -24,7 +24,7 @@ from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.config import CopyDetectionConfig
 from dino.evaluation.descriptors import ClsGem
 from dino.evaluation.features import build_reading, extract_features
-from dino.evaluation.neighbours import ExactIndex, split_queries
+from dino.evaluation.neighbors import ExactIndex, split_queries
 from dino.models.vit import VisionTransformer
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
@@ -50,14 +50,14 @@ def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str,
     copydays = open_copydays(options.data.data_path)
     distractors = _open(options.copy_detection.distractors_path, "`distractors_path`")
     whitening = _open(options.copy_detection.whitening_path, "`whitening_path`")
-    with run.processes.first_goes_first():
+    with run.processes.rank_zero_first():
         backbone = load_backbone(options.backbone, options.weights)
     describer = build_describer(backbone, options.size.imsize)
     reading = build_reading(options.data, run, keep_on_device=options.store.store_on_device)
     cut = functools.partial(squeeze, size=options.size.imsize)
 
     def describe(source: ImageSource) -> Tensor:
-        return extract_features(describer, source, run, reading, cut=cut, normalise=False).features
+        return extract_features(describer, source, run, reading, cut=cut, normalize=False).features
 
     queries = describe(copydays.source)
     database = queries[: len(copydays.blocks[0].positives)]
@@ -132,8 +132,8 @@ def find_nearest(database: Tensor, queries: Tensor, depth: int) -> Tensor:
     """The `depth` most similar rows of the database for each query, the nearest first.
 
     Args:
-        database: (N, D), normalised; where it is, the search runs.
-        queries: (M, D), normalised.
+        database: (N, D), normalized; where it is, the search runs.
+        queries: (M, D), normalized.
         depth: At most N are given.
 
     Returns:

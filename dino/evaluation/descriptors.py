@@ -25,7 +25,7 @@ class ClsGem(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 D), the CLS token first; not normalised."""
+        """(B, C, H, W) -> (B, 2 D), the CLS token first; not normalized."""
         tokens = self.backbone.get_intermediate_layers(images, n=1)[0]
         return torch.cat([tokens[:, 0], compute_gem(tokens[:, 1:])], dim=1)
 
@@ -36,7 +36,7 @@ def compute_gem(tokens: Tensor, exponent: float = GEM_EXPONENT) -> Tensor:
 
 
 class MultiScale(nn.Module):
-    """Mean of a backbone's features over three sizes of the image; its length says nothing, so normalise each row."""
+    """Mean of a backbone's features over three sizes of the image; its length says nothing, so normalize each row."""
 
     def __init__(self, backbone: nn.Module) -> None:
         """Keep the backbone, (B, C, H, W) -> (B, D) for any H and W."""
@@ -56,7 +56,7 @@ class LastBlocks(nn.Module):
         """Wrap a backbone.
 
         Args:
-            backbone: (B, C, H, W) -> tokens; each block's are normalised by the network's last norm.
+            backbone: (B, C, H, W) -> tokens; each block's are normalized by the network's last norm.
             blocks: How many of the last blocks, at most its depth.
             average_patches: Join the mean patch token of the last block too.
         """
@@ -78,7 +78,7 @@ class LastBlocks(nn.Module):
 
 
 class BlockTokens(nn.Module):
-    """The tokens of chosen blocks, each normalised by the network's last norm."""
+    """The tokens of chosen blocks, each normalized by the network's last norm."""
 
     def __init__(self, backbone: VisionTransformer, *, layers: tuple[int, ...], patches: bool) -> None:
         """Wrap a backbone.

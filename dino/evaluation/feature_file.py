@@ -78,7 +78,7 @@ def write_feature_file(options: FeatureFileConfig, run: Run) -> None:
     """
     output = check_output(options.features)
     check_target(options.report.json)
-    with run.processes.first_goes_first():
+    with run.processes.rank_zero_first():
         source = open_images(options.data.data_path)
         check_names(source)
         stray = find_stray(source)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dino import checkpoint
 from dino.data.config import DataConfig
-from dino.data.crops import cut_centre
+from dino.data.crops import center_crop
 from dino.data.datasets import Shape, Share, ViewDataset
 from dino.data.image_source import ImageSource
 from dino.data.loaders import choose_workers, read_views
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.errors import CheckpointError, DataError
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
@@ -76,7 +76,7 @@ def extract_features(
     *,
     cut: Callable[[Tensor], Tensor] | None = None,
     shapes: Sequence[Shape] | None = None,
-    normalise: bool = True,
+    normalize: bool = True,
 ) -> Features:
     """Run a backbone over one view of each image of a data set.
 
@@ -85,10 +85,10 @@ def extract_features(
         source: The images.
         run: Device and processes; each process reads its share.
         reading: Batch size, loader processes, where to keep features.
-        cut: From an image (C, H, W) uint8 to its view, by default the centre crop.
-        shapes: (H, W) of each image's view where `cut` gives views of several shapes. Neighbours of one shape share
+        cut: From an image (C, H, W) uint8 to its view, by default the center crop.
+        shapes: (H, W) of each image's view where `cut` gives views of several shapes. Neighbors of one shape share
             batches, and each run of one shape is one graph for devices that compile, so the source is best sorted.
-        normalise: Give features of length 1.
+        normalize: Give features of length 1.
 
     Returns:
         Features and labels, in the order of `source`, the same on every process.
@@ -98,12 +98,12 @@ def extract_features(
     """
     processes = run.processes
     share = Share(rank=processes.rank, world=processes.world)
-    cut = cut or functools.partial(cut_centre, size=backbone.image_size)
+    cut = cut or functools.partial(center_crop, size=backbone.image_size)
     dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share, shapes=shapes)
     progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
     rows, labels, done = [], [], 0
     for found, batch_labels in _infer(backbone, dataset, run, reading):
-        found = F.normalize(found, dim=-1) if normalise else found
+        found = F.normalize(found, dim=-1) if normalize else found
         rows.append(found if reading.keep_on_device else found.cpu())
         labels.append(batch_labels)
         done += len(batch_labels)
@@ -114,7 +114,7 @@ def extract_features(
 
 
 def stream_features(backbone: TrainedBackbone, source: ImageSource, run: Run, reading: Reading) -> Iterator[Tensor]:
-    """Run a backbone over the centre crop of each image; gives its rows as they come, in bounded memory.
+    """Run a backbone over the center crop of each image; gives its rows as they come, in bounded memory.
 
     Args:
         backbone: Its module gives one tensor (B, ...) for (B, C, H, W).
@@ -131,7 +131,7 @@ def stream_features(backbone: TrainedBackbone, source: ImageSource, run: Run, re
     """
     processes, done = run.processes, 0
     share = Share(rank=processes.rank, world=processes.world)
-    cut = functools.partial(cut_centre, size=backbone.image_size)
+    cut = functools.partial(center_crop, size=backbone.image_size)
     batches = _infer(backbone, ViewDataset(source, cut, channels=backbone.in_chans, share=share), run, reading)
     progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
     rows = torch.empty(0)
@@ -150,7 +150,7 @@ def _infer(
     backbone: TrainedBackbone, dataset: ViewDataset, run: Run, reading: Reading
 ) -> Iterator[tuple[Tensor, Tensor]]:
     infer = run.device.compile_eval(backbone.module)
-    normalisation = build_normalisation(backbone.in_chans, backbone.normalisation)
+    normalization = build_normalization(backbone.in_chans, backbone.normalization)
     batches = read_views(
         dataset,
         batch_size=reading.batch_size,
@@ -160,7 +160,7 @@ def _infer(
     )
     if not len(dataset):  # fewer images than processes: no rows, of the right width
         blank = dataset.cut(torch.zeros(backbone.in_chans, backbone.image_size, backbone.image_size, dtype=torch.uint8))
-        yield infer(normalisation(run.device.place(blank[None])))[:0].float(), torch.empty(0, dtype=torch.int64)
+        yield infer(normalization(run.device.place(blank[None])))[:0].float(), torch.empty(0, dtype=torch.int64)
     shape, full = None, 0
     for batch in itertools.islice(batches, reading.max_batches):
         # A last batch that is not full would be another graph for devices that compile, so it is filled up.
@@ -168,7 +168,7 @@ def _infer(
             shape, full = batch.pixels.shape[1:], len(batch.labels)
         missing = full - len(batch.labels)
         pixels = F.pad(batch.pixels, (*(0, 0) * 3, 0, missing)) if missing else batch.pixels  # a copy is not pinned
-        found = infer(normalisation(run.device.place(pixels))).float()
+        found = infer(normalization(run.device.place(pixels))).float()
         yield found[: len(batch.labels)] if missing else found, batch.labels
 
 

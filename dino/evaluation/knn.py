@@ -1,6 +1,6 @@
 """Weighted k-NN classification of frozen features (paper, section 4.1; knn_classifier in the original's eval_knn.py).
 
-Shapes: N train vectors, M test vectors, D width, k neighbours, C classes.
+Shapes: N train vectors, M test vectors, D width, k neighbors, C classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dino.data.config import DataConfig
 from dino.data.image_source import ImageSource
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.data.sources import open_labelled_splits, open_online_splits
 from dino.errors import DataError
 from dino.evaluation.config import KnnConfig
@@ -29,14 +29,14 @@ from dino.evaluation.features import (
     load_features,
     save_features,
 )
-from dino.evaluation.neighbours import ExactIndex, Index, build_index, log_recall, split_queries
+from dino.evaluation.neighbors import ExactIndex, Index, build_index, log_recall, split_queries
 from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_events, write_result
 
 logger = logging.getLogger(__name__)
 
-PAPER_NEIGHBOURS = 20  # paper, section 4.1 and appendix
+PAPER_NEIGHBORS = 20  # paper, section 4.1 and appendix
 PAPER_TEMPERATURE = 0.07
 TOP = 5  # classes of the second accuracy, and of a smaller k that many (`narrow(1, 0, min(5, k))`, eval_knn.py)
 
@@ -52,20 +52,20 @@ def predict_classes(
     train: Features,
     queries: Tensor,
     *,
-    neighbours: Sequence[int],
+    neighbors: Sequence[int],
     temperature: float,
     classes: int,
     index: Index | None = None,
 ) -> dict[int, Tensor]:
     """Rank classes by the weighted vote of each query's nearest train vectors.
 
-    A neighbour at cosine similarity s votes with weight exp(s / temperature). The neighbours are found once, for the
+    A neighbor at cosine similarity s votes with weight exp(s / temperature). The neighbors are found once, for the
     largest k; memory is bounded by the chunk, whatever N and M are.
 
     Args:
-        train: Normalised (N, D) features and (N,) labels in [0, C).
-        queries: (M, D), normalised, on any device.
-        neighbours: Values of k; more than N are taken as N.
+        train: Normalized (N, D) features and (N,) labels in [0, C).
+        queries: (M, D), normalized, on any device.
+        neighbors: Values of k; more than N are taken as N.
         temperature: Above 0.
         classes: C.
         index: Searches the train vectors; by default all of them.
@@ -73,16 +73,16 @@ def predict_classes(
     Returns:
         {k: (M, min(5, k, C)) int64 classes, best first}, in host memory.
     """
-    most = min(max(neighbours), len(train.features))
+    most = min(max(neighbors), len(train.features))
     labels = train.labels.to(train.features.device)
     index = index or ExactIndex(train.features)
-    parts: dict[int, list[Tensor]] = {k: [] for k in neighbours}
+    parts: dict[int, list[Tensor]] = {k: [] for k in neighbors}
     for chunk, count in split_queries(queries, len(train.features) + classes):
         found = index.search(chunk.to(train.features.device), most)
-        # Only ratios of weights matter; taken from the nearest neighbour they cannot overflow.
+        # Only ratios of weights matter; taken from the nearest neighbor they cannot overflow.
         nearest, voted = found.products.to(labels.device), labels[found.places.to(labels.device)]
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        for k in neighbours:
+        for k in neighbors:
             votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
             # Stable: classes without a vote follow in the order of their index, as in the original.
             ranked = votes.sort(dim=1, descending=True, stable=True).indices
@@ -94,7 +94,7 @@ def score_knn(
     train: Features,
     test: Features,
     *,
-    neighbours: Sequence[int],
+    neighbors: Sequence[int],
     temperature: float,
     classes: int,
     run: Run,
@@ -105,7 +105,7 @@ def score_knn(
     Args:
         train: The N vectors that vote.
         test: The M vectors that are classified.
-        neighbours: Values of k.
+        neighbors: Values of k.
         temperature: Of the vote.
         classes: C.
         run: Processes to share the work.
@@ -116,7 +116,7 @@ def score_knn(
         log_recall(index, train.features, test.features)
     share = slice(run.processes.rank, None, run.processes.world)
     ranked = predict_classes(
-        train, test.features[share], neighbours=neighbours, temperature=temperature, classes=classes, index=index
+        train, test.features[share], neighbors=neighbors, temperature=temperature, classes=classes, index=index
     )
     truth = test.labels[share].cpu()[:, None]
     hits = torch.tensor([[(r[:, :1] == truth).sum(), (r == truth).sum()] for r in ranked.values()], dtype=torch.float32)
@@ -137,14 +137,14 @@ def evaluate_knn(options: KnnConfig, run: Run) -> dict[int, KnnScore]:
     train, test = _load(options, run) if options.knn.load_features else _extract(options, run)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     asked = options.knn.nb_knn
-    neighbours = list(dict.fromkeys(min(k, len(train.labels)) for k in asked))
+    neighbors = list(dict.fromkeys(min(k, len(train.labels)) for k in asked))
     for k in asked:
         if k > len(train.labels) and run.processes.is_first:
             logger.warning("`nb_knn` %d: there are only %d train images, which is the k used", k, len(train.labels))
     scores = score_knn(
         train,
         test,
-        neighbours=neighbours,
+        neighbors=neighbors,
         temperature=options.knn.temperature,
         kind=options.knn.index,
         classes=classes,
@@ -175,7 +175,7 @@ def build_online_knn(
     """
     splits = open_online_splits(data.data_path, data_limit)
     reading = build_reading(data, run, keep_on_device=True)
-    normalisation = {name: list(part) for name, part in asdict(build_normalisation(in_chans)).items()}
+    normalization = {name: list(part) for name, part in asdict(build_normalization(in_chans)).items()}
 
     def score(backbone: nn.Module) -> Mapping[str, float]:
         trained = TrainedBackbone(
@@ -184,7 +184,7 @@ def build_online_knn(
             patch_size=1,  # its features alone are taken
             image_size=image_size,
             in_chans=in_chans,
-            normalisation=normalisation,
+            normalization=normalization,
         )
         found = score_backbone(trained, splits, run, reading)
         return {"knn_top1": found.top1, "knn_top5": found.top5}
@@ -201,9 +201,9 @@ def score_backbone(
         DataError: An image cannot be decoded.
     """
     train, test = (extract_features(backbone, source, run, reading) for source in splits)
-    k = min(PAPER_NEIGHBOURS, len(train.labels))
+    k = min(PAPER_NEIGHBORS, len(train.labels))
     classes = len(splits[0].classes)
-    return score_knn(train, test, neighbours=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run)[k]
+    return score_knn(train, test, neighbors=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run)[k]
 
 
 def _load(options: KnnConfig, run: Run) -> tuple[Features, Features]:
@@ -217,7 +217,7 @@ def _load(options: KnnConfig, run: Run) -> tuple[Features, Features]:
 
 
 def _extract(options: KnnConfig, run: Run) -> tuple[Features, Features]:
-    with run.processes.first_goes_first():
+    with run.processes.rank_zero_first():
         sources = open_labelled_splits(options.data.data_path)
         backbone = load_backbone(options.backbone, options.weights)
     reading = build_reading(

@@ -91,7 +91,7 @@ def _train_layer(options: LinearConfig, task: LinearTask, run: Run, recipe: str)
     layer = restore_layer(options, task, run)
     if run.processes.is_first:
         write_whole("`output_dir`", str(Path(options.run.output_dir) / RECIPE), recipe)
-    test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
+    test = extract_features(task.descriptor, task.test, run, task.reading, normalize=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
     finished = layer.epoch >= options.run.epochs  # then nothing is learnt, and nothing needs to be described for it
     make = cache_lessons if options.linear.cache_features and not finished else open_lessons
@@ -102,10 +102,10 @@ def _train_layer(options: LinearConfig, task: LinearTask, run: Run, recipe: str)
 
 def _score_layer(options: LinearConfig, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
     head = LinearHead(task.width, task.classes)
-    with run.processes.first_goes_first():
+    with run.processes.rank_zero_first():
         path, published = _find_layer(options, task)
         load_head(head, path, task.identity, published=published)
-    test = extract_features(task.descriptor, task.test, run, task.reading, normalise=False)
+    test = extract_features(task.descriptor, task.test, run, task.reading, normalize=False)
     infer = run.device.compile_eval(head)
     score = score_head(infer, test, classes=task.classes, batch_size=task.reading.batch_size, run=run)
     logger.info("* %s", score.describe())

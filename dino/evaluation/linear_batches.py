@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dino.data.crops import cut_random
+from dino.data.crops import random_resized_crop
 from dino.data.datasets import RandomViewDataset, Share
 from dino.data.image_source import ImageSource
 from dino.data.loaders import EpochBatches, build_train_loader
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.evaluation.features import Features, Reading, extract_features
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
@@ -61,12 +61,12 @@ class CachedBatches:
 def cache_lessons(
     descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: Reading, *, seed: int
 ) -> Lessons:
-    """Describe the centre crop of every image once.
+    """Describe the center crop of every image once.
 
     Raises:
         DataError: An image cannot be decoded.
     """
-    features = extract_features(descriptor, source, run, reading, normalise=False)
+    features = extract_features(descriptor, source, run, reading, normalize=False)
     logger.info("features kept in host memory: %.3g GB", 4 * features.features.numel() / 1e9)
     batches = EpochBatches(len(source), reading.batch_size, seed=seed, share=_share(run))
     return Lessons(CachedBatches(features, batches), lambda rows: rows)
@@ -78,7 +78,7 @@ def open_lessons(descriptor: TrainedBackbone, source: ImageSource, run: Run, rea
     Raises:
         DataError: Fewer images than one global batch.
     """
-    cut = functools.partial(cut_random, size=descriptor.image_size)
+    cut = functools.partial(random_resized_crop, size=descriptor.image_size)
     loader = build_train_loader(
         RandomViewDataset(source, cut, channels=descriptor.in_chans, seed=seed),
         batch_size=reading.batch_size,
@@ -88,8 +88,8 @@ def open_lessons(descriptor: TrainedBackbone, source: ImageSource, run: Run, rea
         start=run.device.loader_start,
     )
     infer = run.device.compile_eval(descriptor.module)
-    normalisation = build_normalisation(descriptor.in_chans, descriptor.normalisation)
-    return Lessons(loader, lambda pixels: infer(normalisation(pixels)).float())
+    normalization = build_normalization(descriptor.in_chans, descriptor.normalization)
+    return Lessons(loader, lambda pixels: infer(normalization(pixels)).float())
 
 
 def _share(run: Run) -> Share:

@@ -117,7 +117,7 @@ class LinearProgram:
         """Add to the epoch's loss."""
         self.loss += update
 
-    def hold_gradients(self) -> AbstractContextManager[object]:
+    def no_sync(self) -> AbstractContextManager[object]:
         """Backwards exchange nothing anyway."""
         return contextlib.nullcontext()
 

@@ -79,7 +79,7 @@ def open_task(
         DinoError: Missing folders or weights, too few images, or another number of classes than asked for.
     """
     probe, train = config.linear, None
-    with run.processes.first_goes_first():
+    with run.processes.rank_zero_first():
         if splits is not None:
             train, test = splits
         elif probe.evaluate:

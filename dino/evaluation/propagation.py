@@ -2,10 +2,10 @@
 
 The formulas are those of label_propagation and norm_mask in the original's eval_video_segmentation.py. There each
 position of the new frame is compared with all positions of all context frames and a mask then blanks what lies outside
-its neighbourhood. Here the new frame is cut into tiles, and a tile is compared with the rectangle around it alone.
+its neighborhood. Here the new frame is cut into tiles, and a tile is compared with the rectangle around it alone.
 
 Shapes: T context frames, H W positions of the feature grid, D width, C labels; Q positions of a tile, K positions of
-the rectangle that holds the neighbourhoods of all of them.
+the rectangle that holds the neighborhoods of all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tile:
     Attributes:
         queries: Rows and columns of the new frame, Q positions.
         keys: All context frames, and rows and columns of each, K positions.
-        penalty: (Q, 1, K) float32: 0 within the query's neighbourhood, -inf outside.
+        penalty: (Q, 1, K) float32: 0 within the query's neighborhood, -inf outside.
     """
 
     queries: tuple[slice, slice]
@@ -40,12 +40,12 @@ class Tile:
 def plan_tiles(grid: tuple[int, int], radius: int, device: torch.device) -> tuple[Tile, ...]:
     """Cover a grid with tiles of one size, whose keys are of one size too, so that all of them are one computation.
 
-    Where the grid is no multiple of the tile, the last tiles overlap their neighbours; at the edges of the grid the
+    Where the grid is no multiple of the tile, the last tiles overlap their neighbors; at the edges of the grid the
     keys are moved inside instead of cut.
 
     Args:
         grid: H and W.
-        radius: A neighbourhood is the square of 2 radius + 1 positions around the query; 0 means the whole grid.
+        radius: A neighborhood is the square of 2 radius + 1 positions around the query; 0 means the whole grid.
         device: Where the penalties live.
     """
     reach = radius or max(grid)
@@ -148,7 +148,7 @@ def propagate_labels(features: Tensor, context: Context, tiles: tuple[Tile, ...]
         features: (H, W, D) float32 of the new frame, of length 1.
         context: Frames to take labels from.
         tiles: Of this grid.
-        topk: Positions that count; where fewer lie in the neighbourhood, all of them.
+        topk: Positions that count; where fewer lie in the neighborhood, all of them.
 
     Returns:
         (H, W, C) float32; labels that are not negative and sum to 1 give such labels.

@@ -75,7 +75,7 @@ def evaluate_retrieval(options: RetrievalConfig, run: Run) -> dict[str, RankingS
     check_target(options.report.json)
     flags, data = options.retrieval, options.data
     landmarks = open_landmarks(data.data_path, flags.dataset, crop_queries=flags.crop_queries)
-    with run.processes.first_goes_first():
+    with run.processes.rank_zero_first():
         backbone = load_backbone(options.backbone, options.weights, published=PUBLISHED_FOR_RETRIEVAL)
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
     if flags.multiscale:
@@ -147,7 +147,7 @@ def describe(
     run: Run,
     reading: Reading,
 ) -> Tensor:
-    """Features of images of many shapes, (N, D), normalised, in the order of `source`.
+    """Features of images of many shapes, (N, D), normalized, in the order of `source`.
 
     They are read in the order of their shapes: each is met once, in batches as large as may be.
 
@@ -173,8 +173,8 @@ def rank(database: Tensor, queries: Tensor) -> np.ndarray:
     """Sort the database by likeness to each query, on the CPU, since sorting is not every device's strength.
 
     Args:
-        database: (N, D), normalised.
-        queries: (Q, D), normalised.
+        database: (N, D), normalized.
+        queries: (Q, D), normalized.
 
     Returns:
         (N, Q) indices, the most similar image of a query first in its column.

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino.data.datasets import Share, ViewDataset
-from dino.data.davis import FRAME_NORMALISATION, Clip, compute_frame_size, open_davis, resize_frame
+from dino.data.davis import FRAME_NORMALIZATION, Clip, compute_frame_size, open_davis, resize_frame
 from dino.data.image_source import ImageSource
 from dino.data.ipace import open_runs
 from dino.data.label_maps import drop_void, read_label_map, resize_labels, write_label_map
 from dino.data.loaders import read_views
-from dino.data.photometric import IMAGENET_STD, Normalisation, build_normalisation
+from dino.data.photometric import IMAGENET_STD, Normalization, build_normalization
 from dino.errors import OptionError
 from dino.evaluation.config import ClipsConfig, DavisConfig, DrivingConfig, PropagationConfig
 from dino.evaluation.features import Reading, build_reading
@@ -90,7 +90,7 @@ def segment_clips(clips: Sequence[Clip], options: ClipsConfig, run: Run) -> dict
     check_target(options.report.json)
     began, output = time.monotonic(), make_output_folder(options.output.output_dir)
     _make_folders(clips, output)
-    with run.processes.first_goes_first():
+    with run.processes.rank_zero_first():
         backbone = load_backbone(options.backbone, options.weights)
     reading = build_reading(options.data, run, keep_on_device=True)
     mine, done = share_clips(clips, run.processes.world)[run.processes.rank], 0
@@ -148,12 +148,12 @@ def propagate_clip(
     """Label every frame of a clip.
 
     Labels are any numbers of a byte. One that is smaller than a position of the feature grid can get lost when the
-    labels are scaled to it by nearest neighbour, as in the original; here a line says so.
+    labels are scaled to it by nearest neighbor, as in the original; here a line says so.
 
     Args:
         truth: (height, width), the labels of the first frame.
         features: (H, W, D) of every frame, of length 1.
-        flags: Neighbourhood, context and number of neighbours.
+        flags: Neighborhood, context and number of neighbors.
         run: The device that holds the features.
         name: Of the clip, for that line.
 
@@ -184,7 +184,7 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
     Raises:
         DataError: A frame cannot be decoded.
     """
-    infer, normalisation = run.device.compile_eval(build_dense(backbone)), choose_normalisation(backbone)
+    infer, normalization = run.device.compile_eval(build_dense(backbone)), choose_normalization(backbone)
     names = tuple(str(path) for clip in clips for path in clip.frames)
     dataset = ViewDataset(
         ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()
@@ -204,11 +204,11 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
                 [frame.pixels for frame in itertools.islice(frames, min(size, len(clip.frames) - start))]
             )
             filled = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
-            maps = F.normalize(infer(normalisation(run.device.place(filled))).float(), dim=1)
+            maps = F.normalize(infer(normalization(run.device.place(filled))).float(), dim=1)
             yield from maps.permute(0, 2, 3, 1)[: len(pixels)].contiguous()
 
 
-def choose_normalisation(backbone: TrainedBackbone) -> Normalisation:
+def choose_normalization(backbone: TrainedBackbone) -> Normalization:
     """The original's constants for video where the network was trained with ImageNet's, else the network's own."""
-    own = build_normalisation(backbone.in_chans, backbone.normalisation)
-    return replace(own, std=FRAME_NORMALISATION.std) if own.std == IMAGENET_STD else own
+    own = build_normalization(backbone.in_chans, backbone.normalization)
+    return replace(own, std=FRAME_NORMALIZATION.std) if own.std == IMAGENET_STD else own

@@ -73,7 +73,7 @@ def measure_boundary(truth: Mask, predicted: Mask) -> float:
 
 
 def find_boundary(mask: Mask) -> Mask:
-    """Pixels that differ from their right, lower or lower right neighbour: (H, W) bool -> (H, W) bool.
+    """Pixels that differ from their right, lower or lower right neighbor: (H, W) bool -> (H, W) bool.
 
     This is seg2bmap of the benchmark; at the frame's edge nothing differs from what is outside.
     """
@@ -110,9 +110,9 @@ class Measure:
     decay: float
 
 
-def summarise(values: NDArray[np.float64]) -> Measure:
+def summarize(values: NDArray[np.float64]) -> Measure:
     """Mean, recall and decay of an object's values by frame, (T,) (Perazzi et al. 2016, section 4.2)."""
-    # The ends of the four bins belong to both neighbours; 1e-10 rounds halves up, as davis2017-evaluation does.
+    # The ends of the four bins belong to both neighbors; 1e-10 rounds halves up, as davis2017-evaluation does.
     ends = np.round(np.linspace(1, len(values), DECAY_BINS + 1) + 1e-10).astype(np.int64) - 1
     first, last = values[: ends[1] + 1], values[ends[-2] :]
     return Measure(

@@ -10,7 +10,7 @@ from typing import Any
 
 from dino.config import chosen
 from dino.data.davis import Clip, check_sizes, list_truths
-from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognise_layout
+from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognize_layout
 from dino.errors import DataError, OptionError
 from dino.evaluation.config import MetricsConfig, SegmentationMetricsConfig
 from dino.evaluation.segmentation_scores import (
@@ -43,7 +43,7 @@ def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]
     check_target(metrics.csv, "`csv`")
     check_target(config.report.json)
     root, predictions = (_existing(name, getattr(metrics, name)) for name in ("dataset_path", "prediction_path"))
-    layout = metrics.layout or recognise_layout(root)
+    layout = metrics.layout or recognize_layout(root)
     for name in DRIVING_ONLY:
         given = getattr(config.refresh if name == "refresh_label_interval" else metrics, name)
         if layout == DAVIS and given is not None and given is not False:

@@ -21,7 +21,7 @@ from dino.evaluation.segmentation_metrics import (
     compute_iou,
     count_labels,
     measure_boundary,
-    summarise,
+    summarize,
 )
 
 ALL_LABELS = range(256)  # what one byte holds
@@ -84,7 +84,7 @@ def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[Object
         boundaries.append([measure_boundary(truth == label, predicted == label) for label in objects])
     found = np.nan_to_num(regions, nan=1.0)  # nothing there and nothing predicted is right
     return [
-        ObjectScore(region=summarise(region), boundary=summarise(boundary))
+        ObjectScore(region=summarize(region), boundary=summarize(boundary))
         for region, boundary in zip(found.T, np.array(boundaries).T, strict=True)
     ]
 

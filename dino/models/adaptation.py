@@ -82,7 +82,7 @@ def _check_asked(name: str, there: int, here: int, asked: bool, origin: str) -> 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """First convolution (D, C, P, P) -> (D, channels, P, P), as timm's adapt_input_conv.
 
-    One channel: the sum over C, so that a gray image gives what its colour copy gave. Else channels repeat in their
+    One channel: the sum over C, so that a gray image gives what its color copy gave. Else channels repeat in their
     order and are scaled by C / channels, so that the sum over an image of equal channels stays about what it was.
     """
     if channels == 1:

@@ -24,7 +24,7 @@ def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
         origin: The file, for errors.
 
     Raises:
-        CheckpointError: A name that is no text, a tensor without its numbers at hand, or options or a normalisation of
+        CheckpointError: A name that is no text, a tensor without its numbers at hand, or options or a normalization of
             other types than they have.
     """
     for name, value in checkpoint.read_args(state).items():
@@ -33,7 +33,7 @@ def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
             kind = "a number of 1 or more" if name in SIZES else "a name"
             raise CheckpointError(f"{origin}: {name} in its args is a {type(value).__name__}, wants {kind}")
     if state.get("normalisation") is not None:
-        _check_normalisation(state["normalisation"], origin)
+        _check_normalization(state["normalisation"], origin)
     return {name: _admit_tensors(value, origin) for name, value in _admit_tensors(state, origin).items()}
 
 
@@ -59,19 +59,19 @@ def list_tensors(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tens
     return checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
 
 
-def read_centre(state: Mapping[str, Any], prototypes: int, origin: Path | str) -> Tensor | None:
-    """The centre (1, K) of K `prototypes` that a file's `dino_loss` holds, or None where it holds none.
+def read_center(state: Mapping[str, Any], prototypes: int, origin: Path | str) -> Tensor | None:
+    """The center (1, K) of K `prototypes` that a file's `dino_loss` holds, or None where it holds none.
 
     Raises:
         CheckpointError: It holds something else.
     """
-    centre = read_part(state, "dino_loss", origin).get("center")
-    if centre is not None and (not isinstance(centre, Tensor) or centre.shape != (1, prototypes)):
-        kind = tuple(centre.shape) if isinstance(centre, Tensor) else f"a {type(centre).__name__}"
+    center = read_part(state, "dino_loss", origin).get("center")
+    if center is not None and (not isinstance(center, Tensor) or center.shape != (1, prototypes)):
+        kind = tuple(center.shape) if isinstance(center, Tensor) else f"a {type(center).__name__}"
         raise CheckpointError(
             f"{origin}: the center of its dino_loss is {kind}, wants (1, {prototypes})", remedy="name another file"
         )
-    return centre
+    return center
 
 
 def read_part(state: Mapping[str, Any], name: str, origin: Path | str) -> Mapping[str, Any]:
@@ -109,7 +109,7 @@ def _admit(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
     return tensor.detach()
 
 
-def _check_normalisation(found: Any, origin: Path | str) -> None:
+def _check_normalization(found: Any, origin: Path | str) -> None:
     parts: list[Any] = [found.get(name) for name in ("mean", "std")] if isinstance(found, Mapping) else [None]
     good = all(isinstance(part, list | tuple) and part and all(map(_is_number, part)) for part in parts)
     if not good or len(parts[0]) != len(parts[1]) or min(parts[1]) <= 0:

@@ -18,7 +18,7 @@ LAST_MAPS = ("permute", "layer4", "trunk_output", "layers", "conv5", "inception5
 
 
 class PatchMap(nn.Module):
-    """The last block's normalised patch tokens of a ViT, without CLS (extract_feature of the original)."""
+    """The last block's normalized patch tokens of a ViT, without CLS (extract_feature of the original)."""
 
     def __init__(self, network: VisionTransformer) -> None:
         """Wrap a network."""

@@ -1,4 +1,4 @@
-"""The projection head: perceptron, L2 normalisation, weight-normed prototypes (paper, section 3.1; DINOHead there).
+"""The projection head: perceptron, L2 normalization, weight-normed prototypes (paper, section 3.1; DINOHead there).
 
 Shapes: B vectors, D backbone width, K prototypes.
 """
@@ -41,7 +41,7 @@ class DINOHead(nn.Module):
         norm_last_layer: Keep the prototypes at length 1.
         layers: Linear layers before the prototypes.
         hidden_dim: Width of the hidden layers.
-        bottleneck_dim: Width of the normalised vector.
+        bottleneck_dim: Width of the normalized vector.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DINOHead(nn.Module):
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
     ) -> None:
-        """Make and initialise the head."""
+        """Make and initialize the head."""
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (layers - 1)
         hidden = [part for pair in zip(widths, widths[1:], strict=False) for part in _hidden(*pair, use_bn=use_bn)]

@@ -50,11 +50,11 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """
     networks = split_networks(state)
     loss = state.get("dino_loss")
-    centre = loss.get("center") if isinstance(loss, Mapping) else state.get("center")
+    center = loss.get("center") if isinstance(loss, Mapping) else state.get("center")
     about = {
         "kind": name_kind(word, state, networks),
         "networks": {name: describe_network(tensors) for name, tensors in networks.items()},
-        "centre": centre.numel() if isinstance(centre, Tensor) else None,
+        "centre": center.numel() if isinstance(center, Tensor) else None,
         "epoch": _plain(state.get("epoch")),
         "normalisation": state.get("normalisation"),
         "flags": {name: _plain(value) for name, value in checkpoint.read_args(state).items()},

@@ -121,7 +121,7 @@ def set_recompute(backbone: nn.Module, what: str) -> None:
 
     Args:
         backbone: As `build_backbone` gives it.
-        what: `nothing`; `activations`, what normalisations and GELUs give; `mlp`, all within a perceptron too;
+        what: `nothing`; `activations`, what normalizations and GELUs give; `mlp`, all within a perceptron too;
             or `blocks`, all within a block.
 
     Raises:

@@ -117,7 +117,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, normalised before each branch."""
+    """One transformer block, normalized before each branch."""
 
     def __init__(self, *, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         """Make the block for D = `dim`."""
@@ -144,7 +144,7 @@ class Block(nn.Module):
         return tokens + scale_branch(self.mlp(self.norm2(tokens)), fed)
 
     def _run_lean(self, tokens: Tensor, attended: Tensor | None, fed: Tensor | None) -> Tensor:
-        """The same, and what costs little to compute is not kept: normalised tokens and what GELU gives.
+        """The same, and what costs little to compute is not kept: normalized tokens and what GELU gives.
 
         With `mlp` neither is what goes into the GELU, at the price of the first of the two layers.
         """
@@ -195,7 +195,7 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         conv_stem: bool = False,
     ) -> None:
-        """Make and initialise the network: truncated normal (0.02) weights, zero biases, as the original."""
+        """Make and initialize the network: truncated normal (0.02) weights, zero biases, as the original."""
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size
@@ -223,7 +223,7 @@ class VisionTransformer(nn.Module):
         """(B, C, H, W) -> CLS features (B, D); H and W may differ from `img_size`.
 
         Args:
-            images: Normalised.
+            images: Normalized.
             depth: (2 L, B) float32, the factor of each image at both branches of each of L blocks, in training only;
                 None to draw it here.
         """
@@ -231,8 +231,8 @@ class VisionTransformer(nn.Module):
         rows = (None,) * 2 * len(self.blocks) if depth is None else depth.unbind()
         for block, attended, fed in zip(self.blocks, rows[::2], rows[1::2], strict=True):
             tokens = block(tokens, (attended, fed))
-        normalised: Tensor = self.norm(tokens)
-        return normalised[:, 0]
+        normalized: Tensor = self.norm(tokens)
+        return normalized[:, 0]
 
     def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
         """Normalised tokens (B, N, D) of the last `n` blocks, the last one last."""

@@ -214,7 +214,7 @@ def _read_pdparams(path: Path) -> dict[str, Any]:
 
 
 def _read_folder(path: Path) -> dict[str, Any]:
-    """A folder of Hugging Face: config.json, the weights, and, if there, how images are normalised."""
+    """A folder of Hugging Face: config.json, the weights, and, if there, how images are normalized."""
     config = {**HF_DEFAULTS, **_read_json(path / "config.json")}
     wanted = {**HF_FIXED, "layer_norm_eps": LAYER_NORM_EPS}
     if config["layer_norm_eps"] == HF_EPS:
@@ -227,12 +227,12 @@ def _read_folder(path: Path) -> dict[str, Any]:
     if file is None:
         raise CheckpointError(f"{path} holds none of {', '.join(HF_WEIGHTS)}")
     about = _read_json(path / "preprocessor_config.json") if (path / "preprocessor_config.json").exists() else {}
-    normalisation = {"mean": about.get("image_mean"), "std": about.get("image_std")}
+    normalization = {"mean": about.get("image_mean"), "std": about.get("image_std")}
     tensors = select_network(read_weights(str(file)), "state_dict", file)
     return {
         "state_dict": tensors,
         "args": {"arch": _find_arch(config, path), "image_size": _check_input(config, tensors, path)},
-        "normalisation": normalisation if all(normalisation.values()) else None,
+        "normalisation": normalization if all(normalization.values()) else None,
     }
 
 

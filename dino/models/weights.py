@@ -20,7 +20,7 @@ from dino import checkpoint
 from dino.errors import OptionError, WeightsError
 from dino.models import matching
 from dino.models.adaptation import adapt_input
-from dino.models.arrival import check_network, read_centre
+from dino.models.arrival import check_network, read_center
 from dino.models.config import BackboneConfig, ChannelConfig, WeightsConfig
 from dino.models.layouts import count_blocks, guess_backbone, is_vision_transformer, rename_to_ours
 from dino.models.matching import Matched, match
@@ -47,12 +47,12 @@ class TrainedBackbone:
     """A backbone and what its file says about how to feed it.
 
     Attributes:
-        module: (B, C, S, S) float32, normalised -> (B, D); in eval mode, on the host.
+        module: (B, C, S, S) float32, normalized -> (B, D); in eval mode, on the host.
         arch: Architecture.
         patch_size: In pixels; of no meaning but for a ViT.
         image_size: S, side in pixels of the global crops it was trained on.
         in_chans: C.
-        normalisation: {"mean": ..., "std": ...}, C numbers each, or None where the file does not say.
+        normalization: {"mean": ..., "std": ...}, C numbers each, or None where the file does not say.
     """
 
     module: nn.Module
@@ -60,7 +60,7 @@ class TrainedBackbone:
     patch_size: int
     image_size: int
     in_chans: int
-    normalisation: Mapping[str, list[float]] | None
+    normalization: Mapping[str, list[float]] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def load_initial_weights(
         patch_size: P in pixels, the same.
 
     Returns:
-        The file's centre (1, K) where the head was loaded, else None.
+        The file's center (1, K) where the head was loaded, else None.
 
     Raises:
         WeightsError: A tensor of the backbone is not in the file with its shape.
@@ -242,7 +242,7 @@ def load_initial_weights(
     if not fits:
         return None
     student.head.load_state_dict(head)
-    return read_centre(state, len(student.head.last_layer.weight_v), path)
+    return read_center(state, len(student.head.last_layer.weight_v), path)
 
 
 def _describe(
@@ -272,7 +272,7 @@ def _describe(
         patch_size=known["patch_size"],
         image_size=image_size,
         in_chans=in_chans,
-        normalisation=stored if stored and len(stored["mean"]) == in_chans else None,
+        normalization=stored if stored and len(stored["mean"]) == in_chans else None,
     )
 
 

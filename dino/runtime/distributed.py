@@ -168,7 +168,7 @@ class Processes:
         self.barrier()  # a moment: nobody leaves, and takes the store along, before all have looked
 
     @contextlib.contextmanager
-    def first_goes_first(self) -> Iterator[None]:
+    def rank_zero_first(self) -> Iterator[None]:
         """Rank 0 runs the block, then all others: for downloads and generated data."""
         if not self.is_first:
             self.barrier()

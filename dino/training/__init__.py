@@ -1,1 +1,1 @@
-"""Pre-training: loss, schedules, optimiser, step and loop."""
+"""Pre-training: loss, schedules, optimizer, step and loop."""

@@ -28,17 +28,17 @@ class Trace:
 
     Attributes:
         losses: () of each step.
-        gradients: By parameter, (steps, ...): what the optimiser took in.
+        gradients: By parameter, (steps, ...): what the optimizer took in.
         student: By parameter, after the last step.
         teacher: As the student.
-        centre: (1, K) after the last step.
+        center: (1, K) after the last step.
     """
 
     losses: list[Tensor] = field(default_factory=list)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     student: Mapping[str, Tensor] = field(default_factory=dict)
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
-    centre: Tensor | None = None
+    center: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def trace_steps(
         moments.append({name: device.to_host(state["exp_avg"]) for name, state in named if state})
     trace.gradients = _find_gradients(moments, BETAS[0]) if gradients else {}
     trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
-    trace.centre = device.to_host(program.centre)
+    trace.center = device.to_host(program.center)
     return trace
 
 
@@ -116,15 +116,15 @@ def _find_gradients(moments: Sequence[Mapping[str, Tensor]], decay: float) -> di
 
 
 def compare(one: Trace, other: Trace) -> Iterator[Difference]:
-    """Yield the differences of two traces of the same steps: loss, centre, then each parameter's."""
+    """Yield the differences of two traces of the same steps: loss, center, then each parameter's."""
 
     def differ(what: str, name: str, left: Tensor, right: Tensor) -> Difference:
         apart = (left.float() - right.float()).abs() / right.float().abs().max().clamp(min=1.0)
         return Difference(what=what, name=name, most=float(apart.max()), mean=float(apart.mean()))
 
-    assert one.centre is not None and other.centre is not None
+    assert one.center is not None and other.center is not None
     yield differ("loss", f"{len(one.losses)} steps", torch.stack(one.losses), torch.stack(other.losses))
-    yield differ("centre", "", one.centre, other.centre)
+    yield differ("centre", "", one.center, other.center)
     for what in ("gradients", "student", "teacher"):
         left, right = getattr(one, what), getattr(other, what)
         yield from (differ(what, name, left[name], right[name]) for name in left)

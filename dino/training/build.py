@@ -14,7 +14,7 @@ from dino.data.crops import CropRecipe
 from dino.data.datasets import CropDataset, Share
 from dino.data.image_source import ImageSource
 from dino.data.loaders import TrainLoader, build_train_loader, check_count, choose_workers
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.data.synthetic import SyntheticLoader, make_batch
 from dino.devices.base import Device
 from dino.devices.config import IpuConfig
@@ -47,7 +47,7 @@ def build_networks(options: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop
     teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
     device = run.device
     if run.processes.world > 1:
-        student, teacher = (cast(MultiCrop, device.synchronise_batch_norm(each)) for each in (student, teacher))
+        student, teacher = (cast(MultiCrop, device.synchronize_batch_norm(each)) for each in (student, teacher))
     return student.to(device.torch_device), teacher.to(device.torch_device)
 
 
@@ -74,7 +74,7 @@ def build_loader(options: TrainConfig, source: ImageSource, run: Run) -> TrainLo
             build_recipe(options),
             seed=options.run.seed,
             skip_bad=skip_bad,
-            host_normalisation=build_normalisation(options.student.chosen_in_chans) if on_host else None,
+            host_normalization=build_normalization(options.student.chosen_in_chans) if on_host else None,
         ),
         batch_size=batch_size,
         share=Share(rank=processes.rank, world=processes.world),
@@ -134,7 +134,7 @@ def build_program(options: TrainConfig, student: MultiCrop, teacher: MultiCrop, 
         student=forward_student,
         teacher=forward_teacher,
         prototypes=options.student.out_dim,
-        normalisation=build_normalisation(options.student.chosen_in_chans),
+        normalization=build_normalization(options.student.chosen_in_chans),
         clip_grad=choose_clipping(options.optim, run.device),
         resolutions=1 + (options.crops.local_crops_number > 0),
         autocast=run.device.autocast,

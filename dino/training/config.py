@@ -34,7 +34,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(RateConfig):
-    """The optimiser and its schedules, all per iteration."""
+    """The optimizer and its schedules, all per iteration."""
 
     optimizer: str = setting("adamw", choices=("adamw", "sgd", "lars"))
     eps: float = setting(1e-8, least=0)

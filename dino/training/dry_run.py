@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.data.crops import Crops
-from dino.data.photometric import Normalisation
+from dino.data.photometric import Normalization
 from dino.data.synthetic import make_batch
 from dino.devices.base import Device, StepInputs
 from dino.devices.untyped import run_backward
@@ -89,7 +89,7 @@ class TimedProgram:
     def __init__(self, program: DinoProgram, clock: PhaseClock) -> None:
         """Wrap `program`; its networks tell when they begin."""
         self.program, self.clock = program, clock
-        self.copy_statistics, self.hold_gradients = program.copy_statistics, program.hold_gradients
+        self.copy_statistics, self.no_sync = program.copy_statistics, program.no_sync
         self.exchange = program.exchange
         for name, network in (("teacher", program.teacher), ("student", program.student)):
             network.register_forward_pre_hook(lambda *_, name=name: clock.enter(name))
@@ -193,7 +193,7 @@ def count_flops(options: TrainConfig) -> float:
         student=student.to("meta"),
         teacher=teacher.to("meta"),
         prototypes=options.student.out_dim,
-        normalisation=Normalisation(),
+        normalization=Normalization(),
         clip_grad=0.0,
     )
     recipe = build_recipe(options)
@@ -203,7 +203,7 @@ def count_flops(options: TrainConfig) -> float:
     ]
     inputs = StepInputs(*torch.ones(5, device="meta").unbind())
     with FlopCounterMode(display=False) as counter:
-        run_backward(program.forward(views, inputs, program.centre).loss)  # the formula; our own loss computes more
+        run_backward(program.forward(views, inputs, program.center).loss)  # the formula; our own loss computes more
     flops: int = counter.get_total_flops()
     return flops / FLOP_IMAGES
 

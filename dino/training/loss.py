@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
-CENTRE_MOMENTUM = 0.9  # paper, section 3.1
+CENTER_MOMENTUM = 0.9  # paper, section 3.1
 CHUNK_ROWS = 128  # of logits: fewer read the prototypes too often, more take memory without being faster
 HALF_BOOST = 64.0  # keeps the small numbers of a softmax in float16's normal range
 
@@ -23,27 +23,27 @@ class TeacherTargets(NamedTuple):
 
     Attributes:
         probabilities: (2, B, K) float32, rows sum to 1.
-        batch_centre: (1, K) float32, mean of the raw logits.
+        batch_center: (1, K) float32, mean of the raw logits.
         entropy: () mean entropy of a row in nats; ln K when uniform.
         divergence: () mean Kullback-Leibler divergence of a row from their mean in nats; 0 when all are the same.
     """
 
     probabilities: Tensor
-    batch_centre: Tensor
+    batch_center: Tensor
     entropy: Tensor
     divergence: Tensor
 
 
-def compute_targets(logits: Tensor, centre: Tensor, temperature: Tensor) -> TeacherTargets:
+def compute_targets(logits: Tensor, center: Tensor, temperature: Tensor) -> TeacherTargets:
     """Centre and sharpen the teacher's logits.
 
     Args:
         logits: (2 B, K), any float type; no gradient flows.
-        centre: (1, K) float32.
+        center: (1, K) float32.
         temperature: () float32, above 0.
     """
     logits = logits.detach().float()
-    log_probabilities = F.log_softmax((logits - centre) / temperature, dim=-1)
+    log_probabilities = F.log_softmax((logits - center) / temperature, dim=-1)
     probabilities = log_probabilities.exp()
     mean = probabilities.mean(dim=0)
     entropy = -(probabilities * log_probabilities).sum(dim=-1).mean()
@@ -115,7 +115,7 @@ def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: i
     total, to_vectors = -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE, []
     for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):  # targets that a view meets
         for chunk in torch.split(part, rows) if len(part) else ():
-            log_sums, softmax = _normalise(F.linear(chunk, prototypes), mass * boost)
+            log_sums, softmax = _normalize(F.linear(chunk, prototypes), mass * boost)
             total = total + mass * log_sums.sum()
             to_vectors.append(softmax @ prototypes)
             _add_product(to_prototypes, softmax.t(), chunk)
@@ -135,7 +135,7 @@ def _compare(vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float)
     return mean, (flat.t() @ share).float().mul_(images)
 
 
-def _normalise(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+def _normalize(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """log-sum-exp (n, 1) float32 over the temperature, and `factor` times the softmax, in the logits' type."""
     kind, logits = logits.dtype, logits.float().mul_(1 / STUDENT_TEMPERATURE)
     top = logits.amax(dim=-1, keepdim=True)
@@ -156,13 +156,13 @@ def _count_pairs(rows: int, targets: Tensor) -> int:
     return 2 * rows - 2 * targets.shape[1]
 
 
-def update_centre(centre: Tensor, batch_centre: Tensor, momentum: Tensor | float = CENTRE_MOMENTUM) -> Tensor:
-    """The next centre (paper, equation 4): (1, K), (1, K) -> (1, K)."""
-    return centre * momentum + batch_centre * (1 - momentum)
+def update_center(center: Tensor, batch_center: Tensor, momentum: Tensor | float = CENTER_MOMENTUM) -> Tensor:
+    """The next center (paper, equation 4): (1, K), (1, K) -> (1, K)."""
+    return center * momentum + batch_center * (1 - momentum)
 
 
 def compute_feature_spread(features: Tensor) -> Tensor:
-    """Standard deviation of L2-normalised features, averaged over dimensions, times sqrt(D).
+    """Standard deviation of L2-normalized features, averaged over dimensions, times sqrt(D).
 
     Args:
         features: (B, D).

@@ -1,6 +1,6 @@
 """AdamW, SGD and LARS whose every changing number is a tensor, and clipping without a host read.
 
-On a lazy or compiled device a changed Python number is a new graph, and torch's own optimisers turn a tensor learning
+On a lazy or compiled device a changed Python number is a new graph, and torch's own optimizers turn a tensor learning
 rate back into a number. Freezing the last layer and skipping a non-finite step are masks: a masked tensor keeps its
 value, its moments and its step count. Parameters are () or larger float32 tensors; scalars are () float32.
 """
@@ -95,7 +95,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read our own state or that of torch's optimiser of the same name, which the original saves."""
+        """Read our own state or that of torch's optimizer of the same name, which the original saves."""
         groups = [
             {**saved, **{key: group[key] for key in ("last_layer", "decayed")}}
             for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True)
@@ -195,7 +195,7 @@ OPTIMIZERS: dict[str, type[MaskedOptimizer]] = {"adamw": AdamW, "sgd": SGD, "lar
 
 
 def build_optimizer(name: str, model: nn.Module, *, fused: bool = False, eps: float = EPS) -> MaskedOptimizer:
-    """Build an optimiser over a model's trainable parameters.
+    """Build an optimizer over a model's trainable parameters.
 
     Args:
         name: One of OPTIMIZERS.
@@ -204,7 +204,7 @@ def build_optimizer(name: str, model: nn.Module, *, fused: bool = False, eps: fl
         eps: AdamW's.
 
     Raises:
-        OptionError: No such optimiser.
+        OptionError: No such optimizer.
     """
     if name not in OPTIMIZERS:
         raise OptionError(f"`optimizer` {name} is unknown: known are {', '.join(OPTIMIZERS)}", value=name)

@@ -2,7 +2,7 @@
 
 Where the values come from: the original's `--help` and README (its advice for small batches, its vanilla and its
 boosted run), what its users report of small data (its issues 246 and 279), the limits that lightly-train sets, and the
-square-root rule for adaptive optimisers (Malladi et al., 2022). The original's own runs get the original's own values.
+square-root rule for adaptive optimizers (Malladi et al., 2022). The original's own runs get the original's own values.
 """
 
 from __future__ import annotations

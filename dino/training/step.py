@@ -1,4 +1,4 @@
-"""One step of DINO as a program that any device can run: views in, a moved student, teacher and centre out.
+"""One step of DINO as a program that any device can run: views in, a moved student, teacher and center out.
 
 Shapes: B images of one micro-batch and device, V views, C channels, S side, K prototypes, D width.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.data.crops import Crops
-from dino.data.photometric import Normalisation, augment, forget_constants
+from dino.data.photometric import Normalization, augment, forget_constants
 from dino.devices.base import StepInputs
 from dino.models.head import PrototypeLayer
 from dino.models.multicrop import MultiCrop
@@ -26,7 +26,7 @@ from dino.training.loss import (
     compute_loss,
     compute_loss_of_logits,
     compute_targets,
-    update_centre,
+    update_center,
 )
 from dino.training.optim import UpdateInputs, clip_gradients
 
@@ -47,14 +47,14 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: () float32, with gradient.
-        batch_centre: (1, K) float32, mean teacher logits.
+        batch_center: (1, K) float32, mean teacher logits.
         entropy: () teacher entropy in nats.
         divergence: () teacher divergence in nats.
         feature_std: () spread of the teacher's features, 0 to about 1.
     """
 
     loss: Tensor
-    batch_centre: Tensor
+    batch_center: Tensor
     entropy: Tensor
     divergence: Tensor
     feature_std: Tensor
@@ -79,10 +79,10 @@ class Update(NamedTuple):
 
 
 class DinoProgram:
-    """The step's phases and what they leave behind: centre, counters, meters.
+    """The step's phases and what they leave behind: center, counters, meters.
 
     Attributes:
-        centre: (1, K) float32.
+        center: (1, K) float32.
         non_finite: (2,) float32: masked steps in all, and in a row (which stays at the limit once it got there).
         meters: (len(METERS),) float32, sums over the epoch's finite steps.
     """
@@ -93,7 +93,7 @@ class DinoProgram:
         student: nn.Module,
         teacher: nn.Module,
         prototypes: int,
-        normalisation: Normalisation,
+        normalization: Normalization,
         clip_grad: float,
         resolutions: int = 2,
         autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
@@ -107,7 +107,7 @@ class DinoProgram:
             student: MultiCrop, possibly wrapped for data parallelism.
             teacher: MultiCrop without gradients.
             prototypes: K.
-            normalisation: Of the pixels.
+            normalization: Of the pixels.
             clip_grad: Largest norm of one gradient tensor; 0 for none.
             resolutions: 2, or 1 without local views.
             autocast: Number format of the networks; the loss is always fp32.
@@ -117,11 +117,11 @@ class DinoProgram:
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
-        self.normalisation, self.clip_grad, self.resolutions = normalisation, clip_grad, resolutions
-        self._augment = functools.partial(augment, normalisation=normalisation, eager=eager)
+        self.normalization, self.clip_grad, self.resolutions = normalization, clip_grad, resolutions
+        self._augment = functools.partial(augment, normalization=normalization, eager=eager)
         self.autocast, self.average = autocast, average
         self._clip = functools.partial(clip_gradients, max_norm=clip_grad, fused=fused)
-        self.centre = torch.zeros(1, prototypes, device=device)
+        self.center = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
 
@@ -145,25 +145,25 @@ class DinoProgram:
         """Statistics of batch norm before a step, so that a masked step can be taken out of them too."""
         return [buffer.clone() for buffer in self._buffers()]
 
-    def forward(self, views: Sequence[Tensor], inputs: StepInputs, centre: Tensor | None = None) -> StepOutput:
+    def forward(self, views: Sequence[Tensor], inputs: StepInputs, center: Tensor | None = None) -> StepOutput:
         """Pure but for batch norm's statistics.
 
         Args:
             views: As `augment` gives them, the global ones first.
             inputs: Of this step.
-            centre: (1, K) float32, where it is an input of a compiled step; else the program's own.
+            center: (1, K) float32, where it is an input of a compiled step; else the program's own.
         """
         with torch.no_grad(), self.autocast():
             features, vectors = self.teacher(views[0])
             teacher_logits = _last_layer(self.teacher)(vectors)
-        traced = centre is not None
-        targets = compute_targets(teacher_logits, self.centre if centre is None else centre, inputs.temperature)
+        traced = center is not None
+        targets = compute_targets(teacher_logits, self.center if center is None else center, inputs.temperature)
         with self.autocast():
             _, vectors = self.student(*views, depth=inputs.depth)
             loss = self._compute_loss(vectors, targets.probabilities, traced=traced)
         return StepOutput(
             loss=loss,
-            batch_centre=targets.batch_centre,
+            batch_center=targets.batch_center,
             entropy=targets.entropy,
             divergence=targets.divergence,
             feature_std=compute_feature_spread(features),
@@ -209,7 +209,7 @@ class DinoProgram:
         return UpdateInputs(inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer), update
 
     def after_update(self, update: Update, statistics: Sequence[Tensor]) -> None:
-        """Move the teacher and the centre, count what was masked, add to the meters.
+        """Move the teacher and the center, count what was masked, add to the meters.
 
         Args:
             update: What `before_update` decided.
@@ -241,13 +241,13 @@ class DinoProgram:
         """Centre, counters, meters."""
         mean, keep = update.mean, update.keep > 0
         with torch.no_grad():
-            self.centre = torch.where(keep, update_centre(self.centre, mean.batch_centre), self.centre)
+            self.center = torch.where(keep, update_center(self.center, mean.batch_center), self.center)
             self.non_finite = count_non_finite(self.non_finite, update.finite)
             sample = torch.stack(
                 [
                     update.keep,
                     *(mean.loss, mean.entropy, mean.divergence, mean.feature_std),
-                    self.centre.norm(),
+                    self.center.norm(),
                     update.grad_norm,
                 ]
             )
@@ -263,20 +263,20 @@ class DinoProgram:
             if buffer is not None and name not in part._non_persistent_buffers_set
         ]
 
-    def hold_gradients(self) -> AbstractContextManager[object]:
+    def no_sync(self) -> AbstractContextManager[object]:
         """No exchange of gradients inside, where the student is data parallel."""
         hold: Callable[[], AbstractContextManager[object]] = getattr(self.student, "no_sync", contextlib.nullcontext)
         return hold()
 
     def state_dict(self) -> dict[str, Any]:
         """Centre, counters and meters."""
-        return {"centre": self.centre, "non_finite": self.non_finite, "meters": self.meters}
+        return {"centre": self.center, "non_finite": self.non_finite, "meters": self.meters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; what it does not hold stays."""
         for name in self.state_dict():
             if name in state:
-                setattr(self, name, state[name].to(self.centre.device))
+                setattr(self, name, state[name].to(self.center.device))
 
 
 def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ class Trainer:
             "args": as_dict(self.options),
             "dino_loss": {"center": program.pop("centre")},
             **({"fp16_scaler": scaler} if scaler else {}),
-            "normalisation": {name: list(values) for name, values in asdict(self.program.normalisation).items()},
+            "normalisation": {name: list(values) for name, values in asdict(self.program.normalization).items()},
             "resume": {
                 "identity": asdict(self._identity()),
                 "program": program,
@@ -246,15 +246,15 @@ class Trainer:
         if found is not None:
             self._continue(*found)
         elif self.options.student.init_from:
-            centre = load_initial_weights(
+            center = load_initial_weights(
                 self.student,
                 self.options.student.init_from,
                 in_chans=self.options.student.in_chans,
                 patch_size=self.options.backbone.patch_size,
             )
             build_teacher(self.teacher, self.student)
-            if centre is not None:
-                self.program.load_state_dict({"centre": centre})
+            if center is not None:
+                self.program.load_state_dict({"centre": center})
         first = self.run.processes.read_from_first("iteration", str(self.iteration))
         if int(first) != self.iteration:
             raise CheckpointError(

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dino import golden
-from dino.data.photometric import Normalisation
+from dino.data.photometric import Normalization
 from dino.devices.untyped import run_backward
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
 from dino.training.ema import build_teacher, update_teacher
-from dino.training.loss import compute_loss, compute_loss_of_logits, compute_targets, update_centre
+from dino.training.loss import compute_loss, compute_loss_of_logits, compute_targets, update_center
 from dino.training.optim import LARS, UpdateInputs, build_optimizer, clip_gradients
 from dino.training.schedules import compute_teacher_temperature
 from dino.training.step import METERS, DinoProgram
@@ -59,18 +59,18 @@ def check_loss(numbers: Numbers) -> Found:
         compute_teacher_temperature(start=0.04, final=0.07, warmup_epochs=2, epochs=10),
     )
     for kind, loss_of in (("by rows", _loss_by_rows), ("formula", compute_loss_of_logits)):
-        centre = numbers.place(np.zeros((1, 256), np.float32))
+        center = numbers.place(np.zeros((1, 256), np.float32))
         for call in range(3):
             student = numbers.draw(10 + call, 40, 256).requires_grad_()
             temperature = numbers.number(temperatures[int(arrays[f"{call}/epoch"])])
-            targets = compute_targets(numbers.draw(20 + call, 8, 256), centre, temperature)
+            targets = compute_targets(numbers.draw(20 + call, 8, 256), center, temperature)
             with numbers.run.device.autocast():
                 loss = loss_of(student, targets.probabilities)
             run_backward(loss)
-            centre = update_centre(centre, targets.batch_centre)
+            center = update_center(center, targets.batch_center)
             yield numbers.compare(f"loss {kind} {call}", loss, arrays[f"{call}/loss"])
             yield numbers.compare(f"loss {kind} {call} gradient", _gradient_of(student), arrays[f"{call}/ds"])
-            yield numbers.compare(f"loss {kind} {call} center", centre, arrays[f"{call}/center"])
+            yield numbers.compare(f"loss {kind} {call} center", center, arrays[f"{call}/center"])
 
 
 def _loss_by_rows(logits: Tensor, targets: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def check_trajectory(numbers: Numbers) -> Found:
         student=numbers.compile(student),
         teacher=numbers.compile(teacher),
         prototypes=256,
-        normalisation=Normalisation(),
+        normalization=Normalization(),
         clip_grad=3.0,
         autocast=device.autocast,
         eager=device.reads_freely,
@@ -203,7 +203,7 @@ def check_trajectory(numbers: Numbers) -> Found:
         )
         loss = (program.meters - before)[METERS.index("loss")]
         yield numbers.compare(f"loss of step {iteration}", loss, arrays["losses"][iteration], limit)
-        yield numbers.compare(f"center of step {iteration}", program.centre[0], arrays["centers"][iteration], limit)
+        yield numbers.compare(f"center of step {iteration}", program.center[0], arrays["centers"][iteration], limit)
     for name, network in (("student", student), ("teacher", teacher)):
         for key, tensor in network.state_dict().items():
             factor = KEY_BIAS if key.endswith("attn.qkv.bias") else 1.0

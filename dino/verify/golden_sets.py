@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dino import golden
-from dino.data.photometric import FACTORS, IMAGENET_STD, NEUTRAL, ORDER, PARAMETERS, RADIUS, Normalisation, augment
+from dino.data.photometric import FACTORS, IMAGENET_STD, NEUTRAL, ORDER, PARAMETERS, RADIUS, Normalization, augment
 from dino.evaluation.features import Features
 from dino.evaluation.knn import predict_classes
 from dino.verify.golden_numbers import Found, Numbers
@@ -28,7 +28,7 @@ def check_knn(numbers: Numbers) -> Found:
         for temperature in (0.07, 0.2):
             keys = {k: f"{name}/k{k}_T{temperature}/class" for k in (1, 5, 10, 20, 100, 150)}
             ranked = predict_classes(
-                train, test.features, neighbours=tuple(keys), temperature=temperature, classes=classes
+                train, test.features, neighbors=tuple(keys), temperature=temperature, classes=classes
             )
             for k, key in keys.items():
                 other = float((ranked[k][:, 0].numpy() != arrays[key]).mean())
@@ -46,7 +46,7 @@ def _labelled(numbers: Numbers, base: int, count: int, classes: int, offset: int
 def check_photometric(numbers: Numbers) -> Found:
     """Each operation, and whole chains, against Pillow: mean difference in levels of 255."""
     arrays, std = golden.load("augment"), np.asarray(IMAGENET_STD).reshape(3, 1, 1)
-    plain, eager = Normalisation(mean=(0.0,) * 3, std=(1 / 255,) * 3), numbers.run.device.reads_freely
+    plain, eager = Normalization(mean=(0.0,) * 3, std=(1 / 255,) * 3), numbers.run.device.reads_freely
     bases = {key.split("/")[0]: int(arrays[key]) for key in arrays if key.endswith("/base_crop_index")}
     for key in arrays:
         picture, kind, *rest = key.split("/")
@@ -67,7 +67,7 @@ def check_photometric(numbers: Numbers) -> Found:
             row = numbers.place(
                 _build_row(*(arrays[f"{chain}/{part}"] for part in ("flags", "factors", "order", "radius")))
             )
-            result = augment(numbers.place(base), row, Normalisation(), eager=eager)[0].cpu().numpy()
+            result = augment(numbers.place(base), row, Normalization(), eager=eager)[0].cpu().numpy()
             apart = np.abs(result - arrays[f"{chain}/normalised"]) * std * 255
             yield f"chain {chain}, levels", float(apart.mean()), LEVELS["chain"]
 
@@ -75,9 +75,9 @@ def check_photometric(numbers: Numbers) -> Found:
 def _row_of_one(operation: str, value: float) -> np.ndarray:
     """The parameters (1, PARAMETERS) that apply one operation alone."""
     names = ("flip", "jitter", "gray", "blur", "solarize")
-    colours = ("brightness", "contrast", "saturation", "hue")
-    factors = [value if operation == name else neutral for name, neutral in zip(colours, NEUTRAL, strict=True)]
-    flags = [name == ("jitter" if operation in colours else operation) for name in names]
+    colors = ("brightness", "contrast", "saturation", "hue")
+    factors = [value if operation == name else neutral for name, neutral in zip(colors, NEUTRAL, strict=True)]
+    flags = [name == ("jitter" if operation in colors else operation) for name in names]
     return _build_row(flags, factors, range(4), value if operation == "blur" else 1.0)
 
 

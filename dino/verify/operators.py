@@ -138,7 +138,7 @@ def _run(device: EagerDevice, call: Call, operator: Any) -> Outcome:
         raise _NoReferenceError(error) from error
     before = _count_fallbacks(device)
     found = _collect(operator, arguments, keywords)
-    device.end_phase()
+    device.mark_step()
     fallbacks = _count_fallbacks(device) - before
     wrong = compare(call, operator, [tensor.to("cpu") for tensor in found], expected)
     del found, expected
@@ -168,7 +168,7 @@ def measure(device: EagerDevice, launch: Callable[[], object]) -> float:
         began = time.perf_counter()
         for _ in range(times):
             launch()
-            device.end_phase()
+            device.mark_step()
         device.synchronize()
         return (time.perf_counter() - began) / times
 

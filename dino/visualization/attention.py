@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino.data.crops import cut_centre, resize_whole
+from dino.data.crops import center_crop, resize_whole
 from dino.data.decode import read_image
 from dino.data.demo import DemoSpec, draw_image
-from dino.data.photometric import Normalisation, build_normalisation
+from dino.data.photometric import Normalization, build_normalization
 from dino.data.sources import find_images
 from dino.errors import DataError, OptionError
 from dino.files import writing_whole
@@ -33,7 +33,7 @@ from dino.visualization.pictures import (
     VIRIDIS,
     Pixels,
     Sheet,
-    colour,
+    color,
     enlarge,
     mark,
     overlay,
@@ -85,8 +85,8 @@ class AttentionReader:
     Attributes:
         patch_size: P.
         in_chans: C.
-        infer: (B, C, H, W) normalised on the device -> (B, heads, h, w).
-        normalisation: That the backbone was trained with.
+        infer: (B, C, H, W) normalized on the device -> (B, heads, h, w).
+        normalization: That the backbone was trained with.
         run: Where it computes.
         told: Sizes whose cut was logged.
     """
@@ -94,13 +94,13 @@ class AttentionReader:
     patch_size: int
     in_chans: int
     infer: Callable[[Tensor], Tensor]
-    normalisation: Normalisation
+    normalization: Normalization
     run: Run
     told: set[tuple[int, int]] = field(default_factory=set)
 
     def read_maps(self, pixels: Tensor) -> Tensor:
         """Maps of pixels, both in host memory: (B, C, H, W) uint8 -> (B, heads, h, w) float32."""
-        return self.infer(self.normalisation(self.run.device.place(pixels))).float().cpu()
+        return self.infer(self.normalization(self.run.device.place(pixels))).float().cpu()
 
     def cut(self, image: Tensor, size: tuple[int, ...] | None, name: object) -> Tensor:
         """The view whose maps are read: resized (`resize_whole`), then as many patches as fit, from the top left.
@@ -142,7 +142,7 @@ def open_attention(options: FrozenConfig, run: Run) -> AttentionReader:
         patch_size=trained.patch_size,
         in_chans=trained.in_chans,
         infer=run.device.compile_eval(ClsAttention(trained.module)),
-        normalisation=build_normalisation(trained.in_chans, trained.normalisation),
+        normalization=build_normalization(trained.in_chans, trained.normalization),
         run=run,
     )
 
@@ -240,7 +240,7 @@ def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | N
     with writing_whole(folder / "attention.npy") as temporary, temporary.open("wb") as file:
         np.save(file, maps[:-1].numpy())
     for name, values in zip(names, maps.numpy(), strict=True):
-        heat = enlarge(colour(values, VIRIDIS), patch_size)
+        heat = enlarge(color(values, VIRIDIS), patch_size)
         save_picture(folder / f"attn-{name}.png", heat)
         save_picture(folder / f"overlay-{name}.png", overlay(picture, heat))
     if threshold is not None:
@@ -249,24 +249,24 @@ def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | N
 
 
 def draw_sheet(
-    backbone: VisionTransformer, paths: Sequence[Path], *, size: int, normalisation: Normalisation, target: Path
+    backbone: VisionTransformer, paths: Sequence[Path], *, size: int, normalization: Normalization, target: Path
 ) -> Path:
-    """Write one contact sheet of centre crops.
+    """Write one contact sheet of center crops.
 
     Args:
         backbone: In eval mode, on the host.
         paths: Image files.
-        size: Side in pixels of the centre crop that the backbone sees.
-        normalisation: That the backbone was trained with.
+        size: Side in pixels of the center crop that the backbone sees.
+        normalization: That the backbone was trained with.
         target: PNG to write.
 
     Raises:
         DataError: An image cannot be decoded.
         OptionError: The target cannot be written.
     """
-    views = torch.stack([cut_centre(read_image(path, len(normalisation.mean)), size) for path in paths])
+    views = torch.stack([center_crop(read_image(path, len(normalization.mean)), size) for path in paths])
     with torch.inference_mode():
-        maps = ClsAttention(backbone)(normalisation(views)).numpy()
+        maps = ClsAttention(backbone)(normalization(views)).numpy()
     make_output_folder(str(target.parent))
     sheet = Sheet(target)
     for view, heads in zip(views, maps, strict=True):

@@ -22,7 +22,7 @@ from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
 from dino.visualization.attention import AttentionReader, check_size, keep_mass, open_attention
 from dino.visualization.config import AttentionVideoConfig
-from dino.visualization.pictures import INFERNO, Pixels, colour, enlarge, save_picture, to_picture
+from dino.visualization.pictures import INFERNO, Pixels, color, enlarge, save_picture, to_picture
 from dino.visualization.video import FrameSource, open_frames, write_video
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _check(options: AttentionVideoConfig, target: Path) -> None:
 def _draw_attention(
     source: FrameSource, reader: AttentionReader, options: AttentionVideoConfig, output: Path
 ) -> Iterator[Pixels]:
-    """Each frame's map in colours, (H, W, 3), written to `output`/attention before it is given."""
+    """Each frame's map in colors, (H, W, 3), written to `output`/attention before it is given."""
     folder = make_output_folder(str(output / ATTENTION), "`output_path`")
     size = min(BATCH, source.count or BATCH)
     views, written = _read_views(source, reader, options.video.resize, output), set[str]()
@@ -108,7 +108,7 @@ def _draw_attention(
         for (name, _), heads in zip(batch, reader.read_maps(pixels), strict=False):
             if options.mask.threshold is not None:
                 heads = heads * keep_mass(heads, options.mask.threshold)
-            picture = enlarge(colour(heads.mean(dim=0).numpy(), INFERNO), reader.patch_size)
+            picture = enlarge(color(heads.mean(dim=0).numpy(), INFERNO), reader.patch_size)
             written.add(f"attn-{name}.jpg")
             save_picture(folder / f"attn-{name}.jpg", picture)
             yield picture

@@ -1,4 +1,4 @@
-"""Pictures from numbers: colour maps, overlays, masks, sheets; each file written whole or not at all.
+"""Pictures from numbers: color maps, overlays, masks, sheets; each file written whole or not at all.
 
 Shapes: P side of a patch in pixels, h x w patches, H x W = P h x P w pixels.
 """
@@ -19,13 +19,13 @@ Pixels = NDArray[np.uint8]
 
 VIRIDIS, INFERNO = cv2.COLORMAP_VIRIDIS, cv2.COLORMAP_INFERNO
 JPEG_QUALITY = 95  # per cent
-OVERLAY_SHARE = 0.5  # of the map in an overlay, of the colour in a mask (the original's alpha)
-MASK_COLOUR = (255, 0, 0)  # the original's display_instances draws its only mask in the first hue, red
+OVERLAY_SHARE = 0.5  # of the map in an overlay, of the color in a mask (the original's alpha)
+MASK_COLOR = (255, 0, 0)  # the original's display_instances draws its only mask in the first hue, red
 TILE = 192  # pixels, side of one picture of a sheet
 SHEET_ROWS = 50  # rows of a sheet; more go to another one, so that memory does not grow with the images
 
 
-def colour(values: NDArray[np.float32], table: int) -> Pixels:
+def color(values: NDArray[np.float32], table: int) -> Pixels:
     """Colours of a map from its least to its greatest value, as matplotlib's `imsave` chooses them.
 
     Args:
@@ -33,14 +33,14 @@ def colour(values: NDArray[np.float32], table: int) -> Pixels:
         table: VIRIDIS or INFERNO.
 
     Returns:
-        (h, w, 3) RGB, within 1 level of matplotlib's; a map of one value has the first colour all over.
+        (h, w, 3) RGB, within 1 level of matplotlib's; a map of one value has the first color all over.
     """
     least, greatest = values.min(), values.max()
     spread = greatest - least
     share = (values - least) / (spread if spread > 0 else 1)
     levels = np.minimum(share * 256, 255).astype(np.uint8)
-    coloured: Pixels = cv2.applyColorMap(levels, table)[..., ::-1].astype(np.uint8)
-    return coloured
+    colored: Pixels = cv2.applyColorMap(levels, table)[..., ::-1].astype(np.uint8)
+    return colored
 
 
 def enlarge(patches: np.ndarray, patch_size: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def mark(picture: Pixels, kept: NDArray[np.bool_]) -> Pixels:
     """Tint the kept part (H, W) of a picture (H, W, 3) and outline it, as the original's display_instances."""
     shrunk = cv2.erode(kept.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
     share = np.where(kept, np.where(shrunk, OVERLAY_SHARE, 1.0), 0.0).astype(np.float32)
-    return _mix(picture, np.array(MASK_COLOUR, np.uint8), share[..., None])
+    return _mix(picture, np.array(MASK_COLOR, np.uint8), share[..., None])
 
 
 def _mix(picture: Pixels, over: Pixels, share: np.float32 | NDArray[np.float32]) -> Pixels:

@@ -45,12 +45,12 @@ def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None
     progress.close()
 
 
-def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixels:
-    """Draw image, truth and prediction in colour over the image, and the wrong pixels in red: (h, w, 3) uint8.
+def draw_frame(frame: ScoredFrame, colors: Pixels, ignored: int | None) -> Pixels:
+    """Draw image, truth and prediction in color over the image, and the wrong pixels in red: (h, w, 3) uint8.
 
     Args:
         frame: With an image.
-        colours: (256, 3) uint8, of each label.
+        colors: (256, 3) uint8, of each label.
         ignored: A true label whose pixels are never wrong.
 
     Raises:
@@ -64,28 +64,28 @@ def draw_frame(frame: ScoredFrame, colours: Pixels, ignored: int | None) -> Pixe
     gray = image.mean(axis=2, keepdims=True) / 2
     panels = (
         (frame.truth.stem, image),
-        ("truth", _blend(image, colours[truth])),
-        ("prediction", _blend(image, colours[predicted])),
+        ("truth", _blend(image, colors[truth])),
+        ("prediction", _blend(image, colors[predicted])),
         (f"error: {wrong.mean():.2%} of pixels", np.where(wrong[..., None], WRONG, gray)),
     )
     return _join(panels)
 
 
-def read_colours(path: Path, palette: bytes) -> Pixels:
+def read_colors(path: Path, palette: bytes) -> Pixels:
     """Colours of all labels, (256, 3) uint8: a label map's own, and `palette` for those that it has none for."""
-    colours: Pixels = np.frombuffer(palette, dtype=np.uint8).reshape(-1, 3).copy()
+    colors: Pixels = np.frombuffer(palette, dtype=np.uint8).reshape(-1, 3).copy()
     own = np.frombuffer(read_label_map(path).palette or b"", dtype=np.uint8).reshape(-1, 3)
-    colours[: len(own)] = own
-    return colours
+    colors[: len(own)] = own
+    return colors
 
 
 def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None, progress: Progress) -> None:
-    colours = read_colours(clip.first, clip.palette)
+    colors = read_colors(clip.first, clip.palette)
     chosen = set(np.linspace(0, len(clip.frames) - 1, SHEET_FRAMES).round().astype(int).tolist())
     sheet = []
     with write_video(folder / f"{clip.name}.mp4", rate=FPS) as video:
         for place, frame in enumerate(progress.follow(clip.frames)):
-            drawn = draw_frame(frame, colours, ignored)
+            drawn = draw_frame(frame, colors, ignored)
             save_picture(folder / clip.name / f"{frame.truth.stem}.jpg", drawn)
             video.write(drawn)
             if place in chosen:
@@ -93,8 +93,8 @@ def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None, progress: Pr
     save_picture(folder / f"{clip.name}.png", np.concatenate(sheet))
 
 
-def _blend(image: Pixels, colours: Pixels) -> Pixels:
-    return ((image.astype(np.uint16) + colours) // 2).astype(np.uint8)
+def _blend(image: Pixels, colors: Pixels) -> Pixels:
+    return ((image.astype(np.uint16) + colors) // 2).astype(np.uint8)
 
 
 def _join(panels: Sequence[tuple[str, Pixels]]) -> Pixels:

@@ -200,7 +200,7 @@ class VideoWriter:
         stream = container.add_stream(encoder, rate=exact, options=QUALITY.get(encoder, {}))
         assert isinstance(stream, VideoStream)
         self.stream = stream
-        self.stream.pix_fmt = "yuv420p"  # the one that every player shows; it halves colours, so sides are even
+        self.stream.pix_fmt = "yuv420p"  # the one that every player shows; it halves colors, so sides are even
 
     def write(self, frame: Pixels) -> None:
         """Append a frame (H, W, 3) uint8 RGB; an odd side gets one more row or column, a copy of the last.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dino import checkpoint
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
 from dino.files import drafting
 from dino.models.adaptation import POSITION
@@ -50,7 +50,7 @@ class Network:
         patch_size: In pixels; of no meaning but for a ViT.
         in_chans: Channels of an image.
         image_size: Height and width in pixels of the images that it is for.
-        normalisation: {"mean": ..., "std": ...}, a number a channel each, or None where the file does not say.
+        normalization: {"mean": ..., "std": ...}, a number a channel each, or None where the file does not say.
         left: Words about what of the file is not converted, the end of a line.
     """
 
@@ -61,7 +61,7 @@ class Network:
     patch_size: int
     in_chans: int
     image_size: tuple[int, int]
-    normalisation: Mapping[str, list[float]] | None
+    normalization: Mapping[str, list[float]] | None
     left: str
 
     @property
@@ -83,7 +83,7 @@ class Form:
     Attributes:
         write: Writes a network there.
         ending: Of its files; a folder has none.
-        tells_images: Whether it says how images are normalised, and how large they are.
+        tells_images: Whether it says how images are normalized, and how large they are.
         tell: What the user is told besides: how the other project loads the file.
     """
 
@@ -118,7 +118,7 @@ def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = N
     if form.tell and not ours:
         logger.info("%s", form.tell(network, target))
     logger.info("%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left)
-    known, usual = (build_normalisation(network.in_chans, stored) for stored in (network.normalisation, None))
+    known, usual = (build_normalization(network.in_chans, stored) for stored in (network.normalization, None))
     if known != usual and not (ours or form.tells_images):
         logger.warning("%s does not say how images are normalised: mean %s, std %s", target, known.mean, known.std)
     about = {"arch": network.arch, "patch_size": network.patch_size, "image_size": list(network.image_size)}
@@ -145,7 +145,7 @@ def read_network(options: ConversionConfig, layer: LayerConfig | None = None) ->
         patch_size=trained.patch_size,
         in_chans=trained.in_chans,
         image_size=(trained.image_size, trained.image_size),
-        normalisation=trained.normalisation,
+        normalization=trained.normalization,
         left=Matched(tensors, left).describe_left(),
     )
     size = read_size(options.conversion)
@@ -240,7 +240,7 @@ def write_ours(network: Network, target: Path) -> None:
     state: dict[str, Any] = {"teacher": checkpoint.add_prefix(BACKBONE, network.tensors), "args": arch | args}
     if network.linear:
         state["state_dict"] = checkpoint.add_prefix("module.linear.", network.linear)
-    checkpoint.save_file(target, state | {"normalisation": network.normalisation})
+    checkpoint.save_file(target, state | {"normalisation": network.normalization})
 
 
 def check_written(network: Network, draft: Path) -> int:

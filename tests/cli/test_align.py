@@ -51,7 +51,7 @@ def ema_so(poptorch, monkeypatch, tmp_path):
 
 
 def test_eight_steps_equal_the_cpu_on_the_combined_batch(poptorch):
-    """Losses, gradients, student, teacher, centre; the last layer thaws half way."""
+    """Losses, gradients, student, teacher, center; the last layer thaws half way."""
     rows = differences(*STEP, "--steps", "8")
     assert {row.what for row in rows} == {"loss", "centre", "gradients", "student", "teacher"}
     assert len(rows) > 100 and largest(rows) <= 1e-5, max(rows, key=lambda row: row.most)
@@ -117,7 +117,7 @@ def test_any_pair_of_devices_is_taken():
 
 def test_differences_of_large_numbers_are_relative():
     one, other = (
-        Trace(losses=[torch.tensor(value)], student={"w": torch.tensor([value, 2.0])}, centre=torch.zeros(1, 2))
+        Trace(losses=[torch.tensor(value)], student={"w": torch.tensor([value, 2.0])}, center=torch.zeros(1, 2))
         for value in (1.0, 0.5)  # the largest number of w is 2
     )
     rows = list(compare(one, other))

@@ -15,11 +15,11 @@ from dino.data.crops import (
     CropRecipe,
     ViewRecipe,
     build_rng,
-    cut_centre,
+    center_crop,
     cut_crops,
-    cut_random,
     draw_box,
     draw_parameters,
+    random_resized_crop,
     resize_crop,
     resize_whole,
     squeeze,
@@ -35,7 +35,7 @@ def draw_image(height: int, width: int, channels: int = 3, seed: int = 0) -> tor
 
 
 def draw_smooth_image(height: int, width: int) -> Image.Image:
-    """Random colours on a coarse grid, enlarged: edges and gradients as a photo has them."""
+    """Random colors on a coarse grid, enlarged: edges and gradients as a photo has them."""
     coarse = np.random.RandomState(7).randint(0, 256, (max(2, height // 12), max(2, width // 12), 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -192,7 +192,7 @@ def test_a_box_of_the_wanted_size_is_only_cut() -> None:
     assert torch.equal(resize_crop(image, (3, 5, 8, 8), (8, 8)), image[:, 3:11, 5:13])
 
 
-def read_original_centre(picture: Image.Image, size: int) -> torch.Tensor:
+def read_original_center(picture: Image.Image, size: int) -> torch.Tensor:
     """The original's evaluation transform, scaled to `size`."""
     resize = transforms.Resize(round(size * 256 / 224), interpolation=transforms.InterpolationMode.BICUBIC)
     return as_tensor(transforms.CenterCrop(size)(resize(picture)))
@@ -201,26 +201,26 @@ def read_original_centre(picture: Image.Image, size: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("height", "width"), [(256, 256), (300, 300), (224, 224), (375, 500), (500, 375), (333, 501), (60, 75), (900, 131)]
 )
-def test_the_centre_crop_is_the_originals(height: int, width: int) -> None:
+def test_the_center_crop_is_the_originals(height: int, width: int) -> None:
     picture = draw_smooth_image(height, width)
-    result, expected = cut_centre(as_tensor(picture), 224), read_original_centre(picture, 224)
+    result, expected = center_crop(as_tensor(picture), 224), read_original_center(picture, 224)
     assert result.shape == (3, 224, 224)
     assert (result.int() - expected.int()).abs().max() <= 2
 
 
 @pytest.mark.parametrize("size", [32, 48, 64, 96])
-def test_the_centre_crop_scales_with_the_size(size: int) -> None:
+def test_the_center_crop_scales_with_the_size(size: int) -> None:
     picture = draw_smooth_image(151, 200)
-    difference = cut_centre(as_tensor(picture), size).int() - read_original_centre(picture, size).int()
+    difference = center_crop(as_tensor(picture), size).int() - read_original_center(picture, size).int()
     assert difference.abs().max() <= 2
 
 
-def test_the_centre_crop_of_photos_is_the_originals(shared_data: Path) -> None:
+def test_the_center_crop_of_photos_is_the_originals(shared_data: Path) -> None:
     folder = shared_data / "imagenet_jpegs" / "class_00"
     for path in sorted(folder.iterdir())[:4]:
         with Image.open(path) as picture:
-            expected = read_original_centre(picture.convert("RGB"), 224)
-        difference = (cut_centre(read_image(path), 224).int() - expected.int()).abs()
+            expected = read_original_center(picture.convert("RGB"), 224)
+        difference = (center_crop(read_image(path), 224).int() - expected.int()).abs()
         assert difference.max() <= 2
         assert difference.float().mean() < 0.2
 
@@ -235,8 +235,8 @@ def test_the_whole_image_becomes_a_square_as_by_torchvision(height: int, width: 
 
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 300), width=st.integers(1, 300), size=st.integers(1, 40))
-def test_the_centre_crop_always_has_its_size(height: int, width: int, size: int) -> None:
-    assert cut_centre(draw_image(height, width), size).shape == (3, size, size)
+def test_the_center_crop_always_has_its_size(height: int, width: int, size: int) -> None:
+    assert center_crop(draw_image(height, width), size).shape == (3, size, size)
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (300, 200), (224, 224)])
@@ -249,7 +249,7 @@ def test_a_random_view_is_what_torchvision_makes_of_the_same_draw(height: int, w
         expected = transforms.functional.resized_crop(picture, top, left, tall, wide, [48, 48])
         flipped = rng.random() < 0.5
         expected = as_tensor(transforms.functional.hflip(expected) if flipped else expected)
-        found = cut_random(as_tensor(picture), build_rng(1, 2, index), 48)
+        found = random_resized_crop(as_tensor(picture), build_rng(1, 2, index), 48)
         assert found.shape == (3, 48, 48) and found.dtype == torch.uint8
         assert (found.int() - expected.int()).abs().max() <= 1
         flips += flipped

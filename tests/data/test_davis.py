@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino.data.davis import FRAME_NORMALISATION, compute_frame_size, list_frames, open_davis, resize_frame
+from dino.data.davis import FRAME_NORMALIZATION, compute_frame_size, list_frames, open_davis, resize_frame
 from dino.data.decode import read_image
 from dino.data.label_maps import DAVIS_PALETTE
 from dino.errors import DataError
@@ -126,5 +126,5 @@ def test_one_channel_stays_one() -> None:
 
 
 def test_the_constants_are_the_originals() -> None:
-    assert FRAME_NORMALISATION.mean == (0.485, 0.456, 0.406)
-    assert FRAME_NORMALISATION.std == (0.228, 0.224, 0.225)
+    assert FRAME_NORMALIZATION.mean == (0.485, 0.456, 0.406)
+    assert FRAME_NORMALIZATION.std == (0.228, 0.224, 0.225)

@@ -74,10 +74,10 @@ def test_sixteen_bit_gray_keeps_the_upper_byte(tmp_path: Path) -> None:
 
 
 def test_alpha_is_dropped_and_not_blended(tmp_path: Path) -> None:
-    colours = np.random.RandomState(0).randint(0, 256, (6, 5, 4)).astype(np.uint8)
-    colours[0, 0, 3] = 0
-    Image.fromarray(colours).save(tmp_path / "alpha.png")
-    assert np.array_equal(read_image(tmp_path / "alpha.png").permute(1, 2, 0).numpy(), colours[:, :, :3])
+    colors = np.random.RandomState(0).randint(0, 256, (6, 5, 4)).astype(np.uint8)
+    colors[0, 0, 3] = 0
+    Image.fromarray(colors).save(tmp_path / "alpha.png")
+    assert np.array_equal(read_image(tmp_path / "alpha.png").permute(1, 2, 0).numpy(), colors[:, :, :3])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "RGB", "RGBA"])

@@ -200,7 +200,7 @@ def draw_split(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.
     return np.stack(images).reshape(len(images), -1).astype(np.float32), labels
 
 
-def classify_by_neighbours(
+def classify_by_neighbors(
     train: NDArray[np.float32], labels: NDArray[np.int64], rows: NDArray[np.float32]
 ) -> NDArray[np.int64]:
     """Majority among the 20 rows of train, float (N, D), of smallest angle: (M, D) -> labels, int (M,)."""
@@ -213,5 +213,5 @@ def test_raw_pixels_hardly_tell_the_classes() -> None:
     train, train_labels = draw_split("train", 100)
     val, val_labels = draw_split("val", 30)
     for offset in (np.zeros_like(train[0]), train.mean(axis=0)):
-        predicted = classify_by_neighbours(train - offset, train_labels, val - offset)
+        predicted = classify_by_neighbors(train - offset, train_labels, val - offset)
         assert (predicted == val_labels).mean() <= 0.3

@@ -1,4 +1,4 @@
-"""Label maps keep their labels and colours on the way to disk and back, and what is none is refused by name."""
+"""Label maps keep their labels and colors on the way to disk and back, and what is none is refused by name."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from dino.data.label_maps import (
 from dino.errors import DataError, OptionError
 
 
-def colours(palette: bytes) -> list[tuple[int, ...]]:
+def colors(palette: bytes) -> list[tuple[int, ...]]:
     return [tuple(palette[index : index + 3]) for index in range(0, len(palette), 3)]
 
 
-def test_the_palettes_have_a_colour_for_every_byte() -> None:
-    davis, driving = colours(DAVIS_PALETTE), colours(DRIVING_PALETTE)
+def test_the_palettes_have_a_color_for_every_byte() -> None:
+    davis, driving = colors(DAVIS_PALETTE), colors(DRIVING_PALETTE)
     assert len(davis) == len(driving) == 256
     assert davis[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
     assert davis[8:10] == [(64, 0, 0), (192, 0, 0)] and davis[255] == (224, 224, 192)

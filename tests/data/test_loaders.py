@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dino.data import loaders
-from dino.data.crops import CropRecipe, Crops, build_rng, cut_centre, cut_crops, cut_random
+from dino.data.crops import CropRecipe, Crops, build_rng, center_crop, cut_crops, random_resized_crop
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.decode import read_image
 from dino.data.image_source import ImageSource
@@ -42,12 +42,12 @@ from dino.errors import DataError
 RECIPE = CropRecipe(global_size=16, local_size=8, local_views=2)
 COUNT = 22
 ALONE = Share()
-CENTRE = functools.partial(cut_centre, size=16)
+CENTER = functools.partial(center_crop, size=16)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    """22 images in two class folders; every image has its own plain colour."""
+    """22 images in two class folders; every image has its own plain color."""
     root = tmp_path_factory.mktemp("images")
     for index in range(COUNT):
         path = root / "ab"[index % 2] / f"{index:02}.png"
@@ -326,7 +326,7 @@ def test_a_killed_run_leaves_no_loader_behind(source: ImageSource, start: str) -
         time.sleep(0.1)
 
 
-def read_centres(dataset: ViewDataset, **settings: int) -> Iterator[LabelledBatch]:
+def read_centers(dataset: ViewDataset, **settings: int) -> Iterator[LabelledBatch]:
     return read_views(dataset, **{"batch_size": 4, "workers": 0, "pin_memory": False, **settings})
 
 
@@ -335,8 +335,8 @@ def read_centres(dataset: ViewDataset, **settings: int) -> Iterator[LabelledBatc
 def test_processes_together_read_every_image_once_and_in_order(source: ImageSource, world: int, workers: int) -> None:
     seen = []
     for rank in range(world):
-        dataset = ViewDataset(source, CENTRE, channels=3, share=Share(rank=rank, world=world))
-        batches = list(read_centres(dataset, workers=workers))
+        dataset = ViewDataset(source, CENTER, channels=3, share=Share(rank=rank, world=world))
+        batches = list(read_centers(dataset, workers=workers))
         indices = torch.cat([batch.indices for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
         assert indices.tolist() == list(range(rank, COUNT, world))
@@ -350,7 +350,7 @@ def test_processes_together_read_every_image_once_and_in_order(source: ImageSour
 def test_batches_end_where_the_shape_of_the_views_changes(shapes: list[tuple[int, int]], size: int) -> None:
     source = ImageSource(root=Path(), names=tuple(map(str, range(len(shapes)))))
     for share in (ALONE, Share(rank=1, world=2)):
-        dataset = ViewDataset(source, CENTRE, channels=3, share=share, shapes=shapes)
+        dataset = ViewDataset(source, CENTER, channels=3, share=share, shapes=shapes)
         batches = list(dataset.plan(size))
         assert [place for batch in batches for place in batch] == list(range(len(dataset)))
         found = [{shapes[dataset.indices[place]] for place in batch} for batch in batches]
@@ -361,23 +361,23 @@ def test_batches_end_where_the_shape_of_the_views_changes(shapes: list[tuple[int
         assert all(len(batch) == size or here != there for batch, here, there in following)
 
 
-def test_centre_crops_are_those_of_the_files(source: ImageSource) -> None:
-    dataset = ViewDataset(source, CENTRE, channels=3, share=Share(rank=1, world=2))
-    batch = next(read_centres(dataset))
+def test_center_crops_are_those_of_the_files(source: ImageSource) -> None:
+    dataset = ViewDataset(source, CENTER, channels=3, share=Share(rank=1, world=2))
+    batch = next(read_centers(dataset))
     assert batch.pixels.dtype == torch.uint8
-    assert torch.equal(batch.pixels[2], cut_centre(read_image(source.path(5)), 16))
+    assert torch.equal(batch.pixels[2], center_crop(read_image(source.path(5)), 16))
 
 
 def test_without_class_folders_the_label_is_minus_one(source: ImageSource) -> None:
     plain = ImageSource(root=source.root, names=source.names[:3])
-    dataset = ViewDataset(plain, CENTRE, channels=3, share=Share())
-    assert next(read_centres(dataset)).labels.tolist() == [-1, -1, -1]
+    dataset = ViewDataset(plain, CENTER, channels=3, share=Share())
+    assert next(read_centers(dataset)).labels.tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_stops_at_a_bad_image(source: ImageSource, tmp_path: Path, workers: int) -> None:
-    dataset = ViewDataset(damage(source, tmp_path, 9), CENTRE, channels=3, share=Share())
-    text = read_error(read_centres(dataset, workers=workers))
+    dataset = ViewDataset(damage(source, tmp_path, 9), CENTER, channels=3, share=Share())
+    text = read_error(read_centers(dataset, workers=workers))
     assert source.names[9] in text
     assert "\n" not in text
 
@@ -473,7 +473,7 @@ def test_images_of_other_channels_come_from_arrays(tmp_path: Path) -> None:
 
 
 def build_views(source: ImageSource, *, workers: int = 0, batch_size: int = 4, share: Share = ALONE) -> TrainLoader:
-    views = RandomViewDataset(source, functools.partial(cut_random, size=16), channels=3, seed=5)
+    views = RandomViewDataset(source, functools.partial(random_resized_crop, size=16), channels=3, seed=5)
     return build_train_loader(views, batch_size=batch_size, share=share, workers=workers, pin_memory=False)
 
 
@@ -483,7 +483,7 @@ def test_random_views_are_a_function_of_seed_epoch_and_image(source: ImageSource
     for batch in whole:
         for pixels, label, index in zip(*batch, strict=True):
             place = int(index)
-            assert torch.equal(pixels, cut_random(read_image(source.path(place)), build_rng(5, 2, place), 16))
+            assert torch.equal(pixels, random_resized_crop(read_image(source.path(place)), build_rng(5, 2, place), 16))
             assert int(label) == (source.labels or ())[place]
     expected = read_batches(COUNT, 4, ALONE, seed=5, epoch=2)
     assert [set(batch.indices.tolist()) for batch in whole] == expected

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dino.data import photometric
-from dino.data.photometric import IMAGENET_STD, PARAMETERS, Normalisation, augment, build_normalisation
+from dino.data.photometric import IMAGENET_STD, PARAMETERS, Normalization, augment, build_normalization
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -39,8 +39,8 @@ def build_row(
 
 
 def run(pixels: Tensor, row: Tensor) -> Tensor:
-    """Augment and take the normalisation back: floats in [0, 255]."""
-    plain = Normalisation(mean=(0.0,) * pixels.shape[1], std=(1 / 255,) * pixels.shape[1])
+    """Augment and take the normalization back: floats in [0, 255]."""
+    plain = Normalization(mean=(0.0,) * pixels.shape[1], std=(1 / 255,) * pixels.shape[1])
     return augment(pixels, row, plain)
 
 
@@ -104,17 +104,17 @@ def test_the_chain_is_within_two_levels_of_pillow(augment_numbers: Arrays) -> No
             order=numbers[key],
             radius=float(numbers[f"{chain}/radius"]),
         )
-        result = augment(base, row, Normalisation())
+        result = augment(base, row, Normalization())
         expected = torch.as_tensor(numbers[f"{chain}/normalised"])[None]
         assert ((result - expected).abs() * std * 255).mean() <= 2.0, chain
         found += 1
     assert found >= 8 * count_pictures(numbers) > 0
 
 
-def test_without_flags_the_pixels_are_only_normalised() -> None:
+def test_without_flags_the_pixels_are_only_normalized() -> None:
     pixels, rows = draw_views(4), draw_rows(4)
     rows[:, :5] = 0
-    assert torch.equal(augment(pixels, rows, Normalisation()), Normalisation()(pixels))
+    assert torch.equal(augment(pixels, rows, Normalization()), Normalization()(pixels))
 
 
 def test_neutral_factors_change_nothing_in_any_order() -> None:
@@ -125,13 +125,13 @@ def test_neutral_factors_change_nothing_in_any_order() -> None:
 
 def test_every_image_has_its_own_parameters() -> None:
     pixels, rows = draw_views(12), draw_rows(12)
-    together = augment(pixels, rows, Normalisation())
-    alone = torch.cat([augment(pixels[i : i + 1], rows[i : i + 1], Normalisation()) for i in range(12)])
+    together = augment(pixels, rows, Normalization())
+    alone = torch.cat([augment(pixels[i : i + 1], rows[i : i + 1], Normalization()) for i in range(12)])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def apply_one(pixels: Tensor, operation: int, factor: float) -> Tensor:
-    """One colour operation on float pixels, as Pillow would apply it to whole levels."""
+    """One color operation on float pixels, as Pillow would apply it to whole levels."""
     wide = torch.tensor(factor).reshape(1, 1, 1, 1)
     if operation == photometric.HUE:
         return photometric.shift_hue(pixels, torch.tensor([factor]))
@@ -182,26 +182,26 @@ def test_the_strongest_blur_spreads_a_bright_pixel_six_pixels_far() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_other_channel_counts_skip_the_colour_operations(channels: int) -> None:
+def test_other_channel_counts_skip_the_color_operations(channels: int) -> None:
     pixels, rows = draw_views(6, channels=channels), draw_rows(6)
-    colourless = rows.clone()
-    colourless[:, photometric.GRAY] = 0
-    colourless[:, photometric.FACTORS] *= torch.tensor([1.0, 1.0, 0.0, 0.0])
-    colourless[:, photometric.FACTORS] += torch.tensor([0.0, 0.0, 1.0, 0.0])
-    normalisation = build_normalisation(channels)
-    result = augment(pixels, rows, normalisation)
+    colorless = rows.clone()
+    colorless[:, photometric.GRAY] = 0
+    colorless[:, photometric.FACTORS] *= torch.tensor([1.0, 1.0, 0.0, 0.0])
+    colorless[:, photometric.FACTORS] += torch.tensor([0.0, 0.0, 1.0, 0.0])
+    normalization = build_normalization(channels)
+    result = augment(pixels, rows, normalization)
     assert result.shape == pixels.shape
-    assert torch.equal(result, augment(pixels, colourless, normalisation))
+    assert torch.equal(result, augment(pixels, colorless, normalization))
     flipped = build_row(flags=(1, 0, 0, 0, 0))
     assert torch.equal(run(pixels[:1], flipped), pixels[:1].float().flip(-1))
 
 
-def test_normalisation_knows_imagenet_and_averages_it_elsewhere() -> None:
-    assert build_normalisation(3) == Normalisation()
-    assert build_normalisation(1).mean == pytest.approx((0.449,))
-    assert len(build_normalisation(8).std) == 8
-    assert build_normalisation(1, {"mean": [0.5], "std": [0.1]}) == Normalisation(mean=(0.5,), std=(0.1,))
-    white = Normalisation()(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+def test_normalization_knows_imagenet_and_averages_it_elsewhere() -> None:
+    assert build_normalization(3) == Normalization()
+    assert build_normalization(1).mean == pytest.approx((0.449,))
+    assert len(build_normalization(8).std) == 8
+    assert build_normalization(1, {"mean": [0.5], "std": [0.1]}) == Normalization(mean=(0.5,), std=(0.1,))
+    white = Normalization()(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
     assert white.tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rel=1e-5)
 
 
@@ -210,7 +210,7 @@ def test_normalisation_knows_imagenet_and_averages_it_elsewhere() -> None:
 def test_shapes_do_not_depend_on_values_so_a_device_without_values_computes_them(channels: int, size: int) -> None:
     pixels = torch.empty((5, channels, size, size), dtype=torch.uint8, device="meta")
     rows = torch.empty((5, PARAMETERS), device="meta")
-    result = augment(pixels, rows, build_normalisation(channels))
+    result = augment(pixels, rows, build_normalization(channels))
     assert (result.shape, result.dtype, result.device.type) == (pixels.shape, torch.float32, "meta")
 
 
@@ -219,21 +219,21 @@ def test_the_host_reads_nothing_back() -> None:
     pixels, rows = draw_views(3).to("meta"), draw_rows(3).to("meta")
     with pytest.raises(RuntimeError, match="meta"):
         float(rows[0, 0])
-    result = augment(pixels, rows, Normalisation())
+    result = augment(pixels, rows, Normalization())
     assert result.shape == pixels.shape and result.dtype == torch.float32
 
 
 @pytest.mark.parametrize("count", [1, 12])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_an_eager_device_leaves_out_would_change_nothing(count: int, channels: int) -> None:
-    pixels, rows, normalisation = draw_views(count, channels=channels), draw_rows(count), build_normalisation(channels)
-    assert torch.equal(augment(pixels, rows, normalisation, eager=True), augment(pixels, rows, normalisation))
+    pixels, rows, normalization = draw_views(count, channels=channels), draw_rows(count), build_normalization(channels)
+    assert torch.equal(augment(pixels, rows, normalization, eager=True), augment(pixels, rows, normalization))
 
 
 def test_the_input_is_left_as_it_was() -> None:
     pixels, rows = draw_views(3), draw_rows(3)
     before = pixels.clone(), rows.clone()
-    augment(pixels, rows, Normalisation())
+    augment(pixels, rows, Normalization())
     assert torch.equal(pixels, before[0])
     assert torch.equal(rows, before[1])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.segmentations import list_clips, list_unscored, read_labels, recognise_layout
+from dino.data.segmentations import list_clips, list_unscored, read_labels, recognize_layout
 from dino.errors import DataError
 from tests.label_folders import PALETTE, make_davis, make_predictions, make_runs, save_image, save_labels
 
@@ -80,25 +80,25 @@ def test_the_words_image_and_segmentation_may_stand_anywhere_in_the_path(tmp_pat
 
 
 @BOTH
-def test_the_layout_is_recognised_by_its_folders(tmp_path: Path, layout: str) -> None:
-    assert recognise_layout(MAKE[layout](tmp_path)[0]) == layout
+def test_the_layout_is_recognized_by_its_folders(tmp_path: Path, layout: str) -> None:
+    assert recognize_layout(MAKE[layout](tmp_path)[0]) == layout
 
 
-def test_one_run_is_recognised(tmp_path: Path) -> None:
-    assert recognise_layout(driving(tmp_path)[0] / "run_a") == "driving"
+def test_one_run_is_recognized(tmp_path: Path) -> None:
+    assert recognize_layout(driving(tmp_path)[0] / "run_a") == "driving"
 
 
 def test_a_folder_of_neither_or_of_both_layouts_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has neither Annotations"):
-        recognise_layout(tmp_path)
+        recognize_layout(tmp_path)
     root = make_runs(davis(tmp_path)[0], {"run": [LABELS]})
     with pytest.raises(DataError, match="`layout`"):
-        recognise_layout(root)
+        recognize_layout(root)
 
 
 def test_shared_data_is_found(shared_data: Path) -> None:
     root = shared_data / "ipace"
-    assert recognise_layout(root) == "driving" and recognise_layout(shared_data / "davis") == "davis"
+    assert recognize_layout(root) == "driving" and recognize_layout(shared_data / "davis") == "davis"
     clips = list_clips("davis", shared_data / "davis", shared_data / "davis_results" / "osvos")
     assert {clip.name: len(clip.frames) for clip in clips} == {
         "blackswan": 48,
@@ -226,7 +226,7 @@ def test_a_bilevel_picture_has_labels_0_and_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
-def test_a_picture_in_colour_or_of_16_bits_is_no_label_map(tmp_path: Path, mode: str) -> None:
+def test_a_picture_in_color_or_of_16_bits_is_no_label_map(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=rf"a\.png is no label map: .* not one of mode {mode}"):
         read_labels(tmp_path / "a.png", range(256))

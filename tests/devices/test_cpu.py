@@ -73,7 +73,7 @@ def run_process(rank, folder):
     results = {}
     for case in CASES:
         inputs, weights = draw_batch(case)
-        network = CpuDevice("fp32").synchronise_batch_norm(nn.Sequential(build_norm(case)))
+        network = CpuDevice("fp32").synchronize_batch_norm(nn.Sequential(build_norm(case)))
         try:
             results[case] = run_norm(network[0], inputs[mine], weights[mine])
         except RuntimeError as error:
@@ -109,7 +109,7 @@ def test_batch_norm_over_two_processes_equals_torchs_on_the_joined_batch(case, j
 def test_every_batch_norm_of_a_network_is_replaced_and_nothing_else(device):
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.BatchNorm2d(2), nn.LayerNorm(4)))
     before = network.state_dict()
-    replaced = device.synchronise_batch_norm(network)
+    replaced = device.synchronize_batch_norm(network)
     kinds = [type(part).__name__ for part in replaced.modules() if not list(part.children())]
     assert kinds == ["Linear", "AllReduceBatchNorm", "AllReduceBatchNorm", "LayerNorm"]
     after = replaced.state_dict()
@@ -117,20 +117,20 @@ def test_every_batch_norm_of_a_network_is_replaced_and_nothing_else(device):
 
 
 def test_a_batch_norm_of_its_own_is_replaced_too(device):
-    assert isinstance(device.synchronise_batch_norm(nn.BatchNorm1d(3)), AllReduceBatchNorm)
+    assert isinstance(device.synchronize_batch_norm(nn.BatchNorm1d(3)), AllReduceBatchNorm)
 
 
-def test_synchronised_batch_norm_equals_torchs_in_eval_mode(device):
+def test_synchronized_batch_norm_equals_torchs_in_eval_mode(device):
     norm = build_norm("images")
     inputs = draw_batch("images")[0]
-    adopted = device.synchronise_batch_norm(nn.Sequential(norm.eval()))
+    adopted = device.synchronize_batch_norm(nn.Sequential(norm.eval()))
     assert not adopted[0].training
     assert torch.equal(adopted(inputs), norm(inputs))
 
 
 def test_a_frozen_batch_norm_stays_frozen(device):
     network = nn.Sequential(nn.BatchNorm1d(3)).requires_grad_(False)
-    assert not any(parameter.requires_grad for parameter in device.synchronise_batch_norm(network).parameters())
+    assert not any(parameter.requires_grad for parameter in device.synchronize_batch_norm(network).parameters())
 
 
 def test_copies_for_the_host_share_no_memory_and_carry_no_gradient(device):

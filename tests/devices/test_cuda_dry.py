@@ -79,7 +79,7 @@ def main() -> None:
     """Two steps."""
     from dino.cli.options import parse
     from dino.data.crops import Crops
-    from dino.data.photometric import Normalisation
+    from dino.data.photometric import Normalization
     from dino.data.synthetic import make_batch
     from dino.devices.base import StepInputs
     from dino.training.build import build_network, build_recipe
@@ -99,7 +99,7 @@ def main() -> None:
             student=student,
             teacher=send(teacher),
             prototypes=64,
-            normalisation=Normalisation(),
+            normalization=Normalization(),
             clip_grad=3.0,
             fused=True,
         )
@@ -113,7 +113,7 @@ def main() -> None:
             update_inputs, update = program.before_update(program.exchange((loss.detach(), *rest)), inputs)
             rule.step(update_inputs)
             program.after_update(update, statistics)
-        found = [loss, *rest, program.centre, program.meters, program.non_finite, *teacher.parameters()]
+        found = [loss, *rest, program.center, program.meters, program.non_finite, *teacher.parameters()]
         found += [part for state in rule.state.values() for part in state.values()]
         assert all(isinstance(part, FakeTensor) and part.device == GPU for part in found)
     print("2 steps")

@@ -100,9 +100,9 @@ def test_several_updates_a_call_equal_as_many_calls(poptorch):
     two, one = Bench("--ga", "2", "--di", "2"), Bench("--ga", "2")
     batch = two.batch()
     two.step(batch, INPUTS)
-    centre = one.program.centre.clone()
+    center = one.program.center.clone()
     for half in range(2):
-        one.program.centre = centre.clone()  # the host carries it, so it is the same within a call
+        one.program.center = center.clone()  # the host carries it, so it is the same within a call
         part = type(batch)(*(field.chunk(2)[half] for field in batch))
         one.step(part, INPUTS)
     assert_close(two.tensors(), one.tensors())
@@ -131,7 +131,7 @@ def test_a_frozen_last_layer_has_no_moments_and_thaws_from_none(poptorch):
 
 
 def test_what_came_back_continues_to_the_same_numbers(poptorch):
-    """Saved between two steps and taken into networks and optimiser of another run."""
+    """Saved between two steps and taken into networks and optimizer of another run."""
     whole, first, second = (Bench("--ga", "2", "--replica", "2") for _ in range(3))
     for turn in range(4):
         whole.step(whole.batch(turn), FROZEN if turn < 1 else INPUTS)
@@ -148,7 +148,7 @@ def test_what_came_back_continues_to_the_same_numbers(poptorch):
         first.step(first.batch(turn), INPUTS)  # saving has not disturbed it either
     assert_close(second.tensors(), whole.tensors(), 1e-7)
     assert_close(first.tensors(), whole.tensors(), 0.0)
-    assert torch.equal(first.program.centre, whole.program.centre)
+    assert torch.equal(first.program.center, whole.program.center)
 
 
 def test_a_layout_places_both_networks_and_the_moving_teacher(poptorch):

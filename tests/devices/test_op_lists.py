@@ -170,7 +170,7 @@ def test_ops_outside_the_lists_follow_their_inputs(casting):
             assert F.conv2d(image, weight).dtype == F.gelu(image).dtype == image.sum().dtype == image.dtype
 
 
-def test_a_normalisation_casts_its_input_and_not_its_weights(casting):
+def test_a_normalization_casts_its_input_and_not_its_weights(casting):
     with casting(read()).autocast(), Types() as types:
         weight = torch.ones(4, requires_grad=True)
         normed = F.layer_norm(torch.rand(4, 4), (4,), weight, weight)

@@ -14,7 +14,7 @@ from PIL import Image
 import eval_copy_detection
 from dino.data.copydays import Block
 from dino.errors import DataError, OptionError
-from dino.evaluation import neighbours
+from dino.evaluation import neighbors
 from dino.evaluation.copy_detection import compute_whitening, find_nearest, fit_whitening, score_blocks
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.weights import load_backbone
@@ -203,7 +203,7 @@ def test_networks_without_patches_are_refused(small_set: Path) -> None:
 def test_the_nearest_come_first_whatever_the_chunks(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, numbers: int
 ) -> None:
-    monkeypatch.setattr(neighbours, "CHUNK_NUMBERS", numbers)
+    monkeypatch.setattr(neighbors, "CHUNK_NUMBERS", numbers)
     rng = np.random.RandomState(0)
     database, queries = (F.normalize(torch.tensor(rng.randn(count, 8)).float(), dim=1) for count in (30, 9))
     expected = np.argsort(-(queries.cpu().double().numpy() @ database.cpu().double().numpy().T), axis=1)

@@ -14,9 +14,9 @@ import torch
 from safetensors.numpy import load_file
 
 import extract_features
-from dino.data.crops import cut_centre
+from dino.data.crops import center_crop
 from dino.data.decode import read_image
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.errors import DataError, OptionError
 from dino.evaluation import feature_file
 from dino.models.registry import build_backbone
@@ -66,9 +66,9 @@ def compute_tokens(images: Path, weights: Path, names: list[str] = NAMES) -> lis
     """Normalised tokens (N, 5, 96) of each of the three blocks."""
     model = build_backbone("vit_mini", patch_size=8, img_size=SIZE).eval()
     model.load_state_dict(torch.load(weights)["teacher"])
-    views = torch.stack([cut_centre(read_image(images / name), SIZE) for name in names])
+    views = torch.stack([center_crop(read_image(images / name), SIZE) for name in names])
     with torch.no_grad():
-        return [layer.numpy() for layer in model.get_intermediate_layers(build_normalisation(3)(views), 3)]
+        return [layer.numpy() for layer in model.get_intermediate_layers(build_normalization(3)(views), 3)]
 
 
 def test_each_image_has_the_networks_output(words: list[str], images: Path, weights: Path, tmp_path: Path) -> None:

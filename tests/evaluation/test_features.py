@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dino.data.config import DataConfig
-from dino.data.crops import cut_centre
+from dino.data.crops import center_crop
 from dino.data.decode import read_image
 from dino.data.image_source import ImageSource
-from dino.data.photometric import Normalisation, build_normalisation
+from dino.data.photometric import Normalization, build_normalization
 from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import CheckpointError, DataError
@@ -42,9 +42,9 @@ class FirstPixels(nn.Module):
         return images[:, :, 0, 0]
 
 
-def build_backbone(normalisation: dict[str, list[float]] | None = None) -> TrainedBackbone:
+def build_backbone(normalization: dict[str, list[float]] | None = None) -> TrainedBackbone:
     return TrainedBackbone(
-        module=FirstPixels(), arch="corner", patch_size=16, image_size=16, in_chans=3, normalisation=normalisation
+        module=FirstPixels(), arch="corner", patch_size=16, image_size=16, in_chans=3, normalization=normalization
     )
 
 
@@ -53,7 +53,7 @@ def build_run(launch: Launch | None = None, url: str = "env://") -> Run:
 
 
 def write_images(root: Path, count: int = COUNT) -> ImageSource:
-    """Plain colours in two class folders."""
+    """Plain colors in two class folders."""
     for index in range(count):
         path = root / "ab"[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,28 +61,28 @@ def write_images(root: Path, count: int = COUNT) -> ImageSource:
     return open_training_source(str(root))
 
 
-def compute_expected(source: ImageSource, normalisation: Normalisation) -> Tensor:
-    crops = torch.stack([cut_centre(read_image(source.path(index)), 16) for index in range(len(source))])
-    return nn.functional.normalize(normalisation(crops)[:, :, 0, 0], dim=1)
+def compute_expected(source: ImageSource, normalization: Normalization) -> Tensor:
+    crops = torch.stack([center_crop(read_image(source.path(index)), 16) for index in range(len(source))])
+    return nn.functional.normalize(normalization(crops)[:, :, 0, 0], dim=1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("keep_on_device", [True, False])
-def test_features_are_normalised_and_in_order(tmp_path: Path, batch_size: int, keep_on_device: bool) -> None:
+def test_features_are_normalized_and_in_order(tmp_path: Path, batch_size: int, keep_on_device: bool) -> None:
     source = write_images(tmp_path)
     reading = Reading(batch_size=batch_size, workers=0, keep_on_device=keep_on_device)
     found = extract_features(build_backbone(), source, build_run(), reading)
-    assert torch.allclose(found.features, compute_expected(source, build_normalisation(3)), atol=1e-6)
+    assert torch.allclose(found.features, compute_expected(source, build_normalization(3)), atol=1e-6)
     assert found.labels.tolist() == list(source.labels or ())
     assert torch.allclose(found.features.norm(dim=1), torch.ones(COUNT), atol=1e-5)
     assert found.features.dtype == torch.float32
 
 
-def test_the_normalisation_of_the_file_is_used(tmp_path: Path) -> None:
+def test_the_normalization_of_the_file_is_used(tmp_path: Path) -> None:
     source = write_images(tmp_path)
     own = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
     found = extract_features(build_backbone(own), source, build_run(), Reading(batch_size=4, workers=0))
-    expected = compute_expected(source, Normalisation(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)))
+    expected = compute_expected(source, Normalization(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)))
     assert torch.allclose(found.features, expected, atol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert [job.exitcode for job in jobs] == [0, 0]
     for rank in range(2):
         for (count, _, quick), (rows, labels) in torch.load(tmp_path / f"{rank}.pt").items():
-            expected = compute_expected(sources[count], build_normalisation(3))[: 4 if quick else None]
+            expected = compute_expected(sources[count], build_normalization(3))[: 4 if quick else None]
             assert torch.allclose(rows, expected, atol=1e-6)
             assert labels.tolist() == list(sources[count].labels or ())[: len(expected)]
 
@@ -189,7 +189,7 @@ def test_features_and_labels_that_do_not_go_together_are_refused(
 
 
 class WholeMean(nn.Module):
-    """(B, C, H, W) -> (B, C): the mean colour, for views of any size."""
+    """(B, C, H, W) -> (B, C): the mean color, for views of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,9 +206,9 @@ def test_views_of_several_shapes_come_in_order_with_one_batch_size_a_shape(tmp_p
     for index, (height, width) in enumerate(shapes):
         Image.new("RGB", (width, height), (30 * index, 200, 250 - 30 * index)).save(source.path(index))
     module = WholeMean()
-    backbone = TrainedBackbone(module=module, arch="mean", patch_size=1, image_size=16, in_chans=3, normalisation=None)
+    backbone = TrainedBackbone(module=module, arch="mean", patch_size=1, image_size=16, in_chans=3, normalization=None)
     reading = Reading(batch_size=3, workers=0)
     found = extract_features(backbone, source, build_run(), reading, cut=lambda image: image, shapes=shapes)
-    pixels = [build_normalisation(3)(read_image(source.path(index)))[:, 0, 0] for index in range(COUNT)]
+    pixels = [build_normalization(3)(read_image(source.path(index)))[:, 0, 0] for index in range(COUNT)]
     assert torch.allclose(found.features, nn.functional.normalize(torch.stack(pixels), dim=1), atol=1e-5)
     assert module.seen == [(3, 3, 4, 6), (3, 3, 4, 6), (1, 3, 6, 4), (2, 3, 5, 5)]

@@ -18,7 +18,7 @@ from dino.data.packing import Packing, pack_images
 from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, DinoError, OptionError
-from dino.evaluation import neighbours
+from dino.evaluation import neighbors
 from dino.evaluation.features import Features, Reading
 from dino.evaluation.knn import predict_classes, score_backbone, score_knn
 from dino.models.registry import build_backbone
@@ -30,7 +30,7 @@ Golden = Callable[[str], dict[str, np.ndarray]]
 Draw = Callable[..., torch.Tensor]
 RESULT = re.compile(r"^(\d+)-NN classifier result: Top1: ([\d.]+), Top5: ([\d.]+)$", re.MULTILINE)
 SETS = {"main": (600, 200, 10, 500), "small": (150, 101, 3, 520), "many": (2400, 300, 1200, 540)}
-NEIGHBOURS = (1, 5, 10, 20, 100, 150)
+NEIGHBORS = (1, 5, 10, 20, 100, 150)
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def run() -> Run:
 
 def draw_golden_set(draw: Draw, name: str) -> tuple[Features, Features, int]:
     train_count, test_count, classes, base = SETS[name]
-    centres, parts = draw(base + 4, classes, 32), []
+    centers, parts = draw(base + 4, classes, 32), []
     for offset, count in ((0, train_count), (1, test_count)):
         labels = torch.as_tensor(np.random.RandomState(base + 2 + offset).randint(0, classes, count))
-        rows = draw(base + offset, count, 32) + 0.4 * centres[labels]
+        rows = draw(base + offset, count, 32) + 0.4 * centers[labels]
         parts.append(Features(features=F.normalize(rows, dim=1), labels=labels))
     return parts[0], parts[1], classes
 
@@ -56,10 +56,10 @@ def test_scores_and_winners_are_the_originals(
 ) -> None:
     numbers = golden("knn")
     train, test, classes = draw_golden_set(draw, name)
-    settings = {"neighbours": NEIGHBOURS, "temperature": temperature, "classes": classes}
+    settings = {"neighbours": NEIGHBORS, "temperature": temperature, "classes": classes}
     scores = score_knn(train, test, run=run, **settings)
     ranked = predict_classes(train, test.features, **settings)
-    for k in NEIGHBOURS:
+    for k in NEIGHBORS:
         key = f"{name}/k{k}_T{temperature}"
         assert np.array_equal(ranked[k][:, 0].numpy(), numbers[f"{key}/class"]), key
         assert scores[k].top1 == pytest.approx(numbers[key][0], abs=1e-4), key
@@ -71,7 +71,7 @@ def test_classes_of_equal_votes_come_in_the_order_of_their_numbers() -> None:
     """Where fewer than five classes got a vote, the original fills its top 5 with others, in this order; so do we."""
     train = Features(features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1), labels=torch.tensor([7, 3]))
     queries = torch.tensor([[1.0, 0.0]])
-    ranked = predict_classes(train, queries, neighbours=(5, 6), temperature=0.07, classes=40)
+    ranked = predict_classes(train, queries, neighbors=(5, 6), temperature=0.07, classes=40)
     assert ranked[5].tolist() == ranked[6].tolist() == [[7, 3, 0, 1, 2]]
 
 
@@ -80,7 +80,7 @@ def test_classes_of_equal_votes_come_in_the_order_of_their_numbers() -> None:
 def test_a_k_below_five_counts_that_many_classes(k: int, best: list[int]) -> None:
     """As the original's `narrow(1, 0, min(5, k))`: for k = 1 the second accuracy is the first."""
     train = Features(features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1), labels=torch.tensor([7, 3]))
-    ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbours=(k,), temperature=0.07, classes=40)
+    ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbors=(k,), temperature=0.07, classes=40)
     assert ranked[k].tolist() == [best]
 
 
@@ -114,7 +114,7 @@ def test_a_backbones_score_is_the_vote_of_20_images_or_of_all_if_there_are_fewer
         patch_size=16,
         image_size=16,
         in_chans=3,
-        normalisation={"mean": [0.0] * 3, "std": [1.0] * 3},
+        normalization={"mean": [0.0] * 3, "std": [1.0] * 3},
     )
     train, query = splits
     query = dataclasses.replace(query, names=(f"{winner}/query.png",), labels=(train.classes.index(winner),))
@@ -132,8 +132,8 @@ def compute_votes(train: Features, queries: torch.Tensor, k: int, temperature: f
     votes = np.zeros((len(queries), classes))
     for row, query in enumerate(queries.cpu().numpy().astype(np.float64)):
         similarity = vectors @ query
-        for neighbour in np.argsort(-similarity)[:k]:
-            votes[row, labels[neighbour]] += np.exp(similarity[neighbour] / temperature)
+        for neighbor in np.argsort(-similarity)[:k]:
+            votes[row, labels[neighbor]] += np.exp(similarity[neighbor] / temperature)
     return votes
 
 
@@ -166,7 +166,7 @@ def test_the_vote_is_that_of_a_plain_loop(classes: int, queries: int, k: int, ru
 def test_with_at_most_five_classes_the_top_five_are_all_of_them(run: Run) -> None:
     for classes in (1, 3, 5):
         train, test = draw_set(40, classes, seed=1), draw_set(30, classes, seed=2)
-        scores = score_knn(train, test, neighbours=(5, 20), temperature=0.07, classes=classes, run=run)
+        scores = score_knn(train, test, neighbors=(5, 20), temperature=0.07, classes=classes, run=run)
         assert all(score.top5 == 100.0 for score in scores.values())
 
 
@@ -175,7 +175,7 @@ def test_small_chunks_give_what_one_large_one_gives(monkeypatch: pytest.MonkeyPa
     settings = {"neighbours": (1, 20), "temperature": 0.07, "classes": 50}
     whole = predict_classes(train, test.features, **settings)
     for numbers in (1, 350 * 7, 350 * 100):
-        monkeypatch.setattr(neighbours, "CHUNK_NUMBERS", numbers)
+        monkeypatch.setattr(neighbors, "CHUNK_NUMBERS", numbers)
         parts = predict_classes(train, test.features, **settings)
         assert all(torch.equal(parts[k], whole[k]) for k in (1, 20))
 
@@ -188,9 +188,9 @@ def test_no_chunk_is_larger_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> N
         return split(self, rows, *rest, **more)
 
     monkeypatch.setattr(torch.Tensor, "split", remember)
-    monkeypatch.setattr(neighbours, "CHUNK_NUMBERS", 350 * 7)
+    monkeypatch.setattr(neighbors, "CHUNK_NUMBERS", 350 * 7)
     train, test = draw_set(300, 50, seed=1), draw_set(101, 50, seed=2)
-    predict_classes(train, test.features, neighbours=(3,), temperature=0.07, classes=50)
+    predict_classes(train, test.features, neighbors=(3,), temperature=0.07, classes=50)
     assert set(sizes) == {7}
 
 
@@ -215,12 +215,12 @@ def test_a_low_temperature_does_not_overflow() -> None:
     rows = torch.stack([angles.cos(), angles.sin()], dim=1)
     train = Features(features=rows, labels=torch.tensor([0, 1]))
     for temperature in (0.07, 0.01, 0.001):
-        ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbours=(2,), temperature=temperature, classes=2)
+        ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbors=(2,), temperature=temperature, classes=2)
         assert ranked[2].tolist() == [[1, 0]]
 
 
 def write_splits(root: Path, validation: str = "val") -> Path:
-    """Three colours with noise, as class folders: 10 train and 4 validation images each."""
+    """Three colors with noise, as class folders: 10 train and 4 validation images each."""
     rng = np.random.RandomState(0)
     for split, count in (("train", 10), (validation, 4)):
         for channel, name in enumerate(("red", "green", "blue")):
@@ -263,7 +263,7 @@ def test_features_are_dumped_and_loaded_with_equal_results(
     source = ("--data_path", images, "--pretrained_weights", weights, "--dump_features", tmp_path / "f")
     computed, printed = evaluate(capsys, *words, *source)
     assert [k for k, _, _ in computed] == [1, 5, 20]
-    assert all(top1 > 60 and top5 == 100 for _, top1, top5 in computed)  # colours are easy
+    assert all(top1 > 60 and top5 == 100 for _, top1, top5 in computed)  # colors are easy
     assert "device: cpu" in printed
     names = {"trainfeat.pth", "trainlabels.pth", "testfeat.pth", "testlabels.pth"}
     assert {path.name for path in (tmp_path / "f").iterdir()} == names
@@ -329,7 +329,7 @@ def test_a_folder_named_validation_is_accepted(weights: Path, tmp_path: Path, ca
     assert [k for k, _, _ in found] == [5]
 
 
-def test_more_neighbours_than_images_are_cut_with_a_line(
+def test_more_neighbors_than_images_are_cut_with_a_line(
     images: Path, weights: Path, capsys: pytest.CaptureFixture
 ) -> None:
     found, printed = evaluate(

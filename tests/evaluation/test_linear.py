@@ -22,9 +22,9 @@ from torch import nn
 import eval_linear
 from dino import checkpoint
 from dino.config import RECIPE
-from dino.data.crops import build_rng, cut_centre, cut_random
+from dino.data.crops import build_rng, center_crop, random_resized_crop
 from dino.data.decode import read_image
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.data.sources import open_labelled_splits
 from dino.errors import CheckpointError, DataError, DinoError, NonFiniteError, OptionError, WeightsError
 from dino.evaluation.linear_head import LinearHead
@@ -35,17 +35,17 @@ from dino.runtime.distributed import Processes
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
 
-COLOURS = ("black", "blue", "gray", "green", "red", "white")
+COLORS = ("black", "blue", "gray", "green", "red", "white")
 TRAIN, TEST, SIZE, BATCH = 8, 3, 16, 8  # images of a class, side of a view, images of a batch
 ACCURACY = re.compile(r"^Accuracy at epoch (\d+) of the network on the 18 test images: ([\d.]+)%$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six colours with noise, as class folders."""
+    """Six colors with noise, as class folders."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
     for split, count in (("train", TRAIN), ("val", TEST)):
-        for name in COLOURS:
+        for name in COLORS:
             (root / split / name).mkdir(parents=True)
             plain = np.array(Image.new("RGB", (22, 20), name), dtype=np.int64)
             for number in range(count):
@@ -86,12 +86,12 @@ def head_of(folder: Path) -> dict[str, torch.Tensor]:
 def describe(model: VisionTransformer, pixels: list[torch.Tensor]) -> torch.Tensor:
     """CLS tokens of the last two blocks, (B, 192)."""
     with torch.no_grad():
-        layers = model.get_intermediate_layers(build_normalisation(3)(torch.stack(pixels)), 2)
+        layers = model.get_intermediate_layers(build_normalization(3)(torch.stack(pixels)), 2)
     return torch.cat([tokens[:, 0] for tokens in layers], dim=1)
 
 
 def train_plainly(images: Path, weights: Path, epochs: int, stop: int | None = None) -> dict[str, Any]:
-    """The original's loop with torch's own optimiser and schedule; gives its checkpoint after `stop` epochs."""
+    """The original's loop with torch's own optimizer and schedule; gives its checkpoint after `stop` epochs."""
     train, test = open_labelled_splits(str(images))
     model = build_backbone("vit_mini", patch_size=8, img_size=SIZE).eval()
     model.load_state_dict(torch.load(weights)["teacher"])
@@ -99,7 +99,7 @@ def train_plainly(images: Path, weights: Path, epochs: int, stop: int | None = N
     head, best = LinearHead(192, 6), 0.0
     optimizer = torch.optim.SGD(head.parameters(), lr=3 * BATCH / 256, momentum=0.9, weight_decay=0)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=0)
-    views = [cut_centre(read_image(test.path(index)), SIZE) for index in range(len(test))]
+    views = [center_crop(read_image(test.path(index)), SIZE) for index in range(len(test))]
     rows, truth = describe(model, views), torch.tensor(test.labels)
     log = []
     for epoch in range(epochs if stop is None else stop):
@@ -107,7 +107,7 @@ def train_plainly(images: Path, weights: Path, epochs: int, stop: int | None = N
         order, losses = np.random.default_rng(key).permutation(len(train)).tolist(), []
         for start in range(0, len(train) - BATCH + 1, BATCH):
             batch = order[start : start + BATCH]
-            crops = [cut_random(read_image(train.path(i)), build_rng(0, epoch, i), SIZE) for i in batch]
+            crops = [random_resized_crop(read_image(train.path(i)), build_rng(0, epoch, i), SIZE) for i in batch]
             labels = torch.tensor([train.labels[i] for i in batch])
             loss = nn.CrossEntropyLoss()(head(describe(model, crops)), labels)
             optimizer.zero_grad()
@@ -147,7 +147,7 @@ def test_a_run_is_the_originals_loop(
         (epoch, round(line["test_acc1"], 1)) for epoch, line in enumerate(lines)
     ]
     assert f"Max accuracy so far: {best:.2f}%" in printed and f"Top-1 test accuracy: {best:.1f}" in printed
-    assert best > 60  # colours are easy
+    assert best > 60  # colors are easy
     told = json.loads((tmp_path / "found.json").read_text())
     assert (told["train"], told["test"], told["classes"], told["best_top1"]) == (48, 18, 6, best)
     assert told["top1"] == lines[-1]["test_acc1"]
@@ -211,11 +211,11 @@ def test_a_finished_run_only_says_so(words: list[str], tmp_path: Path, capsys: p
     assert (tmp_path / "log.txt").read_text() == before
 
 
-def test_kept_features_train_on_centre_crops(words: list[str], images: Path, weights: Path, tmp_path: Path) -> None:
-    """With an augmentation that is the centre crop, the plain loop gives what kept features give."""
+def test_kept_features_train_on_center_crops(words: list[str], images: Path, weights: Path, tmp_path: Path) -> None:
+    """With an augmentation that is the center crop, the plain loop gives what kept features give."""
     run(*words, "--output_dir", tmp_path, "--cache_features")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{__name__}.cut_random", lambda image, _rng, size: cut_centre(image, size))
+        patch.setattr(f"{__name__}.cut_random", lambda image, _rng, size: center_crop(image, size))
         assert_same_head(tmp_path, train_plainly(images, weights, 3))
 
 

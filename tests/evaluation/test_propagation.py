@@ -38,7 +38,7 @@ def test_golden_numbers(golden: Golden, draw: Draw, device: torch.device) -> Non
 def propagate_by_loops(
     target: np.ndarray, features: np.ndarray, labels: np.ndarray, *, radius: int, topk: int
 ) -> np.ndarray:
-    """One position at a time, in float64: all of its neighbourhood in all frames, the best, their weighted mean."""
+    """One position at a time, in float64: all of its neighborhood in all frames, the best, their weighted mean."""
     height, width = target.shape[:2]
     found = np.zeros((height, width, labels.shape[-1]))
     for row in range(height):
@@ -96,7 +96,7 @@ CASES = st.builds(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(CASES)
 def test_it_is_a_plain_loop(case: Case) -> None:
-    """Whatever the grid, the neighbourhood, the number of neighbours and of frames, and however many are alike."""
+    """Whatever the grid, the neighborhood, the number of neighbors and of frames, and however many are alike."""
     rng, grid = np.random.default_rng(case.seed), (case.height, case.width)
     features = draw_features(rng, (case.frames + 1, *grid), tied=case.tied)
     soft = rng.random((case.frames, *grid, case.labels)).astype(np.float32)
@@ -123,7 +123,7 @@ def test_the_oldest_frame_but_the_first_gives_way(device: torch.device) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 110), radius=st.integers(0, 30))
-def test_tiles_of_one_size_cover_the_grid_and_hold_every_neighbourhood(height: int, width: int, radius: int) -> None:
+def test_tiles_of_one_size_cover_the_grid_and_hold_every_neighborhood(height: int, width: int, radius: int) -> None:
     tiles = plan_tiles((height, width), radius, CPU)
     covered = np.zeros((height, width), dtype=int)
     numbers = torch.arange(height * width).reshape(height, width)

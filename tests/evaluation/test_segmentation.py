@@ -26,7 +26,7 @@ from dino.data.davis import Clip
 from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
 from dino.errors import DataError, DinoError, OptionError, WeightsError
 from dino.evaluation import segmentation
-from dino.evaluation.segmentation import choose_normalisation, share_clips
+from dino.evaluation.segmentation import choose_normalization, share_clips
 from dino.models.registry import build_backbone
 from dino.models.weights import TrainedBackbone
 from tests import hpu_simulator
@@ -50,15 +50,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def paint(size: tuple[int, int], number: int) -> tuple[Image.Image, Image.Image]:
-    """A frame with two coloured blocks that move, and its label map; `size` is width and height."""
+    """A frame with two colored blocks that move, and its label map; `size` is width and height."""
     width, height = size
     rng = np.random.default_rng(1)
     pixels = rng.integers(60, 100, (height, width, 3), dtype=np.uint8)
     labels = np.zeros((height, width), dtype=np.uint8)
-    for label, (colour, top) in enumerate((((250, 40, 30), 0.1), ((30, 60, 240), 0.5)), start=1):
+    for label, (color, top) in enumerate((((250, 40, 30), 0.1), ((30, 60, 240), 0.5)), start=1):
         left = int(width * (0.1 + 0.05 * number * label))
         place = (slice(int(height * top), int(height * (top + 0.35))), slice(left, left + width // 3))
-        pixels[place], labels[place] = colour, label
+        pixels[place], labels[place] = color, label
     return Image.fromarray(pixels), Image.fromarray(labels)
 
 
@@ -183,7 +183,7 @@ def link_davis(source: Path, target: Path, frames: int, labels: int) -> Path:
 
 
 def test_real_frames_are_segmented_as_the_original_does(shared_data: Path, weights: Path, tmp_path: Path) -> None:
-    """The first frames of two real sequences; colours are DAVIS's, the first frame's labels are the annotation."""
+    """The first frames of two real sequences; colors are DAVIS's, the first frame's labels are the annotation."""
     data = link_davis(shared_data / "davis", tmp_path / "davis", frames=4, labels=1)
     output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--num_workers", 1)
     network = build_backbone("vit_mini", patch_size=PATCH).eval()
@@ -520,8 +520,8 @@ def test_the_constants_of_video_are_for_networks_of_imagenets() -> None:
     def choose(in_chans: int, stored: dict[str, list[float]] | None) -> tuple[float, ...]:
         network = torch.nn.Identity()
         about = {"arch": "any", "patch_size": 16, "image_size": 224}
-        return choose_normalisation(
-            TrainedBackbone(module=network, in_chans=in_chans, normalisation=stored, **about)
+        return choose_normalization(
+            TrainedBackbone(module=network, in_chans=in_chans, normalization=stored, **about)
         ).std
 
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -18,7 +18,7 @@ from dino.evaluation.segmentation_metrics import (
     dilate,
     find_boundary,
     measure_boundary,
-    summarise,
+    summarize,
 )
 
 
@@ -30,14 +30,14 @@ def draw_blob(seed: int, height: int, width: int) -> np.ndarray:
     """A few overlapping ellipses."""
     rng, blob = np.random.default_rng(seed), np.zeros((height, width), np.uint8)
     for _ in range(4):
-        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        center = (int(rng.integers(width)), int(rng.integers(height)))
         axes = (int(rng.integers(width // 3)), int(rng.integers(height // 3)))
-        cv2.ellipse(blob, centre, axes, float(rng.integers(180)), 0, 360, 1, -1)
+        cv2.ellipse(blob, center, axes, float(rng.integers(180)), 0, 360, 1, -1)
     return blob.astype(bool)
 
 
 def plain_boundary(mask: np.ndarray) -> np.ndarray:
-    """A pixel is on the boundary where it, its right, lower and lower right neighbours are not all alike."""
+    """A pixel is on the boundary where it, its right, lower and lower right neighbors are not all alike."""
     height, width = mask.shape
     boundary = np.zeros_like(mask)
     for y in range(height):
@@ -144,7 +144,7 @@ def test_mean_recall_and_decay(frames: int) -> None:
     values = np.random.default_rng(frames).random(frames)
     values[0] = 0.5  # not above the threshold
     first, last = plain_bins(values.tolist())
-    found = summarise(values)
+    found = summarize(values)
     assert found.mean == pytest.approx(sum(values) / frames)
     assert found.recall == pytest.approx(sum(value > 0.5 for value in values) / frames)
     assert found.decay == pytest.approx(sum(first) / len(first) - sum(last) / len(last), abs=1e-12)

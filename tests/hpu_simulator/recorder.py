@@ -125,7 +125,7 @@ class Seen:
         """Nothing so far."""
         self.host_reads: list[HostRead] = []
         self.queued_reads: list[HostRead] = []  # into pinned memory, without waiting
-        self.synchronisations: list[HostRead] = []
+        self.synchronizations: list[HostRead] = []
         self.uploads = Uploads()
         self.joins: list[Join] = []
         self.launches = Launches()
@@ -154,7 +154,7 @@ class Seen:
         elif kind == "collective":
             self.collectives += 1
         elif kind == "synchronize":
-            self.synchronisations.append(HostRead(kind, where))
+            self.synchronizations.append(HostRead(kind, where))
         elif kind == "queued_copy":
             self.queued_reads.append(HostRead(kind, where))
         else:

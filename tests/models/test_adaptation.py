@@ -31,10 +31,10 @@ def test_a_grid_that_is_no_square_is_refused() -> None:
         resample_position(torch.zeros(1, 7, 3), 17)
 
 
-def test_a_gray_image_gives_what_its_colour_copy_gave() -> None:
+def test_a_gray_image_gives_what_its_color_copy_gave() -> None:
     weight, gray = torch.randn(5, 3, 4, 4), torch.randn(2, 1, 8, 8)
-    colour = torch.nn.functional.conv2d(gray.expand(-1, 3, -1, -1), weight)
-    assert torch.allclose(torch.nn.functional.conv2d(gray, adapt_channels(weight, 1)), colour, atol=1e-5)
+    color = torch.nn.functional.conv2d(gray.expand(-1, 3, -1, -1), weight)
+    assert torch.allclose(torch.nn.functional.conv2d(gray, adapt_channels(weight, 1)), color, atol=1e-5)
 
 
 @pytest.mark.parametrize(("there", "channels"), [(3, 4), (3, 2), (3, 7), (1, 3), (4, 3), (2, 6)])

@@ -34,8 +34,8 @@ def saying(**args: Any) -> Change:
     return lambda tensors: {"teacher": tensors, "args": {"arch": "vit_mini", "patch_size": 16, **args}}
 
 
-def feeding(normalisation: Any) -> Change:
-    return lambda tensors: {"teacher": tensors, "normalisation": normalisation}
+def feeding(normalization: Any) -> Change:
+    return lambda tensors: {"teacher": tensors, "normalisation": normalization}
 
 
 SCALAR = torch.zeros(())

@@ -12,7 +12,7 @@ from dino.models.weights import TrainedBackbone
 
 def describe(module: nn.Module, arch: str = "any") -> TrainedBackbone:
     return TrainedBackbone(
-        module=module.eval(), arch=arch, patch_size=16, image_size=64, in_chans=3, normalisation=None
+        module=module.eval(), arch=arch, patch_size=16, image_size=64, in_chans=3, normalization=None
     )
 
 

@@ -60,13 +60,13 @@ def describe(folder: Path, state: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_is_recognised(name: str, tmp_path: Path) -> None:
+def test_every_kind_is_recognized(name: str, tmp_path: Path) -> None:
     state, kind = FILES[name]
     assert describe(tmp_path, state)["kind"].startswith(kind)
 
 
 @pytest.mark.parametrize("name", ["ours", "original", "ipu"])
-def test_networks_head_centre_epoch_and_flags_are_told(name: str, tmp_path: Path) -> None:
+def test_networks_head_center_epoch_and_flags_are_told(name: str, tmp_path: Path) -> None:
     state = {**FILES[name][0], **({} if name == "ipu" else {"dino_loss": {"center": torch.zeros(1, 12)}})}
     found = describe(tmp_path, state)
     assert (found["centre"], found["epoch"]) == (12, 4)

@@ -41,8 +41,8 @@ def test_resnet50_keeps_torchvisions_names_and_published_shapes(in_chans):
 
 
 def test_another_number_of_channels_changes_the_first_convolution_only():
-    colour, gray = build_backbone("resnet18"), build_backbone("resnet18", in_chans=1)
-    shapes = [{name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} for net in (colour, gray)]
+    color, gray = build_backbone("resnet18"), build_backbone("resnet18", in_chans=1)
+    shapes = [{name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} for net in (color, gray)]
     assert {name for name in shapes[0] if shapes[0][name] != shapes[1][name]} == {"conv1.weight"}
     assert (gray.conv1.stride, gray.conv1.padding, gray.conv1.bias) == ((2, 2), (3, 3), None)
 
@@ -154,6 +154,6 @@ def test_only_our_own_transformers_have_patches_to_look_at():
     assert is_vit("deit_small") and not is_vit("xcit_nano_12_p16") and not is_vit("resnet50")
 
 
-def test_batch_norm_backbones_can_be_given_synchronised_batch_norm():
+def test_batch_norm_backbones_can_be_given_synchronized_batch_norm():
     backbone = build_backbone("resnet18")
     assert any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in backbone.modules())

@@ -61,9 +61,9 @@ def test_a_hugging_face_folder_is_read(tmp_path: Path, prefix: str) -> None:
     folder = make_folder(tmp_path / "hf", tensors)
     loaded = load(folder)
     assert_same(loaded, build())
-    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.normalisation) == ("vit_mini", 16, 64, None)
+    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.normalization) == ("vit_mini", 16, 64, None)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
-    assert load(folder).normalisation == {"mean": [0.5] * 3, "std": [0.25] * 3}
+    assert load(folder).normalization == {"mean": [0.5] * 3, "std": [0.25] * 3}
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
     assert_same(load(folder), build())
@@ -164,7 +164,7 @@ def test_a_vision_transformer_of_timm_becomes_ours_where_it_computes_the_same(ti
     safetensors.torch.save_file(model.state_dict(), timm_mirror / "vit_tiny_patch16_224.augreg_in21k.safetensors")
     loaded = load("timm:vit_tiny_patch16_224.augreg_in21k")
     assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_tiny", 16, 224)
-    assert loaded.normalisation == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert loaded.normalization == {"mean": [0.5] * 3, "std": [0.5] * 3}
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         assert torch.allclose(loaded.module(images), model(images), atol=1e-5)

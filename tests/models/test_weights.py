@@ -60,7 +60,7 @@ def test_a_plain_file_of_tensors_is_read_under_every_prefix(prefix: str, tmp_pat
     loaded = load(save(tmp_path, prefixed(prefix, build())))
     assert_same(loaded, build())
     assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.in_chans) == ("vit_mini", 16, 64, 3)
-    assert loaded.normalisation is None
+    assert loaded.normalization is None
     assert not loaded.module.training
 
 
@@ -79,17 +79,17 @@ def test_a_checkpoint_of_the_original_with_its_head_and_namespace_is_read(tmp_pa
     path = save(tmp_path, {"student": student, "teacher": student, "epoch": 100, "args": args, "dino_loss": {}})
     loaded = load(path)
     assert_same(loaded, build(2))
-    assert (loaded.arch, loaded.image_size, loaded.normalisation) == ("vit_mini", 64, None)
+    assert (loaded.arch, loaded.image_size, loaded.normalization) == ("vit_mini", 64, None)
 
 
 def test_our_options_say_how_to_feed_the_backbone(tmp_path: Path) -> None:
     args = {"arch": "vit_mini", "patch_size": 8, "in_chans": 4, "global_crops_size": 48}
-    normalisation = {"mean": [0.5] * 4, "std": [0.25] * 4}
+    normalization = {"mean": [0.5] * 4, "std": [0.25] * 4}
     module = build(3, patch_size=8, in_chans=4, img_size=48)
-    loaded = load(save(tmp_path, {"teacher": module.state_dict(), "args": args, "normalisation": normalisation}))
+    loaded = load(save(tmp_path, {"teacher": module.state_dict(), "args": args, "normalisation": normalization}))
     assert_same(loaded, module)
     assert (loaded.patch_size, loaded.in_chans, loaded.image_size) == (8, 4, 48)
-    assert loaded.normalisation == normalisation
+    assert loaded.normalization == normalization
     assert loaded.module(torch.zeros(2, 4, 48, 48)).shape == (2, 96)
 
 
@@ -284,11 +284,11 @@ def build_checkpoint(teacher: Mapping[str, Tensor], prototypes: int = 12) -> dic
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_new_run_starts_from_backbone_head_and_centre(prefix: str, tmp_path: Path) -> None:
+def test_a_new_run_starts_from_backbone_head_and_center(prefix: str, tmp_path: Path) -> None:
     source, student = build_student(seed=1), build_student(seed=2)
-    centre = load_initial_weights(student, str(save(tmp_path, build_checkpoint(prefixed(prefix, source)))))
-    assert centre is not None
-    assert torch.equal(centre, torch.arange(12.0)[None])
+    center = load_initial_weights(student, str(save(tmp_path, build_checkpoint(prefixed(prefix, source)))))
+    assert center is not None
+    assert torch.equal(center, torch.arange(12.0)[None])
     assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
 
 
@@ -301,7 +301,7 @@ def test_a_new_run_starts_from_backbone_head_and_centre(prefix: str, tmp_path: P
         ({"center": torch.zeros(1, 7)}, r"the center of its dino_loss is \(1, 7\), wants \(1, 12\)"),
     ],
 )
-def test_a_centre_that_is_none_is_one_line(loss: Any, named: str, tmp_path: Path) -> None:
+def test_a_center_that_is_none_is_one_line(loss: Any, named: str, tmp_path: Path) -> None:
     path = save(tmp_path, {**build_checkpoint(build_student(seed=1).state_dict()), "dino_loss": loss})
     with pytest.raises(CheckpointError, match=named) as caught:
         load_initial_weights(build_student(seed=2), str(path))
@@ -310,7 +310,7 @@ def test_a_centre_that_is_none_is_one_line(loss: Any, named: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("loss", [None, {}])
-def test_a_head_without_a_centre_starts_a_run_too(loss: Any, tmp_path: Path) -> None:
+def test_a_head_without_a_center_starts_a_run_too(loss: Any, tmp_path: Path) -> None:
     source = build_student(seed=1).state_dict()
     path = save(tmp_path, {**build_checkpoint(source), "dino_loss": loss})
     assert load_initial_weights(build_student(seed=2), str(path)) is None

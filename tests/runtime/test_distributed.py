@@ -102,7 +102,7 @@ def test_one_process_needs_nobody_and_no_port(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(processes.total(rows.clone()), rows)
     processes.barrier()
     processes.wait_for_all("here")
-    with processes.first_goes_first():
+    with processes.rank_zero_first():
         pass
     processes.close()
 
@@ -190,7 +190,7 @@ def work(rank: int, url: str, folder: str) -> None:
             processes.gather_rows(torch.arange(count)[rank::2], count),
         )
     mean, total = processes.average(torch.tensor([1.0 + rank])), processes.total(torch.tensor([1.0 + rank]))
-    with processes.first_goes_first():
+    with processes.rank_zero_first():
         seen = sorted(path.name for path in Path(folder).glob("block*"))
         Path(folder, f"block{rank}").touch()
     stops = agree_to_stop(processes, wanted_at=2 if rank == 1 else None)

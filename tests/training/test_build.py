@@ -50,7 +50,7 @@ def test_free_norms_are_the_students_alone() -> None:
     assert student.head.last_layer.weight_g.requires_grad and not teacher.head.last_layer.weight_g.requires_grad
 
 
-def test_batch_norm_is_synchronised_among_processes_only() -> None:
+def test_batch_norm_is_synchronized_among_processes_only() -> None:
     words = ("--use_bn_in_head", "true")
     alone = [type(part).__name__ for part in build_networks(options_of(*words), run_of())[0].modules()]
     among = [type(part).__name__ for part in build_networks(options_of(*words), run_of(world=2))[0].modules()]
@@ -78,5 +78,5 @@ def test_the_program_has_the_flags_numbers() -> None:
     options = options_of("--clip_grad", 0.5, "--in_chans", 1)
     program = build_program(options, *build_networks(options, run_of()), run_of())
     assert program.clip_grad == 0.5
-    assert program.centre.shape == (1, 16) and not program.centre.any()
-    assert len(program.normalisation.mean) == 1
+    assert program.center.shape == (1, 16) and not program.center.any()
+    assert len(program.normalization.mean) == 1

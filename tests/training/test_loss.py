@@ -17,7 +17,7 @@ from dino.training.loss import (
     compute_loss_of_logits,
     compute_targets,
     diagnose_collapse,
-    update_centre,
+    update_center,
 )
 from dino.training.schedules import compute_teacher_temperature
 
@@ -42,9 +42,9 @@ def loss_of_logits_by_chunks(logits, targets, rows=3):
 BOTH = pytest.mark.parametrize("loss_of", [compute_loss_of_logits, loss_of_logits_by_chunks], ids=["plain", "chunks"])
 
 
-def loss_by_loops(student, teacher, centre, temperature, images):
+def loss_by_loops(student, teacher, center, temperature, images):
     """Equation 2 of the paper: every pair of a teacher view and another student view, image by image, in float64."""
-    student, teacher, centre = (np.asarray(x, dtype=np.float64) for x in (student, teacher, centre))
+    student, teacher, center = (np.asarray(x, dtype=np.float64) for x in (student, teacher, center))
     views, total, pairs = len(student) // images, 0.0, 0
     for teacher_view in range(2):
         for student_view in range(views):
@@ -52,7 +52,7 @@ def loss_by_loops(student, teacher, centre, temperature, images):
                 continue
             entropies = []
             for image in range(images):
-                target = softmax((teacher[teacher_view * images + image] - centre[0]) / temperature)
+                target = softmax((teacher[teacher_view * images + image] - center[0]) / temperature)
                 guess = softmax(student[student_view * images + image] / 0.1)
                 entropies.append(-(target * np.log(guess)).sum())
             total += np.mean(entropies)
@@ -61,20 +61,20 @@ def loss_by_loops(student, teacher, centre, temperature, images):
 
 
 @BOTH
-def test_loss_gradient_and_centre_are_those_of_the_original(loss_of, golden, draw, relative_error):
+def test_loss_gradient_and_center_are_those_of_the_original(loss_of, golden, draw, relative_error):
     arrays = golden("loss")
     temperatures = compute_teacher_temperature(start=0.04, final=0.07, warmup_epochs=2, epochs=10)
-    centre = torch.zeros(1, 256)
+    center = torch.zeros(1, 256)
     for call in range(3):
         student = draw(10 + call, 40, 256).requires_grad_()
         temperature = scalar(temperatures[int(arrays[f"{call}/epoch"])])
-        targets = compute_targets(draw(20 + call, 8, 256), centre, temperature)
+        targets = compute_targets(draw(20 + call, 8, 256), center, temperature)
         loss = loss_of(student, targets.probabilities)
         loss.backward()
-        centre = update_centre(centre, targets.batch_centre)
+        center = update_center(center, targets.batch_center)
         assert relative_error(loss.detach(), arrays[f"{call}/loss"]) <= 1e-5
         assert relative_error(student.grad, arrays[f"{call}/ds"]) <= 1e-5
-        assert relative_error(centre, arrays[f"{call}/center"]) <= 1e-5
+        assert relative_error(center, arrays[f"{call}/center"]) <= 1e-5
 
 
 @BOTH
@@ -101,10 +101,10 @@ def test_loss_equals_the_loops_for_any_number_of_views(loss_of, images, views, p
     rng = np.random.default_rng(seed)
     student = rng.standard_normal((views * images, prototypes)).astype(np.float32)
     teacher = rng.standard_normal((2 * images, prototypes)).astype(np.float32)
-    centre = rng.standard_normal((1, prototypes)).astype(np.float32)
-    targets = compute_targets(torch.as_tensor(teacher), torch.as_tensor(centre), scalar(temperature))
+    center = rng.standard_normal((1, prototypes)).astype(np.float32)
+    targets = compute_targets(torch.as_tensor(teacher), torch.as_tensor(center), scalar(temperature))
     loss = loss_of(torch.as_tensor(student), targets.probabilities)
-    assert float(loss) == pytest.approx(loss_by_loops(student, teacher, centre, temperature, images), rel=1e-4)
+    assert float(loss) == pytest.approx(loss_by_loops(student, teacher, center, temperature, images), rel=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -205,7 +205,7 @@ def test_targets_say_what_they_promise():
     assert targets.probabilities.shape == (2, 3, 9)
     assert not targets.probabilities.requires_grad
     torch.testing.assert_close(targets.probabilities.sum(-1), torch.ones(2, 3))
-    torch.testing.assert_close(targets.batch_centre, logits.detach().mean(0, keepdim=True))
+    torch.testing.assert_close(targets.batch_center, logits.detach().mean(0, keepdim=True))
     entropy = np.mean([float(-(row * row.log()).sum()) for row in rows])
     divergence = np.mean([float((row * (row / rows.mean(0)).log()).sum()) for row in rows])
     assert float(targets.entropy) == pytest.approx(entropy, rel=1e-5)
@@ -226,7 +226,7 @@ def test_half_precision_logits_are_computed_in_fp32(dtype):
     targets = compute_targets(teacher, torch.zeros(1, 16), scalar(0.04))
     loss = compute_loss_of_logits(student, targets.probabilities)
     same = compute_targets(teacher.float(), torch.zeros(1, 16), scalar(0.04))
-    assert (loss.dtype, targets.probabilities.dtype, targets.batch_centre.dtype) == (torch.float32,) * 3
+    assert (loss.dtype, targets.probabilities.dtype, targets.batch_center.dtype) == (torch.float32,) * 3
     assert torch.equal(loss, compute_loss_of_logits(student.float(), same.probabilities))
 
 
@@ -239,13 +239,13 @@ def test_huge_logits_stay_finite(loss_of):
     assert all(torch.isfinite(x).all() for x in (loss, student.grad, targets.entropy, targets.divergence))
 
 
-def test_the_centre_follows_slowly():
-    assert torch.allclose(update_centre(torch.tensor([[1.0]]), torch.tensor([[2.0]])), torch.tensor([[1.1]]))
+def test_the_center_follows_slowly():
+    assert torch.allclose(update_center(torch.tensor([[1.0]]), torch.tensor([[2.0]])), torch.tensor([[1.1]]))
 
 
-def measures(logits, temperature=0.04, centre=None):
-    centre = torch.zeros(1, logits.shape[1]) if centre is None else centre
-    targets = compute_targets(logits, centre, scalar(temperature))
+def measures(logits, temperature=0.04, center=None):
+    center = torch.zeros(1, logits.shape[1]) if center is None else center
+    targets = compute_targets(logits, center, scalar(temperature))
     return {"entropy": float(targets.entropy), "divergence": float(targets.divergence), "prototypes": logits.shape[1]}
 
 

@@ -78,7 +78,7 @@ def bits(model, optimizer, only=""):
 
 
 def build_rule(name, model):
-    """An optimiser by its name; `fused` where the device has torch's kernel."""
+    """An optimizer by its name; `fused` where the device has torch's kernel."""
     here = torch.get_default_device().type in ("cpu", "cuda")
     return build_optimizer(name.removeprefix("fused "), model, fused=here and name.startswith("fused "))
 
@@ -135,7 +135,7 @@ def test_groups_are_the_originals_in_its_order():
 
 
 @pytest.mark.parametrize("name", ["adamw", "fused adamw", "sgd"])
-def test_ten_steps_equal_torchs_optimiser(name, relative_error):
+def test_ten_steps_equal_torchs_optimizer(name, relative_error):
     ours, theirs = build_network(), build_network()
     optimizer, reference = build_rule(name, ours), build_torch(name, theirs)
     for step in range(10):
@@ -236,7 +236,7 @@ def test_loading_does_not_share_memory_with_the_source(name):
 
 @pytest.mark.parametrize("name", ["adamw", "fused adamw", "sgd"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained last layer", "last layer frozen so far"])
-def test_the_state_of_torchs_optimiser_is_continued(name, frozen, relative_error):
+def test_the_state_of_torchs_optimizer_is_continued(name, frozen, relative_error):
     theirs = build_network()
     reference = build_torch(name, theirs)
     train_torch(theirs, reference, range(4), freeze_last=frozen)
@@ -285,7 +285,7 @@ def test_a_parameter_without_gradient_counts_as_zero_gradient(name):
     assert bits(one, optimizers[0]) == bits(other, optimizers[1])
 
 
-def test_an_unknown_optimiser_is_refused_with_the_known_ones():
+def test_an_unknown_optimizer_is_refused_with_the_known_ones():
     with pytest.raises(OptionError, match="`optimizer` adam is unknown: known are adamw, sgd, lars"):
         build_optimizer("adam", build_network())
 

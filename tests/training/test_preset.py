@@ -62,7 +62,7 @@ def test_the_originals_runs_get_the_originals_values(recipe):
     assert {name: choice.value for name, choice in found.items()} == {name: values[name] for name in NAMES}
 
 
-def test_other_optimisers_have_the_rate_of_convnets():
+def test_other_optimizers_have_the_rate_of_convnets():
     choice = choose_values(scale_of(IMAGENET, 512, 100, optimizer="sgd"))["lr"]
     assert choice.value == 0.03 and "sgd" in choice.reason
 

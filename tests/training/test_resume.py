@@ -56,7 +56,7 @@ def test_what_makes_another_run_is_frozen():
 
 
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())
-def test_another_network_or_optimiser_is_refused_with_old_and_new_value(name, value):
+def test_another_network_or_optimizer_is_refused_with_old_and_new_value(name, value):
     with pytest.raises(CheckpointError, match=rf"with {name} {args_of()[name]}, now it is {value}") as caught:
         find_position(state_at(5), args_of(f"--{name}", value), NOW)
     assert caught.value.exit_code == 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dino.data.crops import Crops
-from dino.data.photometric import PARAMETERS, RADIUS, Normalisation
+from dino.data.photometric import PARAMETERS, RADIUS, Normalization
 from dino.devices import open_device
 from dino.devices.base import StepInputs
 from dino.devices.config import DeviceConfig
@@ -42,7 +42,7 @@ class GivenViews(DinoProgram):
 
 
 class Bench:
-    """A program bound to an optimiser, in fp32."""
+    """A program bound to an optimizer, in fp32."""
 
     def __init__(self, student, teacher, *, kind=DinoProgram, optimizer="adamw", micro_batches=1):
         self.student, self.teacher = student, teacher
@@ -52,7 +52,7 @@ class Bench:
             student=student,
             teacher=teacher,
             prototypes=prototypes,
-            normalisation=Normalisation(),
+            normalization=Normalization(),
             clip_grad=3.0,
             fused=device.fuses_updates,
         )
@@ -68,7 +68,7 @@ class Bench:
         tensors |= {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
         for place, state in enumerate(self.optimizer.state.values()):
             tensors |= {f"optimizer.{place}.{k}": v for k, v in state.items()}
-        tensors |= {"centre": self.program.centre, "meters": self.program.meters}
+        tensors |= {"centre": self.program.center, "meters": self.program.meters}
         return {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
 
 
@@ -114,27 +114,27 @@ def draw_crops(seed, images=16, local_views=3):
 
 
 def run_trajectory(arrays, draw):
-    """The golden eight steps; gives the bench, the losses and the centres."""
+    """The golden eight steps; gives the bench, the losses and the centers."""
     student, teacher = build_golden_network(norm_last_layer=False), build_golden_network(norm_last_layer=True)
     student.load_state_dict({k.removeprefix("init/"): torch.as_tensor(v) for k, v in arrays.items() if "init/" in k})
     bench = Bench(student, build_teacher(teacher, student), kind=GivenViews)
-    losses, centres = [], []
+    losses, centers = [], []
     for iteration in range(8):
         views = [draw(200 + 10 * iteration + view, 2, 3, *[224 if view < 2 else 96] * 2) for view in range(6)]
         numbers = [float(arrays[name][iteration]) for name in ("lr", "wd", "momentum")]
         before = bench.meter("loss")
         bench.step(Views(torch.cat(views[:2]), torch.cat(views[2:])), (*numbers, 0.04, float(iteration >= 4)))
         losses.append(bench.meter("loss") - before)
-        centres.append(bench.program.centre[0].clone())
-    return bench, losses, centres
+        centers.append(bench.program.center[0].clone())
+    return bench, losses, centers
 
 
 def test_eight_steps_are_those_of_the_original(golden, draw, relative_error):
     arrays = golden("trajectory")
-    bench, losses, centres = run_trajectory(arrays, draw)
+    bench, losses, centers = run_trajectory(arrays, draw)
     for iteration in range(8):
         assert losses[iteration] == pytest.approx(float(arrays["losses"][iteration]), rel=1e-5)
-        assert relative_error(centres[iteration], arrays["centers"][iteration]) <= 1e-5
+        assert relative_error(centers[iteration], arrays["centers"][iteration]) <= 1e-5
     for name, network in (("student", bench.student), ("teacher", bench.teacher)):
         state = network.state_dict()
         assert {f"{name}/{key}" for key in state} == {key for key in arrays if key.startswith(f"{name}/")}
@@ -160,7 +160,7 @@ def test_sixteen_images_at_once_equal_four_times_four(optimizer, local_views, re
             # As in the trajectory: the key bias follows rounding.
             limit = 1e-3 if key.endswith("attn.qkv.bias") else 1e-5
             assert relative_error(tensor, expected[key]) <= limit, f"{name}.{key}"
-    assert relative_error(parts.program.centre, whole.program.centre) <= 1e-5
+    assert relative_error(parts.program.center, whole.program.center) <= 1e-5
     for meter in ("steps", "loss", "entropy", "centre_norm", "grad_norm"):
         assert parts.meter(meter) == pytest.approx(whole.meter(meter), rel=1e-4)
 
@@ -197,7 +197,7 @@ def test_the_inputs_of_a_step_go_to_the_device_in_one_piece(depth, monkeypatch):
     assert [part.numel() for part in besides] == [5 if depth is None else 25]
 
 
-def test_a_step_moves_student_teacher_centre_and_meters():
+def test_a_step_moves_student_teacher_center_and_meters():
     bench = build_bench(kind=GivenViews)
     before = bench.bits()
     bench.step(draw_views(0), INPUTS)
@@ -393,5 +393,5 @@ def test_state_continues_to_the_bit():
         each.step(draw_views(1), INPUTS)
     assert other.bits() == bench.bits()
     other.program.load_state_dict({"centre": torch.ones(1, PROTOTYPES)})
-    assert torch.equal(other.program.centre, torch.ones(1, PROTOTYPES))
+    assert torch.equal(other.program.center, torch.ones(1, PROTOTYPES))
     assert other.meter("steps") == 2

@@ -405,7 +405,7 @@ def flatten_teacher() -> None:
     from dino.training import step
 
     whole = step.compute_targets
-    step.compute_targets = lambda logits, centre, temperature: whole(logits * 0, centre * 0, temperature)
+    step.compute_targets = lambda logits, center, temperature: whole(logits * 0, center * 0, temperature)
 
 
 def fix_teacher() -> None:
@@ -414,8 +414,8 @@ def fix_teacher() -> None:
 
     whole = step.compute_targets
 
-    def constant(logits: torch.Tensor, centre: torch.Tensor, temperature: torch.Tensor) -> step.TeacherTargets:
-        return whole(torch.eye(16)[:1].expand_as(logits), centre * 0, temperature)
+    def constant(logits: torch.Tensor, center: torch.Tensor, temperature: torch.Tensor) -> step.TeacherTargets:
+        return whole(torch.eye(16)[:1].expand_as(logits), center * 0, temperature)
 
     step.compute_targets = constant
 
@@ -544,7 +544,7 @@ def test_any_number_of_local_crops_trains(images: Path, tmp_path: Path, count: i
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
-def test_the_other_optimisers_train(images: Path, tmp_path: Path, optimizer: str) -> None:
+def test_the_other_optimizers_train(images: Path, tmp_path: Path, optimizer: str) -> None:
     words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--optimizer", optimizer)
     result = train(tmp_path, *words, "--accumulate_steps", 2, "--use_bn_in_head", "true", "--precision", "bf16")
     assert result.code == 0, result.text

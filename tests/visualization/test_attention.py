@@ -19,7 +19,7 @@ from torchvision import transforms
 import visualize_attention as script
 from dino.cli.options import parse
 from dino.data.decode import read_image
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, OptionError, WeightsError
 from dino.models.registry import build_backbone
@@ -28,7 +28,7 @@ from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from dino.visualization.attention import ClsAttention, draw_sheet, keep_mass, name_folders, open_attention
 from dino.visualization.config import AttentionConfig
-from dino.visualization.pictures import TILE, VIRIDIS, colour
+from dino.visualization.pictures import TILE, VIRIDIS, color
 from tests import hpu_simulator
 from tests.running import make_images, on_simulated_card, run_alone, run_pair
 
@@ -149,7 +149,7 @@ def test_masks_are_the_originals(draw: Callable[..., torch.Tensor]) -> None:
 def test_a_sheet_has_a_row_an_image_and_a_column_a_head(tmp_path: Path, channels: int) -> None:
     paths = sorted(make_images(tmp_path / "images", 2).iterdir())
     target = tmp_path / "sheets" / "attention.png"
-    draw_sheet(build(channels), paths, size=32, normalisation=build_normalisation(channels), target=target)
+    draw_sheet(build(channels), paths, size=32, normalization=build_normalization(channels), target=target)
     sheet = np.asarray(Image.open(target))
     assert sheet.shape == (2 * TILE, (1 + HEADS) * TILE, 3)
     assert all(sheet[:, column * TILE : (column + 1) * TILE].std() > 0 for column in range(1 + HEADS))
@@ -160,7 +160,7 @@ def test_a_sheet_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OptionError, match="cannot be written"):
         target = tmp_path / "file" / "attention.png"
-        draw_sheet(build(3), paths, size=32, normalisation=build_normalisation(3), target=target)
+        draw_sheet(build(3), paths, size=32, normalization=build_normalization(3), target=target)
 
 
 NAMES = ("head0", "head1", "head2", "mean")
@@ -193,7 +193,7 @@ def test_one_image_gives_the_originals_files_and_numbers(shared_data: Path, tmp_
     for name, values in zip(NAMES, [*found, found.mean(axis=0)], strict=True):
         drawn = np.asarray(Image.open(tmp_path / "out" / f"attn-{name}.png"))
         assert drawn.shape == (320, 512, 3)
-        assert np.array_equal(drawn[8::16, 8::16], colour(values, VIRIDIS))
+        assert np.array_equal(drawn[8::16, 8::16], color(values, VIRIDIS))
     mask = np.asarray(Image.open(tmp_path / "out" / "mask_th0.6_head1.png"))
     picture = np.asarray(Image.open(tmp_path / "out" / "img.png"))
     changed = (mask != picture).any(axis=2)[8::16, 8::16].ravel()

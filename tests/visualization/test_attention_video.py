@@ -21,7 +21,7 @@ from dino.errors import DataError, OptionError
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.visualization import attention_video
-from dino.visualization.pictures import INFERNO, colour
+from dino.visualization.pictures import INFERNO, color
 from dino.visualization.video import FrameSource, open_frames, write_video
 from tests import hpu_simulator
 from tests.running import Job, make_images, on_simulated_card, run_alone, run_pair
@@ -58,7 +58,7 @@ def draw_as_the_original(weights: Path, frame: Path, threshold: float | None) ->
         back = torch.argsort(index)
         heads = heads * torch.stack([kept[head][back[head]] for head in range(HEADS)])
     mean_map = sum(heads[head] / HEADS for head in range(HEADS)).reshape(view.shape[1] // 8, view.shape[2] // 8)
-    return colour(mean_map.numpy(), INFERNO)
+    return color(mean_map.numpy(), INFERNO)
 
 
 def count_frames(path: Path) -> int:

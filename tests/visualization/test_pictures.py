@@ -1,4 +1,4 @@
-"""Pictures: the colours of matplotlib's tables, one block a patch, and files that are whole or not there."""
+"""Pictures: the colors of matplotlib's tables, one block a patch, and files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dino.visualization.pictures import (
     TILE,
     VIRIDIS,
     Sheet,
-    colour,
+    color,
     enlarge,
     mark,
     overlay,
@@ -32,17 +32,17 @@ TABLES = {
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_colours_are_those_of_matplotlib_from_least_to_greatest(table: int) -> None:
+def test_colors_are_those_of_matplotlib_from_least_to_greatest(table: int) -> None:
     values = np.array([[2.0, 2.0 + 64.5 / 256, 2.5, 2.0 + 192.5 / 256, 3.0]], dtype=np.float32)
-    found = colour(values, table)
+    found = color(values, table)
     assert found.dtype == np.uint8 and found.shape == (1, 5, 3)
     assert np.abs(found[0].astype(int) - np.array(TABLES[table])).max() <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
-def test_a_map_of_one_value_has_the_first_colour(value: float) -> None:
-    assert np.ptp(colour(np.full((3, 4), value, np.float32), VIRIDIS), axis=(0, 1)).max() == 0
-    assert np.abs(colour(np.full((1, 1), value, np.float32), VIRIDIS)[0, 0] - np.array([68, 1, 84])).max() <= 1
+def test_a_map_of_one_value_has_the_first_color(value: float) -> None:
+    assert np.ptp(color(np.full((3, 4), value, np.float32), VIRIDIS), axis=(0, 1)).max() == 0
+    assert np.abs(color(np.full((1, 1), value, np.float32), VIRIDIS)[0, 0] - np.array([68, 1, 84])).max() <= 1
 
 
 def test_a_patch_becomes_a_block() -> None:

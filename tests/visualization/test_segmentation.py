@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.label_maps import DAVIS_PALETTE, DRIVING_COLOURS, DRIVING_PALETTE
+from dino.data.label_maps import DAVIS_PALETTE, DRIVING_COLORS, DRIVING_PALETTE
 from dino.data.segmentations import ScoredClip, ScoredFrame, list_clips
 from dino.errors import DataError, OptionError
-from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, draw_clips, draw_frame, read_colours
+from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, draw_clips, draw_frame, read_colors
 from tests.label_folders import make_davis, make_predictions, make_runs, save_labels
 
 TRUTH = np.zeros((40, 60), np.uint8)
 TRUTH[10:20, 10:30] = 1
 PREDICTED = np.zeros_like(TRUTH)
 PREDICTED[10:20, 20:40] = 1
-IMAGE = np.array((120, 100, 80))  # the colour of tests' images
+IMAGE = np.array((120, 100, 80))  # the color of tests' images
 
-COLOURS = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(-1, 3)
+COLORS = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(-1, 3)
 
 
 def make_clip(folder: Path, frames: int = 1) -> ScoredClip:
@@ -40,12 +40,12 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def test_four_panels_show_image_truth_prediction_and_error(tmp_path: Path) -> None:
     frame: ScoredFrame = make_clip(tmp_path).frames[0]
-    colours = read_colours(frame.truth, DAVIS_PALETTE)
-    image, truth, predicted, error = panels(draw_frame(frame, colours, None))
+    colors = read_colors(frame.truth, DAVIS_PALETTE)
+    image, truth, predicted, error = panels(draw_frame(frame, colors, None))
     assert image.shape == (40, 60, 3)
     assert abs(image - IMAGE).max() <= 2
     for panel, labels in ((truth, TRUTH), (predicted, PREDICTED)):
-        assert abs(panel - (IMAGE + colours[labels]) / 2).max() <= 2
+        assert abs(panel - (IMAGE + colors[labels]) / 2).max() <= 2
     wrong = (error == (255, 0, 0)).all(axis=2)
     assert np.array_equal(wrong, TRUTH != PREDICTED)
     assert (error[~wrong] == error[~wrong][:1, :1]).all()
@@ -53,7 +53,7 @@ def test_four_panels_show_image_truth_prediction_and_error(tmp_path: Path) -> No
 
 def test_pixels_of_the_ignored_label_are_never_wrong(tmp_path: Path) -> None:
     frame = make_clip(tmp_path).frames[0]
-    *_, error = panels(draw_frame(frame, COLOURS, 0))
+    *_, error = panels(draw_frame(frame, COLORS, 0))
     assert np.array_equal((error == (255, 0, 0)).all(axis=2), (TRUTH == 1) & (PREDICTED == 0))
 
 
@@ -61,7 +61,7 @@ def test_a_large_frame_is_made_smaller(tmp_path: Path) -> None:
     labels = np.zeros((481, 855), np.uint8)
     root = make_runs(tmp_path / "runs", {"run": [labels]})
     (clip,) = list_clips("driving", root, make_predictions(tmp_path / "out", {"run": [labels]}))
-    assert draw_frame(clip.frames[0], COLOURS, None).shape == (270 + CAPTION, 4 * PANEL_WIDTH, 3)
+    assert draw_frame(clip.frames[0], COLORS, None).shape == (270 + CAPTION, 4 * PANEL_WIDTH, 3)
 
 
 def test_a_clip_becomes_pictures_a_sheet_of_eight_and_a_video(tmp_path: Path) -> None:
@@ -86,16 +86,16 @@ def test_a_short_clip_has_a_short_sheet(tmp_path: Path) -> None:
     assert size_of(tmp_path / "run.png") == (4 * 60, 2 * (40 + CAPTION))
 
 
-def test_colours_are_the_files_own_or_the_voc_map(tmp_path: Path) -> None:
-    own = read_colours(save_labels(tmp_path / "a.png", TRUTH, tuple(range(10, 16)) * 128), DAVIS_PALETTE)
+def test_colors_are_the_files_own_or_the_voc_map(tmp_path: Path) -> None:
+    own = read_colors(save_labels(tmp_path / "a.png", TRUTH, tuple(range(10, 16)) * 128), DAVIS_PALETTE)
     assert own[:3].tolist() == [[10, 11, 12], [13, 14, 15], [10, 11, 12]]
-    gray = read_colours(save_labels(tmp_path / "b.png", TRUTH, None), DAVIS_PALETTE)
+    gray = read_colors(save_labels(tmp_path / "b.png", TRUTH, None), DAVIS_PALETTE)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
     assert {label: tuple(gray[label].tolist()) for label in known} == known
-    assert len({tuple(colour) for colour in gray.tolist()}) == 256
+    assert len({tuple(color) for color in gray.tolist()}) == 256
 
 
-def test_gray_labels_have_the_colours_of_their_layout(tmp_path: Path) -> None:
+def test_gray_labels_have_the_colors_of_their_layout(tmp_path: Path) -> None:
     """Runs those that eval_ipace_segmentation.py writes, so that truth and prediction look alike."""
     clips = {"clip": [TRUTH] * 3}
     out = make_predictions(tmp_path / "out", clips)
@@ -107,13 +107,13 @@ def test_gray_labels_have_the_colours_of_their_layout(tmp_path: Path) -> None:
     _, truth, *_ = panels(np.asarray(Image.open(tmp_path / "clip" / "00000.jpg")))
     middle = TRUTH.copy()
     middle[9:21, 9:31], middle[12:18, 12:28] = 9, 1  # JPEG blurs edges
-    red = np.array(DRIVING_COLOURS[1])
+    red = np.array(DRIVING_COLORS[1])
     assert abs(truth[middle == 1] - (IMAGE + red) / 2).max() <= 12
 
 
-def test_the_colours_of_davis_are_those_of_its_files(shared_data: Path) -> None:
+def test_the_colors_of_davis_are_those_of_its_files(shared_data: Path) -> None:
     path = shared_data / "davis/Annotations/480p/dog/00000.png"
-    assert np.array_equal(read_colours(path, DAVIS_PALETTE)[:21], COLOURS[:21])
+    assert np.array_equal(read_colors(path, DAVIS_PALETTE)[:21], COLORS[:21])
 
 
 def test_a_folder_that_is_in_the_way_is_an_error_and_leaves_no_video(tmp_path: Path) -> None:

@@ -30,13 +30,13 @@ def lively() -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def weights(tmp_path: Path, lively: Callable[..., nn.Module]) -> Path:
-    """A checkpoint of ours with a head beside the backbone, and with a normalisation of its own."""
+    """A checkpoint of ours with a head beside the backbone, and with a normalization of its own."""
     teacher = {f"backbone.{name}": tensor for name, tensor in lively().state_dict().items()}
     args = {"arch": "vit_mini", "patch_size": 16, "in_chans": 3, "global_crops_size": 64}
-    normalisation = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    normalization = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
     head = {"head.mlp.0.weight": torch.zeros(2, 2)}
     path = tmp_path / "weights.pth"
-    torch.save({"teacher": {**teacher, **head}, "args": args, "normalisation": normalisation}, path)
+    torch.save({"teacher": {**teacher, **head}, "args": args, "normalisation": normalization}, path)
     return path
 
 

@@ -46,7 +46,7 @@ def test_features_are_the_same_for_every_form_device_and_number_of_processes(
     found = {name: np.load(tmp_path / f"{name}.npz")["features"] for name in forms}
     assert found["ours"].shape == (7, 96) and found["ours"].std(axis=0).min() > 0
     for name, features in found.items():
-        # A folder and our file say how images are normalised, the others do not.
+        # A folder and our file say how images are normalized, the others do not.
         assert np.allclose(features, found["ours" if name in {"ours", "hf"} else "timm"], atol=1e-4), name
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from dino.cli.convert import convert_huggingface
-from dino.data.crops import cut_centre
-from dino.data.photometric import build_normalisation
+from dino.data.crops import center_crop
+from dino.data.photometric import build_normalization
 from dino.models.registry import build_backbone
 from tests.weights.conftest import equal_tensors
 
@@ -109,16 +109,16 @@ def test_a_folder_says_how_our_evaluations_prepare_an_image(
     processor = pytest.importorskip("transformers").AutoImageProcessor.from_pretrained(tmp_path / "theirs")
     picture = Image.open(next((shared_data / "photos" / "val").rglob("*.jpg"))).convert("RGB")
     found = torch.from_numpy(processor(picture, return_tensors="np")["pixel_values"][0])
-    view = cut_centre(torch.from_numpy(np.array(picture)).permute(2, 0, 1), 64)
+    view = center_crop(torch.from_numpy(np.array(picture)).permute(2, 0, 1), 64)
     stored = json.loads((tmp_path / "theirs" / "preprocessor_config.json").read_text())
-    normalisation = {"mean": stored["image_mean"], "std": stored["image_std"]}
-    assert normalisation == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
-    expected = build_normalisation(3, normalisation)(view)
+    normalization = {"mean": stored["image_mean"], "std": stored["image_std"]}
+    assert normalization == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    expected = build_normalization(3, normalization)(view)
     level = 1 / 255 / 0.2  # of the narrowest channel; resizers round differently
     assert found.shape == expected.shape and (found - expected).abs().max() <= 2 * level
 
 
-def test_our_own_normalisation_comes_back(weights: Path, tmp_path: Path, command: Command, reload: Any) -> None:
+def test_our_own_normalization_comes_back(weights: Path, tmp_path: Path, command: Command, reload: Any) -> None:
     assert command(convert_huggingface, weights, tmp_path / "theirs")[0] == 0
     assert equal_tensors(reload(tmp_path / "theirs"), reload(weights))
     assert command(convert_huggingface, tmp_path / "theirs", tmp_path / "back.pth")[0] == 0

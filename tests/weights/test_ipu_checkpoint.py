@@ -26,7 +26,7 @@ def build_network(*, norm_last_layer=True, use_bn=False):
 
 
 def make_published(*, half=False, norm_last_layer=True, compiled=True, seed=0):
-    """A checkpoint as the published code writes it: its names, its four groups, the state of the compiled optimiser."""
+    """A checkpoint as the published code writes it: its names, its four groups, the state of the compiled optimizer."""
     torch.manual_seed(seed)
     model, wrapper = {}, []
     for network in ("student", "teacher"):
@@ -98,7 +98,7 @@ def test_there_and_back_is_the_same_file(kind, tmp_path):
 
 
 @KINDS
-def test_networks_and_optimiser_of_ours_take_it(kind):
+def test_networks_and_optimizer_of_ours_take_it(kind):
     published = make_published(**kind)
     ours = read_published(published)
     student = build_network(norm_last_layer=kind.get("norm_last_layer", True))

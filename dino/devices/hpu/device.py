@@ -45,7 +45,7 @@ class HpuDevice(EagerDevice):
     """One Gaudi card, hccl; fp32, bf16 and op lists; eager, compiled or lazy."""
 
     loader_start = "forkserver"  # the driver's handles do not survive a fork
-    # One large bucket: each exchange cuts the lazy graph. Statistics of batch norm are synchronised by the norm itself.
+    # One large bucket: each exchange cuts the lazy graph. Statistics of batch norm are synchronized by the norm itself.
     parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
 
     def __init__(
@@ -112,7 +112,7 @@ class HpuDevice(EagerDevice):
             raise DeviceError(
                 f"the Habana bridge cannot be imported ({error})", remedy="`python -m dino.doctor` tells why"
             ) from error
-        self.mark_step = core.mark_step
+        self.cut_graph = core.mark_step
 
     def describe(self) -> str:
         """See the contract."""
@@ -126,7 +126,7 @@ class HpuDevice(EagerDevice):
         bf16, fp32 = (own if own is not None else vendors for own, vendors in zip(given, VENDORS, strict=True))
         try:
             proofs = check_policy(self.torch_device, self.autocast, bf16, fp32)
-            self.end_phase()
+            self.mark_step()
         except RuntimeError as error:
             explained = self.explain(error)
             if explained is None:
@@ -135,14 +135,14 @@ class HpuDevice(EagerDevice):
         if not proofs:
             logger.warning("the op lists differ from the vendor's in no op that could show which of them decide")
 
-    def end_phase(self) -> None:
+    def mark_step(self) -> None:
         """Cut the lazy graph."""
         if self.lazy:
-            self.mark_step()
+            self.cut_graph()
 
     def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
         """See the contract; what building the networks has queued is cut off, or the first graph would hold it too."""
-        self.end_phase()
+        self.mark_step()
         return super().compile_train(program, optimizer, micro_batches)
 
     def compile_module(self, module: nn.Module) -> nn.Module:
@@ -169,7 +169,7 @@ class HpuDevice(EagerDevice):
 
         def infer_and_cut(images: Tensor) -> Tensor:
             features = infer(images)
-            self.end_phase()
+            self.mark_step()
             return features
 
         return infer_and_cut

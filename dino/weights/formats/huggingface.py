@@ -67,12 +67,12 @@ def describe(network: Network) -> dict[str, Any]:
 def describe_input(network: Network) -> dict[str, Any]:
     """How this project's evaluations prepare an image, for transformers' AutoImageProcessor."""
     from dino.data.crops import RESIZE_RATIO
-    from dino.data.photometric import build_normalisation
+    from dino.data.photometric import build_normalization
 
     height, width = network.image_size
-    normalisation = build_normalisation(network.in_chans, network.normalisation)
+    normalization = build_normalization(network.in_chans, network.normalization)
     return {
-        "image_processor_type": "BitImageProcessor",  # the one that cuts the centre of a resized image
+        "image_processor_type": "BitImageProcessor",  # the one that cuts the center of a resized image
         "do_convert_rgb": network.in_chans == 3,
         "do_resize": True,
         "size": {"shortest_edge": round(min(height, width) * RESIZE_RATIO)},
@@ -82,8 +82,8 @@ def describe_input(network: Network) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(normalisation.mean),
-        "image_std": list(normalisation.std),
+        "image_mean": list(normalization.mean),
+        "image_std": list(normalization.std),
     }
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of the published IPU code as ours, and ours as its.
 
 There both networks and both halves of each last layer are in one dictionary, the optimiser's state bears the device's
-names, the centre stands beside them and the epoch is the last finished one. What has no place in our form (number
+names, the center stands beside them and the epoch is the last finished one. What has no place in our form (number
 format, the compiled optimiser's own values) is kept in it under `ipu` until training goes on, so that the way back
 gives the same file.
 """
@@ -201,7 +201,7 @@ def _write_optimizer(ours: Mapping[str, Any], student: Mapping[str, Tensor], arg
 
 
 def _is_norm_fixed(ours: Mapping[str, Any], student: Mapping[str, Tensor], args: Mapping[str, Any]) -> bool:
-    """Whether the optimiser leaves the last layer's norms out: as the options say, or as the number of parameters."""
+    """Whether the optimizer leaves the last layer's norms out: as the options say, or as the number of parameters."""
     count = sum(len(group["params"]) for group in ours["param_groups"])
     return bool(args.get("norm_last_layer", count < sum(map(len, _group(student, False)))))
 

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.data.photometric import build_normalisation
+from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
 from dino.files import drafting
 from dino.models.weights import TrainedBackbone, fill_network, find_network
@@ -46,7 +46,7 @@ def write_onnx(config: ConversionConfig) -> None:
     with drafting(target, "`file_out`") as draft:
         write_graph(backbone.module, images, draft)
         difference = compare(backbone.module, images, draft)
-    expected = build_normalisation(backbone.in_chans, backbone.normalisation)
+    expected = build_normalization(backbone.in_chans, backbone.normalization)
     logger.info("images are to be normalised: levels of 0 to 1, mean %s, std %s", expected.mean, expected.std)
     count = len(found.matched.tensors)
     logger.info("%s: %d of %d tensors matched, for images %s", target, count, count, list(images.shape[1:]))

@@ -14,7 +14,7 @@ if DEVICE == "hpu":
     load()
 
 from dino.data.crops import Crops  # noqa: E402
-from dino.data.photometric import PARAMETERS, build_normalisation  # noqa: E402
+from dino.data.photometric import PARAMETERS, build_normalization  # noqa: E402
 from dino.devices.base import StepInputs  # noqa: E402
 from dino.models.head import DINOHead  # noqa: E402
 from dino.models.multicrop import MultiCrop  # noqa: E402
@@ -53,7 +53,7 @@ torch.manual_seed(0)
 student = build_network()
 teacher = build_teacher(build_network(), student)
 program = DinoProgram(
-    student=student, teacher=teacher, prototypes=16, normalisation=build_normalisation(3), clip_grad=3.0
+    student=student, teacher=teacher, prototypes=16, normalization=build_normalization(3), clip_grad=3.0
 )
 optimizer = build_optimizer("adamw", student)
 forward = torch.compile(program.forward, backend=BACKEND[0], dynamic=False) if BACKEND else program.forward

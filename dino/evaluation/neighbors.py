@@ -1,6 +1,6 @@
-"""Nearest neighbours by inner product: exact, or approximate for very large sets.
+"""Nearest neighbors by inner product: exact, or approximate for very large sets.
 
-Shapes: N vectors, M queries, D width, k neighbours.
+Shapes: N vectors, M queries, D width, k neighbors.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 CHUNK_NUMBERS = 2**25  # float32 numbers of one chunk of products: 128 MiB
 GROUP = 100  # columns whose maximum is taken together; measured on a CPU at 50,000 x 384
-LEAST_GROUPS = 20  # groups a neighbour, below which two passes do not pay
+LEAST_GROUPS = 20  # groups a neighbor, below which two passes do not pay
 CELLS = 4  # IVF: cells a square root of N, faiss's rule of thumb
 PROBES = 0.05  # IVF: share of the cells that a query looks into
 TRAINING_POINTS = 64  # IVF: vectors a cell to place the cells by
 SAMPLE = 1000  # queries that the approximate search is compared on
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """Inner products (M, k), largest first, and the places of those vectors (M, k) int64."""
 
     products: Tensor
@@ -36,7 +36,7 @@ class Neighbours(NamedTuple):
 class Index(Protocol):
     """Vectors that can be searched."""
 
-    def search(self, queries: Tensor, k: int) -> Neighbours:
+    def search(self, queries: Tensor, k: int) -> Neighbors:
         """The k best of (M, D) queries."""
 
 
@@ -44,7 +44,7 @@ class ExactIndex:
     """All products, in fp32.
 
     A first pass in bf16 does not pay: the features of a trained backbone lie so close together that its rounding leaves
-    hundreds of candidates for twenty neighbours.
+    hundreds of candidates for twenty neighbors.
     """
 
     def __init__(self, vectors: Tensor) -> None:
@@ -52,14 +52,14 @@ class ExactIndex:
         self.vectors = vectors
         self.products = vectors.new_empty(0)
 
-    def search(self, queries: Tensor, k: int) -> Neighbours:
+    def search(self, queries: Tensor, k: int) -> Neighbors:
         """The k best of (M, D) queries, k at most N; best called with one M, whose products then keep their memory."""
         if self.products.shape[0] != len(queries):
             self.products = self.vectors.new_empty(len(queries), len(self.vectors))
         return find_largest(torch.mm(queries, self.vectors.T, out=self.products), k)
 
 
-def find_largest(rows: Tensor, k: int) -> Neighbours:
+def find_largest(rows: Tensor, k: int) -> Neighbors:
     """The k largest of each row (M, N), largest first.
 
     The rows are read once, for the maximum of every group of columns; the k best groups hold the k largest, since each
@@ -67,14 +67,14 @@ def find_largest(rows: Tensor, k: int) -> Neighbours:
     """
     count = rows.shape[1] // GROUP
     if count < LEAST_GROUPS * k:
-        return Neighbours(*rows.topk(k, dim=1))
+        return Neighbors(*rows.topk(k, dim=1))
     groups = torch.unflatten(rows[:, : count * GROUP], 1, (count, GROUP))
     chosen = groups.amax(dim=2).topk(k, dim=1).indices
     places = (chosen[:, :, None] * GROUP + torch.arange(GROUP, device=rows.device)).flatten(1)
     rest = torch.arange(count * GROUP, rows.shape[1], device=rows.device).expand(len(rows), -1)
     places = torch.cat([places, rest], dim=1)
     products, order = rows.gather(1, places).topk(k, dim=1)
-    return Neighbours(products, places.gather(1, order))
+    return Neighbors(products, places.gather(1, order))
 
 
 def split_queries(queries: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
@@ -101,13 +101,13 @@ class CellIndex:
         self.index.add(vectors.cpu().numpy())
         self.index.nprobe = max(1, round(PROBES * cells))
 
-    def search(self, queries: Tensor, k: int) -> Neighbours:
+    def search(self, queries: Tensor, k: int) -> Neighbors:
         """The k best of (M, D) queries among the cells looked into; where those hold fewer, the last is repeated."""
         products, places = map(torch.from_numpy, self.index.search(queries.cpu().numpy(), k))
         missing = places < 0
         last = (~missing).sum(dim=1, keepdim=True).clamp(min=1) - 1
         products = torch.where(missing, torch.finfo(products.dtype).min, products)
-        return Neighbours(products, torch.where(missing, places.gather(1, last), places).clamp(min=0))
+        return Neighbors(products, torch.where(missing, places.gather(1, last), places).clamp(min=0))
 
 
 def build_index(kind: str, vectors: Tensor) -> Index:

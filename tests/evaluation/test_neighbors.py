@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.evaluation.neighbours import CellIndex, ExactIndex, build_index, find_largest, log_recall
+from dino.evaluation.neighbors import CellIndex, ExactIndex, build_index, find_largest, log_recall
 from tests import hpu_simulator
 
 
 def draw_vectors(seed: int, count: int, width: int, *, spread: float) -> torch.Tensor:
-    """Unit vectors around few centres; with a spread of 0 many are equal."""
+    """Unit vectors around few centers; with a spread of 0 many are equal."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).standard_normal((4, width))
-    rows = centres[rng.integers(0, 4, count)] + spread * rng.standard_normal((count, width))
+    centers = np.random.default_rng(0).standard_normal((4, width))
+    rows = centers[rng.integers(0, 4, count)] + spread * rng.standard_normal((count, width))
     return F.normalize(torch.as_tensor(rows.astype(np.float32)), dim=1)
 
 
