@@ -43,8 +43,8 @@ def _resolve_whole(config: PrecisionConfig) -> str:
     wanted = config.precision or "float32"
     wanted = "ops" if config.hmp else names.get(wanted, wanted)
     if wanted not in ("float32", "float16", "masterweight"):
-        flag = "`hmp`" if config.hmp else f"`precision` {wanted}"
+        asked = "`hmp`" if config.hmp else f"`precision` {wanted}"
         raise OptionError(
-            f"{flag} is not there on `device` ipu", remedy="give `precision` float32, float16 or masterweight"
+            f"{asked} is not there on `device` ipu", remedy="give `precision` float32, float16 or masterweight"
         )
     return wanted

@@ -164,5 +164,5 @@ def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]
     return scores
 
 
-def _open(path: str | None, flag: str) -> ImageSource | None:
-    return list_images(Path(path), flag) if path else None
+def _open(path: str | None, setting: str) -> ImageSource | None:
+    return list_images(Path(path), setting) if path else None

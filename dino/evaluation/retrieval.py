@@ -62,7 +62,7 @@ def _mean(rows: np.ndarray) -> np.ndarray:
     return counted.mean(axis=0) if len(counted) else np.full(rows.shape[1:], np.nan)
 
 
-def evaluate_retrieval(options: RetrievalConfig, run: Run) -> dict[str, RankingScore]:
+def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingScore]:
     """Describe all images, rank, and log the two result lines.
 
     Returns:
@@ -72,26 +72,26 @@ def evaluate_retrieval(options: RetrievalConfig, run: Run) -> dict[str, RankingS
     Raises:
         DinoError: Wrong weights, missing or unreadable files, images smaller than a patch.
     """
-    check_target(options.report.json)
-    flags, data = options.retrieval, options.data
-    landmarks = open_landmarks(data.data_path, flags.dataset, crop_queries=flags.crop_queries)
+    check_target(config.report.json)
+    landmark, data = config.retrieval, config.data
+    landmarks = open_landmarks(data.data_path, landmark.dataset, crop_queries=landmark.crop_queries)
     with run.processes.rank_zero_first():
-        backbone = load_backbone(options.backbone, options.weights, published=PUBLISHED_FOR_RETRIEVAL)
+        backbone = load_backbone(config.backbone, config.weights, published=PUBLISHED_FOR_RETRIEVAL)
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
-    if flags.multiscale:
+    if landmark.multiscale:
         backbone = dataclasses.replace(backbone, module=MultiScale(backbone.module))
     # Rows and columns that fill no patch belong to the smaller scales too, so those keep them.
-    view = Thumbnail(longest=options.size.imsize, patch=1 if flags.multiscale else patch)
+    view = Thumbnail(longest=config.size.imsize, patch=1 if landmark.multiscale else patch)
     shapes = read_shapes(landmarks.source, view, run)
-    check_shapes(landmarks.source, shapes, least=patch * (2 if flags.multiscale else 1))
+    check_shapes(landmarks.source, shapes, least=patch * (2 if landmark.multiscale else 1))
     check_network(backbone, min(shapes))
     queries = len(landmarks.truths)
     database = len(shapes) - queries
     logger.info("train: %d imgs / query: %d imgs, in %d shapes", database, queries, len(set(shapes)))
-    reading = build_reading(data, run, keep_on_device=options.store.store_on_device)
+    reading = build_reading(data, run, keep_on_device=config.store.store_on_device)
     features = describe(backbone, landmarks.source, shapes, view, run, reading)
     scores = score_landmarks(rank(features[:database], features[database:]), landmarks.truths)
-    _report(scores, options, run)
+    _report(scores, config, run)
     return scores
 
 

@@ -131,19 +131,21 @@ def _make_folders(clips: Sequence[Clip], output: Path) -> None:
         make_output_folder(str(output / clip.name))
 
 
-def _segment(clip: Clip, features: Iterator[Tensor], flags: PropagationConfig, folder: Path, run: Run) -> Iterator[int]:
+def _segment(
+    clip: Clip, features: Iterator[Tensor], config: PropagationConfig, folder: Path, run: Run
+) -> Iterator[int]:
     """Write the label maps of one clip, its first frame's as given; yields the number of those that are there."""
     given, palette = read_label_map(clip.labels)
     truth = drop_void(given) if clip.has_void else given
     found = itertools.islice(features, len(clip.frames))
-    for number, labels in enumerate(propagate_clip(truth, found, flags, run, clip.name), start=1):
+    for number, labels in enumerate(propagate_clip(truth, found, config, run, clip.name), start=1):
         path = folder / f"{clip.frames[number - 1].stem}.png"
         write_label_map(path, given if number == 1 else labels, palette or clip.palette)
         yield number
 
 
 def propagate_clip(
-    truth: NDArray[np.uint8], features: Iterator[Tensor], flags: PropagationConfig, run: Run, name: str
+    truth: NDArray[np.uint8], features: Iterator[Tensor], config: PropagationConfig, run: Run, name: str
 ) -> Iterator[NDArray[np.uint8]]:
     """Label every frame of a clip.
 
@@ -153,7 +155,7 @@ def propagate_clip(
     Args:
         truth: (height, width), the labels of the first frame.
         features: (H, W, D) of every frame, of length 1.
-        flags: Neighborhood, context and number of neighbors.
+        config: Neighborhood, context and number of neighbors.
         run: The device that holds the features.
         name: Of the clip, for that line.
 
@@ -168,11 +170,11 @@ def propagate_clip(
     if len(lost):
         logger.warning("%s: too small for a grid of %dx%d, lost: label %s", name, *grid, ", ".join(map(str, lost)))
     chosen = F.one_hot(torch.from_numpy(np.searchsorted(known, small)), len(known))
-    context = Context(first, run.device.place(chosen.float()), last=flags.n_last_frames)
-    tiles = plan_tiles(grid, flags.size_mask_neighborhood, first.device)
+    context = Context(first, run.device.place(chosen.float()), last=config.n_last_frames)
+    tiles = plan_tiles(grid, config.size_mask_neighborhood, first.device)
     yield truth
     for found in features:
-        labels = propagate_labels(found, context, tiles, topk=flags.topk)
+        labels = propagate_labels(found, context, tiles, topk=config.topk)
         context.add(found, labels)
         decided = decide_labels(labels, compute_frame_size(*truth.shape))
         yield resize_labels(known[decided.cpu().numpy()], truth.shape)

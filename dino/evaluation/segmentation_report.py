@@ -136,11 +136,11 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     return {**total.named(), "frames": sum(frames.values()), **figures}, rows
 
 
-def _report_driving(clips: Sequence[ScoredClip], flags: MetricsConfig, interval: int) -> tuple[dict[str, Any], Rows]:
+def _report_driving(clips: Sequence[ScoredClip], metrics: MetricsConfig, interval: int) -> tuple[dict[str, Any], Rows]:
     progress = Progress(_count_frames(clips), "frames scored")
     runs = {
         clip.name: score_run(
-            progress.follow(clip.frames), num_classes=int(chosen(flags, "num_classes")), ignored=flags.ignore_label
+            progress.follow(clip.frames), num_classes=int(chosen(metrics, "num_classes")), ignored=metrics.ignore_label
         )
         for clip in clips
     }
@@ -157,7 +157,7 @@ def _report_driving(clips: Sequence[ScoredClip], flags: MetricsConfig, interval:
     unlabelled = sum(clip.unlabelled for clip in clips)
     if unlabelled:
         logger.info("%d frames have no true labels and are not scored", unlabelled)
-    _tell_of_refreshed(clips, interval, total.copied if flags.skip_refreshed else 0)
+    _tell_of_refreshed(clips, interval, total.copied if metrics.skip_refreshed else 0)
     logger.info(
         "driving: mean IoU %.4f  accuracy %.4f  (%d classes, %d runs, %d frames)",
         total.mean_iou(),
@@ -218,11 +218,11 @@ def _print_table(rows: Rows) -> None:
         logger.info("%s", "  ".join([name.ljust(widths[0]), *aligned]))
 
 
-def _existing(flag: str, path: str | None) -> Path:
+def _existing(name: str, path: str | None) -> Path:
     if not path:
-        raise DataError(f"`{flag}` is missing: compare DATASET_PATH's label maps with PREDICTION_PATH's")
+        raise DataError(f"`{name}` is missing: compare DATASET_PATH's label maps with PREDICTION_PATH's")
     if not Path(path).is_dir():
-        raise DataError(f"`{flag}` {path} is no folder", value=path)
+        raise DataError(f"`{name}` {path} is no folder", value=path)
     return Path(path)
 
 

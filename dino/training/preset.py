@@ -60,7 +60,7 @@ class Choice(NamedTuple):
 
 
 def choose_values(scale: Scale) -> dict[str, Choice]:
-    """The value of each flag that the preset knows, by field."""
+    """The value of each setting that the preset knows, by name."""
     first, last, warmup = _choose_temperatures(scale)
     return {
         "out_dim": _choose_prototypes(scale),

@@ -154,14 +154,14 @@ def _check_vit(arch: str) -> None:
         )
 
 
-def check_size(flag: str, size: tuple[int, ...] | None) -> None:
+def check_size(setting: str, size: tuple[int, ...] | None) -> None:
     """Refuse more numbers than height and width.
 
     Raises:
-        OptionError: With the flag.
+        OptionError: With the setting.
     """
     if size is not None and len(size) > 2:
-        raise OptionError(f"{flag} got {len(size)} numbers, wants height and width, or the shorter side alone")
+        raise OptionError(f"{setting} got {len(size)} numbers, wants height and width, or the shorter side alone")
 
 
 def visualize_attention(options: AttentionConfig, run: Run) -> list[Path]:

@@ -65,21 +65,21 @@ def generate_video(options: AttentionVideoConfig, run: Run) -> Path:
     return target
 
 
-def _check(options: AttentionVideoConfig, target: Path) -> None:
+def _check(config: AttentionVideoConfig, target: Path) -> None:
     """Refuse what cannot be meant, before anything is loaded or written."""
-    flags = options.video
-    if flags.input_path is None:
+    video = config.video
+    if video.input_path is None:
         raise DataError("`input_path` is missing", remedy="give a video file or a folder of frames")
-    given = Path(flags.input_path)
-    check_size("`resize`", flags.resize)
+    given = Path(video.input_path)
+    check_size("`resize`", video.resize)
     unused = [
-        name for group, name in ((flags, "resize"), (options.mask, "threshold")) if getattr(group, name) is not None
+        name for group, name in ((video, "resize"), (config.mask, "threshold")) if getattr(group, name) is not None
     ]
-    if flags.video_only and unused:
+    if video.video_only and unused:
         raise OptionError(
             "`video_only` makes a video of pictures as they are", remedy=f"`{unused[0]}` cannot change them"
         )
-    if flags.video_only and given.is_file():
+    if video.video_only and given.is_file():
         raise OptionError(
             "`video_only` makes a video of a folder of pictures", remedy=f"`input_path` {given} is a file"
         )
@@ -87,7 +87,7 @@ def _check(options: AttentionVideoConfig, target: Path) -> None:
         raise OptionError(
             f"`input_path` {given} would be overwritten by the video", value=given, remedy="name another `output_path`"
         )
-    if not flags.video_only and given.resolve() == (target.parent / ATTENTION).resolve():
+    if not video.video_only and given.resolve() == (target.parent / ATTENTION).resolve():
         raise OptionError(
             f"`input_path` {given} is where the attention goes",
             value=given,

@@ -55,7 +55,7 @@ def test_blocks_are_scored_by_their_own_queries() -> None:
 
 def describe_plainly(paths: list[Path], weights: Path) -> np.ndarray:
     """CLS and GeM of each picture, one at a time: (N, 2 D) float64."""
-    backbone = load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(weights)), frozenset()).module
+    backbone = load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(weights))).module
     rows = []
     for path in paths:
         with Image.open(path) as picture:

@@ -102,13 +102,13 @@ def test_a_bad_image_is_named(tmp_path: Path) -> None:
     assert source.names[3] in str(caught.value)
 
 
-def test_the_flags_say_how_images_are_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_say_how_images_are_fed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "choose_workers", lambda asked, **facts: (asked, *facts.values()))
     data, run = DataConfig(batch_size_per_device=5, num_workers=3), build_run()
-    reading = build_reading(data, frozenset({"num_workers"}), run, keep_on_device=False, max_batches=9)
+    reading = build_reading(data, run, keep_on_device=False, max_batches=9)
     assert (reading.batch_size, reading.keep_on_device, reading.max_batches) == (5, False, 9)
-    assert reading.workers == (3, True, 1, 0)
-    assert build_reading(data, frozenset(), run, keep_on_device=True).workers == (3, False, 1, 0)
+    assert reading.workers == (3, 1, 0)
+    assert build_reading(DataConfig(), run, keep_on_device=True).workers == (None, 1, 0)
 
 
 def extract_in_company(rank: int, url: str, root: str, output: str) -> None:

@@ -376,6 +376,12 @@ def test_a_layer_of_another_backbone_or_run_is_refused(words: list[str], weights
         run(*words, "--output_dir", tmp_path, "--cache_features", "--data_limit", 20)
 
 
+def test_a_run_continues_where_a_default_is_written_out(words: list[str], tmp_path: Path) -> None:
+    run(*words, "--output_dir", tmp_path, "--epochs", 1)
+    run(*words, "--output_dir", tmp_path, "--epochs", 2, "--avgpool_patchtokens", "false")
+    assert [line["epoch"] for line in lines_of(tmp_path)] == [0, 1]
+
+
 def test_a_layer_of_other_classes_is_refused(words: list[str], images: Path, tmp_path: Path) -> None:
     run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
     shutil.copytree(images / "val", tmp_path / "data" / "val")

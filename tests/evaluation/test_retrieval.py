@@ -95,7 +95,7 @@ def describe_plainly(path: Path, backbone: torch.nn.Module, box: list[float] | N
 
 @torch.inference_mode()
 def score_plainly(root: Path, name: str, weights: Path, *, multiscale: bool = False, crop: bool = False) -> list[str]:
-    backbone = load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(weights)), frozenset()).module
+    backbone = load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(weights))).module
     told = json.loads((root / name / f"gnd_{name}.json").read_text())
     jobs = [(image, None) for image in told["imlist"]]
     jobs += [(image, entry["bbx"] if crop else None) for image, entry in zip(told["qimlist"], told["gnd"], strict=True)]

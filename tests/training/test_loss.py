@@ -253,7 +253,7 @@ def measures(logits, temperature=0.04, center=None):
 def test_uniform_outputs_are_named(prototypes):
     torch.manual_seed(0)
     text = diagnose_collapse(**measures(1e-3 * torch.randn(32, prototypes)))
-    assert text.startswith("uniform collapse") and "--teacher_temp" in text
+    assert text.startswith("uniform collapse") and "`teacher_temp`" in text
 
 
 @pytest.mark.parametrize("prototypes", [64, 1024])
@@ -261,7 +261,7 @@ def test_constant_outputs_are_named(prototypes):
     torch.manual_seed(0)
     same = torch.randn(1, prototypes).expand(32, -1) + 1e-5 * torch.randn(32, prototypes)
     text = diagnose_collapse(**measures(same))
-    assert text.startswith("constant collapse") and "--momentum_teacher" in text
+    assert text.startswith("constant collapse") and "`momentum_teacher`" in text
 
 
 @pytest.mark.parametrize("prototypes", [64, 1024])

@@ -65,8 +65,8 @@ class HpuDevice(EagerDevice):
         Args:
             precision: fp32, bf16 or ops, which `lists` then describe.
             lists: Which op runs in which number format.
-            lazy_mode: The flag.
-            compiles: The flag `compile`.
+            lazy_mode: The setting.
+            compiles: The setting `compile`.
             kept: The mode in the checkpoint that the run continues.
             trains: Whether networks are trained; what only evaluates compiles nothing.
             local_rank: Of this process on its host.

@@ -56,19 +56,19 @@ def choose_mode(
     torch_version: str | None = None,
     kept: str | None = None,
 ) -> Mode:
-    """Decide: the flags, else the variable, else an imported bridge, else the checkpoint, else lazy where torch has it.
+    """Decide: settings, else the variable, else an imported bridge, else the checkpoint, else lazy where torch has it.
 
     Args:
-        lazy_mode: The flag `lazy_mode`; None where it was not given.
-        compiles: The flag `compile`; None where it was not given.
+        lazy_mode: The setting; None where it was not given.
+        compiles: The setting `compile`; None where it was not given.
         variable: PT_HPU_LAZY_MODE; None where it is unset. All but "0" is lazy.
         imported_lazy: Whether a bridge that is imported already runs in lazy mode; None where none is.
         torch_version: Of the installed torch; None where it is unknown.
         kept: Name of the mode in the checkpoint that the run continues; None for a new run.
 
     Raises:
-        OptionError: Flags and variable contradict each other.
-        DeviceError: The bridge is imported already, in a mode that the flags do not allow.
+        OptionError: Settings and variable contradict each other.
+        DeviceError: The bridge is imported already, in a mode that the settings do not allow.
     """
     told = None if variable is None else variable != "0"
     if lazy_mode and compiles:
@@ -124,9 +124,9 @@ def _check_imported(imported_lazy: bool, lazy_mode: bool | None, compiles: bool 
     """The mode of a bridge that is imported already cannot be changed in this process."""
     wanted = lazy_mode if lazy_mode is not None else False if compiles else None
     if wanted is not None and wanted != imported_lazy:
-        flag = "`compile`" if lazy_mode is None else f"`lazy_mode` {str(lazy_mode).lower()}"
+        setting = "`compile`" if lazy_mode is None else f"`lazy_mode` {str(lazy_mode).lower()}"
         raise DeviceError(
-            f"{flag}: {_describe(imported_lazy)}",
+            f"{setting}: {_describe(imported_lazy)}",
             remedy=f"import dino before torch, or set {VARIABLE}={int(wanted)} before Python starts",
         )
 
