@@ -24,8 +24,8 @@ test:
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 # A second environment with the torch that PopTorch 3.4 wants, and what --device ipu reaches in it.
-IPU_TESTS := tests/test_poptorch_fake.py tests/devices/test_pipeline.py tests/devices/test_align.py \
-	tests/devices/test_ipu.py tests/interop/test_ipu_checkpoint.py tests/training/test_ipu_runs.py
+IPU_TESTS := tests/test_poptorch_fake.py tests/devices/test_pipeline.py tests/cli/test_align.py \
+	tests/devices/test_ipu.py tests/weights/test_ipu_checkpoint.py tests/training/test_ipu_runs.py
 
 test-ipu:
 	$(PYTHON) -m venv .venv-ipu
