@@ -108,7 +108,7 @@ def test_the_image_gets_all_that_it_needs():
     lines = (FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     admitted = [line[1:] for line in lines if line.startswith("!")]
     assert [pattern for pattern in admitted if not list(ROOT.glob(pattern))] == []
-    assert {"dino", "tools/make_venv.py", "requirements*.txt", "*.py", "ops_*.txt"} <= set(admitted)
+    assert {"dino", "tools/make_venv.py", "requirements*.txt", "*.py"} <= set(admitted)
 
 
 def test_the_page_knows_the_codes_releases_and_a_safe_installation():

@@ -34,7 +34,7 @@ class ExaminationConfig:
 class DoctorConfig:
     """Say what this machine has, and what keeps the device from running; give the flags that the run will have."""
 
-    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
+    device: DeviceConfig = DeviceConfig()
     precision: PrecisionConfig = setting(
         PrecisionConfig(), choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight")
     )

@@ -52,7 +52,7 @@ class VerifyConfig:
     Ends with 1 where a step failed. --lazy_mode leaves out the other modes of hpu.
     """
 
-    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
+    device: DeviceConfig = DeviceConfig()
     verify: EvidenceConfig = EvidenceConfig()
 
 

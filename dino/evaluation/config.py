@@ -118,7 +118,7 @@ class RetrievalConfig(EvaluationConfig):
 
     data: DataConfig = DataConfig(batch_size_per_device=128)
     store: StoreConfig = StoreConfig()
-    size: ImageSizeConfig = setting(ImageSizeConfig(), choices=("quick", "full"))
+    size: ImageSizeConfig = ImageSizeConfig()
     retrieval: LandmarkConfig = LandmarkConfig()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import ReportConfig, setting
+from dino.config import ReportConfig
 from dino.devices.config import DeviceConfig
 from dino.models.config import BackboneConfig, WeightsConfig
 
@@ -21,7 +21,7 @@ class LaunchConfig:
 class FrozenConfig:
     """What every command that runs a frozen backbone asks."""
 
-    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
+    device: DeviceConfig = DeviceConfig()
     launch: LaunchConfig = LaunchConfig()
     backbone: BackboneConfig = BackboneConfig()
     weights: WeightsConfig = WeightsConfig()

@@ -64,10 +64,8 @@ class RunConfig(EpochConfig):
 class TrainConfig:
     """A pre-training run."""
 
-    device: DeviceConfig = setting(DeviceConfig(), choices=("hpu", "cuda", "cpu", "ipu"))
-    precision: PrecisionConfig = setting(
-        PrecisionConfig(), choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight")
-    )
+    device: DeviceConfig = DeviceConfig()
+    precision: PrecisionConfig = PrecisionConfig()
     compiled: IpuConfig = IpuConfig()
     launch: LaunchConfig = LaunchConfig()
     backbone: BackboneConfig = BackboneConfig()

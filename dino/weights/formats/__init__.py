@@ -1,0 +1,1 @@
+"""One file for each form of weights that other projects read."""
