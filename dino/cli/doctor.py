@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dino.cli.options import parse
 from dino.cli.parser import Help
 from dino.cli.session import spell
-from dino.config import ReportConfig, setting
+from dino.config import ReportConfig
 from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.doctor.examine import Case, choose, examine
 from dino.doctor.report import Fact, Problem
@@ -35,9 +35,7 @@ class DoctorConfig:
     """Say what this machine has, and what keeps the device from running; give the flags that the run will have."""
 
     device: DeviceConfig = DeviceConfig()
-    precision: PrecisionConfig = setting(
-        PrecisionConfig(), choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight")
-    )
+    precision: PrecisionConfig = PrecisionConfig()
     examination: ExaminationConfig = ExaminationConfig()
     report: ReportConfig = ReportConfig()
 
