@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dino.config import UNSET, as_dict, as_recipe, change, chosen, derived, list_settings
+from dino.evaluation.config import CopyDetectionConfig, KnnConfig, LinearConfig, RetrievalConfig
 from dino.training.config import TrainConfig
 
 
@@ -55,3 +56,8 @@ def test_a_recipe_holds_every_value_the_reasons_and_what_nobody_gave():
     text = as_recipe(change(Toy(), {"depth": 3, "width": 8}), given={"depth"}, reasons={"width": "so said the file"})
     assert "width: 8  # so said the file" in text.splitlines()
     assert yaml.safe_load(text) == {"width": 8, "depth": 3, "scale": [0.5, 1.0], UNSET: ["scale"]}
+
+
+@pytest.mark.parametrize("config", [TrainConfig, KnnConfig, LinearConfig, CopyDetectionConfig, RetrievalConfig])
+def test_limits_are_of_settings_and_not_of_groups(config):
+    assert [field.name for field in dataclasses.fields(config) if field.metadata] == []

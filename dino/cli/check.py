@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ABOUT = Help(
+    places="PATH",
     example="dino check photos --output clean.txt",
     required=("data_path",),
 )

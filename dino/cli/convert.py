@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     form, rest = _take_form(words)
     if form is None and {"--help", "-h"} & set(rest):
-        sys.stdout.write(f"usage: dino convert IN OUT --to {{{','.join(FORMS)}}} [flags]\n\n{USAGE}\n")
+        sys.stdout.write(USAGE)
         return
     if form is None or form not in FORMS:
         raise OptionError(
@@ -155,7 +155,6 @@ def convert_ipu(argv: Sequence[str] | None = None) -> None:
     logger.info("%s: %s, of the other form in %s", target, "ours" if theirs else "of the published IPU code", source)
 
 
-USAGE = "IN is a file of any form; OUT is of the form that --to names or, as OUT.pth, this project's from that form"
 FORMS: Mapping[str, Callable[[Sequence[str] | None], None]] = {
     "huggingface": convert_huggingface,
     "timm": convert_timm,
@@ -163,3 +162,13 @@ FORMS: Mapping[str, Callable[[Sequence[str] | None], None]] = {
     "onnx": convert_onnx,
     "ipu": convert_ipu,
 }
+USAGE = f"""\
+usage: dino convert IN OUT --to {{{",".join(FORMS)}}} [flags]
+
+IN is a file of any form; OUT is of the form that --to names or, as OUT.pth, this project's from that form.
+
+example:
+  dino convert checkpoint.pth out --to huggingface
+
+dino convert --to FORM --help lists its flags
+"""

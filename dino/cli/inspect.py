@@ -17,6 +17,7 @@ from dino.models.config import WeightsFileConfig
 logger = logging.getLogger(__name__)
 
 ABOUT = Help(
+    places="FILE",
     example="dino inspect checkpoint.pth",
     required=("pretrained_weights",),
 )

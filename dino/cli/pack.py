@@ -14,6 +14,7 @@ from dino.data.config import SourceConfig
 from dino.errors import OptionError
 
 ABOUT = Help(
+    places="IMAGE_FOLDER OUT",
     example="dino pack photos shards --shard_size 1000",
     required=(
         "data_path",

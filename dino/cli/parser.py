@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import itertools
 import sys
 import typing
@@ -83,11 +84,13 @@ class Help(typing.NamedTuple):
         summary: What the command does; by default the config's docstring.
         example: A command line.
         required: Settings without which it does nothing; they come first.
+        places: Words before the flags, as "IN OUT".
     """
 
     summary: str | None = None
     example: str | None = None
     required: tuple[str, ...] = ()
+    places: str = ""
 
 
 NO_HELP = Help()
@@ -117,9 +120,9 @@ def _build_parser(config: type, flags: Sequence[Flag], about: Help, *, all_flags
     hidden = () if all_flags else ipu.FLAGS
     more = f"\n{HELP_ALL} also shows the flags of --device ipu" if any(flag.field in hidden for flag in flags) else ""
     parser = _Parser(
-        description=about.summary or config.__doc__,
+        description=about.summary or inspect.cleandoc(config.__doc__ or ""),
         epilog=(f"example:\n  {about.example}" if about.example else "") + more or None,
-        usage="%(prog)s [flags]",
+        usage=" ".join(filter(None, ("%(prog)s", about.places, "[flags]"))),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

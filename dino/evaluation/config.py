@@ -108,7 +108,7 @@ class CopyDetectionConfig(EvaluationConfig):
     backbone: BackboneConfig = CopydaysBackboneConfig()
     data: DataConfig = DataConfig(batch_size_per_device=16)
     store: StoreConfig = StoreConfig()
-    size: ImageSizeConfig = setting(ImageSizeConfig(imsize=320), choices=("quick", "full"))
+    size: ImageSizeConfig = ImageSizeConfig(imsize=320)
     copy_detection: CopydaysConfig = CopydaysConfig()
 
 
