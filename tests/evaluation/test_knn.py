@@ -56,7 +56,7 @@ def test_scores_and_winners_are_the_originals(
 ) -> None:
     numbers = golden("knn")
     train, test, classes = draw_golden_set(draw, name)
-    settings = {"neighbours": NEIGHBORS, "temperature": temperature, "classes": classes}
+    settings = {"neighbors": NEIGHBORS, "temperature": temperature, "classes": classes}
     scores = score_knn(train, test, run=run, **settings)
     ranked = predict_classes(train, test.features, **settings)
     for k in NEIGHBORS:
@@ -150,7 +150,7 @@ def draw_set(count: int, classes: int, seed: int) -> Features:
 def test_the_vote_is_that_of_a_plain_loop(classes: int, queries: int, k: int, run: Run) -> None:
     train, test = draw_set(120, classes, seed=1), draw_set(queries, classes, seed=2)
     votes = compute_votes(train, test.features, k, 0.07, classes)
-    settings = {"neighbours": (k,), "temperature": 0.07, "classes": classes}
+    settings = {"neighbors": (k,), "temperature": 0.07, "classes": classes}
     ranked = predict_classes(train, test.features, **settings)[k].numpy()
     best = min(5, k, classes)
     assert ranked.shape == (queries, best)
@@ -172,7 +172,7 @@ def test_with_at_most_five_classes_the_top_five_are_all_of_them(run: Run) -> Non
 
 def test_small_chunks_give_what_one_large_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = draw_set(300, 50, seed=1), draw_set(101, 50, seed=2)
-    settings = {"neighbours": (1, 20), "temperature": 0.07, "classes": 50}
+    settings = {"neighbors": (1, 20), "temperature": 0.07, "classes": 50}
     whole = predict_classes(train, test.features, **settings)
     for numbers in (1, 350 * 7, 350 * 100):
         monkeypatch.setattr(neighbors, "CHUNK_NUMBERS", numbers)
@@ -196,7 +196,7 @@ def test_no_chunk_is_larger_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_processes_share_the_queries(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = draw_set(100, 4, seed=1), draw_set(31, 4, seed=2)
-    settings = {"neighbours": (1, 20), "temperature": 0.07, "classes": 4}
+    settings = {"neighbors": (1, 20), "temperature": 0.07, "classes": 4}
     whole = score_knn(train, test, run=run, **settings)
     parts = []
     for rank in range(3):
@@ -365,14 +365,14 @@ def test_the_speed_of_the_extraction_is_written_for_tensorboard(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--nb_knn", "0"), "--nb_knn 0 cannot be"),
-        (("--nb_knn", "20", "-1"), "--nb_knn -1 cannot be"),
-        (("--temperature", "0"), "--temperature 0.0 cannot be"),
-        (("--temperature", "nan"), "--temperature nan cannot be"),
-        (("--batch_size_per_device", "0"), "--batch_size_per_device 0 cannot be"),
-        (("--max_batches", "0"), "--max_batches 0 cannot be"),
-        (("--num_workers", "-1"), "--num_workers -1 cannot be"),
-        (("--patch_size", "0"), "--patch_size 0 cannot be"),
+        (("--nb_knn", "0"), "--nb_knn must be >= "),
+        (("--nb_knn", "20", "-1"), "--nb_knn must be >= "),
+        (("--temperature", "0"), "--temperature must be >= "),
+        (("--temperature", "nan"), "--temperature must be >= "),
+        (("--batch_size_per_device", "0"), "--batch_size_per_device must be >= "),
+        (("--max_batches", "0"), "--max_batches must be >= "),
+        (("--num_workers", "-1"), "--num_workers must be >= "),
+        (("--patch_size", "0"), "--patch_size must be >= "),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(words: tuple[str, ...], named: str, images: Path, weights: Path) -> None:

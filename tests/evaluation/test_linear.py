@@ -215,7 +215,7 @@ def test_kept_features_train_on_center_crops(words: list[str], images: Path, wei
     """With an augmentation that is the center crop, the plain loop gives what kept features give."""
     run(*words, "--output_dir", tmp_path, "--cache_features")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{__name__}.cut_random", lambda image, _rng, size: center_crop(image, size))
+        patch.setattr(f"{__name__}.random_resized_crop", lambda image, _rng, size: center_crop(image, size))
         assert_same_head(tmp_path, train_plainly(images, weights, 3))
 
 
@@ -337,7 +337,7 @@ def test_the_published_layer_is_read_from_the_mirror(
         (("--batch_size_per_device", "64"), "48 images, less than one global batch of 64; lower `batch_size"),
         (("--pretrained_linear", "x.pth"), "`pretrained_linear` is the layer that `evaluate` scores"),
         (("--data_path", "nowhere"), "`data_path` nowhere does not exist"),
-        (("--val_freq", "0"), "--val_freq 0 cannot be"),
+        (("--val_freq", "0"), "--val_freq must be >= "),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(words: list[str], more: tuple[str, ...], named: str, tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_shared_pictures_are_learned(name: str, words: list[str], shared_data: P
     assert max(line["test_acc1"] for line in lines_of(tmp_path)) > 15  # guessing gives 10
 
 
-PASSL_RECIPE = Path(__file__).resolve().parents[2] / "configs" / "linear" / "vits16_passl.yaml"
+PASSL_RECIPE = Path(__file__).resolve().parents[2] / "dino" / "presets" / "configs" / "linear" / "vits16_passl.yaml"
 PASSL_WORDS = (  # the recipe on tiny images: what the network cannot have is changed, what the probe does is not
     *("--config", PASSL_RECIPE, "--arch", "vit_mini", "--patch_size", 8, "-o", "Model.backbone.n_last_blocks=2"),
     *("-o", "DataLoader.Train.loader.num_workers=0", "-o", f"DataLoader.Train.sampler.batch_size={BATCH}"),

@@ -268,7 +268,7 @@ def test_frames_that_cannot_be_read_leave_no_video(tmp_path: Path, prepare: Call
         (("--input_path", "{}/in", "--arch", "resnet50"), OptionError, "^`arch` resnet50 has no attention maps"),
         (("--input_path", "{}/in", "--output_path", "{}/one.txt/out"), OptionError, "^`output_path` .* cannot be"),
         (("--input_path", "{}/in", "--json", "{}/no/a.json"), OptionError, "^`json` .* cannot be written; name a file"),
-        (("--input_path", "{}/in", "--fps", "0"), OptionError, "^--fps 0.0 cannot be; give 0.1 to 1000"),
+        (("--input_path", "{}/in", "--fps", "0"), OptionError, "^--fps must be between 0.1 and 1000"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(
