@@ -39,6 +39,7 @@ METERS = (  # names of the sums kept on the device; "steps" counts the steps tha
     "centre_norm",
     "grad_norm",
 )
+STORED = {"centre": "center", "non_finite": "non_finite", "meters": "meters"}  # name in a checkpoint: attribute
 NON_FINITE_LIMIT = 5  # masked steps in a row that end the run
 
 
@@ -269,14 +270,14 @@ class DinoProgram:
         return hold()
 
     def state_dict(self) -> dict[str, Any]:
-        """Centre, counters and meters."""
-        return {"centre": self.center, "non_finite": self.non_finite, "meters": self.meters}
+        """Center, counters and meters."""
+        return {stored: getattr(self, name) for stored, name in STORED.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; what it does not hold stays."""
-        for name in self.state_dict():
-            if name in state:
-                setattr(self, name, state[name].to(self.center.device))
+        for stored, name in STORED.items():
+            if stored in state:
+                setattr(self, name, state[stored].to(self.center.device))
 
 
 def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:

@@ -66,12 +66,12 @@ def test_a_process_alone_has_nobody_to_tell(watch: Callable[..., FailureWatch]) 
 
 def break_images_of_one_rank() -> None:
     """Every image this process reads is broken."""
-    from dino.data import datasets
+    from dino.data import image_source
 
-    def refuse(path: Path, channels: int) -> None:
+    def refuse(path: Path, channels: int, box: object = None) -> None:
         raise DataError(f"{path} cannot be decoded")
 
-    datasets.read_image = refuse
+    image_source.read_image = refuse
 
 
 def break_saving() -> None:
