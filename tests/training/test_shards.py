@@ -41,9 +41,9 @@ def assert_equal(one: Path, two: Path) -> None:
 
 
 def die_inside_an_epoch() -> None:
-    from dino.data import datasets
+    from dino.data import image_source
 
-    plain, seen = datasets.read_image, []
+    plain, seen = image_source.read_image, []
 
     def read(*words: object) -> torch.Tensor:
         seen.append(words)
@@ -51,7 +51,7 @@ def die_inside_an_epoch() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(*words)
 
-    datasets.read_image = read
+    image_source.read_image = read
 
 
 def test_a_run_killed_inside_an_epoch_of_shards_ends_as_one_on_the_folder(
