@@ -101,7 +101,7 @@ class TextbookAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D) through weights of (B, heads, N, N)."""
-        value = self.inner._split(tokens)[2]
+        value = self.inner._split(self.inner.qkv(tokens))[2]
         weights = self.inner.compute_weights(tokens, slice(None))
         return self.inner.proj((weights @ value).transpose(1, 2).flatten(2))
 
