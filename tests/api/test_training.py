@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import main_dino
 from dino import checkpoint
 from dino.config import build
 from dino.errors import CheckpointError, DataError, DeviceError, Interrupted, OptionError
+from dino.training import build as training_build
 from dino.training.config import TrainConfig
 from tests.api.tiny import COUNT, RUN, WORDS, Acting, Pictures, assert_same_bits, draw_pixels, load_state, to_tensor
 from tests.running import SERVER
@@ -27,8 +30,20 @@ from tests.running import SERVER
 CHANGING = ("args", "identity")  # a folder has a fingerprint, a data set has not
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_head() -> Iterator[None]:
+    """The original's head has 5 million weights however small the backbone is; these runs are about everything else."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_head(patch)
+        yield
+
+
+def shrink_head(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(training_build, "DINOHead", functools.partial(training_build.DINOHead, hidden_dim=64))
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+def whole(_small_head: None, tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """The output folder of main_dino.py on the pictures, undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
     root = logging.getLogger()
@@ -95,6 +110,7 @@ def test_sigterm_saves_and_says_so(tmp_path: Path) -> None:
 
 def kill_itself(folder: str) -> None:
     """A run that saves at each step and is killed in its second epoch; for a process of its own."""
+    shrink_head(pytest.MonkeyPatch())
     killing = Acting(COUNT + 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
     dino.pretrain(killing, folder, save_every_steps=1, **RUN)
 
