@@ -62,6 +62,7 @@ NEWEST = CONTAINERS["1.24.0"]
 # Name -> version -> what the published package demands (Requires-Dist), and of what that needs, any version.
 TENSORBOARD = ["absl-py>=0.4", "grpcio>=1.48.2", "markdown>=2.6.8", "numpy>=1.12.0", "packaging", "pillow"]
 TENSORBOARD += ["protobuf!=4.24.0,>=3.19.6", "setuptools>=41.0.0", "tensorboard-data-server<0.8.0", "werkzeug>=1.0.1"]
+BELOW = {"mypy": "2", "sphinx": "9", "myst-parser": "5"}  # packages whose ranges end before 99
 OPENCV = {"4.11.0.86": ["numpy>=1.23.5"], "5.0.0.93": ["numpy>=2"]}
 PACKAGES = {
     "torch": dict.fromkeys(["99", *(container.torchvision[1] for container in CONTAINERS.values())], ["sympy>=1.13.3"]),
@@ -163,7 +164,7 @@ def offline(tmp_path_factory):
         for line in [*demanded, *read_requirements(*FILES, "requirements-test.txt")]
     }
     for name in named - {name.lower() for name in PACKAGES}:
-        write_wheel(wheels, name, "99")
+        write_wheel(wheels, name, BELOW.get(name, "99"))
     dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     kept = {name: value for name, value in os.environ.items() if name not in dropped and not name.startswith("PIP_")}
     return kept | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}

@@ -61,7 +61,7 @@ def overlay(picture: Pixels, over: Pixels) -> Pixels:
 
 def mark(picture: Pixels, kept: NDArray[np.bool_]) -> Pixels:
     """Tint the kept part (H, W) of a picture (H, W, 3) and outline it, as the original's display_instances."""
-    shrunk = cv2.erode(kept.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
+    shrunk = cv2.erode(kept.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=(0,)).astype(bool)
     share = np.where(kept, np.where(shrunk, OVERLAY_SHARE, 1.0), 0.0).astype(np.float32)
     return _mix(picture, np.array(MASK_COLOR, np.uint8), share[..., None])
 

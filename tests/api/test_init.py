@@ -64,8 +64,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_package_metadata_takes_the_version_without_importing_torch(tmp_path: Path) -> None:
     """As setuptools reads it: from the syntax tree."""
-    from setuptools.config.pyprojecttoml import read_configuration
-
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"version"' in text and 'version = { attr = "dino.__version__" }' in text
     (tmp_path / "dino").mkdir()
@@ -73,7 +71,10 @@ def test_package_metadata_takes_the_version_without_importing_torch(tmp_path: Pa
     (tmp_path / "dino" / "__init__.py").write_text(f"import no_such_module\n{source.replace(FUTURE, '')}")
     project = '[project]\nname = "x"\ndynamic = ["version"]\n[tool.setuptools.dynamic]\n'
     (tmp_path / "pyproject.toml").write_text(f'{project}version = {{ attr = "dino.__version__" }}\n')
-    assert read_configuration(tmp_path / "pyproject.toml")["project"]["version"] == dino.__version__
+    # In a process of its own: setuptools wants to be imported before whatever else has imported distutils.
+    code = "from setuptools.config.pyprojecttoml import read_configuration as read; print(read('pyproject.toml')['project'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert f"'version': '{dino.__version__}'" in done.stdout, done.stderr
 
 
 FUTURE = "from __future__ import annotations\n"

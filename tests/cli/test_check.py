@@ -131,11 +131,23 @@ def test_a_worker_that_dies_ends_the_check_in_one_line(
     assert not (tmp_path / "list.txt").exists()
 
 
+def hear_ctrl_c():
+    """A shell's background jobs ignore Ctrl-C, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_ends_the_check_and_its_workers(tmp_path: Path) -> None:
     folder, fifo = make_images(tmp_path / "images", 3), tmp_path / "images" / "waits.png"
     os.mkfifo(fifo)  # a worker that opens it waits for ever
     command = [sys.executable, "-m", "dino.data.check", str(folder), "--num_workers", "2"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
+    )
     with fifo.open("wb"):  # opens as soon as a worker reads it
         os.killpg(run.pid, signal.SIGINT)
         _, errors = run.communicate(timeout=60)  # returns when no process holds the pipes: no worker is left

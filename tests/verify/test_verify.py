@@ -119,6 +119,7 @@ def test_a_signal_ends_it_with_its_processes_and_the_report_is_there(number, tmp
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
     )
     for line in process.stdout:
         if line.startswith("2/8 product of matrices: eager"):
