@@ -209,6 +209,20 @@ def _settings(workers: int, pin_memory: bool | str, start: str | None) -> dict[s
     }
 
 
+@contextlib.contextmanager
+def _without_threads_of_opencv() -> Iterator[None]:
+    """Fork without OpenCV's threads: a child that has their pool and not the threads waits for them for ever."""
+    library = sys.modules.get("cv2")
+    before = library.getNumThreads() if library else 0
+    if library:
+        library.setNumThreads(1)
+    try:
+        yield
+    finally:
+        if library:
+            library.setNumThreads(before)
+
+
 def _begin_worker(sharing: str, _worker: int) -> None:
     """One thread each, since there is a process a core; torch's own loader has seen to torch's threads already."""
     share: Callable[[str], None] = torch.multiprocessing.set_sharing_strategy  # which torch leaves untyped
@@ -268,7 +282,8 @@ def _checked(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
-        batches = iter(loader)
+        with _without_threads_of_opencv():
+            batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
             # torch would raise wherever the main thread happens to be; left alone it notices a dead worker right here.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

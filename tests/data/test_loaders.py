@@ -517,3 +517,20 @@ def test_torch_is_told_for_which_device_to_pin_where_the_device_says_so(
     settings = {"batch_size": 4, "share": ALONE, "workers": workers, "pin_memory": pins}
     loader = build_train_loader(dataset, **settings).loader
     assert (loader.pin_memory, loader.pin_memory_device) == found
+
+
+def test_loaders_start_after_opencv_has_used_threads_in_this_process(tmp_path: Path) -> None:
+    code = """
+import cv2, numpy, torch
+import dino
+cv2.setNumThreads(4)
+cv2.resize(cv2.GaussianBlur(numpy.zeros((4000, 4000, 3), numpy.uint8), (31, 31), 5), (3000, 3000))
+from PIL import Image
+for number in range(4):
+    Image.new("RGB", (40, 40)).save(f"{number}.png")
+net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+print(tuple(dino.embed(net, ".", device="cpu", num_workers=2).vectors.shape), cv2.getNumThreads())
+"""
+    words = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.getcwd()}, **words)
+    assert done.stdout == "(4, 3) 4\n", done.stderr
