@@ -204,7 +204,7 @@ class Textbook:
         self.optimizer.zero_grad()
         enter("backward")
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        enter("clipping and optimiser")
+        enter("clipping and optimizer")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         for parameter in self.student.parameters():

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -35,12 +34,12 @@ from benchmarks import textbook_step  # noqa: E402
 from dino.cli.options import parse  # noqa: E402
 from dino.cli.session import open_session  # noqa: E402
 from dino.data.crops import Crops  # noqa: E402
-from dino.devices.base import StepInputs  # noqa: E402
 from dino.runtime.context import Run  # noqa: E402
 from dino.training.build import build_networks, build_program, choose_clipping  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
-from dino.training.dry_run import PhaseClock, TimedProgram, count_flops, measure_product  # noqa: E402
+from dino.training.dry_run import PhaseClock, count_flops, measure_product  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
+from dino.training.step import StepInputs  # noqa: E402
 
 SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 NUMBERS = {"rate": 5e-4, "decay": 0.04, "momentum": 0.996, "temperature": 0.04}
@@ -86,14 +85,13 @@ def build_ours(words: argparse.Namespace, config: TrainConfig, run: Run) -> tupl
     program = build_program(config, student, teacher, run)
     device = run.device.torch_device
     views = draw_views(words, device)
-    inputs = StepInputs(*(torch.tensor(number, device=device) for number in (*NUMBERS.values(), 1.0)))
+    inputs = StepInputs.on_host((*NUMBERS.values(), 1.0))
     pixels = [part.unflatten(0, (-1, words.batch)).transpose(0, 1) for part in views]
     batch = Crops(pixels[0], torch.zeros(words.batch, 2, 1), pixels[1], torch.zeros(words.batch, 8, 1), torch.zeros(1))
-    relay = SimpleNamespace(enter=None)
-    train = run.device.compile_train(TimedProgram(program, relay), optimizer, 1)
+    train = run.device.compile_train(program, optimizer, 1)
 
     def step(enter: Callable[[str], None]) -> None:
-        relay.enter = enter
+        program.enter = enter
         train(batch, inputs)
 
     return step, lambda: (program.meters[1] / program.meters[0]).item()

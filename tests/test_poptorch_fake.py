@@ -76,9 +76,7 @@ def test_options_start_with_the_real_defaults(poptorch, facts):
 
 
 def test_the_product_uses_real_names_only(facts):
-    text = "".join(
-        (ROOT / "dino" / "devices" / name).read_text() for name in ("ipu.py", "ipu_step.py", "whole_step.py")
-    )
+    text = "".join(path.read_text() for path in sorted((ROOT / "dino" / "devices" / "ipu").glob("*.py")))
     used = set(re.findall(r"\bpoptorch\.(\w+)", text)) - {"optim"}
     assert used and {f"poptorch.{name}" for name in used} <= facts.keys()
     executor = facts["poptorch.PoplarExecutor"]["methods"]

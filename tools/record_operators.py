@@ -61,7 +61,7 @@ def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]
     """Record one format, in a process that has not imported the bridge yet."""
     on_simulated_card()
     from dino.cli.options import parse
-    from dino.data.photometric import forget_constants
+    from dino.data.photometric import keep_constant
     from dino.devices import open_device
     from dino.runtime.context import Run
     from dino.runtime.distributed import Launch, Processes
@@ -73,7 +73,7 @@ def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]
         config = parse(TrainConfig, words)
         device = open_device(config.device, precision=config.precision)
         run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
-        forget_constants()  # those of the last step belong to its fake tensors
+        keep_constant.cache_clear()  # those of the last step belong to its fake tensors
         recorded[batch] = record_step(config, run)
     return recorded
 
@@ -99,7 +99,7 @@ def record_step(config: Any, run: Any) -> list[Entry]:
         program = build_program(config, *networks, run)
         step = run.device.compile_train(program, build_optimizer(config.optim.optimizer, networks[0]), 1)
         with Recorder() as recorder:
-            step(type(batch)(*map(fake.from_tensor, batch)), plan.inputs(0), draws.begin(0))
+            step(type(batch)(*map(fake.from_tensor, batch)), plan.inputs(0, draws.begin(0)))
     return list(recorder.entries.values())
 
 

@@ -49,17 +49,25 @@ class Normalization:
         return normalized
 
 
-@functools.cache
 def place_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Numbers as a float32 tensor on a device, copied there once and not at every step."""
+    """Numbers as a float32 tensor; a device gets them once, and not at every step."""
+    return _on_device(_make_numbers, device, values)
+
+
+def _make_numbers(values: tuple[Any, ...]) -> Tensor:
+    return torch.tensor(values, device="cpu")
+
+
+@functools.cache
+def keep_constant(make: Callable[..., Tensor], device: torch.device, arguments: Any) -> Tensor:
+    """What `make` gives, on a device, once a process."""
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device)
+        return make(arguments).to(device)
 
 
-def forget_constants() -> None:
-    """Let the next call place its constants anew: those of a graph that is being traced belong to that graph."""
-    place_constant.cache_clear()
-    _place_taps.cache_clear()
+def _on_device(make: Callable[..., Tensor], device: torch.device, arguments: Any) -> Tensor:
+    """On the host a constant is made anew: that takes microseconds, and a graph that is traced there owns its own."""
+    return make(arguments) if device.type == "cpu" else keep_constant(make, device, arguments)
 
 
 def build_normalization(in_chans: int, stored: Mapping[str, Sequence[float]] | None = None) -> Normalization:
@@ -215,7 +223,7 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
     side = pixels.shape[-1]
     strip = min(side, BLUR_STRIP)
     reach, after = strip + 2 * BLUR_REACH, BLUR_REACH + -side % strip
-    kernels = (weights @ _place_taps(strip, pixels.device)).reshape(-1, strip, reach)
+    kernels = (weights @ _on_device(_make_taps, pixels.device, strip)).reshape(-1, strip, reach)
     rows = F.pad(pixels, (0, 0, BLUR_REACH, after), mode="replicate").unfold(2, reach, strip)
     pixels = (kernels[:, None, None] @ rows.transpose(-1, -2)).flatten(2, 3)[:, :, :side]
     columns = F.pad(pixels, (BLUR_REACH, after, 0, 0), mode="replicate").unfold(3, reach, strip)
@@ -223,12 +231,9 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
     return torch.unflatten(blurred, 1, columns.shape[1:4]).flatten(3)[..., :side]
 
 
-@functools.cache
-def _place_taps(strip: int, device: torch.device) -> Tensor:
+def _make_taps(strip: int) -> Tensor:
     """(taps, strip (strip + margins)) float32: 1 where a tap of an output row lies on an input row."""
-    with torch.inference_mode(False):
-        taps, outputs, inputs = (torch.arange(count) for count in (2 * BLUR_REACH + 1, strip, strip + 2 * BLUR_REACH))
-        return (inputs == (taps[:, None] + outputs)[..., None]).float().flatten(1).to(device)
+    return torch.eye(strip + 2 * BLUR_REACH, device="cpu").unfold(0, strip, 1).transpose(1, 2).flatten(1)
 
 
 def solarize(pixels: Tensor) -> Tensor:

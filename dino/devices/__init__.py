@@ -14,7 +14,7 @@ from dino.errors import OptionError
 
 if TYPE_CHECKING:
     from dino.devices.base import Device
-    from dino.devices.ipu import IpuDevice
+    from dino.devices.ipu.device import IpuDevice
     from dino.devices.op_lists import OpLists
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _refuse_foreign(compiled: IpuConfig | None, name: str) -> None:
 
 def _open_whole(number_format: str, compiled: IpuConfig | None, synthetic: bool, compiles: bool | None) -> IpuDevice:
     """The device that compiles the whole step."""
-    from dino.devices.ipu import IpuDevice
+    from dino.devices.ipu.device import IpuDevice
 
     number_format = "float32" if number_format == "fp32" else number_format  # an evaluation's
     device = IpuDevice(number_format, compiled, synthetic=synthetic)

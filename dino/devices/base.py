@@ -1,105 +1,56 @@
-"""What every device offers, and what a training step must look like to run on any of them."""
+"""What every device offers, and what it runs as a training step."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-class StepInputs(NamedTuple):
-    """What changes from step to step; float32 on the device, never Python numbers, and () but for the last.
+class Engine(Protocol):
+    """A device as a step sees it that runs operator by operator, bound to the step's optimizer.
 
     Attributes:
-        learning_rate: Of this iteration, already scaled with the global batch.
-        weight_decay: Of this iteration.
-        momentum: Of the teacher's moving average.
-        temperature: Of the teacher.
-        train_last_layer: 0 while the last layer is frozen, else 1.
-        depth: Stochastic depth of one micro-batch, (2 L, V B), or None where the student has none (`training/draws`).
+        micro_batches: Equal parts that a batch is trained in, with one update.
+        reads_freely: Whether the host may look at a value without waiting for it.
+        fuses_updates: Whether torch's fused AdamW and its norms of lists run here.
     """
 
-    learning_rate: Tensor
-    weight_decay: Tensor
-    momentum: Tensor
-    temperature: Tensor
-    train_last_layer: Tensor
-    depth: Tensor | None = None
+    micro_batches: int
+    reads_freely: bool
+    fuses_updates: bool
+
+    def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
+        """Yield the micro-batches; until the last one, a data parallel `network` exchanges no gradients."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Forward passes inside it run in the chosen number format."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch's loss (), divided by the number of micro-batches."""
+
+    def unscale(self) -> Tensor | None:
+        """After all backward passes: take the loss scale () out of the gradients and return it; None without one."""
+
+    def update(self, inputs: Any) -> None:
+        """Let the optimizer step with `inputs`, and the loss scale follow."""
 
 
 class TrainProgram(Protocol):
-    """One training step in phases; a device runs them in this order, eagerly or compiled as a whole."""
+    """What a training step computes."""
 
-    def augment(self, batch: Any) -> tuple[Tensor, ...]:
-        """Make the student's views of one micro-batch, one tensor a resolution, the global ones first."""
+    def step(self, engine: Engine, batch: Any, inputs: Any) -> None:
+        """Train once.
 
-    def copy_statistics(self) -> Any:
-        """At the beginning: what forward passes move and `after_update` may take back."""
-
-    def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
-        """Pure: views to () loss first, then whatever the later phases need; all of it can be averaged."""
-
-    def exchange(self, outputs: tuple[Tensor, ...]) -> Any:
-        """Before the last backward: begin to average over processes what `forward` gave, averaged over micro-batches.
-
-        Gives what `before_update` takes; in between, the processes' exchange runs beside the backward pass.
+        Args:
+            engine: Splits the batch, runs backward passes and updates.
+            batch: A tensor or a named tuple of tensors, on the device.
+            inputs: A named tuple of what changes from step to step, on the device.
         """
-
-    def before_update(self, exchanged: Any, inputs: StepInputs, loss_scale: Tensor | None = None) -> tuple[Any, Any]:
-        """After all backwards: clip and decide; gives what the optimiser's step and what `after_update` takes."""
-
-    def after_update(self, update: Any, statistics: Any) -> None:
-        """Teacher, center and meters; `statistics` as copied at the beginning."""
-
-    def no_sync(self) -> AbstractContextManager[object]:
-        """Within it, backwards add up gradients of this process without exchanging them."""
-
-
-class WholeProgram(TrainProgram, Protocol):
-    """A step for devices that compile all of it, update included; the host sees what comes out.
-
-    Attributes:
-        student: Network with the parts `backbone` and `head`.
-        teacher: The same, without gradients.
-        center: (1, K) float32, in host memory.
-        resolutions: Tensors that `augment` gives.
-        clip_grad: Largest norm of a gradient; 0 for none.
-    """
-
-    student: nn.Module
-    teacher: nn.Module
-    center: Tensor
-    resolutions: int
-    clip_grad: float
-
-    def forward(self, views: Sequence[Tensor], inputs: StepInputs, center: Tensor | None = None) -> tuple[Tensor, ...]:
-        """As the other programs', of another center (1, K) than the program's own where one is given."""
-
-    def forget_constants(self) -> None:
-        """Called before each compilation: drop tensors that an earlier one made and that are kept for later calls."""
-
-    def record(self, outputs: Sequence[Tensor]) -> None:
-        """Take averages of what `forward` gave into center, counters and meters; the networks have moved already."""
-
-
-class Moments(Protocol):
-    """An optimizer as a device sees it that has its own: groups of parameters, and the state that checkpoints hold.
-
-    Attributes:
-        buckets: Parameters that share everything; each knows `parameters`, `decayed` and `last_layer`.
-        state: Of each parameter `exp_avg`, `exp_avg_sq` and `step`.
-        betas: Of both moments.
-        eps: Added to the root of the second moment.
-    """
-
-    buckets: Sequence[Any]
-    state: Mapping[Any, dict[str, Tensor]]
-    betas: tuple[float, float]
-    eps: float
 
 
 class Device(abc.ABC):
@@ -197,13 +148,12 @@ class TrainStep(abc.ABC):
     """A program bound to an optimizer on a device."""
 
     @abc.abstractmethod
-    def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
+    def __call__(self, batch: Any, inputs: Any) -> None:
         """Run one step.
 
         Args:
             batch: In host memory.
-            inputs: The numbers of `StepInputs`, in its order.
-            depth: Its last field for all micro-batches, (micro-batches, 2 L, V B) float32 in host memory.
+            inputs: The program's named tuple of float32 tensors in host memory; a field may be None.
         """
 
     def read_back(self) -> None:  # noqa: B027 - most steps work on the networks themselves

@@ -1,16 +1,16 @@
-"""Devices that run the step phase by phase: cpu and cuda as they are, hpu with hooks."""
+"""Devices that run a step operator by operator: cpu and cuda as they are, hpu with hooks."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dino.devices.base import Device, StepInputs, TrainProgram, TrainStep, split_batch
+from dino.devices.base import Device, TrainProgram, TrainStep, split_batch
 from dino.devices.batch_norm import synchronize
 from dino.devices.op_lists import CastingOps, OpLists
 from dino.devices.untyped import run_backward
@@ -89,64 +89,62 @@ class EagerDevice(Device):
 
 
 class EagerStep(TrainStep):
-    """Forward, backward, update, one phase after the other."""
+    """A program's step operator by operator: its engine, and what happens before and after."""
 
     def __init__(
         self, device: EagerDevice, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> None:
         """Bind a program to its optimizer."""
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
+        self.reads_freely, self.fuses_updates = device.reads_freely, device.fuses_updates
         self.scaler = device.build_scaler()
 
-    def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
+    def __call__(self, batch: Any, inputs: Any) -> None:
         """See the contract."""
-        each = self._place_inputs(inputs, depth)
-        tensors = each[0]
+        numbers = self.upload(inputs)
         self.optimizer.zero_grad(set_to_none=True)
-        statistics = self.program.copy_statistics()
-        exchanged = self._forward_backward(self.device.place(batch), each)
-        loss_scale = None
-        if self.scaler is not None:
-            loss_scale = self.scaler.scale(torch.ones_like(tensors.momentum))
-            self.scaler.unscale_(self.optimizer)
-        update_inputs, update = self.program.before_update(exchanged, tensors, loss_scale)
-        self.optimizer.step(update_inputs)
-        if self.scaler is not None:
-            self.scaler.update()
-        self.program.after_update(update, statistics)
+        self.program.step(self, self.device.place(batch), numbers)
         self.device.mark_step()
 
-    def _place_inputs(self, inputs: Sequence[float], depth: Tensor | None) -> list[StepInputs]:
-        """The inputs of each micro-batch, which go to the device as one tensor."""
-        numbers = torch.tensor(inputs, dtype=torch.float32, device="cpu")
-        if depth is None:
-            return [StepInputs(*self.device.place(numbers).unbind())] * self.micro_batches
-        placed = self.device.place(torch.cat([depth.flatten(), numbers]))
-        drawn, numbers = torch.split(placed, [depth.numel(), len(numbers)])
-        shared = StepInputs(*numbers.unbind())
-        return [shared._replace(depth=part) for part in drawn.view(depth.shape).unbind()]
+    def upload(self, inputs: Any) -> Any:
+        """A named tuple of host tensors to the device, as one copy; fields that are None stay so."""
+        given = {name: field for name, field in inputs._asdict().items() if field is not None}
+        packed = self.device.place(torch.cat([field.reshape(-1) for field in given.values()]))
+        parts = torch.split(packed, [field.numel() for field in given.values()])
+        pairs = zip(given.items(), parts, strict=True)
+        return inputs._replace(**{name: part.reshape(field.shape) for (name, field), part in pairs})
 
-    def _forward_backward(self, batch: Any, inputs: Sequence[StepInputs]) -> Any:
-        """Forward and backward over every micro-batch; gives the outputs' averages as the program exchanges them."""
-        sums: tuple[Tensor, ...] = ()
-        exchanged = None
-        parts = zip(split_batch(batch, self.micro_batches), inputs, strict=True)
-        for index, (micro, numbers) in enumerate(parts, start=1):
-            last = index == self.micro_batches
-            with contextlib.nullcontext() if last else self.program.no_sync():
-                loss, *rest = self.program.forward(self.program.augment(micro), numbers)
-                outputs = (loss.detach(), *rest)
-                sums = tuple(a + b for a, b in zip(sums, outputs, strict=True)) if sums else outputs
-                if last:
-                    mean = sums if index == 1 else tuple(part / index for part in sums)
-                    exchanged = self.program.exchange(mean)
-                self.device.mark_step()
-                run_backward(self._scaled(loss / self.micro_batches))
-                self.device.mark_step()
-        return exchanged
+    def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
+        """See `Engine`."""
+        hold: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", contextlib.nullcontext)
+        for index, part in enumerate(split_batch(batch, self.micro_batches), start=1):
+            with contextlib.nullcontext() if index == self.micro_batches else hold():
+                yield part
 
-    def _scaled(self, loss: Tensor) -> Tensor:
-        return loss if self.scaler is None else self.scaler.scale(loss)
+    def autocast(self) -> AbstractContextManager[object]:
+        """See `Engine`."""
+        return self.device.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine`."""
+        self.device.mark_step()
+        loss = loss / self.micro_batches
+        run_backward(loss if self.scaler is None else self.scaler.scale(loss))
+        self.device.mark_step()
+
+    def unscale(self) -> Tensor | None:
+        """See `Engine`."""
+        if self.scaler is None:
+            return None
+        scale = self.scaler.scale(torch.ones((), device=self.device.torch_device))
+        self.scaler.unscale_(self.optimizer)
+        return scale
+
+    def update(self, inputs: Any) -> None:
+        """See `Engine`."""
+        self.optimizer.step(inputs)
+        if self.scaler is not None:
+            self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """See the contract."""

@@ -5,16 +5,14 @@ The formulas are those of the original's eval_linear.py. Shapes: B images, D wid
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dino.devices.base import StepInputs
+from dino.devices.base import Engine
 from dino.evaluation.features import Features
 from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
@@ -69,8 +67,14 @@ class Samples(NamedTuple):
     labels: Tensor
 
 
+class LinearInputs(NamedTuple):
+    """What changes from step to step: the () float32 learning rate."""
+
+    learning_rate: Tensor
+
+
 class LinearProgram:
-    """One training step in the phases of the device contract.
+    """The classifier's training step.
 
     Attributes:
         loss: () float32, sum of the steps' losses since it was last set to 0; this process's own.
@@ -87,39 +91,21 @@ class LinearProgram:
         self.head, self.describe, self.processes = head, describe, processes
         self.loss = torch.zeros((), device=head.linear.weight.device)
 
-    def augment(self, batch: Samples) -> tuple[Tensor, ...]:
-        """Features and labels; the features are copied, since what inference mode made cannot be learned from."""
-        return self.describe(batch.inputs).clone(), batch.labels
+    def step(self, engine: Engine, batch: Samples, inputs: LinearInputs) -> None:
+        """Train once on a batch."""
+        features = self.describe(batch.inputs).clone()  # what inference mode made cannot be learned from
+        loss = F.cross_entropy(self.head(features), batch.labels)
+        engine.backward(loss)
+        self._average_gradients()
+        engine.update(inputs.learning_rate)
+        self.loss += loss.detach()
 
-    def copy_statistics(self) -> None:
-        """There are none."""
-
-    def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
-        """() mean cross-entropy of the batch."""
-        features, labels = views
-        return (F.cross_entropy(self.head(features), labels),)
-
-    def exchange(self, outputs: tuple[Tensor, ...]) -> Tensor:
-        """The loss; nothing of it is averaged between updates."""
-        return outputs[0]
-
-    def before_update(
-        self, exchanged: Tensor, inputs: StepInputs, loss_scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Average the gradients over processes, in one collective; gives the learning rate and the loss."""
+    def _average_gradients(self) -> None:
+        """Over processes, in one collective."""
         gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
         packed = self.processes.average(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(gradients, torch.split(packed, [part.numel() for part in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
-        return inputs.learning_rate, exchanged
-
-    def after_update(self, update: Tensor, statistics: None) -> None:
-        """Add to the epoch's loss."""
-        self.loss += update
-
-    def no_sync(self) -> AbstractContextManager[object]:
-        """Backwards exchange nothing anyway."""
-        return contextlib.nullcontext()
 
 
 class LinearScore(NamedTuple):

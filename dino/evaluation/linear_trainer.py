@@ -7,13 +7,23 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dino import checkpoint
 from dino.config import as_dict
 from dino.errors import CheckpointError, NonFiniteError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import Features
 from dino.evaluation.linear_batches import Lessons
-from dino.evaluation.linear_head import LinearHead, LinearProgram, LinearScore, MomentumSGD, Samples, score_head
+from dino.evaluation.linear_head import (
+    LinearHead,
+    LinearInputs,
+    LinearProgram,
+    LinearScore,
+    MomentumSGD,
+    Samples,
+    score_head,
+)
 from dino.evaluation.linear_task import BEST, CHECKPOINT, LinearTask, load_head
 from dino.runtime.context import Run
 from dino.runtime.metrics import MetricLog
@@ -127,7 +137,7 @@ class LinearTrainer:
         every = count if self.options.linear.cache_features else LOG_EVERY  # epochs of kept features are over at once
         self.program.loss.zero_()
         for done, batch in enumerate(self.batches.read(epoch), start=1):
-            self.step(Samples(*batch[:2]), (rate, 0.0, 0.0, 0.0, 1.0))
+            self.step(Samples(*batch[:2]), LinearInputs(torch.tensor(rate, dtype=torch.float32, device="cpu")))
             if done % every == 0 or done == count:
                 loss = float(self.program.loss) / done
                 shown = {"epoch": f"{epoch + 1}/{self.options.run.epochs}", "loss": f"{loss:.4f}", "lr": f"{rate:.3g}"}

@@ -82,7 +82,7 @@ def trace_steps(
     trace, moments = Trace(), []
     for iteration, batch in enumerate(batches):
         before = program.meters.clone()
-        step(batch, plan.inputs(iteration), join_draws(draws.begin(iteration), parts, draws.views))
+        step(batch, plan.inputs(iteration, join_draws(draws.begin(iteration), parts, draws.views)))
         step.read_back()
         trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
         if not gradients:

@@ -137,10 +137,7 @@ def build_program(options: TrainConfig, student: MultiCrop, teacher: MultiCrop, 
         normalization=build_normalization(options.student.chosen_in_chans),
         clip_grad=choose_clipping(options.optim, run.device),
         resolutions=1 + (options.crops.local_crops_number > 0),
-        autocast=run.device.autocast,
         average=run.processes.begin_average,
-        eager=run.device.reads_freely,
-        fused=run.device.fuses_updates,
     )
 
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dino.data.crops import Crops
-from dino.data.photometric import Normalization
 from dino.data.synthetic import make_batch
-from dino.devices.base import Device, StepInputs
+from dino.devices.base import Device
 from dino.devices.untyped import run_backward
 from dino.errors import CheckpointError
 from dino.models.published import HUB_PREFIX
@@ -31,7 +29,6 @@ from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
-from dino.training.step import DinoProgram
 
 logger = logging.getLogger(__name__)
 
@@ -83,40 +80,6 @@ class PhaseClock:
         self.phase, self.began = phase, now
 
 
-class TimedProgram:
-    """A program whose phases are timed."""
-
-    def __init__(self, program: DinoProgram, clock: PhaseClock) -> None:
-        """Wrap `program`; its networks tell when they begin."""
-        self.program, self.clock = program, clock
-        self.copy_statistics, self.no_sync = program.copy_statistics, program.no_sync
-        self.exchange = program.exchange
-        for name, network in (("teacher", program.teacher), ("student", program.student)):
-            network.register_forward_pre_hook(lambda *_, name=name: clock.enter(name))
-        program.student.register_forward_hook(lambda *_: clock.enter("loss"))
-
-    def augment(self, batch: Crops) -> tuple[Tensor, ...]:
-        """See the program."""
-        self.clock.enter("augmentation")
-        return self.program.augment(batch)
-
-    def forward(self, views: Sequence[Tensor], inputs: StepInputs) -> tuple[Tensor, ...]:
-        """See the program."""
-        outputs = self.program.forward(views, inputs)
-        self.clock.enter("backward")
-        return outputs
-
-    def before_update(self, exchanged: Any, inputs: StepInputs, loss_scale: Tensor | None = None) -> tuple[Any, Any]:
-        """See the program."""
-        self.clock.enter("clipping and optimiser")
-        return self.program.before_update(exchanged, inputs, loss_scale)
-
-    def after_update(self, update: Any, statistics: Any) -> None:
-        """See the program."""
-        self.clock.enter("teacher's update")
-        self.program.after_update(update, statistics)
-
-
 def check_dry_run(options: TrainConfig) -> None:
     """Check what a run would check, but for the output folder, and for the images where none are named.
 
@@ -144,14 +107,15 @@ def rehearse(options: TrainConfig, run: Run) -> Rehearsal:
     student, teacher = build_networks(options, run)
     optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
     clock = PhaseClock(device.synchronize)
-    program = TimedProgram(build_program(options, student, teacher, run), clock)
+    program = build_program(options, student, teacher, run)
+    program.enter = clock.enter
     step = device.compile_train(program, optimizer, options.run.accumulate_steps)
     batch, plan = draw_batch(options), build_plan(options, iterations=1, world=world)
     depth = StepDraws(options, student, device).begin(0)
     for _ in range(2):
         clock.seconds.clear()
         clock.enter("transfer")
-        step(batch, plan.inputs(0), depth)
+        step(batch, plan.inputs(0, depth))
         clock.enter("")
     seconds, peak = sum(clock.seconds.values()), device.memory_peak()
     fixed = before + count_bytes(student, teacher, optimizer)
@@ -187,23 +151,18 @@ def count_flops(options: TrainConfig) -> float:
     """Floating point operations of one image in a step, counted on networks without memory (torch's meta device)."""
     from torch.utils.flop_counter import FlopCounterMode  # the torch beside PopTorch has none, nor a dry run
 
-    student = build_network(options, drop_path_rate=0.0, norm_last_layer=options.student.norm_last_layer)
-    teacher = build_network(options, drop_path_rate=0.0, norm_last_layer=True).requires_grad_(False)
-    program = DinoProgram(
-        student=student.to("meta"),
-        teacher=teacher.to("meta"),
-        prototypes=options.student.out_dim,
-        normalization=Normalization(),
-        clip_grad=0.0,
-    )
+    student = build_network(options, drop_path_rate=0.0, norm_last_layer=options.student.norm_last_layer).to("meta")
+    teacher = build_network(options, drop_path_rate=0.0, norm_last_layer=True).requires_grad_(False).to("meta")
     recipe = build_recipe(options)
     sizes = [(2, recipe.global_size), (recipe.local_views, recipe.local_size)]
     views = [
         torch.empty(count * FLOP_IMAGES, recipe.channels, side, side, device="meta") for count, side in sizes if count
     ]
-    inputs = StepInputs(*torch.ones(5, device="meta").unbind())
     with FlopCounterMode(display=False) as counter:
-        run_backward(program.forward(views, inputs, program.center).loss)  # the formula; our own loss computes more
+        _, vectors = teacher(views[0])
+        teacher.head.last_layer(vectors)
+        _, vectors = student(*views)
+        run_backward(student.head.last_layer(vectors).sum())  # our own loss computes more than the formula
     flops: int = counter.get_total_flops()
     return flops / FLOP_IMAGES
 

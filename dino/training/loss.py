@@ -76,16 +76,6 @@ def compute_loss(
     return loss
 
 
-def compute_loss_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same from the student's logits (V B, K), as a formula for compilers, which make the backward pass from it."""
-    views = torch.split(logits, targets.shape[1])
-    both = targets.sum(dim=0)
-    total = torch.zeros((), device=logits.device)
-    for view, target in zip(views, [targets[1], targets[0], *[both] * (len(views) - 2)], strict=True):
-        total = total - (target * F.log_softmax(view.float() / STUDENT_TEMPERATURE, dim=-1)).sum()
-    return total / _count_pairs(len(logits), targets)
-
-
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int) -> Tensor:

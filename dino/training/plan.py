@@ -6,11 +6,13 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from dino.config import chosen
 from dino.devices.base import Device
 from dino.training.config import TrainConfig
 from dino.training.schedules import compute_cosine, compute_teacher_temperature
+from dino.training.step import StepInputs
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,8 @@ class Plan:
     momentum: np.ndarray
     temperature: np.ndarray
 
-    def inputs(self, iteration: int) -> tuple[float, ...]:
-        """The numbers of `devices.base.StepInputs` for one iteration, in its order."""
+    def numbers(self, iteration: int) -> tuple[float, ...]:
+        """The numbers of `StepInputs` for one iteration, in its order."""
         epoch, inside = divmod(iteration, self.iterations)
         refreshed = iteration - inside % self.set_freq
         return (
@@ -54,6 +56,10 @@ class Plan:
             float(self.temperature[epoch]),
             float(epoch >= self.freeze_epochs),
         )
+
+    def inputs(self, iteration: int, depth: Tensor | None = None) -> StepInputs:
+        """Inputs of one iteration's step, in host memory; `depth` is what `StepDraws.begin` gives."""
+        return StepInputs.on_host(self.numbers(iteration), depth)
 
 
 def build_plan(options: TrainConfig, *, iterations: int, world: int, device: Device | None = None) -> Plan:

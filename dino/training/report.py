@@ -106,7 +106,7 @@ class Reporter:
         """Write one log line about the iterations since the last one, with the device's own `counters`."""
         means = reading.mean_since(self.sums)
         steps, seconds = iteration - self.iteration, time.monotonic() - self.began
-        rate, weight_decay, *_ = self.plan.inputs(iteration - 1)
+        rate, weight_decay, *_ = self.plan.numbers(iteration - 1)
         timings = {
             "examples/sec": steps * self.plan.global_batch / seconds,
             "iter_time": seconds / steps,
@@ -139,7 +139,7 @@ class Reporter:
         if self.log is None:
             return
         means = reading.mean_since({})
-        rate, weight_decay, *_ = self.plan.inputs(iteration - 1)
+        rate, weight_decay, *_ = self.plan.numbers(iteration - 1)
         first = {"train_loss": means.pop("loss"), "train_lr": rate, "train_wd": weight_decay}
         rest = {f"train_{name}": value for name, value in means.items()}
         self.log.write_epoch({**first, "epoch": iteration // self.plan.iterations - 1, **rest, **more})

@@ -122,7 +122,7 @@ class Trainer:
         for batch in self.loader.read(epoch, inside):
             self.reporter.waited += time.monotonic() - before
             self.bad_here += int((batch.replaced > 0).sum())
-            self.step(batch, self.plan.inputs(self.iteration), self.draws.begin(self.iteration))
+            self.step(batch, self.plan.inputs(self.iteration, self.draws.begin(self.iteration)))
             self.iteration += 1
             self._after_step()
             before = time.monotonic()

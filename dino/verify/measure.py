@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,9 @@ from dino.runtime.context import Run
 from dino.training.build import build_networks, build_program, build_recipe
 from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
-from dino.training.dry_run import PhaseClock, TimedProgram
+from dino.training.dry_run import PhaseClock
 from dino.training.optim import build_optimizer
+from dino.training.step import DinoProgram, StepInputs
 
 READS = {"_local_scalar_dense", "nonzero", "_unique2"}  # operators whose result the host waits for
 FREE = {  # of computing, though torch does not call them views
@@ -47,6 +49,10 @@ class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
         """Asked by torch: compiled code stays compiled under this mode."""
         return True
 
+    def enter(self, phase: str) -> None:
+        """Count launches for another phase from now on."""
+        self.phase = phase
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one operator, and run it."""
         name = func.overloadpacket.__name__
@@ -57,17 +63,14 @@ class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
         return result
 
 
-class CountingClock(PhaseClock):
-    """Tells the counter which phase runs, and takes no time."""
-
-    def __init__(self, counts: StepCounts) -> None:
-        """`counts` is told."""
-        super().__init__(lambda: None)
-        self.counts = counts
-
-    def enter(self, phase: str) -> None:
-        """Another phase begins."""
-        self.counts.phase = phase or "step"
+@contextlib.contextmanager
+def watch_phases(program: DinoProgram, enter: Callable[[str], None]) -> Iterator[None]:
+    """Call `enter` with the name of each phase of a step that begins inside the `with` block."""
+    before, program.enter = program.enter, enter
+    try:
+        yield
+    finally:
+        program.enter = before
 
 
 @dataclass
@@ -76,19 +79,17 @@ class Workload:
 
     options: TrainConfig
     run: Run
-    program: Any
+    program: DinoProgram
     optimizer: torch.optim.Optimizer
     step: TrainStep
     batch: Any
     draws: StepDraws
     count: int = 0
 
-    def __call__(self, program: Any = None) -> None:
+    def __call__(self) -> None:
         """One step as the trainer makes it, random numbers of the iteration included."""
-        step = self.step
-        if program is not None:
-            step = self.run.device.compile_train(program, self.optimizer, self.options.run.accumulate_steps)
-        step(self.batch, (RATES[self.count % len(RATES)], 0.04, 0.996, 0.04, 1.0), self.draws.begin(self.count))
+        numbers = (RATES[self.count % len(RATES)], 0.04, 0.996, 0.04, 1.0)
+        self.step(self.batch, StepInputs.on_host(numbers, self.draws.begin(self.count)))
         self.count += 1
 
     @property
@@ -160,19 +161,20 @@ def count_step(work: Workload) -> dict[str, Any]:
     with StepCounts() as counts:
         work()
     whole = counts.launches.total()
-    with StepCounts() as counts:
-        work(TimedProgram(work.program, CountingClock(counts)))
+    with StepCounts() as counts, watch_phases(work.program, counts.enter):
+        work()
     return {"host reads a step": counts.reads, "launches a step": whole, "launches by phase": dict(counts.launches)}
 
 
 def time_phases(work: Workload, repeats: int = 3) -> dict[str, float]:
     """Milliseconds by phase, the device waited for after each; the median of some steps."""
     clock = PhaseClock(work.run.device.synchronize)
-    program, found = TimedProgram(work.program, clock), list[Mapping[str, float]]()
-    for _ in range(repeats + 1):
-        clock.seconds.clear()
-        clock.enter("transfer")
-        work(program)
-        clock.enter("")
-        found.append(dict(clock.seconds))
+    found = list[Mapping[str, float]]()
+    with watch_phases(work.program, clock.enter):
+        for _ in range(repeats + 1):
+            clock.seconds.clear()
+            clock.enter("transfer")
+            work()
+            clock.enter("")
+            found.append(dict(clock.seconds))
     return {phase: 1e3 * statistics.median(each.get(phase, 0.0) for each in found[1:]) for phase in found[-1]}

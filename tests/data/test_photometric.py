@@ -238,9 +238,9 @@ def test_the_input_is_left_as_it_was() -> None:
     assert torch.equal(rows, before[1])
 
 
-def test_constants_are_placed_anew_once_they_are_forgotten():
-    before = photometric.place_constant((1.0, 2.0), torch.device("cpu"))
-    assert photometric.place_constant((1.0, 2.0), torch.device("cpu")) is before
-    photometric.forget_constants()
-    after = photometric.place_constant((1.0, 2.0), torch.device("cpu"))
-    assert after is not before and torch.equal(after, before)
+def test_a_device_gets_a_constant_once_and_a_graph_traced_on_the_host_its_own(device):
+    before, after = (photometric.place_constant((1.0, 2.0), device) for _ in range(2))
+    assert (after is before) == (device.type != "cpu")
+    assert after.device.type == device.type and after.tolist() == before.tolist() == [1.0, 2.0]
+    photometric.keep_constant.cache_clear()
+    assert photometric.place_constant((1.0, 2.0), device) is not before

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,18 +76,43 @@ def check_the_check() -> None:
     print("a read and a tensor of the host are seen")
 
 
+class DryEngine:
+    """A step's engine without a backward pass, which needs a device."""
+
+    micro_batches, reads_freely, fuses_updates = 1, False, True
+
+    def __init__(self, student: nn.Module, rule: Any) -> None:
+        self.student, self.rule, self.losses = student, rule, []
+
+    def split(self, batch: Any, network: nn.Module) -> list[Any]:
+        return [batch]
+
+    def autocast(self) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.losses.append(loss)
+        for parameter in self.student.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    def unscale(self) -> None:
+        return None
+
+    def update(self, inputs: Any) -> None:
+        self.rule.step(inputs)
+
+
 def main() -> None:
     """Two steps."""
     from dino.cli.options import parse
     from dino.data.crops import Crops
     from dino.data.photometric import Normalization
     from dino.data.synthetic import make_batch
-    from dino.devices.base import StepInputs
     from dino.training.build import build_network, build_recipe
     from dino.training.config import TrainConfig
     from dino.training.ema import build_teacher
     from dino.training.optim import build_optimizer
-    from dino.training.step import DinoProgram
+    from dino.training.step import DinoProgram, StepInputs
 
     options = parse(TrainConfig, [*WORDS.split(), "--local_crops_number", "2"])
     student = build_network(options, drop_path_rate=0.1, norm_last_layer=False)
@@ -101,19 +127,13 @@ def main() -> None:
             prototypes=64,
             normalization=Normalization(),
             clip_grad=3.0,
-            fused=True,
         )
+        engine = DryEngine(student, rule)
         inputs = StepInputs(*torch.empty(5, device=GPU).unbind())
         for _ in range(2):
             batch = Crops(*(torch.empty(field.shape, dtype=field.dtype, device=GPU) for field in host))
-            statistics = program.copy_statistics()
-            loss, *rest = program.forward(program.augment(batch), inputs)
-            for parameter in student.parameters():
-                parameter.grad = torch.empty_like(parameter)
-            update_inputs, update = program.before_update(program.exchange((loss.detach(), *rest)), inputs)
-            rule.step(update_inputs)
-            program.after_update(update, statistics)
-        found = [loss, *rest, program.center, program.meters, program.non_finite, *teacher.parameters()]
+            program.step(engine, batch, inputs)
+        found = [*engine.losses, program.center, program.meters, program.non_finite, *teacher.parameters()]
         found += [part for state in rule.state.values() for part in state.values()]
         assert all(isinstance(part, FakeTensor) and part.device == GPU for part in found)
     print("2 steps")

@@ -1,5 +1,7 @@
 """The device that compiles the whole step: how it is compiled, what it refuses, what comes back to the host."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,8 +9,8 @@ from dino.cli.options import parse
 from dino.data.synthetic import make_batch
 from dino.devices import open_device
 from dino.devices.config import DeviceConfig, IpuConfig
-from dino.devices.ipu import IpuDevice
-from dino.devices.whole_step import ErfGelu, hold_as_buffers, name_tensors, replace_gelu
+from dino.devices.ipu.device import IpuDevice
+from dino.devices.ipu.traced import ErfGelu, hold_as_buffers, name_tensors, replace_gelu
 from dino.errors import DeviceError, NonFiniteError, OptionError
 from dino.models.head import DINOHead
 from dino.runtime.context import Run
@@ -19,13 +21,14 @@ from dino.training.checks import check_device
 from dino.training.config import TrainConfig
 from dino.training.loss import compute_loss
 from dino.training.optim import build_optimizer
+from dino.training.step import StepInputs
 from tests.running import HALF_ON_CPU
 
 SMALL = ("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8")
 SMALL += ("--local_crops_number", "1", "--out_dim", "16", "--batch_size_per_device", "2", "--device", "ipu")
 SMALL += ("--drop_path_rate", "0", "--eps", "1e-5")
-INPUTS = (0.001, 0.04, 0.9, 0.04, 1.0)
-FROZEN = (*INPUTS[:4], 0.0)
+INPUTS = StepInputs.on_host((0.001, 0.04, 0.9, 0.04, 1.0))
+FROZEN = INPUTS._replace(train_last_layer=torch.tensor(0.0))
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +239,7 @@ def test_clipping_is_of_all_gradients_together_and_only_when_asked(poptorch, cap
 def test_a_number_that_is_not_finite_ends_the_run_at_once_in_a_line(poptorch):
     bench = Bench("--ga", "2")
     with pytest.raises(NonFiniteError, match="the IPU stopped at a number that is not finite .* lower `lr`"):
-        bench.step(bench.batch(), (float("nan"), *INPUTS[1:]))  # the weights
+        bench.step(bench.batch(), INPUTS._replace(learning_rate=torch.tensor(math.nan)))  # the weights
     ruined = Bench("--ga", "2")
     torch.nn.init.constant_(ruined.student.backbone.cls_token, float("nan"))
     with pytest.raises(NonFiniteError, match="floating point"):

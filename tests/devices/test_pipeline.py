@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dino.devices.pipeline import place_blocks
+from dino.devices.ipu.pipeline import place_blocks
 from dino.errors import OptionError
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop

@@ -9,7 +9,7 @@ import torch
 from dino.devices import open_device
 from dino.devices.config import DeviceConfig
 from dino.evaluation.features import Features
-from dino.evaluation.linear_head import LinearHead, LinearProgram, MomentumSGD, Samples, score_head
+from dino.evaluation.linear_head import LinearHead, LinearInputs, LinearProgram, MomentumSGD, Samples, score_head
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from tests import hpu_simulator
@@ -39,7 +39,7 @@ def train(run: Run, head: LinearHead, data: Features) -> tuple[MomentumSGD, Line
     program, optimizer = LinearProgram(head, lambda rows: rows, run.processes), MomentumSGD(head.parameters())
     step = run.device.compile_train(program, optimizer, 1)
     for rate in RATES:
-        step(Samples(data.features, data.labels), (rate, 0.0, 0.0, 0.0, 1.0))
+        step(Samples(data.features, data.labels), LinearInputs(torch.tensor(rate, device="cpu")))
     return optimizer, program
 
 
@@ -102,7 +102,7 @@ def test_another_rate_is_no_new_graph_and_no_host_read(run: Run) -> None:
     )
     for rate in RATES:
         with hpu_simulator.watch() as found:
-            step(Samples(data.features, data.labels), (rate, 0.0, 0.0, 0.0, 1.0))
+            step(Samples(data.features, data.labels), LinearInputs(torch.tensor(rate, device="cpu")))
         seen.append(found)
     assert seen[0].new_ops
     for found in seen[2:]:

@@ -6,9 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from .recorder import phase
+from .recorder import enter_phase, phase
 
 
 class _Marked:
@@ -25,6 +23,17 @@ class _Marked:
         return getattr(self._network, name)
 
 
+PHASES = {  # as the step tells them: as they are counted
+    "augmentation": "augment",
+    "teacher": "targets",
+    "student": "targets",
+    "loss": "loss",
+    "backward": "backward",
+    "clipping and optimizer": "clip",
+    "teacher's update": "meters",
+}
+
+
 def mark_phases() -> None:
     """Mark them in this process, for every program and step made from now on."""
     from dino.devices.eager import EagerStep
@@ -36,19 +45,13 @@ def mark_phases() -> None:
     def build_marked(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
         self.student, self.teacher = _Marked(self.student, "student"), _Marked(self.teacher, "teacher")
+        self.enter = lambda name: enter_phase(PHASES[name])
 
     step.DinoProgram.__init__ = build_marked
-    program = step.DinoProgram
     for owner, function, name in (
-        (EagerStep, "__call__", "inputs"),
-        (program, "augment", "augment"),
-        (program, "forward", "targets"),
-        (program, "_compute_loss", "loss"),
-        (torch.Tensor, "backward", "backward"),
-        (program, "exchange", "exchange"),
-        (program, "before_update", "clip"),
+        (EagerStep, "__call__", "inputs"),  # which ends the last phase, too
+        (step.DinoProgram, "begin_average", "exchange"),
         (MaskedOptimizer, "step", "optimizer"),
-        (program, "after_update", "meters"),
         (step, "update_teacher", "ema"),
     ):
         setattr(owner, function, _mark(getattr(owner, function), name))

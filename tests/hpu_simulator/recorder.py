@@ -198,6 +198,11 @@ def watch() -> Iterator[Seen]:
         simulated.device.end_watch()
 
 
+def enter_phase(name: str) -> None:
+    """What the card is given from now on, by any thread, belongs to this phase of the step."""
+    _device().set_phase(name)
+
+
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
     """What the card is given within the block, by any thread, belongs to this phase of the step."""

@@ -31,7 +31,7 @@ def run_steps(words, steps):
         step = run.device.compile_train(program, optimizer, 1)
         plan, draws = build_plan(options, iterations=steps, world=1), StepDraws(options, student, run.device)
         for place in range(steps):
-            step(draw_batch(options), plan.inputs(place), draws.begin(place))
+            step(draw_batch(options), plan.inputs(place, draws.begin(place)))
             graphs.append(counters["stats"]["unique_graphs"])
     return program.meters[1].item() / steps, graphs
 

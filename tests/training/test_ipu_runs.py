@@ -199,7 +199,7 @@ RECIPES = {  # published: peak rate, images an update and process, copies as pub
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
-    from dino.devices.pipeline import place_blocks
+    from dino.devices.ipu.pipeline import place_blocks
     from dino.models.registry import VITS, build_backbone
 
     peak, batch, copies, least = RECIPES[name]

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dino.devices.ipu import traced
 from dino.training.loss import (
+    STUDENT_TEMPERATURE,
     compute_feature_spread,
     compute_loss,
-    compute_loss_of_logits,
     compute_targets,
     diagnose_collapse,
     update_center,
@@ -37,6 +38,11 @@ def loss_of_logits_by_chunks(logits, targets, rows=3):
     """The loss through a last layer that changes nothing: its vectors are the logits, and so are their gradients."""
     count = logits.shape[1]
     return compute_loss(logits, torch.eye(count), torch.ones(count, 1), targets, rows=rows)
+
+
+def compute_loss_of_logits(logits, targets):
+    """The plain formula, as IPUs get it."""
+    return traced.compute_loss_of_logits(logits, targets, STUDENT_TEMPERATURE)
 
 
 BOTH = pytest.mark.parametrize("loss_of", [compute_loss_of_logits, loss_of_logits_by_chunks], ids=["plain", "chunks"])

@@ -49,7 +49,7 @@ def test_the_inputs_of_an_iteration_are_plain_numbers_in_the_steps_order():
     words = ["--epochs", "4", "--warmup_epochs", "1", "--freeze_last_layer", "2"]
     plan = plan_of(*words, "--warmup_teacher_temp_epochs", "2", "--teacher_temp", "0.07")
     for iteration in range(20):
-        numbers = plan.inputs(iteration)
+        numbers = plan.numbers(iteration)
         assert all(type(number) is float for number in numbers)
         assert numbers == (
             plan.learning_rate[iteration],
@@ -80,8 +80,8 @@ def test_a_temperature_warm_up_longer_than_the_run_is_refused():
 def test_rates_are_refreshed_every_so_many_iterations_and_at_each_epoch():
     words = ("--epochs", "2", "--warmup_epochs", "0", "--set_freq", "3")
     plan, every = plan_of(*words, iterations=5), plan_of(*words[:4], iterations=5)
-    used = [plan.inputs(iteration)[:3] for iteration in range(10)]
-    assert used == [every.inputs(iteration)[:3] for iteration in (0, 0, 0, 3, 3, 5, 5, 5, 8, 8)]
+    used = [plan.numbers(iteration)[:3] for iteration in range(10)]
+    assert used == [every.numbers(iteration)[:3] for iteration in (0, 0, 0, 3, 3, 5, 5, 5, 8, 8)]
 
 
 def test_the_line_says_batch_and_rate(caplog):

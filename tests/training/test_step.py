@@ -11,7 +11,6 @@ from torch import Tensor
 from dino.data.crops import Crops
 from dino.data.photometric import PARAMETERS, RADIUS, Normalization
 from dino.devices import open_device
-from dino.devices.base import StepInputs
 from dino.devices.config import DeviceConfig
 from dino.models.depth import draw_depth
 from dino.models.head import DINOHead
@@ -19,11 +18,13 @@ from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
 from dino.training.ema import build_teacher
 from dino.training.optim import OPTIMIZERS, build_optimizer
-from dino.training.step import METERS, NON_FINITE_LIMIT, DinoProgram, count_non_finite
+from dino.training.step import METERS, NON_FINITE_LIMIT, DinoProgram, StepInputs, count_non_finite
 
 pytestmark = pytest.mark.usefixtures("device")
 
-INPUTS = (0.001, 0.04, 0.9, 0.04, 1.0)  # learning rate, weight decay, momentum, temperature, last layer trains
+INPUTS = StepInputs.on_host(
+    (0.001, 0.04, 0.9, 0.04, 1.0)
+)  # learning rate, weight decay, momentum, temperature, last layer trains
 PROTOTYPES = 32
 
 
@@ -37,7 +38,7 @@ class Views(NamedTuple):
 class GivenViews(DinoProgram):
     """The step without its augmentation."""
 
-    def augment(self, batch):
+    def augment(self, batch, *, eager=False):
         return tuple(batch)
 
 
@@ -54,7 +55,6 @@ class Bench:
             prototypes=prototypes,
             normalization=Normalization(),
             clip_grad=3.0,
-            fused=device.fuses_updates,
         )
         self.optimizer = build_optimizer(optimizer, student, fused=device.fuses_updates)
         self.step = device.compile_train(self.program, self.optimizer, micro_batches)
@@ -123,7 +123,8 @@ def run_trajectory(arrays, draw):
         views = [draw(200 + 10 * iteration + view, 2, 3, *[224 if view < 2 else 96] * 2) for view in range(6)]
         numbers = [float(arrays[name][iteration]) for name in ("lr", "wd", "momentum")]
         before = bench.meter("loss")
-        bench.step(Views(torch.cat(views[:2]), torch.cat(views[2:])), (*numbers, 0.04, float(iteration >= 4)))
+        inputs = StepInputs.on_host((*numbers, 0.04, float(iteration >= 4)))
+        bench.step(Views(torch.cat(views[:2]), torch.cat(views[2:])), inputs)
         losses.append(bench.meter("loss") - before)
         centers.append(bench.program.center[0].clone())
     return bench, losses, centers
@@ -177,12 +178,12 @@ def test_each_micro_batch_gets_its_own_depth(relative_error):
     together = parts.permute(1, 2, 0).reshape(1, 2, 10)
     benches = [drop_last_block(build_bench(micro_batches=count)) for count in (1, 2)]
     for bench, depth in zip(benches, (together, parts), strict=True):
-        bench.step(draw_crops(0, images=2), INPUTS, depth)
+        bench.step(draw_crops(0, images=2), INPUTS._replace(depth=depth))
     whole, parted = (bench.student.state_dict() for bench in benches)
     for key in whole.keys() - {"backbone.blocks.0.attn.qkv.bias"}:
         assert relative_error(parted[key], whole[key]) <= 1e-5, key
     other = drop_last_block(build_bench())
-    other.step(draw_crops(0, images=2), INPUTS, 2.0 - together)
+    other.step(draw_crops(0, images=2), INPUTS._replace(depth=2.0 - together))
     assert other.meter("loss") != benches[0].meter("loss")
 
 
@@ -192,7 +193,7 @@ def test_the_inputs_of_a_step_go_to_the_device_in_one_piece(depth, monkeypatch):
     place = bench.step.device.place
     monkeypatch.setattr(bench.step.device, "place", lambda batch: placed.append(batch) or place(batch))
     crops = draw_crops(0, images=2)
-    bench.step(crops, INPUTS, depth)
+    bench.step(crops, INPUTS._replace(depth=depth))
     besides = [part for part in placed if part is not crops and not any(part is field for field in crops)]
     assert [part.numel() for part in besides] == [5 if depth is None else 25]
 
@@ -211,7 +212,7 @@ def test_a_frozen_last_layer_stays_while_the_rest_moves():
     bench = build_bench(kind=GivenViews)
     before = bench.bits()
     for step in range(3):
-        bench.step(draw_views(step), (*INPUTS[:-1], 0.0))
+        bench.step(draw_views(step), INPUTS._replace(train_last_layer=torch.zeros((), device="cpu")))
     moved = {name for name, value in bench.bits().items() if value != before[name]}
     assert not [name for name in moved if "student.head.last_layer" in name]
     assert "student.head.mlp.0.weight" in moved
@@ -330,13 +331,25 @@ def test_counters_count_in_all_and_in_a_row_and_latch_at_the_limit():
     ]
 
 
-def test_forward_remembers_nothing():
-    bench = build_bench(kind=GivenViews)
-    before, views = bench.bits(), draw_views(0)
-    tensors = StepInputs(*torch.tensor(INPUTS).unbind())
-    first, second = (bench.program.forward(tuple(views), tensors) for _ in range(2))
-    assert torch.equal(first.loss, second.loss)
-    assert bench.bits() == before
+def test_forward_and_backward_move_no_weight():
+    """A step that updates by nothing leaves both networks as they are, and gives the same loss again."""
+    bench, losses = build_bench(kind=GivenViews), []
+    before = bench.bits()
+    for _ in range(2):
+        bench.program.center.zero_(), bench.program.meters.zero_()
+        bench.step(draw_views(0), StepInputs.on_host((0.0, 0.04, 1.0, 0.04, 1.0)))
+        losses.append(bench.meter("loss"))
+    assert losses[0] == losses[1] > 0
+    moved = {name for name, value in bench.bits().items() if value != before[name]}
+    assert not [name for name in moved if name.startswith(("student", "teacher"))]
+
+
+def test_phases_are_told_in_the_order_of_the_paper():
+    bench, phases = build_bench(micro_batches=2), []
+    bench.program.enter = phases.append
+    bench.step(draw_crops(0, images=2), INPUTS)
+    each = ["augmentation", "teacher", "student", "loss", "backward"]
+    assert phases == [*each, *each, "clipping and optimizer", "teacher's update"]
 
 
 def test_the_loss_is_that_of_the_views_in_their_order(relative_error):

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from dino import checkpoint
-from dino.devices.ipu_step import STATE
 from dino.errors import CheckpointError
 
 NETWORKS = ("student", "teacher")
 HALVES = ("last_layer1", "last_layer2")
 KEPT = "ipu"  # where our form keeps what has no place in it
+STATE = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___"}  # the device's names of AdamW's state
 NEEDED = ("model", "optimizer", "center", "epoch")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm: no parameters
 

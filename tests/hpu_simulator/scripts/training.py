@@ -15,13 +15,12 @@ if DEVICE == "hpu":
 
 from dino.data.crops import Crops  # noqa: E402
 from dino.data.photometric import PARAMETERS, build_normalization  # noqa: E402
-from dino.devices.base import StepInputs  # noqa: E402
 from dino.models.head import DINOHead  # noqa: E402
 from dino.models.multicrop import MultiCrop  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
 from dino.training.ema import build_teacher  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
-from dino.training.step import DinoProgram  # noqa: E402
+from dino.training.step import DinoProgram, StepInputs  # noqa: E402
 
 
 def build_network() -> MultiCrop:
@@ -49,30 +48,54 @@ def cut() -> None:
         mark_step()
 
 
+class Engine:
+    """What the step needs of a device, with nothing of the product's own."""
+
+    micro_batches, reads_freely, fuses_updates = 1, False, False
+
+    def split(self, batch, network):
+        return [batch]
+
+    def autocast(self):
+        return nullcontext()
+
+    def backward(self, loss):
+        self.loss = loss.detach()
+        cut()
+        loss.backward()
+        cut()
+
+    def unscale(self):
+        return None
+
+    def update(self, inputs):
+        optimizer.step(inputs)
+
+
+def compiled(network):
+    return torch.compile(network, backend=BACKEND[0], dynamic=False) if BACKEND else network
+
+
 torch.manual_seed(0)
 student = build_network()
 teacher = build_teacher(build_network(), student)
 program = DinoProgram(
-    student=student, teacher=teacher, prototypes=16, normalization=build_normalization(3), clip_grad=3.0
+    student=compiled(student),
+    teacher=compiled(teacher),
+    prototypes=16,
+    normalization=build_normalization(3),
+    clip_grad=3.0,
 )
-optimizer = build_optimizer("adamw", student)
-forward = torch.compile(program.forward, backend=BACKEND[0], dynamic=False) if BACKEND else program.forward
+optimizer, engine = build_optimizer("adamw", student), Engine()
 report = {"loss": [], "steps": []}
 for step in range(4):
     with watch() if DEVICE == "hpu" else nullcontext() as seen:
         numbers = torch.tensor([1e-3 * (step + 1), 0.04 + step / 100, 0.9 + step / 100, 0.04, 1.0])
         inputs = StepInputs(*numbers.to(DEVICE, non_blocking=True).unbind())
-        statistics = program.copy_statistics()
         optimizer.zero_grad(set_to_none=True)
-        loss, *rest = forward(program.augment(draw_batch(step)), inputs)
+        program.step(engine, draw_batch(step), inputs)
         cut()
-        loss.backward()
-        cut()
-        update_inputs, update = program.before_update(program.exchange((loss.detach(), *rest)), inputs)
-        optimizer.step(update_inputs)
-        program.after_update(update, statistics)
-        cut()
-    report["loss"].append(loss.item())
+    report["loss"].append(engine.loss.item())
     if seen:
         report["steps"].append(
             {

@@ -1,22 +1,26 @@
 """The step that PopTorch compiles: what goes in and out of a call, and what is done between calls.
 
-The wrapper itself is the device's (`devices/ipu.py`).
+The wrapper itself is the device's (`device.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dino.devices.base import Moments, StepInputs, TrainStep, WholeProgram
+from dino.devices.base import TrainStep
 from dino.devices.config import IpuConfig
-from dino.devices.pipeline import place_blocks
-from dino.devices.whole_step import (
-    WholeStep,
+from dino.devices.ipu.pipeline import place_blocks
+from dino.devices.ipu.traced import (
+    FIELDS,
+    Output,
+    TracedProgram,
+    TracedStep,
     ema_update,
     hold_as_buffers,
     name_tensors,
@@ -51,6 +55,22 @@ def explain_errors(poptorch: Any, doing: str) -> Iterator[None]:
         ) from error
 
 
+class Moments(Protocol):
+    """An optimizer as a device sees it that has its own: groups of parameters, and the state that checkpoints hold.
+
+    Attributes:
+        buckets: Parameters that share everything; each knows `parameters`, `decayed` and `last_layer`.
+        state: Of each parameter `exp_avg`, `exp_avg_sq` and `step`.
+        betas: Of both moments.
+        eps: Added to the root of the second moment.
+    """
+
+    buckets: Sequence[Any]
+    state: Mapping[Any, dict[str, Tensor]]
+    betas: tuple[float, float]
+    eps: float
+
+
 class CompilingDevice(Protocol):
     """What the step needs of its device."""
 
@@ -78,7 +98,7 @@ class IpuStep(TrainStep):
     numbers in the same order. What is due at the end of a call is done on the host's copy when that is read.
     """
 
-    def __init__(self, device: CompilingDevice, program: WholeProgram, optimizer: Moments, micro_batches: int) -> None:
+    def __init__(self, device: CompilingDevice, program: TracedProgram, optimizer: Moments, micro_batches: int) -> None:
         """Check the layout; compile nothing yet, because networks and optimizer may still be loaded."""
         self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
         self.config, self.poptorch = device.config, device.poptorch
@@ -96,29 +116,34 @@ class IpuStep(TrainStep):
                 value=self.accumulated,
             )
         self.seed = torch.initial_seed()
-        self.whole: WholeStep | None = None
+        self.whole: TracedStep | None = None
         self.executor: Any = None
         self.rule: Any = None
         self.due = 1.0  # momentum of a move that the device has not made yet
         self.trains_last_layer = 0.0
 
-    def __call__(self, batch: Any, inputs: Sequence[float], depth: Tensor | None = None) -> None:
+    def __call__(self, batch: Any, inputs: Any) -> None:
         """See the contract."""
-        numbers = StepInputs(*map(float, inputs))  # type: ignore[arg-type]  # numbers in the host
-        if self.executor is not None and numbers.train_last_layer != self.trains_last_layer:
+        numbers = {name: float(getattr(inputs, name)) for name in FIELDS}
+        if self.executor is not None and numbers["train_last_layer"] != self.trains_last_layer:
             self._release()
-        self.trains_last_layer = float(numbers.train_last_layer)
+        self.trains_last_layer = numbers["train_last_layer"]
         whole = self.whole or self._build(batch)
         center = self.program.center.expand(self.micro_batches, -1).contiguous()
         with explain_errors(self.poptorch, "train a step"):
             if self.executor is None:
                 self._compile(whole)
             self._set_rates(numbers)
-            drawn = () if depth is None else (depth,)
-            loss, centers, statistics = self.executor(whole.fields(batch), self._rows(inputs), center, *drawn)
-        self.due = 1.0 if self.config.ema_so else float(numbers.momentum)
+            drawn = () if inputs.depth is None else (inputs.depth,)
+            loss, centers, statistics = self.executor(whole.fields(batch), self._rows(numbers), center, *drawn)
+        self.due = 1.0 if self.config.ema_so else numbers["momentum"]
         means = statistics.float().mean(dim=0).unbind()
-        self.program.record((loss.float().mean(), centers.float().mean(dim=0, keepdim=True), *means))
+        self._record(Output(loss.float().mean(), centers.float().mean(dim=0, keepdim=True), *means))
+
+    def _record(self, mean: Output) -> None:
+        """Count what cannot be masked any more: the device has clipped and updated by itself."""
+        finite = torch.isfinite(mean.loss).float()
+        self.program.record(mean, grad_norm=torch.full_like(finite, math.nan), keep=finite, finite=finite)
 
     def read_back(self) -> None:
         """See the contract."""
@@ -131,7 +156,7 @@ class IpuStep(TrainStep):
             for name, student in self.program.student.named_parameters():
                 ema_update(student, teachers[name], due)
 
-    def _build(self, batch: Any) -> WholeStep:
+    def _build(self, batch: Any) -> TracedStep:
         """Make the module to compile, and the networks what the device wants of them."""
         student, teacher = self.program.student, self.program.teacher
         for network in (student, teacher):
@@ -145,7 +170,7 @@ class IpuStep(TrainStep):
                 self.poptorch.BeginBlock(module, user_id=f"ipu{chip}", ipu_id=chip)
         if not self.config.ema_so:
             hold_as_buffers(teacher)
-        self.whole = WholeStep(
+        self.whole = TracedStep(
             self.program,
             self.placement,
             example=batch,
@@ -163,11 +188,10 @@ class IpuStep(TrainStep):
     def _move_by_op(self, student: Tensor, teacher: Tensor, momentum: Tensor) -> None:
         self.poptorch.custom_op([student, teacher, momentum], example_outputs=[student], **EMA_OP)
 
-    def _compile(self, whole: WholeStep) -> None:
+    def _compile(self, whole: TracedStep) -> None:
         options = self.device.build_options(
             accumulated=self.accumulated, chips=self.placement.chips, seed=self.seed % 2**31
         )
-        self.program.forget_constants()
         self.rule = self._build_rule()
         self.executor = self.poptorch.trainingModel(whole, options, self.rule)
 
@@ -230,18 +254,18 @@ class IpuStep(TrainStep):
         self.executor.destroy()
         self.executor = None
 
-    def _set_rates(self, numbers: StepInputs) -> None:
+    def _set_rates(self, numbers: Mapping[str, float]) -> None:
         for bucket, group in zip(self.optimizer.buckets, self.rule.param_groups, strict=True):
             thawed = not bucket.last_layer or bool(self.trains_last_layer)
-            group["lr"] = float(numbers.learning_rate) * thawed
-            group["weight_decay"] = float(numbers.weight_decay) * thawed * bucket.decayed
+            group["lr"] = numbers["learning_rate"] * thawed
+            group["weight_decay"] = numbers["weight_decay"] * thawed * bucket.decayed
         self.executor.setOptimizer(self.rule)
 
-    def _rows(self, inputs: Sequence[float]) -> Tensor:
+    def _rows(self, numbers: Mapping[str, float]) -> Tensor:
         """(N, 5): the inputs of each micro-batch; all but the first of an update leave the teacher as it is."""
-        rows = torch.tensor(inputs, dtype=torch.float32).repeat(self.micro_batches, 1)
+        rows = torch.tensor([numbers[name] for name in FIELDS], dtype=torch.float32).repeat(self.micro_batches, 1)
         if not self.config.ema_so:
-            momentum = rows[:, StepInputs._fields.index("momentum")].view(self.config.di, self.accumulated, -1)
+            momentum = rows[:, FIELDS.index("momentum")].view(self.config.di, self.accumulated, -1)
             momentum[:, 1:] = 1.0
             momentum[0, 0] = self.due
         return rows

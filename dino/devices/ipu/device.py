@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from dino.devices.base import Device, TrainProgram, TrainStep
 from dino.devices.config import IpuConfig
-from dino.devices.ipu_step import IpuStep, explain_errors
-from dino.devices.whole_step import replace_gelu
+from dino.devices.ipu.step import IpuStep, explain_errors
+from dino.devices.ipu.traced import TracedProgram, replace_gelu
 from dino.errors import DeviceError, OptionError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class IpuDevice(Device):
     exchanges_gradients = True
     clips_by_default = False
     refused: Mapping[str, str] = {
+        "dry_run": "use another `device`",
         "eval_knn_every": "score the checkpoints with eval_knn.py",
         "recompute": "spread the blocks over more IPUs with `pipeline`",
     }
@@ -115,10 +116,8 @@ class IpuDevice(Device):
         Raises:
             OptionError: A layout that the backbone, the accumulation or the processes do not fit.
         """
-        if not hasattr(program, "record") or not hasattr(program, "clip_grad"):
-            raise OptionError(
-                "`dry_run` and eval_linear.py are not there on `device` ipu", remedy="use another `device`"
-            )
+        if not isinstance(program, TracedProgram):
+            raise OptionError("eval_linear.py is not there on `device` ipu", remedy="use another `device`")
         if not hasattr(optimizer, "betas"):
             raise OptionError(
                 "`device` ipu knows `optimizer` adamw only", remedy="leave the flag out, or use another `device`"

@@ -1,29 +1,81 @@
-"""One training step as a module that a compiler can trace whole; the compiler's names are handed in.
+"""One training step of DINO as a module that a compiler can trace whole; the compiler's names are handed in.
 
-Shapes: N micro-batches of one call, K prototypes.
+Shapes: N micro-batches of one call, B images of one, V views, K prototypes, D width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dino.devices.base import StepInputs, WholeProgram
-from dino.devices.pipeline import Placement
+from dino.devices.ipu.pipeline import Placement
 
-Pair = tuple[nn.Parameter, Tensor]
+FIELDS = (
+    "learning_rate",
+    "weight_decay",
+    "momentum",
+    "temperature",
+    "train_last_layer",
+)  # of a step's inputs, in order
 
 
-class WholeStep(nn.Module):
+class Output(NamedTuple):
+    """Averages over a call's micro-batches, as the program records them: () float32, but for the (1, K) center."""
+
+    loss: Tensor
+    batch_center: Tensor
+    entropy: Tensor
+    divergence: Tensor
+    feature_std: Tensor
+
+
+@runtime_checkable
+class TracedProgram(Protocol):
+    """A program whose step can be compiled whole; the host sees what comes out.
+
+    Attributes:
+        student: Network with the parts `backbone` and `head`.
+        teacher: The same, without gradients.
+        center: (1, K) float32, in host memory.
+        resolutions: Tensors that `augment` gives.
+        clip_grad: Largest norm of a gradient; 0 for none.
+        student_temperature: The student's logits are divided by it.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    center: Tensor
+    resolutions: int
+    clip_grad: float
+    student_temperature: float
+
+    def augment(self, batch: Any) -> tuple[Tensor, ...]:
+        """Make the views of one micro-batch, one tensor a resolution, the global ones first."""
+
+    def compute_targets(self, vectors: Tensor, center: Tensor, temperature: Tensor) -> Any:
+        """The teacher's vectors (2 B, D), center (1, K) and temperature () to its targets, all float32.
+
+        They have the attributes probabilities (2, B, K), batch_center (1, K), entropy () and divergence ().
+        """
+
+    def compute_feature_spread(self, features: Tensor) -> Tensor:
+        """() spread of the teacher's features (2 B, D)."""
+
+    def record(self, mean: Any, *, grad_norm: Tensor, keep: Tensor, finite: Tensor) -> None:
+        """Take an `Output` into center, counters and meters; the networks have moved already."""
+
+
+class TracedStep(nn.Module):
     """Teacher's move, both networks and the loss of one micro-batch; the compiler adds backward and update."""
 
     def __init__(
         self,
-        program: WholeProgram,
+        program: TracedProgram,
         placement: Placement,
         *,
         example: Any,
@@ -35,7 +87,7 @@ class WholeStep(nn.Module):
         """Bind the networks.
 
         Args:
-            program: Whose `augment` and `forward` are traced.
+            program: Whose formulas are traced.
             placement: Which chip holds what.
             example: A batch; its empty fields, and its whole numbers, do not go to the device.
             number_type: Of activations.
@@ -66,22 +118,31 @@ class WholeStep(nn.Module):
 
         Args:
             fields: As `fields` gives them.
-            numbers: (1, 5) float32, a row of `StepInputs`; a momentum of 1 leaves the teacher as it is.
+            numbers: (1, 5) float32, a row of FIELDS; a momentum of 1 leaves the teacher as it is.
             center: (1, K) float32.
-            depth: (1, 2 L, V B) float32, or None, as `StepInputs` has it.
+            depth: (1, 2 L, V B) float32 factors of stochastic depth, or None.
 
         Returns:
             () loss, (1, K) batch center and (1, 3) entropy, divergence and spread of features, all float32.
         """
-        inputs = StepInputs(*numbers.unbind(1))._replace(depth=None if depth is None else depth[0])
-        self._move_teacher(inputs.momentum)
+        inputs = dict(zip(FIELDS, numbers.unbind(1), strict=True))
+        self._move_teacher(inputs["momentum"])
         self.begin_chip(0)
+        views = [view.to(self.number_type) for view in self.program.augment(self._join(fields))]
+        with torch.no_grad():
+            features, vectors = self.teacher(views[0])
+            targets = self.program.compute_targets(vectors, center, inputs["temperature"])
+        _, vectors = self.student(*views, depth=None if depth is None else depth[0])
+        logits = self.student.get_submodule("head.last_layer")(vectors)
+        loss = compute_loss_of_logits(logits, targets.probabilities, self.program.student_temperature)
+        statistics = (targets.entropy, targets.divergence, self.program.compute_feature_spread(features))
+        return self.mark_loss(loss), targets.batch_center, torch.stack(statistics).reshape(1, -1)
+
+    def _join(self, fields: Sequence[Tensor]) -> Any:
+        """The batch again, of what travelled and what stayed."""
         given = iter(fields)
         parts = zip(self.travels, self.stays, strict=True)
-        batch = self.kind(*(next(given) if travels else stays for travels, stays in parts))
-        views = [view.to(self.number_type) for view in self.program.augment(batch)]
-        loss, batch_center, *statistics = self.program.forward(views, inputs, center)
-        return self.mark_loss(loss), batch_center, torch.stack(statistics).reshape(1, -1)
+        return self.kind(*(next(given) if travels else stays for travels, stays in parts))
 
     def _move_teacher(self, momentum: Tensor) -> None:
         students, teachers = dict(self.student.named_parameters()), name_tensors(self.teacher)
@@ -91,6 +152,25 @@ class WholeStep(nn.Module):
                     self.begin_chip(chip)
                 for name in names:
                     self.move(students[name], teachers[name], momentum)
+
+
+def compute_loss_of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """The loss of `training/loss.py` as a plain formula, from which the compiler makes the backward pass.
+
+    Args:
+        logits: (V B, K) the student's, any float type.
+        targets: (2, B, K) float32, rows sum to 1.
+        temperature: The student's.
+
+    Returns:
+        () float32.
+    """
+    views = torch.split(logits, targets.shape[1])
+    both = targets.sum(dim=0)
+    total = torch.zeros((), device=logits.device)
+    for view, target in zip(views, [targets[1], targets[0], *[both] * (len(views) - 2)], strict=True):
+        total = total - (target * F.log_softmax(view.float() / temperature, dim=-1)).sum()
+    return total / (2 * len(logits) - 2 * targets.shape[1])  # pairs of different views over all images
 
 
 class ErfGelu(nn.Module):
