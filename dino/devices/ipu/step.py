@@ -18,7 +18,6 @@ from dino.devices.config import IpuConfig
 from dino.devices.ipu.pipeline import place_blocks
 from dino.devices.ipu.traced import (
     FIELDS,
-    Output,
     TracedProgram,
     TracedStep,
     ema_update,
@@ -138,10 +137,11 @@ class IpuStep(TrainStep):
             loss, centers, statistics = self.executor(whole.fields(batch), self._rows(numbers), center, *drawn)
         self.due = 1.0 if self.config.ema_so else numbers["momentum"]
         means = statistics.float().mean(dim=0).unbind()
-        self._record(Output(loss.float().mean(), centers.float().mean(dim=0, keepdim=True), *means))
+        self._record((loss.float().mean(), centers.float().mean(dim=0, keepdim=True), *means))
 
-    def _record(self, mean: Output) -> None:
+    def _record(self, output: tuple[Tensor, ...]) -> None:
         """Count what cannot be masked any more: the device has clipped and updated by itself."""
+        mean = self.program.begin_average([output])()
         finite = torch.isfinite(mean.loss).float()
         self.program.record(mean, grad_norm=torch.full_like(finite, math.nan), keep=finite, finite=finite)
 

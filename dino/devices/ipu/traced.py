@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +22,6 @@ FIELDS = (
     "temperature",
     "train_last_layer",
 )  # of a step's inputs, in order
-
-
-class Output(NamedTuple):
-    """Averages over a call's micro-batches, as the program records them: () float32, but for the (1, K) center."""
-
-    loss: Tensor
-    batch_center: Tensor
-    entropy: Tensor
-    divergence: Tensor
-    feature_std: Tensor
 
 
 @runtime_checkable
@@ -66,8 +56,11 @@ class TracedProgram(Protocol):
     def compute_feature_spread(self, features: Tensor) -> Tensor:
         """() spread of the teacher's features (2 B, D)."""
 
+    def begin_average(self, outputs: Any) -> Callable[[], Any]:
+        """Begin to average over processes: one tuple of loss (), batch center (1, K) and the three statistics ()."""
+
     def record(self, mean: Any, *, grad_norm: Tensor, keep: Tensor, finite: Tensor) -> None:
-        """Take an `Output` into center, counters and meters; the networks have moved already."""
+        """Take what `begin_average` gives into center, counters and meters; the networks have moved already."""
 
 
 class TracedStep(nn.Module):
