@@ -212,6 +212,17 @@ def test_the_work_never_asks_which_device_it_runs_on():
     assert wrong == []
 
 
+def test_nothing_but_its_registration_knows_the_ipus_folder():
+    folder = ROOT / "dino" / "devices" / "ipu"
+    wrong = [
+        f"{name_of(path)}:{line}"
+        for path in CODE
+        for module, line in imported(path)
+        if is_within(module, "dino.devices.ipu") and folder not in path.parents
+    ]
+    assert {line.partition(":")[0] for line in wrong} == {"dino/devices/__init__.py"}
+
+
 def test_image_libraries_live_in_data_and_visualization():
     owners = ("PIL", "cv2", "av", "torchvision.transforms", "torchvision.io")
     assert offenders(*owners, rooms=("data", "visualization"), files=PACKAGE) == []
