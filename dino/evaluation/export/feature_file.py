@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +23,14 @@ from dino.data.sources import find_stray, open_images
 from dino.errors import DataError, OptionError
 from dino.evaluation.config import FeatureConfig, FeatureFileConfig
 from dino.evaluation.descriptors import BlockTokens
-from dino.evaluation.feature_formats import WRITERS, Arrays
-from dino.evaluation.features import build_reading, stream_features
+from dino.evaluation.export.formats import WRITERS, Arrays
+from dino.evaluation.features import stream_features
+from dino.evaluation.runner import Runner
+from dino.files import atomic_draft
 from dino.models.registry import width_of
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone, load_backbone
+from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, leaving_on_sigterm
-from dino.runtime.metrics import check_target, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -77,26 +77,24 @@ def write_feature_file(options: FeatureFileConfig, run: Run) -> None:
         DinoError: A file that cannot be written, wrong weights, missing folders, unreadable images.
     """
     output = check_output(options.features)
-    check_target(options.report.json)
+    runner = Runner(options, run)
     with run.processes.rank_zero_first():
         source = open_images(options.data.data_path)
         check_names(source)
         stray = find_stray(source)
         if stray and run.processes.is_first:
             logger.warning("no labels are written: %s lies in no class folder", stray)
-        backbone = load_backbone(options.backbone, options.weights)
-    descriptor, layout = build_descriptor(backbone, options.features)
+    descriptor, layout = build_descriptor(runner.load_backbone(), options.features)
     check_space(output, layout, len(source))
-    reading = build_reading(options.data, run, keep_on_device=False)
-    batches = stream_features(descriptor, source, run, reading)
+    batches = stream_features(descriptor, source, run, runner.reading)
     if not run.processes.is_first:
         for _ in batches:
             pass
         return
-    write_whole(output, source, layout, (layout.split(rows.numpy()) for rows in batches))
+    write_arrays(output, source, layout, (layout.split(rows.numpy()) for rows in batches))
     shapes = {name: [len(source), *shape] for name, shape in layout.shapes().items()}
     logger.info("%s: %s of %d images", output, ", ".join(f"{name} {shapes[name]}" for name in shapes), len(source))
-    write_result(options.report.json, {"output": str(output), "images": len(source), "arrays": shapes})
+    runner.report({"output": str(output), "images": len(source), "arrays": shapes})
 
 
 def check_output(config: FeatureConfig) -> Path:
@@ -172,7 +170,7 @@ def check_space(output: Path, layout: Layout, count: int) -> None:
         )
 
 
-def write_whole(output: Path, source: ImageSource, layout: Layout, batches: Iterator[Arrays]) -> None:
+def write_arrays(output: Path, source: ImageSource, layout: Layout, batches: Iterator[Arrays]) -> None:
     """Collect the batches in scratch files and write the output, whole or not at all.
 
     Args:
@@ -184,24 +182,17 @@ def write_whole(output: Path, source: ImageSource, layout: Layout, batches: Iter
     Raises:
         OptionError: The disk refuses.
     """
-    try:
-        with (
-            leaving_on_sigterm(),
-            tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch,
-        ):
-            arrays = {
-                name: _make_array(Path(scratch, f"{name}.npy"), (len(source), *shape))
-                for name, shape in layout.shapes().items()
-            }
-            done = 0
-            for batch in batches:
-                for name, rows in batch.items():
-                    arrays[name][done : done + len(rows)] = rows
-                done += len(next(iter(batch.values())))
-            WRITERS[output.suffix](Path(scratch, output.name), source, arrays)
-            os.replace(Path(scratch, output.name), output)
-    except OSError as error:
-        raise OptionError(f"`output` {output} cannot be written: {error}", value=output) from error
+    with leaving_on_sigterm(), atomic_draft(output, "`output`") as draft:
+        arrays = {
+            name: _make_array(draft.with_name(f"{name}.npy"), (len(source), *shape))
+            for name, shape in layout.shapes().items()
+        }
+        done = 0
+        for batch in batches:
+            for name, rows in batch.items():
+                arrays[name][done : done + len(rows)] = rows
+            done += len(next(iter(batch.values())))
+        WRITERS[output.suffix](draft, source, arrays)
 
 
 def _make_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dino.data.crops import random_resized_crop
-from dino.data.datasets import RandomViewDataset, Share
+from dino.data.datasets import RandomViewDataset
 from dino.data.image_source import ImageSource
 from dino.data.loaders import EpochBatches, build_train_loader
 from dino.data.photometric import build_normalization
-from dino.evaluation.features import Features, Reading, extract_features
+from dino.evaluation.features import Features, Reading, extract_features, share_of
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 
@@ -68,7 +68,7 @@ def cache_lessons(
     """
     features = extract_features(descriptor, source, run, reading, normalize=False)
     logger.info("features kept in host memory: %.3g GB", 4 * features.features.numel() / 1e9)
-    batches = EpochBatches(len(source), reading.batch_size, seed=seed, share=_share(run))
+    batches = EpochBatches(len(source), reading.batch_size, seed=seed, share=share_of(run))
     return Lessons(CachedBatches(features, batches), lambda rows: rows)
 
 
@@ -82,7 +82,7 @@ def open_lessons(descriptor: TrainedBackbone, source: ImageSource, run: Run, rea
     loader = build_train_loader(
         RandomViewDataset(source, cut, channels=descriptor.in_chans, seed=seed),
         batch_size=reading.batch_size,
-        share=_share(run),
+        share=share_of(run),
         workers=reading.workers,
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
@@ -90,7 +90,3 @@ def open_lessons(descriptor: TrainedBackbone, source: ImageSource, run: Run, rea
     infer = run.device.compile_eval(descriptor.module)
     normalization = build_normalization(descriptor.in_chans, descriptor.normalization)
     return Lessons(loader, lambda pixels: infer(normalization(pixels)).float())
-
-
-def _share(run: Run) -> Share:
-    return Share(rank=run.processes.rank, world=run.processes.world)

@@ -14,16 +14,16 @@ from dino.config import RECIPE, as_dict, as_recipe
 from dino.data.image_source import ImageSource
 from dino.errors import OptionError
 from dino.evaluation.config import LinearConfig
-from dino.evaluation.features import extract_features
-from dino.evaluation.linear_batches import cache_lessons, open_lessons
-from dino.evaluation.linear_head import LinearHead, LinearScore, score_head
-from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_task
-from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
+from dino.evaluation.linear.batches import cache_lessons, open_lessons
+from dino.evaluation.linear.head import LinearHead, LinearScore, score_head
+from dino.evaluation.linear.task import CHECKPOINT, LinearTask, load_head, open_task
+from dino.evaluation.linear.trainer import LinearTrainer, restore_layer
+from dino.evaluation.runner import Runner
+from dino.files import atomic_write
 from dino.models.config import BackboneConfig
 from dino.models.published import PUBLISHED_LINEAR, find_published
 from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import check_target, write_result, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +53,18 @@ def evaluate_linear(
     Raises:
         DinoError: Wrong weights, missing folders, unreadable images, a checkpoint of another run.
     """
-    check_target(options.report.json)
+    runner = Runner(options, run)
     recipe = recipe or as_recipe(options, as_dict(options))
     if not options.linear.evaluate:
         check_folder(options)
-    task = open_task(options, run, backbone=backbone, splits=splits)
+    task = open_task(options, runner, backbone=backbone, splits=splits)
     if wrap is not None:
         task = replace(task, descriptor=replace(task.descriptor, module=wrap(task.descriptor.module)))
-    score, best = _score_layer(options, task, run) if task.train is None else _train_layer(options, task, run, recipe)
-    if run.processes.is_first:
-        counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}
-        write_result(options.report.json, {**counts, **score._asdict(), "best_top1": best})
+    score, best = (
+        _score_layer(options, task, runner) if task.train is None else _train_layer(options, task, runner, recipe)
+    )
+    counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}
+    runner.report({**counts, **score._asdict(), "best_top1": best})
     return score
 
 
@@ -86,12 +87,14 @@ def check_folder(options: LinearConfig) -> None:
         )
 
 
-def _train_layer(options: LinearConfig, task: LinearTask, run: Run, recipe: str) -> tuple[LinearScore, float]:
+def _train_layer(options: LinearConfig, task: LinearTask, runner: Runner, recipe: str) -> tuple[LinearScore, float]:
     assert task.train is not None
+    run = runner.run
     layer = restore_layer(options, task, run)
     if run.processes.is_first:
-        write_whole("`output_dir`", str(Path(options.run.output_dir) / RECIPE), recipe)
-    test = extract_features(task.descriptor, task.test, run, task.reading, normalize=False)
+        with atomic_write(Path(options.run.output_dir) / RECIPE, "`output_dir`") as temporary:
+            temporary.write_text(recipe, encoding="utf-8")
+    test = runner.extract(task.descriptor, task.test, normalize=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
     finished = layer.epoch >= options.run.epochs  # then nothing is learnt, and nothing needs to be described for it
     make = cache_lessons if options.linear.cache_features and not finished else open_lessons
@@ -100,12 +103,13 @@ def _train_layer(options: LinearConfig, task: LinearTask, run: Run, recipe: str)
     return score, layer.best
 
 
-def _score_layer(options: LinearConfig, task: LinearTask, run: Run) -> tuple[LinearScore, float]:
+def _score_layer(options: LinearConfig, task: LinearTask, runner: Runner) -> tuple[LinearScore, float]:
+    run = runner.run
     head = LinearHead(task.width, task.classes)
     with run.processes.rank_zero_first():
         path, published = _find_layer(options, task)
         load_head(head, path, task.identity, published=published)
-    test = extract_features(task.descriptor, task.test, run, task.reading, normalize=False)
+    test = runner.extract(task.descriptor, task.test, normalize=False)
     infer = run.device.compile_eval(head)
     score = score_head(infer, test, classes=task.classes, batch_size=task.reading.batch_size, run=run)
     logger.info("* %s", score.describe())

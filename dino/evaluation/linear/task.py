@@ -19,14 +19,14 @@ from dino.data.sources import open_labelled_splits, open_validation_images
 from dino.errors import CheckpointError, OptionError, WeightsError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.descriptors import LastBlocks
-from dino.evaluation.features import Reading, build_reading
-from dino.evaluation.linear_head import LinearHead
+from dino.evaluation.features import Reading
+from dino.evaluation.linear.head import LinearHead
+from dino.evaluation.runner import Runner
 from dino.models.arrival import admit, list_tensors, read_part
 from dino.models.published import read_published
 from dino.models.registry import is_vit, width_of
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone, load_backbone
-from dino.runtime.context import Run
+from dino.models.weights import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class LinearTask:
 
 def open_task(
     config: LinearConfig,
-    run: Run,
+    runner: Runner,
     *,
     backbone: TrainedBackbone | None = None,
     splits: tuple[ImageSource, ImageSource] | None = None,
@@ -79,7 +79,8 @@ def open_task(
         DinoError: Missing folders or weights, too few images, or another number of classes than asked for.
     """
     probe, train = config.linear, None
-    with run.processes.rank_zero_first():
+    processes = runner.run.processes
+    with processes.rank_zero_first():
         if splits is not None:
             train, test = splits
         elif probe.evaluate:
@@ -90,14 +91,14 @@ def open_task(
             train = None
         if train is not None:
             train = train.limited(config.limit.data_limit)
-            check_count(train, config.data.batch_size_per_device * run.processes.world)
+            check_count(train, config.data.batch_size_per_device * processes.world)
         if probe.num_labels not in {None, len(test.classes)}:
             raise OptionError(
                 f"`num_labels` {probe.num_labels}: {test.root} holds {len(test.classes)} class folders",
                 value=probe.num_labels,
                 remedy="leave the flag out to follow the folders",
             )
-        backbone = backbone or load_backbone(config.backbone, config.weights)
+    backbone = backbone or runner.load_backbone()
     identity: dict[str, Any] = {"backbone": compute_digest(backbone.module), "classes": digest_names(test.classes)}
     if is_vit(backbone.arch):
         identity |= {name: chosen(probe, name) for name in SETTINGS}
@@ -107,9 +108,8 @@ def open_task(
             "seed": config.run.seed,
             "cache_features": probe.cache_features,
         }
-    reading = build_reading(config.data, run, keep_on_device=False)
     descriptor = build_descriptor(backbone, config)
-    return LinearTask(descriptor=descriptor, train=train, test=test, reading=reading, identity=identity)
+    return LinearTask(descriptor=descriptor, train=train, test=test, reading=runner.reading, identity=identity)
 
 
 def build_descriptor(backbone: TrainedBackbone, config: LinearConfig) -> TrainedBackbone:

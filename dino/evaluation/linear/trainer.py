@@ -12,9 +12,9 @@ from dino.config import as_dict
 from dino.errors import CheckpointError, NonFiniteError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import Features
-from dino.evaluation.linear_batches import Lessons
-from dino.evaluation.linear_head import LinearHead, LinearProgram, LinearScore, MomentumSGD, Samples, score_head
-from dino.evaluation.linear_task import BEST, CHECKPOINT, LinearTask, load_head
+from dino.evaluation.linear.batches import Lessons
+from dino.evaluation.linear.head import LinearHead, LinearProgram, LinearScore, MomentumSGD, Samples, score_head
+from dino.evaluation.linear.task import BEST, CHECKPOINT, LinearTask, load_head
 from dino.runtime.context import Run
 from dino.runtime.metrics import MetricLog
 from dino.runtime.progress import Progress

@@ -15,20 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino.data.copydays import Block, open_copydays
 from dino.data.crops import squeeze
 from dino.data.image_source import ImageSource
 from dino.data.sources import list_images
 from dino.errors import OptionError
-from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.config import CopyDetectionConfig
 from dino.evaluation.descriptors import ClsGem
-from dino.evaluation.features import build_reading, extract_features
 from dino.evaluation.neighbors import ExactIndex, split_queries
+from dino.evaluation.retrieval.copydays import Block, open_copydays
+from dino.evaluation.retrieval.ranking import compute_average_precision
+from dino.evaluation.runner import Runner
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone, load_backbone
+from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
-from dino.runtime.metrics import check_target, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +45,15 @@ def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str,
     Raises:
         DinoError: Wrong weights, a network without patch tokens, missing folders, unreadable images.
     """
-    check_target(options.report.json)
+    runner = Runner(options, run, keep_on_device=options.store.store_on_device)
     copydays = open_copydays(options.data.data_path)
     distractors = _open(options.copy_detection.distractors_path, "`distractors_path`")
     whitening = _open(options.copy_detection.whitening_path, "`whitening_path`")
-    with run.processes.rank_zero_first():
-        backbone = load_backbone(options.backbone, options.weights)
-    describer = build_describer(backbone, options.size.imsize)
-    reading = build_reading(options.data, run, keep_on_device=options.store.store_on_device)
+    describer = build_describer(runner.load_backbone(), options.size.imsize)
     cut = functools.partial(squeeze, size=options.size.imsize)
 
     def describe(source: ImageSource) -> Tensor:
-        return extract_features(describer, source, run, reading, cut=cut, normalize=False).features
+        return runner.extract(describer, source, cut=cut, normalize=False).features
 
     queries = describe(copydays.source)
     database = queries[: len(copydays.blocks[0].positives)]
@@ -70,8 +66,7 @@ def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str,
     scores = score_blocks(nearest, copydays.blocks)
     for name, score in scores.items():
         logger.info("eval on %s mAP=%.3f", name, score)
-    if run.processes.is_first:
-        write_result(options.report.json, {"queries": len(queries), "database": len(database), "map": scores})
+    runner.report({"queries": len(queries), "database": len(database), "map": scores})
     return scores
 
 

@@ -1,7 +1,6 @@
 """Retrieval on revisited Oxford and Paris: rank the database by likeness to each query, and judge the ranking.
 
-Paper, section 4.2.1; eval_image_retrieval.py and utils.compute_map of the original. Shapes: N database images,
-Q queries, K numbers of images to look at, D width.
+Paper, section 4.2.1; eval_image_retrieval.py of the original. Shapes: N images, D width.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,49 +15,18 @@ from torch import Tensor
 
 from dino.data.datasets import Shape
 from dino.data.image_source import ImageSource
-from dino.data.oxford_paris import Thumbnail, Truth, open_landmarks
 from dino.errors import DataError, OptionError
-from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.config import RetrievalConfig
 from dino.evaluation.descriptors import MultiScale
-from dino.evaluation.features import Reading, build_reading, extract_features
+from dino.evaluation.retrieval.oxford_paris import Thumbnail, open_landmarks
+from dino.evaluation.retrieval.ranking import DEPTHS, RankingScore, rank, score_landmarks
+from dino.evaluation.runner import Runner
 from dino.models.published import PUBLISHED_FOR_RETRIEVAL
 from dino.models.registry import is_vit
-from dino.models.weights import TrainedBackbone, load_backbone
+from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
-from dino.runtime.metrics import check_target, write_result
 
 logger = logging.getLogger(__name__)
-
-DEPTHS = (1, 5, 10)  # of the mean precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankingScore:
-    """How good rankings are, all 0 to 1; nan for a query without positives, which no mean counts.
-
-    Attributes:
-        average_precisions: (Q,).
-        precisions: (Q, K): share of positives among the first k, or up to the last positive where that comes earlier.
-    """
-
-    average_precisions: np.ndarray
-    precisions: np.ndarray
-
-    @property
-    def map(self) -> float:
-        """Mean over queries; nan without any that counts."""
-        return float(_mean(self.average_precisions))
-
-    @property
-    def mean_precisions(self) -> np.ndarray:
-        """(K,)."""
-        return _mean(self.precisions)
-
-
-def _mean(rows: np.ndarray) -> np.ndarray:
-    counted = rows[~np.isnan(rows.reshape(len(rows), -1)[:, 0])]
-    return counted.mean(axis=0) if len(counted) else np.full(rows.shape[1:], np.nan)
 
 
 def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingScore]:
@@ -72,11 +39,9 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
     Raises:
         DinoError: Wrong weights, missing or unreadable files, images smaller than a patch.
     """
-    check_target(config.report.json)
-    landmark, data = config.retrieval, config.data
-    landmarks = open_landmarks(data.data_path, landmark.dataset, crop_queries=landmark.crop_queries)
-    with run.processes.rank_zero_first():
-        backbone = load_backbone(config.backbone, config.weights, published=PUBLISHED_FOR_RETRIEVAL)
+    runner, landmark = Runner(config, run, keep_on_device=config.store.store_on_device), config.retrieval
+    landmarks = open_landmarks(config.data.data_path, landmark.dataset, crop_queries=landmark.crop_queries)
+    backbone = runner.load_backbone(PUBLISHED_FOR_RETRIEVAL)
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
     if landmark.multiscale:
         backbone = dataclasses.replace(backbone, module=MultiScale(backbone.module))
@@ -88,10 +53,10 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
     queries = len(landmarks.truths)
     database = len(shapes) - queries
     logger.info("train: %d imgs / query: %d imgs, in %d shapes", database, queries, len(set(shapes)))
-    reading = build_reading(data, run, keep_on_device=config.store.store_on_device)
-    features = describe(backbone, landmarks.source, shapes, view, run, reading)
+    features = describe(backbone, landmarks.source, shapes, view, runner)
     scores = score_landmarks(rank(features[:database], features[database:]), landmarks.truths)
-    _report(scores, config, run)
+    _log_scores(landmark.dataset, scores)
+    runner.report({"dataset": landmark.dataset, **_name_all(scores)})
     return scores
 
 
@@ -144,8 +109,7 @@ def describe(
     source: ImageSource,
     shapes: Sequence[Shape],
     view: Callable[[Tensor], Tensor],
-    run: Run,
-    reading: Reading,
+    runner: Runner,
 ) -> Tensor:
     """Features of images of many shapes, (N, D), normalized, in the order of `source`.
 
@@ -156,79 +120,30 @@ def describe(
         source: N images.
         shapes: (H, W) of each image's view.
         view: From an image to its view.
-        run: Device and processes.
-        reading: Batch size, loader processes, where to keep features.
+        runner: Reads and describes them.
 
     Raises:
         DataError: An image cannot be decoded.
     """
     order = sorted(range(len(source)), key=shapes.__getitem__)
     ordered = [shapes[index] for index in order]
-    found = extract_features(backbone, source.selected(order), run, reading, cut=view, shapes=ordered).features
+    found = runner.extract(backbone, source.selected(order), cut=view, shapes=ordered).features
     places = torch.tensor(order).argsort().to(torch.int32)
     return found.index_select(0, places.to(found.device))
 
 
-def rank(database: Tensor, queries: Tensor) -> np.ndarray:
-    """Sort the database by likeness to each query, on the CPU, since sorting is not every device's strength.
-
-    Args:
-        database: (N, D), normalized.
-        queries: (Q, D), normalized.
-
-    Returns:
-        (N, Q) indices, the most similar image of a query first in its column.
-    """
-    similarity = (database @ queries.T).cpu()
-    return similarity.argsort(dim=0, descending=True, stable=True).numpy()
-
-
-def score_landmarks(ranks: np.ndarray, truths: Sequence[Truth]) -> dict[str, RankingScore]:
-    """Score rankings (N, Q) by the protocols Medium and Hard."""
-    medium = [(np.concatenate([truth.easy, truth.hard]), truth.junk) for truth in truths]
-    hard = [(truth.hard, np.concatenate([truth.junk, truth.easy])) for truth in truths]
-    return {"M": score_ranks(ranks, medium), "H": score_ranks(ranks, hard)}
-
-
-def score_ranks(ranks: np.ndarray, truths: Sequence[tuple[np.ndarray, np.ndarray]]) -> RankingScore:
-    """Judge rankings.
-
-    Args:
-        ranks: (N, Q) database indices, the best first.
-        truths: Positives and junk of each query; junk is neither right nor wrong, as if it were not ranked.
-    """
-    judged = [_score_query(column, *truth) for column, truth in zip(ranks.T, truths, strict=True)]
-    return RankingScore(
-        average_precisions=np.array([precision for precision, _ in judged]),
-        precisions=np.array([precisions for _, precisions in judged]),
-    )
-
-
-def _score_query(ranked: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> tuple[float, list[float]]:
-    if not len(positives):
-        return np.nan, [np.nan] * len(DEPTHS)
-    places = np.flatnonzero(np.isin(ranked, positives))
-    is_junk = np.isin(ranked, junk)
-    found = places - (is_junk.cumsum() - is_junk)[places]
-    depths = [min(found[-1] + 1, depth) for depth in DEPTHS]
-    precisions = [float((found < depth).sum() / depth) for depth in depths]
-    return compute_average_precision(found, len(positives)), precisions
-
-
-def _report(scores: Mapping[str, RankingScore], options: RetrievalConfig, run: Run) -> None:
-    name = options.retrieval.dataset
+def _log_scores(name: str, scores: Mapping[str, RankingScore]) -> None:
     maps = {level: np.around(score.map * 100, decimals=2) for level, score in scores.items()}
     precisions = {level: np.around(score.mean_precisions * 100, decimals=2) for level, score in scores.items()}
     logger.info(">> %s: mAP M: %s, H: %s", name, maps["M"], maps["H"])
     logger.info(">> %s: mP@k%s M: %s, H: %s", name, np.array(DEPTHS), precisions["M"], precisions["H"])
-    if run.processes.is_first:
-        found = {
-            f"{measure}_{level}": value
-            for level, score in scores.items()
-            for measure, value in {"map": score.map, **_name(score.mean_precisions)}.items()
-        }
-        write_result(options.report.json, {"dataset": name, **found})
 
 
-def _name(precisions: np.ndarray) -> dict[str, float]:
-    return {f"mp@{depth}": float(value) for depth, value in zip(DEPTHS, precisions, strict=True)}
+def _name_all(scores: Mapping[str, RankingScore]) -> dict[str, float]:
+    """`map_M`, `mp@1_M` and so on."""
+    found = {}
+    for level, score in scores.items():
+        found[f"map_{level}"] = score.map
+        for depth, value in zip(DEPTHS, score.mean_precisions, strict=True):
+            found[f"mp@{depth}_{level}"] = float(value)
+    return found

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from dino import plain_pickle
+from dino.data.crops import resize_lanczos
 from dino.data.decode import Box
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
 LONGEST = 1024  # characters in an image's name: a small file may hold the same long text many times
-REDUCING_GAP = 2.0  # Pillow's thumbnail: sizes beyond twice the wanted one are first averaged down by whole factors
 
 
 class Truth(NamedTuple):
@@ -138,9 +136,7 @@ class Thumbnail:
         height, width = image.shape[1:]
         size = compute_size(height, width, self.longest)
         if size != (height, width):
-            picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
-            resized = picture.resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
-            image = torch.from_numpy(np.array(resized)).reshape(*size, -1).permute(2, 0, 1)
+            image = resize_lanczos(image, size)
         height, width = cut_to_patches(*size, self.patch)
         return image[:, :height, :width]
 

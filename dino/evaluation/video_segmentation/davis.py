@@ -12,13 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dino.data.crops import resize_bilinear
 from dino.data.decode import EXTENSIONS, read_size
-from dino.data.label_maps import DAVIS_PALETTE
 from dino.data.photometric import IMAGENET_MEAN, Normalization
 from dino.errors import DataError
 
@@ -31,6 +30,19 @@ SPLIT = Path("ImageSets", "2017", "val.txt")
 # The original's red deviation in this one evaluation is 0.228, where ImageNet's is 0.229. Published figures were
 # computed with it, so it stays.
 FRAME_NORMALIZATION = Normalization(mean=IMAGENET_MEAN, std=(0.228, 0.224, 0.225))
+ALL_LABELS = range(256)  # what one byte holds
+VOID = 255  # pixels that belong to nothing
+
+
+def _spread_bits(label: int) -> tuple[int, int, int]:
+    """Color of a label in the palette of PASCAL VOC and DAVIS: its bits, dealt to red, green and blue from the top."""
+    red, green, blue = (
+        sum((label >> (3 * level + channel) & 1) << (7 - level) for level in range(3)) for channel in range(3)
+    )
+    return red, green, blue
+
+
+DAVIS_PALETTE = bytes(level for label in ALL_LABELS for level in _spread_bits(label))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +163,11 @@ def check_sizes(labels: Path, others: Iterable[Path]) -> None:
             raise DataError(f"{path} is {found[1]}x{found[0]} pixels, {labels} {width}x{height}")
 
 
+def drop_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Void as background (0), where there are objects; 255 alone is an object, as in the masks of DAVIS 2016."""
+    return np.where(labels == VOID, np.uint8(0), labels) if ((labels > 0) & (labels < VOID)).any() else labels
+
+
 def compute_frame_size(height: int, width: int) -> tuple[int, int]:
     """Height and width at which a frame is segmented: 480 the short one, the long one in proportion, less mod 64."""
     if height > width:
@@ -159,9 +176,5 @@ def compute_frame_size(height: int, width: int) -> tuple[int, int]:
 
 
 def resize_frame(image: Tensor) -> Tensor:
-    """A frame (C, H, W) uint8 at the size above; bilinear without smoothing and rounded, by the original's OpenCV."""
-    # Loaders share the cores already; and where OpenCV's threads are OpenMP's or TBB's, they do not outlive a fork.
-    cv2.setNumThreads(1)
-    size = compute_frame_size(*image.shape[1:])
-    scaled = cv2.resize(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), size[::-1])
-    return torch.from_numpy(scaled.reshape(*size, len(image))).permute(2, 0, 1)
+    """A frame (C, H, W) uint8 at the size above, as the original scales it."""
+    return resize_bilinear(image, compute_frame_size(*image.shape[1:]))

@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dino.data.davis import Clip, check_clips, list_frames
-from dino.data.label_maps import DRIVING_PALETTE
 from dino.errors import DataError
+from dino.evaluation.video_segmentation.davis import ALL_LABELS, Clip, check_clips, list_frames
 
 IMAGES, LABELS = "image", "segmentation"
+
+# Colors of the driving fork's 27 labels, 26 being none; what is left of the palette is gray.
+DRIVING_COLORS = (
+    *((220, 20, 60), (255, 0, 0), (165, 42, 42), (0, 0, 142), (0, 0, 142), (0, 60, 100), (0, 0, 230), (119, 11, 32)),
+    *((220, 220, 0), (250, 170, 30), (128, 64, 128), (244, 35, 232), (196, 196, 196), (250, 170, 160)),
+    *((170, 170, 170), (140, 140, 200), (255, 255, 255), (128, 64, 255), (70, 70, 70), (197, 231, 158)),
+    *((190, 153, 153), (255, 255, 128), (107, 142, 35), (64, 170, 64), (70, 130, 180), (78, 99, 171), (0, 0, 0)),
+)
+DRIVING_PALETTE = bytes(
+    level for label in ALL_LABELS for level in (DRIVING_COLORS[label] if label < len(DRIVING_COLORS) else (label,) * 3)
+)
 
 
 def open_runs(data_path: str | None, interval: int) -> list[Clip]:

@@ -9,55 +9,25 @@ All that can be wrong with names and sizes is found before the first frame is sc
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.data.davis import RESOLUTION, check_sizes, list_frames, list_truths, read_split
-from dino.data.ipace import IMAGES, LABELS, find_runs
-from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
+from dino.data.label_maps import ScoredClip, ScoredFrame, read_label_map
 from dino.errors import DataError
+from dino.evaluation.video_segmentation.davis import (
+    DAVIS_PALETTE,
+    RESOLUTION,
+    check_sizes,
+    list_frames,
+    list_truths,
+    read_split,
+)
+from dino.evaluation.video_segmentation.ipace import DRIVING_PALETTE, IMAGES, LABELS, find_runs
 
 DAVIS, DRIVING = "davis", "driving"
 RUN_LAYOUT = f"RUN/{IMAGES} and RUN/{LABELS}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredFrame:
-    """The files of one frame.
-
-    Attributes:
-        number: Place among all frames of the clip, from 0, scored or not.
-        image: The picture that was segmented; None where the data set came without pictures.
-        truth: True labels.
-        prediction: Predicted labels.
-    """
-
-    number: int
-    image: Path | None
-    truth: Path
-    prediction: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredClip:
-    """A DAVIS sequence or a driving run.
-
-    Attributes:
-        name: Of the sequence or run.
-        first: Its first true label map.
-        frames: Those to score, in order.
-        palette: Colors for label maps that have none.
-        unlabelled: Frames of a run that have no true labels, and so cannot be scored.
-    """
-
-    name: str
-    first: Path
-    frames: tuple[ScoredFrame, ...]
-    palette: bytes
-    unlabelled: int = 0
 
 
 def recognize_layout(root: Path) -> str:

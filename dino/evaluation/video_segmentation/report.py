@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dino.config import chosen
-from dino.data.davis import Clip, check_sizes, list_truths
-from dino.data.segmentations import DAVIS, ScoredClip, list_clips, list_unscored, recognize_layout
+from dino.data.label_maps import ScoredClip
 from dino.errors import DataError, OptionError
 from dino.evaluation.config import MetricsConfig, SegmentationMetricsConfig
-from dino.evaluation.segmentation_scores import (
+from dino.evaluation.video_segmentation.davis import Clip, check_sizes, list_truths
+from dino.evaluation.video_segmentation.pairs import DAVIS, list_clips, list_unscored, recognize_layout
+from dino.evaluation.video_segmentation.scores import (
     ObjectScore,
     RunScore,
     add_runs,
@@ -49,7 +50,8 @@ def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]
         if layout == DAVIS and given is not None and given is not False:
             raise OptionError(f"`{name}` is for driving runs", remedy=f"`dataset_path` {root} is taken as DAVIS 2017")
     clips = list_clips(layout, root, predictions)
-    _warn_of_unscored(clips, predictions)
+    if names := list_unscored(clips, predictions):
+        logger.warning("not scored, since the data set has none of that name: %s", ", ".join(names))
     if metrics.skip_refreshed:
         clips = [_without_refreshed(clip, config.refresh.chosen_interval) for clip in clips]
     picture = next((frame for clip in clips for frame in clip.frames if frame.image is None), None)
@@ -112,7 +114,7 @@ def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
 
 def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     labels = {clip.name: find_objects(clip.first) for clip in clips}  # all of them first: what is wrong shows at once
-    progress = Progress(_count_frames(clips), "frames scored")
+    progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
     scored = {clip.name: score_sequence(labels[clip.name], progress.follow(clip.frames)) for clip in clips}
     progress.close()
     sequences = {name: average_objects(scores) for name, scores in scored.items()}
@@ -137,7 +139,7 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
 
 
 def _report_driving(clips: Sequence[ScoredClip], metrics: MetricsConfig, interval: int) -> tuple[dict[str, Any], Rows]:
-    progress = Progress(_count_frames(clips), "frames scored")
+    progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
     runs = {
         clip.name: score_run(
             progress.follow(clip.frames), num_classes=int(chosen(metrics, "num_classes")), ignored=metrics.ignore_label
@@ -192,10 +194,6 @@ def _tell_of_refreshed(clips: Sequence[ScoredClip], interval: int, copied: int) 
         )
 
 
-def _count_frames(clips: Sequence[ScoredClip]) -> int:
-    return sum(len(clip.frames) for clip in clips)
-
-
 def _describe(score: RunScore) -> dict[str, Any]:
     return {
         "mean_iou": score.mean_iou(),
@@ -224,12 +222,6 @@ def _existing(name: str, path: str | None) -> Path:
     if not Path(path).is_dir():
         raise DataError(f"`{name}` {path} is no folder", value=path)
     return Path(path)
-
-
-def _warn_of_unscored(clips: Sequence[ScoredClip], predictions: Path) -> None:
-    names = list_unscored(clips, predictions)
-    if names:
-        logger.warning("not scored, since the data set has none of that name: %s", ", ".join(names))
 
 
 def _without_refreshed(clip: ScoredClip, interval: int) -> ScoredClip:

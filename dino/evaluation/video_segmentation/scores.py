@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.data.label_maps import VOID
-from dino.data.segmentations import ScoredFrame, read_labels
+from dino.data.label_maps import ScoredFrame
 from dino.errors import DataError
-from dino.evaluation.segmentation_metrics import (
+from dino.evaluation.video_segmentation.davis import ALL_LABELS, VOID
+from dino.evaluation.video_segmentation.metrics import (
     Measure,
     average,
     compute_iou,
@@ -23,8 +23,7 @@ from dino.evaluation.segmentation_metrics import (
     measure_boundary,
     summarize,
 )
-
-ALL_LABELS = range(256)  # what one byte holds
+from dino.evaluation.video_segmentation.pairs import read_labels
 
 
 @dataclass(frozen=True, kw_only=True)

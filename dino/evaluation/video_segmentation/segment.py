@@ -20,21 +20,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino.data.datasets import Share, ViewDataset
-from dino.data.davis import FRAME_NORMALIZATION, Clip, compute_frame_size, open_davis, resize_frame
 from dino.data.image_source import ImageSource
-from dino.data.ipace import open_runs
-from dino.data.label_maps import drop_void, read_label_map, resize_labels, write_label_map
+from dino.data.label_maps import read_label_map, resize_labels, write_label_map
 from dino.data.loaders import read_views
 from dino.data.photometric import IMAGENET_STD, Normalization, build_normalization
 from dino.errors import OptionError
 from dino.evaluation.config import ClipsConfig, DavisConfig, DrivingConfig, PropagationConfig
-from dino.evaluation.features import Reading, build_reading
-from dino.evaluation.propagation import Context, decide_labels, plan_tiles, propagate_labels
-from dino.evaluation.segmentation_report import check_truths, report_davis
+from dino.evaluation.features import Reading
+from dino.evaluation.runner import Runner
+from dino.evaluation.video_segmentation.davis import (
+    FRAME_NORMALIZATION,
+    Clip,
+    compute_frame_size,
+    drop_void,
+    open_davis,
+    resize_frame,
+)
+from dino.evaluation.video_segmentation.ipace import open_runs
+from dino.evaluation.video_segmentation.propagation import Context, decide_labels, plan_tiles, propagate_labels
+from dino.evaluation.video_segmentation.report import check_truths, report_davis
 from dino.models.dense import build_dense
-from dino.models.weights import TrainedBackbone, load_backbone
+from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -58,11 +65,11 @@ def segment_davis(options: DavisConfig, run: Run) -> None:
     clips = open_davis(options.data.data_path)
     if options.davis.score:
         check_truths(Path(options.data.data_path or ""), clips)
-    found = segment_clips(clips, options, run)
-    if run.processes.is_first:
-        if options.davis.score:
-            found["scores"] = report_davis(Path(options.data.data_path or ""), Path(options.output.output_dir))
-        write_result(options.report.json, found)
+    runner = Runner(options, run)
+    found = segment_clips(clips, options, runner)
+    if options.davis.score and run.processes.is_first:
+        found["scores"] = report_davis(Path(options.data.data_path or ""), Path(options.output.output_dir))
+    runner.report(found)
 
 
 def segment_runs(options: DrivingConfig, run: Run) -> None:
@@ -71,30 +78,26 @@ def segment_runs(options: DrivingConfig, run: Run) -> None:
     First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
     Raises as `segment_davis`.
     """
-    found = segment_clips(open_runs(options.data.data_path, options.refresh.chosen_interval), options, run)
-    if run.processes.is_first:
-        write_result(options.report.json, found)
+    clips, runner = open_runs(options.data.data_path, options.refresh.chosen_interval), Runner(options, run)
+    runner.report(segment_clips(clips, options, runner))
 
 
-def segment_clips(clips: Sequence[Clip], options: ClipsConfig, run: Run) -> dict[str, Any]:
+def segment_clips(clips: Sequence[Clip], options: ClipsConfig, runner: Runner) -> dict[str, Any]:
     """Write OUTPUT_DIR/NAME/FRAME.png for every frame of every clip; all are there when it returns, on any process.
 
     Args:
         clips: To segment; clips of one name are parts of one sequence.
         options: The command line.
-        run: Device and processes.
+        runner: Loads the backbone.
 
     Returns:
         How many sequences and frames there are, the seconds it took, and the folder.
     """
-    check_target(options.report.json)
-    began, output = time.monotonic(), make_output_folder(options.output.output_dir)
+    began, output, run = time.monotonic(), make_output_folder(options.output.output_dir), runner.run
     _make_folders(clips, output)
-    with run.processes.rank_zero_first():
-        backbone = load_backbone(options.backbone, options.weights)
-    reading = build_reading(options.data, run, keep_on_device=True)
+    backbone = runner.load_backbone()
     mine, done = share_clips(clips, run.processes.world)[run.processes.rank], 0
-    features = extract_maps(mine, backbone, run, reading)
+    features = extract_maps(mine, backbone, run, runner.reading)
     progress = Progress(sum(len(clip.frames) for clip in mine), "segmentation", shown=run.processes.is_first)
     for clip in mine:
         for number in _segment(clip, features, options.propagation, output / clip.name, run):

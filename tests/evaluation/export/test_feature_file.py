@@ -18,7 +18,7 @@ from dino.data.crops import center_crop
 from dino.data.decode import read_image
 from dino.data.photometric import build_normalization
 from dino.errors import DataError, OptionError
-from dino.evaluation import feature_file
+from dino.evaluation.export import feature_file
 from dino.models.registry import build_backbone
 from tests import hpu_simulator
 from tests.running import make_images, make_labelled, on_simulated_card, run_pair

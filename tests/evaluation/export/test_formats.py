@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from dino.data.image_source import ImageSource
-from dino.evaluation import feature_formats
-from dino.evaluation.feature_formats import Arrays, write_csv, write_npz, write_parquet, write_safetensors
+from dino.evaluation.export import formats
+from dino.evaluation.export.formats import Arrays, write_csv, write_npz, write_parquet, write_safetensors
 
 NAMES = ("ant/a.png", 'bee/b, "c".png', "bee/ü.png")
 LABELLED = ImageSource(root=Path("x"), names=NAMES, labels=(0, 1, 1), classes=("ant", "bee"))
@@ -70,7 +70,7 @@ def test_arrays_names_and_labels_come_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feature_formats, "PARQUET_BYTES", group)
+    monkeypatch.setattr(formats, "PARQUET_BYTES", group)
     path = tmp_path / f"features.{write.__name__.removeprefix('write_')}"
     write(path, source, ARRAYS)
     names, labels, arrays = read(path)

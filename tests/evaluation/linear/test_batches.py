@@ -7,7 +7,7 @@ import torch
 from dino.data.datasets import Share
 from dino.data.loaders import EpochBatches
 from dino.evaluation.features import Features
-from dino.evaluation.linear_batches import CachedBatches
+from dino.evaluation.linear.batches import CachedBatches
 
 COUNT = 11
 

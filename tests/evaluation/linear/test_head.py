@@ -9,7 +9,7 @@ import torch
 from dino.devices import open_device
 from dino.devices.config import DeviceConfig
 from dino.evaluation.features import Features
-from dino.evaluation.linear_head import LinearHead, LinearProgram, MomentumSGD, Samples, score_head
+from dino.evaluation.linear.head import LinearHead, LinearProgram, MomentumSGD, Samples, score_head
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from tests import hpu_simulator

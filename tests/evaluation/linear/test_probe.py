@@ -27,8 +27,8 @@ from dino.data.decode import read_image
 from dino.data.photometric import build_normalization
 from dino.data.sources import open_labelled_splits
 from dino.errors import CheckpointError, DataError, DinoError, NonFiniteError, OptionError, WeightsError
-from dino.evaluation.linear_head import LinearHead
-from dino.evaluation.linear_task import BEST, CHECKPOINT
+from dino.evaluation.linear.head import LinearHead
+from dino.evaluation.linear.task import BEST, CHECKPOINT
 from dino.models.registry import VITS, VitShape, build_backbone
 from dino.models.vit import VisionTransformer
 from dino.runtime.distributed import Processes
@@ -449,7 +449,7 @@ def test_shared_pictures_are_learned(name: str, words: list[str], shared_data: P
     assert max(line["test_acc1"] for line in lines_of(tmp_path)) > 15  # guessing gives 10
 
 
-PASSL_RECIPE = Path(__file__).resolve().parents[2] / "dino" / "presets" / "configs" / "linear" / "vits16_passl.yaml"
+PASSL_RECIPE = Path(__file__).resolve().parents[3] / "dino" / "presets" / "configs" / "linear" / "vits16_passl.yaml"
 PASSL_WORDS = (  # the recipe on tiny images: what the network cannot have is changed, what the probe does is not
     *("--config", PASSL_RECIPE, "--arch", "vit_mini", "--patch_size", 8, "-o", "Model.backbone.n_last_blocks=2"),
     *("-o", "DataLoader.Train.loader.num_workers=0", "-o", f"DataLoader.Train.sampler.batch_size={BATCH}"),

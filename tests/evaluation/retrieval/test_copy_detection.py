@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import eval_copy_detection
-from dino.data.copydays import Block
 from dino.errors import DataError, OptionError
 from dino.evaluation import neighbors
-from dino.evaluation.copy_detection import compute_whitening, find_nearest, fit_whitening, score_blocks
+from dino.evaluation.retrieval.copy_detection import compute_whitening, find_nearest, fit_whitening, score_blocks
+from dino.evaluation.retrieval.copydays import Block
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.weights import load_backbone
 from tests.evaluation.conftest import find_results

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dino.data import copydays as rooms
-from dino.data.copydays import open_copydays
 from dino.errors import DataError
+from dino.evaluation.retrieval import copydays as rooms
+from dino.evaluation.retrieval.copydays import open_copydays
 
 
 def write_blocks(root: Path, **blocks: list[str]) -> Path:

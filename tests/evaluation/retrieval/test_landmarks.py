@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import eval_image_retrieval
-from dino.data.oxford_paris import Truth
 from dino.errors import DataError, OptionError
-from dino.evaluation.retrieval import DEPTHS, check_network, rank, score_landmarks, score_ranks
+from dino.evaluation.retrieval.landmarks import DEPTHS, check_network, rank, score_landmarks, score_ranks
+from dino.evaluation.retrieval.oxford_paris import Truth
 from dino.golden import load_settings
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.registry import VITS, build_backbone

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dino.data.oxford_paris import (
+from dino.errors import DataError
+from dino.evaluation.retrieval.oxford_paris import (
     Landmarks,
     Thumbnail,
     compute_size,
     cut_to_patches,
     open_landmarks,
 )
-from dino.errors import DataError
 from dino.models.registry import build_backbone
 
 NAME = "roxford5k"

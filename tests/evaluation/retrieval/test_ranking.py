@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dino.evaluation.average_precision import compute_average_precision
+from dino.evaluation.retrieval.ranking import compute_average_precision
 
 
 def draw_trapezoids(ranks: list[int], positives: int) -> float:

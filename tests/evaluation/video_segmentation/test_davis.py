@@ -9,10 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from dino.data.davis import FRAME_NORMALIZATION, compute_frame_size, list_frames, open_davis, resize_frame
 from dino.data.decode import read_image
 from dino.data.label_maps import DAVIS_PALETTE
 from dino.errors import DataError
+from dino.evaluation.video_segmentation.davis import (
+    FRAME_NORMALIZATION,
+    compute_frame_size,
+    list_frames,
+    open_davis,
+    resize_frame,
+)
 
 SEQUENCES = {"ant": 3, "bee": 1}
 

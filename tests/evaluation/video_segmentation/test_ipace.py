@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dino.data.davis import Clip
-from dino.data.ipace import open_runs
 from dino.errors import DataError
+from dino.evaluation.video_segmentation.davis import Clip
+from dino.evaluation.video_segmentation.ipace import open_runs
 
 
 def write_run(run: Path, count: int = 5, labelled: range = range(0, 5, 2), size: tuple[int, int] = (30, 20)) -> Path:
@@ -41,7 +41,7 @@ def test_every_frame_is_in_one_clip(tmp_path_factory: pytest.TempPathFactory, co
     for number in range(count):
         (run / "image" / f"{number:03}.jpg").touch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dino.data.ipace.check_clips", list)
+        patch.setattr("dino.evaluation.video_segmentation.ipace.check_clips", list)
         clips = open_runs(str(run), interval)
     assert [path for clip in clips for path in clip.frames] == sorted((run / "image").iterdir())
     assert {len(clip.frames) for clip in clips[:-1]} <= {interval} and 1 <= len(clips[-1].frames) <= interval

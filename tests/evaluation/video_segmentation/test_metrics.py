@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.evaluation.segmentation_metrics import (
+from dino.evaluation.video_segmentation.metrics import (
     Measure,
     average,
     compute_iou,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.segmentations import list_clips, list_unscored, read_labels, recognize_layout
 from dino.errors import DataError
+from dino.evaluation.video_segmentation.pairs import list_clips, list_unscored, read_labels, recognize_layout
 from tests.label_folders import PALETTE, make_davis, make_predictions, make_runs, save_image, save_labels
 
 LABELS = np.eye(8, 12)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dino.evaluation import propagation
-from dino.evaluation.propagation import Context, decide_labels, plan_tiles, propagate_labels, stretch
+from dino.evaluation.video_segmentation import propagation
+from dino.evaluation.video_segmentation.propagation import Context, decide_labels, plan_tiles, propagate_labels, stretch
 from tests import hpu_simulator
 
 Golden = Callable[[str], dict[str, np.ndarray]]

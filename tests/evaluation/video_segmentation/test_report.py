@@ -13,7 +13,7 @@ from PIL import Image
 
 import compute_segmentation_metrics
 from dino.cli.session import exit_code
-from dino.evaluation.segmentation_report import report_davis
+from dino.evaluation.video_segmentation.report import report_davis
 from tests.label_folders import make_davis, make_predictions, make_runs, save_labels
 
 RIGHT = np.zeros((20, 30), np.uint8)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.segmentations import ScoredClip, list_clips
 from dino.errors import DataError
-from dino.evaluation.segmentation_scores import (
+from dino.evaluation.video_segmentation.pairs import ScoredClip, list_clips
+from dino.evaluation.video_segmentation.scores import (
     ObjectScore,
     RunScore,
     add_runs,

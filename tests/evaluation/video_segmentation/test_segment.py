@@ -22,11 +22,11 @@ from PIL import Image
 import compute_segmentation_metrics
 import eval_ipace_segmentation
 import eval_video_segmentation
-from dino.data.davis import Clip
 from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
 from dino.errors import DataError, DinoError, OptionError, WeightsError
-from dino.evaluation import segmentation
-from dino.evaluation.segmentation import choose_normalization, share_clips
+from dino.evaluation.video_segmentation import segment as segmentation
+from dino.evaluation.video_segmentation.davis import Clip
+from dino.evaluation.video_segmentation.segment import choose_normalization, share_clips
 from dino.models.registry import build_backbone
 from dino.models.weights import TrainedBackbone
 from tests import hpu_simulator
