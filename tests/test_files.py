@@ -40,3 +40,37 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named_with_its_flag
         with atomic_write(tmp_path / "folder", "--json") as temporary:
             temporary.write_text("text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_without_a_flag_the_systems_error_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "nowhere" / "file") as temporary:
+        temporary.write_text("text")
+
+
+def test_an_error_without_the_name_of_a_flag_begins_with_the_path(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=f"^{tmp_path}/nowhere/file cannot be written: "):
+        with atomic_write(tmp_path / "nowhere" / "file", "") as temporary:
+            temporary.write_text("text")
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    def fill(stop: bool) -> None:
+        with atomic_write(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text("text")
+            if stop:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        fill(stop=True)
+    assert not list(tmp_path.iterdir())
+    fill(stop=False)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/file"]
+
+
+def test_who_writes_alone_reuses_what_a_killed_process_left(tmp_path: Path) -> None:
+    (tmp_path / "file.partial").write_text("half a file")
+    with atomic_write(tmp_path / "file", alone=True) as temporary:
+        assert temporary == tmp_path / "file.partial"
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "whole"

@@ -1,7 +1,6 @@
-"""Rankings are judged by the revisited protocol, and the command prints what a plain statement of it prints."""
+"""The command prints what a plain statement of the revisited protocol prints."""
 
 import json
-import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,73 +9,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 import eval_image_retrieval
 from dino.errors import DataError, OptionError
-from dino.evaluation.retrieval.landmarks import DEPTHS, check_network, rank, score_landmarks, score_ranks
-from dino.evaluation.retrieval.oxford_paris import Truth
-from dino.golden import load_settings
+from dino.evaluation.retrieval.landmarks import check_network
+from dino.evaluation.retrieval.ranking import DEPTHS
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.registry import VITS, build_backbone
 from dino.models.weights import load_backbone
-from tests.evaluation.conftest import find_results
+from tests.evaluation.conftest import find_results, judge_plainly
 from tests.running import run_pair
 
-Golden = Callable[[str], dict[str, np.ndarray]]
 Lines = Callable[..., list[str]]
 SIZE = 144
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-def test_scores_are_the_originals(golden: Golden) -> None:
-    numbers, told = golden("retrieval"), load_settings()["retrieval_gnd"]
-    found = score_ranks(numbers["ranks"], [(np.array(entry["ok"]), np.array(entry["junk"])) for entry in told])
-    np.testing.assert_allclose(found.average_precisions, numbers["aps"], rtol=1e-12)
-    np.testing.assert_allclose(found.precisions, numbers["prs"], rtol=1e-12)
-    np.testing.assert_allclose(found.mean_precisions, numbers["pr"], rtol=1e-12)
-    assert found.map == pytest.approx(float(numbers["map"]), rel=1e-12)
-
-
-def judge_plainly(ranked: list[int], positives: set[int], junk: set[int]) -> tuple[float, list[float]]:
-    """Walk down the list as a person would, passing over junk."""
-    area, found, seen, hits = 0.0, 0, 0, []
-    for image in ranked:
-        if image in positives:
-            before = found / seen if seen else 1.0
-            found += 1
-            area += (before + found / (seen + 1)) / 2 / len(positives)
-            hits.append(seen)
-        if image in positives or image not in junk:
-            seen += 1
-    depths = [min(depth, hits[-1] + 1) for depth in (1, 5, 10)]
-    return area, [sum(hit < depth for hit in hits) / depth for depth in depths]
-
-
-@given(st.permutations(range(30)), st.lists(st.integers(0, 3), min_size=30, max_size=30))
-def test_a_ranking_is_judged_by_walking_down_it(ranked: list[int], kinds: list[int]) -> None:
-    """Kinds: unrelated, easy, hard, junk."""
-    easy, hard, junk = ([image for image, kind in enumerate(kinds) if kind == wanted] for wanted in (1, 2, 3))
-    truth = Truth(*(np.array(part, dtype=np.int64) for part in (easy, hard, junk)))
-    found = score_landmarks(np.array(ranked)[:, None], [truth])
-    for level, right, ignored in (("M", easy + hard, junk), ("H", hard, junk + easy)):
-        score = found[level]
-        if right:
-            area, precisions = judge_plainly(ranked, set(right), set(ignored))
-            assert score.map == pytest.approx(area)
-            assert score.mean_precisions.tolist() == pytest.approx(precisions)
-        else:
-            assert math.isnan(score.map) and np.isnan(score.mean_precisions).all()
-
-
-def test_queries_without_positives_do_not_count() -> None:
-    ranks, none = np.array([[0, 0, 1], [1, 1, 0]]), np.array([], dtype=np.int64)
-    found = score_ranks(ranks, [(np.array([0]), none), (none, none), (np.array([0]), none)])
-    assert found.map == pytest.approx((1 + 0.25) / 2)
-    assert np.isnan(found.average_precisions).tolist() == [False, True, False]
-    assert found.mean_precisions[0] == pytest.approx(0.5)
 
 
 def describe_plainly(path: Path, backbone: torch.nn.Module, box: list[float] | None, multiscale: bool) -> np.ndarray:
@@ -223,13 +170,6 @@ def test_what_is_wrong_is_said_before_any_work(small_set: Path, shared_data: Pat
     image.symlink_to(shared_data / "broken" / "text.jpg")
     with pytest.raises(DataError, match=r"i4\.jpg cannot be decoded"):
         score_lines(eval_image_retrieval, *words)
-
-
-def test_the_most_similar_come_first(device: torch.device) -> None:
-    rng = np.random.RandomState(0)
-    database, queries = (F.normalize(torch.tensor(rng.randn(count, 8)).float(), dim=1) for count in (40, 5))
-    expected = np.argsort(-(database.cpu().double().numpy() @ queries.cpu().double().numpy().T), axis=0)
-    assert np.array_equal(rank(database.to(device), queries.to(device)), expected)
 
 
 def test_a_network_of_one_image_size_is_refused_in_one_line() -> None:

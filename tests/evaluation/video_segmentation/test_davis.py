@@ -10,15 +10,18 @@ import torch
 from PIL import Image
 
 from dino.data.decode import read_image
-from dino.data.label_maps import DAVIS_PALETTE
+from dino.data.label_maps import read_label_map
 from dino.errors import DataError
 from dino.evaluation.video_segmentation.davis import (
+    DAVIS_PALETTE,
     FRAME_NORMALIZATION,
     compute_frame_size,
+    drop_void,
     list_frames,
     open_davis,
     resize_frame,
 )
+from dino.evaluation.video_segmentation.ipace import DRIVING_PALETTE
 
 SEQUENCES = {"ant": 3, "bee": 1}
 
@@ -134,3 +137,26 @@ def test_one_channel_stays_one() -> None:
 def test_the_constants_are_the_originals() -> None:
     assert FRAME_NORMALIZATION.mean == (0.485, 0.456, 0.406)
     assert FRAME_NORMALIZATION.std == (0.228, 0.224, 0.225)
+
+
+def colors(palette: bytes) -> list[tuple[int, ...]]:
+    return [tuple(palette[index : index + 3]) for index in range(0, len(palette), 3)]
+
+
+def test_the_palettes_have_a_color_for_every_byte() -> None:
+    davis, driving = colors(DAVIS_PALETTE), colors(DRIVING_PALETTE)
+    assert len(davis) == len(driving) == 256
+    assert davis[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+    assert davis[8:10] == [(64, 0, 0), (192, 0, 0)] and davis[255] == (224, 224, 192)
+    assert driving[0] == (220, 20, 60) and driving[26] == (0, 0, 0) and driving[27] == (27, 27, 27)
+
+
+def test_the_palettes_are_those_of_the_data_sets(shared_data: Path) -> None:
+    assert read_label_map(next(shared_data.glob("davis/Annotations/480p/*/*.png"))).palette == DAVIS_PALETTE
+    assert read_label_map(next(shared_data.glob("ipace/*/segmentation/*.png"))).palette == DRIVING_PALETTE
+
+
+def test_void_is_background_beside_objects_only() -> None:
+    assert drop_void(np.array([[0, 3, 255]], np.uint8)).tolist() == [[0, 3, 0]]
+    assert drop_void(np.array([[0, 3, 255]], np.uint8)).dtype == np.uint8
+    assert drop_void(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino.data.label_maps import ScoredClip
 from dino.errors import DataError
-from dino.evaluation.video_segmentation.pairs import ScoredClip, list_clips
+from dino.evaluation.video_segmentation.pairs import list_clips
 from dino.evaluation.video_segmentation.scores import (
     ObjectScore,
     RunScore,

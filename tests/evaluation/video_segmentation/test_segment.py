@@ -22,10 +22,11 @@ from PIL import Image
 import compute_segmentation_metrics
 import eval_ipace_segmentation
 import eval_video_segmentation
-from dino.data.label_maps import DAVIS_PALETTE, DRIVING_PALETTE, read_label_map
+from dino.data.label_maps import read_label_map
 from dino.errors import DataError, DinoError, OptionError, WeightsError
-from dino.evaluation.video_segmentation import segment as segmentation
-from dino.evaluation.video_segmentation.davis import Clip
+from dino.evaluation.video_segmentation import segment as rooms
+from dino.evaluation.video_segmentation.davis import DAVIS_PALETTE, Clip
+from dino.evaluation.video_segmentation.ipace import DRIVING_PALETTE
 from dino.evaluation.video_segmentation.segment import choose_normalization, share_clips
 from dino.models.registry import build_backbone
 from dino.models.weights import TrainedBackbone
@@ -245,14 +246,14 @@ def test_two_processes_write_what_one_writes(davis: Path, weights: Path, on_cpu:
 
 def dawdle() -> None:
     """Let the second process take longer than a collective may."""
-    share = segmentation.share_clips
+    share = rooms.share_clips
 
     def share_and_wait(clips: Sequence[Clip], world: int) -> list[list[Clip]]:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
         time.sleep(3 * int(os.environ["RANK"]))
         return share(clips, world)
 
-    segmentation.share_clips = share_and_wait
+    rooms.share_clips = share_and_wait
 
 
 def test_a_process_that_is_done_waits_without_a_limit(weights: Path, tmp_path: Path) -> None:
