@@ -118,7 +118,7 @@ def read_peak() -> float:
 
 def build_product(features: Any, labels: Any) -> Callable[[Any], Any]:
     """What the commands run."""
-    from dino.evaluation.propagation import Context, plan_tiles, propagate_labels
+    from dino.evaluation.video_segmentation.propagation import Context, plan_tiles, propagate_labels
 
     context = Context(features[0], labels[0], last=CONTEXT - 1)
     for earlier, its_labels in zip(features[1:], labels[1:], strict=True):

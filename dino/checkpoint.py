@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dino.errors import CheckpointError
-from dino.files import replacing
+from dino.files import atomic_write
 from dino.plain_pickle.nesting import check_torch_file
 
 LATEST = "checkpoint.pth"
@@ -203,9 +203,9 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """As `replacing`, and the new name is on disk when the block ends."""
+    """As `atomic_write`, and the new name is on disk when the block ends."""
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             yield temporary
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk

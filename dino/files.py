@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,41 +24,36 @@ def find_preset(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, flag: str | None = None, *, alone: bool = False) -> Iterator[Path]:
     """Give a name beside `path` to write to; it takes its place when the block ends well and vanishes when it does not.
 
+    Args:
+        path: The file, or a folder that is not there yet.
+        flag: Which flag named it, for the error; empty where none did. Without one the system's errors are left alone.
+        alone: No other process writes it. The name is then always the same, and what a killed process left is reused.
+
     Raises:
-        OSError: It cannot take its place.
+        OptionError: The file cannot be written, where `flag` is given.
+        OSError: The same, where it is not.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may be writing the same file
+    temporary = path.with_name(f"{path.name}.partial" if alone else f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-@contextlib.contextmanager
-def writing_whole(path: Path, flag: str = "") -> Iterator[Path]:
-    """As `replacing`, for a file that the user named.
-
-    Args:
-        path: The file.
-        flag: Which flag named it, for the error.
-
-    Raises:
-        OptionError: The file cannot be written.
-    """
-    try:
-        with replacing(path) as temporary:
-            yield temporary
     except OSError as error:
-        raise OptionError(f"{flag} {path} cannot be written: {error}".lstrip()) from error
+        if flag is None:
+            raise
+        raise OptionError(f"{flag} {path} cannot be written: {error}".lstrip(), value=path) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 @contextlib.contextmanager
-def drafting(path: Path, flag: str) -> Iterator[Path]:
+def atomic_draft(path: Path, flag: str) -> Iterator[Path]:
     """Give a path of the same name elsewhere, to write a file or a folder of files to and to check what was written.
 
     When the block ends well, what was written takes the place of `path`, or of the files of the same names in it; when
@@ -79,4 +75,4 @@ def drafting(path: Path, flag: str) -> Iterator[Path]:
             for file in draft.glob("*"):
                 os.replace(file, path / file.name)
     except OSError as error:
-        raise OptionError(f"{flag} {path} cannot be written: {error}") from error
+        raise OptionError(f"{flag} {path} cannot be written: {error}", value=path) from error

@@ -29,7 +29,7 @@ FAKES = Path(__file__).resolve().parent / "fakes"  # stand-ins for packages that
 HALF_ON_CPU = tuple(int(part) for part in importlib.metadata.version("torch").split(".")[:2]) >= (2, 2)
 
 SERVER = multiprocessing.get_context("forkserver")
-PRELOAD = ("training.trainer", "evaluation.knn", "evaluation.linear", "evaluation.feature_file")
+PRELOAD = ("training.trainer", "evaluation.knn", "evaluation.linear.probe", "evaluation.export.feature_file")
 COMPILER = "torch._dynamo.backends.common"  # which the simulated bridge imports
 SERVER.set_forkserver_preload([*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard", COMPILER])
 

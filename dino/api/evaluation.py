@@ -25,8 +25,8 @@ from dino.config import as_recipe, build
 from dino.data.photometric import build_normalization
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.knn import KnnScore, score_knn
-from dino.evaluation.linear import evaluate_linear
-from dino.evaluation.linear_head import LinearScore
+from dino.evaluation.linear.head import LinearScore
+from dino.evaluation.linear.probe import evaluate_linear
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.vit import VisionTransformer
 from dino.visualization.attention import AttentionReader, ClsAttention, check_size
@@ -126,18 +126,10 @@ def knn(
         **{"batch_size_per_device": batch_size_per_device, "num_workers": num_workers},
     )
     splits = open_splits(data)
-    asked, most = settings.vote.nb_knn, len(splits[0])
+    vote = settings.vote
     with open_frozen_run(settings.device, settings.precision) as run:
         train, test = extract(backbone, splits, run, settings.data, normalize=True)
-        scores = score_knn(
-            train,
-            test,
-            neighbors=list(dict.fromkeys(min(k, most) for k in asked)),
-            temperature=settings.vote.temperature,
-            classes=int(max(train.labels.max(), test.labels.max())) + 1,
-            run=run,
-        )
-    return {k: scores[min(k, most)] for k in asked}
+        return score_knn(train, test, neighbors=vote.nb_knn, temperature=vote.temperature, run=run)
 
 
 def linear_probe(

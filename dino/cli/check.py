@@ -147,12 +147,13 @@ def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[st
 
 def _write_clean(names: Sequence[str], path: Path, count: int) -> dict[str, Any]:
     """Write them, if there are any; gives what the result says about it."""
-    from dino.runtime.metrics import write_whole
+    from dino.files import atomic_write
 
     if not names:
         logger.warning("none of the %d images is worth listing: %s is not written", count, path)
         return {"output": None, "listed": 0}
-    write_whole("--output", str(path), "".join(f"{name}\n" for name in names))
+    with atomic_write(path, "--output") as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     logger.info(
         "%s lists %d of %d images: not those that are %s; of equal files the first, and oddly stored ones, are kept",
         *(path, len(names), count, " or ".join(LEFT_OUT)),

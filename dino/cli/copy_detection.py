@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(CopyDetectionConfig, argv, ABOUT)
 
-    from dino.evaluation.copy_detection import evaluate_copy_detection
+    from dino.evaluation.retrieval.copy_detection import evaluate_copy_detection
 
     with open_session(options) as run:
         evaluate_copy_detection(options, run)

@@ -11,10 +11,7 @@ from dino.evaluation.config import FeatureFileConfig
 
 ABOUT = Help(
     example="dino embed --data_path photos --output features.npz --pretrained_weights checkpoint.pth",
-    required=(
-        "data_path",
-        "output",
-    ),
+    required=("data_path", "output"),
 )
 
 
@@ -26,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(FeatureFileConfig, argv, ABOUT)
 
-    from dino.evaluation.feature_file import write_feature_file
+    from dino.evaluation.export.feature_file import write_feature_file
 
     with open_session(options) as run:
         write_feature_file(options, run)

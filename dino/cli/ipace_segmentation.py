@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(DrivingConfig, argv, ABOUT)
 
-    from dino.evaluation.segmentation import segment_runs
+    from dino.evaluation.video_segmentation.segment import segment_runs
 
     with open_session(options) as run:
         segment_runs(options, run)

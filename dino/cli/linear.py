@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train or score the linear layer."""
     options, given, _ = parse_command(LinearConfig, argv, about=ABOUT)
 
-    from dino.evaluation.linear import evaluate_linear
+    from dino.evaluation.linear.probe import evaluate_linear
 
     with open_session(options) as run:
         evaluate_linear(options, run, recipe=as_recipe(options, given))

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(RetrievalConfig, argv, ABOUT)
 
-    from dino.evaluation.retrieval import evaluate_retrieval
+    from dino.evaluation.retrieval.landmarks import evaluate_retrieval
 
     with open_session(options) as run:
         evaluate_retrieval(options, run)

@@ -11,10 +11,7 @@ from dino.evaluation.config import SegmentationMetricsConfig
 
 ABOUT = Help(
     example="dino segmentation-metrics --dataset_path DAVIS --prediction_path out",
-    required=(
-        "dataset_path",
-        "prediction_path",
-    ),
+    required=("dataset_path", "prediction_path"),
 )
 
 
@@ -22,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare, report, and draw where pictures are asked for."""
     options = parse(SegmentationMetricsConfig, argv, ABOUT)
 
-    from dino.evaluation.segmentation_report import open_clips, report_metrics
+    from dino.evaluation.video_segmentation.report import open_clips, report_metrics
     from dino.runtime.context import make_output_folder
 
     if set_up_logging():

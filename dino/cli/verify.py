@@ -22,7 +22,7 @@ from dino.devices.hpu.mode import choose_mode
 from dino.devices.hpu.software import find_version
 from dino.doctor.examine import choose
 from dino.errors import CheckFailed, OptionError
-from dino.files import writing_whole
+from dino.files import atomic_write
 from dino.verify.base import FAIL, FULL, LAZY, MODES, QUICK, Setting, StepReport
 from dino.verify.conclusion import conclude
 from dino.verify.page import write_page
@@ -154,6 +154,6 @@ def write(folder: Path, reports: Sequence[StepReport], setting: Setting, *, seco
     report = build_report(reports, setting, conclude(reports, setting), seconds=seconds, stopped=stopped)
     page = write_page(report, REPORT)
     for name, text in ((REPORT, json.dumps(report, indent=1) + "\n"), (PAGE, page)):
-        with writing_whole(folder / name, "--output_dir") as temporary:
+        with atomic_write(folder / name, "--output_dir") as temporary:
             temporary.write_text(spell(text), encoding="utf-8")
     return spell(page)

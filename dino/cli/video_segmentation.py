@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(DavisConfig, argv, ABOUT)
 
-    from dino.evaluation.segmentation import segment_davis
+    from dino.evaluation.video_segmentation.segment import segment_davis
 
     with open_session(options) as run:
         segment_davis(options, run)

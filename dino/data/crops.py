@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dino.data import photometric
@@ -29,6 +31,7 @@ ORIGINAL_SIZES = (224, 96)  # global, local
 CROP_TRIES = 10
 RANDOM_SCALE = (0.08, 1.0)  # share of the area of a random crop (torchvision's RandomResizedCrop)
 RESIZE_RATIO = 256 / 224  # evaluation: shorter side of the resized image over the center crop's side
+REDUCING_GAP = 2.0  # Pillow's thumbnail: sizes beyond twice the wanted one are first averaged down by whole factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,3 +227,18 @@ def center_crop(image: Tensor, size: int) -> Tensor:
     resized = resize_crop(image, (0, 0, height, width), scaled)
     top, left = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
     return resized[:, top : top + size, left : left + size]
+
+
+def resize_bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) uint8 -> (C, *size) uint8, bilinear without smoothing and rounded, by OpenCV."""
+    # Loaders share the cores already; and where OpenCV's threads are OpenMP's or TBB's, they do not outlive a fork.
+    cv2.setNumThreads(1)
+    scaled = cv2.resize(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), size[::-1])
+    return torch.from_numpy(scaled.reshape(*size, len(image))).permute(2, 0, 1)
+
+
+def resize_lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) uint8, C 1 or 3, channels last in memory -> (C, *size) uint8, as Pillow's thumbnails are scaled."""
+    picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+    resized = picture.resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+    return torch.from_numpy(np.array(resized)).reshape(*size, -1).permute(2, 0, 1)

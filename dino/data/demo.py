@@ -18,6 +18,7 @@ from PIL import Image
 
 from dino.data.index import find_cache_root
 from dino.errors import DataError
+from dino.files import atomic_write
 
 # Part of the folder's name: raise it whenever the same specification would give other pixels.
 DEMO_VERSION = 1
@@ -280,16 +281,11 @@ def _write_once(folder: Path, spec: DemoSpec) -> None:
     """Write every image beside `folder` and rename at the end; called with the lock held."""
     if folder.is_dir():
         return
-    partial = folder.with_name(f"{folder.name}.partial")
     _logger.info("drawing the demo data set into %s", folder)
-    # A killed run may have left some of its files here.
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_write(folder, alone=True) as partial:
+        shutil.rmtree(partial, ignore_errors=True)  # a killed run may have left some of its files here
         for split, count in zip(SPLITS, (spec.train_per_class, spec.val_per_class), strict=True):
             _write_split(partial / split, count, spec)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_split(folder: Path, count: int, spec: DemoSpec) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dino.files import atomic_write
+
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it whenever equal records would mean something else
@@ -128,14 +130,11 @@ class Index:
 
     def _write(self) -> None:
         body = json.dumps([self.key, self.records], separators=(",", ":")).encode()
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            os.replace(temporary, self.path)
+            with atomic_write(self.path) as temporary:
+                temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         except OSError as error:
             logger.warning("no index is kept in %s: %s; set DINO_CACHE_DIR to a writable folder", self.path, error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
 def list_files(root: Path, endings: tuple[str, ...]) -> Iterator[str]:

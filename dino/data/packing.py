@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 from dino.data.image_source import ImageSource
 from dino.data.shards import ENDING, LABEL, sample_of
 from dino.errors import DataError
+from dino.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -89,35 +90,22 @@ def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
             )
     elif next(note.parent.glob(f"{note.stem}-*{ENDING}"), None):
         raise DataError(f"{note.parent} holds shards of unknown origin", remedy="name another folder")
-    _write_whole(note, json.dumps(ours).encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(note, alone=True) as temporary:
+        temporary.write_bytes(json.dumps(ours).encode())
 
 
 def _write_shard(shard: Path, source: ImageSource, indices: range, packing: Packing, pool: ThreadPoolExecutor) -> None:
-    temporary, labelled = shard.with_name(f"{shard.name}.partial"), set[str]()
-    read = partial(_read, source, shorter_side=packing.shorter_side)
-    try:
-        with temporary.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
-                for index, content in zip(indices, pool.map(read, indices), strict=True):
-                    name, sample = source.names[index], sample_of(source.names[index])
-                    _add(tar, name, content)
-                    if source.labels is not None and sample not in labelled:
-                        _add(tar, f"{sample}{LABEL}", str(source.labels[index]).encode())
-                        labelled.add(sample)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, shard)
-    finally:
-        temporary.unlink(missing_ok=True)
+    labelled, read = set[str](), partial(_read, source, shorter_side=packing.shorter_side)
+    with atomic_write(shard, alone=True) as temporary, temporary.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
+            for index, content in zip(indices, pool.map(read, indices), strict=True):
+                name, sample = source.names[index], sample_of(source.names[index])
+                _add(tar, name, content)
+                if source.labels is not None and sample not in labelled:
+                    _add(tar, f"{sample}{LABEL}", str(source.labels[index]).encode())
+                    labelled.add(sample)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -68,6 +68,11 @@ def build_reading(data: DataConfig, run: Run, *, keep_on_device: bool, max_batch
     )
 
 
+def share_of(run: Run) -> Share:
+    """Which images this process reads."""
+    return Share(rank=run.processes.rank, world=run.processes.world)
+
+
 def extract_features(
     backbone: TrainedBackbone,
     source: ImageSource,
@@ -97,9 +102,8 @@ def extract_features(
         DataError: An image cannot be decoded.
     """
     processes = run.processes
-    share = Share(rank=processes.rank, world=processes.world)
     cut = cut or functools.partial(center_crop, size=backbone.image_size)
-    dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share, shapes=shapes)
+    dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share_of(run), shapes=shapes)
     progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
     rows, labels, done = [], [], 0
     for found, batch_labels in _infer(backbone, dataset, run, reading):
@@ -130,9 +134,8 @@ def stream_features(backbone: TrainedBackbone, source: ImageSource, run: Run, re
         DataError: An image cannot be decoded.
     """
     processes, done = run.processes, 0
-    share = Share(rank=processes.rank, world=processes.world)
     cut = functools.partial(center_crop, size=backbone.image_size)
-    batches = _infer(backbone, ViewDataset(source, cut, channels=backbone.in_chans, share=share), run, reading)
+    batches = _infer(backbone, ViewDataset(source, cut, channels=backbone.in_chans, share=share_of(run)), run, reading)
     progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
     rows = torch.empty(0)
     for turn in range(-(-len(source) // (reading.batch_size * processes.world))):

@@ -30,9 +30,10 @@ from dino.evaluation.features import (
     save_features,
 )
 from dino.evaluation.neighbors import ExactIndex, Index, build_index, log_recall, split_queries
-from dino.models.weights import TrainedBackbone, load_backbone
+from dino.evaluation.runner import Runner
+from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
-from dino.runtime.metrics import check_target, write_events, write_result
+from dino.runtime.metrics import write_events
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +97,8 @@ def score_knn(
     *,
     neighbors: Sequence[int],
     temperature: float,
-    classes: int,
     run: Run,
+    classes: int | None = None,
     kind: str = "exact",
 ) -> dict[int, KnnScore]:
     """Accuracy for each k over the whole test set; each process votes for its share of it.
@@ -105,23 +106,30 @@ def score_knn(
     Args:
         train: The N vectors that vote.
         test: The M vectors that are classified.
-        neighbors: Values of k.
+        neighbors: Values of k; more than N count as N.
         temperature: Of the vote.
-        classes: C.
         run: Processes to share the work.
+        classes: C; by default as many as the labels tell.
         kind: Of the search, exact or ivf.
     """
     index = build_index(kind, train.features)
     if kind != "exact":
         log_recall(index, train.features, test.features)
     share = slice(run.processes.rank, None, run.processes.world)
+    counts = {k: min(k, len(train.labels)) for k in neighbors}
     ranked = predict_classes(
-        train, test.features[share], neighbors=neighbors, temperature=temperature, classes=classes, index=index
+        train,
+        test.features[share],
+        neighbors=list(dict.fromkeys(counts.values())),
+        temperature=temperature,
+        classes=classes or int(max(train.labels.max(), test.labels.max())) + 1,
+        index=index,
     )
     truth = test.labels[share].cpu()[:, None]
     hits = torch.tensor([[(r[:, :1] == truth).sum(), (r == truth).sum()] for r in ranked.values()], dtype=torch.float32)
     total = run.processes.total(run.device.place(hits)).tolist()
-    return {k: KnnScore(*(100.0 * hit / len(test.labels) for hit in row)) for k, row in zip(ranked, total, strict=True)}
+    rows = dict(zip(ranked, total, strict=True))
+    return {k: KnnScore(*(100.0 * hit / len(test.labels) for hit in rows[count])) for k, count in counts.items()}
 
 
 def evaluate_knn(options: KnnConfig, run: Run) -> dict[int, KnnScore]:
@@ -130,31 +138,21 @@ def evaluate_knn(options: KnnConfig, run: Run) -> dict[int, KnnScore]:
     Raises:
         DinoError: Wrong weights, missing folders, unreadable images.
     """
-    check_target(options.report.json)
+    runner = Runner(options, run, keep_on_device=options.store.store_on_device, max_batches=options.knn.max_batches)
     for path in (options.knn.dump_features, options.knn.dump_tb_events):
         if path and run.processes.is_first:
             make_output_folder(path, "`dump_features`" if path == options.knn.dump_features else "`dump_tb_events`")
-    train, test = _load(options, run) if options.knn.load_features else _extract(options, run)
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
-    asked = options.knn.nb_knn
-    neighbors = list(dict.fromkeys(min(k, len(train.labels)) for k in asked))
-    for k in asked:
-        if k > len(train.labels) and run.processes.is_first:
-            logger.warning("`nb_knn` %d: there are only %d train images, which is the k used", k, len(train.labels))
-    scores = score_knn(
-        train,
-        test,
-        neighbors=neighbors,
-        temperature=options.knn.temperature,
-        kind=options.knn.index,
-        classes=classes,
-        run=run,
-    )
-    for k, score in scores.items():
+    train, test = _load(options, run) if options.knn.load_features else _extract(options, runner)
+    most = len(train.labels)
+    for k in options.knn.nb_knn:
+        if k > most and run.processes.is_first:
+            logger.warning("`nb_knn` %d: there are only %d train images, which is the k used", k, most)
+    vote = options.knn
+    scores = score_knn(train, test, neighbors=vote.nb_knn, temperature=vote.temperature, kind=vote.index, run=run)
+    for k, score in {min(k, most): score for k, score in scores.items()}.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
-    if run.processes.is_first:
-        found = {str(k): scores[min(k, len(train.labels))]._asdict() for k in asked}
-        write_result(options.report.json, {"train": len(train.labels), "test": len(test.labels), "knn": found})
+    found = {str(k): score._asdict() for k, score in scores.items()}
+    runner.report({"train": most, "test": len(test.labels), "knn": found})
     return scores
 
 
@@ -201,8 +199,7 @@ def score_backbone(
         DataError: An image cannot be decoded.
     """
     train, test = (extract_features(backbone, source, run, reading) for source in splits)
-    k = min(PAPER_NEIGHBORS, len(train.labels))
-    classes = len(splits[0].classes)
+    k, classes = PAPER_NEIGHBORS, len(splits[0].classes)
     return score_knn(train, test, neighbors=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run)[k]
 
 
@@ -216,23 +213,18 @@ def _load(options: KnnConfig, run: Run) -> tuple[Features, Features]:
     return train, test
 
 
-def _extract(options: KnnConfig, run: Run) -> tuple[Features, Features]:
-    with run.processes.rank_zero_first():
+def _extract(options: KnnConfig, runner: Runner) -> tuple[Features, Features]:
+    processes = runner.run.processes
+    with processes.rank_zero_first():
         sources = open_labelled_splits(options.data.data_path)
-        backbone = load_backbone(options.backbone, options.weights)
-    reading = build_reading(
-        options.data,
-        run,
-        keep_on_device=options.store.store_on_device,
-        max_batches=options.knn.max_batches,
-    )
+    backbone = runner.load_backbone()
     found, speeds = [], {}
     for name, source in zip(("train", "test"), sources, strict=True):
         began = time.monotonic()
-        found.append(extract_features(backbone, source, run, reading))
+        found.append(runner.extract(backbone, source))
         speeds[f"{name}/examples/sec"] = len(found[-1].labels) / (time.monotonic() - began)
-        if options.knn.dump_features and run.processes.is_first:
+        if options.knn.dump_features and processes.is_first:
             save_features(Path(options.knn.dump_features), name, found[-1])
-    if options.knn.dump_tb_events and run.processes.is_first:
+    if options.knn.dump_tb_events and processes.is_first:
         write_events(Path(options.knn.dump_tb_events), speeds)
     return found[0], found[1]

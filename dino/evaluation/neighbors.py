@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import faiss
 import torch
@@ -31,13 +31,6 @@ class Neighbors(NamedTuple):
 
     products: Tensor
     places: Tensor
-
-
-class Index(Protocol):
-    """Vectors that can be searched."""
-
-    def search(self, queries: Tensor, k: int) -> Neighbors:
-        """The k best of (M, D) queries."""
 
 
 class ExactIndex:
@@ -108,6 +101,9 @@ class CellIndex:
         last = (~missing).sum(dim=1, keepdim=True).clamp(min=1) - 1
         products = torch.where(missing, torch.finfo(products.dtype).min, products)
         return Neighbors(products, torch.where(missing, places.gather(1, last), places).clamp(min=0))
+
+
+Index = ExactIndex | CellIndex
 
 
 def build_index(kind: str, vectors: Tensor) -> Index:

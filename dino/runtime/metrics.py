@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino.errors import OptionError
-from dino.files import replacing, writing_whole
+from dino.files import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -58,7 +58,7 @@ class MetricLog:
             return
         try:
             lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < epoch]
-            with replacing(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         except OSError as error:
             raise OptionError(f"{self.path} cannot be rewritten: {error}") from error
@@ -101,7 +101,8 @@ def write_result(target: str | None, values: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
     elif target:
-        write_whole("`json`", target, text)
+        with atomic_write(Path(target), "`json`") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -112,17 +113,8 @@ def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_finite(cell) for cell in row] for row in rows)
-    write_whole("`csv`", target, text.getvalue())
-
-
-def write_whole(flag: str, target: str, text: str) -> None:
-    """Write a text file, whole or not at all; `flag` asked for it.
-
-    Raises:
-        OptionError: The file cannot be written.
-    """
-    with writing_whole(Path(target), flag) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_write(Path(target), "`csv`") as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def write_events(folder: Path, values: Mapping[str, float]) -> None:

@@ -18,10 +18,10 @@ from dino.config import RECIPE, as_dict, as_recipe
 from dino.data.image_source import ImageSource
 from dino.data.loaders import count_cores
 from dino.errors import CheckpointError, Interrupted, NonFiniteError
+from dino.files import atomic_write
 from dino.models.weights import load_initial_weights
 from dino.runtime.context import STOP_SIGNALS, Run, StopRequest
 from dino.runtime.distributed import StopAgreement
-from dino.runtime.metrics import write_whole
 from dino.training.build import build_loader, build_networks, build_program
 from dino.training.checks import check_device
 from dino.training.config import TrainConfig
@@ -85,7 +85,8 @@ class Trainer:
         self._begin()
         first = run.processes.is_first
         if first:
-            write_whole("`output_dir`", str(self.folder / RECIPE), recipe or as_recipe(options, as_dict(options)))
+            with atomic_write(self.folder / RECIPE, "`output_dir`") as temporary:
+                temporary.write_text(recipe or as_recipe(options, as_dict(options)), encoding="utf-8")
         self.reporter = Reporter(
             self.folder,
             self.plan,

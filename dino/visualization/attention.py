@@ -20,7 +20,7 @@ from dino.data.demo import DemoSpec, draw_image
 from dino.data.photometric import Normalization, build_normalization
 from dino.data.sources import find_images
 from dino.errors import DataError, OptionError
-from dino.files import writing_whole
+from dino.files import atomic_write
 from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
 from dino.models.weights import is_autoencoder, load_backbone
@@ -237,7 +237,7 @@ def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | N
     patch_size = picture.shape[0] // maps.shape[1]
     names = [*(f"head{number}" for number in range(len(maps) - 1)), "mean"]
     save_picture(folder / "img.png", picture)
-    with writing_whole(folder / "attention.npy") as temporary, temporary.open("wb") as file:
+    with atomic_write(folder / "attention.npy", "") as temporary, temporary.open("wb") as file:
         np.save(file, maps[:-1].numpy())
     for name, values in zip(names, maps.numpy(), strict=True):
         heat = enlarge(color(values, VIRIDIS), patch_size)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dino.files import writing_whole
+from dino.files import atomic_write
 
 Pixels = NDArray[np.uint8]
 
@@ -78,7 +78,7 @@ def save_picture(path: Path, pixels: Pixels) -> None:
         OptionError: The file cannot be written.
     """
     kind = "JPEG" if path.suffix == ".jpg" else "PNG"
-    with writing_whole(path) as temporary:
+    with atomic_write(path, "") as temporary:
         Image.fromarray(pixels).save(temporary, format=kind, quality=JPEG_QUALITY)
 
 

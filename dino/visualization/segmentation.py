@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dino.data.decode import read_image
-from dino.data.label_maps import read_label_map
-from dino.data.segmentations import ScoredClip, ScoredFrame, read_labels
+from dino.data.label_maps import ScoredClip, ScoredFrame, read_label_map
 from dino.runtime.context import make_output_folder
 from dino.runtime.progress import Progress
 from dino.visualization.pictures import Pixels, save_picture
@@ -57,7 +56,7 @@ def draw_frame(frame: ScoredFrame, colors: Pixels, ignored: int | None) -> Pixel
         DataError: A file cannot be decoded.
     """
     image = read_image(str(frame.image)).permute(1, 2, 0).numpy()
-    truth, predicted = (read_labels(path, range(256)) for path in (frame.truth, frame.prediction))
+    truth, predicted = (read_label_map(path).labels for path in (frame.truth, frame.prediction))
     wrong = truth != predicted
     if ignored is not None:
         wrong &= truth != ignored
@@ -72,7 +71,7 @@ def draw_frame(frame: ScoredFrame, colors: Pixels, ignored: int | None) -> Pixel
 
 
 def read_colors(path: Path, palette: bytes) -> Pixels:
-    """Colours of all labels, (256, 3) uint8: a label map's own, and `palette` for those that it has none for."""
+    """Colors of all labels, (256, 3) uint8: a label map's own, and `palette` for those that it has none for."""
     colors: Pixels = np.frombuffer(palette, dtype=np.uint8).reshape(-1, 3).copy()
     own = np.frombuffer(read_label_map(path).palette or b"", dtype=np.uint8).reshape(-1, 3)
     colors[: len(own)] = own

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dino.data.decode import EXTENSIONS, read_image
 from dino.errors import DataError, OptionError
-from dino.files import writing_whole
+from dino.files import atomic_write
 from dino.visualization.pictures import Pixels
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def write_video(path: Path, *, rate: float) -> Iterator[VideoWriter]:
         raise OptionError(f"{path} is no name of a video", remedy=f"it must end with {' or '.join(ENCODERS)}")
     # The index of an mp4 goes to its front, so that it plays while it still loads.
     options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
-    with writing_whole(path) as temporary:
+    with atomic_write(path, "") as temporary:
         try:
             with av.open(str(temporary), "w", format=path.suffix[1:], options=options) as container:
                 writer = VideoWriter(container, path, rate)

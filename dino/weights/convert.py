@@ -18,7 +18,7 @@ from torch import Tensor
 from dino import checkpoint
 from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
-from dino.files import drafting
+from dino.files import atomic_draft
 from dino.models.adaptation import POSITION
 from dino.models.arrival import list_tensors
 from dino.models.config import LayerConfig
@@ -112,7 +112,7 @@ def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = N
     ours = target.suffix == OURS
     if not (ours or form.tells_images):
         check_grid(network, target)
-    with drafting(target, "`file_out`") as draft:
+    with atomic_draft(target, "`file_out`") as draft:
         (write_ours if ours else form.write)(network, draft)
         count = check_written(network, draft)
     if form.tell and not ours:

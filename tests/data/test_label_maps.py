@@ -8,32 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dino.data.label_maps import (
-    DAVIS_PALETTE,
-    DRIVING_PALETTE,
-    drop_void,
-    read_label_map,
-    resize_labels,
-    write_label_map,
-)
+from dino.data.label_maps import read_label_map, resize_labels, write_label_map
 from dino.errors import DataError, OptionError
-
-
-def colors(palette: bytes) -> list[tuple[int, ...]]:
-    return [tuple(palette[index : index + 3]) for index in range(0, len(palette), 3)]
-
-
-def test_the_palettes_have_a_color_for_every_byte() -> None:
-    davis, driving = colors(DAVIS_PALETTE), colors(DRIVING_PALETTE)
-    assert len(davis) == len(driving) == 256
-    assert davis[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
-    assert davis[8:10] == [(64, 0, 0), (192, 0, 0)] and davis[255] == (224, 224, 192)
-    assert driving[0] == (220, 20, 60) and driving[26] == (0, 0, 0) and driving[27] == (27, 27, 27)
-
-
-def test_the_palettes_are_those_of_the_data_sets(shared_data: Path) -> None:
-    assert read_label_map(next(shared_data.glob("davis/Annotations/480p/*/*.png"))).palette == DAVIS_PALETTE
-    assert read_label_map(next(shared_data.glob("ipace/*/segmentation/*.png"))).palette == DRIVING_PALETTE
+from dino.evaluation.video_segmentation.davis import DAVIS_PALETTE
 
 
 def test_labels_and_palette_come_back(tmp_path: Path) -> None:
@@ -73,12 +50,6 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
 def test_a_map_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"`output_dir`: .*nowhere/00000.png cannot be written"):
         write_label_map(tmp_path / "nowhere" / "00000.png", np.zeros((2, 2), np.uint8), DAVIS_PALETTE)
-
-
-def test_void_is_background_beside_objects_only() -> None:
-    assert drop_void(np.array([[0, 3, 255]], np.uint8)).tolist() == [[0, 3, 0]]
-    assert drop_void(np.array([[0, 3, 255]], np.uint8)).dtype == np.uint8
-    assert drop_void(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 40), columns=st.integers(1, 40))

@@ -69,3 +69,18 @@ def launched_lines(lively_weights: Path) -> Callable[..., list[str]]:
         return find_results(ended.stdout)
 
     return run
+
+
+def judge_plainly(ranked: list[int], positives: set[int], junk: set[int]) -> tuple[float, list[float]]:
+    """Walk down the list as a person would, passing over junk."""
+    area, found, seen, hits = 0.0, 0, 0, []
+    for image in ranked:
+        if image in positives:
+            before = found / seen if seen else 1.0
+            found += 1
+            area += (before + found / (seen + 1)) / 2 / len(positives)
+            hits.append(seen)
+        if image in positives or image not in junk:
+            seen += 1
+    depths = [min(depth, hits[-1] + 1) for depth in (1, 5, 10)]
+    return area, [sum(hit < depth for hit in hits) / depth for depth in depths]

@@ -12,8 +12,8 @@ from torch import Tensor
 from dino import inspect
 from dino.cli.session import exit_code
 from dino.errors import CheckpointError, DinoError, WeightsError
-from dino.evaluation.linear_head import LinearHead
-from dino.evaluation.linear_task import load_head
+from dino.evaluation.linear.head import LinearHead
+from dino.evaluation.linear.task import load_head
 from dino.models.arrival import admit, list_tensors
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.layouts import to_hugging_face

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.label_maps import DAVIS_PALETTE, DRIVING_COLORS, DRIVING_PALETTE
-from dino.data.segmentations import ScoredClip, ScoredFrame, list_clips
+from dino.data.label_maps import ScoredClip, ScoredFrame
 from dino.errors import DataError, OptionError
+from dino.evaluation.video_segmentation.davis import DAVIS_PALETTE
+from dino.evaluation.video_segmentation.ipace import DRIVING_COLORS, DRIVING_PALETTE
+from dino.evaluation.video_segmentation.pairs import list_clips
 from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, draw_clips, draw_frame, read_colors
 from tests.label_folders import make_davis, make_predictions, make_runs, save_labels
 

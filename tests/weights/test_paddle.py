@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from dino.cli.convert import convert_paddle
-from dino.evaluation.linear_head import LinearHead
-from dino.evaluation.linear_task import load_head
+from dino.evaluation.linear.head import LinearHead
+from dino.evaluation.linear.task import load_head
 from dino.models.registry import VITS, VitShape, build_backbone
 from tests.weights.conftest import equal_tensors
 

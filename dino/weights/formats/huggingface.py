@@ -21,10 +21,9 @@ def write_folder(network: Network, target: Path) -> None:
     """
     from safetensors.torch import save
 
-    from dino.files import writing_whole
+    from dino.files import atomic_write
     from dino.models.layouts import to_hugging_face
     from dino.runtime.context import make_output_folder
-    from dino.runtime.metrics import write_whole
 
     if not (network.is_plain_vit and network.arch):
         other = network.arch or "a network whose number of heads is not known"
@@ -34,8 +33,9 @@ def write_folder(network: Network, target: Path) -> None:
         "config.json": describe(network),
         "preprocessor_config.json": describe_input(network),
     }.items():
-        write_whole("`file_out`", str(target / name), json.dumps(content, indent=2) + "\n")
-    with writing_whole(target / "model.safetensors", "`file_out`") as temporary:
+        with atomic_write(target / name, "`file_out`") as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(target / "model.safetensors", "`file_out`") as temporary:
         temporary.write_bytes(save(to_hugging_face(network.tensors), metadata={"format": "pt"}))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
-from dino.files import drafting
+from dino.files import atomic_draft
 from dino.models.weights import TrainedBackbone, fill_network, find_network
 from dino.runtime.metrics import write_result
 from dino.weights.config import ConversionConfig
@@ -43,7 +43,7 @@ def write_onnx(config: ConversionConfig) -> None:
     found = find_network(config.backbone, config.weights, channels=config.channels)
     backbone = fill_network(found)
     images = fix_input(backbone, *(size or (backbone.image_size, backbone.image_size)))
-    with drafting(target, "`file_out`") as draft:
+    with atomic_draft(target, "`file_out`") as draft:
         write_graph(backbone.module, images, draft)
         difference = compare(backbone.module, images, draft)
     expected = build_normalization(backbone.in_chans, backbone.normalization)
@@ -98,14 +98,14 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
     """
     import torch
 
-    from dino.files import writing_whole
+    from dino.files import atomic_write
 
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     if size >= LARGEST:
         raise OptionError(f"an ONNX file holds up to 2 GiB, and this network has {size / 2**30:.1f}")
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    with writing_whole(target, "`file_out`") as temporary:
+    with atomic_write(target, "`file_out`") as temporary:
         try:
             export(module, images, temporary)
         except RuntimeError as error:

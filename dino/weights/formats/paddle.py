@@ -26,7 +26,7 @@ def write_paddle(network: Network, target: Path) -> None:
         OptionError: The file cannot be written.
     """
     from dino.errors import WeightsError
-    from dino.files import writing_whole
+    from dino.files import atomic_write
     from dino.models.layouts import transpose_linear
     from dino.weights.convert import BACKBONE, LINEAR
 
@@ -38,7 +38,7 @@ def write_paddle(network: Network, target: Path) -> None:
     if other:
         raise WeightsError(f"{network.origin} holds {', '.join(sorted(other))}, which Paddle's files have not")
     arrays = {name: to_array(tensor) for name, tensor in transpose_linear(named).items()}
-    with writing_whole(target, "`file_out`") as temporary, temporary.open("wb") as file:
+    with atomic_write(target, "`file_out`") as temporary, temporary.open("wb") as file:
         pickle.dump(arrays, file, protocol=PROTOCOL)
 
 

@@ -20,7 +20,7 @@ def write_timm(network: Network, target: Path) -> None:
     """
     from safetensors.torch import save
 
-    from dino.files import writing_whole
+    from dino.files import atomic_write
     from dino.models.registry import list_timm_shapes
 
     name, settings = name_model(network)
@@ -29,7 +29,7 @@ def write_timm(network: Network, target: Path) -> None:
     if wrong:
         raise WeightsError(f"timm's {name} has other tensors than {network.origin}: {', '.join(wrong[:10])}")
     tensors = {key: tensor.contiguous() for key, tensor in network.tensors.items()}
-    with writing_whole(target, "`file_out`") as temporary:
+    with atomic_write(target, "`file_out`") as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": "pt", "architecture": name}))
 
 

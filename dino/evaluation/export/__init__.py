@@ -1,0 +1,1 @@
+"""Features written to one file for other programs."""

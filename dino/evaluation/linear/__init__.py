@@ -1,0 +1,1 @@
+"""The linear probe: a linear classifier on frozen features."""

@@ -1,0 +1,92 @@
+"""What a linear layer learns from: augmented images that the backbone describes at each step, or features kept once."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dino.data.crops import random_resized_crop
+from dino.data.datasets import RandomViewDataset
+from dino.data.image_source import ImageSource
+from dino.data.loaders import EpochBatches, build_train_loader
+from dino.data.photometric import build_normalization
+from dino.evaluation.features import Features, Reading, extract_features, share_of
+from dino.models.weights import TrainedBackbone
+from dino.runtime.context import Run
+
+logger = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """What one process reads, epoch by epoch, in batches of fixed shape."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def read(self, epoch: int) -> Iterator[Any]:
+        """Tuples that begin with inputs (B, ...) and labels (B,)."""
+
+
+class Lessons(NamedTuple):
+    """The batches, and what makes features (B, D) of their inputs on the device."""
+
+    batches: Batches
+    describe: Callable[[Tensor], Tensor]
+
+
+class CachedBatches:
+    """Features computed once, in the order in which `TrainLoader` reads their images."""
+
+    def __init__(self, features: Features, batches: EpochBatches) -> None:
+        """Keep them in host memory."""
+        self.features, self.batches = features, batches
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.batches)
+
+    def read(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (B, D) and labels (B,), batch by batch."""
+        self.batches.begin(epoch)
+        for batch in self.batches:
+            rows = torch.tensor([index for _, index in batch])
+            yield self.features.features[rows], self.features.labels[rows]
+
+
+def cache_lessons(
+    descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: Reading, *, seed: int
+) -> Lessons:
+    """Describe the center crop of every image once.
+
+    Raises:
+        DataError: An image cannot be decoded.
+    """
+    features = extract_features(descriptor, source, run, reading, normalize=False)
+    logger.info("features kept in host memory: %.3g GB", 4 * features.features.numel() / 1e9)
+    batches = EpochBatches(len(source), reading.batch_size, seed=seed, share=share_of(run))
+    return Lessons(CachedBatches(features, batches), lambda rows: rows)
+
+
+def open_lessons(descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: Reading, *, seed: int) -> Lessons:
+    """Cut random views of every image, anew in each epoch, and describe them as they come.
+
+    Raises:
+        DataError: Fewer images than one global batch.
+    """
+    cut = functools.partial(random_resized_crop, size=descriptor.image_size)
+    loader = build_train_loader(
+        RandomViewDataset(source, cut, channels=descriptor.in_chans, seed=seed),
+        batch_size=reading.batch_size,
+        share=share_of(run),
+        workers=reading.workers,
+        pin_memory=run.device.pins_memory,
+        start=run.device.loader_start,
+    )
+    infer = run.device.compile_eval(descriptor.module)
+    normalization = build_normalization(descriptor.in_chans, descriptor.normalization)
+    return Lessons(loader, lambda pixels: infer(normalization(pixels)).float())

@@ -1,0 +1,197 @@
+"""The epochs of a linear layer: log lines, validation, checkpoint, and going on where a run left off."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dino import checkpoint
+from dino.config import as_dict
+from dino.errors import CheckpointError, NonFiniteError
+from dino.evaluation.config import LinearConfig
+from dino.evaluation.features import Features
+from dino.evaluation.linear.batches import Lessons
+from dino.evaluation.linear.head import (
+    LinearHead,
+    LinearInputs,
+    LinearProgram,
+    LinearScore,
+    MomentumSGD,
+    Samples,
+    score_head,
+)
+from dino.evaluation.linear.task import BEST, CHECKPOINT, LinearTask, load_head
+from dino.runtime.context import Run
+from dino.runtime.metrics import MetricLog
+from dino.runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+BATCH_OF_LR = 256  # `lr` is meant for this global batch (linear scaling rule of the original)
+LOG_EVERY = 20  # steps between two progress lines, as in the original
+
+
+@dataclass
+class Layer:
+    """A linear layer on its way: its head and momentum on the device, epochs done, best top-1 so far in per cent."""
+
+    head: LinearHead
+    optimizer: MomentumSGD
+    epoch: int = 0
+    best: float = 0.0
+
+
+def restore_layer(options: LinearConfig, task: LinearTask, run: Run) -> Layer:
+    """A new layer, or that of the output folder's checkpoint.
+
+    Raises:
+        DinoError: The checkpoint is damaged or of another run.
+    """
+    run.device.seed(options.run.seed)
+    head, path = LinearHead(task.width, task.classes), Path(options.run.output_dir) / CHECKPOINT
+    state = load_head(head, path, task.identity) if path.exists() else None
+    head.to(run.device.torch_device)
+    layer = Layer(head, MomentumSGD(head.parameters()))
+    if state is not None:
+        missing = [name for name in ("epoch", "optimizer", "best_acc") if name not in state]
+        if missing:
+            raise CheckpointError(
+                f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}",
+                remedy="move it away, or score it with `evaluate`",
+            )
+        layer.optimizer.load_state_dict(state["optimizer"])
+        layer.epoch, layer.best = int(state["epoch"]), float(state["best_acc"])
+        logger.info("continuing at epoch %d, best accuracy so far %.2f%%", layer.epoch, layer.best)
+    first = run.processes.read_from_first("epoch", str(layer.epoch))
+    if int(first) != layer.epoch:
+        raise CheckpointError(
+            f"{path.parent} holds epoch {layer.epoch} here and {first} where rank 0 runs",
+            remedy="`output_dir` must be a folder that all hosts share",
+        )
+    return layer
+
+
+class LinearTrainer:
+    """The remaining epochs of a layer."""
+
+    def __init__(
+        self, options: LinearConfig, run: Run, layer: Layer, *, task: LinearTask, lessons: Lessons, test: Features
+    ) -> None:
+        """Bind everything; nothing is read yet.
+
+        Args:
+            options: Of the run.
+            run: Device and processes.
+            layer: Where it begins; trained in place.
+            task: What the layer belongs to.
+            lessons: What to learn from.
+            test: Features of all images to score on, in host memory; they do not change from epoch to epoch.
+        """
+        self.options, self.run, self.layer, self.task, self.test = options, run, layer, task, test
+        self.batches = lessons.batches
+        self.program = LinearProgram(layer.head, lessons.describe, run.processes)
+        self.step = run.device.compile_train(self.program, layer.optimizer, 1)
+        self.infer = run.device.compile_eval(layer.head)
+        start, total = (epoch * len(self.batches) for epoch in (layer.epoch, options.run.epochs))
+        self.progress = Progress(total, "linear layer", start=start, shown=run.processes.is_first)
+
+    def run_epochs(self) -> LinearScore:
+        """Run them; gives the last validation's score.
+
+        Raises:
+            NonFiniteError: The loss is not finite any more.
+            DinoError: An image cannot be read, or a file cannot be written.
+        """
+        epochs, start = self.options.run.epochs, self.layer.epoch
+        folder = Path(self.options.run.output_dir)
+        logger.info("learning rate %g for a global batch of %d, cosine to 0", self._peak(), self._global_batch())
+        log = MetricLog(folder, epoch=start, iteration=start) if self.run.processes.is_first else None
+        try:
+            score = self._score() if start >= epochs else None
+            for epoch in range(start, epochs):
+                best = self.layer.best
+                values = {"train_lr": self._rate(epoch), "train_loss": self._train_epoch(epoch)}
+                if self._is_validated(epoch):
+                    score = self._validate(epoch)
+                    values |= {f"test_{name}": value for name, value in score.named().items()}
+                if log is not None:
+                    log.write_scalars(values, epoch + 1)
+                    log.write_epoch({**values, "epoch": epoch})
+                    self._save(epoch + 1, is_best=self.layer.best > best)
+        finally:
+            self.progress.close()
+            if log is not None:
+                log.close()
+        assert score is not None
+        logger.info("Training of the supervised linear classifier on frozen features completed.")
+        logger.info("Top-1 test accuracy: %.1f", self.layer.best)
+        return score
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass; gives the mean loss over all processes."""
+        count, rate = len(self.batches), self._rate(epoch)
+        every = count if self.options.linear.cache_features else LOG_EVERY  # epochs of kept features are over at once
+        self.program.loss.zero_()
+        for done, batch in enumerate(self.batches.read(epoch), start=1):
+            self.step(Samples(*batch[:2]), LinearInputs(torch.tensor(rate, dtype=torch.float32, device="cpu")))
+            if done % every == 0 or done == count:
+                loss = float(self.program.loss) / done
+                shown = {"epoch": f"{epoch + 1}/{self.options.run.epochs}", "loss": f"{loss:.4f}", "lr": f"{rate:.3g}"}
+                self.progress.advance(epoch * count + done, shown)
+        mean = float(self.run.processes.average(self.program.loss.clone())) / count
+        if not math.isfinite(mean):
+            raise NonFiniteError(
+                f"the loss of epoch {epoch} is {mean}, and the epoch was not saved", remedy="try a lower `lr`"
+            )
+        return mean
+
+    def _is_validated(self, epoch: int) -> bool:
+        """Whether the epoch, counted from 0, is `val_first` or a multiple of `val_freq` after it, or the last."""
+        since = epoch + 1 - self.options.linear.val_first
+        return (since >= 0 and since % self.options.linear.val_freq == 0) or epoch + 1 == self.options.run.epochs
+
+    def _rate(self, epoch: int) -> float:
+        """Cosine from the peak in epoch 0 to 0, by whole epochs (torch's CosineAnnealingLR)."""
+        return 0.5 * self._peak() * (1.0 + math.cos(math.pi * epoch / self.options.run.epochs))
+
+    def _peak(self) -> float:
+        scale = self._global_batch() / BATCH_OF_LR if self.options.linear.scale_lr else 1.0
+        return self.options.rate.lr * scale
+
+    def _global_batch(self) -> int:
+        return self.options.data.batch_size_per_device * self.run.processes.world
+
+    def _validate(self, epoch: int) -> LinearScore:
+        score, count = self._score(), len(self.test.labels)
+        logger.info("* %s", score.describe())
+        logger.info("Accuracy at epoch %d of the network on the %d test images: %.1f%%", epoch, count, score.top1)
+        self.layer.best = max(self.layer.best, score.top1)
+        logger.info("Max accuracy so far: %.2f%%", self.layer.best)
+        return score
+
+    def _score(self) -> LinearScore:
+        batch_size = self.task.reading.batch_size
+        return score_head(self.infer, self.test, classes=self.task.classes, batch_size=batch_size, run=self.run)
+
+    def _save(self, done: int, *, is_best: bool) -> None:
+        """Write the checkpoint as the original does, so that each reads the other's; and what this run belongs to."""
+        rate, peak = self._rate(done), self._peak()
+        self.layer.optimizer.param_groups[0].update(lr=rate, initial_lr=peak)
+        scheduler = {"T_max": self.options.run.epochs, "eta_min": 0, "base_lrs": [peak], "last_epoch": done}
+        state = {
+            "epoch": done,
+            "state_dict": checkpoint.add_prefix("module.", self.layer.head.state_dict()),
+            "optimizer": self.layer.optimizer.state_dict(),
+            "scheduler": {**scheduler, "_step_count": done + 1, "_last_lr": [rate]},
+            "best_acc": self.layer.best,
+            "args": as_dict(self.options),
+            "identity": dict(self.task.identity),
+            "format": checkpoint.FORMAT,
+        }
+        # The best one first: a run that is killed in between does this epoch again, and finds it the best again.
+        for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
+            checkpoint.save_file(Path(self.options.run.output_dir) / name, self.run.device.to_host(state))

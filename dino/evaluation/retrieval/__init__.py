@@ -1,0 +1,1 @@
+"""Images that are searched: Copydays, and revisited Oxford and Paris."""

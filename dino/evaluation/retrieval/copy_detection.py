@@ -1,0 +1,163 @@
+"""Copy detection on Copydays: search the original of each edited copy (paper, section 4.2.1; eval_copy_detection.py).
+
+Shapes: N images that are searched, M queries, D width of a descriptor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dino.data.crops import squeeze
+from dino.data.image_source import ImageSource
+from dino.data.sources import list_images
+from dino.errors import OptionError
+from dino.evaluation.config import CopyDetectionConfig
+from dino.evaluation.descriptors import ClsGem
+from dino.evaluation.neighbors import ExactIndex, split_queries
+from dino.evaluation.retrieval.copydays import Block, open_copydays
+from dino.evaluation.retrieval.ranking import compute_average_precision
+from dino.evaluation.runner import Runner
+from dino.models.vit import VisionTransformer
+from dino.models.weights import TrainedBackbone
+from dino.runtime.context import Run
+
+logger = logging.getLogger(__name__)
+
+DEPTH = 20  # how far down a query's list an original counts as found
+WHITENING_EXPONENT = 0.5  # of the inverse eigenvalues; 0.5 gives every direction the same variance
+LEAST_EIGENVALUE = 1e-5  # of the largest one; smaller ones are taken as this (utils.PCA of the original)
+
+
+def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str, float]:
+    """Describe all images, search each copy among originals and distractors, and log one result line a block.
+
+    Returns:
+        Mean average precision, 0 to 1, of each block, on every process.
+
+    Raises:
+        DinoError: Wrong weights, a network without patch tokens, missing folders, unreadable images.
+    """
+    runner = Runner(options, run, keep_on_device=options.store.store_on_device)
+    copydays = open_copydays(options.data.data_path)
+    distractors = _open(options.copy_detection.distractors_path, "`distractors_path`")
+    whitening = _open(options.copy_detection.whitening_path, "`whitening_path`")
+    describer = build_describer(runner.load_backbone(), options.size.imsize)
+    cut = functools.partial(squeeze, size=options.size.imsize)
+
+    def describe(source: ImageSource) -> Tensor:
+        return runner.extract(describer, source, cut=cut, normalize=False).features
+
+    queries = describe(copydays.source)
+    database = queries[: len(copydays.blocks[0].positives)]
+    if distractors is not None:
+        database = torch.cat([database, describe(distractors)])
+    if whitening is not None:
+        mean, operator = fit_whitening(describe(whitening))
+        queries, database = ((rows - mean) @ operator.T for rows in (queries, database))
+    nearest = find_nearest(F.normalize(database, dim=1), F.normalize(queries, dim=1), DEPTH)
+    scores = score_blocks(nearest, copydays.blocks)
+    for name, score in scores.items():
+        logger.info("eval on %s mAP=%.3f", name, score)
+    runner.report({"queries": len(queries), "database": len(database), "map": scores})
+    return scores
+
+
+def build_describer(backbone: TrainedBackbone, size: int) -> TrainedBackbone:
+    """The backbone with CLS and GeM for its output.
+
+    Args:
+        backbone: A vision transformer.
+        size: Side of the images in pixels.
+
+    Raises:
+        OptionError: Another network, which has no patch tokens, or images smaller than a patch.
+    """
+    if not isinstance(backbone.module, VisionTransformer):
+        raise OptionError(
+            f"`arch` {backbone.arch} has no patch tokens",
+            value=backbone.arch,
+            remedy="copy detection needs a vision transformer",
+        )
+    if size < backbone.patch_size:
+        raise OptionError(f"`imsize` {size} is less than a patch of {backbone.patch_size} pixels", value=size)
+    return dataclasses.replace(backbone, module=ClsGem(backbone.module))
+
+
+def fit_whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Learn what makes features vary alike in all directions.
+
+    Args:
+        rows: (n, D) features.
+
+    Returns:
+        Their mean (D,) and the operator (D, D) of their principal components, where `rows` are: whiten x by
+        (x - mean) @ operator.T.
+    """
+    mean = rows.mean(dim=0)
+    exact = rows.cpu().double()
+    operator = compute_whitening((exact.T @ exact / len(exact)).numpy())
+    return mean, torch.from_numpy(operator).float().to(rows.device)
+
+
+def compute_whitening(covariance: np.ndarray, exponent: float = WHITENING_EXPONENT) -> np.ndarray:
+    """Principal components over their variance to some power (utils.PCA of the original, of all D dimensions).
+
+    Args:
+        covariance: (D, D), symmetric.
+        exponent: 0 turns only, 0.5 whitens.
+
+    Returns:
+        (D, D) float64, one component a row, the one of most variance first.
+    """
+    variances, components = np.linalg.eigh(covariance.astype(np.float64))
+    variances = np.maximum(variances, variances.max() * LEAST_EIGENVALUE)
+    operator: np.ndarray = (components / variances**exponent).T[::-1].copy()
+    return operator
+
+
+def find_nearest(database: Tensor, queries: Tensor, depth: int) -> Tensor:
+    """The `depth` most similar rows of the database for each query, the nearest first.
+
+    Args:
+        database: (N, D), normalized; where it is, the search runs.
+        queries: (M, D), normalized.
+        depth: At most N are given.
+
+    Returns:
+        (M, depth) int64 indices, in host memory.
+    """
+    index, depth = ExactIndex(database), min(depth, len(database))
+    chunks = split_queries(queries, len(database))
+    return torch.cat([index.search(chunk.to(database.device), depth).places.cpu()[:count] for chunk, count in chunks])
+
+
+def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]:
+    """Mean average precision of each block.
+
+    Args:
+        nearest: (M, depth) indices of originals and distractors, the queries in the order of the blocks.
+        blocks: M queries in all.
+
+    Returns:
+        {name: 0 to 1}.
+    """
+    scores, rows = {}, iter(nearest.numpy())
+    for block in blocks:
+        precisions = [
+            compute_average_precision(np.flatnonzero(np.isin(next(rows), positives)), len(positives))
+            for positives in block.positives
+        ]
+        scores[block.name] = float(np.mean(precisions))
+    return scores
+
+
+def _open(path: str | None, setting: str) -> ImageSource | None:
+    return list_images(Path(path), setting) if path else None

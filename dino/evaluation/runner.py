@@ -1,0 +1,54 @@
+"""What every evaluation of a frozen backbone does around its own work: check, load, extract, report.
+
+An evaluation reads its layout, asks its runner for the backbone and for features, scores these by pure functions and
+gives the runner named numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from dino.evaluation.config import EvaluationConfig
+from dino.evaluation.features import build_reading, extract_features
+from dino.models.published import PUBLISHED, Published
+from dino.models.weights import TrainedBackbone, load_backbone
+from dino.runtime.context import Run
+from dino.runtime.metrics import check_target, write_result
+
+
+class Runner:
+    """One evaluation on one run: `reading` is how it feeds images, `extract` is `extract_features` with both."""
+
+    def __init__(
+        self, config: EvaluationConfig, run: Run, *, keep_on_device: bool = False, max_batches: int | None = None
+    ) -> None:
+        """Begin, but not where the result could not be written; see `Reading` for the other two.
+
+        Raises:
+            OptionError: `json` cannot be written.
+        """
+        check_target(config.report.json)
+        self.config, self.run = config, run
+        self.reading = build_reading(config.data, run, keep_on_device=keep_on_device, max_batches=max_batches)
+        self.extract = functools.partial(extract_features, run=run, reading=self.reading)
+
+    def load_backbone(self, published: Published = PUBLISHED) -> TrainedBackbone:
+        """The backbone that the settings name, rank 0 first; without a file it is one of `published`.
+
+        Raises:
+            WeightsError: The weights are missing or do not fit.
+            CheckpointError: The file is damaged.
+        """
+        with self.run.processes.rank_zero_first():
+            return load_backbone(self.config.backbone, self.config.weights, published=published)
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        """Write what was found where `json` says, by rank 0.
+
+        Raises:
+            OptionError: The file cannot be written.
+        """
+        if self.run.processes.is_first:
+            write_result(self.config.report.json, values)

@@ -1,0 +1,134 @@
+"""Label maps on disk: which predicted frame belongs to which true one, in the two layouts that are scored.
+
+    davis    ROOT/ImageSets/2017/val.txt, ROOT/Annotations/480p/SEQ/*.png, ROOT/JPEGImages/480p/SEQ/*.jpg; OUT/SEQ/*.png
+    driving  ROOT/RUN/image/*.jpg, ROOT/RUN/segmentation/*.png, or ROOT is one RUN; OUT/RUN/*.png
+
+All that can be wrong with names and sizes is found before the first frame is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino.data.label_maps import ScoredClip, ScoredFrame, read_label_map
+from dino.errors import DataError
+from dino.evaluation.video_segmentation.davis import (
+    DAVIS_PALETTE,
+    RESOLUTION,
+    check_sizes,
+    list_frames,
+    list_truths,
+    read_split,
+)
+from dino.evaluation.video_segmentation.ipace import DRIVING_PALETTE, IMAGES, LABELS, find_runs
+
+DAVIS, DRIVING = "davis", "driving"
+RUN_LAYOUT = f"RUN/{IMAGES} and RUN/{LABELS}"
+
+
+def recognize_layout(root: Path) -> str:
+    """Tell `davis` from `driving` by the folders of a data set.
+
+    Raises:
+        DataError: It is neither, or could be both.
+    """
+    found = [DAVIS] * (root / "Annotations").is_dir() + [DRIVING] * bool(find_runs(root))
+    if not found:
+        raise DataError(
+            f"`dataset_path` {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} (driving runs)", value=root
+        )
+    if len(found) == 2:
+        raise DataError(
+            f"`dataset_path` {root} has both Annotations and driving runs", value=root, remedy="say which with `layout`"
+        )
+    return found[0]
+
+
+def list_clips(layout: str, root: Path, predictions: Path) -> list[ScoredClip]:
+    """Pair the true label maps of a data set with the predicted ones.
+
+    davis: the sequences of the val split, without their first frame, which is given, and their last, as the benchmark's
+    semi-supervised task has it. driving: every frame that has labels.
+
+    Raises:
+        DataError: A folder or a frame is missing or superfluous, or sizes differ; the text names it.
+    """
+    if layout == DAVIS:
+        return [_list_sequence(root, name, predictions / name) for name in read_split(root)]
+    runs = find_runs(root)
+    if not runs:
+        raise DataError(f"`dataset_path` {root} has no {RUN_LAYOUT}", value=root)
+    return [_list_run(name, run, _predictions_of(name, run == root, predictions)) for name, run in runs.items()]
+
+
+def list_unscored(clips: Sequence[ScoredClip], predictions: Path) -> list[str]:
+    """Folders of predictions that belong to no clip, by name."""
+    scored = {clip.frames[0].prediction.parent.name for clip in clips}
+    return sorted({path.parent.name for path in predictions.glob("*/*.png")} - scored)
+
+
+def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
+    """Read a label map: (H, W) uint8, a pixel's palette index or gray level.
+
+    Raises:
+        DataError: The file cannot be read, is no label map, or has a label that is not `known`.
+    """
+    labels = read_label_map(path).labels
+    strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - set(known))
+    if strange:
+        raise DataError(
+            f"{path} has the labels {', '.join(map(str, strange[:5]))}", remedy=f"known are {_describe(known)}"
+        )
+    return labels
+
+
+def _list_sequence(root: Path, name: str, predictions: Path) -> ScoredClip:
+    truths = list_truths(root, name)
+    images = {path.stem: path for path in (root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")}
+    frames = _pair(truths[1:-1], {path.stem: n for n, path in enumerate(truths)}, images, predictions)
+    return ScoredClip(name=name, first=truths[0], frames=frames, palette=DAVIS_PALETTE)
+
+
+def _predictions_of(name: str, alone: bool, predictions: Path) -> Path:
+    """OUT/RUN; for a single run also OUT itself."""
+    folder = predictions / name
+    return predictions if alone and not folder.is_dir() else folder
+
+
+def _list_run(name: str, run: Path, predictions: Path) -> ScoredClip:
+    images = {path.stem: path for path in list_frames(run / IMAGES)}
+    truths = list_frames(run / LABELS, ".png")
+    frames = _pair(truths, {stem: n for n, stem in enumerate(images)}, images, predictions)
+    unlabelled = len(images) - len(frames)
+    return ScoredClip(name=name, first=truths[0], frames=frames, palette=DRIVING_PALETTE, unlabelled=unlabelled)
+
+
+def _pair(
+    truths: Sequence[Path], numbers: Mapping[str, int], images: Mapping[str, Path], predictions: Path
+) -> tuple[ScoredFrame, ...]:
+    """Frames of the true label maps; `numbers` has every frame of the clip by the stem of its files."""
+    found = {path.stem: path for path in list_frames(predictions, ".png")}
+    for path in (*truths, *found.values()):
+        if path.stem not in numbers:
+            raise DataError(f"{path} belongs to no frame of its clip")
+    missing = next((path for path in truths if path.stem not in found), None)
+    if missing:
+        raise DataError(f"{predictions / missing.name} is missing, the prediction for {missing}")
+    frames = tuple(
+        ScoredFrame(number=numbers[path.stem], image=images.get(path.stem), truth=path, prediction=found[path.stem])
+        for path in truths
+    )
+    for frame in frames:
+        check_sizes(frame.truth, [path for path in (frame.prediction, frame.image) if path])
+    return frames
+
+
+def _describe(known: Collection[int]) -> str:
+    """`0 to 26 and 255` of a range with a gap."""
+    ordered = sorted(known)
+    least, most = ordered[0], next(n for n in ordered if n + 1 not in known)
+    return f"{least} to {most}" + "".join(f" and {n}" for n in ordered if n > most)

@@ -1,0 +1,219 @@
+"""Clips segmented from their first frame's labels: frames to features, labels from frame to frame, label maps to disk.
+
+Shapes: B frames, C channels or labels, H W positions of the feature grid, D width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino.data.datasets import Share, ViewDataset
+from dino.data.image_source import ImageSource
+from dino.data.label_maps import read_label_map, resize_labels, write_label_map
+from dino.data.loaders import read_views
+from dino.data.photometric import IMAGENET_STD, Normalization, build_normalization
+from dino.errors import OptionError
+from dino.evaluation.config import ClipsConfig, DavisConfig, DrivingConfig, PropagationConfig
+from dino.evaluation.features import Reading
+from dino.evaluation.runner import Runner
+from dino.evaluation.video_segmentation.davis import (
+    FRAME_NORMALIZATION,
+    Clip,
+    compute_frame_size,
+    drop_void,
+    open_davis,
+    resize_frame,
+)
+from dino.evaluation.video_segmentation.ipace import open_runs
+from dino.evaluation.video_segmentation.propagation import Context, decide_labels, plan_tiles, propagate_labels
+from dino.evaluation.video_segmentation.report import check_truths, report_davis
+from dino.models.dense import build_dense
+from dino.models.weights import TrainedBackbone
+from dino.runtime.context import Run, make_output_folder
+from dino.runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY = 20  # frames between two progress lines
+
+
+def segment_davis(options: DavisConfig, run: Run) -> None:
+    """Segment the validation split of DAVIS 2017, and score it where that is asked for.
+
+    Args:
+        options: The command line of eval_video_segmentation.py.
+        run: Device and processes; whole sequences are shared out.
+
+    Raises:
+        DataError: A file is missing, damaged or of another size, or, where it is scored, a first label map has no
+            object; all but damage is found before the work begins.
+        WeightsError: The weights do not fit.
+        OptionError: The output folder is not usable, or the network has no map of features.
+    """
+    clips = open_davis(options.data.data_path)
+    if options.davis.score:
+        check_truths(Path(options.data.data_path or ""), clips)
+    runner = Runner(options, run)
+    found = segment_clips(clips, options, runner)
+    if options.davis.score and run.processes.is_first:
+        found["scores"] = report_davis(Path(options.data.data_path or ""), Path(options.output.output_dir))
+    runner.report(found)
+
+
+def segment_runs(options: DrivingConfig, run: Run) -> None:
+    """Segment driving runs, anew from the labels of every `refresh_label_interval`-th frame (the driving fork).
+
+    First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
+    Raises as `segment_davis`.
+    """
+    clips, runner = open_runs(options.data.data_path, options.refresh.chosen_interval), Runner(options, run)
+    runner.report(segment_clips(clips, options, runner))
+
+
+def segment_clips(clips: Sequence[Clip], options: ClipsConfig, runner: Runner) -> dict[str, Any]:
+    """Write OUTPUT_DIR/NAME/FRAME.png for every frame of every clip; all are there when it returns, on any process.
+
+    Args:
+        clips: To segment; clips of one name are parts of one sequence.
+        options: The command line.
+        runner: Loads the backbone.
+
+    Returns:
+        How many sequences and frames there are, the seconds it took, and the folder.
+    """
+    began, output, run = time.monotonic(), make_output_folder(options.output.output_dir), runner.run
+    _make_folders(clips, output)
+    backbone = runner.load_backbone()
+    mine, done = share_clips(clips, run.processes.world)[run.processes.rank], 0
+    features = extract_maps(mine, backbone, run, runner.reading)
+    progress = Progress(sum(len(clip.frames) for clip in mine), "segmentation", shown=run.processes.is_first)
+    for clip in mine:
+        for number in _segment(clip, features, options.propagation, output / clip.name, run):
+            if number == len(clip.frames) or number % PROGRESS_EVERY == 0:
+                progress.advance(done + number, {"clip": clip.name})
+        done += len(clip.frames)
+    progress.close()
+    run.processes.wait_for_all("segmented")
+    names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
+    logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
+    seconds = time.monotonic() - began
+    return {"sequences": len(names), "frames": frames, "seconds": seconds, "output_dir": str(output)}
+
+
+def share_clips(clips: Sequence[Clip], world: int) -> list[list[Clip]]:
+    """Deal clips to processes, the longest first, each to the one that has the fewest frames."""
+    hands: list[list[Clip]] = [[] for _ in range(world)]
+    frames = [0] * world
+    for clip in sorted(clips, key=lambda clip: -len(clip.frames)):
+        least = frames.index(min(frames))
+        hands[least].append(clip)
+        frames[least] += len(clip.frames)
+    return hands
+
+
+def _make_folders(clips: Sequence[Clip], output: Path) -> None:
+    for clip in {clip.name: clip for clip in clips}.values():
+        if (output / clip.name).resolve() == clip.labels.parent.resolve():
+            raise OptionError(
+                f"`output_dir` {output} would overwrite the true labels {clip.labels.parent}",
+                value=output,
+                remedy="name another",
+            )
+        make_output_folder(str(output / clip.name))
+
+
+def _segment(
+    clip: Clip, features: Iterator[Tensor], config: PropagationConfig, folder: Path, run: Run
+) -> Iterator[int]:
+    """Write the label maps of one clip, its first frame's as given; yields the number of those that are there."""
+    given, palette = read_label_map(clip.labels)
+    truth = drop_void(given) if clip.has_void else given
+    found = itertools.islice(features, len(clip.frames))
+    for number, labels in enumerate(propagate_clip(truth, found, config, run, clip.name), start=1):
+        path = folder / f"{clip.frames[number - 1].stem}.png"
+        write_label_map(path, given if number == 1 else labels, palette or clip.palette)
+        yield number
+
+
+def propagate_clip(
+    truth: NDArray[np.uint8], features: Iterator[Tensor], config: PropagationConfig, run: Run, name: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Label every frame of a clip.
+
+    Labels are any numbers of a byte. One that is smaller than a position of the feature grid can get lost when the
+    labels are scaled to it by nearest neighbor, as in the original; here a line says so.
+
+    Args:
+        truth: (height, width), the labels of the first frame.
+        features: (H, W, D) of every frame, of length 1.
+        config: Neighborhood, context and number of neighbors.
+        run: The device that holds the features.
+        name: Of the clip, for that line.
+
+    Yields:
+        (height, width) uint8 of every frame; of the first frame `truth` itself.
+    """
+    first = next(features)
+    grid = (first.shape[0], first.shape[1])
+    small = resize_labels(truth, grid)
+    known = np.unique(small)
+    lost = np.setdiff1d(truth, known)
+    if len(lost):
+        logger.warning("%s: too small for a grid of %dx%d, lost: label %s", name, *grid, ", ".join(map(str, lost)))
+    chosen = F.one_hot(torch.from_numpy(np.searchsorted(known, small)), len(known))
+    context = Context(first, run.device.place(chosen.float()), last=config.n_last_frames)
+    tiles = plan_tiles(grid, config.size_mask_neighborhood, first.device)
+    yield truth
+    for found in features:
+        labels = propagate_labels(found, context, tiles, topk=config.topk)
+        context.add(found, labels)
+        decided = decide_labels(labels, compute_frame_size(*truth.shape))
+        yield resize_labels(known[decided.cpu().numpy()], truth.shape)
+
+
+def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, reading: Reading) -> Iterator[Tensor]:
+    """Yield the features (H, W, D) float32, of length 1, of every frame of every clip, in order.
+
+    Raises:
+        DataError: A frame cannot be decoded.
+    """
+    infer, normalization = run.device.compile_eval(build_dense(backbone)), choose_normalization(backbone)
+    names = tuple(str(path) for clip in clips for path in clip.frames)
+    dataset = ViewDataset(
+        ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()
+    )
+    frames = read_views(
+        dataset,
+        batch_size=1,
+        workers=reading.workers,
+        pin_memory=run.device.pins_memory,
+        start=run.device.loader_start,
+    )
+    for clip in clips:
+        # Sizes differ between clips, so batches end with them; a rest is filled up, for another B is another graph.
+        size = min(reading.batch_size, len(clip.frames))
+        for start in range(0, len(clip.frames), size):
+            pixels = torch.cat(
+                [frame.pixels for frame in itertools.islice(frames, min(size, len(clip.frames) - start))]
+            )
+            filled = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
+            maps = F.normalize(infer(normalization(run.device.place(filled))).float(), dim=1)
+            yield from maps.permute(0, 2, 3, 1)[: len(pixels)].contiguous()
+
+
+def choose_normalization(backbone: TrainedBackbone) -> Normalization:
+    """The original's constants for video where the network was trained with ImageNet's, else the network's own."""
+    own = build_normalization(backbone.in_chans, backbone.normalization)
+    return replace(own, std=FRAME_NORMALIZATION.std) if own.std == IMAGENET_STD else own
