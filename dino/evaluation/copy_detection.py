@@ -26,9 +26,9 @@ from dino.evaluation.descriptors import ClsGem
 from dino.evaluation.features import build_reading, extract_features
 from dino.evaluation.neighbors import ExactIndex, split_queries
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
 from dino.runtime.metrics import check_target, write_result
+from dino.weights.load import TrainedBackbone, load_backbone
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from dino.evaluation.feature_formats import WRITERS, Arrays
 from dino.evaluation.features import build_reading, stream_features
 from dino.models.registry import width_of
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, leaving_on_sigterm
 from dino.runtime.metrics import check_target, write_result
+from dino.weights.load import TrainedBackbone, load_backbone
 
 logger = logging.getLogger(__name__)
 

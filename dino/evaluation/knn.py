@@ -30,9 +30,9 @@ from dino.evaluation.features import (
     save_features,
 )
 from dino.evaluation.neighbors import ExactIndex, Index, build_index, log_recall, split_queries
-from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_events, write_result
+from dino.weights.load import TrainedBackbone, load_backbone
 
 logger = logging.getLogger(__name__)
 

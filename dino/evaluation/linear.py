@@ -20,10 +20,10 @@ from dino.evaluation.linear_head import LinearHead, LinearScore, score_head
 from dino.evaluation.linear_task import CHECKPOINT, LinearTask, load_head, open_task
 from dino.evaluation.linear_trainer import LinearTrainer, restore_layer
 from dino.models.config import BackboneConfig
-from dino.models.published import PUBLISHED_LINEAR, find_published
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result, write_whole
+from dino.weights.hub import PUBLISHED_LINEAR, find_published
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 

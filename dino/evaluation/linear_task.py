@@ -21,12 +21,12 @@ from dino.evaluation.config import LinearConfig
 from dino.evaluation.descriptors import LastBlocks
 from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.linear_head import LinearHead
-from dino.models.arrival import admit, list_tensors, read_part
-from dino.models.published import read_published
 from dino.models.registry import is_vit, width_of
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
+from dino.weights.hub import read_published
+from dino.weights.load import TrainedBackbone, load_backbone
+from dino.weights.validate import admit, list_tensors, read_part
 
 logger = logging.getLogger(__name__)
 

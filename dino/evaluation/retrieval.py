@@ -23,11 +23,11 @@ from dino.evaluation.average_precision import compute_average_precision
 from dino.evaluation.config import RetrievalConfig
 from dino.evaluation.descriptors import MultiScale
 from dino.evaluation.features import Reading, build_reading, extract_features
-from dino.models.published import PUBLISHED_FOR_RETRIEVAL
 from dino.models.registry import is_vit
-from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
 from dino.runtime.metrics import check_target, write_result
+from dino.weights.hub import PUBLISHED_FOR_RETRIEVAL
+from dino.weights.load import TrainedBackbone, load_backbone
 
 logger = logging.getLogger(__name__)
 

@@ -32,10 +32,10 @@ from dino.evaluation.features import Reading, build_reading
 from dino.evaluation.propagation import Context, decide_labels, plan_tiles, propagate_labels
 from dino.evaluation.segmentation_report import check_truths, report_davis
 from dino.models.dense import build_dense
-from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result
 from dino.runtime.progress import Progress
+from dino.weights.load import TrainedBackbone, load_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,8 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
     Raises:
         DataError: A frame cannot be decoded.
     """
-    infer, normalization = run.device.compile_eval(build_dense(backbone)), choose_normalization(backbone)
+    network = build_dense(backbone.module, backbone.arch)
+    infer, normalization = run.device.compile_eval(network), choose_normalization(backbone)
     names = tuple(str(path) for clip in clips for path in clip.frames)
     dataset = ViewDataset(
         ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()

@@ -22,8 +22,7 @@ from dino.data.synthetic import make_batch
 from dino.devices.base import Device, StepInputs
 from dino.devices.untyped import run_backward
 from dino.errors import CheckpointError
-from dino.models.published import HUB_PREFIX
-from dino.models.registry import TIMM_PREFIX
+from dino.models.config import HUB_PREFIX, TIMM_PREFIX
 from dino.runtime.context import Run
 from dino.training.build import build_network, build_networks, build_program, build_recipe
 from dino.training.checks import check_device, check_images, check_settings

@@ -21,7 +21,7 @@ from dino.evaluation.retrieval import DEPTHS, check_network, rank, score_landmar
 from dino.golden import load_settings
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.registry import VITS, build_backbone
-from dino.models.weights import load_backbone
+from dino.weights.load import load_backbone
 from tests.evaluation.conftest import find_results
 from tests.running import run_pair
 

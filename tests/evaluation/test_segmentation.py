@@ -28,7 +28,7 @@ from dino.errors import DataError, DinoError, OptionError, WeightsError
 from dino.evaluation import segmentation
 from dino.evaluation.segmentation import choose_normalization, share_clips
 from dino.models.registry import build_backbone
-from dino.models.weights import TrainedBackbone
+from dino.weights.load import TrainedBackbone
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
 
