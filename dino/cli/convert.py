@@ -64,10 +64,10 @@ def convert_to(name: str, argv: Sequence[str] | None = None) -> None:
     source = "--pretrained_weights" if issubclass(form.config, ConversionConfig) else "--weights"
     options: Any = parse(form.config, name_places(argv, source, "--output"))
 
-    from dino.weights.convert import run_conversion
+    from dino.weights.convert import convert
 
     set_up_logging()
-    run_conversion(options, form)
+    form.run(options) if form.run else convert(options, form, getattr(options, "layer", None))
 
 
 convert_huggingface = functools.partial(convert_to, "huggingface")

@@ -38,22 +38,6 @@ BACKBONE = "backbone."
 LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
 
 
-def run_conversion(options: Any, form: Format) -> None:
-    """Do what `dino convert --to NAME` asks: the format's own work, else the one of all formats.
-
-    Args:
-        options: As the format's `config` has them.
-        form: The format.
-
-    Raises:
-        DinoError: As `convert`, or what the format's own work raises.
-    """
-    if form.run:
-        form.run(options)
-    else:
-        convert(options, form, getattr(options, "layer", None))
-
-
 def convert(options: ConversionConfig, form: Format, layer: LayerConfig | None = None) -> None:
     """Read what the settings name, write it to `file_out`, read that back and compare.
 

@@ -42,11 +42,6 @@ class PaddleConfig(ConversionConfig):
     layer: LayerConfig = LayerConfig()
 
 
-def is_paddle(path: Path) -> bool:
-    """Whether a file is called as Paddle's are."""
-    return path.suffix == ENDING
-
-
 def name_kind(contents: Contents) -> str:
     """What a file of Paddle's is."""
     return "PASSL (Paddle)" if contents.word.endswith(ENDING) else ""
@@ -201,7 +196,7 @@ def to_array(tensor: Tensor) -> np.ndarray:
 
 FORMAT = Format(
     rank=7,
-    detect=is_paddle,
+    detect=lambda path: path.suffix == ENDING,
     read=read_pdparams,
     kind=name_kind,
     config=PaddleConfig,
