@@ -67,6 +67,12 @@ FORMAT = Format(
 '''
 
 
+@pytest.fixture(autouse=True)
+def arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of this process, which a command replaces."""
+    monkeypatch.setattr(sys, "argv", ["dino"])
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One more file in the folder of formats, and nothing else."""
@@ -145,9 +151,7 @@ def test_a_word_is_claimed_by_its_prefix_then_by_its_path(
 
 def test_formats_are_listed_without_torch() -> None:
     heavy = "{'torch', 'numpy', 'safetensors', 'timm', 'onnx'}"
-    text = (
-        f"import sys; from dino.weights.formats import list_formats; list_formats(); print({heavy} & {{*sys.modules}})"
-    )
+    text = f"import sys; from dino.weights import formats; formats.list_formats(); print({heavy} & {{*sys.modules}})"
     root = Path(dino.__file__).parents[1]
     ended = subprocess.run([sys.executable, "-c", text], cwd=root, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "set()\n"), ended.stderr
