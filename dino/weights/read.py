@@ -55,6 +55,11 @@ def find_format(word: str) -> Format | None:
     return named or next((each for each in formats if each.detect(Path(word))), None)
 
 
+def is_name(word: str) -> bool:
+    """Whether a word names weights by a format's prefix, such as `timm:NAME`, and is no path."""
+    return any(each.prefix and word.startswith(each.prefix) for each in list_formats().values())
+
+
 def read_safetensors(path: Path) -> dict[str, Any]:
     """The tensors of a safetensors file, under `state_dict`.
 

@@ -15,7 +15,7 @@ from dino.cli.__main__ import main
 from dino.errors import CheckpointError
 from dino.weights import formats
 from dino.weights.formats import list_converters, list_formats
-from dino.weights.read import find_format, read_weights
+from dino.weights.read import find_format, is_name, read_weights
 from tests.weights.conftest import equal_tensors
 
 Command = Callable[..., tuple[int, str]]
@@ -58,6 +58,7 @@ FORMAT = Format(
     detect=lambda path: path.suffix == ".toy",
     read=read,
     rename=rename,
+    keys=("invented",),
     beside="step$",
     kind=lambda contents: "toy's archive" if contents.word.endswith(".toy") else "",
     write=write,
@@ -98,6 +99,14 @@ def test_a_new_format_is_written_recognized_and_read_by_every_command(
     assert command(main, "convert", out, back, "--to", "toy")[0] == 0
     original = dino.load(weights)
     assert equal_tensors(dino.load(out), original) and equal_tensors(dino.load(back), original)
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_tensors_of_a_new_format_are_known_in_torchs_files_too(weights: Path, tmp_path: Path) -> None:
+    original = dino.load(weights)
+    named = {f"toy/{name}": tensor for name, tensor in original.state_dict().items()}
+    torch.save({"invented": named}, tmp_path / "toy.pth")
+    assert equal_tensors(dino.load(tmp_path / "toy.pth"), original)
 
 
 @pytest.mark.usefixtures("toy")
@@ -147,6 +156,7 @@ def test_a_word_is_claimed_by_its_prefix_then_by_its_path(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.pdparams").mkdir()
     assert find_format(word) is (list_formats()[name] if name else None)
+    assert is_name(word) == (":" in word)
 
 
 def test_formats_are_listed_without_torch() -> None:
