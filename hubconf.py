@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dino.models.published import load_published as _load_published
+from dino.weights.hub import load_published as _load_published
 
 if TYPE_CHECKING:
     from torch import nn

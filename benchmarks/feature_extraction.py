@@ -41,9 +41,9 @@ from dino.data.sources import ImageSource, open_images  # noqa: E402
 from dino.devices.config import DeviceConfig  # noqa: E402
 from dino.evaluation.features import Reading, extract_features  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
-from dino.models.weights import TrainedBackbone  # noqa: E402
 from dino.runtime.config import LaunchConfig  # noqa: E402
 from dino.runtime.context import Run, open_run  # noqa: E402
+from dino.weights.load import TrainedBackbone  # noqa: E402
 
 PATCH, SIZE = 16, 224
 NEAR = 0.99  # least cosine similarity of both ways' features; crops differ by rounding

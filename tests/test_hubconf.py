@@ -9,8 +9,8 @@ import torch
 
 import hubconf
 from dino.errors import WeightsError
-from dino.models.published import HUB
 from dino.models.registry import VITS, VitShape, build_backbone
+from dino.weights.hub import HUB
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,10 +22,10 @@ from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.errors import DataError
 from dino.evaluation.config import VoteConfig
 from dino.evaluation.features import Features, build_reading, extract_features
-from dino.models.weights import TrainedBackbone
 from dino.runtime.config import LaunchConfig
 from dino.runtime.context import Run, open_run
 from dino.visualization.config import PictureConfig
+from dino.weights.load import TrainedBackbone
 
 USUAL_SIZE = 224  # side in pixels at which a foreign module is fed
 

@@ -12,8 +12,8 @@ from dino.config import build
 from dino.data.photometric import build_normalization
 from dino.errors import WeightsError
 from dino.models.registry import VITS
-from dino.models.weights import load_backbone
 from dino.runtime.config import FrozenConfig
+from dino.weights.load import load_backbone
 
 
 def list_models() -> list[str]:

@@ -48,12 +48,12 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
     from dino.evaluation.knn import score_backbone
     from dino.models.config import WeightsConfig
     from dino.models.vit import VisionTransformer
-    from dino.models.weights import load_backbone
     from dino.runtime.metrics import EVENTS
     from dino.training.build import build_networks
     from dino.training.checks import check_options
     from dino.training.trainer import Trainer
     from dino.visualization.attention import draw_sheet
+    from dino.weights.load import load_backbone
 
     set_up_logging()
     source, folder = check_options(options), Path(options.run.output_dir)

@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not word:
         raise OptionError("name a weights file: python -m dino.inspect FILE")
 
-    from dino.models.provenance import describe_file
-    from dino.models.weight_files import read_weights
     from dino.runtime.metrics import check_target, write_result
+    from dino.weights.describe import describe_file
+    from dino.weights.read import read_weights
 
     set_up_logging()
     check_target(options.report.json)

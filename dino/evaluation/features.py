@@ -23,9 +23,9 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import choose_workers, read_views
 from dino.data.photometric import build_normalization
 from dino.errors import CheckpointError, DataError
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 from dino.runtime.progress import Progress
+from dino.weights.load import TrainedBackbone
 
 PROGRESS_EVERY = 20  # batches between two progress lines
 GATHER_ROWS = 16384  # rows a process sends at a time

@@ -31,9 +31,9 @@ from dino.evaluation.features import (
 )
 from dino.evaluation.neighbors import ExactIndex, Index, build_index, log_recall, split_queries
 from dino.evaluation.runner import Runner
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import write_events
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 

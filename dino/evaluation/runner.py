@@ -12,10 +12,10 @@ from typing import Any
 
 from dino.evaluation.config import EvaluationConfig
 from dino.evaluation.features import build_reading, extract_features
-from dino.models.published import PUBLISHED, Published
-from dino.models.weights import TrainedBackbone, load_backbone
 from dino.runtime.context import Run
 from dino.runtime.metrics import check_target, write_result
+from dino.weights.hub import PUBLISHED, Published
+from dino.weights.load import TrainedBackbone, load_backbone
 
 
 class Runner:

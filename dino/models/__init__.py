@@ -1,1 +1,1 @@
-"""Networks: backbones, the projection head, and their weights."""
+"""Networks: backbones and the projection head."""

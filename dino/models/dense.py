@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from dino.errors import OptionError
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone
 
 # Names that torchvision's networks give to the part whose output is the last feature map, width first: swin, ResNet and
 # its kin, RegNet, MNASNet, ShuffleNet, GoogLeNet, Inception; all others call it features.
@@ -56,13 +55,16 @@ class LastMap(nn.Module):
         return maps[0]
 
 
-def build_dense(backbone: TrainedBackbone) -> nn.Module:
+def build_dense(network: nn.Module, arch: str) -> nn.Module:
     """Make a module (B, C, height, width) -> (B, D, H, W) of a backbone; the weights are shared.
+
+    Args:
+        network: The backbone.
+        arch: Its architecture, for the error.
 
     Raises:
         OptionError: The architecture has no feature map.
     """
-    network = backbone.module
     if isinstance(network, VisionTransformer):
         return PatchMap(network)
     if hasattr(network, "forward_intermediates"):
@@ -71,8 +73,8 @@ def build_dense(backbone: TrainedBackbone) -> nn.Module:
     last = next((name for name in LAST_MAPS if name in parts), None)
     if last is None:
         raise OptionError(
-            f"`arch` {backbone.arch} has no map of features",
-            value=backbone.arch,
+            f"`arch` {arch} has no map of features",
+            value=arch,
             remedy="name a ViT or a convnet (resnet50)",
         )
     return nn.Sequential(*itertools.islice(parts.values(), 1 + list(parts).index(last))).eval()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dino.errors import OptionError, nearest
+from dino.models.config import TIMM_PREFIX
 from dino.models.vit import VisionTransformer
 from dino.models.zoo import open_library
 
@@ -39,7 +40,7 @@ VITS = {
 }
 VITS |= {"deit_tiny": VITS["vit_tiny"], "deit_small": VITS["vit_small"]}
 
-TIMM_PREFIX, XCIT_PREFIX = "timm:", "xcit_"
+XCIT_PREFIX = "xcit_"
 FAMILIES = ("vit_small and other sizes", "a classification model of torchvision", "xcit_* or timm:NAME of timm")
 
 

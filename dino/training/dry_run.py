@@ -20,8 +20,6 @@ from dino.data.synthetic import make_batch
 from dino.devices.base import Device
 from dino.devices.untyped import run_backward
 from dino.errors import CheckpointError
-from dino.models.published import HUB_PREFIX
-from dino.models.registry import TIMM_PREFIX
 from dino.runtime.context import Run
 from dino.training.build import build_network, build_networks, build_program, build_recipe
 from dino.training.checks import check_device, check_images, check_settings
@@ -29,6 +27,7 @@ from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
+from dino.weights.read import is_name
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def check_dry_run(options: TrainConfig) -> None:
     """
     check_settings(options)
     word = options.student.init_from
-    if word and not word.startswith((HUB_PREFIX, TIMM_PREFIX)) and not Path(word).exists():
+    if word and not is_name(word) and not Path(word).exists():
         raise CheckpointError(f"`init_from` {word} does not exist", value=word)
     if options.data.data_path is not None:
         check_images(options)

@@ -19,7 +19,6 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import count_cores
 from dino.errors import CheckpointError, Interrupted, NonFiniteError
 from dino.files import atomic_write
-from dino.models.weights import load_initial_weights
 from dino.runtime.context import STOP_SIGNALS, Run, StopRequest
 from dino.runtime.distributed import StopAgreement
 from dino.training.build import build_loader, build_networks, build_program
@@ -32,6 +31,7 @@ from dino.training.plan import build_plan
 from dino.training.report import Feeding, Reporter, read_device
 from dino.training.resume import Identity, check_complete, find_position
 from dino.training.step import NON_FINITE_LIMIT
+from dino.weights.load import load_initial_weights
 
 logger = logging.getLogger(__name__)
 

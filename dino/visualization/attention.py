@@ -23,7 +23,6 @@ from dino.errors import DataError, OptionError
 from dino.files import atomic_write
 from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
-from dino.models.weights import is_autoencoder, load_backbone
 from dino.runtime.config import FrozenConfig
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.metrics import check_target, write_result
@@ -40,6 +39,8 @@ from dino.visualization.pictures import (
     save_picture,
     to_picture,
 )
+from dino.weights.formats.mae import is_autoencoder
+from dino.weights.load import load_backbone
 
 logger = logging.getLogger(__name__)
 

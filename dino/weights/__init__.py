@@ -1,1 +1,1 @@
-"""Weights from file to file: what is converted, to which form, and what other projects write."""
+"""Weights: read in any form, checked, loaded, described, converted; one file for each format in `formats`."""

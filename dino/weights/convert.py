@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,18 @@ from dino import checkpoint
 from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
 from dino.files import atomic_draft
-from dino.models.adaptation import POSITION
-from dino.models.arrival import list_tensors
 from dino.models.config import LayerConfig
-from dino.models.layouts import is_vision_transformer, rename_to_ours
-from dino.models.matching import Matched
 from dino.models.position import scale_position
 from dino.models.registry import width_of
-from dino.models.weight_files import read_weights, select_network
-from dino.models.weights import FoundNetwork, find_network
 from dino.runtime.metrics import write_result
 from dino.weights.config import ConversionConfig
+from dino.weights.formats import Format
+from dino.weights.load import FoundNetwork, find_network
+from dino.weights.network import Network, is_vision_transformer
+from dino.weights.read import read_weights, rename_to_ours, select_network
+from dino.weights.resample import POSITION
 from dino.weights.targets import OURS, check_output, read_size
+from dino.weights.validate import Matched, list_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -38,67 +38,12 @@ BACKBONE = "backbone."
 LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A backbone on its way from one form to another.
-
-    Attributes:
-        origin: What it was read from.
-        tensors: The backbone's, under our names, in the file's number formats.
-        linear: A linear classifier's `weight` (C, D) and `bias` (C,), or nothing.
-        arch: Architecture; empty for a vision transformer that is none of ours by its width and depth.
-        patch_size: In pixels; of no meaning but for a ViT.
-        in_chans: Channels of an image.
-        image_size: Height and width in pixels of the images that it is for.
-        normalization: {"mean": ..., "std": ...}, a number a channel each, or None where the file does not say.
-        left: Words about what of the file is not converted, the end of a line.
-    """
-
-    origin: str
-    tensors: Mapping[str, Tensor]
-    linear: Mapping[str, Tensor]
-    arch: str
-    patch_size: int
-    in_chans: int
-    image_size: tuple[int, int]
-    normalization: Mapping[str, list[float]] | None
-    left: str
-
-    @property
-    def is_plain_vit(self) -> bool:
-        """Whether it is a vision transformer as other projects have it too, with one projection for patches."""
-        return is_vision_transformer(self.tensors) and not any("patch_embed.convs" in name for name in self.tensors)
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the patches that the position embedding is stored for."""
-        height, width = (side // self.patch_size * self.patch_size for side in self.image_size)
-        return height, width
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """What another project's weights look like on disk.
-
-    Attributes:
-        write: Writes a network there.
-        ending: Of its files; a folder has none.
-        tells_images: Whether it says how images are normalized, and how large they are.
-        tell: What the user is told besides: how the other project loads the file.
-    """
-
-    write: Callable[[Network, Path], None]
-    ending: str = ""
-    tells_images: bool = False
-    tell: Callable[[Network, Path], str] | None = None
-
-
-def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = None) -> None:
+def convert(options: ConversionConfig, form: Format, layer: LayerConfig | None = None) -> None:
     """Read what the settings name, write it to `file_out`, read that back and compare.
 
     Args:
         options: The command's.
-        form: The other project's; `OUT.pth` is ours.
+        form: The other project's, one that writes; `OUT.pth` is ours.
         layer: Where given, a linear layer is converted too: this file's, or the one beside the backbone.
 
     Raises:
@@ -110,10 +55,12 @@ def convert(options: ConversionConfig, form: Form, layer: LayerConfig | None = N
     target = check_output(options, form.ending)
     network = read_network(options, layer)
     ours = target.suffix == OURS
+    write = write_ours if ours else form.write
+    assert write is not None
     if not (ours or form.tells_images):
         check_grid(network, target)
     with atomic_draft(target, "`file_out`") as draft:
-        (write_ours if ours else form.write)(network, draft)
+        write(network, draft)
         count = check_written(network, draft)
     if form.tell and not ours:
         logger.info("%s", form.tell(network, target))

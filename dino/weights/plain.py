@@ -8,9 +8,9 @@ from pathlib import Path
 from dino import checkpoint
 from dino.errors import OptionError
 from dino.models.config import WeightsConfig
-from dino.models.weights import load_backbone
 from dino.runtime.metrics import check_target
 from dino.weights.config import ExtractConfig, FilesConfig
+from dino.weights.load import load_backbone
 
 logger = logging.getLogger(__name__)
 

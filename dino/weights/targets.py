@@ -8,9 +8,10 @@ from dino.errors import OptionError
 from dino.runtime.context import make_output_folder
 from dino.runtime.metrics import check_target
 from dino.weights.config import ConversionConfig, TargetConfig
+from dino.weights.formats import list_formats
 
 OURS = ".pth"
-ENDINGS = {".safetensors", ".pdparams", ".onnx", ".bin", ".pt"}  # a folder called so would be taken for a file
+PLAIN = {".safetensors", ".bin", ".pt"}  # other endings of files of weights
 
 
 def check_output(options: ConversionConfig, ending: str, *, both_ways: bool = True) -> Path:
@@ -31,7 +32,9 @@ def check_output(options: ConversionConfig, ending: str, *, both_ways: bool = Tr
     target = Path(options.conversion.file_out)
     file = bool(ending) or target.suffix == OURS
     known = {ending, OURS} if both_ways else {ending}
-    if target.suffix not in known and (ending or target.suffix in ENDINGS):
+    of_files = PLAIN | {each.ending for each in list_formats().values() if each.ending}
+    # a folder with the ending of a file would be taken for one
+    if target.suffix not in known and (ending or target.suffix in of_files):
         raise OptionError(f"`file_out` {target} tells no form", value=target, remedy=f"name {wanted}")
     if target.is_dir() == file and target.exists():
         raise OptionError(

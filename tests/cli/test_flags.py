@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dino.cli.check import CheckConfig
-from dino.cli.convert import HuggingFaceConfig, OnnxConfig, PaddleConfig, TimmConfig
 from dino.cli.doctor import DoctorConfig
 from dino.cli.flags import FLAGS
 from dino.cli.inspect import InspectConfig
@@ -34,6 +33,10 @@ from dino.evaluation.config import (
 from dino.training.config import AlignConfig, TrainConfig
 from dino.visualization.config import AttentionConfig, AttentionVideoConfig
 from dino.weights.config import ExtractConfig, IpuCheckpointConfig
+from dino.weights.formats.huggingface import HuggingFaceConfig
+from dino.weights.formats.onnx import OnnxConfig
+from dino.weights.formats.paddle import PaddleConfig
+from dino.weights.formats.timm import TimmConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -25,9 +25,9 @@ from dino.evaluation.features import (
     load_features,
     save_features,
 )
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
+from dino.weights.load import TrainedBackbone
 from tests.running import SERVER
 
 COUNT = 7

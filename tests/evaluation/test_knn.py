@@ -22,9 +22,9 @@ from dino.evaluation import neighbors
 from dino.evaluation.features import Features, Reading
 from dino.evaluation.knn import predict_classes, score_backbone, score_knn
 from dino.models.registry import build_backbone
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
+from dino.weights.load import TrainedBackbone
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 Draw = Callable[..., torch.Tensor]

@@ -17,9 +17,9 @@ from dino.evaluation import runner as rooms
 from dino.evaluation.config import EvaluationConfig
 from dino.evaluation.features import extract_features
 from dino.evaluation.runner import Runner
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
+from dino.weights.load import TrainedBackbone
 
 
 @pytest.fixture

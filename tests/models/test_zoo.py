@@ -9,7 +9,7 @@ import torch
 
 from dino.errors import OptionError
 from dino.models.registry import build_backbone, check_arch
-from dino.models.weight_files import read_weights
+from dino.weights.read import read_weights
 
 PACKAGE = Path(__file__).parents[2] / "dino"
 

@@ -11,7 +11,7 @@ from torch import nn
 from dino.cli.session import exit_code
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.registry import build_backbone
-from dino.models.weights import load_backbone
+from dino.weights.load import load_backbone
 
 
 @pytest.fixture

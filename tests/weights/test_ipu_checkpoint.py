@@ -14,7 +14,7 @@ from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.registry import build_backbone
 from dino.training.optim import build_optimizer
-from dino.weights.formats.ipu import is_published, read_published, write_published
+from dino.weights.ipu_checkpoint import is_published, read_published, write_published
 
 PROTOTYPES, PATCH, SIZE = 16, 8, 16
 

@@ -29,8 +29,8 @@ from dino.evaluation.runner import Runner
 from dino.files import atomic_draft
 from dino.models.registry import width_of
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, leaving_on_sigterm
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import EpochBatches, build_train_loader
 from dino.data.photometric import build_normalization
 from dino.evaluation.features import Features, Reading, extract_features, share_of
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 

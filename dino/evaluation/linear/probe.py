@@ -21,9 +21,9 @@ from dino.evaluation.linear.trainer import LinearTrainer, restore_layer
 from dino.evaluation.runner import Runner
 from dino.files import atomic_write
 from dino.models.config import BackboneConfig
-from dino.models.published import PUBLISHED_LINEAR, find_published
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
+from dino.weights.hub import PUBLISHED_LINEAR, find_published
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 

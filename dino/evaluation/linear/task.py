@@ -22,11 +22,11 @@ from dino.evaluation.descriptors import LastBlocks
 from dino.evaluation.features import Reading
 from dino.evaluation.linear.head import LinearHead
 from dino.evaluation.runner import Runner
-from dino.models.arrival import admit, list_tensors, read_part
-from dino.models.published import read_published
 from dino.models.registry import is_vit, width_of
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone
+from dino.weights.hub import read_published
+from dino.weights.load import TrainedBackbone
+from dino.weights.validate import admit, list_tensors, read_part
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from dino.evaluation.retrieval.copydays import Block, open_copydays
 from dino.evaluation.retrieval.ranking import compute_average_precision
 from dino.evaluation.runner import Runner
 from dino.models.vit import VisionTransformer
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from dino.evaluation.descriptors import MultiScale
 from dino.evaluation.retrieval.oxford_paris import Thumbnail, open_landmarks
 from dino.evaluation.retrieval.ranking import DEPTHS, RankingScore, rank, score_landmarks
 from dino.evaluation.runner import Runner
-from dino.models.published import PUBLISHED_FOR_RETRIEVAL
 from dino.models.registry import is_vit
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run
+from dino.weights.hub import PUBLISHED_FOR_RETRIEVAL
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 

@@ -40,9 +40,9 @@ from dino.evaluation.video_segmentation.ipace import open_runs
 from dino.evaluation.video_segmentation.propagation import Context, decide_labels, plan_tiles, propagate_labels
 from dino.evaluation.video_segmentation.report import check_truths, report_davis
 from dino.models.dense import build_dense
-from dino.models.weights import TrainedBackbone
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.progress import Progress
+from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,8 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
     Raises:
         DataError: A frame cannot be decoded.
     """
-    infer, normalization = run.device.compile_eval(build_dense(backbone)), choose_normalization(backbone)
+    network = build_dense(backbone.module, backbone.arch)
+    infer, normalization = run.device.compile_eval(network), choose_normalization(backbone)
     names = tuple(str(path) for clip in clips for path in clip.frames)
     dataset = ViewDataset(
         ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()

@@ -5,23 +5,23 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
-from dino.files import atomic_draft
-from dino.models.weights import TrainedBackbone, fill_network, find_network
-from dino.runtime.metrics import write_result
+from dino.files import atomic_draft, atomic_write
 from dino.weights.config import ConversionConfig
-from dino.weights.targets import check_output, read_size
+from dino.weights.formats import Format
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 
+ENDING = ".onnx"
 EXTRAS = ("onnx", "onnxscript")
 TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each node
 LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
@@ -31,13 +31,26 @@ BATCHES = (1, 3)  # sizes at which the graph is compared with the network
 CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnnxConfig(ConversionConfig):
+    """Write a backbone as an ONNX graph: images of one size, any number of them, to features.
+
+    python -m dino.interop.onnx IN OUT.onnx, or --output model.onnx with flags
+    """
+
+
 def write_onnx(config: ConversionConfig) -> None:
     """Write the graph of a backbone, and compare what both compute.
 
     Raises:
         DinoError: The weights do not fit, a library is missing, or the file cannot be written.
     """
-    target = check_output(config, ".onnx", both_ways=False)
+    from dino.data.photometric import build_normalization
+    from dino.runtime.metrics import write_result
+    from dino.weights.load import fill_network, find_network
+    from dino.weights.targets import check_output, read_size
+
+    target = check_output(config, ENDING, both_ways=False)
     size = read_size(config.conversion)
     check_extras()
     found = find_network(config.backbone, config.weights, channels=config.channels)
@@ -97,8 +110,6 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
         OptionError: It cannot be written, this torch has no graph of the network, or it is larger than one file holds.
     """
     import torch
-
-    from dino.files import atomic_write
 
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     if size >= LARGEST:
@@ -185,3 +196,6 @@ def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
         "%s: features of %s images equal the network's within %.1e", target.name, " and ".join(map(str, BATCHES)), worst
     )
     return worst
+
+
+FORMAT = Format(rank=2, config=OnnxConfig, ending=ENDING, run=write_onnx)

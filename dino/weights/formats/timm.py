@@ -1,12 +1,157 @@
-"""timm's weights: `python -m dino.interop.timm IN OUT.safetensors`, or `timm:NAME OUT.pth`."""
+"""timm's weights: `python -m dino.interop.timm IN OUT.safetensors`, or `timm:NAME OUT.pth`.
+
+Names are those of our vision transformers already. Letters: B batch, C channels, S side of an image.
+"""
 
 from __future__ import annotations
 
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from dino.errors import WeightsError
-from dino.weights.convert import Form, Network
+from dino.errors import DinoError, WeightsError, nearest
+from dino.models.config import TIMM_PREFIX
+from dino.weights.config import ConversionConfig
+from dino.weights.formats import Contents, Format
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from dino.weights.network import Network
+
+LONGEST_REASON = 300  # characters of what timm says, which names every tensor
+ENDING = ".safetensors"
+SAME = 1e-4  # largest difference of two networks' features, relative to the largest feature, for them to be the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmConfig(ConversionConfig):
+    """Convert weights between this project and timm.
+
+    python -m dino.interop.timm IN OUT.safetensors, or timm:NAME OUT.pth
+    """
+
+
+def name_kind(contents: Contents) -> str:
+    """What weights of timm's hub are, or a file of one of its vision transformers."""
+    if contents.word.startswith(TIMM_PREFIX):
+        return "weights of timm's hub"
+    if {"pos_embed", "head.weight"} <= contents.names:
+        return "timm, a vision transformer with its classifier"
+    is_written_so = contents.word.endswith(ENDING) and "pos_embed" in contents.names
+    return "timm, a vision transformer" if is_written_so else ""
+
+
+def read_timm(word: str) -> dict[str, Any]:
+    """Weights by their name in timm, from the mirror folder or timm's hub; for our own network where it is the same.
+
+    Raises:
+        OptionError: timm is not installed.
+        WeightsError: It has no such name, or they cannot be had.
+    """
+    from dino.models.zoo import open_library
+    from dino.weights.hub import find_mirrored
+
+    name = word.removeprefix(TIMM_PREFIX)
+    timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
+    known = timm.list_models(pretrained=True)
+    if not timm.is_model(name) or ("." in name and name not in known):
+        raise WeightsError(f"{TIMM_PREFIX}{name} is unknown: {nearest(name, known)}")
+    mirrored = find_mirrored(f"{name}{ENDING}", f"{name}.pth")
+    model = _build_timm(name, mirrored).eval()
+    about = cast(dict[str, Any], model.pretrained_cfg)
+    return {
+        "state_dict": model.state_dict(),
+        "args": _find_twin(model, about["input_size"]) or {"arch": f"{TIMM_PREFIX}{name}"},
+        "normalisation": {part: list(about[part]) for part in ("mean", "std")},
+    }
+
+
+def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
+    """A network of timm without its classifier, filled strictly: every tensor is in the file, and no other.
+
+    timm itself is strict where the number of classes is the one that it knows of the file, and only there.
+    """
+    from dino.models.zoo import open_library
+    from dino.weights.hub import MIRROR
+
+    timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
+    try:
+        if mirrored is None:
+            whole = timm.create_model(name, pretrained=True)
+            whole.reset_classifier(0)
+            backbone: nn.Module = whole
+            return backbone
+        overlay = {"state_dict": _read_mirrored(name, mirrored), "num_classes": 0}
+        mended: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        return mended
+    except DinoError:
+        raise
+    except Exception as error:  # timm's renaming of old files raises anything on a foreign one
+        reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+        if mirrored:
+            raise WeightsError(f"{mirrored} is not {TIMM_PREFIX}{name} ({reason}): replace or remove it") from error
+        remedy = f"set {MIRROR} to a folder that holds {name}{ENDING}, or name a file"
+        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({reason}): {remedy}") from error
+
+
+def _read_mirrored(name: str, mirrored: Path) -> dict[str, Tensor]:
+    """The tensors of a file of the mirror folder, without its classifier."""
+    from dino import checkpoint
+    from dino.models.zoo import open_library
+    from dino.weights.read import read_weights, select_network
+
+    timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
+    tensors = checkpoint.strip_prefixes(select_network(read_weights(str(mirrored)), "state_dict", mirrored))
+    layers = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
+    for layer in (layers,) if isinstance(layers, str) else layers:
+        for part in ("weight", "bias"):
+            tensors.pop(f"{layer}.{part}", None)
+    if not tensors:  # timm would go and download the network
+        raise WeightsError(f"{mirrored} holds a classifier alone: replace or remove it")
+    return tensors
+
+
+def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any] | None:
+    """Our vision transformer of the same names and shapes, if it computes the same features of an image.
+
+    Names alone do not tell: timm has networks with other activations, or the mean of the tokens for the CLS token.
+    """
+    from dino.models.registry import VITS, build_backbone
+    from dino.weights.network import count_blocks, is_vision_transformer
+
+    tensors = model.state_dict()
+    if not is_vision_transformer(tensors):
+        return None
+    channels, size, _ = input_size
+    patch_size = tensors["patch_embed.proj.weight"].shape[-1]
+    sizes = (cast(int, model.num_features), count_blocks(tensors))
+    for arch, shape in VITS.items():
+        if (shape.embed_dim, shape.depth) == sizes and not shape.conv_stem:
+            twin = build_backbone(arch, patch_size=patch_size, in_chans=channels, img_size=size).eval()
+            if _shapes(twin.state_dict()) == _shapes(tensors):
+                twin.load_state_dict(tensors)
+                if _compute_the_same(twin, model, (1, channels, size, size)):
+                    return {"arch": arch, "patch_size": patch_size, "in_chans": channels, "global_crops_size": size}
+    return None
+
+
+def _compute_the_same(one: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether two networks give the same features of an image of a shape (1, C, S, S)."""
+    import torch
+
+    image = torch.linspace(-2, 2, math.prod(shape)).reshape(shape)
+    with torch.inference_mode():
+        ours, theirs = one(image), other(image)
+    return bool((ours - theirs).abs().max() <= SAME * theirs.abs().max())
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def write_timm(network: Network, target: Path) -> None:
@@ -55,4 +200,13 @@ def phrase_loading(network: Network, target: Path) -> str:
     return f"timm.create_model({name!r}, checkpoint_path={str(target)!r}{words})"
 
 
-FORM = Form(write=write_timm, ending=".safetensors", tell=phrase_loading)
+FORMAT = Format(
+    rank=6,
+    prefix=TIMM_PREFIX,
+    read=read_timm,
+    kind=name_kind,
+    config=TimmConfig,
+    write=write_timm,
+    ending=ENDING,
+    tell=phrase_loading,
+)

@@ -17,7 +17,7 @@ from dino.evaluation import neighbors
 from dino.evaluation.retrieval.copy_detection import compute_whitening, find_nearest, fit_whitening, score_blocks
 from dino.evaluation.retrieval.copydays import Block
 from dino.models.config import BackboneConfig, WeightsConfig
-from dino.models.weights import load_backbone
+from dino.weights.load import load_backbone
 from tests.evaluation.conftest import find_results
 from tests.running import run_pair
 

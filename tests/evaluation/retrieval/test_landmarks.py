@@ -17,7 +17,7 @@ from dino.evaluation.retrieval.landmarks import check_network
 from dino.evaluation.retrieval.ranking import DEPTHS
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.registry import VITS, build_backbone
-from dino.models.weights import load_backbone
+from dino.weights.load import load_backbone
 from tests.evaluation.conftest import find_results, judge_plainly
 from tests.running import run_pair
 

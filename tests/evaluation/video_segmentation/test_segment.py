@@ -29,7 +29,7 @@ from dino.evaluation.video_segmentation.davis import DAVIS_PALETTE, Clip
 from dino.evaluation.video_segmentation.ipace import DRIVING_PALETTE
 from dino.evaluation.video_segmentation.segment import choose_normalization, share_clips
 from dino.models.registry import build_backbone
-from dino.models.weights import TrainedBackbone
+from dino.weights.load import TrainedBackbone
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
 

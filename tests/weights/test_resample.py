@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dino.errors import WeightsError
-from dino.models.adaptation import adapt_channels, adapt_input, resample_position
 from dino.models.registry import build_backbone
+from dino.weights.resample import adapt_channels, adapt_input, resample_position
 
 
 def build(**settings: int) -> nn.Module:

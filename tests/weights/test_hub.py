@@ -8,7 +8,8 @@ import pytest
 
 from dino.errors import CheckpointError, WeightsError
 from dino.models.config import BackboneConfig, WeightsConfig
-from dino.models.published import (
+from dino.models.registry import is_vit
+from dino.weights.hub import (
     HUB,
     PUBLISHED,
     PUBLISHED_FOR_RETRIEVAL,
@@ -19,9 +20,8 @@ from dino.models.published import (
     load_published,
     read_hub_name,
 )
-from dino.models.registry import is_vit
-from dino.models.weight_files import read_weights
-from dino.models.weights import load_backbone
+from dino.weights.load import load_backbone
+from dino.weights.read import read_weights
 
 
 def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:

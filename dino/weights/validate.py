@@ -1,19 +1,31 @@
-"""What a weights file may hold, checked once after it is read, whoever wrote it: what follows can rely on it."""
+"""What a weights file may hold, checked once after it is read, whoever wrote it; and what a network needs of it.
+
+What follows can rely on it: each tensor of a network is found, with its shape, and what else the file holds is named.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.errors import CheckpointError, WeightsError
+from dino.models.zoo import open_library
+from dino.weights.formats import list_formats
 
 SIZES = ("patch_size", "in_chans", "global_crops_size")  # what args say of a backbone, beside its `arch`
+# What may lie beside a backbone.
+NOTHING = re.compile("(?!)")
+ANYTHING = re.compile("")
+HEADS = r"(head|linear|fc|classifier|pooler|projector|projection_head|predictor|prototypes)\."
 
 
 def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
@@ -89,6 +101,66 @@ def read_part(state: Mapping[str, Any], name: str, origin: Path | str) -> Mappin
     return part
 
 
+@dataclass(frozen=True)
+class Matched:
+    """What a file's tensors are to a network."""
+
+    tensors: dict[str, Tensor]  # one for each of the network's
+    left: dict[str, Tensor]  # the others
+
+    def describe_left(self) -> str:
+        """The names that were not used, counted by their first word, as the end of a line."""
+        counts = Counter(name.split(".")[0] for name in self.left)
+        named = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        return f"; not part of it: {named}" if named else ""
+
+
+def match(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, beside: re.Pattern[str] = ANYTHING) -> Matched:
+    """Find every tensor of a network in a file.
+
+    Args:
+        module: The network.
+        tensors: The file's, under our names.
+        origin: The file, for the error.
+        beside: Which tensors the file may have besides.
+
+    Raises:
+        WeightsError: Some are missing or have another shape, or there are others; the text lists them.
+    """
+    wanted = module.state_dict()
+    if not wanted.keys() <= tensors.keys() and any("cls_attn_blocks" in name for name in wanted):
+        xcit = open_library("timm", purpose="XCiT").models.xcit
+        tensors = xcit.checkpoint_filter_fn(dict(tensors), module)
+    wrong = [
+        f"{name} ({'missing' if name not in tensors else f'{tuple(tensors[name].shape)}, wants {tuple(own.shape)}'})"
+        for name, own in wanted.items()
+        if name not in tensors or tensors[name].shape != own.shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{origin}: {len(wrong)} of {len(wanted)} backbone tensors do not fit, nothing was "
+            f"loaded: {_shorten(wrong)}",
+            remedy="check `arch`, `patch_size` and `checkpoint_key`",
+        )
+    left = {name: tensor for name, tensor in tensors.items() if name not in wanted}
+    foreign = [name for name in left if not beside.match(name)]
+    if foreign:
+        raise WeightsError(
+            f"{origin}: it is another network, with {len(foreign)} tensors that this one has not, "
+            f"nothing was loaded: {_shorten(foreign)}",
+            remedy="check `arch`",
+        )
+    return Matched({name: tensors[name] for name in wanted}, left)
+
+
+def list_beside_vit() -> re.Pattern[str]:
+    """What may lie beside a vision transformer: heads, and what formats say only training needs.
+
+    A file with anything else is another network, which would compute other features.
+    """
+    return re.compile("|".join([HEADS, *(each.beside for each in list_formats().values() if each.beside)]))
+
+
 def _admit_tensors(values: Any, origin: Path | str) -> Any:
     """A dictionary of tensors, detached; anything else as it is."""
     if not isinstance(values, Mapping) or not any(isinstance(part, Tensor) for part in values.values()):
@@ -118,3 +190,7 @@ def _check_normalization(found: Any, origin: Path | str) -> None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in {int, float} and math.isfinite(value)
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -18,28 +18,21 @@ from torch import Tensor, nn
 
 from dino import checkpoint
 from dino.errors import OptionError, WeightsError
-from dino.models import matching
-from dino.models.adaptation import adapt_input
-from dino.models.arrival import check_network, read_center
-from dino.models.config import BackboneConfig, ChannelConfig, WeightsConfig
-from dino.models.layouts import count_blocks, guess_backbone, is_vision_transformer, rename_to_ours
-from dino.models.matching import Matched, match
+from dino.models.config import HUB_PREFIX, BackboneConfig, ChannelConfig, WeightsConfig
 from dino.models.multicrop import MultiCrop
-from dino.models.published import HUB_PREFIX, PUBLISHED, Published, find_published, read_published
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
-from dino.models.weight_files import read_weights, select_network
+from dino.weights.formats.mae import DECODER, is_autoencoder, name_encoder
+from dino.weights.hub import PUBLISHED, Published, find_published, read_published
+from dino.weights.network import count_blocks, guess_backbone, is_vision_transformer
+from dino.weights.read import read_weights, rename_to_ours, select_network
+from dino.weights.resample import adapt_input
+from dino.weights.validate import ANYTHING, NOTHING, Matched, check_network, list_beside_vit, match, read_center
 
 logger = logging.getLogger(__name__)
 
 HIDDEN = "blocks.0.mlp.fc1.weight"  # (hidden, D)
 DEFAULT_SIZE = 224  # pixels; what weights without options were trained at
-MAE = "mae"  # an architecture's name: the ViT of a masked autoencoder's file, which its tensors tell
-MAE_NETWORKS = {  # and what its own code calls it (models_mae.py); the tensors tell the patch
-    "mae_vit_base_patch16": "vit_base",
-    "mae_vit_large_patch16": "vit_large",
-    "mae_vit_huge_patch14": "vit_huge",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +156,7 @@ def find_network(
             new_patches=backbone.patch_size is not None,
         )
     exact = not weights.pretrained_weights or word.startswith(HUB_PREFIX)  # published files hold a backbone alone
-    beside = matching.NOTHING if exact else _find_beside(trained, is_autoencoder(backbone.chosen_arch))
+    beside = NOTHING if exact else _find_beside(trained, is_autoencoder(backbone.chosen_arch))
     named = f"{trained.arch}, " if trained.arch else ""
     matched = match(trained.module, tensors, f"{word} ({named}patch size {trained.patch_size})", beside)
     return FoundNetwork(origin=word, state=state, trained=trained, matched=matched)
@@ -189,16 +182,11 @@ def _draw_network(backbone: BackboneConfig, weights: WeightsConfig, in_chans: in
     return FoundNetwork(origin="`random_weights`", state={}, trained=trained, matched=matched)
 
 
-def is_autoencoder(arch: str) -> bool:
-    """Whether the name means the encoder of a masked autoencoder, which only its file describes."""
-    return arch == MAE or arch in MAE_NETWORKS
-
-
 def _find_beside(trained: TrainedBackbone, autoencoder: bool) -> re.Pattern[str]:
     """What may lie beside a backbone: a vision transformer without a part of its own computes something else."""
     if autoencoder:
-        return matching.AUTOENCODER
-    return matching.VIT if isinstance(trained.module, VisionTransformer) else matching.ANYTHING
+        return re.compile(DECODER)
+    return list_beside_vit() if isinstance(trained.module, VisionTransformer) else ANYTHING
 
 
 def load_initial_weights(
@@ -228,7 +216,7 @@ def load_initial_weights(
         new_channels=in_chans is not None,
         new_patches=patch_size is not None,
     )
-    beside = matching.VIT if is_vision_transformer(backbone) else matching.ANYTHING
+    beside = list_beside_vit() if is_vision_transformer(backbone) else ANYTHING
     _refuse_oblong(state, path)
     matched = match(student.backbone, backbone, path, beside)
     student.backbone.load_state_dict(matched.tensors)
@@ -259,7 +247,7 @@ def _describe(
     known = {**usual, **unnamed, **guessed, **{name: args[name] for name in usual if name in args}}
     known |= {name: value for name, value in vars(backbone).items() if value is not None}
     if is_autoencoder(known["arch"]):
-        known["arch"] = MAE_NETWORKS.get(known["arch"], _name_autoencoder(guessed))
+        known["arch"] = name_encoder(known["arch"], guessed)
     in_chans = in_chans or int(args.get("in_chans", guessed.get("in_chans", 3)))
     image_size = int(args.get("global_crops_size", guessed.get("image_size", DEFAULT_SIZE)))
     stored = state.get("normalisation")
@@ -282,13 +270,3 @@ def _build_unnamed(tensors: Mapping[str, Tensor], **settings: int) -> VisionTran
     return VisionTransformer(
         embed_dim=dim, depth=count_blocks(tensors), heads=1, mlp_ratio=hidden / dim, conv_stem=False, **settings
     )
-
-
-def _name_autoencoder(guessed: Mapping[str, Any]) -> str:
-    """Which of our vision transformers the encoder is."""
-    if "arch" not in guessed:
-        raise WeightsError(
-            f"`arch` {MAE} wants `pretrained_weights` with the encoder of a masked autoencoder (a ViT)", value=MAE
-        )
-    arch: str = guessed["arch"]
-    return arch

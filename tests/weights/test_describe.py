@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dino.errors import WeightsError
 from dino.models.head import DINOHead
-from dino.models.layouts import to_hugging_face
-from dino.models.provenance import describe_file
 from dino.models.registry import build_backbone
-from dino.models.weight_files import read_weights, select_network
+from dino.weights.describe import describe_file
+from dino.weights.formats.huggingface import to_hugging_face
+from dino.weights.read import read_weights, select_network
 
 BACKBONE = dict(build_backbone("vit_mini", img_size=64).state_dict())
 HEAD = dict(DINOHead(in_dim=96, out_dim=12, hidden_dim=16, bottleneck_dim=8).state_dict())

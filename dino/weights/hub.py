@@ -14,16 +14,14 @@ from torch import nn
 
 from dino import checkpoint
 from dino.errors import CheckpointError, WeightsError, nearest
-from dino.models import matching
-from dino.models.adaptation import adapt_input
-from dino.models.arrival import admit, check_network
-from dino.models.config import BackboneConfig
+from dino.models.config import HUB_PREFIX, BackboneConfig
 from dino.models.registry import build_backbone, is_vit
+from dino.weights.resample import adapt_input
+from dino.weights.validate import NOTHING, admit, check_network, match
 
 logger = logging.getLogger(__name__)
 
 MIRROR = "DINO_WEIGHTS_DIR"
-HUB_PREFIX = "hub:"
 PUBLISHED_ROOT = "https://dl.fbaipublicfiles.com/dino/"
 Published = Mapping[tuple[str, int | None], str]  # file by architecture and patch size
 # Backbones published with the paper; no digests of the files are known.
@@ -151,7 +149,7 @@ def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn
             new_channels="in_chans" in settings,
             new_patches="patch_size" in settings,
         )
-        matched = matching.match(module, tensors, str(path), matching.NOTHING)
+        matched = match(module, tensors, str(path), NOTHING)
         module.load_state_dict(matched.tensors)
         count = len(matched.tensors)
         logger.info("%s: %d of %d tensors, and no other; no digest of the file is known", path, count, count)

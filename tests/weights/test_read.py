@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dino.errors import CheckpointError, WeightsError
-from dino.models import weight_files
 from dino.models.config import BackboneConfig, WeightsConfig
-from dino.models.layouts import to_hugging_face
 from dino.models.registry import build_backbone
-from dino.models.weight_files import read_weights
-from dino.models.weights import TrainedBackbone, load_backbone
+from dino.weights.formats import timm as timm_format
+from dino.weights.formats.huggingface import to_hugging_face
+from dino.weights.load import TrainedBackbone, load_backbone
+from dino.weights.read import read_weights
 
 
 def build(arch: str = "vit_mini", **settings: Any) -> nn.Module:
@@ -218,7 +218,7 @@ def test_equal_names_and_shapes_are_not_enough_to_be_ours() -> None:
         model = timm.models.VisionTransformer(**{**shape, **changes}).eval()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.2)
-        return weight_files._find_twin(model, (3, 64, 64))
+        return timm_format._find_twin(model, (3, 64, 64))
 
     assert find() == {"arch": "vit_mini", "patch_size": 16, "in_chans": 3, "global_crops_size": 64}
     assert find(global_pool="avg", fc_norm=False) is None

@@ -14,13 +14,13 @@ from dino.cli.session import exit_code
 from dino.errors import CheckpointError, DinoError, WeightsError
 from dino.evaluation.linear.head import LinearHead
 from dino.evaluation.linear.task import load_head
-from dino.models.arrival import admit, list_tensors
 from dino.models.config import BackboneConfig, WeightsConfig
-from dino.models.layouts import to_hugging_face
 from dino.models.registry import build_backbone
-from dino.models.weight_files import read_weights
-from dino.models.weights import load_backbone
 from dino.weights.convert import select_layer
+from dino.weights.formats.huggingface import to_hugging_face
+from dino.weights.load import load_backbone
+from dino.weights.read import read_weights
+from dino.weights.validate import admit, list_tensors
 
 Change = Callable[[dict[str, Tensor]], Any]
 

@@ -5,29 +5,18 @@ Letters: D width, K prototypes, C classes.
 
 from __future__ import annotations
 
-import argparse
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dino import checkpoint
-from dino.models import matching
-from dino.models.layouts import (
-    count_blocks,
-    guess_backbone,
-    is_hugging_face,
-    is_ipu,
-    is_vision_transformer,
-    rename_to_ours,
-    split_ipu,
-)
-from dino.models.published import HUB_PREFIX
-from dino.models.registry import TIMM_PREFIX
-from dino.models.weight_files import PADDLE, SAFETENSORS
+from dino.weights.formats import Contents, list_formats
+from dino.weights.network import count_blocks, guess_backbone, is_vision_transformer
+from dino.weights.read import find_format, rename_to_ours, split_networks
+from dino.weights.validate import list_beside_vit
 
 Networks = dict[str, Mapping[str, Tensor]]
 
@@ -48,7 +37,7 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
         `kind`, in words; `networks`, each with what is known of it; and of `centre` (K), `epoch`, `normalisation` and
         `flags` those that are in the file.
     """
-    networks = split_networks(state)
+    networks = list_networks(state)
     loss = state.get("dino_loss")
     center = loss.get("center") if isinstance(loss, Mapping) else state.get("center")
     about = {
@@ -62,12 +51,12 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in about.items() if value is not None}
 
 
-def split_networks(state: Mapping[str, Any]) -> Networks:
+def list_networks(state: Mapping[str, Any]) -> Networks:
     """Every dictionary of tensors in a file by its name, or the file itself as `weights`."""
     found: Networks = {}
     for name, value in state.items():
         if name != "dino_loss" and isinstance(value, Mapping) and value and _holds_tensors(value):
-            found |= split_ipu(value) if is_ipu(value) else {name: value}
+            found |= split_networks(value) or {name: value}
     return found or ({"weights": state} if state and _holds_tensors(state) else {})
 
 
@@ -83,35 +72,29 @@ def _plain(value: Any) -> Any:
 
 
 def name_kind(word: str, state: Mapping[str, Any], networks: Networks) -> str:
-    """Whose file it is."""
-    names = {name for tensors in networks.values() for name in rename_to_ours(tensors)}
-    raw = {name.removeprefix("vit."): tensor for tensors in networks.values() for name, tensor in tensors.items()}
-    ours = isinstance(state.get("args"), Mapping)
+    """Whose file it is: the format that claims the word is asked first, then the others."""
+    names = frozenset(name for tensors in networks.values() for name in rename_to_ours(tensors))
+    contents = Contents(word=word, state=state, networks=networks, names=names)
+    claimed = find_format(word)
+    asked = [*([claimed] if claimed else []), *list_formats().values()]
+    return next(filter(None, (each.kind(contents) for each in asked)), _name_plain(contents))
+
+
+def _name_plain(contents: Contents) -> str:
+    """What a file is that no format knows."""
     kinds = {
-        "published weights of the original": word.startswith(HUB_PREFIX),
-        "weights of timm's hub": word.startswith(TIMM_PREFIX),
-        "PASSL (Paddle)": word.endswith(PADDLE),
-        "Hugging Face, a ViT of the transformers library": Path(word).is_dir() or is_hugging_face(raw),
-        "checkpoint of the IPU port": is_ipu(state.get("model")),
-        "masked autoencoder (MAE)": any(name.startswith(("decoder_", "mask_token")) for name in names),
-        "checkpoint of this project": ours and "student" in networks,
-        "backbone of this project": ours and "teacher" in networks,
-        "checkpoint of the original": "student" in networks and isinstance(state.get("args"), argparse.Namespace),
-        "linear layer": bool(names) and all(name.startswith("linear.") for name in names),
-        "timm, a vision transformer with its classifier": {"pos_embed", "head.weight"} <= names,
-        "timm, a vision transformer": word.endswith(SAFETENSORS) and "pos_embed" in names,
-        "plain vision transformer: the original's names, which are timm's too": "pos_embed" in names,
-        "checkpoint of another network": "student" in networks or "teacher" in networks,
-        "plain tensors of another network": bool(names),
+        "plain vision transformer: the original's names, which are timm's too": "pos_embed" in contents.names,
+        "checkpoint of another network": not {"student", "teacher"}.isdisjoint(contents.networks),
+        "plain tensors of another network": bool(contents.names),
     }
     return next((kind for kind, holds in kinds.items() if holds), "no weights")
 
 
 def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Tensors of the backbone, their count and number formats, and what stands beside it; shapes tell the rest."""
-    named = rename_to_ours(tensors)
-    beside = [name for name in named if matching.VIT.match(name)]
-    backbone = [tensor for name, tensor in named.items() if not matching.VIT.match(name)]
+    named, pattern = rename_to_ours(tensors), list_beside_vit()
+    beside = [name for name in named if pattern.match(name)]
+    backbone = [tensor for name, tensor in named.items() if not pattern.match(name)]
     about: dict[str, Any] = {
         "tensors": len(backbone),
         "numbers": sum(tensor.numel() for tensor in backbone),

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from dino.errors import CheckpointError, OptionError, WeightsError
-from dino.models.adaptation import resample_position
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
-from dino.models.published import (
+from dino.models.registry import VITS, VitShape, build_backbone
+from dino.weights.hub import (
     PUBLISHED,
     PUBLISHED_ROOT,
     find_published,
 )
-from dino.models.registry import VITS, VitShape, build_backbone
-from dino.models.weights import TrainedBackbone, load_backbone, load_initial_weights
+from dino.weights.load import TrainedBackbone, load_backbone, load_initial_weights
+from dino.weights.resample import resample_position
 
 PREFIXES = ("", "module.", "backbone.", "module.backbone.")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from dino.errors import CheckpointError
-from dino.models.paddle import NAME_TABLE, SLICES, read_paddle
+from dino.weights.formats.paddle import NAME_TABLE, SLICES, read_paddle
 
 ARRAYS = {"matrix": np.arange(6, dtype=np.float32).reshape(2, 3), "number": np.float32(2.5).reshape(())}
 

@@ -4,14 +4,10 @@ import pytest
 import torch
 
 from dino.errors import CheckpointError
-from dino.models.layouts import (
-    from_hugging_face,
-    is_hugging_face,
-    rename_to_ours,
-    to_hugging_face,
-    transpose_linear,
-)
 from dino.models.registry import build_backbone
+from dino.weights.formats.huggingface import from_hugging_face, is_hugging_face, to_hugging_face
+from dino.weights.formats.paddle import transpose_linear
+from dino.weights.read import rename_to_ours
 
 
 @pytest.mark.parametrize("arch", ["vit_mini", "vit_tiny"])
