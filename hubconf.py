@@ -13,7 +13,11 @@ from dino.weights.hub import load_published as _load_published
 if TYPE_CHECKING:
     from torch import nn
 
-dependencies = ["numpy", "torch", "yaml"]  # XCiT asks for timm, and ResNet-50 for torchvision, when it is built
+dependencies = [
+    "numpy",
+    "torch",
+    "yaml",
+]  # XCiT asks for timm, and ResNet-50 for torchvision, when it is built
 
 
 def dino_vits16(pretrained: bool = True, **settings: float) -> nn.Module:

@@ -36,7 +36,9 @@ MIB = 2**20
 
 def main() -> None:
     """Measure both ways, or, in a process of its own, one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--image_size", type=int, default=480)
     parser.add_argument("--arch", default="vit_small")
     parser.add_argument("--patch_size", type=int, default=8)
@@ -50,7 +52,11 @@ def main() -> None:
     maps = [torch.tensor(figures.pop("maps")) for figures in found.values()]
     tokens = (options.image_size // options.patch_size) ** 2 + 1
     difference = float((maps[0] - maps[1]).abs().max())
-    shape = {"arch": options.arch, "patch size": options.patch_size, "image size": options.image_size}
+    shape = {
+        "arch": options.arch,
+        "patch size": options.patch_size,
+        "image size": options.image_size,
+    }
     print(json.dumps({**shape, "tokens": tokens, **found, "largest difference": difference}))
 
 
@@ -123,7 +129,9 @@ class Textbook(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, h, w)."""
         row = self.backbone.get_last_selfattention(images)[:, :, 0, 1:]
-        return row.unflatten(-1, tuple(side // self.backbone.patch_size for side in images.shape[-2:]))
+        return row.unflatten(
+            -1, tuple(side // self.backbone.patch_size for side in images.shape[-2:])
+        )
 
 
 WAYS: dict[str, Any] = {"CLS row": ClsAttention, "textbook": Textbook}

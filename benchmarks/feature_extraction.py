@@ -39,7 +39,7 @@ from benchmarks.train_step import SHAPES  # noqa: E402
 from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from dino.data.sources import ImageSource, open_images  # noqa: E402
 from dino.devices.config import DeviceConfig  # noqa: E402
-from dino.evaluation.features import Reading, extract_features  # noqa: E402
+from dino.evaluation.features import LoaderConfig, extract_features  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
 from dino.runtime.config import LaunchConfig  # noqa: E402
 from dino.runtime.context import Run, open_run  # noqa: E402
@@ -53,7 +53,9 @@ OfBatch = Callable[[Tensor], Tensor]
 
 def parse_words() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--arch", default="vit_small", choices=list(SHAPES))
@@ -61,7 +63,9 @@ def parse_words() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--impl", choices=["textbook", "ours"], help="measure this way, in this process")
+    parser.add_argument(
+        "--impl", choices=["textbook", "ours"], help="measure this way, in this process"
+    )
     parser.add_argument("--features", help="where this process writes its features")
     return parser.parse_args()
 
@@ -71,9 +75,14 @@ def build_ours(words: argparse.Namespace, run: Run) -> tuple[FromFiles, OfBatch]
     module = build_weights(words.arch)
     infer = run.device.compile_eval(module)
     backbone = TrainedBackbone(
-        module=module, arch=words.arch, patch_size=PATCH, image_size=SIZE, in_chans=3, normalization=None
+        module=module,
+        arch=words.arch,
+        patch_size=PATCH,
+        image_size=SIZE,
+        in_chans=3,
+        normalization=None,
     )
-    reading = Reading(batch_size=words.batch, workers=words.workers)
+    reading = LoaderConfig(batch_size=words.batch, workers=words.workers)
     return lambda source: extract_features(backbone, source, run, reading).features, infer
 
 
@@ -112,7 +121,9 @@ def build_textbook(words: argparse.Namespace, run: Run) -> tuple[FromFiles, OfBa
     """The original's extraction, on our weights."""
     torch.backends.cudnn.allow_tf32 = True  # torch's default, which our device turns off in fp32
     dim, depth, heads = SHAPES[words.arch]
-    model = textbook_step.VisionTransformer(patch=PATCH, dim=dim, depth=depth, heads=heads, size=SIZE)
+    model = textbook_step.VisionTransformer(
+        patch=PATCH, dim=dim, depth=depth, heads=heads, size=SIZE
+    )
     model.load_state_dict(build_weights(words.arch).state_dict())
     device = run.device.torch_device
     model.to(device).eval()
@@ -120,7 +131,10 @@ def build_textbook(words: argparse.Namespace, run: Run) -> tuple[FromFiles, OfBa
     @torch.no_grad()
     def extract(source: ImageSource) -> Tensor:
         loader = DataLoader(
-            Pictures(source), batch_size=words.batch, num_workers=words.workers, pin_memory=words.device == "cuda"
+            Pictures(source),
+            batch_size=words.batch,
+            num_workers=words.workers,
+            pin_memory=words.device == "cuda",
         )
         features = torch.zeros(len(source), dim, device=device)
         for images, places in loader:
@@ -140,7 +154,9 @@ def select_images(folder: str, count: int) -> ImageSource:
 def open_upright(folder: str) -> ImageSource:
     """A folder without the pictures that lie on their side: only ours turns them as their EXIF says."""
     source = open_images(folder)
-    return source.selected([place for place in range(len(source)) if is_upright(source.path(place))])
+    return source.selected(
+        [place for place in range(len(source)) if is_upright(source.path(place))]
+    )
 
 
 def is_upright(path: Path) -> bool:
@@ -157,11 +173,15 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         extract, infer = (build_ours if words.impl == "ours" else build_textbook)(words, run)
         extract(source.selected(range(words.batch)))
         images = torch.randn(words.batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-        images = run.device.place(images)
+        images = run.device.to_device(images)
         batches = -(-words.images // words.batch)
         rates = {
-            "network": time_images(run, batches * words.batch, lambda: [infer(images) for _ in range(batches)]),
-            "files": time_images(run, words.images, lambda: torch.save(extract(source).cpu(), words.features)),
+            "network": time_images(
+                run, batches * words.batch, lambda: [infer(images) for _ in range(batches)]
+            ),
+            "files": time_images(
+                run, words.images, lambda: torch.save(extract(source).cpu(), words.features)
+            ),
         }
         memory = read_memory(run) - before
     return {"impl": words.impl, **rates, "peak_memory_mb": round(memory / 1e6)}
@@ -183,9 +203,19 @@ def read_memory(run: Run) -> int:
 
 def compare(ours: Tensor, textbook: Tensor, distinct: int) -> dict[str, Any]:
     """Cosine similarities of features (N, D), whose first `distinct` are of different images."""
-    ours, textbook = (F.normalize(part[:distinct] - ours[:distinct].mean(dim=0), dim=1) for part in (ours, textbook))
-    least, others = (ours * textbook).sum(dim=1).min().item(), (ours * textbook.roll(1, dims=0)).sum(dim=1).mean()
-    return {"cosine_same": round(least, 5), "cosine_others": round(others.item(), 5), "same_features": least > NEAR}
+    ours, textbook = (
+        F.normalize(part[:distinct] - ours[:distinct].mean(dim=0), dim=1)
+        for part in (ours, textbook)
+    )
+    least, others = (
+        (ours * textbook).sum(dim=1).min().item(),
+        (ours * textbook.roll(1, dims=0)).sum(dim=1).mean(),
+    )
+    return {
+        "cosine_same": round(least, 5),
+        "cosine_others": round(others.item(), 5),
+        "same_features": least > NEAR,
+    }
 
 
 def measure_in_turn(words: argparse.Namespace, folder: str) -> dict[str, list[dict[str, Any]]]:
@@ -193,7 +223,14 @@ def measure_in_turn(words: argparse.Namespace, folder: str) -> dict[str, list[di
     runs: dict[str, list[dict[str, Any]]] = {"textbook": [], "ours": []}
     for _ in range(words.rounds):
         for impl, found in runs.items():
-            command = [sys.executable, *sys.argv, "--impl", impl, "--features", f"{folder}/{impl}.pth"]
+            command = [
+                sys.executable,
+                *sys.argv,
+                "--impl",
+                impl,
+                "--features",
+                f"{folder}/{impl}.pth",
+            ]
             line = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             found.append(json.loads(line.stdout.splitlines()[-1]))
             print(json.dumps({**found[-1], "load": round(os.getloadavg()[0], 2)}), flush=True)
@@ -212,7 +249,9 @@ def main() -> None:
     told: dict[str, Any] = {}
     for key in ("files", "network", "peak_memory_mb"):
         rates = {impl: sorted(one[key] for one in found) for impl, found in runs.items()}
-        told[f"times_{key}"] = round(statistics.median(rates["ours"]) / statistics.median(rates["textbook"]), 2)
+        told[f"times_{key}"] = round(
+            statistics.median(rates["ours"]) / statistics.median(rates["textbook"]), 2
+        )
         told[f"spread_{key}"] = {impl: [values[0], values[-1]] for impl, values in rates.items()}
     distinct = min(words.images, len(open_upright(words.folder)))
     print(json.dumps({**told, **compare(ours, textbook, distinct)}))

@@ -41,12 +41,16 @@ def build_textbook(recipe: CropRecipe) -> list[T.Compose]:
 
     def build(view: ViewRecipe) -> T.Compose:
         def blur(picture: Image.Image) -> Image.Image:
-            return picture.filter(ImageFilter.GaussianBlur(view.blur_scale * random.uniform(0.1, 2.0)))
+            return picture.filter(
+                ImageFilter.GaussianBlur(view.blur_scale * random.uniform(0.1, 2.0))
+            )
 
         jitter = T.ColorJitter(0.4, 0.4, 0.2, 0.1)
         return T.Compose(
             [
-                T.RandomResizedCrop(view.size, scale=view.scale, interpolation=T.InterpolationMode.BICUBIC),
+                T.RandomResizedCrop(
+                    view.size, scale=view.scale, interpolation=T.InterpolationMode.BICUBIC
+                ),
                 T.RandomHorizontalFlip(),
                 T.RandomApply([jitter], p=0.8),
                 T.RandomGrayscale(p=0.2),
@@ -87,7 +91,12 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
         for index in indices:
             read_image(source.path(index))
 
-    ways = {"textbook": run_textbook, "host": run_host, "host_and_device": run_device, "decode": run_decode}
+    ways = {
+        "textbook": run_textbook,
+        "host": run_host,
+        "host_and_device": run_device,
+        "decode": run_decode,
+    }
     return ways, len(source)
 
 

@@ -29,7 +29,15 @@ STEPS = 4  # before the one that counts
 
 def main() -> None:
     """Count."""
-    words = ["--device", "hpu", "--arch", "vit_small", "--batch_size_per_device", str(BATCH), *sys.argv[1:]]
+    words = [
+        "--device",
+        "hpu",
+        "--arch",
+        "vit_small",
+        "--batch_size_per_device",
+        str(BATCH),
+        *sys.argv[1:],
+    ]
     hpu_simulator.load_extension()
     sys.path.insert(0, str(hpu_simulator.PACKAGE))
     config = parse(TrainConfig, words)
@@ -53,12 +61,25 @@ def show(device: str, seen: hpu_simulator.Seen) -> None:
     """Print what was seen."""
     operators, graphs = seen.launches.operators, seen.launches.graphs
     for phase in {**operators, **graphs}:
-        most = Counter({name: count for name, count in seen.launches.within(phase).items() if name != "graph"})
-        names = ", ".join(f"{count} {name.removeprefix('aten::')}" for name, count in most.most_common(4))
+        most = Counter(
+            {name: count for name, count in seen.launches.within(phase).items() if name != "graph"}
+        )
+        names = ", ".join(
+            f"{count} {name.removeprefix('aten::')}" for name, count in most.most_common(4)
+        )
         print(f"{phase:10} {operators[phase]:6} operators {graphs[phase]:3} graphs   {names}")
     print(f"{'all':10} {operators.total():6} operators {graphs.total():3} graphs")
-    figures = {"launches": operators, "compiled": graphs, "lazy graphs": len(seen.graphs), "views": seen.views}
-    more = {"allocations": seen.allocations, "uploads": seen.uploads.count, "pipeline_joins": len(seen.joins)}
+    figures = {
+        "launches": operators,
+        "compiled": graphs,
+        "lazy graphs": len(seen.graphs),
+        "views": seen.views,
+    }
+    more = {
+        "allocations": seen.allocations,
+        "uploads": seen.uploads.count,
+        "pipeline_joins": len(seen.joins),
+    }
     print(json.dumps({"device": device, **figures, **more, "new graphs": len(seen.new_graphs)}))
 
 

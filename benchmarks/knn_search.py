@@ -43,7 +43,9 @@ def draw(count: int, generator: torch.Generator) -> Tensor:
 def search_in_chunks(index: ExactIndex, queries: Tensor, k: int) -> Tensor:
     """Places (M, k) as `predict_classes` finds them, chunk by chunk."""
     chunks = split_queries(queries, len(index.vectors))
-    return torch.cat([index.search(chunk.to(queries.device), k).places[:count] for chunk, count in chunks])
+    return torch.cat(
+        [index.search(chunk.to(queries.device), k).places[:count] for chunk, count in chunks]
+    )
 
 
 def search_as_the_original(train: Tensor, queries: Tensor, k: int) -> Tensor:
@@ -61,7 +63,9 @@ def search_by_faiss(train: Tensor, queries: Tensor, k: int) -> Tensor:
 
 def parse_words() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("train", 50000), ("queries", 5000), ("k", 20)):
         parser.add_argument(name, nargs="?", type=int, default=default)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -76,14 +80,24 @@ def build_ways(train: Tensor, queries: Tensor, k: int) -> dict[str, Callable[[],
         "faiss": lambda: search_by_faiss(train, queries, k),
         "ours": lambda: search_in_chunks(ExactIndex(train), queries, k),
     }
-    return ways if train.device.type == "cpu" else {name: way for name, way in ways.items() if name != "faiss"}
+    return (
+        ways
+        if train.device.type == "cpu"
+        else {name: way for name, way in ways.items() if name != "faiss"}
+    )
 
 
 def main() -> None:
     """Measure."""
     words = parse_words()
-    device, generator, k = open_device(DeviceConfig(device=words.device)), torch.Generator().manual_seed(1), words.k
-    train, queries = (device.place(draw(count, generator)) for count in (words.train, words.queries))
+    device, generator, k = (
+        open_device(DeviceConfig(device=words.device)),
+        torch.Generator().manual_seed(1),
+        words.k,
+    )
+    train, queries = (
+        device.to_device(draw(count, generator)) for count in (words.train, words.queries)
+    )
     ways = build_ways(train, queries, k)
     expected = search_as_the_original(train, queries, k).sort(dim=1).values
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -96,7 +110,9 @@ def main() -> None:
             device.synchronize()
             seconds[name].append(time.perf_counter() - began)
             if found is not None:
-                same = min(same, (found.sort(dim=1).values == expected).all(dim=1).float().mean().item())
+                same = min(
+                    same, (found.sort(dim=1).values == expected).all(dim=1).float().mean().item()
+                )
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(
         json.dumps(
@@ -107,7 +123,9 @@ def main() -> None:
                     name: [round(part, 5) for part in (medians[name], min(values), max(values))]
                     for name, values in seconds.items()
                 },
-                "times_faster_than": {name: round(medians[name] / medians["ours"], 2) for name in ways},
+                "times_faster_than": {
+                    name: round(medians[name] / medians["ours"], 2) for name in ways
+                },
                 "same_neighbours": same,
             }
         )

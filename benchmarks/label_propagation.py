@@ -33,7 +33,9 @@ NOISE = 0.3  # of a frame's features around what all frames share, in standard d
 
 def main() -> None:
     """Measure both ways, or, as one of the processes, one of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--patch_size", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--frames", type=int, default=5, help="measured, after one that is not")
@@ -60,7 +62,9 @@ def compare(patch_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
                 words += ["--threads", arguments.threads, "--result", f"{folder}/{way}.pt"]
                 environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
                 command = [sys.executable, __file__, *map(str, words)]
-                ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                ended = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=True
+                )
                 found[way].append(json.loads(ended.stdout))
         results = [torch.load(f"{folder}/{way}.pt") for way in WAYS]
     figures = {way: join(rounds) for way, rounds in found.items()}
@@ -147,7 +151,9 @@ def build_textbook(features: Any, labels: Any) -> Callable[[Any], Any]:
         target = frame.reshape(1, -1, DIM).repeat(CONTEXT, 1, 1)
         affinity = torch.exp(torch.bmm(target, sources) / 0.1)
         affinity *= mask
-        affinity = affinity.transpose(1, 2).reshape(-1, height * width)  # keys of all frames x queries
+        affinity = affinity.transpose(1, 2).reshape(
+            -1, height * width
+        )  # keys of all frames x queries
         least = affinity.topk(TOPK, dim=0).values.amin(dim=0)
         affinity[affinity < least] = 0
         affinity = affinity / affinity.sum(dim=0, keepdim=True)
@@ -156,7 +162,10 @@ def build_textbook(features: Any, labels: Any) -> Callable[[Any], Any]:
     return step
 
 
-WAYS: dict[str, Callable[[Any, Any], Callable[[Any], Any]]] = {"textbook": build_textbook, "product": build_product}
+WAYS: dict[str, Callable[[Any, Any], Callable[[Any], Any]]] = {
+    "textbook": build_textbook,
+    "product": build_product,
+}
 
 
 if __name__ == "__main__":

@@ -32,8 +32,12 @@ WORKERS = 2
 
 def build(folder: str, batch: int, normalization: Normalization | None) -> TrainLoader:
     """The loader that training builds."""
-    dataset = CropDataset(open_images(folder), CropRecipe(), seed=0, skip_bad=False, host_normalization=normalization)
-    return build_train_loader(dataset, batch_size=batch, share=Share(), workers=WORKERS, pin_memory=False)
+    dataset = CropDataset(
+        open_images(folder), CropRecipe(), seed=0, skip_bad=False, host_normalization=normalization
+    )
+    return build_train_loader(
+        dataset, batch_size=batch, share=Share(), workers=WORKERS, pin_memory=False
+    )
 
 
 def read_memory(process: int) -> float:
@@ -67,9 +71,25 @@ def main() -> None:
             rates[way].append(rate)
             del loader
     for way, (size, memory) in found.items():
-        spread = [round(part, 1) for part in (statistics.median(rates[way]), min(rates[way]), max(rates[way]))]
-        line = {"augment_on": way, "images_per_second": spread, "bytes_per_image": size, "workers_mib": memory}
-        print(json.dumps({**line, "parent_mib": read_memory(os.getpid()), "load": round(os.getloadavg()[0], 2)}))
+        spread = [
+            round(part, 1)
+            for part in (statistics.median(rates[way]), min(rates[way]), max(rates[way]))
+        ]
+        line = {
+            "augment_on": way,
+            "images_per_second": spread,
+            "bytes_per_image": size,
+            "workers_mib": memory,
+        }
+        print(
+            json.dumps(
+                {
+                    **line,
+                    "parent_mib": read_memory(os.getpid()),
+                    "load": round(os.getloadavg()[0], 2),
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> the same."""
         batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(x)
+            .reshape(batch, tokens, 3, self.heads, dim // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         weights = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, dim))
 
@@ -89,7 +93,10 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D)."""
         position = self.resize_positions(x.shape[-1] // self.patch)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), self.patch_embed(x)], dim=1) + position
+        x = (
+            torch.cat([self.cls_token.expand(len(x), -1, -1), self.patch_embed(x)], dim=1)
+            + position
+        )
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, 0]
@@ -167,7 +174,9 @@ class Textbook:
         self.autocast, self.scaler = autocast, scaler
         decayed = [p for p in self.student.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.student.parameters() if p.requires_grad and p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], foreach=False)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": plain, "weight_decay": 0.0}], foreach=False
+        )
 
     def compute_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """Loop over the pairs of views."""
@@ -185,7 +194,14 @@ class Textbook:
         return total / pairs
 
     def step(
-        self, views: list[Tensor], *, rate: float, decay: float, momentum: float, temperature: float, enter: Callable
+        self,
+        views: list[Tensor],
+        *,
+        rate: float,
+        decay: float,
+        momentum: float,
+        temperature: float,
+        enter: Callable,
     ) -> float:
         """Train on one batch; `enter` is told which phase begins."""
         self.optimizer.param_groups[0]["weight_decay"] = decay
@@ -219,6 +235,8 @@ class Textbook:
             self.scaler.update()
         enter("teacher's update")
         with torch.no_grad():
-            for ours, theirs in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
+            for ours, theirs in zip(
+                self.student.parameters(), self.teacher.parameters(), strict=True
+            ):
                 theirs.data.mul_(momentum).add_((1 - momentum) * ours.detach().data)
         return loss.item()

@@ -37,7 +37,7 @@ from dino.data.crops import Crops  # noqa: E402
 from dino.runtime.context import Run  # noqa: E402
 from dino.training.build import build_networks, build_program, choose_clipping  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
-from dino.training.dry_run import PhaseClock, count_flops, measure_product  # noqa: E402
+from dino.training.dry_run import PhaseClock, count_flops, measure_matmul  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
 from dino.training.step import StepInputs  # noqa: E402
 
@@ -49,7 +49,9 @@ Step = Callable[[Callable[[str], None]], float | None]
 
 def parse_words() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--arch", default="vit_small", choices=list(SHAPES))
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
@@ -58,8 +60,12 @@ def parse_words() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--recompute", default="nothing", choices=["nothing", "activations", "mlp", "blocks"])
-    parser.add_argument("--impl", choices=["textbook", "ours"], help="measure this way, in this process")
+    parser.add_argument(
+        "--recompute", default="nothing", choices=["nothing", "activations", "mlp", "blocks"]
+    )
+    parser.add_argument(
+        "--impl", choices=["textbook", "ours"], help="measure this way, in this process"
+    )
     return parser.parse_args()
 
 
@@ -67,27 +73,56 @@ def draw_views(words: argparse.Namespace, device: torch.device) -> list[Tensor]:
     """Two global and eight local views of each image, float32, ordered by view."""
     generator = torch.Generator().manual_seed(0)
     sides = ((2, 224), (8, 96))
-    return [torch.randn(count * words.batch, 3, side, side, generator=generator).to(device) for count, side in sides]
+    return [
+        torch.randn(count * words.batch, 3, side, side, generator=generator).to(device)
+        for count, side in sides
+    ]
 
 
 def build_config(words: argparse.Namespace) -> TrainConfig:
     """Our settings for the paper's crops."""
-    line = ["--data_path", "demo", "--device", words.device, "--arch", words.arch, "--precision", words.precision]
-    line += ["--out_dim", str(words.prototypes), "--drop_path_rate", "0", "--batch_size_per_device", str(words.batch)]
+    line = [
+        "--data_path",
+        "demo",
+        "--device",
+        words.device,
+        "--arch",
+        words.arch,
+        "--precision",
+        words.precision,
+    ]
+    line += [
+        "--out_dim",
+        str(words.prototypes),
+        "--drop_path_rate",
+        "0",
+        "--batch_size_per_device",
+        str(words.batch),
+    ]
     line += ["--recompute", words.recompute]
     return parse(TrainConfig, line + ["--compile"] * words.compile)
 
 
-def build_ours(words: argparse.Namespace, config: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
+def build_ours(
+    words: argparse.Namespace, config: TrainConfig, run: Run
+) -> tuple[Step, Callable[[], float]]:
     """Our step as training runs it, phase by phase."""
     student, teacher = build_networks(config, run)
-    optimizer = build_optimizer(config.optim.optimizer, student, fused=run.device.fuses_updates, eps=config.optim.eps)
+    optimizer = build_optimizer(
+        config.optim.optimizer, student, fused=run.device.fuses_updates, eps=config.optim.eps
+    )
     program = build_program(config, student, teacher, run)
     device = run.device.torch_device
     views = draw_views(words, device)
     inputs = StepInputs.on_host((*NUMBERS.values(), 1.0))
     pixels = [part.unflatten(0, (-1, words.batch)).transpose(0, 1) for part in views]
-    batch = Crops(pixels[0], torch.zeros(words.batch, 2, 1), pixels[1], torch.zeros(words.batch, 8, 1), torch.zeros(1))
+    batch = Crops(
+        pixels[0],
+        torch.zeros(words.batch, 2, 1),
+        pixels[1],
+        torch.zeros(words.batch, 8, 1),
+        torch.zeros(1),
+    )
     train = run.device.compile_train(program, optimizer, 1)
 
     def step(enter: Callable[[str], None]) -> None:
@@ -97,13 +132,19 @@ def build_ours(words: argparse.Namespace, config: TrainConfig, run: Run) -> tupl
     return step, lambda: (program.meters[1] / program.meters[0]).item()
 
 
-def build_textbook(words: argparse.Namespace, config: TrainConfig, run: Run) -> tuple[Step, Callable[[], float]]:
+def build_textbook(
+    words: argparse.Namespace, config: TrainConfig, run: Run
+) -> tuple[Step, Callable[[], float]]:
     """The textbook's step on our network's first weights."""
     dim, depth, heads = SHAPES[words.arch]
-    weights = {name: part.cpu() for name, part in build_networks(config, run)[0].state_dict().items()}
+    weights = {
+        name: part.cpu() for name, part in build_networks(config, run)[0].state_dict().items()
+    }
 
     def build() -> textbook_step.Network:
-        backbone = textbook_step.VisionTransformer(patch=16, dim=dim, depth=depth, heads=heads, size=224)
+        backbone = textbook_step.VisionTransformer(
+            patch=16, dim=dim, depth=depth, heads=heads, size=224
+        )
         network = textbook_step.Network(backbone, textbook_step.Head(dim, words.prototypes))
         network.load_state_dict(weights)
         return network
@@ -114,7 +155,9 @@ def build_textbook(words: argparse.Namespace, config: TrainConfig, run: Run) -> 
         prototypes=words.prototypes,
         clip=choose_clipping(config.optim, run.device),
         device=run.device.torch_device,
-        autocast=lambda: torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext(),
+        autocast=lambda: (
+            torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext()
+        ),
         scaler=torch.amp.GradScaler("cuda") if half else None,
     )
     views, losses = draw_views(words, run.device.torch_device), []
@@ -148,7 +191,7 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
             step(lambda name: None)
             device.synchronize()
         found = {event.key: event.count for event in events.key_averages()}
-        product = measure_product(device)
+        product = measure_matmul(device)
     rate, whole = words.batch / statistics.median(seconds), sum(clock.seconds.values())
     return {
         "impl": words.impl,
@@ -157,7 +200,9 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         "spread": [round(words.batch / part, 3) for part in (max(seconds), min(seconds))],
         "peak_memory_mb": round(memory / 1e6),
         "host_reads": found.get("aten::_local_scalar_dense", 0),
-        "launches": sum(count for name, count in found.items() if name.startswith(("cudaLaunch", "cuLaunch"))),
+        "launches": sum(
+            count for name, count in found.items() if name.startswith(("cudaLaunch", "cuLaunch"))
+        ),
         "phases": {name: round(part / whole, 3) for name, part in clock.seconds.items()},
         "utilisation": round(count_flops(config) * rate / product, 3),
         "product_tflops": round(product / 1e12, 3),
@@ -178,7 +223,9 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {"textbook": [], "ours": []}
     for _ in range(words.rounds):
         for impl, found in runs.items():
-            line = subprocess.run([sys.executable, *sys.argv, "--impl", impl], check=True, stdout=subprocess.PIPE)
+            line = subprocess.run(
+                [sys.executable, *sys.argv, "--impl", impl], check=True, stdout=subprocess.PIPE
+            )
             found.append(json.loads(line.stdout.splitlines()[-1]))
             print(json.dumps({**found[-1], "load": round(os.getloadavg()[0], 2)}), flush=True)
     rates, memory = (
@@ -186,7 +233,11 @@ def main() -> None:
         for key in ("images_per_second", "peak_memory_mb")
     )
     faster, less = rates["ours"] / rates["textbook"], memory["ours"] / memory["textbook"]
-    print(json.dumps({"times_images_per_second": round(faster, 2), "times_peak_memory": round(less, 2)}))
+    print(
+        json.dumps(
+            {"times_images_per_second": round(faster, 2), "times_peak_memory": round(less, 2)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -26,14 +26,19 @@ from dino.verify.steps.training import RATE, SIZES, find_gap, train  # noqa: E40
 
 def main() -> None:
     """Run all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="quick")
     parser.add_argument("--precision", choices=FORMATS, default="fp32")
     parser.add_argument("--changes", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=0)
     arguments = parser.parse_args()
     rates = [RATE * (1 + 1e-6 * 10**place) for place in range(arguments.changes)]
-    runs = [("reference", FORMATS[0], RATE, 0), *(("rounding", arguments.precision, rate, 0) for rate in rates)]
+    runs = [
+        ("reference", FORMATS[0], RATE, 0),
+        *(("rounding", arguments.precision, rate, 0) for rate in rates),
+    ]
     runs += [("seed", FORMATS[0], RATE, 1 + seed) for seed in range(arguments.seeds)]
     reference: dict = {}
     gaps: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])

@@ -98,7 +98,9 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
             newer.rename(newer.with_name(f"{newer.name}.damaged"))
         return state, path, damaged
     if damaged:
-        raise CheckpointError(f"{'; '.join(damaged)}", remedy="remove them to start anew, or use another `output_dir`")
+        raise CheckpointError(
+            f"{'; '.join(damaged)}", remedy="remove them to start anew, or use another `output_dir`"
+        )
     return None
 
 
@@ -134,11 +136,14 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - damaged files raise anything, and all of it means the same
         raise CheckpointError(f"{path} is damaged or no checkpoint: {_reason(error)}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, wants a dictionary of tensors")
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}, wants a dictionary of tensors"
+        )
     written = state.get("format")
     if isinstance(written, int) and written > FORMAT and any(key in state for key in OWN_KEYS):
         raise CheckpointError(
-            f"{path} has checkpoint format {written}, this version reads up to {FORMAT}", remedy="update the package"
+            f"{path} has checkpoint format {written}, this version reads up to {FORMAT}",
+            remedy="update the package",
         )
     return state
 
@@ -154,13 +159,21 @@ def load_tensors(path: Path | str, *, mapped: bool = False) -> Any:
         Exception: Any kind, for files that are damaged or hold more; the process survives.
     """
     check_torch_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True, **({"mmap": True} if mapped else {}))
+    return torch.load(
+        path, map_location="cpu", weights_only=True, **({"mmap": True} if mapped else {})
+    )
 
 
 def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
     """The options a checkpoint was made with, whether it holds a dictionary (ours) or a namespace (the original's)."""
     args = state.get("args")
-    return dict(args) if isinstance(args, Mapping) else vars(args) if isinstance(args, argparse.Namespace) else {}
+    return (
+        dict(args)
+        if isinstance(args, Mapping)
+        else vars(args)
+        if isinstance(args, argparse.Namespace)
+        else {}
+    )
 
 
 def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,7 +182,9 @@ def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: As `join_unique`.
     """
-    return join_unique((re.sub(r"^((module|backbone)\.)+", "", name), tensor) for name, tensor in weights.items())
+    return join_unique(
+        (re.sub(r"^((module|backbone)\.)+", "", name), tensor) for name, tensor in weights.items()
+    )
 
 
 def join_unique(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -182,7 +197,8 @@ def join_unique(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     for name, tensor in named:
         if name in found:
             raise CheckpointError(
-                f"the weights file holds {name} twice, under different names", remedy="remove one of the two"
+                f"the weights file holds {name} twice, under different names",
+                remedy="remove one of the two",
             )
         found[name] = tensor
     return found
@@ -197,8 +213,14 @@ def _reason(error: Exception) -> str:
     """The first sentence of torch's text, without its advice to unpickle anything."""
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign:
-        return f"it holds the pickled object {foreign[1]}, and only tensors and plain values are read"
-    return str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
+        return (
+            f"it holds the pickled object {foreign[1]}, and only tensors and plain values are read"
+        )
+    return (
+        str(error).strip().split(". ")[0].splitlines()[0]
+        if str(error).strip()
+        else type(error).__name__
+    )
 
 
 @contextlib.contextmanager
@@ -243,7 +265,9 @@ def _allowing() -> contextlib.AbstractContextManager[object]:
 
 def _allowed() -> list[Any]:
     """What may be unpickled besides tensors; numpy 1 and 2 name the constructor of a number differently in files."""
-    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    kinds = [
+        type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    ]
     return [argparse.Namespace, np.dtype, *kinds, *SCALARS]
 
 

@@ -63,11 +63,15 @@ class Limits:
             if part is None:
                 continue
             if self.choices and part not in self.choices:
-                raise OptionError(f"{label} must be one of {', '.join(self.choices)} (got {part!r})", value=value)
+                raise OptionError(
+                    f"{label} must be one of {', '.join(self.choices)} (got {part!r})", value=value
+                )
             # Written so that nan, which no comparison holds for, is out of any bounds.
             above = self.least is None or part >= self.least
             if not (above and (self.most is None or part <= self.most)):
-                raise OptionError(f"{label} must be {self._describe_bounds()} (got {part})", value=value)
+                raise OptionError(
+                    f"{label} must be {self._describe_bounds()} (got {part})", value=value
+                )
 
     def _describe_bounds(self) -> str:
         if self.most is None:
@@ -76,20 +80,30 @@ class Limits:
 
 
 def setting(
-    default: Any, *, choices: tuple[str, ...] | None = None, least: float | None = None, most: float | None = None
+    default: Any,
+    *,
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """Declare a setting with limits."""
     return dataclasses.field(
-        default=default, metadata={LIMITS: Limits(choices=choices, least=least, most=most), REFERENCE: default}
+        default=default,
+        metadata={LIMITS: Limits(choices=choices, least=least, most=most), REFERENCE: default},
     )
 
 
 def derived(
-    reference: Any, *, choices: tuple[str, ...] | None = None, least: float | None = None, most: float | None = None
+    reference: Any,
+    *,
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """Declare a setting that is derived unless it is given; `reference` is the reference implementation's value."""
     return dataclasses.field(
-        default=None, metadata={LIMITS: Limits(choices=choices, least=least, most=most), REFERENCE: reference}
+        default=None,
+        metadata={LIMITS: Limits(choices=choices, least=least, most=most), REFERENCE: reference},
     )
 
 
@@ -112,7 +126,9 @@ def list_settings(config: Any) -> Iterator[tuple[str, str]]:
 def as_dict(config: Any) -> dict[str, Any]:
     """Flatten a config to {setting: value}, the form stored as `args` in a checkpoint."""
     values = {name: chosen(getattr(config, group), name) for group, name in list_settings(config)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
 
 
 def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
@@ -162,7 +178,9 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
         if isinstance(value, list | tuple) and (parts[-1] is Ellipsis or len(value) == len(parts)):
             return tuple(_fit(name, item, parts[0]) for item in value)
         count = "several" if parts[-1] is Ellipsis else str(len(parts))
-        raise OptionError(f"`{name}` must be {count} {parts[0].__name__} values (got {value!r})", value=value)
+        raise OptionError(
+            f"`{name}` must be {count} {parts[0].__name__} values (got {value!r})", value=value
+        )
     if wanted is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if wanted is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -170,7 +188,9 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
     if wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if wanted is int or not isinstance(value, wanted):
-        raise OptionError(f"`{name}` must be of type {wanted.__name__} (got {value!r})", value=value)
+        raise OptionError(
+            f"`{name}` must be of type {wanted.__name__} (got {value!r})", value=value
+        )
     return value
 
 
@@ -184,7 +204,10 @@ def change(config: Config, values: Mapping[str, Any]) -> Config:
     groups: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         groups.setdefault(place[name], {})[name] = value
-    replaced = {group: dataclasses.replace(getattr(config, group), **fields) for group, fields in groups.items()}
+    replaced = {
+        group: dataclasses.replace(getattr(config, group), **fields)
+        for group, fields in groups.items()
+    }
     changed: Config = dataclasses.replace(cast(Any, config), **replaced)
     return changed
 

@@ -80,7 +80,13 @@ class PeerFailed(DinoError):
         self.exit_code = code
 
 
-def nearest(word: str, known: Sequence[str], families: Sequence[str] = (), *, cutoff: float = 0.5) -> str:
+def nearest(
+    word: str, known: Sequence[str], families: Sequence[str] = (), *, cutoff: float = 0.5
+) -> str:
     """The remedy for an unknown word: the nearest known one, or the list of all, or of families where all are many."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(families or sorted(known))}"
+    return (
+        f"did you mean {close[0]}?"
+        if close
+        else f"known are {', '.join(families or sorted(known))}"
+    )

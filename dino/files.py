@@ -36,14 +36,18 @@ def atomic_write(path: Path, flag: str | None = None, *, alone: bool = False) ->
         OptionError: The file cannot be written, where `flag` is given.
         OSError: The same, where it is not.
     """
-    temporary = path.with_name(f"{path.name}.partial" if alone else f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f"{path.name}.partial" if alone else f".{path.name}.{os.getpid()}.tmp"
+    )
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         if flag is None:
             raise
-        raise OptionError(f"{flag} {path} cannot be written: {error}".lstrip(), value=path) from error
+        raise OptionError(
+            f"{flag} {path} cannot be written: {error}".lstrip(), value=path
+        ) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

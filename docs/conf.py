@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-LINK = re.compile(r"!?\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # web addresses have a colon, and stay as they are
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+LINK = re.compile(
+    r"!?\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)"
+)  # web addresses have a colon, and stay as they are
 
 sys.path.insert(0, str(ROOT))  # the API pages describe this checkout, whatever is installed
 
@@ -29,7 +35,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 myst_heading_anchors = 4  # the same names as the repository's host gives headings
 default_role = "code"  # docstrings mark code by single backticks
-napoleon_use_ivar = True  # fields of a class have one entry, and the "Attributes" of its docstring another form
+napoleon_use_ivar = (
+    True  # fields of a class have one entry, and the "Attributes" of its docstring another form
+)
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"

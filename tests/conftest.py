@@ -28,10 +28,14 @@ def _draw(key: int, *shape: int) -> torch.Tensor:
 
 def _relative_error(value: object, expected: object) -> float:
     value, expected = (
-        x.detach().cpu().double() if isinstance(x, torch.Tensor) else torch.from_numpy(np.asarray(x)).double()
+        x.detach().cpu().double()
+        if isinstance(x, torch.Tensor)
+        else torch.from_numpy(np.asarray(x)).double()
         for x in (value, expected)
     )
-    assert value.shape == expected.shape, f"shapes differ: {tuple(value.shape)} and {tuple(expected.shape)}"
+    assert value.shape == expected.shape, (
+        f"shapes differ: {tuple(value.shape)} and {tuple(expected.shape)}"
+    )
     return float((value - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
@@ -48,7 +52,9 @@ def _simulated_card() -> Iterator[None]:
     os.environ.update(_bridge_variables)
     try:
         open_device(DeviceConfig(device="hpu"))
-        _bridge_variables.update({name: value for name, value in os.environ.items() if name.startswith("PT_HPU_")})
+        _bridge_variables.update(
+            {name: value for name, value in os.environ.items() if name.startswith("PT_HPU_")}
+        )
         yield
     finally:
         names = [name for name in sys.modules if name.split(".")[0] == "habana_frameworks"]

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-PALETTE = tuple(3 * n % 256 for n in range(768))  # whole: Pillow stores no more bits than a palette has colors
+PALETTE = tuple(
+    3 * n % 256 for n in range(768)
+)  # whole: Pillow stores no more bits than a palette has colors
 
 
 def save_labels(path: Path, labels: np.ndarray, palette: Sequence[int] | None = PALETTE) -> Path:
@@ -28,7 +30,9 @@ def save_image(path: Path, height: int, width: int) -> Path:
     return path
 
 
-def make_davis(root: Path, sequences: dict[str, Sequence[np.ndarray]], *, images: bool = True) -> Path:
+def make_davis(
+    root: Path, sequences: dict[str, Sequence[np.ndarray]], *, images: bool = True
+) -> Path:
     """Write annotations, by sequence and frame, with ImageSets and, if asked for, pictures."""
     for name, frames in sequences.items():
         for number, labels in enumerate(frames):

@@ -24,18 +24,48 @@ from PIL import Image
 from dino import checkpoint
 from dino.cli.session import exit_code
 
-FAKES = Path(__file__).resolve().parent / "fakes"  # stand-ins for packages that cannot be installed here
+FAKES = (
+    Path(__file__).resolve().parent / "fakes"
+)  # stand-ins for packages that cannot be installed here
 
-HALF_ON_CPU = tuple(int(part) for part in importlib.metadata.version("torch").split(".")[:2]) >= (2, 2)
+HALF_ON_CPU = tuple(int(part) for part in importlib.metadata.version("torch").split(".")[:2]) >= (
+    2,
+    2,
+)
 
 SERVER = multiprocessing.get_context("forkserver")
-PRELOAD = ("training.trainer", "evaluation.knn", "evaluation.linear.probe", "evaluation.export.feature_file")
+PRELOAD = (
+    "training.trainer",
+    "evaluation.knn",
+    "evaluation.linear.probe",
+    "evaluation.export.feature_file",
+)
 COMPILER = "torch._dynamo.backends.common"  # which the simulated bridge imports
-SERVER.set_forkserver_preload([*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard", COMPILER])
+SERVER.set_forkserver_preload(
+    [*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard", COMPILER]
+)
 
 TINY = (
-    *("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8"),
-    *("--local_crops_number", "1", "--out_dim", "16", "--batch_size_per_device", "4", "--num_workers", "0"),
+    *(
+        "--arch",
+        "vit_mini",
+        "--patch_size",
+        "8",
+        "--global_crops_size",
+        "16",
+        "--local_crops_size",
+        "8",
+    ),
+    *(
+        "--local_crops_number",
+        "1",
+        "--out_dim",
+        "16",
+        "--batch_size_per_device",
+        "4",
+        "--num_workers",
+        "0",
+    ),
     *("--device", "cpu", "--saveckp_freq", "0", "--epochs", "2"),
 )
 
@@ -45,7 +75,9 @@ def make_images(folder: Path, count: int, *, size: int = 20, seed: int = 0) -> P
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for index in range(count):
-        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{index:03}.png")
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
+            folder / f"{index:03}.png"
+        )
     return folder
 
 
@@ -69,7 +101,11 @@ class Job:
     """One run of a script's main in a process of its own."""
 
     def __init__(
-        self, folder: Path, words: list[str], prepare: Callable[[], None] | None = None, script: str = "main_dino"
+        self,
+        folder: Path,
+        words: list[str],
+        prepare: Callable[[], None] | None = None,
+        script: str = "main_dino",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / f"job{len(list(folder.glob('job*.txt')))}.txt"
@@ -110,7 +146,9 @@ def choose_eager(words: Sequence[object]) -> list[str]:
 
 
 def train_pair(
-    folder: Path, *words: object, prepare: tuple[Callable[[], None] | None, Callable[[], None] | None] = (None, None)
+    folder: Path,
+    *words: object,
+    prepare: tuple[Callable[[], None] | None, Callable[[], None] | None] = (None, None),
 ) -> list[Result]:
     """The same with two processes, as a launcher starts them; `prepare` has what each of them does first."""
     return run_pair(folder, "main_dino", *TINY, *choose_eager(words), prepare=prepare)
@@ -125,7 +163,12 @@ def run_pair(
     """Run any script with two processes."""
     port = find_port()
     jobs = [
-        Job(folder / f"rank{rank}", [*map(str, words)], functools.partial(_be_rank, rank, port, prepare[rank]), script)
+        Job(
+            folder / f"rank{rank}",
+            [*map(str, words)],
+            functools.partial(_be_rank, rank, port, prepare[rank]),
+            script,
+        )
         for rank in range(2)
     ]
     return [job.wait() for job in jobs]
@@ -155,13 +198,21 @@ def losses_of(folder: Path) -> list[float]:
     return [line["train_loss"] for line in lines_of(folder)]
 
 
-def run_alone(folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None) -> Result:
+def run_alone(
+    folder: Path, script: str, *words: object, prepare: Callable[[], None] | None = None
+) -> Result:
     """Run a script to its end."""
     return Job(folder, [*map(str, words)], prepare, script).wait()
 
 
 def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
-    place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    place = {
+        "RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_PORT": port,
+    }
     os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
     if prepare is not None:
         prepare()
@@ -178,7 +229,9 @@ def _run(script: str, words: list[str], output: str, prepare: Callable[[], None]
     with open(output, "w", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", buffering=0), write_through=True)
+        sys.stdout = sys.stderr = io.TextIOWrapper(
+            os.fdopen(1, "wb", buffering=0), write_through=True
+        )
         if prepare is not None:
             prepare()
         code = exit_code(lambda: importlib.import_module(script).main(words))

@@ -35,7 +35,9 @@ def number_of(state):
     assert state["args"] == expected["args"]
     for network in ("student", "teacher"):
         assert state[network].keys() == expected[network].keys()
-        assert all(torch.equal(state[network][name], tensor) for name, tensor in expected[network].items())
+        assert all(
+            torch.equal(state[network][name], tensor) for name, tensor in expected[network].items()
+        )
     return number
 
 
@@ -95,11 +97,15 @@ def test_any_mapping_is_saved_as_a_plain_dictionary(tmp_path):
     assert type(torch.load(tmp_path / "a.pth", weights_only=True)) is dict
 
 
-@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 64 vs 0"), OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("unexpected pos 64 vs 0"), OSError(errno.ENOSPC, "No space left")]
+)
 def test_a_failing_writer_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error):
     checkpoint.save_file(tmp_path / "a.pth", make_state(1))
     break_torch_save(monkeypatch, error)
-    with pytest.raises(CheckpointError, match=r"a\.pth cannot be written .* free space or change `output_dir`"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth cannot be written .* free space or change `output_dir`"
+    ):
         checkpoint.save_file(tmp_path / "a.pth", make_state(2))
     assert number_of(checkpoint.load_file(tmp_path / "a.pth")) == 1
     assert names_in(tmp_path) == ["a.pth"]
@@ -128,7 +134,9 @@ def test_a_disk_that_fills_up_at_the_flush_leaves_the_old_file(tmp_path, monkeyp
 def test_the_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
     calls, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
-    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: (calls.append("replace"), replace(old, new))
+    )
     checkpoint.save_file(tmp_path / "a.pth", make_state(1))
     assert calls == ["fsync", "replace", "fsync"]
 
@@ -230,7 +238,9 @@ def whole_file(tmp_path_factory):
     return path.read_bytes()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_a_file_cut_at_any_byte_is_an_error_or_the_exact_state(tmp_path, whole_file, data):
     length = data.draw(st.integers(0, len(whole_file)))
@@ -247,7 +257,15 @@ def test_a_file_cut_at_any_byte_is_an_error_or_the_exact_state(tmp_path, whole_f
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no checkpoint", b"\x80", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n", b"\x00" * 4096, pickle.dumps({}, protocol=2)],
+    [
+        b"",
+        b"no checkpoint",
+        b"\x80",
+        b"PK\x03\x04",
+        b"\x89PNG\r\n\x1a\n",
+        b"\x00" * 4096,
+        pickle.dumps({}, protocol=2),
+    ],
     ids=["empty", "text", "opcode", "zip magic", "png", "zeros", "plain pickle"],
 )
 def test_a_file_of_another_kind_is_an_error_of_one_sentence(tmp_path, content):
@@ -269,7 +287,9 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize("value", [torch.zeros(3), [1, 2], 5], ids=["tensor", "list", "number"])
 def test_a_file_that_holds_no_dictionary_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=f"holds a {type(value).__name__}, wants a dictionary"):
+    with pytest.raises(
+        CheckpointError, match=f"holds a {type(value).__name__}, wants a dictionary"
+    ):
         checkpoint.load_file(tmp_path / "a.pth")
 
 
@@ -289,7 +309,9 @@ def test_a_foreign_object_is_named_and_not_unpickled(tmp_path, zipped):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_code_in_a_file_never_runs(tmp_path, zipped):
-    torch.save({"epoch": Bomb(tmp_path / "ran")}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"epoch": Bomb(tmp_path / "ran")}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
+    )
     with pytest.raises(CheckpointError, match="the pickled object posix.mkdir"):
         checkpoint.load_file(tmp_path / "a.pth")
     assert not (tmp_path / "ran").exists()
@@ -297,9 +319,19 @@ def test_code_in_a_file_never_runs(tmp_path, zipped):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_file_as_the_original_saves_it_is_read(tmp_path, zipped):
-    args = argparse.Namespace(arch="vit_small", lr=0.0005, global_crops_scale=(0.4, 1.0), data_limit=None)
-    optimizer = {"state": {}, "param_groups": [{"lr": np.float64(0.1), "weight_decay": np.float32(0.5), "params": [0]}]}
-    state = {"student": OrderedDict(make_state(1)["student"]), "epoch": 5, "args": args, "optimizer": optimizer}
+    args = argparse.Namespace(
+        arch="vit_small", lr=0.0005, global_crops_scale=(0.4, 1.0), data_limit=None
+    )
+    optimizer = {
+        "state": {},
+        "param_groups": [{"lr": np.float64(0.1), "weight_decay": np.float32(0.5), "params": [0]}],
+    }
+    state = {
+        "student": OrderedDict(make_state(1)["student"]),
+        "epoch": 5,
+        "args": args,
+        "optimizer": optimizer,
+    }
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     loaded = checkpoint.load_file(tmp_path / "a.pth")
     assert checkpoint.read_args(loaded) == vars(args)
@@ -311,11 +343,16 @@ def test_a_file_as_the_original_saves_it_is_read(tmp_path, zipped):
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.int32, np.bool_])
 def test_numpy_numbers_are_read_under_either_spelling(tmp_path, module, kind):
     torch.save({"lr": kind(1)}, tmp_path / "new.pth")
-    with zipfile.ZipFile(tmp_path / "new.pth") as old, zipfile.ZipFile(tmp_path / "a.pth", "w") as new:
+    with (
+        zipfile.ZipFile(tmp_path / "new.pth") as old,
+        zipfile.ZipFile(tmp_path / "a.pth", "w") as new,
+    ):
         for name in old.namelist():
             content = old.read(name)
             if name.endswith("/data.pkl"):
-                spelling = next(s for s in (b"numpy._core.multiarray", b"numpy.core.multiarray") if s in content)
+                spelling = next(
+                    s for s in (b"numpy._core.multiarray", b"numpy.core.multiarray") if s in content
+                )
                 content = content.replace(spelling, module)
             new.writestr(name, content)
     value = checkpoint.load_file(tmp_path / "a.pth")["lr"]
@@ -332,7 +369,12 @@ def test_options_are_read_from_a_dictionary_or_a_namespace(args, expected):
 
 
 def test_prefixes_are_stripped_in_either_order():
-    names = ["module.backbone.norm.bias", "backbone.norm.weight", "module.head.mlp.0.weight", "cls_token"]
+    names = [
+        "module.backbone.norm.bias",
+        "backbone.norm.weight",
+        "module.head.mlp.0.weight",
+        "cls_token",
+    ]
     weights = {name: torch.full((1,), float(place)) for place, name in enumerate(names)}
     stripped = checkpoint.strip_prefixes(weights)
     assert {name: int(value) for name, value in stripped.items()} == {
@@ -347,7 +389,9 @@ def test_a_prefix_within_a_name_is_part_of_it():
 
 def test_two_names_that_become_one_are_an_error():
     with pytest.raises(CheckpointError, match=r"holds norm\.bias twice"):
-        checkpoint.strip_prefixes({"backbone.norm.bias": torch.zeros(1), "norm.bias": torch.ones(1)})
+        checkpoint.strip_prefixes(
+            {"backbone.norm.bias": torch.zeros(1), "norm.bias": torch.ones(1)}
+        )
 
 
 def test_a_prefix_is_put_in_front_of_every_name():
@@ -358,7 +402,8 @@ def test_a_prefix_is_put_in_front_of_every_name():
 
 
 @pytest.mark.parametrize(
-    ("keep", "left"), [(0, [0, 1, 9, 10, 200]), (1, [200]), (3, [9, 10, 200]), (9, [0, 1, 9, 10, 200])]
+    ("keep", "left"),
+    [(0, [0, 1, 9, 10, 200]), (1, [200]), (3, [9, 10, 200]), (9, [0, 1, 9, 10, 200])],
 )
 def test_numbered_copies_are_the_newest_and_old_ones_go(tmp_path, keep, left):
     for epoch in (0, 1, 9, 10, 200):
@@ -389,14 +434,18 @@ def test_pruning_leaves_other_files_alone(tmp_path):
 def test_the_mode_of_a_run_is_read_from_its_newest_whole_checkpoint(tmp_path):
     assert checkpoint.read_mode(tmp_path) is checkpoint.read_mode(tmp_path / "missing") is None
     for mode in ("lazy", "eager"):
-        checkpoint.save_latest(tmp_path, {"student": {"w": torch.zeros(1000)}, "resume": {"mode": mode}})
+        checkpoint.save_latest(
+            tmp_path, {"student": {"w": torch.zeros(1000)}, "resume": {"mode": mode}}
+        )
     assert checkpoint.read_mode(str(tmp_path)) == "eager"
     whole = (tmp_path / checkpoint.LATEST).read_bytes()
     (tmp_path / checkpoint.LATEST).write_bytes(whole[: len(whole) // 2])
     assert checkpoint.read_mode(tmp_path) == "lazy"
 
 
-@pytest.mark.parametrize("state", [{"epoch": 3}, {"resume": {}}, {"resume": None}, {"resume": {"mode": None}}])
+@pytest.mark.parametrize(
+    "state", [{"epoch": 3}, {"resume": {}}, {"resume": None}, {"resume": {"mode": None}}]
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_checkpoint_that_says_no_mode_has_none(tmp_path, state, zipped):
     torch.save(state, tmp_path / checkpoint.LATEST, _use_new_zipfile_serialization=zipped)
@@ -426,7 +475,9 @@ CRASHES = {
     "a deep tuple in a persistent id": b"\x80\x02(X\7\0\0\0storagectorch\nFloatStorage\n"
     + DEEP
     + b"X\3\0\0\0cpuK\1tQ.",
-    "a deep tuple in an ordered dictionary": b"\x80\x02ccollections\nOrderedDict\n]](" + DEEP + b"K\1ea\x85R.",
+    "a deep tuple in an ordered dictionary": b"\x80\x02ccollections\nOrderedDict\n]]("
+    + DEEP
+    + b"K\1ea\x85R.",
 }
 
 
@@ -434,12 +485,18 @@ CRASHES = {
 @pytest.mark.parametrize("name", CRASHES)
 def test_a_file_that_would_crash_the_interpreter_is_refused(tmp_path, name, legacy):
     write_pickle(tmp_path / "c.pth", CRASHES[name], legacy=legacy)
-    with pytest.raises(CheckpointError, match=r"c\.pth is damaged or no checkpoint: its tuples nest"):
+    with pytest.raises(
+        CheckpointError, match=r"c\.pth is damaged or no checkpoint: its tuples nest"
+    ):
         checkpoint.load_file(tmp_path / "c.pth")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_nested_plain_values_are_read(tmp_path, legacy):
-    state = {"a": ((1, (2, (3,))), [(), {"b": (4,) * 1000}]), "weights": torch.ones(2)[::2], ("key", 1): None}
+    state = {
+        "a": ((1, (2, (3,))), [(), {"b": (4,) * 1000}]),
+        "weights": torch.ones(2)[::2],
+        ("key", 1): None,
+    }
     torch.save(state, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
     assert checkpoint.load_file(tmp_path / "c.pth") == state

@@ -61,28 +61,47 @@ def test_files_and_links_that_are_named_exist(name):
 
 
 def test_ci_calls_targets_that_make_has(jobs):
-    called = {target for job in jobs.values() for step in read_steps(job) for target in re.findall(r"make (\S+)", step)}
+    called = {
+        target
+        for job in jobs.values()
+        for step in read_steps(job)
+        for target in re.findall(r"make (\S+)", step)
+    }
     assert called == {"test", "test-ipu", "docs"}
     assert called <= set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
 
 
 def test_ci_tests_the_oldest_versions_that_are_promised(jobs, oldest):
     python, torch, vision = oldest
-    [pythons] = [step["with"]["python-version"] for step in jobs["floor"]["steps"] if "setup-python" in str(step)]
+    [pythons] = [
+        step["with"]["python-version"]
+        for step in jobs["floor"]["steps"]
+        if "setup-python" in str(step)
+    ]
     assert pythons == python
     install = read_steps(jobs["floor"])[0]
-    assert re.search(rf"torch=={re.escape(torch)}\.\d+ torchvision=={re.escape(vision)}\.\d+$", install)
+    assert re.search(
+        rf"torch=={re.escape(torch)}\.\d+ torchvision=={re.escape(vision)}\.\d+$", install
+    )
 
 
 def test_ci_has_no_rights_and_keeps_no_credentials(jobs):
     assert yaml.safe_load(read(CI))["permissions"] == {"contents": "read"}
-    checkouts = [step for job in jobs.values() for step in job["steps"] if "actions/checkout" in step.get("uses", "")]
+    checkouts = [
+        step
+        for job in jobs.values()
+        for step in job["steps"]
+        if "actions/checkout" in step.get("uses", "")
+    ]
     assert len(checkouts) == len(jobs)
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
 def test_pre_commit_formats_with_a_ruff_that_the_tests_accept():
-    hooks = {repo["repo"].rpartition("/")[2]: repo for repo in yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]}
+    hooks = {
+        repo["repo"].rpartition("/")[2]: repo
+        for repo in yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    }
     pinned = [int(part) for part in hooks["ruff-pre-commit"]["rev"].removeprefix("v").split(".")]
     bound = re.search(r"^ruff>=([\d.]+)", read("requirements-test.txt"), re.MULTILINE)[1]
     assert pinned >= [int(part) for part in bound.split(".")]

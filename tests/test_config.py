@@ -41,10 +41,17 @@ def test_the_flat_table_is_plain_and_holds_the_references_numbers():
 def test_a_config_is_changed_by_setting_in_a_copy():
     options = TrainConfig()
     changed = change(options, {"lr": 1.0, "out_dim": 64, "arch": "vit_tiny"})
-    assert (changed.optim.lr, changed.student.out_dim, changed.backbone.arch) == (1.0, 64, "vit_tiny")
+    assert (changed.optim.lr, changed.student.out_dim, changed.backbone.arch) == (
+        1.0,
+        64,
+        "vit_tiny",
+    )
     assert options == TrainConfig() and change(options, {}) == options
     groups = ("optim", "student", "backbone")
-    assert dataclasses.replace(changed, **{group: getattr(options, group) for group in groups}) == options
+    assert (
+        dataclasses.replace(changed, **{group: getattr(options, group) for group in groups})
+        == options
+    )
 
 
 def test_a_setting_that_a_config_does_not_have_cannot_be_changed():
@@ -53,11 +60,17 @@ def test_a_setting_that_a_config_does_not_have_cannot_be_changed():
 
 
 def test_a_recipe_holds_every_value_the_reasons_and_what_nobody_gave():
-    text = as_recipe(change(Toy(), {"depth": 3, "width": 8}), given={"depth"}, reasons={"width": "so said the file"})
+    text = as_recipe(
+        change(Toy(), {"depth": 3, "width": 8}),
+        given={"depth"},
+        reasons={"width": "so said the file"},
+    )
     assert "width: 8  # so said the file" in text.splitlines()
     assert yaml.safe_load(text) == {"width": 8, "depth": 3, "scale": [0.5, 1.0], UNSET: ["scale"]}
 
 
-@pytest.mark.parametrize("config", [TrainConfig, KnnConfig, LinearConfig, CopyDetectionConfig, RetrievalConfig])
+@pytest.mark.parametrize(
+    "config", [TrainConfig, KnnConfig, LinearConfig, CopyDetectionConfig, RetrievalConfig]
+)
 def test_limits_are_of_settings_and_not_of_groups(config):
     assert [field.name for field in dataclasses.fields(config) if field.metadata] == []

@@ -36,7 +36,9 @@ def container(pod):
 def instructions():
     """The Dockerfile's instructions: pairs of name and arguments."""
     lines = (FOLDER / "Dockerfile").read_text(encoding="utf-8").splitlines()
-    text = "\n".join(line for line in lines if not line.lstrip().startswith("#")).replace("\\\n", " ")
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#")).replace(
+        "\\\n", " "
+    )
     return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
 
 
@@ -69,7 +71,9 @@ def test_a_process_a_card_starts_main_dino_with_flags_that_it_has(container):
 
 def test_every_volume_is_mounted_and_shared_memory_is_one(pod, container):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    mounted = {mount["mountPath"]: volumes.pop(mount["name"]) for mount in container["volumeMounts"]}
+    mounted = {
+        mount["mountPath"]: volumes.pop(mount["name"]) for mount in container["volumeMounts"]
+    }
     assert volumes == {}
     assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
 
@@ -79,9 +83,13 @@ def test_a_pod_that_is_evicted_has_time_to_save_and_is_followed_by_another(pod):
     assert pod["restartPolicy"] == "Never"
 
 
-def test_what_the_bridge_writes_goes_where_any_user_may_and_lists_are_taken(container, instructions):
+def test_what_the_bridge_writes_goes_where_any_user_may_and_lists_are_taken(
+    container, instructions
+):
     job = {variable["name"]: variable["value"] for variable in container["env"]}
-    image = dict(pair.split("=") for name, text in instructions if name == "ENV" for pair in text.split())
+    image = dict(
+        pair.split("=") for name, text in instructions if name == "ENV" for pair in text.split()
+    )
     for variables in (job, image):
         assert all(variables[name].startswith("/tmp") for name in ("HABANA_LOGS", "TMPDIR"))
 
@@ -99,7 +107,11 @@ def test_the_image_installs_by_the_tool_that_leaves_torch_alone(instructions):
     [line] = [text for text in runs if "make_venv" in text]
     assert read_files(line) == read_files((ROOT / "Makefile").read_text(encoding="utf-8"))
     [command] = [json.loads(text) for name, text in instructions if name == "CMD"]
-    [python] = [text.split("=")[1] for name, text in instructions if name == "ENV" and text.startswith("PYTHON=")]
+    [python] = [
+        text.split("=")[1]
+        for name, text in instructions
+        if name == "ENV" and text.startswith("PYTHON=")
+    ]
     assert command == [python, "-m", "dino.doctor"]
     assert python == f"{dict(instructions)['WORKDIR']}/.venv/bin/python"
 
@@ -119,5 +131,9 @@ def test_the_page_knows_the_codes_releases_and_a_safe_installation():
         found.setdefault(read_release(release), []).append(read_release(torch))
     first_hour = page[page.index("## First hour") : page.index("## Software")]
     assert "$PYTHON -m pip install -r requirements.txt " in first_hour
-    known = {release: list(torches) for release, torches in TORCH_OF_RELEASE.items() if release >= (1, 18)}
+    known = {
+        release: list(torches)
+        for release, torches in TORCH_OF_RELEASE.items()
+        if release >= (1, 18)
+    }
     assert found == known

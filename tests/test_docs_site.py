@@ -12,17 +12,32 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-MISSING = [name for name in ("sphinx", "furo", "myst_parser") if importlib.util.find_spec(name) is None]
+MISSING = [
+    name for name in ("sphinx", "furo", "myst_parser") if importlib.util.find_spec(name) is None
+]
 
 needs_generator = pytest.mark.skipif(
-    bool(MISSING), reason=f"no site: {', '.join(MISSING)} missing; pip install -r requirements-docs.txt"
+    bool(MISSING),
+    reason=f"no site: {', '.join(MISSING)} missing; pip install -r requirements-docs.txt",
 )
 
 
 def build(docs, target):
     """Build as `make docs` does."""
-    words = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(target / "cache"), str(docs), str(target / "html")]
-    return subprocess.run([sys.executable, "-m", "sphinx", *words], capture_output=True, text=True, check=False)
+    words = [
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        str(target / "cache"),
+        str(docs),
+        str(target / "html"),
+    ]
+    return subprocess.run(
+        [sys.executable, "-m", "sphinx", *words], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture
@@ -71,7 +86,11 @@ def test_broken_link_fails_the_build(tmp_path, link, warning):
         (DOCS, "[README](../README.md#on-gaudi)", "[README](index.md#on-gaudi)"),
         (ROOT, "[how to](CONTRIBUTING.md)", "[how to](contributing.md)"),
         (DOCS, "[this page](#modes)", "[this page](#modes)"),
-        (DOCS, "[paper](https://arxiv.org/abs/2104.14294)", "[paper](https://arxiv.org/abs/2104.14294)"),
+        (
+            DOCS,
+            "[paper](https://arxiv.org/abs/2104.14294)",
+            "[paper](https://arxiv.org/abs/2104.14294)",
+        ),
         (DOCS, "all of [the tests](../tests).", "all of the tests."),
         (ROOT, "see [LICENSE](LICENSE)", "see LICENSE"),
         (ROOT, "![picture](docs/index.md)", "![picture](index.md)"),

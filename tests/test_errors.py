@@ -25,7 +25,9 @@ EXIT_CODES = {
 
 def test_exit_codes_are_frozen():
     kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    assert {name: kind.exit_code for name, kind in kinds.items() if issubclass(kind, errors.DinoError)} == EXIT_CODES
+    assert {
+        name: kind.exit_code for name, kind in kinds.items() if issubclass(kind, errors.DinoError)
+    } == EXIT_CODES
 
 
 def test_the_documented_table_holds_every_exit_code_and_no_other():
@@ -42,9 +44,15 @@ def test_an_error_ends_with_its_remedy_and_keeps_value_and_setting():
 
 
 def test_the_setting_is_the_first_that_is_named_and_none_where_none_is():
-    assert errors.DataError("`data_path` is missing: `data_path` demo, or `init_from`").setting == "data_path"
+    assert (
+        errors.DataError("`data_path` is missing: `data_path` demo, or `init_from`").setting
+        == "data_path"
+    )
     assert errors.DataError("no images in `/a folder`").setting is None
-    assert (errors.DataError("no images").setting, str(errors.DataError("no images"))) == (None, "no images")
+    assert (errors.DataError("no images").setting, str(errors.DataError("no images"))) == (
+        None,
+        "no images",
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "file").read_text() == "one" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named_with_its_flag(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named_with_its_flag(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OptionError, match=r"^--json .*folder cannot be written: "):
         with atomic_write(tmp_path / "folder", "--json") as temporary:
@@ -65,7 +67,10 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
         fill(stop=True)
     assert not list(tmp_path.iterdir())
     fill(stop=False)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/file"]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        "folder",
+        "folder/file",
+    ]
 
 
 def test_who_writes_alone_reuses_what_a_killed_process_left(tmp_path: Path) -> None:
@@ -73,4 +78,6 @@ def test_who_writes_alone_reuses_what_a_killed_process_left(tmp_path: Path) -> N
     with atomic_write(tmp_path / "file", alone=True) as temporary:
         assert temporary == tmp_path / "file.partial"
         temporary.write_text("whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (
+        tmp_path / "file"
+    ).read_text() == "whole"

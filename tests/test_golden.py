@@ -47,14 +47,20 @@ def test_the_script_asks_for_what_is_stored(maker: dict[str, Callable[..., Array
         assert np.array_equal(value, stored[key]), key
 
 
-def test_the_script_makes_what_is_stored(maker: dict[str, Callable[..., Arrays]], augment_numbers: Arrays) -> None:
+def test_the_script_makes_what_is_stored(
+    maker: dict[str, Callable[..., Arrays]], augment_numbers: Arrays
+) -> None:
     """To the bit with Pillow 13.0 and torchvision 0.29, of the photographs too; others may round to the next level."""
-    made = maker["compute"]({key: value for key, value in augment_numbers.items() if not is_computed(key)})
+    made = maker["compute"](
+        {key: value for key, value in augment_numbers.items() if not is_computed(key)}
+    )
     assert made.keys() == {key for key in augment_numbers if is_computed(key)}
     for key, value in made.items():
         expected = augment_numbers[key]
         assert value.shape == expected.shape and value.dtype == expected.dtype, key
         # The mean, since a chain's contrast and hue may carry one level of a pixel to two or three.
-        levels = compute_distance(value, expected) * (255 * 0.229 if key.endswith("/normalised") else 1)
+        levels = compute_distance(value, expected) * (
+            255 * 0.229 if key.endswith("/normalised") else 1
+        )
         assert levels.mean() <= 0.5, key
         assert "/chain/" in key or levels.max() <= 1, key

@@ -48,7 +48,9 @@ def test_pretrained_weights_come_from_the_mirror(name: str, tmp_path: Path) -> N
     torch.save(module.state_dict(), tmp_path / "dino_deitsmall8_pretrain.pth")
     found = load(name)
     assert found.training
-    assert all(torch.equal(found.state_dict()[key], value) for key, value in module.state_dict().items())
+    assert all(
+        torch.equal(found.state_dict()[key], value) for key, value in module.state_dict().items()
+    )
     gray = load(name, in_chans=1, img_size=64)
     assert gray(torch.zeros(2, 1, 64, 64)).shape == (2, 24)
     expected = module.patch_embed.proj.weight.sum(1, keepdim=True)
@@ -62,7 +64,9 @@ def test_without_weights_nothing_is_read(name: str, width: int) -> None:
 
 def test_tensors_too_many_or_missing_are_refused(tmp_path: Path) -> None:
     tensors = dict(build_backbone("vit_small").state_dict())
-    torch.save({**tensors, "head.weight": torch.zeros(3, 24)}, tmp_path / "dino_deitsmall16_pretrain.pth")
+    torch.save(
+        {**tensors, "head.weight": torch.zeros(3, 24)}, tmp_path / "dino_deitsmall16_pretrain.pth"
+    )
     with pytest.raises(WeightsError, match=r"another network, with 1 tensors .*head\.weight"):
         load("dino_vits16")
     del tensors["norm.bias"]

@@ -32,7 +32,12 @@ INSTALL_FILES = [
     "requirements-docs.txt",
     "tools/make_venv.py",
 ]
-CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv", "Pillow": "pillow", "PyYAML": "pyyaml"}
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "opencv-python-headless": "opencv",
+    "Pillow": "pillow",
+    "PyYAML": "pyyaml",
+}
 
 
 class Container(NamedTuple):
@@ -48,24 +53,47 @@ class Container(NamedTuple):
 # metadata on the package index). The torch that a torchvision demands is that of the published wheel of its number.
 CONTAINERS = {
     "1.19": Container("2.5.1a0+git354fc07", ("0.20.1a0+git0", "2.5.1"), "1.19.2.32", "torchvision"),
-    "1.20": Container("2.6.0+hpu_1.20.0-543.git4952fce", ("0.21.0a0+git0", "2.6.0"), "1.20.0.543", "torchvision"),
-    "1.21": Container("2.6.0+hpu_1.21.2-76.gitabf798b", ("0.21.0+cpu", "2.6.0"), "1.21.2.76", "torchvision"),
-    "1.22": Container("2.7.1+hpu.1.22.2.32.git6dbe0a4", ("0.22.1+cpu", "2.7.1"), "1.22.2.32", "torchvision"),
+    "1.20": Container(
+        "2.6.0+hpu_1.20.0-543.git4952fce", ("0.21.0a0+git0", "2.6.0"), "1.20.0.543", "torchvision"
+    ),
+    "1.21": Container(
+        "2.6.0+hpu_1.21.2-76.gitabf798b", ("0.21.0+cpu", "2.6.0"), "1.21.2.76", "torchvision"
+    ),
+    "1.22": Container(
+        "2.7.1+hpu.1.22.2.32.git6dbe0a4", ("0.22.1+cpu", "2.7.1"), "1.22.2.32", "torchvision"
+    ),
     "1.23": Container("2.9.0+hpu.1.23.0.695", ("0.24.0+cpu", "2.9.0"), "1.23.0.695", "torchvision"),
     "1.24.0": Container("2.10.0a0+gitc1e5ed4", ("0.25.0+cpu", "2.10.0"), "1.24.0.1007", "nothing"),
     "1.24.1": Container(
-        "2.11.0a0+git0000000", ("0.26.0+cpu", "2.11.0"), "1.24.1.482", "torch's local part, torchvision"
+        "2.11.0a0+git0000000",
+        ("0.26.0+cpu", "2.11.0"),
+        "1.24.1.482",
+        "torch's local part, torchvision",
     ),
 }
 NEWEST = CONTAINERS["1.24.0"]
 
 # Name -> version -> what the published package demands (Requires-Dist), and of what that needs, any version.
-TENSORBOARD = ["absl-py>=0.4", "grpcio>=1.48.2", "markdown>=2.6.8", "numpy>=1.12.0", "packaging", "pillow"]
-TENSORBOARD += ["protobuf!=4.24.0,>=3.19.6", "setuptools>=41.0.0", "tensorboard-data-server<0.8.0", "werkzeug>=1.0.1"]
+TENSORBOARD = [
+    "absl-py>=0.4",
+    "grpcio>=1.48.2",
+    "markdown>=2.6.8",
+    "numpy>=1.12.0",
+    "packaging",
+    "pillow",
+]
+TENSORBOARD += [
+    "protobuf!=4.24.0,>=3.19.6",
+    "setuptools>=41.0.0",
+    "tensorboard-data-server<0.8.0",
+    "werkzeug>=1.0.1",
+]
 BELOW = {"mypy": "2", "sphinx": "9", "myst-parser": "5"}  # packages whose ranges end before 99
 OPENCV = {"4.11.0.86": ["numpy>=1.23.5"], "5.0.0.93": ["numpy>=2"]}
 PACKAGES = {
-    "torch": dict.fromkeys(["99", *(container.torchvision[1] for container in CONTAINERS.values())], ["sympy>=1.13.3"]),
+    "torch": dict.fromkeys(
+        ["99", *(container.torchvision[1] for container in CONTAINERS.values())], ["sympy>=1.13.3"]
+    ),
     "torchvision": {"99": ["numpy", "torch==99", "pillow!=8.3.*,>=5.3.0"]},
     "timm": {"1.0.31": ["torch", "torchvision", "pyyaml", "huggingface_hub", "safetensors"]},
     "opencv-python-headless": OPENCV,
@@ -81,8 +109,14 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="GNU make i
 
 def read_requirements(*names):
     """Package name -> range of the requirement files, in which every line but comments is ``name>=bound[,<bound]``."""
-    lines = [line for name in names for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
-    found = [re.fullmatch(r"([\w-]+)(>=[\d.]+(?:,<[\d.]+)?)", line) for line in lines if not line.startswith("#")]
+    lines = [
+        line for name in names for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+    ]
+    found = [
+        re.fullmatch(r"([\w-]+)(>=[\d.]+(?:,<[\d.]+)?)", line)
+        for line in lines
+        if not line.startswith("#")
+    ]
     assert all(found), f"{names}: every line is a range name>=bound, got {lines}"
     return dict(match.groups() for match in found)
 
@@ -92,17 +126,23 @@ def write_wheel(folder, name, version, requires=()):
     info = f"{name.replace('-', '_')}-{version}.dist-info"
     metadata = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
     metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
-    with zipfile.ZipFile(folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(
+        folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl", "w"
+    ) as wheel:
         wheel.writestr(f"{info}/METADATA", "\n".join(metadata) + "\n")
         wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         wheel.writestr(f"{info}/RECORD", "")
 
 
 def write_installed(site_packages, name, version, requires=(), module=None):
     """Write a package as pip would have installed it: metadata, and a module that must never be imported."""
-    info, module = site_packages / f"{name.replace('-', '_')}-{version}.dist-info", site_packages / (module or name)
+    info, module = (
+        site_packages / f"{name.replace('-', '_')}-{version}.dist-info",
+        site_packages / (module or name),
+    )
     for folder in (info, module):
         folder.mkdir(parents=True, exist_ok=True)
     demands = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
@@ -110,7 +150,9 @@ def write_installed(site_packages, name, version, requires=(), module=None):
         f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{demands}", encoding="utf-8"
     )
     (info / "INSTALLER").write_text("pip\n", encoding="utf-8")
-    (module / "__init__.py").write_text(f"raise ImportError('{name} was imported')\n", encoding="utf-8")
+    (module / "__init__.py").write_text(
+        f"raise ImportError('{name} was imported')\n", encoding="utf-8"
+    )
     files = (info / "METADATA", info / "INSTALLER", module / "__init__.py", info / "RECORD")
     lines = "".join(f"{file.relative_to(site_packages)},,\n" for file in files)
     (info / "RECORD").write_text(lines, encoding="utf-8")  # with it pip can uninstall
@@ -121,10 +163,23 @@ def write_container(site_packages, container):
     version, demanded = container.torchvision
     simd = "pillow" if container.media_loader.startswith("1.24.1") else "pillow-simd"
     write_installed(site_packages, "torch", container.torch, ["sympy>=1.13.3"])
-    write_installed(site_packages, "torchvision", version, ["numpy", f"torch=={demanded}", "pillow!=8.3.*,>=5.3.0"])
+    write_installed(
+        site_packages,
+        "torchvision",
+        version,
+        ["numpy", f"torch=={demanded}", "pillow!=8.3.*,>=5.3.0"],
+    )
     write_installed(site_packages, "torchaudio", demanded + "+cpu", [f"torch=={demanded}"])
-    write_installed(site_packages, "habana-media-loader", container.media_loader, [simd, "tqdm", "av==12.1.0"])
-    for name, version in {"av": "12.1.0", "numpy": "1.26.4", "sympy": "1.13.3", simd: "12.0", "tqdm": "4.66.5"}.items():
+    write_installed(
+        site_packages, "habana-media-loader", container.media_loader, [simd, "tqdm", "av==12.1.0"]
+    )
+    for name, version in {
+        "av": "12.1.0",
+        "numpy": "1.26.4",
+        "sympy": "1.13.3",
+        simd: "12.0",
+        "tqdm": "4.66.5",
+    }.items():
         write_installed(site_packages, name, version)
 
 
@@ -140,7 +195,9 @@ def find_site_packages(environment):
 
 def find_base_interpreter():
     """The interpreter outside any virtual environment."""
-    return Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return (
+        Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    )
 
 
 def make_interpreter(folder, container=None):
@@ -158,7 +215,9 @@ def offline(tmp_path_factory):
     for name, versions in PACKAGES.items():
         for version, requires in versions.items():
             write_wheel(wheels, name, version, requires)
-    demanded = [line for versions in PACKAGES.values() for lines in versions.values() for line in lines]
+    demanded = [
+        line for versions in PACKAGES.values() for lines in versions.values() for line in lines
+    ]
     named = {
         re.match(r"[\w-]+", line).group().lower()
         for line in [*demanded, *read_requirements(*FILES, "requirements-test.txt")]
@@ -166,13 +225,23 @@ def offline(tmp_path_factory):
     for name in named - {name.lower() for name in PACKAGES}:
         write_wheel(wheels, name, BELOW.get(name, "99"))
     dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped and not name.startswith("PIP_")}
-    return kept | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in dropped and not name.startswith("PIP_")
+    }
+    return kept | {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels),
+    }
 
 
 def make_venv(python, *words, env):
     """Run the script with an interpreter and return the finished process."""
-    return subprocess.run([python, SCRIPT, *map(str, words)], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [python, SCRIPT, *map(str, words)], env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 # Tells for each folder what pip would install into an interpreter that has the folder's packages: by `pip install -r`
@@ -252,7 +321,9 @@ def write_case(folder, release, cv2=None):
 
 
 OWNERS = ("opencv-python", "opencv-contrib-python-headless")
-CASES = {release: (release,) for release in CONTAINERS} | {owner: ("1.24.0", owner) for owner in OWNERS}
+CASES = {release: (release,) for release in CONTAINERS} | {
+    owner: ("1.24.0", owner) for owner in OWNERS
+}
 DEMANDING = "demanding"  # 1.24.0 and a requirement that wants torchvision
 
 
@@ -264,7 +335,9 @@ def resolved(tmp_path_factory, offline):
     """
     base = tmp_path_factory.mktemp("containers")
     folders = {case: base / case for case in [*CASES, DEMANDING]}
-    there = {case: write_case(folder, *CASES.get(case, ("1.24.0",))) for case, folder in folders.items()}
+    there = {
+        case: write_case(folder, *CASES.get(case, ("1.24.0",))) for case, folder in folders.items()
+    }
     (folders[DEMANDING] / "demanding.txt").write_text("wants-any-torch\n", encoding="utf-8")
     python = make_interpreter(base / "bare")
     give_pip(base / "bare")
@@ -274,13 +347,19 @@ def resolved(tmp_path_factory, offline):
         pytest.skip("the pip of this interpreter has no --dry-run (needs pip >= 22.2)")
     codes = dict(line.split() for line in done.stdout.splitlines())
     assert codes == {case: str(int(case == DEMANDING)) for case in folders}, done.stderr
-    reports = {case: map(read_report, sorted(folder.glob("*.json"))) for case, folder in folders.items()}
-    return {case: (there[case], *reports[case]) for case in CASES} | {DEMANDING: done.stderr.splitlines()[-1]}
+    reports = {
+        case: map(read_report, sorted(folder.glob("*.json"))) for case, folder in folders.items()
+    }
+    return {case: (there[case], *reports[case]) for case in CASES} | {
+        DEMANDING: done.stderr.splitlines()[-1]
+    }
 
 
 def read_report(path):
     """Name -> version of the packages in pip's report on what it would install."""
-    packages = [item["metadata"] for item in json.loads(path.read_text(encoding="utf-8"))["install"]]
+    packages = [
+        item["metadata"] for item in json.loads(path.read_text(encoding="utf-8"))["install"]
+    ]
     return {package["name"].replace("_", "-").lower(): package["version"] for package in packages}
 
 
@@ -310,7 +389,16 @@ def test_plain_pip_would_replace_torch_for_the_other_file(tmp_path, offline):
     """Why there are two files; and that the packages of these tests can show a torch that was replaced."""
     python = make_interpreter(tmp_path / "vendor", NEWEST)
     give_pip(tmp_path / "vendor")
-    command = [python, "-m", "pip", "install", "--quiet", "--no-compile", "-r", ROOT / "requirements-torch.txt"]
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "-r",
+        ROOT / "requirements-torch.txt",
+    ]
     subprocess.run(command, env=offline, check=True, timeout=120)
     assert read_versions(find_site_packages(tmp_path / "vendor"))["torch"] == "2.10.0"
 
@@ -318,21 +406,32 @@ def test_plain_pip_would_replace_torch_for_the_other_file(tmp_path, offline):
 def test_packages_of_the_user_and_of_the_system_count_as_the_interpreters(tmp_path, offline):
     """They are seen through --system-site-packages alone; the user's folder stands for the system's."""
     env = offline | {"PYTHONUSERBASE": str(tmp_path / "user")}
-    ask = [find_base_interpreter(), "-c", "import site; print(site.ENABLE_USER_SITE and site.getusersitepackages())"]
+    ask = [
+        find_base_interpreter(),
+        "-c",
+        "import site; print(site.ENABLE_USER_SITE and site.getusersitepackages())",
+    ]
     folder = subprocess.run(ask, env=env, check=True, capture_output=True, text=True).stdout.strip()
     if not Path(folder).is_absolute():
         pytest.skip("this interpreter reads no user package folder")
     write_container(Path(folder), NEWEST)
     target, env = tmp_path / ".venv", env | {"PYTHONPATH": str(SCRIPT.parent)}
-    code = "import make_venv, pathlib, sys; make_venv.create(pathlib.Path(sys.argv[1]), shared=True)"
+    code = (
+        "import make_venv, pathlib, sys; make_venv.create(pathlib.Path(sys.argv[1]), shared=True)"
+    )
     subprocess.run([find_base_interpreter(), "-c", code, target], env=env, check=True)
     code = "import make_venv; print(*make_venv.find_kept().values())"
-    seen = subprocess.run([target / "bin" / "python", "-c", code], env=env, capture_output=True, text=True, check=True)
+    seen = subprocess.run(
+        [target / "bin" / "python", "-c", code], env=env, capture_output=True, text=True, check=True
+    )
     assert seen.stdout.split() == [NEWEST.torch, NEWEST.torchvision[0], "2.10.0+cpu"]
 
 
 def test_a_requirement_that_wants_another_torch_fails(resolved):
-    assert "pip could not install the requirements while torch==2.10.0a0+gitc1e5ed4, torchvision" in resolved[DEMANDING]
+    assert (
+        "pip could not install the requirements while torch==2.10.0a0+gitc1e5ed4, torchvision"
+        in resolved[DEMANDING]
+    )
 
 
 def test_vendor_torch_without_torchvision_stops_before_pip(tmp_path, offline):
@@ -357,9 +456,14 @@ def test_make_stops_at_a_vendor_torch_without_torchvision(tmp_path, offline):
 
 @pytest.mark.parametrize(
     ("torch", "torchvision", "word"),
-    [("2.4.1a0+git", "0.24.0", "torch 2.4.1a0+git is older"), ("2.10.0", "0.19.1", "torchvision 0.19.1 is older")],
+    [
+        ("2.4.1a0+git", "0.24.0", "torch 2.4.1a0+git is older"),
+        ("2.10.0", "0.19.1", "torchvision 0.19.1 is older"),
+    ],
 )
-def test_vendor_packages_older_than_required_stop_before_pip(tmp_path, offline, torch, torchvision, word):
+def test_vendor_packages_older_than_required_stop_before_pip(
+    tmp_path, offline, torch, torchvision, word
+):
     python = make_interpreter(tmp_path / "vendor")
     for name, version in {"torch": torch, "torchvision": torchvision}.items():
         write_installed(find_site_packages(tmp_path / "vendor"), name, version)
@@ -368,7 +472,9 @@ def test_vendor_packages_older_than_required_stop_before_pip(tmp_path, offline, 
 
 
 @pytest.mark.parametrize(("files", "kept"), [(["__init__.py"], "{'torch': ''}"), ([], "{}")])
-def test_a_torch_without_metadata_is_kept_and_what_an_uninstalled_one_left_is_none(tmp_path, files, kept):
+def test_a_torch_without_metadata_is_kept_and_what_an_uninstalled_one_left_is_none(
+    tmp_path, files, kept
+):
     python = make_interpreter(tmp_path / "vendor")
     torch = find_site_packages(tmp_path / "vendor") / "torch"
     torch.mkdir()
@@ -389,7 +495,9 @@ def test_environment_is_made_once_and_completed_later(tmp_path, offline):
     target, requirements = tmp_path / ".venv", tmp_path / "requirements.txt"
     requirements.write_text("no-such-package>=1\n", encoding="utf-8")
     failed = make_venv(python, target, requirements, env=offline)
-    assert failed.returncode == 2 and "apt-get install python3-venv" in failed.stderr.splitlines()[-1]
+    assert (
+        failed.returncode == 2 and "apt-get install python3-venv" in failed.stderr.splitlines()[-1]
+    )
 
     hook.unlink()
     failed = make_venv(python, target, requirements, env=offline)
@@ -408,7 +516,11 @@ def test_environment_is_made_once_and_completed_later(tmp_path, offline):
     done = make_venv(python, target, *files, ROOT / "requirements-test.txt", env=offline)
     assert done.returncode == 0, done.stderr
     versions = read_versions(find_site_packages(target))
-    assert (versions["hypothesis"], versions["torch"], versions["torchvision"]) == ("99", "99", "99")
+    assert (versions["hypothesis"], versions["torch"], versions["torchvision"]) == (
+        "99",
+        "99",
+        "99",
+    )
     assert (target / "witness").exists()
 
     requirements.write_text("torch>=2.5\nno-such-package>=1\n", encoding="utf-8")
@@ -423,7 +535,12 @@ def test_environment_of_another_interpreter_is_left_alone(tmp_path, offline):
     assert_stops(make_venv(vendor, target, env=offline), "something else", "make clean")
     record = {"made_with": "/opt/python (Python 3.10)", "kept": {}, "installed": {}}
     (target / "made-with.json").write_text(json.dumps(record))
-    assert_stops(make_venv(vendor, target, env=offline), "/opt/python (Python 3.10)", NEWEST.torch, "make clean")
+    assert_stops(
+        make_venv(vendor, target, env=offline),
+        "/opt/python (Python 3.10)",
+        NEWEST.torch,
+        "make clean",
+    )
     assert sorted(file.name for file in target.rglob("*")) == ["bin", "made-with.json", "pip"]
 
 
@@ -438,7 +555,12 @@ def test_python_older_than_3_10_is_turned_away_in_one_line(offline):
 
 def test_requirements_are_ranges():
     assert read_requirements("requirements-torch.txt")["torch"] == ">=2.5"
-    assert not read_requirements("requirements.txt").keys() & {"torch", "torchvision", "torchaudio", "timm"}
+    assert not read_requirements("requirements.txt").keys() & {
+        "torch",
+        "torchvision",
+        "torchaudio",
+        "timm",
+    }
     assert {"pytest", "pytest-xdist", "hypothesis", "ruff", "submitit"} <= read_requirements(
         "requirements-test.txt"
     ).keys()
@@ -448,8 +570,12 @@ def test_environment_yml_asks_for_the_same_as_requirements_txt():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert environment["name"] == "dino"
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    expected = {CONDA_NAMES.get(name, name): bound for name, bound in read_requirements(*FILES).items()}
-    found = dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in environment["dependencies"])
+    expected = {
+        CONDA_NAMES.get(name, name): bound for name, bound in read_requirements(*FILES).items()
+    }
+    found = dict(
+        re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in environment["dependencies"]
+    )
     assert found.pop("python") == ">=3.10"
     assert found == expected
 
@@ -462,9 +588,13 @@ def test_package_metadata_takes_its_dependencies_from_requirements_txt():
     assert f'submitit = ["submitit{optional["submitit"]}"]' in text
     assert f'parquet = ["pyarrow{optional["pyarrow"]}"]' in text
     assert f'huggingface = ["transformers{optional["transformers"]}"]' in text
-    graphs = ", ".join(f'"{name}{optional[name]}"' for name in ("onnx", "onnxscript", "onnxruntime"))
+    graphs = ", ".join(
+        f'"{name}{optional[name]}"' for name in ("onnx", "onnxscript", "onnxruntime")
+    )
     assert f"onnx = [{graphs}]" in text
-    torch = ", ".join(f'"{name}{bound}"' for name, bound in read_requirements("requirements-torch.txt").items())
+    torch = ", ".join(
+        f'"{name}{bound}"' for name, bound in read_requirements("requirements-torch.txt").items()
+    )
     assert f"torch = [{torch}]" in text
 
 
@@ -532,7 +662,11 @@ def test_the_set_up_stays_small():
 def test_ci_runs_the_test_command_and_nothing_else():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in script.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "make test"]
 
 

@@ -28,7 +28,18 @@ DEVICE = ["--device", "cpu", "--num_workers", "0"]
 CROPS = "--global_crops_size 32 --local_crops_size 16 --local_crops_number 2 --out_dim 64 --saveckp_freq 0".split()
 VIT = f"--arch vit_mini --patch_size 8 --drop_path_rate 0 --epochs {EPOCHS} --warmup_epochs 0 --lr 0.01".split()
 RESNET = "--arch resnet18 --epochs 1 --warmup_epochs 0 --freeze_last_layer 0".split()
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "SLURM_", "OMPI_", "PMI")
+LAUNCHERS = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_",
+    "GROUP_",
+    "ROLE_",
+    "MASTER_",
+    "TORCHELASTIC_",
+    "SLURM_",
+    "OMPI_",
+    "PMI",
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +58,17 @@ def images(tmp_path_factory):
 
 def start(*command, **variables):
     """Start a process that no launcher knows of but the one that `variables` play."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)
+    }
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
-        env=inherited | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()},
+        env=inherited
+        | {"OMP_NUM_THREADS": "1"}
+        | {name: str(value) for name, value in variables.items()},
         text=True,
     )
 
@@ -65,12 +80,19 @@ def finish(*processes):
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+    return [
+        (process.returncode, *output) for process, output in zip(processes, outputs, strict=True)
+    ]
 
 
 def start_ranks(*command):
     """Two processes with the variables of torchrun, but without it, so that each one's exit code is seen."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    meeting = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": find_port(),
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+    }
     return [start(*command, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in range(2)]
 
 
@@ -80,7 +102,14 @@ def torchrun(*command):
 
 def train(images, output, batch, *words):
     """The training command with `batch` images a process."""
-    data = ["--data_path", images / "train", "--output_dir", output, "--batch_size_per_device", batch]
+    data = [
+        "--data_path",
+        images / "train",
+        "--output_dir",
+        output,
+        "--batch_size_per_device",
+        batch,
+    ]
     return ["main_dino.py", *DEVICE, *CROPS, *data, *words]
 
 
@@ -151,7 +180,12 @@ def test_batch_norm_sees_the_whole_batch_under_the_older_launcher(alone, images,
     Statistics by an all-reduce round differently from torch's own: 1e-5 in the loss, 6e-5 in the student. Where each
     process normalizes by its own half of the batch, the same four steps differ by 6e-3 and 2e-2.
     """
-    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={find_port()}"]
+    launcher = [
+        "-m",
+        "torch.distributed.launch",
+        "--nproc_per_node=2",
+        f"--master_port={find_port()}",
+    ]
     (ended,) = finish(start(*launcher, *train(images, tmp_path, 8, *RESNET)))
     assert ended[0] == 0, ended
     expected = alone[0]["resnet"]
@@ -163,11 +197,18 @@ def test_batch_norm_sees_the_whole_batch_under_the_older_launcher(alone, images,
 
 def start_step(*command):
     """Two processes with the variables of a Slurm step, as srun starts them."""
-    step = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_TASKS_PER_NODE": 2}
+    step = {
+        "SLURM_JOB_ID": os.getpid(),
+        "SLURM_STEP_ID": 0,
+        "SLURM_STEP_NUM_TASKS": 2,
+        "SLURM_STEP_TASKS_PER_NODE": 2,
+    }
     return [start(*command, SLURM_PROCID=rank, SLURM_LOCALID=rank, **step) for rank in range(2)]
 
 
-def test_under_srun_a_signal_to_one_process_stops_both_and_the_same_command_continues(pair, images, tmp_path):
+def test_under_srun_a_signal_to_one_process_stops_both_and_the_same_command_continues(
+    pair, images, tmp_path
+):
     command = train(images, tmp_path, 2, *VIT)
     ranks = start_step(*command)
     give_up = threading.Timer(DEADLINE, ranks[0].kill)
@@ -181,13 +222,17 @@ def test_under_srun_a_signal_to_one_process_stops_both_and_the_same_command_cont
 
     reasons = ("a signal to another process", "SIGTERM")
     found = [
-        re.search(rf"^\[rank {rank}\] Interrupted: {reason}: saved iteration (\d+) ", error, re.MULTILINE)
+        re.search(
+            rf"^\[rank {rank}\] Interrupted: {reason}: saved iteration (\d+) ", error, re.MULTILINE
+        )
         for rank, (reason, (_, _, error)) in enumerate(zip(reasons, ended, strict=True))
     ]
     (stopped,) = {int(match[1]) for match in found}
     names = ("checkpoint.pth", "checkpoint_previous.pth")
     saved = [
-        read_state(tmp_path, name)["resume"]["identity"]["iteration"] for name in names if (tmp_path / name).exists()
+        read_state(tmp_path, name)["resume"]["identity"]["iteration"]
+        for name in names
+        if (tmp_path / name).exists()
     ]
     # The signal may come before the first epoch has ended, and then there is no earlier file.
     epochs_end = range(EPOCH_STEPS, stopped, EPOCH_STEPS)
@@ -213,13 +258,34 @@ def test_a_wrong_flag_under_torchrun_ends_it(images, tmp_path):
     ((code, _, error),) = finish(torchrun(*train(images, tmp_path, 2, "--archh", "vit_mini")))
     assert code != 0 and time.monotonic() - began < DEADLINE / 2
     lines = re.findall(r"^\[rank \d\] OptionError: .*", error, re.MULTILINE)
-    assert 1 <= len(lines) <= 2 and len(set(lines)) == len(lines)  # torchrun may end the slower one before it speaks
+    assert 1 <= len(lines) <= 2 and len(set(lines)) == len(
+        lines
+    )  # torchrun may end the slower one before it speaks
 
 
 def test_two_processes_score_like_one(pair, images):
-    command = ["eval_knn.py", *DEVICE, "--arch", "vit_mini", "--patch_size", "8", "--pretrained_weights"]
-    command += [pair / "checkpoint.pth", "--data_path", images, "--batch_size_per_device", "4", "--nb_knn", "3", "20"]
+    command = [
+        "eval_knn.py",
+        *DEVICE,
+        "--arch",
+        "vit_mini",
+        "--patch_size",
+        "8",
+        "--pretrained_weights",
+    ]
+    command += [
+        pair / "checkpoint.pth",
+        "--data_path",
+        images,
+        "--batch_size_per_device",
+        "4",
+        "--nb_knn",
+        "3",
+        "20",
+    ]
     ended = finish(start(*command), *start_ranks(*command))
     assert [code for code, _, _ in ended] == [0, 0, 0], ended
-    one, first, second = (re.findall(r"^\d+-NN classifier result: .*", output, re.MULTILINE) for _, output, _ in ended)
+    one, first, second = (
+        re.findall(r"^\d+-NN classifier result: .*", output, re.MULTILINE) for _, output, _ in ended
+    )
     assert len(one) == 2 and first == one and second == []

@@ -13,7 +13,15 @@ PACKAGE = sorted((ROOT / "dino").rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 CODE = [*PACKAGE, *SCRIPTS]
 
-WORDS = {"errors", "files", "checkpoint", "config", "golden", "plain_pickle", "presets"}  # they may import one another
+WORDS = {
+    "errors",
+    "files",
+    "checkpoint",
+    "config",
+    "golden",
+    "plain_pickle",
+    "presets",
+}  # they may import one another
 LEVELS = {
     **dict.fromkeys(WORDS, 0),
     **dict.fromkeys(("data", "models", "devices"), 1),
@@ -126,7 +134,12 @@ def test_imports_go_down_and_never_sideways():
 def test_nothing_in_the_package_imports_a_script_or_an_older_name():
     scripts = [path.stem for path in SCRIPTS]
     older = [module_of(path) for path in PACKAGE if is_shim(path) and path.stem != "__init__"]
-    wrong = [(path, line) for path in PACKAGE for name, line in imported(path) if is_within(name, *scripts, *older)]
+    wrong = [
+        (path, line)
+        for path in PACKAGE
+        for name, line in imported(path)
+        if is_within(name, *scripts, *older)
+    ]
     assert [f"{name_of(path)}:{line}" for path, line in wrong] == []
 
 
@@ -180,7 +193,11 @@ def test_modules_import_each_other_in_no_circle():
 def test_words_need_the_standard_library_yaml_numpy_and_torch_only():
     outside = ("torchvision", "timm", "PIL", "cv2", "av", "tqdm", "faiss", "tensorboard")
     assert offenders(*outside, rooms=LEVELS.keys() - WORDS, files=PACKAGE) == []
-    quick = [path for path in PACKAGE if room_of(path) in {"errors", "files", "config"} or path.stem == "config"]
+    quick = [
+        path
+        for path in PACKAGE
+        if room_of(path) in {"errors", "files", "config"} or path.stem == "config"
+    ]
     assert offenders("torch", "numpy", rooms=(), files=quick) == []
 
 
@@ -196,19 +213,28 @@ def vendor_words(path):
 
 
 def test_vendor_modules_have_one_door():
-    assert [line for path in CODE if room_of(path) != "devices" for line in vendor_words(path)] == []
+    assert [
+        line for path in CODE if room_of(path) != "devices" for line in vendor_words(path)
+    ] == []
 
 
 def test_the_work_never_asks_which_device_it_runs_on():
     kinds = {"cuda", "hpu", "ipu"}
     wrong = []
     for path in PACKAGE:
-        if room_of(path) in {"devices", "cli"}:  # the command line asks a scheduler for one before any is open
+        if room_of(path) in {
+            "devices",
+            "cli",
+        }:  # the command line asks a scheduler for one before any is open
             continue
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Compare):
                 words = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
-                wrong += [f"{name_of(path)}:{node.lineno} compares with {word!r}" for word in words if word in kinds]
+                wrong += [
+                    f"{name_of(path)}:{node.lineno} compares with {word!r}"
+                    for word in words
+                    if word in kinds
+                ]
     assert wrong == []
 
 
@@ -231,7 +257,11 @@ def test_image_libraries_live_in_data_and_visualization():
 def test_model_libraries_live_in_models():
     assert offenders("timm", rooms=("models",)) == []
     images = ("torchvision.transforms", "torchvision.io")
-    wrong = [line for line in offenders("torchvision", rooms=("models",)) if not any(word in line for word in images)]
+    wrong = [
+        line
+        for line in offenders("torchvision", rooms=("models",))
+        if not any(word in line for word in images)
+    ]
     assert wrong == []
 
 
@@ -240,7 +270,11 @@ def test_tensorboard_lives_in_runtime():
 
 
 def functions(path):
-    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def test_no_function_is_longer_than_a_screen():
@@ -261,7 +295,9 @@ def test_no_module_is_longer_than_300_lines():
 def undocumented(body, prefix):
     """Public classes and functions without a docstring; methods of public classes too."""
     for node in body:
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+        if not isinstance(
+            node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) or node.name.startswith("_"):
             continue
         if ast.get_docstring(node) is None:
             yield f"{prefix}:{node.lineno} {node.name}"
@@ -279,7 +315,9 @@ def test_the_package_does_not_print():
         f"{name_of(path)}:{node.lineno}"
         for path in PACKAGE
         for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
     ]
     assert wrong == []
 
@@ -289,7 +327,11 @@ def project_files():
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if listed.returncode == 0:
-        return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+        return [
+            ROOT / name
+            for name in listed.stdout.decode().split("\0")
+            if name and (ROOT / name).is_file()
+        ]
     folders = [ROOT / name for name in ("dino", "tests", "tools", "configs", "docs", "benchmarks")]
     return [*CODE, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
 

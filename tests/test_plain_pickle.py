@@ -39,14 +39,28 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected or found != found and expected != expected
 
 
-DTYPES = st.sampled_from(["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8", "<c8", "c16", "S3", "<U2", ">U3"])
+DTYPES = st.sampled_from(
+    ["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8", "<c8", "c16", "S3", "<U2", ">U3"]
+)
 SHAPES = array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)
-ARRAYS = DTYPES.flatmap(lambda dtype: arrays(dtype, SHAPES)) | arrays("<f4", SHAPES).map(np.asfortranarray)
+ARRAYS = DTYPES.flatmap(lambda dtype: arrays(dtype, SHAPES)) | arrays("<f4", SHAPES).map(
+    np.asfortranarray
+)
 SCALARS = DTYPES.flatmap(lambda dtype: arrays(dtype, ())).map(lambda array: array[()])
 BIG = st.integers(-(2**2040), 2**2040)
-ATOMS = st.none() | st.booleans() | st.integers() | BIG | st.floats() | st.text() | st.binary() | SCALARS
+ATOMS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | BIG
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | SCALARS
+)
 KEYS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.binary(), lambda key: st.tuples(key, key)
+    st.none() | st.booleans() | st.integers() | st.text() | st.binary(),
+    lambda key: st.tuples(key, key),
 )
 VALUES = st.recursive(
     ATOMS | ARRAYS,
@@ -137,7 +151,14 @@ def _rename(content: bytes, spelling: bytes) -> list[bytes]:
     parts, operations = [], list(pickletools.genops(content))
     ends = [place for _, _, place in operations[1:]] + [len(content)]
     for (code, value, place), end in zip(operations, ends, strict=True):
-        old = next((name for name in ("numpy._core", "numpy.core") if isinstance(value, str) and name in value), None)
+        old = next(
+            (
+                name
+                for name in ("numpy._core", "numpy.core")
+                if isinstance(value, str) and name in value
+            ),
+            None,
+        )
         if code.name == "FRAME":
             continue
         piece = content[place:end]
@@ -167,11 +188,15 @@ EXAMPLE = {
 
 @given(
     protocol=st.sampled_from(PROTOCOLS),
-    edits=st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=3), st.integers(0, 3)), max_size=4),
+    edits=st.lists(
+        st.tuples(st.integers(0, 2000), st.binary(max_size=3), st.integers(0, 3)), max_size=4
+    ),
     end=st.none() | st.integers(0, 2000),
 )
 @settings(max_examples=1500, deadline=None)
-def test_damaged_files_raise_the_one_error_or_are_read(protocol: int, edits: Any, end: int | None) -> None:
+def test_damaged_files_raise_the_one_error_or_are_read(
+    protocol: int, edits: Any, end: int | None
+) -> None:
     content = pickle.dumps(EXAMPLE, protocol=protocol)
     for place, replacement, dropped in edits:
         place %= len(content)
@@ -219,14 +244,23 @@ class Call:
 @pytest.mark.parametrize(
     "call",
     [
-        *((os.system, "touch RAN"), (eval, "open('RAN', 'w')"), (getattr, [], "append"), (np.load, "x.npy")),
+        *(
+            (os.system, "touch RAN"),
+            (eval, "open('RAN', 'w')"),
+            (getattr, [], "append"),
+            (np.load, "x.npy"),
+        ),
         *((functools.partial, print), (np.memmap, "x"), (set, [1]), (bytearray, b"x"), (Path, "x")),
     ],
     ids=lambda call: call[0].__name__,
 )
-def test_nothing_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int, call: Any) -> None:
+def test_nothing_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int, call: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PlainPickleError, match="the pickled object .*, and only lists, numbers, texts and arrays"):
+    with pytest.raises(
+        PlainPickleError, match="the pickled object .*, and only lists, numbers, texts and arrays"
+    ):
         loads(pickle.dumps([Call(*call)], protocol=protocol))
     assert not Path("RAN").exists()
 
@@ -240,51 +274,97 @@ def share(count: int, pair: bytes) -> bytes:
     return b")\x94" + b"".join(pair % (place, place) + b"\x94" for place in range(count))
 
 
-DEEP = b")" + b"\x85" * 200_000  # tuples in a tuple: no C stack is deep enough to hash or print them
+DEEP = (
+    b")" + b"\x85" * 200_000
+)  # tuples in a tuple: no C stack is deep enough to hash or print them
 START = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85C\x01btR"
 FLOAT = b"cnumpy\ndtype\n(X\x02\0\0\0f4\x89\x88tR"
-ENCODE = b"c_codecs\nencode\nX" + (1000).to_bytes(4, "little") + b"a" * 1000 + b"q\0X\6\0\0\0latin1q\1\x86Rq\2"
+ENCODE = (
+    b"c_codecs\nencode\nX"
+    + (1000).to_bytes(4, "little")
+    + b"a" * 1000
+    + b"q\0X\6\0\0\0latin1q\1\x86Rq\2"
+)
 
 HOSTILE = {
-    "a deep tuple as a key": (b"}" + DEEP + b"K\1s.", "a tuple of 100 values or more where a key belongs"),
+    "a deep tuple as a key": (
+        b"}" + DEEP + b"K\1s.",
+        "a tuple of 100 values or more where a key belongs",
+    ),
     "a deep tuple": (DEEP[:20_000] + b".", "nests more than 100 levels"),
     "a deep list": (b"]" * 20_000 + b"a" * 19_999 + b".", "nests more than 100 levels"),
-    "deep dictionaries": (b"}K\1" * 20_000 + b"N" + b"s" * 20_000 + b".", "nests more than 100 levels"),
+    "deep dictionaries": (
+        b"}K\1" * 20_000 + b"N" + b"s" * 20_000 + b".",
+        "nests more than 100 levels",
+    ),
     "a shared tuple as a key": (b"}(" + share(59, b"h%ch%c\x86") + b"u.", "where a key belongs"),
     "a shared tuple": (share(59, b"h%ch%c\x86") + b".", "repeats more than 10000000 values"),
     "a shared list": (share(59, b"](h%ch%ce") + b".", "repeats more than 10000000 values"),
-    "a shared dictionary": (share(59, b"}(K\1h%cK\2h%cu") + b".", "repeats more than 10000000 values"),
+    "a shared dictionary": (
+        share(59, b"}(K\1h%cK\2h%cu") + b".",
+        "repeats more than 10000000 values",
+    ),
     "a list that holds itself": (b"]\x94h\0a.", "holds itself"),
     "a dictionary that holds itself, further down": (b"}\x94K\1(h\0ls.", "holds itself"),
     "a list as a key": (b"}]K\1s.", "a list where a key belongs"),
     "a text of 2**60 bytes": (b"\x8d" + (2**60).to_bytes(8, "little") + b"x.", "damaged: it has"),
     "bytes of 4 GiB": (b"B\xff\xff\xff\xffx.", "damaged: it has"),
     "a byte string of 4 GiB": (b"T\xff\xff\xff\xffx.", "damaged: it has"),
-    "a byte array of 2**62 bytes": (b"\x96" + (2**62).to_bytes(8, "little") + b"x.", "damaged: it has"),
+    "a byte array of 2**62 bytes": (
+        b"\x96" + (2**62).to_bytes(8, "little") + b"x.",
+        "damaged: it has",
+    ),
     "an integer of 4 GiB": (b"\x8b\xff\xff\xff\xff\1.", "damaged: it has"),
-    "an integer of 1 MB": (b"\x8b" + (10**6).to_bytes(4, "little") + b"\1" * 10**6 + b".", "more than 1024 bytes"),
+    "an integer of 1 MB": (
+        b"\x8b" + (10**6).to_bytes(4, "little") + b"\1" * 10**6 + b".",
+        "more than 1024 bytes",
+    ),
     "an integer of a million digits": (b"L" + b"9" * 10**6 + b"L\n.", "more than 2500 digits"),
-    "a number in the memo of a million digits": (b"Np" + b"9" * 10**6 + b"\n.", "more than 2500 digits"),
-    "an array of 10 GB": (START + b"(K\1" + number(2_684_354_560) + b"\x85" + FLOAT + b"\x89C\4\0\0\0\0tb.", "claims"),
-    "an array of 2**66 bytes": (START + b"(K\1" + number(2**64) + b"\x85" + FLOAT + b"\x89C\4\0\0\0\0tb.", "claims"),
-    "an empty array of 2**62 rows": (START + b"(K\1(" + number(2**62) + b"K\0t" + FLOAT + b"\x89C\0tb.", "no content"),
-    "a negative side": (START + b"(K\1(" + number(-1) + number(-1) + b"t" + FLOAT + b"\x89C\4\0\0\0\0tb.", "none can"),
+    "a number in the memo of a million digits": (
+        b"Np" + b"9" * 10**6 + b"\n.",
+        "more than 2500 digits",
+    ),
+    "an array of 10 GB": (
+        START + b"(K\1" + number(2_684_354_560) + b"\x85" + FLOAT + b"\x89C\4\0\0\0\0tb.",
+        "claims",
+    ),
+    "an array of 2**66 bytes": (
+        START + b"(K\1" + number(2**64) + b"\x85" + FLOAT + b"\x89C\4\0\0\0\0tb.",
+        "claims",
+    ),
+    "an empty array of 2**62 rows": (
+        START + b"(K\1(" + number(2**62) + b"K\0t" + FLOAT + b"\x89C\0tb.",
+        "no content",
+    ),
+    "a negative side": (
+        START + b"(K\1(" + number(-1) + number(-1) + b"t" + FLOAT + b"\x89C\4\0\0\0\0tb.",
+        "none can",
+    ),
     "one content for many arrays": (
         ENCODE + b"(" + (START + b"(K\1K\xfa\x85" + FLOAT + b"\x89h\2tb") * 30 + b"l.",
         "repeats its content",
     ),
-    "one text for many byte strings": (ENCODE + b"(" + b"c_codecs\nencode\nh\0h\1\x86R" * 3000 + b"l.", "repeats its"),
+    "one text for many byte strings": (
+        ENCODE + b"(" + b"c_codecs\nencode\nh\0h\1\x86R" * 3000 + b"l.",
+        "repeats its",
+    ),
     "an array without content": (START + b".", "without content"),
     "an array in itself": (
         START + b"q\7(K\1K\1\x85cnumpy\ndtype\n(X\2\0\0\0O8\x89\x88tR\x89(h\7ltb.",
         "holds a array without content",
     ),
-    "text beyond Unicode": (pickle.dumps(np.array(["ab"])).replace(b"a\0\0\0", b"\xff" * 4), "not Unicode"),
+    "text beyond Unicode": (
+        pickle.dumps(np.array(["ab"])).replace(b"a\0\0\0", b"\xff" * 4),
+        "not Unicode",
+    ),
     "a dtype": (pickle.dumps(np.dtype("f4")), "holds a dtype"),
     "a record": (pickle.dumps(np.zeros(2, "f4,i4")), "dtype 'V8'"),
     "a date": (pickle.dumps(np.zeros(2, "M8[s]")), "dtype 'M8'"),
     "a function": (b"cnumpy\nndarray\n.", "holds a name of a function or class"),
-    "a dotted name": (b"\x8c\5numpy\x8c\x15ndarray.__class__.mro\x93.", "pickled object numpy.ndarray.__class__.mro"),
+    "a dotted name": (
+        b"\x8c\5numpy\x8c\x15ndarray.__class__.mro\x93.",
+        "pickled object numpy.ndarray.__class__.mro",
+    ),
     "a set": (pickle.dumps({1}, protocol=4), "opcode EMPTY_SET"),
     "an object": (b"ccollections\nOrderedDict\n)\x81.", "opcode NEWOBJ"),
     "a persistent id": (b"X\1\0\0\0aQ.", "opcode BINPERSID"),

@@ -22,7 +22,9 @@ def facts(shared_facts):
 
 def arguments(function, *, skip_self):
     """Names of the arguments, and how many of the last have defaults."""
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
+    parameters = [
+        p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD
+    ]
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.KEYWORD_ONLY)]
     names = [p.name for p in named][1 if skip_self else 0 :]
     return names, sum(p.default is not p.empty for p in named)
@@ -38,7 +40,9 @@ def check_class(name, kind, recorded):
     if recorded["args"] is not None:
         check_callable(name, kind.__init__, recorded, skip_self=True)
     for method, function in vars(kind).items():
-        if method.startswith("_") or not (inspect.isfunction(function) or isinstance(function, staticmethod)):
+        if method.startswith("_") or not (
+            inspect.isfunction(function) or isinstance(function, staticmethod)
+        ):
             continue
         assert method in recorded["methods"], f"{name}.{method}"
         check_callable(f"{name}.{method}", getattr(kind, method), recorded["methods"][method])
@@ -63,8 +67,15 @@ def test_every_name_has_the_real_signature(poptorch, facts):
                 assert recorded["kind"] == "exception" and issubclass(value, Exception)
             seen.append(full)
     for name in GROUPS:
-        check_class(f"poptorch.options.{name}", getattr(poptorch.options, name), facts[f"poptorch.options.{name}"])
-    assert {*seen} >= {f"poptorch.{name}" for name in poptorch.__all__} - {"poptorch.optim", "poptorch.options"}
+        check_class(
+            f"poptorch.options.{name}",
+            getattr(poptorch.options, name),
+            facts[f"poptorch.options.{name}"],
+        )
+    assert {*seen} >= {f"poptorch.{name}" for name in poptorch.__all__} - {
+        "poptorch.optim",
+        "poptorch.options",
+    }
 
 
 def test_options_start_with_the_real_defaults(poptorch, facts):
@@ -76,7 +87,9 @@ def test_options_start_with_the_real_defaults(poptorch, facts):
 
 
 def test_the_product_uses_real_names_only(facts):
-    text = "".join(path.read_text() for path in sorted((ROOT / "dino" / "devices" / "ipu").glob("*.py")))
+    text = "".join(
+        path.read_text() for path in sorted((ROOT / "dino" / "devices" / "ipu").glob("*.py"))
+    )
     used = set(re.findall(r"\bpoptorch\.(\w+)", text)) - {"optim"}
     assert used and {f"poptorch.{name}" for name in used} <= facts.keys()
     executor = facts["poptorch.PoplarExecutor"]["methods"]
@@ -131,7 +144,10 @@ def test_a_step_equals_a_plain_loop(poptorch, ga, replicas, di):
     found, losses = executor(rows, targets)
     wanted = []
     for part, goal in zip(rows.chunk(di), targets.chunk(di), strict=True):
-        outputs = [plain(*micro) for micro in zip(part.chunk(ga * replicas), goal.chunk(ga * replicas), strict=True)]
+        outputs = [
+            plain(*micro)
+            for micro in zip(part.chunk(ga * replicas), goal.chunk(ga * replicas), strict=True)
+        ]
         rule.zero_grad()
         torch.stack([loss for _, loss in outputs]).mean().backward()
         rule.step()
@@ -140,7 +156,9 @@ def test_a_step_equals_a_plain_loop(poptorch, ga, replicas, di):
     assert torch.allclose(losses.reshape(-1), torch.stack([loss for _, loss in wanted]), atol=1e-6)
     state = model.state_dict()
     assert torch.allclose(state["layer.weight"], plain.layer.weight, atol=1e-6)
-    assert float(state["calls"]) == ga * di  # buffers are there once a replica, and the first one comes back
+    assert (
+        float(state["calls"]) == ga * di
+    )  # buffers are there once a replica, and the first one comes back
 
 
 def test_output_modes_give_their_shapes(poptorch):
@@ -163,7 +181,9 @@ def test_an_output_mode_that_is_not_imitated_is_refused(poptorch):
 
 def test_a_batch_that_does_not_divide_and_a_shape_that_changes_are_errors(poptorch):
     _, _, executor = build(poptorch, ga=3, replicas=2)
-    with pytest.raises(AssertionError, match=r"Invalid batch dimension: In the input torch.Size\(\[13, 3\]\)"):
+    with pytest.raises(
+        AssertionError, match=r"Invalid batch dimension: In the input torch.Size\(\[13, 3\]\)"
+    ):
         executor(*draw(13))
     executor(*draw(12))
     with pytest.raises(poptorch.Error, match="Shape mismatch for rows: expected"):
@@ -180,12 +200,17 @@ def test_options_are_checked_and_freeze(poptorch):
         options.foo = 1
     with pytest.raises(AttributeError, match="Invalid attribute foo"):
         _ = options.foo
-    with pytest.raises(AssertionError, match="Unexpected type <class 'str'> for option gradient_accumulation"):
+    with pytest.raises(
+        AssertionError, match="Unexpected type <class 'str'> for option gradient_accumulation"
+    ):
         options.Training.gradientAccumulation("3")
     with pytest.raises(ValueError):
         options.Precision.setPartialsType(torch.int32)
     poptorch.inferenceModel(nn.Linear(1, 1), options)
-    for change in (lambda: options.deviceIterations(2), lambda: options.Training.gradientAccumulation(2)):
+    for change in (
+        lambda: options.deviceIterations(2),
+        lambda: options.Training.gradientAccumulation(2),
+    ):
         with pytest.raises(AttributeError, match="Can't modify frozen Options"):
             change()
     torch.manual_seed(5)
@@ -221,7 +246,9 @@ def test_host_and_device_have_weights_of_their_own(poptorch):
     with torch.no_grad():
         layer.weight.zero_()
     executor(*draw(2))
-    assert float(model.state_dict()["layer.weight"].detach().abs().min()) > 0  # the host's edit was not seen
+    assert (
+        float(model.state_dict()["layer.weight"].detach().abs().min()) > 0
+    )  # the host's edit was not seen
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.zero_()
@@ -236,7 +263,9 @@ def test_moments_come_back_and_go_in_again(poptorch):
     for _ in range(2):
         executor(*draw(2))
     weights, state = {name: t.clone() for name, t in model.state_dict().items()}, rule.state_dict()
-    assert {"Accl1___layer.weight", "Accl2___layer.bias", "Step___layer.bias"} <= state["ipu_state"].keys()
+    assert {"Accl1___layer.weight", "Accl2___layer.bias", "Step___layer.bias"} <= state[
+        "ipu_state"
+    ].keys()
     executor(*draw(2))
     model2, rule2, again = build(poptorch, seed=3)
     nn.Module.load_state_dict(model2, weights)
@@ -321,7 +350,9 @@ def test_custom_ops_wait_for_the_update_and_take_the_last_factor(poptorch):
             self.follower = nn.Parameter(torch.zeros(3), requires_grad=False)
 
         def forward(self, rows, factor):
-            poptorch.custom_op([self.weight, self.follower, factor], "Follow", "test", 1, [self.weight])
+            poptorch.custom_op(
+                [self.weight, self.follower, factor], "Follow", "test", 1, [self.weight]
+            )
             return poptorch.identity_loss((rows * self.weight).mean(), "none")
 
     def follow(student, teacher, factor):
@@ -332,7 +363,9 @@ def test_custom_ops_wait_for_the_update_and_take_the_last_factor(poptorch):
 
     ops.register("test", "Follow", 1, follow, deferred=True)
     model, options = Follow(), poptorch.Options()
-    assert float(poptorch.custom_op([model.weight], "Follow", "test", 1, [model.weight])[0].sum()) == 0  # outside
+    assert (
+        float(poptorch.custom_op([model.weight], "Follow", "test", 1, [model.weight])[0].sum()) == 0
+    )  # outside
     options.Training.gradientAccumulation(2)
     rule = poptorch.optim.AdamW([model.weight], lr=0.25, weight_decay=0.0)
     executor = poptorch.trainingModel(model, options, rule)
@@ -361,7 +394,12 @@ def test_stages_and_chips_are_counted(poptorch):
     options.Training.gradientAccumulation(3)
     executor = poptorch.trainingModel(Two(), options)
     executor(torch.zeros(3, 3))
-    assert executor._context.placed == {"first.weight": 0, "first.bias": 0, "second.weight": 1, "second.bias": 1}
+    assert executor._context.placed == {
+        "first.weight": 0,
+        "first.bias": 0,
+        "second.weight": 1,
+        "second.bias": 1,
+    }
     with pytest.raises(poptorch.Error, match="specifies the use of 6 IPUs"):
         options = poptorch.Options().replicationFactor(3)
         options.Training.gradientAccumulation(3)

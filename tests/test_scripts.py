@@ -37,7 +37,12 @@ SCRIPTS = (
 
 def run_script(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -65,6 +70,9 @@ def test_the_demo_prints_three_scores_and_where_its_files_are(
     small.rename(tmp_path / embedded.DemoSpec().folder_name)
     demo.main(["--epochs", "1", "--num_workers", "0", "--output_dir", str(tmp_path / "run")])
     text = capsys.readouterr().out
-    assert all(name in text for name in ("raw pixels", "untrained network", "trained teacher", "attention maps"))
+    assert all(
+        name in text
+        for name in ("raw pixels", "untrained network", "trained teacher", "attention maps")
+    )
     for name in ("checkpoint.pth", "tensorboard", "attention.png"):
         assert (tmp_path / "run" / name).exists() and str(tmp_path / "run" / name) in text

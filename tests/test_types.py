@@ -25,19 +25,32 @@ def torch_release():
 def excuses():
     """(place, comment) of every comment in the package that mypy obeys."""
     for path in sorted((ROOT / "dino").rglob("*.py")):
-        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
-            if token.type == tokenize.COMMENT and re.match(r"#\s*(type:\s*ignore|mypy:)", token.string):
+        for token in tokenize.generate_tokens(
+            io.StringIO(path.read_text(encoding="utf-8")).readline
+        ):
+            if token.type == tokenize.COMMENT and re.match(
+                r"#\s*(type:\s*ignore|mypy:)", token.string
+            ):
                 yield f"{path.relative_to(ROOT)}:{token.start[0]}", token.string
 
 
 @pytest.mark.long
-@pytest.mark.skipif(bool(MISSING), reason=f"no types: {', '.join(MISSING)} missing; see requirements-test.txt")
 @pytest.mark.skipif(
-    torch_release() < NEWEST, reason=f"no types: they are checked with torch {NEWEST[0]}.{NEWEST[1]} on"
+    bool(MISSING), reason=f"no types: {', '.join(MISSING)} missing; see requirements-test.txt"
+)
+@pytest.mark.skipif(
+    torch_release() < NEWEST,
+    reason=f"no types: they are checked with torch {NEWEST[0]}.{NEWEST[1]} on",
 )
 def test_package_has_no_type_errors():
     words = ["--no-error-summary", "--no-color-output", "--cache-dir", str(ROOT / ".mypy_cache")]
-    done = subprocess.run([sys.executable, "-m", "mypy", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -21,7 +21,9 @@ BUILD = "import sys, setuptools.build_meta as b; out = sys.argv[1]; b.build_whee
 def built(tmp_path_factory):
     """(wheel, source distribution), built from a copy: setuptools leaves folders where it builds."""
     # Not imported here: setuptools wants to come before whatever else has imported distutils.
-    release = importlib.metadata.version("setuptools") if importlib.util.find_spec("setuptools") else "0"
+    release = (
+        importlib.metadata.version("setuptools") if importlib.util.find_spec("setuptools") else "0"
+    )
     if int(release.split(".")[0]) < 77:
         pytest.skip(f"setuptools 77 is missing, which builds the wheel (there is {release})")
     folder = tmp_path_factory.mktemp("built")
@@ -44,14 +46,24 @@ def installed(built, tmp_path_factory):
     venv.create(folder, with_pip=False)
     site = next((folder / "lib").glob("python*")) / "site-packages"
     (site / "at_hand.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    command = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(folder / "bin" / "python"),
+        "install",
+        "--quiet",
+    ]
     subprocess.run([*command, "--no-deps", "--no-index", str(built[0])], check=True)
     return folder / "bin"
 
 
 def run(installed, *words, cwd, code=0):
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([str(installed / words[0]), *words[1:]], cwd=cwd, env=kept, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(installed / words[0]), *words[1:]], cwd=cwd, env=kept, capture_output=True, text=True
+    )
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
@@ -61,9 +73,16 @@ def test_the_wheel_holds_the_package_and_its_data_alone(built):
         names = wheel.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"dino"}
-    for name in ("presets/ops_bf16.txt", "presets/configs/vits16.yaml", "golden/loss.npz", "cli/__main__.py"):
+    for name in (
+        "presets/ops_bf16.txt",
+        "presets/configs/vits16.yaml",
+        "golden/loss.npz",
+        "cli/__main__.py",
+    ):
         assert f"dino/{name}" in names
-    listed = set(subprocess.check_output(["git", "ls-files", "dino/"], cwd=ROOT, text=True).splitlines())
+    listed = set(
+        subprocess.check_output(["git", "ls-files", "dino/"], cwd=ROOT, text=True).splitlines()
+    )
     assert listed - set(names) == set(), "files of the package that the wheel lacks"
 
 
@@ -71,12 +90,22 @@ def test_the_source_distribution_builds_the_same_package(built):
     with tarfile.open(built[1]) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"pyproject.toml", "README.md", "requirements.txt", "dino/cli/__main__.py"} <= names
-    assert "dino/presets/configs/ipu/vit_small_pod16.yaml" in names or any("presets/configs" in n for n in names)
+    assert "dino/presets/configs/ipu/vit_small_pod16.yaml" in names or any(
+        "presets/configs" in n for n in names
+    )
 
 
 def test_commands_run_from_another_folder(installed, tmp_path):
     assert run(installed, "dino", "--version", cwd=tmp_path).startswith("dino ")
-    printed = run(installed, "dino", "pretrain", "--config", "configs/vits16.yaml", "--print_config", cwd=tmp_path)
+    printed = run(
+        installed,
+        "dino",
+        "pretrain",
+        "--config",
+        "configs/vits16.yaml",
+        "--print_config",
+        cwd=tmp_path,
+    )
     assert "arch: vit_small" in printed
     where = run(installed, "python", "-c", "import dino; print(dino.__file__)", cwd=tmp_path)
     assert str(installed.parent) in where
@@ -93,7 +122,15 @@ def test_op_lists_are_found_from_another_folder(installed, tmp_path):
 def test_a_file_in_the_current_folder_comes_before_the_packages(installed, tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "vits16.yaml").write_text("arch: vit_tiny\n")
-    printed = run(installed, "dino", "pretrain", "--config", "configs/vits16.yaml", "--print_config", cwd=tmp_path)
+    printed = run(
+        installed,
+        "dino",
+        "pretrain",
+        "--config",
+        "configs/vits16.yaml",
+        "--print_config",
+        cwd=tmp_path,
+    )
     assert "arch: vit_tiny" in printed
 
 
@@ -117,8 +154,13 @@ def test_a_missing_torch_is_one_line(built, tmp_path):
     (site / "numpy.libs").symlink_to(Path(numpy.__file__).parents[1] / "numpy.libs")
     python = str(tmp_path / "bare" / "bin" / "python")
     done = subprocess.run(
-        [python, "-m", "dino.cli", "knn", "--data_path", "demo"], cwd=tmp_path, capture_output=True, text=True
+        [python, "-m", "dino.cli", "knn", "--data_path", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 2 and done.stderr.startswith("torch is not installed; pip install torch")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "torch is not installed; pip install torch"
+    )
     assert len(done.stderr.splitlines()) == 1
     assert subprocess.run([python, "-m", "dino.cli", "knn", "--help"], cwd=tmp_path).returncode == 0

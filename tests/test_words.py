@@ -21,8 +21,20 @@ REPLACED = {  # names of before: the field's
     "move_average": "ema_update",
     "cut_centre": "center_crop",
     "cut_random": "random_resized_crop",
+    "local_world": "local_world_size",
+    "is_first": "is_rank_zero",
+    "before_update": "a line of the step",
+    "WholeStep": "TracedStep",
+    "rehearse": "dry_run",
+    "measure_product": "measure_matmul",
+    "name_places": "positional_to_flags",
+    "writing_whole": "atomic_write",
+    "write_whole": "atomic_write",
+    "drafting": "atomic_draft",
 }
-BRITISH = re.compile(r"normalis|centre|optimis|colour|neighbour|synchronis|recognis|solaris|initialis", re.IGNORECASE)
+BRITISH = re.compile(
+    r"normalis|centre|optimis|colour|neighbour|synchronis|recognis|solaris|initialis", re.IGNORECASE
+)
 
 
 def names_of(path):
@@ -34,8 +46,14 @@ def names_of(path):
 def speech_of(path):
     """Texts of what a file raises, warns and logs, each with its line."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        logs = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOGGING
-        if isinstance(node, ast.Raise) or (logs and getattr(node.func.value, "id", "") in {"logger", "warnings"}):
+        logs = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in LOGGING
+        )
+        if isinstance(node, ast.Raise) or (
+            logs and getattr(node.func.value, "id", "") in {"logger", "warnings"}
+        ):
             for part in ast.walk(node):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield part.value, part.lineno
@@ -46,13 +64,21 @@ def show(path, line, word):
 
 
 def test_the_library_names_no_flag_in_what_it_raises_warns_and_logs():
-    wrong = [(path, n, text) for path in LIBRARY for text, n in speech_of(path) if re.search(r"(^|[\s(])--[a-z]", text)]
+    wrong = [
+        (path, n, text)
+        for path in LIBRARY
+        for text, n in speech_of(path)
+        if re.search(r"(^|[\s(])--[a-z]", text)
+    ]
     assert [show(*each) for each in wrong] == []
 
 
 def test_flags_and_options_are_words_of_the_command_line():
     wrong = [
-        (path, n, name) for path in LIBRARY for name, n in names_of(path) if re.fullmatch(r"\w+(Flags|Options)", name)
+        (path, n, name)
+        for path in LIBRARY
+        for name, n in names_of(path)
+        if re.fullmatch(r"\w+(Flags|Options)", name)
     ]
     assert [show(*each) for each in wrong] == []
 
@@ -60,9 +86,14 @@ def test_flags_and_options_are_words_of_the_command_line():
 @pytest.mark.parametrize("word", REPLACED)
 def test_an_older_name_does_not_come_back(word):
     assert [
-        show(path, n, f"{word}, say {REPLACED[word]}") for path in CODE for name, n in names_of(path) if name == word
+        show(path, n, f"{word}, say {REPLACED[word]}")
+        for path in CODE
+        for name, n in names_of(path)
+        if name == word
     ] == []
 
 
 def test_names_are_in_american_spelling():
-    assert [show(path, n, name) for path in CODE for name, n in names_of(path) if BRITISH.search(name)] == []
+    assert [
+        show(path, n, name) for path in CODE for name, n in names_of(path) if BRITISH.search(name)
+    ] == []

@@ -39,7 +39,13 @@ BOXES = (  # top, left, height, width, side of the crop: from shrinking fourfold
 # photograph's, and Pillow's blur, which is made of boxes, 1.1 levels from a Gaussian's mean where this one is 0.5.
 BASE = 1
 CHAINS = 8
-FLAGS = {"flip": 4, "jitter": 6, "gray": 2, "blur": 4, "solarize": 3}  # in how many chains each is set
+FLAGS = {
+    "flip": 4,
+    "jitter": 6,
+    "gray": 2,
+    "blur": 4,
+    "solarize": 3,
+}  # in how many chains each is set
 JITTER = ("brightness", "contrast", "saturation", "hue")
 OPERATIONS: Mapping[str, Sequence[float]] = {
     **{"brightness": (0.6, 0.85, 1.4), "contrast": (0.6, 0.85, 1.4), "saturation": (0.8, 1.2)},
@@ -73,7 +79,9 @@ def change(picture: Image.Image, operation: str, value: float) -> Image.Image:
     return getattr(TF, f"adjust_{operation}")(picture, value)
 
 
-def run_chain(picture: Image.Image, flags: Sequence[bool], jitter: Mapping[str, float], radius: float) -> Image.Image:
+def run_chain(
+    picture: Image.Image, flags: Sequence[bool], jitter: Mapping[str, float], radius: float
+) -> Image.Image:
     """Flip, jitter in the order of `jitter`, gray, blur, solarize, each where its flag is set."""
     steps = {name: [(name, radius)] for name in FLAGS} | {"jitter": list(jitter.items())}
     for name, flag in zip(FLAGS, flags, strict=True):
@@ -100,7 +108,12 @@ def choose_parameters() -> Arrays:
     for index in range(CHAINS):
         order, radius = rng.permutation(len(JITTER)), rng.uniform(0.1, 2.0)
         factors = rng.uniform((0.6, 0.6, 0.8, -0.1), (1.4, 1.4, 1.2, 0.1))
-        numbers = {"order": order, "factors": factors, "flags": flags[index], "radius": np.array(radius)}
+        numbers = {
+            "order": order,
+            "factors": factors,
+            "flags": flags[index],
+            "radius": np.array(radius),
+        }
         chosen |= {f"0/chain/{index}/{key}": value for key, value in numbers.items()}
     return chosen
 
@@ -113,7 +126,9 @@ def compute(parameters: Arrays) -> Arrays:
         photo, case = whole.split("/")[0], whole.split("/")[-1]
         if name == "params":
             picture = Image.fromarray(parameters[f"{photo}/photo"])
-            found[f"{whole}/image"] = np.asarray(crop(picture, value.tolist(), int(parameters[f"{whole}/size"])))
+            found[f"{whole}/image"] = np.asarray(
+                crop(picture, value.tolist(), int(parameters[f"{whole}/size"]))
+            )
         elif name == "param":
             base = cut_base(parameters, photo)
             found[f"{whole}/image"] = np.asarray(change(base, case.split("_")[0], float(value)))

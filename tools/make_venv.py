@@ -10,8 +10,14 @@ no time. Exit codes: 0 done, 1 pip failed, 2 wrong input or a machine that lacks
 
 import sys
 
-if sys.version_info < (3, 10):  # before the other imports, some of which such interpreters do not have
-    sys.stderr.write("make_venv: needs Python >= 3.10, this is %d.%d; set PYTHON to a newer\n" % sys.version_info[:2])
+if sys.version_info < (
+    3,
+    10,
+):  # before the other imports, some of which such interpreters do not have
+    sys.stderr.write(
+        "make_venv: needs Python >= 3.10, this is %d.%d; set PYTHON to a newer\n"
+        % sys.version_info[:2]
+    )
     sys.exit(2)
 
 import json
@@ -23,7 +29,9 @@ from pathlib import Path
 from typing import NoReturn
 
 FAMILY = ("torch", "torchvision", "torchaudio")
-DEFAULTS = [Path(__file__).parents[1] / name for name in ("requirements-torch.txt", "requirements.txt")]
+DEFAULTS = [
+    Path(__file__).parents[1] / name for name in ("requirements-torch.txt", "requirements.txt")
+]
 
 
 def stop(text: object, *, code: int = 2) -> NoReturn:
@@ -39,7 +47,9 @@ def find_version(name: str) -> str:
 
 def find_kept() -> dict[str, str]:
     """Name -> version of torch and what belongs to it in this interpreter, none imported; empty without a torch."""
-    there = {name: find_version(name) for name in FAMILY if getattr(util.find_spec(name), "origin", None)}
+    there = {
+        name: find_version(name) for name in FAMILY if getattr(util.find_spec(name), "origin", None)
+    }
     return there if "torch" in there else {}
 
 
@@ -49,19 +59,27 @@ def check_kept(kept: dict[str, str], lines: dict[str, str]) -> None:
     other = "or set PYTHON to an interpreter without torch"
     for name in set(FAMILY) & lines.keys() if kept else ():
         if name not in kept:
-            stop(f"{owner} {name} is missing there; install the {name} built for this torch, {other}")
+            stop(
+                f"{owner} {name} is missing there; install the {name} built for this torch, {other}"
+            )
         have, bound = (re.search(r"(\d+)\.(\d+)", text) for text in (kept[name], lines[name]))
         if have and bound and [*map(int, have.groups())] < [*map(int, bound.groups())]:
-            stop(f"{owner} {name} {kept[name]} is older than the required {lines[name]}; take a newer one, {other}")
+            stop(
+                f"{owner} {name} {kept[name]} is older than the required {lines[name]}; take a newer one, {other}"
+            )
 
 
 def create(target: Path, *, shared: bool) -> None:
     """Create the environment, or repair a half-made one; it sees this interpreter's packages if `shared`."""
     words = ["--system-site-packages"] if shared else []
     if subprocess.run([sys.executable, "-m", "venv", *words, target]).returncode:
-        stop(f"{sys.executable} -m venv failed, see above; on Debian and Ubuntu: apt-get install python3-venv")
+        stop(
+            f"{sys.executable} -m venv failed, see above; on Debian and Ubuntu: apt-get install python3-venv"
+        )
     # The option shows the base interpreter's packages; where this one is an environment itself, its own are elsewhere.
-    hook = "".join(f"import site; site.addsitedir({folder!r})\n" for folder in site.getsitepackages() if shared)
+    hook = "".join(
+        f"import site; site.addsitedir({folder!r})\n" for folder in site.getsitepackages() if shared
+    )
     for packages in target.glob("lib/python*/site-packages"):
         (packages / "parent-environment.pth").write_text(hook, encoding="utf-8")
 
@@ -71,19 +89,41 @@ def install(target: Path, lines: dict[str, str], kept: dict[str, str]) -> None:
     left = {*FAMILY, "timm"} if kept else set()
     folders = [*map(str, target.glob("lib/python*/site-packages")), *(sys.path if kept else [])]
     if not any(metadata.distributions(name="opencv-python-headless", path=folders)):
-        left |= {"opencv-python-headless"} if machinery.PathFinder.find_spec("cv2", folders) else set()
+        left |= (
+            {"opencv-python-headless"} if machinery.PathFinder.find_spec("cv2", folders) else set()
+        )
     pins = [f"{name}=={version}" for name, version in kept.items() if version]
-    if kept and find_version("numpy").startswith("1."):  # a torch that was built with numpy 1 does not work with 2
+    if kept and find_version("numpy").startswith(
+        "1."
+    ):  # a torch that was built with numpy 1 does not work with 2
         pins.append("numpy<2")
     (target / "constraints.txt").write_text("\n".join(pins), encoding="utf-8")
-    steps = [["-c", f"{target}/constraints.txt", *(line for name, line in lines.items() if name not in left)]]
-    if kept and "timm" in lines:  # alone, since it demands torchvision; the hub is its only other need that is not ours
+    steps = [
+        [
+            "-c",
+            f"{target}/constraints.txt",
+            *(line for name, line in lines.items() if name not in left),
+        ]
+    ]
+    if (
+        kept and "timm" in lines
+    ):  # alone, since it demands torchvision; the hub is its only other need that is not ours
         steps = [[*steps[0], "huggingface_hub"], ["--no-deps", lines["timm"]]]
     for words in steps:
-        pip = [f"{target}/bin/python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+        pip = [
+            f"{target}/bin/python",
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+        ]
         if subprocess.run([*pip, *words]).returncode:
             beside = f" while {', '.join(pins)} of the interpreter stays" if pins else ""
-            stop(f"pip could not install the requirements{beside}; its reason is above; then run again", code=1)
+            stop(
+                f"pip could not install the requirements{beside}; its reason is above; then run again",
+                code=1,
+            )
 
 
 def main(target: Path = Path(".venv"), *requirements: Path) -> None:
@@ -97,7 +137,9 @@ def main(target: Path = Path(".venv"), *requirements: Path) -> None:
     home = f"{prefix} (Python {sys.version_info[0]}.{sys.version_info[1]}; {kept or 'no torch'})"
     origin = record.get("made_with", "something else" if kept else home)
     if is_made and not is_own and origin != home:
-        stop(f"{target} was made with {origin}, this is {home}; set PYTHON to the former, or make clean to start anew")
+        stop(
+            f"{target} was made with {origin}, this is {home}; set PYTHON to the former, or make clean to start anew"
+        )
     if texts.items() <= record.get("installed", {}).items():
         return
     rows = [row.split("#")[0].strip() for text in texts.values() for row in text.splitlines()]
@@ -105,7 +147,9 @@ def main(target: Path = Path(".venv"), *requirements: Path) -> None:
     check_kept(kept, lines)
     target.mkdir(parents=True, exist_ok=True)
     record = {"made_with": home, "kept": kept, "installed": {}} | record
-    place.write_text(json.dumps(record), encoding="utf-8")  # first, so that whatever is interrupted is taken up again
+    place.write_text(
+        json.dumps(record), encoding="utf-8"
+    )  # first, so that whatever is interrupted is taken up again
     if not is_made:
         create(target, shared=bool(kept))
     install(target, lines, kept)

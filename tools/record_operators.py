@@ -53,8 +53,12 @@ def main() -> None:
 
 def record_all(formats: Sequence[str], batches: Sequence[int]) -> dict[str, dict[int, list[Entry]]]:
     """Record each format in a process of its own, since the bridge reads its op lists once."""
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=SERVER, max_tasks_per_child=1) as pool:
-        return dict(zip(formats, pool.map(record, formats, [tuple(batches)] * len(formats)), strict=True))
+    with concurrent.futures.ProcessPoolExecutor(
+        2, mp_context=SERVER, max_tasks_per_child=1
+    ) as pool:
+        return dict(
+            zip(formats, pool.map(record, formats, [tuple(batches)] * len(formats)), strict=True)
+        )
 
 
 def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]:
@@ -69,7 +73,14 @@ def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]
 
     recorded = {}
     for batch in batches:
-        words = [*NETWORK, *MODE, "--precision", number_format, "--batch_size_per_device", str(batch)]
+        words = [
+            *NETWORK,
+            *MODE,
+            "--precision",
+            number_format,
+            "--batch_size_per_device",
+            str(batch),
+        ]
         config = parse(TrainConfig, words)
         device = open_device(config.device, precision=config.precision)
         run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
@@ -90,14 +101,18 @@ def record_step(config: Any, run: Any) -> list[Entry]:
     with drawing_nothing():
         networks = build_networks(config, run)
     host, size = CpuDevice("fp32"), config.data.batch_size_per_device
-    batch = make_batch(build_recipe(config), size, seed=0, device=host.torch_device, place=host.place)
-    plan = build_plan(config, iterations=1, world=1, device=run.device)
+    batch = make_batch(
+        build_recipe(config), size, seed=0, device=host.torch_device, to_device=host.to_device
+    )
+    plan = build_plan(config, iterations=1, world_size=1, device=run.device)
     draws = StepDraws(config, networks[0], run.device)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for network in networks:
             make_fake(network, fake)
         program = build_program(config, *networks, run)
-        step = run.device.compile_train(program, build_optimizer(config.optim.optimizer, networks[0]), 1)
+        step = run.device.compile_train(
+            program, build_optimizer(config.optim.optimizer, networks[0]), 1
+        )
         with Recorder() as recorder:
             step(type(batch)(*map(fake.from_tensor, batch)), plan.inputs(0, draws.begin(0)))
     return list(recorder.entries.values())
@@ -106,7 +121,9 @@ def record_step(config: Any, run: Any) -> list[Entry]:
 @contextlib.contextmanager
 def drawing_nothing() -> Iterator[None]:
     """Networks get whatever is in their memory: only their shapes count, and drawing takes seconds."""
-    before = {name: getattr(nn.init, name) for name in ("trunc_normal_", "kaiming_uniform_", "uniform_")}
+    before = {
+        name: getattr(nn.init, name) for name in ("trunc_normal_", "kaiming_uniform_", "uniform_")
+    }
     for name in before:
         setattr(nn.init, name, lambda tensor, *_, **__: tensor)
     try:
@@ -120,7 +137,9 @@ def make_fake(network: nn.Module, fake: FakeTensorMode) -> None:
     """Replace parameters and buffers by tensors without memory."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            made = nn.Parameter(fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
+            made = nn.Parameter(
+                fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad
+            )
             module._parameters[name] = made
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = fake.from_tensor(buffer)
@@ -134,18 +153,27 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.entries: dict[str, Entry] = {}
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """See torch."""
         kwargs = kwargs or {}
         given = [*args, *kwargs.values()]
         # In-place operators change their arguments, so these are written down before.
-        described = [describe(list(args)), {k: describe(v) for k, v in kwargs.items() if k not in LEFT_OUT}]
+        described = [
+            describe(list(args)),
+            {k: describe(v) for k, v in kwargs.items() if k not in LEFT_OUT},
+        ]
         result = pack(operator, operator(*args, **kwargs))
         results = list(operator_list.find_leaves(result, torch.Tensor))
         tensors = [*operator_list.find_leaves(given, torch.Tensor), *results]
         if operator.namespace == "aten" and any(tensor.device.type != "cpu" for tensor in tensors):
             described[1] = {key: value for key, value in described[1].items() if value is not None}
-            entry = [str(operator), *described, " ".join(describe(tensor.dtype) for tensor in results)]
+            entry = [
+                str(operator),
+                *described,
+                " ".join(describe(tensor.dtype) for tensor in results),
+            ]
             self.entries.setdefault(identify(entry), entry)
         return result
 
@@ -186,7 +214,9 @@ def describe(value: Any) -> Any:
 def measure(tensor: torch.Tensor) -> operator_list.Spec:
     """Type, sizes and place of a tensor; the stride of a dimension of 1 means nothing."""
     plain = tensor.is_contiguous() and tensor.storage_offset() == 0
-    stride = [step if size > 1 else 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    stride = [
+        step if size > 1 else 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    ]
     return operator_list.Spec(
         dtype=tensor.dtype,
         size=tuple(tensor.shape),
@@ -204,7 +234,11 @@ def write(steps: dict[str, dict[int, list[Entry]]]) -> str:
     places: dict[str, dict[str, list[int]]] = {}
 
     def share(value: Any) -> Any:
-        if isinstance(value, list) and len(value) > MOST and all(isinstance(item, str) for item in value):
+        if (
+            isinstance(value, list)
+            and len(value) > MOST
+            and all(isinstance(item, str) for item in value)
+        ):
             return f"*{lists.setdefault(json.dumps(value), len(lists))}"
         return value
 
@@ -215,10 +249,20 @@ def write(steps: dict[str, dict[int, list[Entry]]]) -> str:
                 if number == len(operators):
                     operators.append([entry[0], [share(value) for value in entry[1]], *entry[2:]])
                 places.setdefault(number_format, {}).setdefault(str(batch), []).append(number)
-    recorded = {"by": "tools/record_operators.py", "network": " ".join(NETWORK), "torch": find_torch()}
+    recorded = {
+        "by": "tools/record_operators.py",
+        "network": " ".join(NETWORK),
+        "torch": find_torch(),
+    }
     lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in operators)
-    parts = [f'"recorded": {json.dumps(recorded)}', f'"lists": [\n{",".join(lists)}\n]', f'"operators": [\n{lines}\n]']
-    return "{" + ",\n".join([*parts, f'"steps": {json.dumps(places, separators=(",", ":"))}']) + "}\n"
+    parts = [
+        f'"recorded": {json.dumps(recorded)}',
+        f'"lists": [\n{",".join(lists)}\n]',
+        f'"operators": [\n{lines}\n]',
+    ]
+    return (
+        "{" + ",\n".join([*parts, f'"steps": {json.dumps(places, separators=(",", ":"))}']) + "}\n"
+    )
 
 
 def find_torch() -> str:

@@ -9,4 +9,14 @@ from dino.api.evaluation import Embeddings, attention, embed, knn, linear_probe
 from dino.api.training import Result, pretrain
 from dino.api.weights import list_models, load
 
-__all__ = ["Embeddings", "Result", "attention", "embed", "knn", "linear_probe", "list_models", "load", "pretrain"]
+__all__ = [
+    "Embeddings",
+    "Result",
+    "attention",
+    "embed",
+    "knn",
+    "linear_probe",
+    "list_models",
+    "load",
+    "pretrain",
+]

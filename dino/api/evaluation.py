@@ -32,7 +32,10 @@ from dino.models.vit import VisionTransformer
 from dino.visualization.attention import AttentionReader, ClsAttention, check_size
 
 # The settings of a probe that a backbone and images in a program's hands have made.
-MADE = ("data_path", *(field.name for kind in (BackboneConfig, WeightsConfig) for field in dataclasses.fields(kind)))
+MADE = (
+    "data_path",
+    *(field.name for kind in (BackboneConfig, WeightsConfig) for field in dataclasses.fields(kind)),
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ def embed(
         TypeError: The backbone gives no tensor.
     """
     settings = check_settings(
-        device=device, precision=precision, batch_size_per_device=batch_size_per_device, num_workers=num_workers
+        device=device,
+        precision=precision,
+        batch_size_per_device=batch_size_per_device,
+        num_workers=num_workers,
     )
     source = open_source(images)
     with open_frozen_run(settings.device, settings.precision) as run:
@@ -161,7 +167,9 @@ def linear_probe(
     """
     refuse_made("linear_probe", settings, MADE)
     if not hasattr(backbone, "embed_dim"):
-        raise TypeError(f"the backbone must come from dino.load, or have `embed_dim` (got {type(backbone).__name__})")
+        raise TypeError(
+            f"the backbone must come from dino.load, or have `embed_dim` (got {type(backbone).__name__})"
+        )
     given = {"output_dir": output_dir, **({"data_path": data} if is_path(data) else {}), **settings}
     config = build(LinearConfig, given)
     number_format = check_settings(precision=precision).precision
@@ -206,11 +214,16 @@ def attention(
         TypeError: The backbone is no vision transformer of this package.
     """
     if not isinstance(backbone, VisionTransformer):
-        raise TypeError(f"only vision transformers have attention maps (got {type(backbone).__name__})")
+        raise TypeError(
+            f"only vision transformers have attention maps (got {type(backbone).__name__})"
+        )
     size = None if image_size is None else check_settings(image_size=image_size).pictures.image_size
     check_size("`image_size`", size)
     settings, source = check_settings(device=device, precision=precision), open_source(images)
-    with open_frozen_run(settings.device, settings.precision) as run, lend(backbone, run) as trained:
+    with (
+        open_frozen_run(settings.device, settings.precision) as run,
+        lend(backbone, run) as trained,
+    ):
         reader = AttentionReader(
             patch_size=backbone.patch_size,
             in_chans=trained.in_chans,
@@ -218,5 +231,8 @@ def attention(
             normalization=build_normalization(trained.in_chans, trained.normalization),
             run=run,
         )
-        views = (reader.cut(source.read(i, reader.in_chans), size, source.names[i]) for i in range(len(source)))
+        views = (
+            reader.cut(source.read(i, reader.in_chans), size, source.names[i])
+            for i in range(len(source))
+        )
         return [reader.read_maps(view[None])[0] for view in views]

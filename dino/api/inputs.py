@@ -21,7 +21,7 @@ from dino.data.user_images import UserSource, read_labels, wrap_images
 from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.errors import DataError
 from dino.evaluation.config import VoteConfig
-from dino.evaluation.features import Features, build_reading, extract_features
+from dino.evaluation.features import Features, build_loader_config, extract_features
 from dino.runtime.config import LaunchConfig
 from dino.runtime.context import Run, open_run
 from dino.visualization.config import PictureConfig
@@ -75,7 +75,9 @@ def open_source(images: Any) -> ImageSource:
     if not is_path(images):
         return wrap_images(images)
     path = os.fspath(images)
-    return wrap_images([path]) if is_picture(path) and not os.path.isdir(path) else open_images(path)
+    return (
+        wrap_images([path]) if is_picture(path) and not os.path.isdir(path) else open_images(path)
+    )
 
 
 def open_splits(data: Any) -> tuple[ImageSource, ImageSource]:
@@ -88,7 +90,8 @@ def open_splits(data: Any) -> tuple[ImageSource, ImageSource]:
         return open_labelled_splits(os.fspath(data))
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise DataError(
-            f"data must be a folder with train and val, or a pair (train, val) (got {type(data).__name__})", value=data
+            f"data must be a folder with train and val, or a pair (train, val) (got {type(data).__name__})",
+            value=data,
         )
     train, test = (_label(open_source(part), part) for part in data)
     return _agree(train, test)
@@ -100,7 +103,8 @@ def _label(source: ImageSource, images: Any) -> ImageSource:
         source = source if found is None else wrap_images(images, labels=found)
     if source.labels is None:
         raise DataError(
-            f"{source.root} has no labels", remedy="give class folders, or items (image, label) with whole numbers"
+            f"{source.root} has no labels",
+            remedy="give class folders, or items (image, label) with whole numbers",
         )
     return source
 
@@ -111,7 +115,9 @@ def _agree(train: ImageSource, test: ImageSource) -> tuple[ImageSource, ImageSou
     if train.classes and test.classes:
         if train.classes != test.classes:
             odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
-            raise DataError(f"train and val do not have the same classes; they differ in {', '.join(odd[:5])}")
+            raise DataError(
+                f"train and val do not have the same classes; they differ in {', '.join(odd[:5])}"
+            )
         return train, test
     count = max(*train.labels, *test.labels) + 1
     named = train.classes or test.classes
@@ -127,7 +133,10 @@ def open_frozen_run(device: DeviceConfig, precision: PrecisionConfig) -> Iterato
         DeviceError: The device or the number format is not available here.
     """
     other = None if precision.precision is None else replace(precision, compile=False)
-    with torch.random.fork_rng(devices=[]), open_run(device, LaunchConfig(), precision=other) as run:
+    with (
+        torch.random.fork_rng(devices=[]),
+        open_run(device, LaunchConfig(), precision=other) as run,
+    ):
         yield run
 
 
@@ -144,7 +153,9 @@ def lend(backbone: nn.Module, run: Run) -> Iterator[TrainedBackbone]:
             patch_size=_number(backbone, "patch_size", 1),
             image_size=_number(backbone, "image_size", USUAL_SIZE),
             in_chans=_number(backbone, "in_chans", 3),
-            normalization={"mean": [*known.mean], "std": [*known.std]} if isinstance(known, Normalization) else None,
+            normalization={"mean": [*known.mean], "std": [*known.std]}
+            if isinstance(known, Normalization)
+            else None,
         )
     finally:
         backbone.to(home)
@@ -181,7 +192,12 @@ class InFormat(nn.Module):
 
 
 def extract(
-    backbone: nn.Module, sources: Sequence[ImageSource], run: Run, data: DataConfig, *, normalize: bool
+    backbone: nn.Module,
+    sources: Sequence[ImageSource],
+    run: Run,
+    data: DataConfig,
+    *,
+    normalize: bool,
 ) -> list[Features]:
     """Features of each source, one after the other; no loader processes for what is in memory, unless asked for."""
     with lend(backbone, run) as trained:
@@ -189,6 +205,8 @@ def extract(
         found = []
         for source in sources:
             idle = data.num_workers is None and isinstance(source, UserSource) and source.in_memory
-            reading = build_reading(replace(data, num_workers=0) if idle else data, run, keep_on_device=True)
+            reading = build_loader_config(
+                replace(data, num_workers=0) if idle else data, run, keep_on_device=True
+            )
             found.append(extract_features(described, source, run, reading, normalize=normalize))
         return found

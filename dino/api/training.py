@@ -80,7 +80,11 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
     source = check_options(config, own)
     _train(config, source, recipe=as_recipe(config, given, reasons))
     folder = Path(config.run.output_dir)
-    return Result(folder / checkpoint.LATEST, load(folder / checkpoint.LATEST), read_history(folder / LOG_FILE))
+    return Result(
+        folder / checkpoint.LATEST,
+        load(folder / checkpoint.LATEST),
+        read_history(folder / LOG_FILE),
+    )
 
 
 def _wrap(data: Any, config: TrainConfig) -> ImageSource | None:
@@ -91,7 +95,9 @@ def _wrap(data: Any, config: TrainConfig) -> ImageSource | None:
         OptionError: A setting that wants images on disk, or none.
     """
     if config.run.dry_run:
-        raise OptionError("`dry_run` ends without a result", remedy="leave it out; main_dino.py has it")
+        raise OptionError(
+            "`dry_run` ends without a result", remedy="leave it out; main_dino.py has it"
+        )
     if is_path(data) or data is None:
         return None
     if config.train_data.synthetic_data:
@@ -115,9 +121,10 @@ def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
     stopped: list[signal.Signals | None] = []
     try:
         with torch.random.fork_rng(devices=[]), _open(config) as run:
-            if isinstance(source, UserSource) and run.processes.is_first:
+            if isinstance(source, UserSource) and run.processes.is_rank_zero:
                 logger.warning(
-                    "a data set of %d images: only their number is checked when the run continues", len(source)
+                    "a data set of %d images: only their number is checked when the run continues",
+                    len(source),
                 )
             score = score_online(config, run) if config.run.eval_knn_every else None
             trainer = Trainer(config, source, run, score, recipe=recipe, stops_on=stops_on)

@@ -50,13 +50,27 @@ def load(
     """
     word = os.fspath(weights)
     if not word:
-        raise WeightsError("the name of the weights is empty", remedy="give a file, a folder, hub:NAME or timm:NAME")
-    given = {"pretrained_weights": word, "arch": arch, "patch_size": patch_size, "checkpoint_key": checkpoint_key}
+        raise WeightsError(
+            "the name of the weights is empty",
+            remedy="give a file, a folder, hub:NAME or timm:NAME",
+        )
+    given = {
+        "pretrained_weights": word,
+        "arch": arch,
+        "patch_size": patch_size,
+        "checkpoint_key": checkpoint_key,
+    }
     config = build(FrozenConfig, given)
-    with torch.random.fork_rng(devices=[]):  # a network is drawn before it is filled, and random numbers are the host's
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # a network is drawn before it is filled, and random numbers are the host's
         trained = load_backbone(config.backbone, config.weights)
     module: Any = trained.module
-    module.arch, module.patch_size, module.image_size = trained.arch, trained.patch_size, trained.image_size
+    module.arch, module.patch_size, module.image_size = (
+        trained.arch,
+        trained.patch_size,
+        trained.image_size,
+    )
     module.in_chans = trained.in_chans
     module.normalization = build_normalization(trained.in_chans, trained.normalization)
     return cast(nn.Module, module)

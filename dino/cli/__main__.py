@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name not in COMMANDS:
         raise OptionError(f"unknown command {name!r}: {nearest(name, list(COMMANDS))}")
     else:
-        sys.argv = [f"dino {name}", *words]  # what --help shows, and a loader process that imports __main__ again
+        sys.argv = [
+            f"dino {name}",
+            *words,
+        ]  # what --help shows, and a loader process that imports __main__ again
         importlib.import_module(f"dino.cli.{name.replace('-', '_')}").main(words)
 
 
@@ -60,7 +63,14 @@ def describe() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
-        ["usage: dino COMMAND [flags]", "", *lines, "", "dino COMMAND --help lists its flags; dino --version", ""]
+        [
+            "usage: dino COMMAND [flags]",
+            "",
+            *lines,
+            "",
+            "dino COMMAND --help lists its flags; dino --version",
+            "",
+        ]
     )
 
 

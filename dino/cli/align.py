@@ -32,7 +32,7 @@ def write_table(rows: Sequence[Difference]) -> Iterator[str]:
     yield from (f"{row.what:9} {row.name:{width}} {row.most:9.2e} {row.mean:9.2e}" for row in rows)
 
 
-def align(options: AlignConfig) -> list[Difference]:
+def align(config: AlignConfig) -> list[Difference]:
     """Train on both devices and compare.
 
     Raises:
@@ -47,25 +47,37 @@ def align(options: AlignConfig) -> list[Difference]:
     from dino.training.build import build_recipe
     from dino.training.plan import build_plan
 
-    device = open_device(options.device, precision=options.precision, compiled=options.compiled)
-    reference = open_device(DeviceConfig(device=options.align.reference))
+    device = open_device(config.device, precision=config.precision, compiled=config.compiled)
+    reference = open_device(DeviceConfig(device=config.align.reference))
     parts, steps, host = (
-        device.count_micro_batches(options.run.accumulate_steps),
-        options.align.steps,
+        device.count_micro_batches(config.run.accumulate_steps),
+        config.align.steps,
         CpuDevice("fp32"),
     )
-    size, recipe = options.data.batch_size_per_device * parts, build_recipe(options)
+    size, recipe = config.data.batch_size_per_device * parts, build_recipe(config)
     batches = [
-        make_batch(recipe, size, seed=options.run.seed + step, device=host.torch_device, place=host.place)
+        make_batch(
+            recipe,
+            size,
+            seed=config.run.seed + step,
+            device=host.torch_device,
+            to_device=host.to_device,
+        )
         for step in range(steps)
     ]
-    plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=1, device=device)
-    logger.info("%s against %s: %d steps of %d images", device.describe(), reference.describe(), steps, size)
+    plan = build_plan(
+        config, iterations=-(-steps // config.run.epochs), world_size=1, device=device
+    )
+    logger.info(
+        "%s against %s: %d steps of %d images", device.describe(), reference.describe(), steps, size
+    )
     ours, theirs = (
         Run(device=each, processes=Processes(Launch(), each.collective_backend, "env://"))
         for each in (device, reference)
     )
-    return list(compare(*(trace_steps(options, run, plan, batches, tested=device) for run in (ours, theirs))))
+    return list(
+        compare(*(trace_steps(config, run, plan, batches, tested=device) for run in (ours, theirs)))
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,19 +86,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         CheckFailed: A difference is larger than `--tolerance`.
     """
-    options = parse(AlignConfig, argv, ABOUT)
+    config = parse(AlignConfig, argv, ABOUT)
 
     from dino.runtime.metrics import check_target, write_result
 
     set_up_logging()
-    check_target(options.report.json)
-    rows = align(options)
+    check_target(config.report.json)
+    rows = align(config)
     for line in write_table(rows):
         logger.info("%s", line)
     worst = max(rows, key=lambda row: row.most)
     logger.info("largest difference: %.2e (%s %s)", worst.most, worst.what, worst.name)
-    write_result(options.report.json, {f"{row.what} {row.name}".strip(): row.most for row in rows})
-    if not worst.most <= options.align.tolerance:
+    write_result(config.report.json, {f"{row.what} {row.name}".strip(): row.most for row in rows})
+    if not worst.most <= config.align.tolerance:
         raise CheckFailed(
-            f"{worst.what} {worst.name} differs by {worst.most:.2e}, more than {options.align.tolerance:g}"
+            f"{worst.what} {worst.name} differs by {worst.most:.2e}, more than {config.align.tolerance:g}"
         )

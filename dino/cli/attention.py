@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(AttentionConfig, argv, ABOUT)
+    config = parse(AttentionConfig, argv, ABOUT)
 
     from dino.visualization.attention import visualize_attention
 
-    with open_session(options) as run:
-        visualize_attention(options, run)
+    with open_session(config) as run:
+        visualize_attention(config, run)

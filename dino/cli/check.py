@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.cli.options import name_places, parse
+from dino.cli.options import parse, positional_to_flags
 from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.config import ReportConfig, chosen, derived, setting
@@ -57,7 +57,12 @@ class CheckConfig:
 
 
 Findings = dict[str, dict[int, str]]  # kind -> index of an image -> what was found
-LEFT_OUT = ("corrupt", "tiny", "duplicate", "unlistable")  # of a clean list; odd ones are kept, as they decode
+LEFT_OUT = (
+    "corrupt",
+    "tiny",
+    "duplicate",
+    "unlistable",
+)  # of a clean list; odd ones are kept, as they decode
 EVERY = 1000  # images between two progress lines
 
 
@@ -69,30 +74,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         DataError: No images there, or a loader process died.
         OptionError: The list cannot be written.
     """
-    options = parse(CheckConfig, name_places(argv, "--data_path"), ABOUT)
+    config = parse(CheckConfig, positional_to_flags(argv, "--data_path"), ABOUT)
 
     from dino.data.sources import open_images
     from dino.runtime.metrics import write_result
 
     set_up_logging()
-    output = options.check.clean_list
+    output = config.check.clean_list
     if output:
         _check_output(Path(output))
-    source = open_images(options.source.data_path)
+    source = open_images(config.source.data_path)
     if source.members:
-        raise DataError(f"--data_path {source.root} holds shards", remedy="check the folder that they were packed from")
-    found = inspect_images(source, options)
+        raise DataError(
+            f"--data_path {source.root} holds shards",
+            remedy="check the folder that they were packed from",
+        )
+    found = inspect_images(source, config)
     names = _choose_clean(source, found, Path(output).parent) if output else []
     _report(source, found)
     listed = _write_clean(names, Path(output), len(source)) if output else {}
-    write_result(options.report.json, _as_result(source, found, **listed))
+    write_result(config.report.json, _as_result(source, found, **listed))
     counts = ", ".join(f"{len(places)} {kind}" for kind, places in found.items() if places)
     if counts:
-        raise CheckFailed(f"{counts} of {len(source)} images in {options.source.data_path}, as listed above")
+        raise CheckFailed(
+            f"{counts} of {len(source)} images in {config.source.data_path}, as listed above"
+        )
     logger.info("all %d images are sound", len(source))
 
 
-def inspect_images(source: ImageSource, options: CheckConfig) -> Findings:
+def inspect_images(source: ImageSource, config: CheckConfig) -> Findings:
     """Decode every image, in parallel, and compare them all.
 
     Raises:
@@ -102,12 +112,18 @@ def inspect_images(source: ImageSource, options: CheckConfig) -> Findings:
     from dino.data.loaders import choose_workers, read_items
     from dino.runtime.progress import Progress
 
-    dataset = InspectionDataset(source, channels=options.channels.chosen_in_chans, min_size=options.check.min_size)
-    workers = choose_workers(options.source.num_workers, usual=int(chosen(options.source, "num_workers")))
+    dataset = InspectionDataset(
+        source, channels=config.channels.chosen_in_chans, min_size=config.check.min_size
+    )
+    workers = choose_workers(
+        config.source.num_workers, usual=int(chosen(config.source, "num_workers"))
+    )
     digests, progress = Digests(len(source)), Progress(len(source), "checking")
     found: Findings = {"corrupt": {}, "tiny": {}, "odd": {}}
     try:
-        for index, one in enumerate(progress.follow(read_items(dataset, workers=workers), every=EVERY)):
+        for index, one in enumerate(
+            progress.follow(read_items(dataset, workers=workers), every=EVERY)
+        ):
             digests.keep(index, one.digest)
             for kind, places in found.items():
                 reason = getattr(one, kind)
@@ -116,7 +132,11 @@ def inspect_images(source: ImageSource, options: CheckConfig) -> Findings:
     finally:
         progress.close()
     same = digests.find_duplicates()
-    return found | {"duplicate": {later: f"equals {_shown(source.names[first])}" for later, first in same.items()}}
+    return found | {
+        "duplicate": {
+            later: f"equals {_shown(source.names[first])}" for later, first in same.items()
+        }
+    }
 
 
 def _check_output(path: Path) -> None:
@@ -125,7 +145,10 @@ def _check_output(path: Path) -> None:
     from dino.runtime.context import make_output_folder
 
     if path.is_dir() or path.suffix.lower() in EXTENSIONS:
-        raise OptionError(f"--output {path} is a {'folder' if path.is_dir() else 'picture'}", remedy="name a text file")
+        raise OptionError(
+            f"--output {path} is a {'folder' if path.is_dir() else 'picture'}",
+            remedy="name a text file",
+        )
     make_output_folder(str(path.parent), "--output")
 
 
@@ -139,7 +162,9 @@ def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[st
         if index in left_out:
             continue
         if line is None:
-            found["unlistable"][index] = "a line break, an outer blank or bytes that are no UTF-8; rename it"
+            found["unlistable"][index] = (
+                "a line break, an outer blank or bytes that are no UTF-8; rename it"
+            )
         else:
             names.append(line)
     return names

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dino.cli.options import name_places, parse
+from dino.cli.options import parse, positional_to_flags
 from dino.cli.session import set_up_logging
 from dino.errors import OptionError
 from dino.weights.config import ConversionConfig
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if form is None or form not in known:
         raise OptionError(
-            f"--to must be one of {', '.join(known)} (got {form})", remedy="OUT.pth is this project's form"
+            f"--to must be one of {', '.join(known)} (got {form})",
+            remedy="OUT.pth is this project's form",
         )
     convert_to(form, rest)
 
@@ -62,12 +63,12 @@ def convert_to(name: str, argv: Sequence[str] | None = None) -> None:
     """
     form = list_converters()[name]
     source = "--pretrained_weights" if issubclass(form.config, ConversionConfig) else "--weights"
-    options: Any = parse(form.config, name_places(argv, source, "--output"))
+    config: Any = parse(form.config, positional_to_flags(argv, source, "--output"))
 
     from dino.weights.convert import convert
 
     set_up_logging()
-    form.run(options) if form.run else convert(options, form, getattr(options, "layer", None))
+    form.run(config) if form.run else convert(config, form, getattr(config, "layer", None))
 
 
 convert_huggingface = functools.partial(convert_to, "huggingface")

@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(CopyDetectionConfig, argv, ABOUT)
+    config = parse(CopyDetectionConfig, argv, ABOUT)
 
     from dino.evaluation.retrieval.copy_detection import evaluate_copy_detection
 
-    with open_session(options) as run:
-        evaluate_copy_detection(options, run)
+    with open_session(config) as run:
+        evaluate_copy_detection(config, run)

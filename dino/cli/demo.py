@@ -28,23 +28,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; flags of main_dino.py may follow and win over the recipe."""
     words = ["--config", RECIPE, "--data_path", "demo", "--output_dir", "output/demo"]
     began = time.monotonic()
-    parsed = parse_command(TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset, about=ABOUT)
+    parsed = parse_command(
+        TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset, about=ABOUT
+    )
     scores, paths = run_demo(parsed.config, as_recipe(*parsed))
-    lines = ["", f"{'k-NN top-1 (20 neighbours)':<30} {'%':>6}", "-" * 37]
+    lines = ["", f"{'k-NN top-1 (20 neighbors)':<30} {'%':>6}", "-" * 37]
     lines += [f"{name:<30} {score:6.1f}" for name, score in scores.items()]
     lines += ["", *(f"{name:<15} {path}" for name, path in paths.items())]
     lines += [f"{'time':<15} {(time.monotonic() - began) / 60:.1f} minutes"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[str, Path]]:
-    """Train, score and draw: k-NN top-1 in per cent by name, and the paths of what was written."""
+def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[str, Path]]:
+    """Train, score and draw: k-NN top-1 in % by name, and the paths of what was written."""
     from torch import nn
 
     from dino import checkpoint
     from dino.data.photometric import build_normalization
     from dino.data.sources import open_labelled_splits
-    from dino.evaluation.features import build_reading
+    from dino.evaluation.features import build_loader_config
     from dino.evaluation.knn import score_backbone
     from dino.models.config import WeightsConfig
     from dino.models.vit import VisionTransformer
@@ -56,15 +58,15 @@ def run_demo(options: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[
     from dino.weights.load import load_backbone
 
     set_up_logging()
-    source, folder = check_options(options), Path(options.run.output_dir)
+    source, folder = check_options(config), Path(config.run.output_dir)
     paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
-    with open_session(options, precision=options.precision) as run:
-        untrained = build_networks(options, run)[1].backbone
-        Trainer(options, source, run, recipe=recipe).train()
+    with open_session(config, precision=config.precision) as run:
+        untrained = build_networks(config, run)[1].backbone
+        Trainer(config, source, run, recipe=recipe).train()
         weights = WeightsConfig(pretrained_weights=str(paths["checkpoint"]))
-        teacher = load_backbone(options.backbone, weights)
+        teacher = load_backbone(config.backbone, weights)
         splits = open_labelled_splits("demo")
-        reading = build_reading(options.data, run, keep_on_device=True)
+        reading = build_loader_config(config.data, run, keep_on_device=True)
 
         def score(module: nn.Module, **other: Any) -> float:
             described = replace(teacher, module=module, **other)

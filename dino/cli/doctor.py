@@ -47,19 +47,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         CheckFailed: The device cannot run here.
         OptionError: A wrong flag, or a report that cannot be written.
     """
-    options = parse(DoctorConfig, argv, ABOUT)
-    flags = options.device
+    config = parse(DoctorConfig, argv, ABOUT)
+    flags = config.device
     device, doubt = (flags.device, None) if flags.device else choose(os.environ)
-    case = Case(os.environ, flags.lazy_mode, options.precision.compile, "try" if options.examination.probe else "never")
+    case = Case(
+        os.environ,
+        flags.lazy_mode,
+        config.precision.compile,
+        "try" if config.examination.probe else "never",
+    )
     report = examine(device, case)
-    report.facts.insert(0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})"))
+    report.facts.insert(
+        0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})")
+    )
     if doubt:
         cause = f"which device a command would choose could not be told: {doubt}"
         report.problems.insert(0, Problem(cause, "name one with --device", blocking=False))
-    if options.report.json != "-":
+    if config.report.json != "-":
         sys.stdout.write(spell(report.format()))
-    write_result(options.report.json, json.loads(spell(json.dumps(report.as_dict()))))
+    write_result(config.report.json, json.loads(spell(json.dumps(report.as_dict()))))
     sys.stdout.flush()
     if report.blocking:
-        more = f" (and {len(report.blocking) - 1} more, see above)" if len(report.blocking) > 1 else ""
+        more = (
+            f" (and {len(report.blocking) - 1} more, see above)" if len(report.blocking) > 1 else ""
+        )
         raise CheckFailed(f"{device} cannot run here: {report.blocking[0].cause}{more}")

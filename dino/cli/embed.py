@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(FeatureFileConfig, argv, ABOUT)
+    config = parse(FeatureFileConfig, argv, ABOUT)
 
     from dino.evaluation.export.feature_file import write_feature_file
 
-    with open_session(options) as run:
-        write_feature_file(options, run)
+    with open_session(config) as run:
+        write_feature_file(config, run)

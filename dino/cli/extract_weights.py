@@ -20,9 +20,9 @@ ABOUT = Help(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write it."""
-    options = parse(ExtractConfig, argv, ABOUT)
+    config = parse(ExtractConfig, argv, ABOUT)
 
     from dino.weights.plain import extract_backbone
 
     set_up_logging()
-    extract_backbone(options)
+    extract_backbone(config)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dino.cli.options import name_places, parse
+from dino.cli.options import parse, positional_to_flags
 from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.config import ReportConfig
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         OptionError: No file is named.
         DinoError: It is missing or damaged, or holds more than tensors and plain values.
     """
-    options = parse(InspectConfig, name_places(argv, "--pretrained_weights"), ABOUT)
-    word = options.weights.pretrained_weights
+    config = parse(InspectConfig, positional_to_flags(argv, "--pretrained_weights"), ABOUT)
+    word = config.weights.pretrained_weights
     if not word:
         raise OptionError("name a weights file: python -m dino.inspect FILE")
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.weights.read import read_weights
 
     set_up_logging()
-    check_target(options.report.json)
+    check_target(config.report.json)
     about = describe_file(word, read_weights(word))
     logger.info("%s: %s", word, about["kind"])
     for name, network in about["networks"].items():
@@ -60,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name in about:
             logger.info("%s: %s", name, about[name])
     if about["flags"]:
-        logger.info("flags: %s", " ".join(f"--{name} {value}" for name, value in about["flags"].items()))
-    write_result(options.report.json, {"file": word, **about})
+        logger.info(
+            "flags: %s", " ".join(f"--{name} {value}" for name, value in about["flags"].items())
+        )
+    write_result(config.report.json, {"file": word, **about})
 
 
 def phrase_network(network: Mapping[str, Any]) -> str:
@@ -74,10 +76,13 @@ def phrase_network(network: Mapping[str, Any]) -> str:
         f"patch size {network.get('patch_size')}": "patch_size" in network,
         f"{network.get('in_chans')} channels": "in_chans" in network,
         "images of {0} x {0}".format(network.get("image_size")): "image_size" in network,
-        f"{network.get('tensors')} tensors ({network.get('numbers', 0) / 1e6:.2f} M)": "tensors" in network,
+        f"{network.get('tensors')} tensors ({network.get('numbers', 0) / 1e6:.2f} M)": "tensors"
+        in network,
         "/".join(network.get("formats", ())): True,
         f"{network.get('prototypes')} prototypes": "prototypes" in network,
         f"{network.get('classes')} classes": "classes" in network,
-        "beside it " + ", ".join(f"{name} ({n})" for name, n in network.get("beside", {}).items()): "beside" in network,
+        "beside it "
+        + ", ".join(f"{name} ({n})" for name, n in network.get("beside", {}).items()): "beside"
+        in network,
     }
     return ", ".join(word for word, said in words.items() if said)

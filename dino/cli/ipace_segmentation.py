@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(DrivingConfig, argv, ABOUT)
+    config = parse(DrivingConfig, argv, ABOUT)
 
     from dino.evaluation.video_segmentation.segment import segment_runs
 
-    with open_session(options) as run:
-        segment_runs(options, run)
+    with open_session(config) as run:
+        segment_runs(config, run)

@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(KnnConfig, argv, ABOUT)
+    config = parse(KnnConfig, argv, ABOUT)
 
     from dino.evaluation.knn import evaluate_knn
 
-    with open_session(options) as run:
-        evaluate_knn(options, run)
+    with open_session(config) as run:
+        evaluate_knn(config, run)

@@ -18,9 +18,9 @@ ABOUT = Help(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train or score the linear layer."""
-    options, given, _ = parse_command(LinearConfig, argv, about=ABOUT)
+    config, given, _ = parse_command(LinearConfig, argv, about=ABOUT)
 
     from dino.evaluation.linear.probe import evaluate_linear
 
-    with open_session(options) as run:
-        evaluate_linear(options, run, recipe=as_recipe(options, given))
+    with open_session(config) as run:
+        evaluate_linear(config, run, recipe=as_recipe(config, given))

@@ -16,14 +16,16 @@ from typing import Any, TypeVar
 from dino.cli.flags import FLAGS
 from dino.cli.parser import NO_HELP, Flag, Help, read_flags
 from dino.cli.passl_recipe import LINEAR_PROBE
-from dino.cli.recipes import Meaning, interpret, is_first, read_overrides, read_recipe, sets
+from dino.cli.recipes import Meaning, interpret, is_rank_zero, read_overrides, read_recipe, sets
 from dino.config import LIMITS, REFERENCE, UNSET, Limits, as_recipe
 from dino.errors import OptionError
 from dino.evaluation.config import LinearConfig
 
 Config = TypeVar("Config")
 
-NESTED: Mapping[type, Mapping[str, Meaning]] = {LinearConfig: LINEAR_PROBE}  # keys of nested recipes
+NESTED: Mapping[type, Mapping[str, Meaning]] = {
+    LinearConfig: LINEAR_PROBE
+}  # keys of nested recipes
 
 
 def flags_of(config: type) -> Iterator[Flag]:
@@ -89,7 +91,9 @@ def parse_command(
     """
     flags = tuple(flags_of(config))
     given = read_flags(config, flags, argv, about)
-    recipe, changes, printed = (given.pop(name, None) for name in ("config", "override", "print_config"))
+    recipe, changes, printed = (
+        given.pop(name, None) for name in ("config", "override", "print_config")
+    )
     meanings = _meanings_of(config, flags)
     values_of = _read_recipe(recipe, meanings, flags) if recipe else {}
     values_of |= interpret("-o", read_overrides(changes or ()), meanings) | given
@@ -98,18 +102,21 @@ def parse_command(
         if known.field in values_of:
             groups.setdefault(known.group, {})[known.field] = known.convert(values_of[known.field])
     defaults = config()
-    built = {group: dataclasses.replace(getattr(defaults, group), **fields) for group, fields in groups.items()}
+    built = {
+        group: dataclasses.replace(getattr(defaults, group), **fields)
+        for group, fields in groups.items()
+    }
     resolved = dataclasses.replace(typing.cast(Any, defaults), **built)
     reasons: Mapping[str, str] = {}
     if complete is not None:
         resolved, reasons = complete(resolved, frozenset(values_of))
     if printed:
-        sys.stdout.write(as_recipe(resolved, values_of, reasons) if is_first() else "")
+        sys.stdout.write(as_recipe(resolved, values_of, reasons) if is_rank_zero() else "")
         raise SystemExit(0)
     return Parsed(resolved, frozenset(values_of), reasons)
 
 
-def name_places(argv: Sequence[str] | None, *words: str) -> list[str]:
+def positional_to_flags(argv: Sequence[str] | None, *words: str) -> list[str]:
     """Give the words that stand before the first flag the flags they mean: `PATH --json -` as `--data_path=PATH ...`.
 
     Args:
@@ -123,23 +130,30 @@ def name_places(argv: Sequence[str] | None, *words: str) -> list[str]:
     count = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
     if count > len(words):
         raise OptionError(
-            f"{given[len(words)]!r} is one word too many before the flags", remedy="--help lists the flags"
+            f"{given[len(words)]!r} is one word too many before the flags",
+            remedy="--help lists the flags",
         )
-    return [f"{word}={value}" for word, value in zip(words, given[:count], strict=False)] + given[count:]
+    return [f"{word}={value}" for word, value in zip(words, given[:count], strict=False)] + given[
+        count:
+    ]
 
 
 def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
     """Write a config as the words of a command line, for another process to parse.
 
     Args:
-        config: Class of the config that they will be parsed as; of `options` only its groups are written.
+        config: Class of the config that they will be parsed as; only its groups are written.
         options: Such a config, or one that has all its groups.
         fields: Names of the settings to write.
     """
     words: list[str] = []
     for known in flags_of(config):
         value = getattr(getattr(options, known.group), known.field)
-        if known.field not in fields or value is None or (known.spec.switch and value is known.default):
+        if (
+            known.field not in fields
+            or value is None
+            or (known.spec.switch and value is known.default)
+        ):
             continue
         if known.spec.switch:
             words += [known.words[0]] if value else ["--override", f"{known.field}=false"]
@@ -150,12 +164,16 @@ def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
     return words
 
 
-def _read_recipe(path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]) -> dict[str, Any]:
+def _read_recipe(
+    path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]
+) -> dict[str, Any]:
     """The recipe's values by field, without those that say they are defaults and still are."""
     recipe = read_recipe(path)
     unset = recipe.pop(UNSET, [])
     if not isinstance(unset, list):
-        raise OptionError(f"--config {path}: {UNSET} is {unset!r}, wants the list that --print_config writes")
+        raise OptionError(
+            f"--config {path}: {UNSET} is {unset!r}, wants the list that --print_config writes"
+        )
     found = interpret(f"--config {path}", recipe, meanings)
     for known in flags:
         if known.field in found and known.field in unset and _is_default(known, found[known.field]):
@@ -165,7 +183,11 @@ def _read_recipe(path: str, meanings: Mapping[str, Meaning], flags: Sequence[Fla
 
 def _meanings_of(config: type, flags: Sequence[Flag]) -> dict[str, Meaning]:
     """What each key of a recipe means: any spelling of a flag, without the dashes, or a path of the command's own."""
-    spellings = {word.removeprefix("--"): known.field for known in flags for word in (*known.words, f"--{known.field}")}
+    spellings = {
+        word.removeprefix("--"): known.field
+        for known in flags
+        for word in (*known.words, f"--{known.field}")
+    }
     return {word: sets(field) for word, field in spellings.items()} | dict(NESTED.get(config, {}))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino.cli.options import name_places, parse_command
+from dino.cli.options import parse_command, positional_to_flags
 from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.config import OutputConfig, ReportConfig, chosen, derived, setting
@@ -58,9 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         DataError: No images there, one cannot be read, or the shards cannot be written or are those of other images.
         OptionError: No folder to pack, or none to write to.
     """
-    options, given, _ = parse_command(PackConfig, name_places(argv, "--data_path", "--output_dir"), about=ABOUT)
-    if not options.source.data_path or "output_dir" not in given:
-        raise OptionError("name two folders, of images and for shards: python -m dino.data.pack IMAGE_FOLDER OUT")
+    config, given, _ = parse_command(
+        PackConfig, positional_to_flags(argv, "--data_path", "--output_dir"), about=ABOUT
+    )
+    if not config.source.data_path or "output_dir" not in given:
+        raise OptionError(
+            "name two folders, of images and for shards: python -m dino.data.pack IMAGE_FOLDER OUT"
+        )
 
     from dino.data.packing import Packing, pack_images
     from dino.data.sources import holds_splits, list_images
@@ -69,16 +73,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dino.runtime.progress import Progress
 
     set_up_logging()
-    root = Path(options.source.data_path)
+    root = Path(config.source.data_path)
     if holds_splits(root):
         raise OptionError(
-            f"{root} holds splits", remedy=f"pack each by itself: python -m dino.data.pack {root}/train OUT/train"
+            f"{root} holds splits",
+            remedy=f"pack each by itself: python -m dino.data.pack {root}/train OUT/train",
         )
-    source, folder = list_images(root, "--data_path"), make_output_folder(options.output.output_dir)
-    packing = Packing(options.pack.shard_size, options.pack.shorter_side)
+    source, folder = list_images(root, "--data_path"), make_output_folder(config.output.output_dir)
+    packing = Packing(config.pack.shard_size, config.pack.shorter_side)
     progress, shards = Progress(len(source), f"packing {source.root.name}"), []
-    for shard, done in pack_images(source, folder, packing, workers=int(chosen(options.source, "num_workers"))):
+    for shard, done in pack_images(
+        source, folder, packing, workers=int(chosen(config.source, "num_workers"))
+    ):
         shards.append(str(shard))
         progress.advance(done)
     progress.close()
-    write_result(options.report.json, {"images": len(source), "shards": shards})
+    write_result(config.report.json, {"images": len(source), "shards": shards})

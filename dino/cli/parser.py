@@ -30,7 +30,10 @@ RECIPE_FLAGS: Mapping[tuple[str, ...], dict[str, Any]] = {
         "action": "append",
         "metavar": "KEY=VALUE",
     },
-    ("--print_config",): {"help": "print every value as a recipe, run nothing", "action": "store_true"},
+    ("--print_config",): {
+        "help": "print every value as a recipe, run nothing",
+        "action": "store_true",
+    },
 }
 
 
@@ -72,7 +75,9 @@ class Flag:
         try:
             result = values.convert(value, self.annotation)
         except (TypeError, ValueError):
-            raise OptionError(f"{self.words[0]} must be {values.describe(self.annotation)} (got {value!r})") from None
+            raise OptionError(
+                f"{self.words[0]} must be {values.describe(self.annotation)} (got {value!r})"
+            ) from None
         self.limits.check(self.words[0], result)
         return result
 
@@ -101,7 +106,9 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(f"{message}", remedy="--help lists the flags")
 
 
-def read_flags(config: type, flags: Sequence[Flag], argv: Sequence[str] | None, about: Help) -> dict[str, Any]:
+def read_flags(
+    config: type, flags: Sequence[Flag], argv: Sequence[str] | None, about: Help
+) -> dict[str, Any]:
     """The words of a command line as {setting: text or texts}.
 
     Raises:
@@ -109,8 +116,12 @@ def read_flags(config: type, flags: Sequence[Flag], argv: Sequence[str] | None, 
         SystemExit: `--help` printed the flags.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _build_parser(config, flags, about, all_flags=HELP_ALL in words or _asks_for_ipu(words))
-    found, unknown = parser.parse_known_args(["--help" if word == HELP_ALL else word for word in words])
+    parser = _build_parser(
+        config, flags, about, all_flags=HELP_ALL in words or _asks_for_ipu(words)
+    )
+    found, unknown = parser.parse_known_args(
+        ["--help" if word == HELP_ALL else word for word in words]
+    )
     if unknown:
         raise OptionError(f"unknown flag {unknown[0]}: {_suggest(unknown[0].split('=')[0], flags)}")
     return vars(found)
@@ -118,7 +129,11 @@ def read_flags(config: type, flags: Sequence[Flag], argv: Sequence[str] | None, 
 
 def _build_parser(config: type, flags: Sequence[Flag], about: Help, *, all_flags: bool) -> _Parser:
     hidden = () if all_flags else ipu.FLAGS
-    more = f"\n{HELP_ALL} also shows the flags of --device ipu" if any(flag.field in hidden for flag in flags) else ""
+    more = (
+        f"\n{HELP_ALL} also shows the flags of --device ipu"
+        if any(flag.field in hidden for flag in flags)
+        else ""
+    )
     parser = _Parser(
         description=about.summary or inspect.cleandoc(config.__doc__ or ""),
         epilog=(f"example:\n  {about.example}" if about.example else "") + more or None,
@@ -142,7 +157,9 @@ def _build_parser(config: type, flags: Sequence[Flag], about: Help, *, all_flags
 
 
 def _asks_for_ipu(words: Sequence[str]) -> bool:
-    return "--device=ipu" in words or any(pair == ("--device", "ipu") for pair in itertools.pairwise(words))
+    return "--device=ipu" in words or any(
+        pair == ("--device", "ipu") for pair in itertools.pairwise(words)
+    )
 
 
 def _suggest(word: str, flags: Sequence[Flag]) -> str:
@@ -153,7 +170,9 @@ def _suggest(word: str, flags: Sequence[Flag]) -> str:
     if field in fields:
         return f"did you mean {' '.join(filter(None, (fields[field], value)))}?"
     words = [*itertools.chain(*RECIPE_FLAGS), *(each for known in flags for each in known.words)]
-    inside = [each for each in words if len(name) > LEAST_PART and name in each.replace("-", "_").lower()]
+    inside = [
+        each for each in words if len(name) > LEAST_PART and name in each.replace("-", "_").lower()
+    ]
     close = inside[:1] or difflib.get_close_matches(word, words, n=1, cutoff=GOOD_MATCH)
     return f"did you mean {close[0]}?" if close else "--help lists the flags"
 
@@ -164,8 +183,12 @@ def _add_flag(group: argparse._ArgumentGroup, known: Flag, *, hidden: bool = Fal
         group.add_argument(*known.words, dest=known.field, action="store_true", help=text)
         return
     many = values.takes_many(known.annotation)
-    metavar = "{" + ",".join(known.limits.choices) + "}" if known.limits.choices else known.field.upper()
-    group.add_argument(*known.words, dest=known.field, nargs="+" if many else None, metavar=metavar, help=text)
+    metavar = (
+        "{" + ",".join(known.limits.choices) + "}" if known.limits.choices else known.field.upper()
+    )
+    group.add_argument(
+        *known.words, dest=known.field, nargs="+" if many else None, metavar=metavar, help=text
+    )
 
 
 def _shown(known: Flag) -> str:

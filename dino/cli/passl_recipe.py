@@ -54,7 +54,9 @@ def read_backbone(value: Any) -> dict[str, Any]:
         ValueError: No text.
     """
     if not isinstance(value, str):
-        raise ValueError(f"is {value!r}, wants a name, such as {next(iter(BACKBONES))} or vit_small")
+        raise ValueError(
+            f"is {value!r}, wants a name, such as {next(iter(BACKBONES))} or vit_small"
+        )
     return {"arch": BACKBONES.get(value, value)}
 
 
@@ -68,7 +70,9 @@ def read_root(*names: str) -> Meaning:
 
     def read(value: Any) -> dict[str, Any]:
         if PurePath(str(value)).name not in names:
-            raise ValueError(f"is {value!r}, wants a folder called {' or '.join(names)} beside the other one")
+            raise ValueError(
+                f"is {value!r}, wants a folder called {' or '.join(names)} beside the other one"
+            )
         return {"data_path": str(PurePath(str(value)).parent)}
 
     return read
@@ -78,14 +82,22 @@ def _join(prefix: str, meanings: Mapping[str, Meaning]) -> dict[str, Meaning]:
     return {f"{prefix}.{name}": meaning for name, meaning in meanings.items()}
 
 
-def _read_split(first_op: Mapping[str, Meaning], *more_ops: Mapping[str, Meaning]) -> dict[str, Meaning]:
+def _read_split(
+    first_op: Mapping[str, Meaning], *more_ops: Mapping[str, Meaning]
+) -> dict[str, Meaning]:
     """The keys that training and validation images share; each operation stands at its place in a list."""
     normalize = {"Normalize.mean": must_be(IMAGENET[0]), "Normalize.std": must_be(IMAGENET[1])}
     ops = (first_op, *more_ops, {"ToTensor": must_be(None, {})}, normalize)
-    meanings: dict[str, Meaning] = {"dataset.name": must_be("ImageFolder"), "sampler.name": of_no_meaning}
+    meanings: dict[str, Meaning] = {
+        "dataset.name": must_be("ImageFolder"),
+        "sampler.name": of_no_meaning,
+    }
     for place, op in enumerate(ops):
         meanings |= _join(f"dataset.transform.{place}", op)
-    return meanings | {"sampler.drop_last": of_no_meaning, "loader.use_shared_memory": of_no_meaning}
+    return meanings | {
+        "sampler.drop_last": of_no_meaning,
+        "loader.use_shared_memory": of_no_meaning,
+    }
 
 
 TRAIN_OPS: tuple[dict[str, Meaning], ...] = (
@@ -113,7 +125,9 @@ GLOBAL: dict[str, Meaning] = {
     "eval_during_train": must_be(True, "True"),
     "accum_steps": must_be(1),
     **dict.fromkeys(("task_type", "train_loop", "validate_loop", "save_interval"), of_no_meaning),
-    **dict.fromkeys(("max_num_latest_checkpoint", "print_batch_step", "use_visualdl"), of_no_meaning),
+    **dict.fromkeys(
+        ("max_num_latest_checkpoint", "print_batch_step", "use_visualdl"), of_no_meaning
+    ),
 }
 MODEL: dict[str, Meaning] = {
     "name": of_no_meaning,

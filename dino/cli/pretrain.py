@@ -24,28 +24,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags or images, or an end that is explained.
     """
-    options, given, reasons = parse_command(TrainConfig, argv, apply_preset, about=ABOUT)
+    config, given, reasons = parse_command(TrainConfig, argv, apply_preset, about=ABOUT)
 
     from dino.api.training import score_online
     from dino.training.checks import check_options
-    from dino.training.dry_run import check_dry_run, rehearse
+    from dino.training.dry_run import check_dry_run, dry_run
     from dino.training.trainer import Trainer
 
     set_up_logging()
-    log_reasons(options, reasons)
-    if options.run.dry_run:
-        check_dry_run(options)
+    log_reasons(config, reasons)
+    if config.run.dry_run:
+        check_dry_run(config)
     else:
-        source = check_options(options)
+        source = check_options(config)
     with open_session(
-        options,
-        precision=options.precision,
-        compiled=options.compiled,
-        synthetic=options.train_data.synthetic_data,
-        output_dir=options.run.output_dir,
+        config,
+        precision=config.precision,
+        compiled=config.compiled,
+        synthetic=config.train_data.synthetic_data,
+        output_dir=config.run.output_dir,
     ) as run:
-        if options.run.dry_run:
-            rehearse(options, run)
+        if config.run.dry_run:
+            dry_run(config, run)
             return
-        score = score_online(options, run) if options.run.eval_knn_every else None
-        Trainer(options, source, run, score, recipe=as_recipe(options, given, reasons)).train()
+        score = score_online(config, run) if config.run.eval_knn_every else None
+        Trainer(config, source, run, score, recipe=as_recipe(config, given, reasons)).train()

@@ -18,14 +18,18 @@ from dino.errors import OptionError, nearest
 from dino.files import find_preset
 
 DEEPEST = 20  # levels of sections
-MOST = 5000  # values, once every alias is written out; a few lines of aliases can stand for billions
+MOST = (
+    5000  # values, once every alias is written out; a few lines of aliases can stand for billions
+)
 
 # What PyYAML raises: besides its own, whatever Python has for impossible dates, numbers and tags, and for deep nesting.
 NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 
 logger = logging.getLogger(__name__)
 
-Meaning = Callable[[Any], dict[str, Any]]  # value of a dotted path -> {field: value}; ValueError if it cannot be meant
+Meaning = Callable[
+    [Any], dict[str, Any]
+]  # value of a dotted path -> {field: value}; ValueError if it cannot be meant
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +40,9 @@ class _Loader(yaml.SafeLoader):
         counts: dict[int, int] = {}
         node = super().get_single_node()
         if node is not None and _count_values(node, counts) > max(MOST, len(counts)):
-            raise yaml.YAMLError(f"its aliases stand for more than {MOST} values; write out those that are meant")
+            raise yaml.YAMLError(
+                f"its aliases stand for more than {MOST} values; write out those that are meant"
+            )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -47,7 +53,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue  # PyYAML refuses it itself
             if key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value!r} stands twice, again in line {key.start_mark.line + 1}")
+                raise yaml.YAMLError(
+                    f"the key {key.value!r} stands twice, again in line {key.start_mark.line + 1}"
+                )
             seen.add(key.value)
         return node
 
@@ -57,7 +65,13 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
     if id(node) not in counts:
         counts[id(node)] = 1
         pairs = isinstance(node, yaml.MappingNode)
-        parts = itertools.chain(*node.value) if pairs else node.value if isinstance(node, yaml.SequenceNode) else ()
+        parts = (
+            itertools.chain(*node.value)
+            if pairs
+            else node.value
+            if isinstance(node, yaml.SequenceNode)
+            else ()
+        )
         counts[id(node)] += sum(_count_values(part, counts) for part in parts)
     return counts[id(node)]
 
@@ -94,7 +108,9 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         path, sign, text = word.partition("=")
         if not sign or not path:
-            raise OptionError(f"-o {word} changes nothing", remedy="write KEY=VALUE, as in -o Optimizer.lr=0.01")
+            raise OptionError(
+                f"-o {word} changes nothing", remedy="write KEY=VALUE, as in -o Optimizer.lr=0.01"
+            )
         try:
             found[path] = _load(text)
         except NO_YAML as error:
@@ -102,7 +118,9 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def interpret(where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meaning]) -> dict[str, Any]:
+def interpret(
+    where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meaning]
+) -> dict[str, Any]:
     """What a recipe says as {field: value}.
 
     Args:
@@ -117,7 +135,9 @@ def interpret(where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meanin
     found: dict[str, tuple[Any, str]] = {}
     for path, value in flatten(tree, meanings):
         if path not in meanings:
-            raise OptionError(f"{where} has the unknown key {path!r}: {nearest(path, list(meanings))}")
+            raise OptionError(
+                f"{where} has the unknown key {path!r}: {nearest(path, list(meanings))}"
+            )
         try:
             meant = meanings[path](value)
         except ValueError as error:
@@ -126,10 +146,11 @@ def interpret(where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meanin
             before, other = found.setdefault(field, (part, path))
             if before is not part and before != part:
                 raise OptionError(
-                    f"{where}: {other} and {path} set --{field} to {before} and {part}", remedy="drop one"
+                    f"{where}: {other} and {path} set --{field} to {before} and {part}",
+                    remedy="drop one",
                 )
     idle = [path for path, _ in flatten(tree, meanings) if meanings[path] is of_no_meaning]
-    if idle and is_first():
+    if idle and is_rank_zero():
         logger.warning("%s: of no meaning here: %s", where, ", ".join(idle))
     return {field: value for field, (value, _) in found.items()}
 
@@ -144,7 +165,13 @@ def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple
         raise OptionError(f"the recipe is nested too deeply at {path[:40]}...")
     parts: dict[Any, Any] = {}
     if path not in known:
-        parts = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
+        parts = (
+            tree
+            if isinstance(tree, dict)
+            else dict(enumerate(tree))
+            if isinstance(tree, list)
+            else {}
+        )
     for key, value in parts.items():
         yield from flatten(value, known, f"{path}.{key}" if path else str(key))
     if not parts and path:
@@ -154,7 +181,7 @@ def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # of torchrun, mpirun and srun
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one of its launch that speaks; asked before the run knows its processes."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 

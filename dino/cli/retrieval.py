@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(RetrievalConfig, argv, ABOUT)
+    config = parse(RetrievalConfig, argv, ABOUT)
 
     from dino.evaluation.retrieval.landmarks import evaluate_retrieval
 
-    with open_session(options) as run:
-        evaluate_retrieval(options, run)
+    with open_session(config) as run:
+        evaluate_retrieval(config, run)

@@ -17,17 +17,21 @@ ABOUT = Help(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, report, and draw where pictures are asked for."""
-    options = parse(SegmentationMetricsConfig, argv, ABOUT)
+    config = parse(SegmentationMetricsConfig, argv, ABOUT)
 
     from dino.evaluation.video_segmentation.report import open_clips, report_metrics
     from dino.runtime.context import make_output_folder
 
     if set_up_logging():
         return  # one process does it all
-    layout, clips = open_clips(options)
-    folder = make_output_folder(options.metrics.pictures, "`pictures`") if options.metrics.pictures else None
-    report_metrics(options, layout, clips)
+    layout, clips = open_clips(config)
+    folder = (
+        make_output_folder(config.metrics.pictures, "`pictures`")
+        if config.metrics.pictures
+        else None
+    )
+    report_metrics(config, layout, clips)
     if folder:
         from dino.visualization.segmentation import draw_clips
 
-        draw_clips(clips, folder, ignored=options.metrics.ignore_label)
+        draw_clips(clips, folder, ignored=config.metrics.ignore_label)

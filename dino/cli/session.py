@@ -45,13 +45,15 @@ def set_up_logging() -> int:
     rank = read_launch(os.environ).rank
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Spelling("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True
+    )
     return rank
 
 
 @contextlib.contextmanager
-def open_session(options: Any, **more: Any) -> Iterator[Run]:
-    """Set up log lines, and open the run that the config `options` asks for; `more` is `open_run`'s.
+def open_session(config: Any, **more: Any) -> Iterator[Run]:
+    """Set up log lines, and open the run that the config `config` asks for; `more` is `open_run`'s.
 
     Raises:
         DinoError: The device or the meeting point is not usable.
@@ -59,7 +61,7 @@ def open_session(options: Any, **more: Any) -> Iterator[Run]:
     from dino.runtime.context import open_run
 
     set_up_logging()
-    with open_run(options.device, options.launch, phrase=spell, **more) as run:
+    with open_run(config.device, config.launch, phrase=spell, **more) as run:
         yield run
 
 
@@ -74,11 +76,15 @@ def exit_code(command: Callable[[], None]) -> int:
         pass through with a traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a file's name may hold bytes that are no text
     try:
         command()
     except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C; a training run continues from its last checkpoint with the same command\n")
+        sys.stderr.write(
+            "stopped by Ctrl-C; a training run continues from its last checkpoint with the same command\n"
+        )
         return 128 + signal.SIGINT
     except ModuleNotFoundError as error:
         if error.name not in LIBRARIES:

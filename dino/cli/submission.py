@@ -19,9 +19,13 @@ from dino.errors import DinoError, Interrupted, OptionError
 from dino.training.config import TrainConfig
 
 JOB_FILES = "submitit"  # folder of the job's own files: what it is to run, its log lines, where its processes meet
-OWN_FOLDER = "output/%j"  # where a job writes that was given no --output_dir; %j is the job's number
+OWN_FOLDER = (
+    "output/%j"  # where a job writes that was given no --output_dir; %j is the job's number
+)
 MOST_TIMEOUTS = 30  # how often a job is queued again after its time was up, as in the original
-SIGNAL_DELAY = 120  # seconds from the signal to the end of a Slurm job, as in the original: time to save
+SIGNAL_DELAY = (
+    120  # seconds from the signal to the end of a Slurm job, as in the original: time to save
+)
 MEMORY_GB = 40  # host memory for each device, as in the original
 
 Command = Callable[[Sequence[str]], None]
@@ -52,11 +56,11 @@ class SubmitConfig(TrainConfig):
     submit: ClusterConfig = ClusterConfig()
 
 
-def submit(options: SubmitConfig, given: Collection[str], command: Command, root: Path) -> str:
+def submit(config: SubmitConfig, given: Collection[str], command: Command, root: Path) -> str:
     """Hand a training run to the cluster.
 
     Args:
-        options: What to ask the cluster for, and the run's own options.
+        config: What to ask the cluster for, and the run's own options.
         given: Names of the settings that the user gave; the job is given them.
         command: The training command; importable from `root`, takes the words of its command line.
         root: Folder that the job's processes import from.
@@ -69,15 +73,20 @@ def submit(options: SubmitConfig, given: Collection[str], command: Command, root
     """
     if "dist_url" in given:
         raise OptionError(
-            "--dist_url is not for jobs, whose processes meet in their output folder", remedy="leave it out"
+            "--dist_url is not for jobs, whose processes meet in their output folder",
+            remedy="leave it out",
         )
-    output = Path(options.run.output_dir if "output_dir" in given else OWN_FOLDER).absolute()
-    words = as_words(TrainConfig, options, set(given) - {"output_dir"})
+    output = Path(config.run.output_dir if "output_dir" in given else OWN_FOLDER).absolute()
+    words = as_words(TrainConfig, config, set(given) - {"output_dir"})
     meeting = choose_job_folder(output) / f"meeting_{uuid.uuid4().hex}"
-    task = TrainingTask(command=command, words=tuple(words), output=str(output), meeting=str(meeting))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    task = TrainingTask(
+        command=command, words=tuple(words), output=str(output), meeting=str(meeting)
+    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(root), os.environ.get("PYTHONPATH")])
+    )
     try:
-        executor = build_executor(options, choose_job_folder(output))
+        executor = build_executor(config, choose_job_folder(output))
         job = executor.submit(task)
     except (OSError, ValueError, RuntimeError) as error:
         raise OptionError(f"the job cannot be submitted: {error}") from error
@@ -89,7 +98,7 @@ def choose_job_folder(output: Path) -> Path:
     return next(path for path in (output, *output.parents) if "%j" not in str(path)) / JOB_FILES
 
 
-def build_executor(options: SubmitConfig, folder: Path) -> Any:
+def build_executor(config: SubmitConfig, folder: Path) -> Any:
     """Describe the job to submitit, with its files in `folder`; one process a device.
 
     Raises:
@@ -97,7 +106,7 @@ def build_executor(options: SubmitConfig, folder: Path) -> Any:
         RuntimeError: Slurm is asked for and srun is not found.
         ValueError: Several nodes of this machine.
     """
-    asked = options.submit
+    asked = config.submit
     executor = import_submitit().AutoExecutor(
         folder=folder,
         cluster=asked.cluster,
@@ -108,14 +117,14 @@ def build_executor(options: SubmitConfig, folder: Path) -> Any:
         name="dino",
         nodes=asked.nodes,
         tasks_per_node=asked.ngpus,
-        cpus_per_task=max(1, int(chosen(options.data, "num_workers"))),
+        cpus_per_task=max(1, int(chosen(config.data, "num_workers"))),
         mem_gb=MEMORY_GB * asked.ngpus,
         timeout_min=asked.timeout,
         slurm_partition=asked.partition,
         slurm_signal_delay_s=SIGNAL_DELAY,
         slurm_constraint="volta32gb" if asked.use_volta32 else None,
         slurm_comment=asked.comment or None,
-        **name_devices(options.device.device, asked.ngpus, asked.gres),
+        **name_devices(config.device.device, asked.ngpus, asked.gres),
     )
     return executor
 
@@ -132,7 +141,8 @@ def name_devices(device: str | None, count: int, resource: str | None = None) ->
     if device == "cpu":
         if resource:
             raise OptionError(
-                f"--gres {resource} asks for devices that --device cpu has no use for", remedy="leave it out"
+                f"--gres {resource} asks for devices that --device cpu has no use for",
+                remedy="leave it out",
             )
         return {}
     resource = resource or (device if device in ("hpu", "ipu") else None)
@@ -148,7 +158,9 @@ def import_submitit() -> ModuleType:
     try:
         import submitit
     except ImportError as error:
-        raise DinoError(f"run_with_submitit.py needs submitit ({error}); install it: pip install submitit") from error
+        raise DinoError(
+            f"run_with_submitit.py needs submitit ({error}); install it: pip install submitit"
+        ) from error
     return submitit
 
 
@@ -196,7 +208,11 @@ class TrainingTask:
         submitit and every requeue by Slurm itself, and is the same for all processes.
         """
         meeting = f"{self.meeting}_{self.attempt}_{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-        return [*self.words, f"--output_dir={self.output.replace('%j', job)}", f"--dist_url=file://{meeting}"]
+        return [
+            *self.words,
+            f"--output_dir={self.output.replace('%j', job)}",
+            f"--dist_url=file://{meeting}",
+        ]
 
 
 def describe_place(place: Any) -> dict[str, str]:
@@ -228,7 +244,9 @@ class RequeueRequest:
         """Take over submitit's signal `number`."""
         self.number = number
         self.handler: Any = signal.getsignal(number)  # submitit has set it before it calls the task
-        self.came = number == signal.SIGUSR1  # then the loop takes it for its own, and every stop counts as this one
+        self.came = (
+            number == signal.SIGUSR1
+        )  # then the loop takes it for its own, and every stop counts as this one
         signal.signal(signal.SIGUSR1, self.handler)
         if number != signal.SIGUSR1:
             signal.signal(number, self._pass_on)
@@ -241,12 +259,16 @@ class RequeueRequest:
             RuntimeError: It was queued too often; submitit's own error, which ends the job as failed.
         """
         if not self.came:
-            time.sleep(SIGNAL_DELAY * slurm)  # a signal that comes now still reaches submitit's handler
+            time.sleep(
+                SIGNAL_DELAY * slurm
+            )  # a signal that comes now still reaches submitit's handler
             return
         for number in (signal.SIGUSR1, self.number):
             signal.signal(number, signal.SIG_IGN)
         self.handler(self.number, None)  # rank 0 does not come back from here
-        raise SystemExit(0)  # an error's code could make Slurm end rank 0 before it has queued the job
+        raise SystemExit(
+            0
+        )  # an error's code could make Slurm end rank 0 before it has queued the job
 
     def _pass_on(self, _number: int, _frame: FrameType | None) -> None:
         self.came = True

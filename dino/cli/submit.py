@@ -21,6 +21,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, or the cluster refuses the job.
     """
-    options, given, _ = parse_command(SubmitConfig, argv, about=ABOUT)
+    config, given, _ = parse_command(SubmitConfig, argv, about=ABOUT)
     root = Path(dino.__file__).resolve().parents[1]
-    sys.stdout.write(f"{submit(options, given, pretrain.main, root)}\n")
+    sys.stdout.write(f"{submit(config, given, pretrain.main, root)}\n")

@@ -24,7 +24,11 @@ def convert(value: Any, annotation: Any) -> Any:
         return _convert_tuple(value, typing.get_args(wanted))
     if wanted is bool:
         return _convert_bool(value)
-    if value is None or isinstance(value, bool | list | dict) or (wanted is int and isinstance(value, float)):
+    if (
+        value is None
+        or isinstance(value, bool | list | dict)
+        or (wanted is int and isinstance(value, float))
+    ):
         raise ValueError(value)
     return wanted(value)
 
@@ -46,12 +50,16 @@ def describe(annotation: Any) -> str:
     wanted = required(annotation)
     if typing.get_origin(wanted) is tuple:
         parts = typing.get_args(wanted)
-        return f"{'one or more' if parts[-1] is Ellipsis else len(parts)} {parts[0].__name__} values"
+        return (
+            f"{'one or more' if parts[-1] is Ellipsis else len(parts)} {parts[0].__name__} values"
+        )
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[wanted]
 
 
 def _convert_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple) or (parts[-1] is not Ellipsis and len(value) != len(parts)):
+    if not isinstance(value, list | tuple) or (
+        parts[-1] is not Ellipsis and len(value) != len(parts)
+    ):
         raise ValueError(value)
     return tuple(convert(item, parts[0]) for item in value)
 

@@ -80,10 +80,14 @@ class Progress:
     def end(self, report: StepReport) -> None:
         """See `plan.Show`."""
         seen = report.worst.summary if report.worst else report.reason
-        self._write(f"{report.number}/{len(STEPS)} {report.title}: {report.status.upper()} - {spell(seen)}\n")
+        self._write(
+            f"{report.number}/{len(STEPS)} {report.title}: {report.status.upper()} - {spell(seen)}\n"
+        )
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(f"\r\033[K{text[:110] if not text.endswith(chr(10)) else text}" if self.live else text)
+        sys.stdout.write(
+            f"\r\033[K{text[:110] if not text.endswith(chr(10)) else text}" if self.live else text
+        )
         sys.stdout.flush()
 
 
@@ -95,19 +99,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         OptionError: The files cannot be written, or there is nothing to look at.
         SystemExit: The user stopped it; the files are written.
     """
-    options = parse(VerifyConfig, argv, ABOUT)
-    device, flags = options.device.device or choose(os.environ)[0], options.verify
-    modes = choose_modes(device, options.device.lazy_mode)
+    config = parse(VerifyConfig, argv, ABOUT)
+    device, flags = config.device.device or choose(os.environ)[0], config.verify
+    modes = choose_modes(device, config.device.lazy_mode)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="dino_verify_", ignore_cleanup_errors=True) as folder:
-        setting = Setting(device=device, size=flags.size or SIZES[device], modes=modes, folder=Path(folder))
+        setting = Setting(
+            device=device, size=flags.size or SIZES[device], modes=modes, folder=Path(folder)
+        )
         reports, stopped = run(setting, flags)
     if stopped:
         raise SystemExit(128 + signal.SIGINT)
     failed = [report for report in reports if report.status == FAIL]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise CheckFailed(f"step {failed[0].number}, {failed[0].title}, failed{more}", remedy=f"{REPORT} says how")
+        raise CheckFailed(
+            f"step {failed[0].number}, {failed[0].title}, failed{more}", remedy=f"{REPORT} says how"
+        )
 
 
 def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
@@ -118,7 +126,8 @@ def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
     """
     if device not in MODES:
         raise OptionError(
-            f"--device {device} is for python -m dino.devices.align --device {device}", remedy="verify has none"
+            f"--device {device} is for python -m dino.devices.align --device {device}",
+            remedy="verify has none",
         )
     modes = MODES[device]
     if LAZY in modes:
@@ -131,11 +140,17 @@ def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
 def run(setting: Setting, flags: EvidenceConfig) -> tuple[list[StepReport], bool]:
     """All steps; gives what came of them, and whether the user stopped it."""
     folder, began = Path(flags.output_dir), time.monotonic()
-    with contextlib.suppress(OSError):  # what keeps it from being there keeps the files from being written
+    with contextlib.suppress(
+        OSError
+    ):  # what keeps it from being there keeps the files from being written
         folder.mkdir(parents=True, exist_ok=True)
-    chosen = {name for number, name in enumerate(STEPS, 1) if not flags.only or number in flags.only}
+    chosen = {
+        name for number, name in enumerate(STEPS, 1) if not flags.only or number in flags.only
+    }
     reports: list[StepReport] = []
-    write(folder, reports, setting, seconds=0.0, stopped=True)  # a folder that cannot be written to is told at once
+    write(
+        folder, reports, setting, seconds=0.0, stopped=True
+    )  # a folder that cannot be written to is told at once
     for report in verify(setting, chosen=chosen, patience=flags.patience, show=Progress()):
         reports.append(report)
         stopped = any(each.reason.startswith("stopped") for each in reports)
@@ -145,13 +160,17 @@ def run(setting: Setting, flags: EvidenceConfig) -> tuple[list[StepReport], bool
     return reports, stopped
 
 
-def write(folder: Path, reports: Sequence[StepReport], setting: Setting, *, seconds: float, stopped: bool) -> str:
+def write(
+    folder: Path, reports: Sequence[StepReport], setting: Setting, *, seconds: float, stopped: bool
+) -> str:
     """Write both files, each whole or not at all; gives the page.
 
     Raises:
         OptionError: They cannot be written.
     """
-    report = build_report(reports, setting, conclude(reports, setting), seconds=seconds, stopped=stopped)
+    report = build_report(
+        reports, setting, conclude(reports, setting), seconds=seconds, stopped=stopped
+    )
     page = write_page(report, REPORT)
     for name, text in ((REPORT, json.dumps(report, indent=1) + "\n"), (PAGE, page)):
         with atomic_write(folder / name, "--output_dir") as temporary:

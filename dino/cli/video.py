@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(AttentionVideoConfig, argv, ABOUT)
+    config = parse(AttentionVideoConfig, argv, ABOUT)
 
     from dino.visualization.attention_video import generate_video
 
-    with open_session(options) as run:
-        generate_video(options, run)
+    with open_session(config) as run:
+        generate_video(config, run)

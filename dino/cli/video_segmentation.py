@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: Wrong flags, weights or images.
     """
-    options = parse(DavisConfig, argv, ABOUT)
+    config = parse(DavisConfig, argv, ABOUT)
 
     from dino.evaluation.video_segmentation.segment import segment_davis
 
-    with open_session(options) as run:
-        segment_davis(options, run)
+    with open_session(config) as run:
+        segment_davis(config, run)

@@ -30,7 +30,9 @@ BLUR_RANGE = BLUR_RADIUS[1] - BLUR_RADIUS[0]
 ORIGINAL_SIZES = (224, 96)  # global, local
 CROP_TRIES = 10
 RANDOM_SCALE = (0.08, 1.0)  # share of the area of a random crop (torchvision's RandomResizedCrop)
-RESIZE_RATIO = 256 / 224  # evaluation: shorter side of the resized image over the center crop's side
+RESIZE_RATIO = (
+    256 / 224
+)  # evaluation: shorter side of the resized image over the center crop's side
 REDUCING_GAP = 2.0  # Pillow's thumbnail: sizes beyond twice the wanted one are first averaged down by whole factors
 
 
@@ -73,13 +75,17 @@ class CropRecipe:
     def global_recipes(self) -> tuple[ViewRecipe, ViewRecipe]:
         """The first global view is always blurred, the second rarely, and it alone is solarized."""
         blur_scale = min(1.0, self.global_size / ORIGINAL_SIZES[0])
-        first = ViewRecipe(size=self.global_size, scale=self.global_scale, blur=1.0, blur_scale=blur_scale)
+        first = ViewRecipe(
+            size=self.global_size, scale=self.global_scale, blur=1.0, blur_scale=blur_scale
+        )
         return first, replace(first, blur=0.1, solarize=0.2)
 
     def local_recipes(self) -> tuple[ViewRecipe, ...]:
         """Every local view is blurred half of the time."""
         blur_scale = min(1.0, self.local_size / ORIGINAL_SIZES[1])
-        view = ViewRecipe(size=self.local_size, scale=self.local_scale, blur=0.5, blur_scale=blur_scale)
+        view = ViewRecipe(
+            size=self.local_size, scale=self.local_scale, blur=0.5, blur_scale=blur_scale
+        )
         return (view,) * self.local_views
 
 
@@ -101,7 +107,9 @@ class Crops(NamedTuple):
     replaced: Tensor
 
 
-def cut_crops(image: Tensor, recipe: CropRecipe, rng: np.random.Generator, replaced: int = 0) -> Crops:
+def cut_crops(
+    image: Tensor, recipe: CropRecipe, rng: np.random.Generator, replaced: int = 0
+) -> Crops:
     """Cut all views of an image and draw their photometric parameters.
 
     Args:
@@ -110,9 +118,15 @@ def cut_crops(image: Tensor, recipe: CropRecipe, rng: np.random.Generator, repla
         rng: The image's own generator.
         replaced: Passed on.
     """
-    global_pixels, global_parameters = _cut_views(image, recipe.global_recipes(), recipe.global_size, rng)
-    local_pixels, local_parameters = _cut_views(image, recipe.local_recipes(), recipe.local_size, rng)
-    return Crops(global_pixels, global_parameters, local_pixels, local_parameters, torch.tensor(replaced))
+    global_pixels, global_parameters = _cut_views(
+        image, recipe.global_recipes(), recipe.global_size, rng
+    )
+    local_pixels, local_parameters = _cut_views(
+        image, recipe.local_recipes(), recipe.local_size, rng
+    )
+    return Crops(
+        global_pixels, global_parameters, local_pixels, local_parameters, torch.tensor(replaced)
+    )
 
 
 def build_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -151,7 +165,12 @@ def draw_box(
         aspect = math.exp(low + (high - low) * shape)
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            return int(down * (height - box_height + 1)), int(right * (width - box_width + 1)), box_height, box_width
+            return (
+                int(down * (height - box_height + 1)),
+                int(right * (width - box_width + 1)),
+                box_height,
+                box_width,
+            )
     box_width = min(width, max(1, round(height * ASPECT_RATIOS[1])))
     box_height = min(height, max(1, round(width / ASPECT_RATIOS[0])))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
@@ -161,8 +180,12 @@ def draw_parameters(views: Sequence[ViewRecipe], rng: np.random.Generator) -> np
     """Draw the (V, PARAMETERS) float32 numbers of V views; `data/photometric` names the columns."""
     drawn = rng.random((len(views), photometric.PARAMETERS))
     rows = drawn.astype(np.float32)
-    rows[:, photometric.FLAGS] = drawn[:, photometric.FLAGS] < np.reshape([view.chances for view in views], (-1, 5))
-    rows[:, photometric.FACTORS] = JITTER_LOW + JITTER_RANGE * drawn[:, photometric.FACTORS] + photometric.NEUTRAL
+    rows[:, photometric.FLAGS] = drawn[:, photometric.FLAGS] < np.reshape(
+        [view.chances for view in views], (-1, 5)
+    )
+    rows[:, photometric.FACTORS] = (
+        JITTER_LOW + JITTER_RANGE * drawn[:, photometric.FACTORS] + photometric.NEUTRAL
+    )
     rows[:, photometric.ORDER] = drawn[:, photometric.ORDER].argsort(axis=1)
     rows[:, photometric.RADIUS] = BLUR_RADIUS[0] + BLUR_RANGE * drawn[:, photometric.RADIUS]
     rows[:, photometric.RADIUS] *= [view.blur_scale for view in views]
@@ -174,9 +197,17 @@ def resize_crop(
 ) -> Tensor:
     """Cut a box (top, left, height, width) and resize it, antialiased: (C, H, W) -> (C, *size), uint8."""
     top, left, height, width = box
-    part = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[top : top + height, left : left + width])
-    views = torch.from_numpy(part)[None].permute(0, 3, 1, 2)  # known as channels last, torch's fast way through it
-    return views[0] if (height, width) == size else F.interpolate(views, size=size, mode=mode, antialias=True)[0]
+    part = np.ascontiguousarray(
+        image.permute(1, 2, 0).numpy()[top : top + height, left : left + width]
+    )
+    views = torch.from_numpy(part)[None].permute(
+        0, 3, 1, 2
+    )  # known as channels last, torch's fast way through it
+    return (
+        views[0]
+        if (height, width) == size
+        else F.interpolate(views, size=size, mode=mode, antialias=True)[0]
+    )
 
 
 def random_resized_crop(image: Tensor, rng: np.random.Generator, size: int) -> Tensor:
@@ -195,14 +226,18 @@ def random_resized_crop(image: Tensor, rng: np.random.Generator, size: int) -> T
     return view.flip(-1) if rng.random() < 0.5 else view
 
 
-def squeeze(image: Tensor, size: int) -> Tensor:
+def resize_square(image: Tensor, size: int) -> Tensor:
     """The whole image as a square, its shape not kept: (C, H, W) -> (C, size, size) uint8."""
     return resize_crop(image, (0, 0, *image.shape[1:]), (size, size))
 
 
 def scale_shorter(height: int, width: int, shorter: int) -> tuple[int, int]:
     """Height and width in pixels once the shorter of them is `shorter`; the longer one is rounded down."""
-    return (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
+    return (
+        (shorter, shorter * width // height)
+        if height <= width
+        else (shorter * height // width, shorter)
+    )
 
 
 def resize_whole(image: Tensor, size: tuple[int, ...] | None) -> Tensor:

@@ -31,7 +31,7 @@ class Share:
     """Which part of every batch this process loads."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
 
 class CropDataset(Dataset[Crops | DataError]):
@@ -70,7 +70,11 @@ class CropDataset(Dataset[Crops | DataError]):
             try:
                 image = self.source.read(other, self.recipe.channels, whole=True)
                 crops = cut_crops(image, self.recipe, rng, replaced)
-                return crops if self.host_normalization is None else augment_crops(crops, self.host_normalization)
+                return (
+                    crops
+                    if self.host_normalization is None
+                    else augment_crops(crops, self.host_normalization)
+                )
             except DataError as error:
                 if not self.skip_bad:
                     return DataError(f"{error}", remedy="`on_bad_image` skip would replace it")
@@ -80,10 +84,16 @@ class CropDataset(Dataset[Crops | DataError]):
 
 def augment_crops(crops: Crops, normalization: Normalization) -> Crops:
     """One image's crops with float32 views for pixels, as the device would make them."""
-    views = augment(crops.global_pixels.movedim(-1, 1), crops.global_parameters, normalization, eager=True)
+    views = augment(
+        crops.global_pixels.movedim(-1, 1), crops.global_parameters, normalization, eager=True
+    )
     if not len(crops.local_pixels):
-        return crops._replace(global_pixels=views, local_pixels=crops.local_pixels.movedim(-1, 1).float())
-    local = augment(crops.local_pixels.movedim(-1, 1), crops.local_parameters, normalization, eager=True)
+        return crops._replace(
+            global_pixels=views, local_pixels=crops.local_pixels.movedim(-1, 1).float()
+        )
+    local = augment(
+        crops.local_pixels.movedim(-1, 1), crops.local_parameters, normalization, eager=True
+    )
     return crops._replace(global_pixels=views, local_pixels=local)
 
 
@@ -99,7 +109,12 @@ class RandomViewDataset(Dataset[LabelledBatch | DataError]):
     """(epoch, index) -> one random view of an image with label and index, or the error that stops the run."""
 
     def __init__(
-        self, source: ImageSource, cut: Callable[[Tensor, np.random.Generator], Tensor], *, channels: int, seed: int
+        self,
+        source: ImageSource,
+        cut: Callable[[Tensor, np.random.Generator], Tensor],
+        *,
+        channels: int,
+        seed: int,
     ) -> None:
         """Keep the list; nothing is read yet.
 
@@ -140,7 +155,7 @@ class ViewDataset(Dataset[LabelledBatch | DataError]):
             shapes: (H, W) of each image's view, where they differ; a batch then ends where the shape changes.
         """
         self.source, self.cut, self.channels, self.shapes = source, cut, channels, shapes
-        self.indices = range(share.rank, len(source), share.world)
+        self.indices = range(share.rank, len(source), share.world_size)
 
     def __len__(self) -> int:
         """Images of this process."""
@@ -153,9 +168,13 @@ class ViewDataset(Dataset[LabelledBatch | DataError]):
     def plan(self, batch_size: int) -> Iterator[list[int]]:
         """Yield the places of each batch: in order, at most so many, all of one shape."""
         shapes = self.shapes
-        for _, run in itertools.groupby(range(len(self)), lambda place: shapes and shapes[self.indices[place]]):
+        for _, run in itertools.groupby(
+            range(len(self)), lambda place: shapes and shapes[self.indices[place]]
+        ):
             places = list(run)
-            yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
+            yield from (
+                places[start : start + batch_size] for start in range(0, len(places), batch_size)
+            )
 
 
 def _read_view(

@@ -18,10 +18,27 @@ from torch import Tensor
 
 from dino.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".npy")
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".npy",
+)
 MODES = {1: "L", 3: "RGB"}
 ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-MIRRORED = (2, 4, 5, 7)  # EXIF orientations that are no mere rotation; a camera's unknown values mean upright
+MIRRORED = (
+    2,
+    4,
+    5,
+    7,
+)  # EXIF orientations that are no mere rotation; a camera's unknown values mean upright
 SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -55,7 +72,11 @@ def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = N
         DataError: The file is missing, damaged, no picture, or has other channels; the text names it.
     """
     try:
-        pixels = _read_array(path) if str(path).lower().endswith(".npy") else _read_picture(path, channels, box)
+        pixels = (
+            _read_array(path)
+            if str(path).lower().endswith(".npy")
+            else _read_picture(path, channels, box)
+        )
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
@@ -95,11 +116,17 @@ def _content(path: str | Path | Stored) -> str | Path | io.BytesIO:
 def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> np.ndarray:
     if channels not in MODES:
         raise DataError(
-            f"{path} is a picture", remedy=f"`in_chans` {channels} needs .npy files, pictures give 1 or 3 channels"
+            f"{path} is a picture",
+            remedy=f"`in_chans` {channels} needs .npy files, pictures give 1 or 3 channels",
         )
     content = Path(path).read_bytes() if isinstance(path, str | Path) else path.read()
     with Image.open(io.BytesIO(content)) as picture:
-        if picture.format == "JPEG" and picture.mode in ("L", "RGB") and channels == 3 and box is None:
+        if (
+            picture.format == "JPEG"
+            and picture.mode in ("L", "RGB")
+            and channels == 3
+            and box is None
+        ):
             pixels = _read_jpeg(content, picture.getexif().get(ExifTags.Base.Orientation, 1))
             if pixels is not None:
                 return pixels
@@ -110,14 +137,18 @@ def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> 
 def to_levels(picture: Image.Image, channels: int) -> np.ndarray:
     """A picture of any mode as (H, W, C) uint8; C is 1 or 3."""
     if picture.mode.startswith("I"):  # 16 bits a level, in whichever byte order
-        picture = Image.fromarray((np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray(
+            (np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        )
     pixels = np.array(picture.convert(MODES[channels]))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def _read_jpeg(content: bytes, orientation: int) -> np.ndarray | None:
     """The same levels as Pillow's in two thirds of its time; None for what Pillow shall read, or refuse."""
-    complete = content.endswith(END_OF_JPEG) or content.rfind(END_OF_JPEG) > content.rfind(SCAN_OF_JPEG)
+    complete = content.endswith(END_OF_JPEG) or content.rfind(END_OF_JPEG) > content.rfind(
+        SCAN_OF_JPEG
+    )
     if not complete or orientation in MIRRORED:  # OpenCV would fill up with gray what is missing
         return None
     encoded = np.frombuffer(content, dtype=np.uint8)
@@ -125,7 +156,11 @@ def _read_jpeg(content: bytes, orientation: int) -> np.ndarray | None:
         pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    return cv2.rotate(pixels, ROTATIONS[orientation]) if orientation in ROTATIONS and pixels is not None else pixels
+    return (
+        cv2.rotate(pixels, ROTATIONS[orientation])
+        if orientation in ROTATIONS and pixels is not None
+        else pixels
+    )
 
 
 def _read_array(path: str | Path | Stored) -> np.ndarray:

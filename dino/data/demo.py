@@ -99,7 +99,9 @@ def _draw_bricks(points: _Points, _: np.random.Generator) -> _Mask:
 
 def _draw_speckles(points: _Points, rng: np.random.Generator) -> _Mask:
     cells = rng.random((64, 64)) < 0.45
-    rows, columns = (np.floor(part * 4).astype(np.int64) % 64 for part in (points.imag, points.real))
+    rows, columns = (
+        np.floor(part * 4).astype(np.int64) % 64 for part in (points.imag, points.real)
+    )
     return cells[rows, columns]
 
 
@@ -115,14 +117,18 @@ _TEXTURES: dict[str, Callable[[_Points, np.random.Generator], _Mask]] = {
     "blotched": _draw_blotches,
     "bricked": _draw_bricks,
     "checked": lambda points, _: (points.real * 0.7 % 1 < 0.5) ^ (points.imag * 0.7 % 1 < 0.5),
-    "dotted": lambda points, _: np.hypot(points.real * 1.1 % 1 - 0.5, points.imag * 1.1 % 1 - 0.5) < 0.3,
+    "dotted": lambda points, _: (
+        np.hypot(points.real * 1.1 % 1 - 0.5, points.imag * 1.1 % 1 - 0.5) < 0.3
+    ),
     "gridded": lambda points, _: (points.real * 0.85 % 1 < 0.22) | (points.imag * 0.85 % 1 < 0.22),
     "rayed": lambda points, rng: np.angle(points) * rng.integers(6, 10) / (2 * np.pi) % 1 < 0.5,
     "ringed": lambda points, _: np.abs(points) % 1 < 0.5,
     "speckled": _draw_speckles,
     "striped": lambda points, _: points.real % 1 < 0.5,
     # The bands are wider than a stripe, or small images would lose the corners.
-    "zigzag": lambda points, _: (points.real * 0.8 + np.abs(points.imag * 0.45 % 1 - 0.5) * 1.6) % 1 < 0.5,
+    "zigzag": lambda points, _: (
+        (points.real * 0.8 + np.abs(points.imag * 0.45 % 1 - 0.5) * 1.6) % 1 < 0.5
+    ),
 }
 
 # Points (G, G) in the object's own frame, where its radius is about 1 -> which of them lie inside, bool (G, G).
@@ -236,7 +242,10 @@ def _blend_colors(points: _Points, lumas: Iterable[float], rng: np.random.Genera
 def _draw_field(points: _Points, rng: np.random.Generator) -> _Colors:
     """A soft random pattern, a few waves about as long as the image: points (S, S) -> float (S, S, 1) in [-1, 1]."""
     turns, phases = np.exp(2j * np.pi * rng.random((2, 3))).astype(np.complex64)
-    waves = [np.sin(3 * (points * turn).real + np.angle(phase)) for turn, phase in zip(turns, phases, strict=True)]
+    waves = [
+        np.sin(3 * (points * turn).real + np.angle(phase))
+        for turn, phase in zip(turns, phases, strict=True)
+    ]
     return np.asarray(sum(waves) / 2, dtype=np.float32).clip(-1, 1)[..., None]
 
 
@@ -273,7 +282,9 @@ def build_demo(spec: DemoSpec | None = None, root: Path | None = None) -> Path:
                 _write_once(folder, spec)
     except OSError as error:
         what = f"cannot write the demo data set to {folder}: {error.strerror or error}"
-        raise DataError(f"{what}", remedy="set DINO_CACHE_DIR to a writable folder with free space") from error
+        raise DataError(
+            f"{what}", remedy="set DINO_CACHE_DIR to a writable folder with free space"
+        ) from error
     return folder
 
 
@@ -283,7 +294,9 @@ def _write_once(folder: Path, spec: DemoSpec) -> None:
         return
     _logger.info("drawing the demo data set into %s", folder)
     with atomic_write(folder, alone=True) as partial:
-        shutil.rmtree(partial, ignore_errors=True)  # a killed run may have left some of its files here
+        shutil.rmtree(
+            partial, ignore_errors=True
+        )  # a killed run may have left some of its files here
         for split, count in zip(SPLITS, (spec.train_per_class, spec.val_per_class), strict=True):
             _write_split(partial / split, count, spec)
 

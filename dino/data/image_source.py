@@ -82,7 +82,9 @@ class ImageSource:
 
     def fingerprint(self) -> str:
         """A digest of the names, equal for equal data wherever it is mounted."""
-        return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[
+            :16
+        ]
 
     def limited(self, limit: int | None) -> ImageSource:
         """At most `limit` images, evenly spaced, so that every class folder keeps its share."""

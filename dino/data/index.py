@@ -98,7 +98,10 @@ class Index:
             self._lock()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Write what is new, if it was worth it, and let waiting processes go on."""
         with self.doors:
@@ -107,14 +110,21 @@ class Index:
 
     def _lock(self) -> None:
         self.locked = True
-        logger.info("listing %s, which takes a while; the next time it is quick", self.place.partition("\n")[0])
+        logger.info(
+            "listing %s, which takes a while; the next time it is quick",
+            self.place.partition("\n")[0],
+        )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # The system frees this lock even when the process is killed, so none is ever stale.
             door = self.doors.enter_context(self.path.with_suffix(".lock").open("w"))
             fcntl.flock(door, fcntl.LOCK_EX)
         except OSError as error:
-            logger.warning("no index is kept in %s: %s; set DINO_CACHE_DIR to a writable folder", self.path, error)
+            logger.warning(
+                "no index is kept in %s: %s; set DINO_CACHE_DIR to a writable folder",
+                self.path,
+                error,
+            )
         self.known = self._read()
 
     def _read(self) -> dict[str, list[Any]]:
@@ -134,7 +144,11 @@ class Index:
             with atomic_write(self.path) as temporary:
                 temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         except OSError as error:
-            logger.warning("no index is kept in %s: %s; set DINO_CACHE_DIR to a writable folder", self.path, error)
+            logger.warning(
+                "no index is kept in %s: %s; set DINO_CACHE_DIR to a writable folder",
+                self.path,
+                error,
+            )
 
 
 def list_files(root: Path, endings: tuple[str, ...]) -> Iterator[str]:

@@ -17,7 +17,10 @@ from dino.data.decode import read_image
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
-USUAL_MODES = {"L", "RGB"}  # Pillow's names; all others lose or change something on the way to pixels
+USUAL_MODES = {
+    "L",
+    "RGB",
+}  # Pillow's names; all others lose or change something on the way to pixels
 DIGEST_BYTES = 16
 
 
@@ -77,7 +80,9 @@ def find_oddity(path: Path) -> str | None:
         return None
     with Image.open(path) as picture:
         frames = getattr(picture, "n_frames", 1)
-        stored = str(picture.tile[0][3]) if picture.tile else ""  # "RGB;16B" becomes RGB without a word
+        stored = (
+            str(picture.tile[0][3]) if picture.tile else ""
+        )  # "RGB;16B" becomes RGB without a word
         if picture.mode not in USUAL_MODES:
             return f"mode {picture.mode}"
         if ";16" in stored:

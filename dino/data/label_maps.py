@@ -72,7 +72,9 @@ def read_label_map(path: Path) -> LabelMap:
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
         raise DataError(f"{path} cannot be decoded: {error}") from error
     if mode not in MODES:
-        raise DataError(f"{path} is no label map: wants an indexed or gray 8-bit PNG, not one of mode {mode}")
+        raise DataError(
+            f"{path} is no label map: wants an indexed or gray 8-bit PNG, not one of mode {mode}"
+        )
     return LabelMap(labels, palette)
 
 

@@ -23,7 +23,9 @@ def read_list(path: Path, flag: str) -> tuple[str, ...]:
     names = tuple(line.strip() for line in lines if line.strip())
     wrong = next((name for name in names if not name.lower().endswith(EXTENSIONS)), None)
     if wrong is not None:
-        raise DataError(f"{flag} {path} lists {wrong!r}, which is no image name (known: {' '.join(EXTENSIONS)})")
+        raise DataError(
+            f"{flag} {path} lists {wrong!r}, which is no image name (known: {' '.join(EXTENSIONS)})"
+        )
     return names
 
 

@@ -36,7 +36,9 @@ TOGETHER = 16  # items that travel at once where they are not stacked
 PREFETCH = 2  # batches a loader process has ready or in work; more hides no lasting lack of cores, and costs memory
 FILES_OF_BATCH = 8  # tensors of one batch, each an open file on its way, and some to spare
 OTHER_FILES = 512  # whatever else a run has open: pipes, logs, sockets, libraries
-CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # quota and period of a container (cgroup v2), in microseconds
+CPU_SHARE = Path(
+    "/sys/fs/cgroup/cpu.max"
+)  # quota and period of a container (cgroup v2), in microseconds
 
 Item = TypeVar("Item")
 
@@ -47,7 +49,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     Batch t of one process with batch size 2b holds the same images as batch t of two processes with b each.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, share: Share, piece: int | None = None) -> None:
+    def __init__(
+        self, count: int, batch_size: int, *, seed: int, share: Share, piece: int | None = None
+    ) -> None:
         """Plan batches of `batch_size` for this process's share of `count` images, each in pieces of `piece`."""
         self.count, self.batch_size, self.seed, self.share = count, batch_size, seed, share
         self.piece = piece or batch_size
@@ -55,7 +59,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        return self.count // (self.batch_size * self.share.world)
+        return self.count // (self.batch_size * self.share.world_size)
 
     def begin(self, epoch: int, start: int = 0) -> None:
         """Let the next pass be `epoch`, from batch `start` on."""
@@ -63,18 +67,27 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield lists of (epoch, index), one a piece."""
-        key = np.random.SeedSequence((self.seed, self.epoch), spawn_key=(0,))  # no image's own stream
+        key = np.random.SeedSequence(
+            (self.seed, self.epoch), spawn_key=(0,)
+        )  # no image's own stream
         order = np.random.default_rng(key).permutation(self.count)
-        mine = order[self.share.rank :: self.share.world].tolist()
+        mine = order[self.share.rank :: self.share.world_size].tolist()
         for batch in range(self.start, len(self)):
-            keys = [(self.epoch, index) for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]]
-            yield from (keys[first : first + self.piece] for first in range(0, len(keys), self.piece))
+            keys = [
+                (self.epoch, index)
+                for index in mine[batch * self.batch_size : (batch + 1) * self.batch_size]
+            ]
+            yield from (
+                keys[first : first + self.piece] for first in range(0, len(keys), self.piece)
+            )
 
 
 class TrainLoader:
     """Batches of crops or random views, epoch by epoch, from any position."""
 
-    def __init__(self, dataset: CropDataset | RandomViewDataset, batches: EpochBatches, **settings: Any) -> None:
+    def __init__(
+        self, dataset: CropDataset | RandomViewDataset, batches: EpochBatches, **settings: Any
+    ) -> None:
         """Wrap torch's loader; `settings` are its keyword arguments."""
         self.batches = batches
         self.workers: int = settings["num_workers"]
@@ -112,9 +125,13 @@ def build_train_loader(
     Raises:
         DataError: Fewer images than one global batch.
     """
-    check_count(dataset.source, batch_size * share.world)
-    batches = EpochBatches(len(dataset.source), batch_size, seed=dataset.seed, share=share, piece=piece)
-    return TrainLoader(dataset, batches, **_settings(workers, pin_memory, start), persistent_workers=workers > 0)
+    check_count(dataset.source, batch_size * share.world_size)
+    batches = EpochBatches(
+        len(dataset.source), batch_size, seed=dataset.seed, share=share, piece=piece
+    )
+    return TrainLoader(
+        dataset, batches, **_settings(workers, pin_memory, start), persistent_workers=workers > 0
+    )
 
 
 def check_count(source: ImageSource, global_batch: int) -> None:
@@ -131,7 +148,12 @@ def check_count(source: ImageSource, global_batch: int) -> None:
 
 
 def read_views(
-    dataset: ViewDataset, *, batch_size: int, workers: int, pin_memory: bool | str, start: str | None = None
+    dataset: ViewDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool | str,
+    start: str | None = None,
 ) -> Iterator[LabelledBatch]:
     """Yield every image of the dataset once, in order.
 
@@ -149,11 +171,15 @@ def read_items(dataset: Dataset[Item], *, workers: int) -> Iterator[Item]:
     Raises:
         DataError: A loader process died.
     """
-    for items in _checked(DataLoader(dataset, batch_size=TOGETHER, collate_fn=list, **_settings(workers, False, None))):
+    for items in _checked(
+        DataLoader(dataset, batch_size=TOGETHER, collate_fn=list, **_settings(workers, False, None))
+    ):
         yield from items
 
 
-def choose_workers(asked: int | None, *, usual: int = USUAL_WORKERS, processes_here: int = 1, reserved: int = 0) -> int:
+def choose_workers(
+    asked: int | None, *, usual: int = USUAL_WORKERS, processes_here: int = 1, reserved: int = 0
+) -> int:
     """Loader processes: what is asked for, else the usual number, cut to the cores this process can count on.
 
     Args:
@@ -162,7 +188,11 @@ def choose_workers(asked: int | None, *, usual: int = USUAL_WORKERS, processes_h
         processes_here: Processes that share the cores of this host.
         reserved: Cores that each of them keeps busy itself.
     """
-    return asked if asked is not None else min(usual, max(1, count_cores() // processes_here - reserved))
+    return (
+        asked
+        if asked is not None
+        else min(usual, max(1, count_cores() // processes_here - reserved))
+    )
 
 
 def count_cores() -> int:
@@ -199,7 +229,9 @@ def _settings(workers: int, pin_memory: bool | str, start: str | None) -> dict[s
         return {"num_workers": 0, **pinning}
     context = multiprocessing.get_context(start)
     if start == "forkserver":
-        context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not by every loader
+        context.set_forkserver_preload(
+            ["__main__", __name__]
+        )  # torch is imported once, not by every loader
     return {
         "num_workers": workers,
         **pinning,
@@ -225,7 +257,9 @@ def _without_threads_of_opencv() -> Iterator[None]:
 
 def _begin_worker(sharing: str, _worker: int) -> None:
     """One thread each, since there is a process a core; torch's own loader has seen to torch's threads already."""
-    share: Callable[[str], None] = torch.multiprocessing.set_sharing_strategy  # which torch leaves untyped
+    share: Callable[[str], None] = (
+        torch.multiprocessing.set_sharing_strategy
+    )  # which torch leaves untyped
     share(sharing)  # the sender's counts, and a fork server's children forget it
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
@@ -257,7 +291,9 @@ def _end_when_alone(parent: BaseProcess) -> None:
 
 def _collate(items: Sequence[Any]) -> Any:
     """Stack samples; an error travels whole, because a raised one would arrive as the worker's traceback."""
-    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(list(items))
+    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(
+        list(items)
+    )
 
 
 def _join(pieces: Sequence[Any]) -> Any:
@@ -289,7 +325,9 @@ def _read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for batch in batches:
             if isinstance(batch, DataError):
-                raise DataError(str(batch))  # a new one: raising the batch itself would tie this frame to it
+                raise DataError(
+                    str(batch)
+                )  # a new one: raising the batch itself would tie this frame to it
             yield batch
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):

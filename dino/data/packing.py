@@ -41,7 +41,9 @@ class Packing:
     shorter_side: int | None = None
 
 
-def pack_images(source: ImageSource, folder: Path, packing: Packing, *, workers: int) -> Iterator[tuple[Path, int]]:
+def pack_images(
+    source: ImageSource, folder: Path, packing: Packing, *, workers: int
+) -> Iterator[tuple[Path, int]]:
     """Write the shards that are not there yet.
 
     A sample is an image under its own name and, where there are labels, a .cls member with its class number.
@@ -63,41 +65,61 @@ def pack_images(source: ImageSource, folder: Path, packing: Packing, *, workers:
         _claim(folder / f"{name}.json", source, packing)
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             for number, start in enumerate(range(0, len(source), size)):
-                shard, indices = folder / f"{name}-{number:06}{ENDING}", range(start, min(start + size, len(source)))
+                shard, indices = (
+                    folder / f"{name}-{number:06}{ENDING}",
+                    range(start, min(start + size, len(source))),
+                )
                 if not shard.exists():
                     _write_shard(shard, source, indices, packing, pool)
                 yield shard, indices.stop
     except OSError as error:
         raise DataError(
-            f"packing {source.root} into {folder}: {error}", remedy="the same command goes on from here"
+            f"packing {source.root} into {folder}: {error}",
+            remedy="the same command goes on from here",
         ) from error
 
 
 def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
     """Say beside the shards what they are made of; refuse to add to those of other images."""
-    ours = {"version": VERSION, "images": len(source), "names": source.fingerprint(), **asdict(packing)}
+    ours = {
+        "version": VERSION,
+        "images": len(source),
+        "names": source.fingerprint(),
+        **asdict(packing),
+    }
     if note.exists():
         try:
             theirs = json.loads(note.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{note} is damaged: {error}", remedy="pack into an empty folder") from error
+            raise DataError(
+                f"{note} is damaged: {error}", remedy="pack into an empty folder"
+            ) from error
         differing = [
-            f"{key} {theirs.get(key)} then, {value} now" for key, value in ours.items() if theirs.get(key) != value
+            f"{key} {theirs.get(key)} then, {value} now"
+            for key, value in ours.items()
+            if theirs.get(key) != value
         ]
         if differing:
             raise DataError(
-                f"{note.parent} holds shards packed otherwise ({', '.join(differing)})", remedy="name another folder"
+                f"{note.parent} holds shards packed otherwise ({', '.join(differing)})",
+                remedy="name another folder",
             )
     elif next(note.parent.glob(f"{note.stem}-*{ENDING}"), None):
-        raise DataError(f"{note.parent} holds shards of unknown origin", remedy="name another folder")
+        raise DataError(
+            f"{note.parent} holds shards of unknown origin", remedy="name another folder"
+        )
     with atomic_write(note, alone=True) as temporary:
         temporary.write_bytes(json.dumps(ours).encode())
 
 
-def _write_shard(shard: Path, source: ImageSource, indices: range, packing: Packing, pool: ThreadPoolExecutor) -> None:
+def _write_shard(
+    shard: Path, source: ImageSource, indices: range, packing: Packing, pool: ThreadPoolExecutor
+) -> None:
     labelled, read = set[str](), partial(_read, source, shorter_side=packing.shorter_side)
     with atomic_write(shard, alone=True) as temporary, temporary.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
+        with tarfile.open(
+            fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8"
+        ) as tar:
             for index, content in zip(indices, pool.map(read, indices), strict=True):
                 name, sample = source.names[index], sample_of(source.names[index])
                 _add(tar, name, content)
@@ -140,7 +162,9 @@ def scale_picture(content: bytes, shorter_side: int) -> bytes:
         if shorter <= shorter_side:
             return content
         size = [max(1, round(side * shorter_side / shorter)) for side in picture.size]
-        smooth = picture.convert(SMOOTH.get(picture.mode, picture.mode))  # the others have no levels to average
+        smooth = picture.convert(
+            SMOOTH.get(picture.mode, picture.mode)
+        )  # the others have no levels to average
         exif = Image.Exif()
         if ORIENTATION in picture.getexif():
             exif[ORIENTATION] = picture.getexif()[ORIENTATION]

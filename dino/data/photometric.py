@@ -19,7 +19,9 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
-CACHED_NUMBERS = 160_000  # floats of the views that a CPU augments at a time: one of 224 pixels, five of 96
+CACHED_NUMBERS = (
+    160_000  # floats of the views that a CPU augments at a time: one of 224 pixels, five of 96
+)
 BLUR_LEAST = 1e-9  # of the middle's weight; less is nothing: denormal weights make a CPU a hundred times slower
 BLUR_STRIP = 32  # rows blurred by one matrix
 BLUR_REACH = 6  # pixels; Pillow's blur of the largest radius, 2, reaches this far
@@ -42,7 +44,7 @@ class Normalization:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalise (..., C, S, S) in [0, 255], uint8 or float, to float32."""
+        """Normalize (..., C, S, S) in [0, 255], uint8 or float, to float32."""
         levels = tuple(tuple(255.0 * part for part in parts) for parts in (self.mean, self.std))
         shift, scale = place_constant(levels, pixels.device)[..., None, None]
         normalized: Tensor = (pixels.float() - shift).div_(scale)
@@ -70,7 +72,9 @@ def _on_device(make: Callable[..., Tensor], device: torch.device, arguments: Any
     return make(arguments) if device.type == "cpu" else keep_constant(make, device, arguments)
 
 
-def build_normalization(in_chans: int, stored: Mapping[str, Sequence[float]] | None = None) -> Normalization:
+def build_normalization(
+    in_chans: int, stored: Mapping[str, Sequence[float]] | None = None
+) -> Normalization:
     """What a weights file says (`stored`), else ImageNet's constants for 3 channels, their average for others."""
     if stored is not None:
         return Normalization(mean=tuple(stored["mean"]), std=tuple(stored["std"]))
@@ -80,7 +84,9 @@ def build_normalization(in_chans: int, stored: Mapping[str, Sequence[float]] | N
     return Normalization(mean=(mean,) * in_chans, std=(std,) * in_chans)
 
 
-def augment(pixels: Tensor, parameters: Tensor, normalization: Normalization, *, eager: bool = False) -> Tensor:
+def augment(
+    pixels: Tensor, parameters: Tensor, normalization: Normalization, *, eager: bool = False
+) -> Tensor:
     """The whole chain for one group of views.
 
     Args:
@@ -100,17 +106,25 @@ def augment(pixels: Tensor, parameters: Tensor, normalization: Normalization, *,
     return torch.cat([_augment(*part, normalization, eager) for part in parts])
 
 
-def _augment(pixels: Tensor, parameters: Tensor, normalization: Normalization, eager: bool) -> Tensor:
+def _augment(
+    pixels: Tensor, parameters: Tensor, normalization: Normalization, eager: bool
+) -> Tensor:
     flags = parameters[:, FLAGS].reshape(-1, 5, 1, 1, 1) > 0.5
 
     def change(views: Tensor, flag: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
         if eager and not flag.any():
             return views
         # A weight of 0 or 1 picks exactly; picking by a mask takes a CPU four times longer.
-        return operation(views) if eager and flag.all() else views.lerp_(operation(views), flag.float())
+        return (
+            operation(views)
+            if eager and flag.all()
+            else views.lerp_(operation(views), flag.float())
+        )
 
     views = change(pixels.contiguous().float(), flags[:, FLIP], lambda views: views.flip(-1))
-    factors = torch.where(flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device))
+    factors = torch.where(
+        flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device)
+    )
     views = jitter_color(views, factors, parameters[:, ORDER], eager=eager)
     if views.shape[1] == len(LUMA):
         views = change(views, flags[:, GRAY], lambda views: compute_gray(views).floor_())
@@ -146,8 +160,12 @@ def jitter_color(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool 
 
 
 def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor, eager: bool) -> Tensor:
-    turn = order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()  # positions 0 to 2 among the three blends
-    due = (turn[:, None] == place_constant((0.0, 1.0, 2.0), pixels.device)[:, None]).float()  # (B, 3, 3), one 1 a row
+    turn = (
+        order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()
+    )  # positions 0 to 2 among the three blends
+    due = (
+        turn[:, None] == place_constant((0.0, 1.0, 2.0), pixels.device)[:, None]
+    ).float()  # (B, 3, 3), one 1 a row
     factors = (due * factors[:, None]).sum(dim=2)
     for position in range(HUE):
         factor = factors[:, position].reshape(-1, 1, 1, 1)
@@ -217,8 +235,12 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
         pixels: (B, C, S, S) float.
         radius: (B,) in pixels, above 0 and at most 2.
     """
-    offsets = place_constant(tuple(float(tap) for tap in range(-BLUR_REACH, BLUR_REACH + 1)), pixels.device)
-    weights = F.threshold(torch.exp(-0.5 * (offsets / radius.reshape(-1, 1)).square()), BLUR_LEAST, 0.0)
+    offsets = place_constant(
+        tuple(float(tap) for tap in range(-BLUR_REACH, BLUR_REACH + 1)), pixels.device
+    )
+    weights = F.threshold(
+        torch.exp(-0.5 * (offsets / radius.reshape(-1, 1)).square()), BLUR_LEAST, 0.0
+    )
     weights = weights / weights.sum(dim=1, keepdim=True)
     side = pixels.shape[-1]
     strip = min(side, BLUR_STRIP)
@@ -233,7 +255,12 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
 
 def _make_taps(strip: int) -> Tensor:
     """(taps, strip (strip + margins)) float32: 1 where a tap of an output row lies on an input row."""
-    return torch.eye(strip + 2 * BLUR_REACH, device="cpu").unfold(0, strip, 1).transpose(1, 2).flatten(1)
+    return (
+        torch.eye(strip + 2 * BLUR_REACH, device="cpu")
+        .unfold(0, strip, 1)
+        .transpose(1, 2)
+        .flatten(1)
+    )
 
 
 def solarize(pixels: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ class Member:
         with self.shard.open("rb", buffering=0) as file:
             content = os.pread(file.fileno(), self.size, self.offset)
         if len(content) < self.size or read_stamp(self.shard) != self.stamp:
-            raise DataError(f"{self.shard} has changed since the run began", remedy="start it again")
+            raise DataError(
+                f"{self.shard} has changed since the run began", remedy="start it again"
+            )
         return content
 
 
@@ -103,17 +105,28 @@ def expand_braces(pattern: str) -> list[str]:
     found = GROUP.search(pattern)
     if found is None:
         if "{" in pattern or "}" in pattern:
-            raise DataError(f"{pattern}: braces hold a range, as {{000..012}}, or a list, as {{one,two}}, not nested")
+            raise DataError(
+                f"{pattern}: braces hold a range, as {{000..012}}, or a list, as {{one,two}}, not nested"
+            )
         return [pattern]
     first, last, choices = found.groups()
     if first is not None and int(first) > int(last):
-        raise DataError(f"{pattern}: {{{first}..{last}}} falls", remedy=f"write {{{last}..{first}}}")
+        raise DataError(
+            f"{pattern}: {{{first}..{last}}} falls", remedy=f"write {{{last}..{first}}}"
+        )
     padded = any(len(end) > 1 and end[0] == "0" for end in (first, last) if end)
     width = max(len(first), len(last)) if padded else 0
-    words = choices.split(",") if first is None else [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
+    words = (
+        choices.split(",")
+        if first is None
+        else [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
+    )
     tails = expand_braces(pattern[found.end() :])
     return [
-        f"{head}{word}{tail}" for head in expand_braces(pattern[: found.start()]) for word in words for tail in tails
+        f"{head}{word}{tail}"
+        for head in expand_braces(pattern[: found.start()])
+        for word in words
+        for tail in tails
     ]
 
 
@@ -133,14 +146,20 @@ def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
             f"{flag} {pattern}: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}"
         )
     repeated = next(
-        (path for path, after in zip(sorted(paths), sorted(paths)[1:], strict=False) if path == after), None
+        (
+            path
+            for path, after in zip(sorted(paths), sorted(paths)[1:], strict=False)
+            if path == after
+        ),
+        None,
     )
     if repeated:
         raise DataError(f"{flag} {pattern} names the shard {repeated} twice")
     odd = next((path for path in paths if not path.endswith(ENDING)), None)
     if odd:
         raise DataError(
-            f"{flag} {pattern}: {odd} is no plain {ENDING} file", remedy="unpack compressed ones, they have no places"
+            f"{flag} {pattern}: {odd} is no plain {ENDING} file",
+            remedy="unpack compressed ones, they have no places",
         )
     return tuple(map(Path, paths))
 
@@ -158,7 +177,9 @@ def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members]:
         for number, found in enumerate(_look_into(shards, stamps, index)):
             images += found
             places += [(number, image.offset, image.size) for image in found]
-    return images, Members(tuple(zip(shards, stamps, strict=True)), np.array(places, dtype=np.int64).reshape(-1, 3))
+    return images, Members(
+        tuple(zip(shards, stamps, strict=True)), np.array(places, dtype=np.int64).reshape(-1, 3)
+    )
 
 
 def _stamp(shard: Path) -> Stamp:
@@ -168,14 +189,24 @@ def _stamp(shard: Path) -> Stamp:
         raise DataError(f"{shard} cannot be read: {error}") from error
 
 
-def _look_into(shards: Sequence[Path], stamps: Sequence[Stamp], index: Index) -> Iterator[list[Found]]:
+def _look_into(
+    shards: Sequence[Path], stamps: Sequence[Stamp], index: Index
+) -> Iterator[list[Found]]:
     """What each shard holds, from the index where that knows it."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for start in range(0, len(shards), AT_ONCE):
-            some = list(zip(map(str, shards[start : start + AT_ONCE]), stamps[start : start + AT_ONCE], strict=True))
+            some = list(
+                zip(
+                    map(str, shards[start : start + AT_ONCE]),
+                    stamps[start : start + AT_ONCE],
+                    strict=True,
+                )
+            )
             known = {name: index.look_up(name, stamp) for name, stamp in some}
             unknown = [(name, stamp) for name, stamp in some if known[name] is None]
-            for (name, stamp), found in zip(unknown, pool.map(scan_shard, [name for name, _ in unknown]), strict=True):
+            for (name, stamp), found in zip(
+                unknown, pool.map(scan_shard, [name for name, _ in unknown]), strict=True
+            ):
                 known[name] = found
                 index.store(name, stamp, found, len(found))
             yield from ([Found(*image) for image in found] for found in known.values())
@@ -197,11 +228,16 @@ def scan_shard(path: str) -> list[Found]:
                     labels[sample_of(name)] = _read_label(tar, member, path)
                 elif name.lower().endswith(EXTENSIONS) and not member.isdir():
                     if not member.isreg() or member.issparse():
-                        raise DataError(f"{path} holds {name} as a link", remedy="pack it with the files themselves")
+                        raise DataError(
+                            f"{path} holds {name} as a link",
+                            remedy="pack it with the files themselves",
+                        )
                     images.append(Found(name, member.offset_data, member.size, None))
             _check_end(tar, path)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no tar file or cut short ({error})", remedy="copy or pack it again") from error
+        raise DataError(
+            f"{path} is no tar file or cut short ({error})", remedy="copy or pack it again"
+        ) from error
     if not images:
         raise DataError(f"{path} holds no image (looked for {' '.join(EXTENSIONS)})")
     return [image._replace(label=labels.get(sample_of(image.name))) for image in images]
@@ -227,4 +263,6 @@ def _check_end(tar: tarfile.TarFile, path: str) -> None:
     assert file is not None
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise DataError(f"{path} is damaged or cut short at byte {tar.offset}", remedy="copy or pack it again")
+        raise DataError(
+            f"{path} is damaged or cut short at byte {tar.offset}", remedy="copy or pack it again"
+        )

@@ -58,7 +58,8 @@ def open_validation_images(data_path: str | None) -> ImageSource:
     folder = _validation_folder(root)
     if folder is None:
         raise DataError(
-            f"`data_path` {root} needs the folder val (or validation), with class folders in it", value=root
+            f"`data_path` {root} needs the folder val (or validation), with class folders in it",
+            value=root,
         )
     return _labelled(folder)
 
@@ -75,7 +76,9 @@ def open_images(data_path: str | None) -> ImageSource:
     return _open(root, level=1 if root.is_dir() and holds_splits(root) else 0)
 
 
-def open_online_splits(data_path: str | None, limit: int | None = None) -> tuple[ImageSource, ImageSource]:
+def open_online_splits(
+    data_path: str | None, limit: int | None = None
+) -> tuple[ImageSource, ImageSource]:
     """List the training images and the validation images that stand beside them, for the k-NN score during training.
 
     Raises:
@@ -101,7 +104,9 @@ def list_images(path: Path, flag: str) -> ImageSource:
         DataError: It does not exist, cannot be read, or holds no image.
     """
     if not path.exists():
-        raise DataError(f"{flag} {path} does not exist: name a folder of images or a text file that lists them")
+        raise DataError(
+            f"{flag} {path} does not exist: name a folder of images or a text file that lists them"
+        )
     return _list(path, flag)
 
 
@@ -127,7 +132,11 @@ def find_images(path: str, flag: str) -> tuple[Path, ...]:
 def find_stray(source: ImageSource) -> Path | None:
     """The image that keeps class folders from being labels: the first in no folder, where others are in one."""
     stray = next((name for name in source.names if os.sep not in name), None)
-    return source.root / stray if source.labels is None and stray and any(os.sep in n for n in source.names) else None
+    return (
+        source.root / stray
+        if source.labels is None and stray and any(os.sep in n for n in source.names)
+        else None
+    )
 
 
 def _existing(data_path: str | None) -> Path:
@@ -197,7 +206,9 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
     return ImageSource(root=root, names=names, labels=labels, classes=classes, members=members)
 
 
-def _label_by_folder(names: tuple[str, ...], level: int) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+def _label_by_folder(
+    names: tuple[str, ...], level: int
+) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Labels and classes of images whose classes are the folders `level` levels down; None where one has no folder."""
     folders = [_class_folder(name, level) for name in names]
     if not all(folders):
@@ -216,11 +227,13 @@ def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
     source = _open(root)
     if source.labels is None:
         raise DataError(
-            f"{root} needs one folder a class", remedy=f"{find_stray(source) or source.path(0)} lies in none"
+            f"{root} needs one folder a class",
+            remedy=f"{find_stray(source) or source.path(0)} lies in none",
         )
     if like is not None and source.classes != like.classes:
         odd = sorted(set(source.classes) ^ set(like.classes))
         raise DataError(
-            f"{root} and {like.root} do not have the same classes", remedy=f"in only one of them: {', '.join(odd[:5])}"
+            f"{root} and {like.root} do not have the same classes",
+            remedy=f"in only one of them: {', '.join(odd[:5])}",
         )
     return source

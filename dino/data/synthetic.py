@@ -41,7 +41,12 @@ class SyntheticLoader:
 
 
 def make_batch(
-    recipe: CropRecipe, batch_size: int, *, seed: int, device: torch.device, place: Callable[[Any], Any]
+    recipe: CropRecipe,
+    batch_size: int,
+    *,
+    seed: int,
+    device: torch.device,
+    to_device: Callable[[Any], Any],
 ) -> Crops:
     """Draw pixels on the device, and what is to be done with each view as the loaders draw it.
 
@@ -50,15 +55,19 @@ def make_batch(
         batch_size: B.
         seed: Of all of it; the pixels also depend on the device.
         device: Where the pixels are drawn.
-        place: Brings the drawn parameters there.
+        to_device: Brings the drawn parameters there.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
 
     def draw(views: tuple[ViewRecipe, ...], size: int) -> tuple[Tensor, Tensor]:
-        parameters = draw_parameters(views * batch_size, rng).reshape(batch_size, len(views), PARAMETERS)
+        parameters = draw_parameters(views * batch_size, rng).reshape(
+            batch_size, len(views), PARAMETERS
+        )
         shape = (batch_size, len(views), size, size, recipe.channels)
-        return (torch.rand(shape, device=device) * 256).to(torch.uint8), place(torch.from_numpy(parameters))
+        return (torch.rand(shape, device=device) * 256).to(torch.uint8), to_device(
+            torch.from_numpy(parameters)
+        )
 
     global_views = draw(recipe.global_recipes(), recipe.global_size)
     local_views = draw(recipe.local_recipes(), recipe.local_size)

@@ -102,10 +102,14 @@ def wrap_images(images: Any, *, labels: Sequence[int] | None = None) -> UserSour
     numbers = _find_labels(images) if labels is None else tuple(labels)
     if numbers is not None and len(numbers) != len(images):
         raise DataError(f"there are {len(numbers)} labels for {len(images)} images")
-    paths = isinstance(images, list | tuple) and all(isinstance(image, str | os.PathLike) for image in images)
+    paths = isinstance(images, list | tuple) and all(
+        isinstance(image, str | os.PathLike) for image in images
+    )
     return UserSource(
         root=Path(type(images).__name__),
-        names=tuple(os.fspath(image) for image in images) if paths else tuple(map(str, range(len(images)))),
+        names=tuple(os.fspath(image) for image in images)
+        if paths
+        else tuple(map(str, range(len(images)))),
         labels=numbers,
         classes=_find_classes(images),
         images=images,
@@ -143,11 +147,16 @@ def to_pixels(image: Any, channels: int, name: str) -> Tensor:
     if isinstance(image, Image.Image) and channels in MODES:
         return torch.from_numpy(to_levels(image, channels)).permute(2, 0, 1)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in {2, 3}:
-        image = torch.from_numpy(np.array(image if image.ndim == 3 else image[..., None])).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(image if image.ndim == 3 else image[..., None])).permute(
+            2, 0, 1
+        )
     if not isinstance(image, Tensor) or image.ndim != 3 or image.dtype != torch.uint8:
         raise DataError(f"{name} must be {WANTED} (got {_describe(image)})")
     if image.shape[0] != channels:
-        raise DataError(f"{name} has {image.shape[0]} channels, `in_chans` asks for {channels}", value=image.shape[0])
+        raise DataError(
+            f"{name} has {image.shape[0]} channels, `in_chans` asks for {channels}",
+            value=image.shape[0],
+        )
     if 0 in image.shape:
         raise DataError(f"{name} is empty: {tuple(image.shape)}")
     return image.cpu()
@@ -171,7 +180,11 @@ def _read_label(value: Any) -> int:
 def _find_labels(images: Any) -> tuple[int, ...] | None:
     """What the data set says of its labels without reading an image, as torchvision's do."""
     found = getattr(images, "targets", getattr(images, "labels", None))
-    if found is None or getattr(images, "target_transform", None) is not None or not isinstance(found, Iterable):
+    if (
+        found is None
+        or getattr(images, "target_transform", None) is not None
+        or not isinstance(found, Iterable)
+    ):
         return None
     labels = tuple(_read_label(label) for label in found)
     return None if NO_LABEL in labels else labels
@@ -187,4 +200,8 @@ def _describe(image: Any) -> str:
     """What was got in place of an image."""
     if isinstance(image, Tensor | np.ndarray):
         return f"{image.dtype} {tuple(image.shape)}"
-    return f"a picture of mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
+    return (
+        f"a picture of mode {image.mode}"
+        if isinstance(image, Image.Image)
+        else type(image).__name__
+    )

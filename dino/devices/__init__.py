@@ -103,10 +103,14 @@ def _refuse_foreign(compiled: IpuConfig | None, name: str) -> None:
     usual, given = vars(IpuConfig()), vars(compiled or IpuConfig())
     foreign = sorted(setting for setting in usual if given[setting] != usual[setting])
     if foreign:
-        raise OptionError(f"`{foreign[0]}` is for `device` ipu only, and this is {name}", remedy="leave it out")
+        raise OptionError(
+            f"`{foreign[0]}` is for `device` ipu only, and this is {name}", remedy="leave it out"
+        )
 
 
-def _open_whole(number_format: str, compiled: IpuConfig | None, synthetic: bool, compiles: bool | None) -> IpuDevice:
+def _open_whole(
+    number_format: str, compiled: IpuConfig | None, synthetic: bool, compiles: bool | None
+) -> IpuDevice:
     """The device that compiles the whole step."""
     from dino.devices.ipu.device import IpuDevice
 

@@ -59,18 +59,26 @@ class Device(abc.ABC):
     name: str
     torch_device: torch.device
     collective_backend: str
-    pins_memory: bool | str = False  # whether loaders pin memory; a name where torch must be told for which device
+    pins_memory: bool | str = (
+        False  # whether loaders pin memory; a name where torch must be told for which device
+    )
     fuses_updates = False  # whether torch's fused AdamW and its norms of lists run here
     reads_freely = False  # whether the host may look at a value of a step without waiting for it
     reserved_cores = 0  # of the host, that a process of this device keeps busy beside its loaders
     loader_start: str | None = None  # how loader processes start, where torch's default does not do
     parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
     clips_by_default = True  # whether gradients are clipped where nothing says so
-    refused: Mapping[str, str] = {}  # settings of a run that it does not support: what to do instead
+    refused: Mapping[
+        str, str
+    ] = {}  # settings of a run that it does not support: what to do instead
     exchanges_gradients = False  # whether its own step averages gradients over processes
     updates_per_step = 1  # updates that one call of a training step makes
-    compiles = False  # whether the networks are compiled for training, as asked for or as the device chose
-    mode: str | None = None  # the execution mode, where the device has several; a checkpoint keeps it
+    compiles = (
+        False  # whether the networks are compiled for training, as asked for or as the device chose
+    )
+    mode: str | None = (
+        None  # the execution mode, where the device has several; a checkpoint keeps it
+    )
     caution: str | None = None  # what somebody who trains in this mode should know, in one line
 
     @abc.abstractmethod
@@ -78,7 +86,7 @@ class Device(abc.ABC):
         """One line for the log: chip, mode, number format."""
 
     @abc.abstractmethod
-    def place(self, batch: Any) -> Any:
+    def to_device(self, batch: Any) -> Any:
         """Move a tensor or a named tuple of tensors to the device, without waiting where it can."""
 
     @abc.abstractmethod
@@ -90,7 +98,9 @@ class Device(abc.ABC):
         return accumulate_steps
 
     @abc.abstractmethod
-    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+    def compile_train(
+        self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+    ) -> TrainStep:
         """Make the step that runs `program` once over `micro_batches` equal parts of a batch."""
 
     @abc.abstractmethod

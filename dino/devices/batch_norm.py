@@ -12,7 +12,11 @@ def synchronize(module: nn.Module) -> nn.Module:
     """Replace every batch norm inside `module`, and `module` itself if it is one."""
     for name, child in module.named_children():
         module.set_submodule(name, synchronize(child))
-    return AllReduceBatchNorm.adopt(module) if isinstance(module, nn.modules.batchnorm._BatchNorm) else module
+    return (
+        AllReduceBatchNorm.adopt(module)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        else module
+    )
 
 
 class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -27,7 +31,9 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
     @classmethod
     def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> AllReduceBatchNorm:
         """Take over the parameters and buffers themselves of an ordinary batch norm."""
-        adopted = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        adopted = cls(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+        )
         adopted._parameters, adopted._buffers = norm._parameters, norm._buffers
         return adopted.train(norm.training)
 

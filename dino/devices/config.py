@@ -19,7 +19,9 @@ class DeviceConfig:
 class PrecisionConfig:
     """In which number formats training computes; the optimizer is always fp32."""
 
-    precision: str | None = setting(None, choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight"))
+    precision: str | None = setting(
+        None, choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight")
+    )
     use_fp16: bool | None = derived(True)
     hmp: bool = False
     hmp_bf16: str = "ops_bf16.txt"

@@ -17,8 +17,13 @@ from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError
 
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container (cgroup v2), in bytes
-RECENT = hasattr(torch, "get_autocast_dtype")  # torch 2.4, which has the kernels; beside PopTorch there is 2.0
-KEPT = {-3: 1 << 27, -1: 1 << 30}  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (malloc.h) in bytes, in this order
+RECENT = hasattr(
+    torch, "get_autocast_dtype"
+)  # torch 2.4, which has the kernels; beside PopTorch there is 2.0
+KEPT = {
+    -3: 1 << 27,
+    -1: 1 << 30,
+}  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (malloc.h) in bytes, in this order
 
 
 class CpuDevice(EagerDevice):
@@ -34,12 +39,16 @@ class CpuDevice(EagerDevice):
             DeviceError: fp16, which has no loss scaling here.
         """
         if precision == "fp16":
-            raise DeviceError("`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on the cpu")
+            raise DeviceError(
+                "`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on the cpu"
+            )
         if lists is not None:
             restore_attention()  # torch 2.5 lets nobody replace what Python has replaced already
         super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)
 
-    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+    def compile_train(
+        self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+    ) -> TrainStep:
         """See the contract; this process keeps what it frees, and its attention in bfloat16 is ours, from now on."""
         keep_freed_memory()
         if self.precision == "bf16" and RECENT:
@@ -57,7 +66,9 @@ class CpuDevice(EagerDevice):
     def memory_total(self) -> int:
         """See the contract; of the host, or what a container may use of it."""
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-        with contextlib.suppress(OSError, ValueError):  # no such limit: the file is not there, or says max
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # no such limit: the file is not there, or says max
             limits.append(int(MEMORY_LIMIT.read_text(encoding="ascii")))
         return min(limits)
 

@@ -15,7 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino.devices.untyped import close_kernels, flash_attention_enabled, open_kernels, replace_kernel
+from dino.devices.untyped import (
+    close_kernels,
+    flash_attention_enabled,
+    open_kernels,
+    replace_kernel,
+)
 
 KEY = "AutocastCPU"
 
@@ -25,7 +30,9 @@ class _WideBackward(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Each (B, h, N, d)."""
         mixed: Tensor
-        mixed, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+        mixed, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value
+        )
         ctx.save_for_backward(query, key, value, mixed, log_sums)
         return mixed
 
@@ -33,7 +40,9 @@ class _WideBackward(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
         *narrow, log_sums = ctx.saved_tensors
         wide = [part.float() for part in (upstream, *narrow)]
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*wide, log_sums, 0.0, False)
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *wide, log_sums, 0.0, False
+        )
         return tuple(gradient.to(upstream.dtype) for gradient in gradients)
 
 
@@ -53,8 +62,10 @@ def restore_attention() -> None:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
-    kind = torch.get_autocast_dtype("cpu")
-    given = [part if part.dtype == torch.float64 else part.to(kind) for part in (query, key, value)]
+    dtype = torch.get_autocast_dtype("cpu")
+    given = [
+        part if part.dtype == torch.float64 else part.to(dtype) for part in (query, key, value)
+    ]
     torch_attention: Callable[..., Tensor] = F.scaled_dot_product_attention
     plain = not rest and all(option is None or option is False for option in options.values())
     with torch.autocast("cpu", enabled=False):
@@ -72,6 +83,9 @@ def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and key.shape == value.shape
         and query.shape[:2] == key.shape[:2]
         and query.shape[-1] == key.shape[-1]
-        and all(part.dtype == torch.bfloat16 and part.numel() and part.stride(-1) == 1 for part in (query, key, value))
+        and all(
+            part.dtype == torch.bfloat16 and part.numel() and part.stride(-1) == 1
+            for part in (query, key, value)
+        )
         and flash_attention_enabled()
     )

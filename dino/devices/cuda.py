@@ -28,13 +28,18 @@ class CudaDevice(EagerDevice):
         """
         if not torch.cuda.is_available():
             raise DeviceError(
-                "`device` cuda: torch finds no GPU here (nvidia-smi tells why)", remedy="use `device` cpu"
+                "`device` cuda: torch finds no GPU here (nvidia-smi tells why)",
+                remedy="use `device` cpu",
             )
         if local_rank >= torch.cuda.device_count():
-            raise DeviceError(f"process {local_rank} of this host has no GPU: there are {torch.cuda.device_count()}")
+            raise DeviceError(
+                f"process {local_rank} of this host has no GPU: there are {torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True  # shapes never change
-        torch.backends.cudnn.allow_tf32 = precision != "fp32"  # torch rounds convolutions, but not products, by default
+        torch.backends.cudnn.allow_tf32 = (
+            precision != "fp32"
+        )  # torch rounds convolutions, but not products, by default
         super().__init__("cuda", torch.device("cuda", local_rank), "nccl", precision, lists)
         self.copies = build_stream()
 
@@ -42,19 +47,21 @@ class CudaDevice(EagerDevice):
         """See the contract."""
         return f"cuda ({torch.cuda.get_device_name()}), {self.precision}"
 
-    def place(self, batch: Any) -> Any:
+    def to_device(self, batch: Any) -> Any:
         """See the contract; what lies in pinned memory is copied on a stream of its own.
 
         The host runs ahead of the device, so it places the next batch while this one computes, and on the stream that
         computes the copy would wait for its turn. Not verified on hardware.
         """
         if not isinstance(batch, Tensor) or not batch.is_pinned():
-            return super().place(batch)
+            return super().to_device(batch)
         with torch.cuda.stream(self.copies):
             placed = batch.to(self.torch_device, non_blocking=True)
         computing = torch.cuda.current_stream()
         computing.wait_stream(self.copies)
-        placed.record_stream(computing)  # or the memory could go to the next copy while this stream still reads it
+        placed.record_stream(
+            computing
+        )  # or the memory could go to the next copy while this stream still reads it
         return placed
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:

@@ -40,11 +40,11 @@ class EagerDevice(Device):
         """See the contract."""
         return f"{self.name}, {self.precision}"
 
-    def place(self, batch: Any) -> Any:
+    def to_device(self, batch: Any) -> Any:
         """See the contract."""
         if isinstance(batch, Tensor):
             return batch.to(self.torch_device, non_blocking=True)
-        return type(batch)(*(self.place(field) for field in batch))
+        return type(batch)(*(self.to_device(field) for field in batch))
 
     def autocast(self) -> AbstractContextManager[object]:
         """See the contract."""
@@ -54,7 +54,9 @@ class EagerDevice(Device):
             return contextlib.nullcontext()
         return torch.autocast(self.torch_device.type, dtype=AUTOCAST_TYPES[self.precision])
 
-    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+    def compile_train(
+        self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+    ) -> TrainStep:
         """See the contract."""
         return EagerStep(self, program, optimizer, micro_batches)
 
@@ -92,10 +94,19 @@ class EagerStep(TrainStep):
     """A program's step operator by operator: its engine, and what happens before and after."""
 
     def __init__(
-        self, device: EagerDevice, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+        self,
+        device: EagerDevice,
+        program: TrainProgram,
+        optimizer: torch.optim.Optimizer,
+        micro_batches: int,
     ) -> None:
         """Bind a program to its optimizer."""
-        self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
+        self.device, self.program, self.optimizer, self.micro_batches = (
+            device,
+            program,
+            optimizer,
+            micro_batches,
+        )
         self.reads_freely, self.fuses_updates = device.reads_freely, device.fuses_updates
         self.scaler = device.build_scaler()
 
@@ -103,20 +114,22 @@ class EagerStep(TrainStep):
         """See the contract."""
         numbers = self.upload(inputs)
         self.optimizer.zero_grad(set_to_none=True)
-        self.program.step(self, self.device.place(batch), numbers)
+        self.program.step(self, self.device.to_device(batch), numbers)
         self.device.mark_step()
 
     def upload(self, inputs: Any) -> Any:
         """A named tuple of host tensors to the device, as one copy; fields that are None stay so."""
         given = {name: field for name, field in inputs._asdict().items() if field is not None}
-        packed = self.device.place(torch.cat([field.reshape(-1) for field in given.values()]))
+        packed = self.device.to_device(torch.cat([field.reshape(-1) for field in given.values()]))
         parts = torch.split(packed, [field.numel() for field in given.values()])
         pairs = zip(given.items(), parts, strict=True)
         return inputs._replace(**{name: part.reshape(field.shape) for (name, field), part in pairs})
 
     def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
         """See `Engine`."""
-        hold: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", contextlib.nullcontext)
+        hold: Callable[[], AbstractContextManager[object]] = getattr(
+            network, "no_sync", contextlib.nullcontext
+        )
         for index, part in enumerate(split_batch(batch, self.micro_batches), start=1):
             with contextlib.nullcontext() if index == self.micro_batches else hold():
                 yield part

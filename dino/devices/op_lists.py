@@ -30,9 +30,22 @@ TRANSLATED = {
     "truediv": "div",
     "iadd": None,  # in place, and autocast leaves in-place ops alone
 }
-PROMOTED = ("add", "addcdiv", "addcmul", "cat", "div", "exp", "mul", "pow", "stack", "sub")  # the bridge's, fixed
+PROMOTED = (
+    "add",
+    "addcdiv",
+    "addcmul",
+    "cat",
+    "div",
+    "exp",
+    "mul",
+    "pow",
+    "stack",
+    "sub",
+)  # the bridge's, fixed
 FIRST_INPUT_ONLY = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
-NOT_COMPUTING = frozenset({"clone", "empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"})
+NOT_COMPUTING = frozenset(
+    {"clone", "empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +63,11 @@ class OpLists:
 
     def describe(self) -> Iterator[str]:
         """One line an op: its name and what is decided for it."""
-        for kind, names in (("bf16", self.bf16), ("fp32", self.fp32), ("the widest of its inputs", self.promoted)):
+        for kind, names in (
+            ("bf16", self.bf16),
+            ("fp32", self.fp32),
+            ("the widest of its inputs", self.promoted),
+        ):
             yield from (f"op {name}: {kind}" for name in names)
 
 
@@ -60,13 +77,18 @@ def read_op_lists(config: PrecisionConfig) -> OpLists:
     Raises:
         OptionError: A file is missing, or holds a name that no op has; the text names line and nearest op.
     """
-    low, high = _read_names(config.hmp_bf16, "`hmp_bf16`"), _read_names(config.hmp_fp32, "`hmp_fp32`")
+    low, high = (
+        _read_names(config.hmp_bf16, "`hmp_bf16`"),
+        _read_names(config.hmp_fp32, "`hmp_fp32`"),
+    )
     if config.hmp_opt_level == "O2":
         low = [*low, *(name for name in find_computing_ops() if name not in high)]
     both = [name for name in high if name in low]
     if both:
         logger.warning("%s: in both op lists, bf16 wins as on the card", ", ".join(both))
-    source = f"op lists {config.hmp_bf16}, {config.hmp_fp32}{' (O2)' * (config.hmp_opt_level == 'O2')}"
+    source = (
+        f"op lists {config.hmp_bf16}, {config.hmp_fp32}{' (O2)' * (config.hmp_opt_level == 'O2')}"
+    )
     only_high = tuple(name for name in dict.fromkeys(high) if name not in both)
     return OpLists(bf16=tuple(dict.fromkeys(low)), fp32=only_high, source=source)
 
@@ -74,13 +96,19 @@ def read_op_lists(config: PrecisionConfig) -> OpLists:
 def find_functions() -> frozenset[str]:
     """Names that a list may hold: ATen functions that are neither in place nor a backward pass (bridge, gen_op.py)."""
     names = {full.removeprefix("aten::").split(".")[0] for full in _all_names()}
-    return frozenset(n for n in names if not n.endswith(("_", "_out")) and "backward" not in n and "cud" not in n)
+    return frozenset(
+        n for n in names if not n.endswith(("_", "_out")) and "backward" not in n and "cud" not in n
+    )
 
 
 def find_computing_ops() -> list[str]:
     """Those that compute something from tensors: no views, no copies, nothing that is private to torch."""
     names = find_functions() - NOT_COMPUTING
-    return sorted(name for name in names if not name.startswith("_") and any(map(_computes, find_overloads(name))))
+    return sorted(
+        name
+        for name in names
+        if not name.startswith("_") and any(map(_computes, find_overloads(name)))
+    )
 
 
 def find_overloads(name: str) -> list[torch._ops.OpOverload]:
@@ -120,7 +148,11 @@ class CastingOps:
         close_kernels(self.kernels)
 
     def _build_kernel(
-        self, overload: torch._ops.OpOverload, choose: Callable[[Iterable[Tensor]], torch.dtype], *, first_only: bool
+        self,
+        overload: torch._ops.OpOverload,
+        choose: Callable[[Iterable[Tensor]], torch.dtype],
+        *,
+        first_only: bool,
     ) -> Callable[..., Any]:
         def kernel(*args: Any, **kwargs: Any) -> Any:
             dtype = choose(self._find_eligible([*args, *kwargs.values()]))
@@ -142,7 +174,9 @@ class CastingOps:
 
     def _find_eligible(self, values: Iterable[Any]) -> Iterator[Tensor]:
         for value in values:
-            yield from filter(self._is_eligible, value if isinstance(value, list | tuple) else [value])
+            yield from filter(
+                self._is_eligible, value if isinstance(value, list | tuple) else [value]
+            )
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, list | tuple):
@@ -151,7 +185,9 @@ class CastingOps:
 
 
 def _find_widest(tensors: Iterable[Tensor]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.bfloat16)
+    return functools.reduce(
+        torch.promote_types, {tensor.dtype for tensor in tensors}, torch.bfloat16
+    )
 
 
 def _read_names(file: str, spelling: str) -> list[str]:
@@ -169,7 +205,13 @@ def _read_names(file: str, spelling: str) -> list[str]:
             continue
         if name in TRANSLATED:
             meaning = TRANSLATED[name]
-            logger.info("%s line %d: %s %s", file, number, name, f"means {meaning}" if meaning else "is ignored: no op")
+            logger.info(
+                "%s line %d: %s %s",
+                file,
+                number,
+                name,
+                f"means {meaning}" if meaning else "is ignored: no op",
+            )
             names += [meaning] if meaning else []
         elif name in known:
             names.append(name)
@@ -183,7 +225,9 @@ def _read_names(file: str, spelling: str) -> list[str]:
 @functools.cache
 def _all_names() -> tuple[str, ...]:
     """Every ATen operator as `aten::name.overload`."""
-    return tuple(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::"))
+    return tuple(
+        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")
+    )
 
 
 def _has_kernel(full: str, key: str) -> bool:
@@ -194,5 +238,7 @@ def _computes(overload: torch._ops.OpOverload) -> bool:
     """From a tensor to a new tensor."""
     schema = overload._schema
     takes = any("Tensor" in str(argument.type) for argument in schema.arguments)
-    gives = any("Tensor" in str(result.type) and result.alias_info is None for result in schema.returns)
+    gives = any(
+        "Tensor" in str(result.type) and result.alias_info is None for result in schema.returns
+    )
     return takes and gives

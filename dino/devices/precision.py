@@ -21,7 +21,9 @@ def resolve_precision(config: PrecisionConfig, device: str) -> str:
     if device == "ipu":
         return _resolve_whole(config)
     if config.precision == "masterweight":
-        raise OptionError("`precision` masterweight is for `device` ipu only", remedy=f"on {device} try bf16")
+        raise OptionError(
+            "`precision` masterweight is for `device` ipu only", remedy=f"on {device} try bf16"
+        )
     if config.precision in SAME:
         config = replace(config, precision=SAME[config.precision])
     fp16_asked = config.use_fp16 and device == "cuda"
@@ -31,9 +33,13 @@ def resolve_precision(config: PrecisionConfig, device: str) -> str:
         **({"`use_fp16` true": "fp16"} if fp16_asked else {}),
     }
     if len(set(wanted.values())) > 1:
-        raise OptionError(f"{' and '.join(wanted)} contradict each other", remedy="give one of them")
+        raise OptionError(
+            f"{' and '.join(wanted)} contradict each other", remedy="give one of them"
+        )
     if config.precision == "fp16" and config.use_fp16 is False:
-        raise OptionError("`precision` fp16 and `use_fp16` false contradict each other", remedy="give one of them")
+        raise OptionError(
+            "`precision` fp16 and `use_fp16` false contradict each other", remedy="give one of them"
+        )
     default = "fp16" if device == "cuda" and config.use_fp16 is not False else "fp32"
     return next(iter(wanted.values()), default)
 
@@ -45,6 +51,7 @@ def _resolve_whole(config: PrecisionConfig) -> str:
     if wanted not in ("float32", "float16", "masterweight"):
         asked = "`hmp`" if config.hmp else f"`precision` {wanted}"
         raise OptionError(
-            f"{asked} is not there on `device` ipu", remedy="give `precision` float32, float16 or masterweight"
+            f"{asked} is not there on `device` ipu",
+            remedy="give `precision` float32, float16 or masterweight",
         )
     return wanted

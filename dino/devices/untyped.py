@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed.nn import functional
 
-all_reduce: Callable[[Tensor], Tensor] = functional.all_reduce  # the sum over all processes; gradients flow through
+all_reduce: Callable[[Tensor], Tensor] = (
+    functional.all_reduce
+)  # the sum over all processes; gradients flow through
 
 
 def build_stream() -> torch.cuda.Stream:
@@ -33,10 +35,15 @@ def open_kernels() -> torch.library.Library:
 
 
 def replace_kernel(
-    kernels: torch.library.Library, operator: str | torch._ops.OpOverload, kernel: Callable[..., object], key: str
+    kernels: torch.library.Library,
+    operator: str | torch._ops.OpOverload,
+    kernel: Callable[..., object],
+    key: str,
 ) -> None:
     """Let torch call `kernel` for an operator at one dispatch key, in this whole process."""
-    replace: Callable[[str | torch._ops.OpOverload, Callable[..., object], str], None] = kernels.impl
+    replace: Callable[[str | torch._ops.OpOverload, Callable[..., object], str], None] = (
+        kernels.impl
+    )
     replace(operator, kernel, key)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 from dino.doctor.report import Problem
 
 
-def check_cuda(probe: Mapping[str, Any], smi: str | None, environment: Mapping[str, str]) -> list[Problem]:
+def check_cuda(
+    probe: Mapping[str, Any], smi: str | None, environment: Mapping[str, str]
+) -> list[Problem]:
     """Nothing where torch sees a GPU, else the likeliest reason.
 
     Args:
@@ -30,4 +32,6 @@ def check_cuda(probe: Mapping[str, Any], smi: str | None, environment: Mapping[s
         cause = f"torch finds no GPU though {seen}: the driver is probably too old for CUDA {probe['cuda']}"
         return [Problem(cause, "update the driver, or install a torch for an older CUDA")]
     cause = f"torch (for CUDA {probe['cuda']}) finds no GPU, and {seen}: no driver, or no GPU given to this container"
-    return [Problem(cause, "install the driver, start the container with GPUs, or use --device cpu")]
+    return [
+        Problem(cause, "install the driver, start the container with GPUs, or use --device cpu")
+    ]

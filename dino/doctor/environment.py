@@ -34,7 +34,11 @@ VARIABLES: Mapping[str, str] = {
 
 def describe_variables(environment: Mapping[str, str]) -> list[Fact]:
     """One fact for each known variable that is set."""
-    return [Fact(name, f"{environment[name]} ({text})") for name, text in VARIABLES.items() if name in environment]
+    return [
+        Fact(name, f"{environment[name]} ({text})")
+        for name, text in VARIABLES.items()
+        if name in environment
+    ]
 
 
 def examine_op_lists(
@@ -57,7 +61,9 @@ def examine_op_lists(
     for variable, name in OP_LISTS.items():
         path = environment.get(variable)
         if not path:
-            facts.append(Fact(name, f"{variable} unset: the bridge's own list, or the one --hmp writes"))
+            facts.append(
+                Fact(name, f"{variable} unset: the bridge's own list, or the one --hmp writes")
+            )
             continue
         try:
             text = read(path)
@@ -70,16 +76,18 @@ def examine_op_lists(
         if refused and (bridge is None or bridge >= LINE_124):
             problems.append(_explain_refused(variable, path, refused))
         beside = f" (the 1.24 line reads none below {refused})" if refused else ""
-        facts.append(Fact(name, f"{path}: {len(lines)} lines, in place of the bridge's own list{beside}"))
+        facts.append(
+            Fact(name, f"{path}: {len(lines)} lines, in place of the bridge's own list{beside}")
+        )
         problems += check_op_list(variable, lines, find_unknown)
     return facts, problems
 
 
 def _explain_refused(variable: str, path: str, folder: str) -> Problem:
-    cause = (
-        f"{variable}={path}: its real path lies below {folder}, and there the bridge of the 1.24 line reads no lists"
+    cause = f"{variable}={path}: its real path lies below {folder}, and there the bridge of the 1.24 line reads no lists"
+    remedy = (
+        "a run here gives the bridge a copy elsewhere; for other programs move it, to /tmp for one"
     )
-    remedy = "a run here gives the bridge a copy elsewhere; for other programs move it, to /tmp for one"
     return Problem(f"{cause}: it warns once and uses its own", remedy, blocking=False)
 
 
@@ -97,19 +105,31 @@ def split_lines(text: str) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def check_op_list(variable: str, lines: list[str], find_unknown: Callable[[list[str]], list[str]]) -> list[Problem]:
+def check_op_list(
+    variable: str, lines: list[str], find_unknown: Callable[[list[str]], list[str]]
+) -> list[Problem]:
     """Lines that match no operator; the bridge takes lines as they are and checks no names."""
     problems = []
-    dirty = [f"{place} {line!r}" for place, line in enumerate(lines, start=1) if not line or line != line.strip()]
+    dirty = [
+        f"{place} {line!r}"
+        for place, line in enumerate(lines, start=1)
+        if not line or line != line.strip()
+    ]
     if dirty:
         cause = f"{variable}: the bridge trims nothing, so these lines never match: {_some(dirty)}"
-        problems.append(Problem(cause, "one name a line, no spaces, comments or empty lines, Unix line ends", False))
+        problems.append(
+            Problem(
+                cause, "one name a line, no spaces, comments or empty lines, Unix line ends", False
+            )
+        )
     names = [line.strip() for line in lines if line.strip()]
     unknown = set(find_unknown(names)) | {name for name in names if name.endswith(("_", "_out"))}
     if unknown:
         cause = f"{variable}: no operator that autocast knows has these names, and the bridge does not say so: "
         remedy = "use names of ATen functions (cross_entropy_loss, not cross_entropy); iadd and truediv do nothing"
-        problems.append(Problem(cause + _some([name for name in names if name in unknown]), remedy, False))
+        problems.append(
+            Problem(cause + _some([name for name in names if name in unknown]), remedy, False)
+        )
     return problems
 
 

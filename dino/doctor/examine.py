@@ -42,19 +42,31 @@ def examine(device: str, case: Case) -> Report:
         case = case._replace(probed=answer if isinstance(answer, dict) else {})
         if error is not None:
             cause = f"torch is installed and cannot compute on the CPU: {error}"
-            report.problems.append(Problem(cause, "repair the installation of torch; make clean, then make demo"))
+            report.problems.append(
+                Problem(cause, "repair the installation of torch; make clean, then make demo")
+            )
     EXAMINATIONS[device](report, case)
     return report
 
 
 def _examine_cpu(report: Report, _case: Case) -> None:
-    report.facts.append(Fact("cores", f"{len(os.sched_getaffinity(0))} for this process, {os.cpu_count()} in all"))
+    report.facts.append(
+        Fact("cores", f"{len(os.sched_getaffinity(0))} for this process, {os.cpu_count()} in all")
+    )
 
 
 def _examine_cuda(report: Report, case: Case) -> None:
-    words = ("nvidia-smi", "--query-gpu=index,name,driver_version,memory.total", "--format=csv,noheader")
+    words = (
+        "nvidia-smi",
+        "--query-gpu=index,name,driver_version,memory.total",
+        "--format=csv,noheader",
+    )
     smi = machine.run_tool(words, seconds=machine.TOOL_SECONDS)
-    gpus = [line.strip() for line in smi.text.splitlines() if line.strip()] if smi.error is None else []
+    gpus = (
+        [line.strip() for line in smi.text.splitlines() if line.strip()]
+        if smi.error is None
+        else []
+    )
     report.facts += [
         Fact("nvidia-smi", smi.error or f"{len(gpus)} GPUs"),
         *(Fact("gpu", line) for line in gpus),
@@ -71,7 +83,9 @@ def _examine_ipu(report: Report, _case: Case) -> None:
     if version is None:
         cause = "--device ipu needs PopTorch of the Poplar SDK, which is not installed"
         report.problems.append(
-            Problem(cause, "enable the Poplar SDK and install its poptorch, or use another --device")
+            Problem(
+                cause, "enable the Poplar SDK and install its poptorch, or use another --device"
+            )
         )
 
 
@@ -80,7 +94,11 @@ def _op_names(environment: Mapping[str, str]) -> list[str]:
     names: list[str] = []
     for variable in OP_LISTS:
         try:
-            names += [line.strip() for line in machine.read_text(environment[variable]).split("\n") if line.strip()]
+            names += [
+                line.strip()
+                for line in machine.read_text(environment[variable]).split("\n")
+                if line.strip()
+            ]
         except (KeyError, OSError, UnicodeDecodeError):
             continue
     return names

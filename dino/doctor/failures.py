@@ -8,7 +8,9 @@ from typing import Any
 from dino.doctor.report import Fact, Problem
 from dino.doctor.software import FRESH, LAZY_ELSEWHERE
 
-Explanation = tuple[tuple[str, ...], str, str]  # any of these is in the message, in any case; cause; remedy
+Explanation = tuple[
+    tuple[str, ...], str, str
+]  # any of these is in the message, in any case; cause; remedy
 
 # The first that is found decides: one message may hold several of these words.
 CARD: tuple[Explanation, ...] = (
@@ -88,10 +90,14 @@ def explain_import(message: str, known: Sequence[Problem] = ()) -> Problem:
         known: Problems of torch and bridge that were found without importing; the first one explains it.
     """
     if known:
-        return Problem(f"the bridge cannot be imported ({message}): {known[0].cause}", known[0].remedy)
+        return Problem(
+            f"the bridge cannot be imported ({message}): {known[0].cause}", known[0].remedy
+        )
     if message.startswith("no answer in"):
         cause = f"the bridge is installed and cannot be imported: {message}"
-        return Problem(cause, "look for a network disk that hangs, and for processes that an ended run left")
+        return Problem(
+            cause, "look for a network disk that hangs, and for processes that an ended run left"
+        )
     other = (
         f"the bridge is installed and cannot be imported: {message}",
         "compare torch, bridge and driver above with one release of the table in docs/gaudi.md",
@@ -100,7 +106,9 @@ def explain_import(message: str, known: Sequence[Problem] = ()) -> Problem:
     return Problem(cause if message in cause else f"{cause} ({message})", remedy)
 
 
-def judge_product(answer: Mapping[str, Any] | None, error: str | None, mode: str) -> tuple[Fact, list[Problem]]:
+def judge_product(
+    answer: Mapping[str, Any] | None, error: str | None, mode: str
+) -> tuple[Fact, list[Problem]]:
     """What came of the product on the card.
 
     Args:
@@ -130,5 +138,10 @@ def judge_product(answer: Mapping[str, Any] | None, error: str | None, mode: str
 def _find(message: str, table: Sequence[Explanation], other: tuple[str, str]) -> tuple[str, str]:
     plain = message.lower()
     return next(
-        ((cause, remedy) for texts, cause, remedy in table if any(text.lower() in plain for text in texts)), other
+        (
+            (cause, remedy)
+            for texts, cause, remedy in table
+            if any(text.lower() in plain for text in texts)
+        ),
+        other,
     )

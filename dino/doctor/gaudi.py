@@ -36,7 +36,14 @@ from dino.doctor.host import (
 )
 from dino.doctor.modules import check_modules, choose_by_slurm, read_modules
 from dino.doctor.report import Case, Fact, Problem, Report
-from dino.doctor.software import check_build, check_driver, check_lazy, check_parts, decide_mode, describe_build
+from dino.doctor.software import (
+    check_build,
+    check_driver,
+    check_lazy,
+    check_parts,
+    decide_mode,
+    describe_build,
+)
 
 # Packages of the vendor's that hold libraries of one release; habana-pyhlml talks to the driver alone.
 PARTS = r"habana-(torch-plugin|torch-dataloader|media-loader)"
@@ -73,11 +80,19 @@ def examine_gaudi(report: Report, case: Case) -> None:
     report.facts += [*facts, *describe_variables(case.environment)]
     report.problems += problems
     chosen = choose_cards(cards.cards, read_modules(environment))
-    free = bool(find_free(chosen, cards.holders)) or not cards.cards  # where none can be seen, there may still be one
-    product, problems = _try_product(report, environment, mode, _why_no_product(report, case, error, free))
+    free = (
+        bool(find_free(chosen, cards.holders)) or not cards.cards
+    )  # where none can be seen, there may still be one
+    product, problems = _try_product(
+        report, environment, mode, _why_no_product(report, case, error, free)
+    )
     if cards.unseen is not None:
-        refuted = product or case.product == "later"  # a card that computes is there, whoever cannot see it
-        report.problems.append(cards.unseen._replace(blocking=cards.unseen.blocking and not refuted))
+        refuted = (
+            product or case.product == "later"
+        )  # a card that computes is there, whoever cannot see it
+        report.problems.append(
+            cards.unseen._replace(blocking=cards.unseen.blocking and not refuted)
+        )
     report.problems += [*problems, *check_driver(cards.driver, bridge, product=product)]
 
 
@@ -101,8 +116,13 @@ def _examine_bridge(
     parts = {name: number for name, number, _ in machine.list_distributions(PARTS)}
     report.facts += [
         Fact("torch build", describe_build(torch_version)),
-        Fact("bridge", f"{version or 'no package of it'}, {'cannot' if error else 'can'} be imported"),
-        Fact("vendor's parts", ", ".join(f"{name} {number}" for name, number in parts.items()) or "none"),
+        Fact(
+            "bridge", f"{version or 'no package of it'}, {'cannot' if error else 'can'} be imported"
+        ),
+        Fact(
+            "vendor's parts",
+            ", ".join(f"{name} {number}" for name, number in parts.items()) or "none",
+        ),
     ]
     found = [*check_build(torch_version, release), *check_lazy(mode, torch_version)]
     blocking = [problem for problem in found if problem.blocking]
@@ -116,13 +136,22 @@ def _examine_bridge(
 
 def _in_mode(environment: Mapping[str, str], mode: Mode | None) -> dict[str, str]:
     """The environment as a run completes it."""
-    return {**environment, **({} if mode is None else {VARIABLE: environment.get(VARIABLE, str(int(mode.lazy)))})}
+    return {
+        **environment,
+        **({} if mode is None else {VARIABLE: environment.get(VARIABLE, str(int(mode.lazy)))}),
+    }
 
 
 def _examine_cards(report: Report) -> Cards:
     """Facts of driver, cards and their holders; a problem where there are none."""
-    query = machine.run_tool(("hl-smi", "-Q", ",".join(QUERY), "-f", "csv"), seconds=machine.TOOL_SECONDS)
-    table = query if query.error == "not found" else machine.run_tool(("hl-smi",), seconds=machine.TOOL_SECONDS)
+    query = machine.run_tool(
+        ("hl-smi", "-Q", ",".join(QUERY), "-f", "csv"), seconds=machine.TOOL_SECONDS
+    )
+    table = (
+        query
+        if query.error == "not found"
+        else machine.run_tool(("hl-smi",), seconds=machine.TOOL_SECONDS)
+    )
     listed, holders = parse_table(table.text)
     cards = parse_query(query.text) or listed
     files = machine.list_device_files()
@@ -146,7 +175,9 @@ def _check_presence(cards: list[Card], files: list[str], table: machine.Outcome)
     state = f"hl-smi: {table.error or 'it works, but its output is not understood'}"
     if files:
         cause = f"{state}; driver release and module numbers could not be checked"
-        return Problem(cause, "run hl-smi yourself; on the host, if this container lacks it", blocking=False)
+        return Problem(
+            cause, "run hl-smi yourself; on the host, if this container lacks it", blocking=False
+        )
     cause = f"no cards are visible here ({state}; no device files /dev/accel/accel* or /dev/hl*)"
     remedy = (
         "start the container with --runtime=habana and HABANA_VISIBLE_DEVICES=all, a pod with runtimeClassName habana; "
@@ -180,7 +211,9 @@ def _examine_host(report: Report, environment: Mapping[str, str], cards: Cards) 
     facts, problems = check_huge_pages(machine.read_kernel_file("meminfo"))
     report.facts += [Fact("kernel", kernel or "unknown"), *facts]
     report.problems += [
-        *check_kernel(kernel, machine.read_kernel_file("cmdline"), machine.read_kernel_file("cpuinfo")),
+        *check_kernel(
+            kernel, machine.read_kernel_file("cmdline"), machine.read_kernel_file("cpuinfo")
+        ),
         *problems,
         *check_loader(environment, machine.is_there),
         *check_logs(environment, machine.is_there, machine.may_write),

@@ -28,7 +28,15 @@ from dino.doctor.report import Problem
 
 MAP_QUERY = ("-Q", "index,module_id", "-f", "csv")  # what a run asks for, too
 IDLE_MIB = 1024  # an idle card has 672 or 768 MiB in use in the public outputs
-QUERY = ("index", "name", "driver_version", "memory.total", "memory.used", "utilization.aip", "module_id")
+QUERY = (
+    "index",
+    "name",
+    "driver_version",
+    "memory.total",
+    "memory.used",
+    "utilization.aip",
+    "module_id",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +101,21 @@ def parse_table(text: str) -> tuple[list[Card], list[Holder]]:
     driver = find_driver((), above) or ""
     cards: list[Card] = []
     for line in above.splitlines():
-        if card := re.match(r"\|[ \t]*(\d{1,3})[ \t]+(HL-?\S+|Gaudi\S*)[ \t].*\|", line, re.IGNORECASE | re.ASCII):
+        if card := re.match(
+            r"\|[ \t]*(\d{1,3})[ \t]+(HL-?\S+|Gaudi\S*)[ \t].*\|", line, re.IGNORECASE | re.ASCII
+        ):
             cards.append(Card(index=int(card[1]), name=card[2], driver=driver))
-        elif cards and not cards[-1].used and (memory := re.search(r"(\d+) ?MiB */ *(\d+) ?MiB", line, re.ASCII)):
-            cards[-1] = dataclasses.replace(cards[-1], used=f"{memory[1]} MiB", total=f"{memory[2]} MiB")
-    rows = re.findall(r"^\|[ \t]*(\d{1,3})[ \t]+(\d{1,9})[ \t]+\S+[ \t]+(\S+)", below, re.MULTILINE | re.ASCII)
+        elif (
+            cards
+            and not cards[-1].used
+            and (memory := re.search(r"(\d+) ?MiB */ *(\d+) ?MiB", line, re.ASCII))
+        ):
+            cards[-1] = dataclasses.replace(
+                cards[-1], used=f"{memory[1]} MiB", total=f"{memory[2]} MiB"
+            )
+    rows = re.findall(
+        r"^\|[ \t]*(\d{1,3})[ \t]+(\d{1,9})[ \t]+\S+[ \t]+(\S+)", below, re.MULTILINE | re.ASCII
+    )
     return cards, [Holder(int(index), int(pid), name) for index, pid, name in rows]
 
 
@@ -126,7 +144,9 @@ def describe_holders(holders: Sequence[Holder]) -> str:
 
 def choose_cards(cards: Sequence[Card], modules: set[int] | None) -> list[Card]:
     """The cards of the chosen modules; all where none are chosen, and those whose module is unknown."""
-    return [card for card in cards if modules is None or card.module is None or card.module in modules]
+    return [
+        card for card in cards if modules is None or card.module is None or card.module in modules
+    ]
 
 
 def find_free(cards: Sequence[Card], holders: Sequence[Holder]) -> list[Card]:
@@ -135,7 +155,9 @@ def find_free(cards: Sequence[Card], holders: Sequence[Holder]) -> list[Card]:
     return [card for card in cards if card.index not in held and not card.is_filled]
 
 
-def check_cards(cards: Sequence[Card], holders: Sequence[Holder], modules: set[int] | None) -> list[Problem]:
+def check_cards(
+    cards: Sequence[Card], holders: Sequence[Holder], modules: set[int] | None
+) -> list[Problem]:
     """Cards that another process holds, or that a choice of modules leaves out.
 
     Args:
@@ -162,7 +184,9 @@ def _check_held(chosen: Sequence[Card], holders: Sequence[Holder]) -> list[Probl
         return [Problem(f"all cards are {whom}; a run ends with 'Device acquire failed'", remedy)]
     count = f"{len(wanted - held)} of {len(wanted)} cards are not held"
     cause = f"{whom}; {count}, and a run that wants a card in use ends with 'Device acquire failed'"
-    return [Problem(cause, f"{remedy}; or choose free ones by HABANA_VISIBLE_MODULES", blocking=False)]
+    return [
+        Problem(cause, f"{remedy}; or choose free ones by HABANA_VISIBLE_MODULES", blocking=False)
+    ]
 
 
 def _check_filled(chosen: Sequence[Card], holders: Sequence[Holder]) -> list[Problem]:
@@ -194,6 +218,8 @@ def holders_of_files(open_files: Mapping[int, tuple[str, Sequence[str]]]) -> lis
     """Holders from {pid: (name, device files it has open)}; a file's number is the card's index."""
     holders = []
     for pid, (name, paths) in sorted(open_files.items()):
-        numbers = sorted({int(number[0]) for path in paths if (number := re.findall(r"\d+$", path))})
+        numbers = sorted(
+            {int(number[0]) for path in paths if (number := re.findall(r"\d+$", path))}
+        )
         holders += [Holder(number, pid, name) for number in numbers]
     return holders

@@ -16,7 +16,10 @@ PASSTHROUGH_SINCE: Release = (6, 8)  # the kernel from which on the guide demand
 
 # Variables that the vendor's loader reads, where its containers point them, and what happens without.
 LOADER: Mapping[str, tuple[str, str]] = {
-    "GC_KERNEL_PATH": ("/usr/lib/habanalabs/libtpc_kernels.so", "'Graph compile failed' with synStatus 26"),
+    "GC_KERNEL_PATH": (
+        "/usr/lib/habanalabs/libtpc_kernels.so",
+        "'Graph compile failed' with synStatus 26",
+    ),
     "HABANA_PLUGINS_LIB_PATH": ("/opt/habanalabs/habana_plugins", "missing plugins"),
     "HABANA_SCAL_BIN_PATH": ("/opt/habanalabs/engines_fw", "missing engine firmware"),
 }
@@ -53,7 +56,9 @@ def check_kernel(release: str, command: str, processor: str) -> list[Problem]:
 
 def check_huge_pages(memory: str) -> tuple[list[Fact], list[Problem]]:
     """Huge pages of the host, from the text of /proc/meminfo."""
-    numbers = {name: int(number) for name, number in re.findall(r"^(\w+):\s+(\d+)", memory, re.MULTILINE)}
+    numbers = {
+        name: int(number) for name, number in re.findall(r"^(\w+):\s+(\d+)", memory, re.MULTILINE)
+    }
     total = numbers.get("HugePages_Total")
     if total is None:
         return [], []
@@ -61,12 +66,8 @@ def check_huge_pages(memory: str) -> tuple[list[Fact], list[Problem]]:
     facts = [Fact("huge pages", f"{total} of {size} kB, {free} free")]
     if total:
         return facts, []
-    cause = (
-        "no huge pages are reserved (HugePages_Total is 0): the vendor's set-up reserves some for the card's software"
-    )
-    remedy = (
-        "on the host sysctl -w vm.nr_hugepages=N, N as the vendor's installation guide says; a pod also asks for them"
-    )
+    cause = "no huge pages are reserved (HugePages_Total is 0): the vendor's set-up reserves some for the card's software"
+    remedy = "on the host sysctl -w vm.nr_hugepages=N, N as the vendor's installation guide says; a pod also asks for them"
     return facts, [Problem(cause, remedy, blocking=False)]
 
 
@@ -77,21 +78,29 @@ def check_loader(environment: Mapping[str, str], is_there: Callable[[str], bool]
     if unset:
         sign = "; ".join(f"without {name}: {LOADER[name][1]}" for name in unset)
         known = [f"{name}={usual}" for name, usual in unset.items() if is_there(usual)]
-        remedy = f"export {' '.join(known)}" if known else "source /etc/profile.d/habanalabs.sh, or use the container"
-        cause = (
-            f"{', '.join(unset)} {'is' if len(unset) == 1 else 'are'} unset, which the vendor's containers set ({sign})"
+        remedy = (
+            f"export {' '.join(known)}"
+            if known
+            else "source /etc/profile.d/habanalabs.sh, or use the container"
         )
+        cause = f"{', '.join(unset)} {'is' if len(unset) == 1 else 'are'} unset, which the vendor's containers set ({sign})"
         problems.append(Problem(cause, remedy, blocking=False))
     for name in LOADER.keys() - unset.keys():
         gone = [part for part in environment[name].split(":") if part and not is_there(part)]
         if gone:
             cause = f"{name} names {', '.join(gone)}, which is not there: {LOADER[name][1]}"
-            problems.append(Problem(cause, f"point it to what this release has, usually {LOADER[name][0]}", False))
+            problems.append(
+                Problem(
+                    cause, f"point it to what this release has, usually {LOADER[name][0]}", False
+                )
+            )
     return problems
 
 
 def check_logs(
-    environment: Mapping[str, str], is_there: Callable[[str], bool], may_write: Callable[[str], bool]
+    environment: Mapping[str, str],
+    is_there: Callable[[str], bool],
+    may_write: Callable[[str], bool],
 ) -> list[Problem]:
     """A folder of the vendor's logs that this user may not write to."""
     folder = environment.get("HABANA_LOGS")
@@ -100,14 +109,26 @@ def check_logs(
     path = folder or LOGS
     if may_write(path):
         return []
-    seen = f"HABANA_LOGS={folder} is not" if folder is not None else f"HABANA_LOGS is unset, and {LOGS} is not"
+    seen = (
+        f"HABANA_LOGS={folder} is not"
+        if folder is not None
+        else f"HABANA_LOGS is unset, and {LOGS} is not"
+    )
     cause = f"{seen} writable for this user: hl-smi and the bridge fail where they cannot write their logs"
-    return [Problem(cause, "export HABANA_LOGS=/tmp/habana_logs, or another folder of yours", blocking=False)]
+    return [
+        Problem(
+            cause, "export HABANA_LOGS=/tmp/habana_logs, or another folder of yours", blocking=False
+        )
+    ]
 
 
 def read_firmware(text: str) -> list[str]:
     """Each card's firmware in its flash, from what `hl-smi -L` printed: the version in the lines with SPI."""
-    return [found[1] for line in text.splitlines() if "SPI" in line and (found := re.search(r"(\d+\.\d+\.\d+)", line))]
+    return [
+        found[1]
+        for line in text.splitlines()
+        if "SPI" in line and (found := re.search(r"(\d+\.\d+\.\d+)", line))
+    ]
 
 
 def check_firmware(versions: Sequence[str], driver: str | None) -> tuple[list[Fact], list[Problem]]:
@@ -115,7 +136,9 @@ def check_firmware(versions: Sequence[str], driver: str | None) -> tuple[list[Fa
     if not versions:
         return [Fact("firmware", "unknown: hl-smi -L names none in its lines with SPI")], []
     counts = {version: versions.count(version) for version in sorted(set(versions))}
-    listed = ", ".join(f"{version} on {count} card{'s' * (count > 1)}" for version, count in counts.items())
+    listed = ", ".join(
+        f"{version} on {count} card{'s' * (count > 1)}" for version, count in counts.items()
+    )
     facts = [Fact("firmware", f"{listed} (SPI)")]
     remedy = "have the host's administrator update it with the vendor's hl-fw-loader, to the driver's release"
     if len(counts) > 1:

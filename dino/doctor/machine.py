@@ -78,12 +78,19 @@ class Outcome:
     error: str | None = None
 
 
-def run_tool(words: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None) -> Outcome:
+def run_tool(
+    words: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None
+) -> Outcome:
     """Run a program to its end or the time limit; its errors are text too."""
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment, start_new_session=True
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment,
+            start_new_session=True,
         )
     except FileNotFoundError:
         return Outcome(error="not found")
@@ -98,8 +105,13 @@ def run_tool(words: Sequence[str], *, seconds: float, environment: Mapping[str, 
     text, complaint = (stream.decode(errors="replace") for stream in streams)
     if process.returncode == 0:
         return Outcome(text=text)
-    last = next((line.strip() for line in reversed((complaint or text).splitlines()) if line.strip()), "")
-    return Outcome(text=text, error=f"{_describe_end(process.returncode)}{': ' if last else ''}{last[:MOST_LETTERS]}")
+    last = next(
+        (line.strip() for line in reversed((complaint or text).splitlines()) if line.strip()), ""
+    )
+    return Outcome(
+        text=text,
+        error=f"{_describe_end(process.returncode)}{': ' if last else ''}{last[:MOST_LETTERS]}",
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -203,7 +215,9 @@ def list_device_files(root: Path = Path("/dev")) -> list[str]:
     """The cards' device files, in order."""
     found = [path for pattern in ("accel/accel*", "hl*") for path in root.glob(pattern)]
     names = [f"/dev/{path.relative_to(root).as_posix()}" for path in found]
-    return sorted((name for name in names if DEVICE_FILE.fullmatch(name)), key=lambda name: (len(name), name))
+    return sorted(
+        (name for name in names if DEVICE_FILE.fullmatch(name)), key=lambda name: (len(name), name)
+    )
 
 
 def list_open_files(root: Path = Path("/proc")) -> dict[int, tuple[str, list[str]]]:
@@ -212,7 +226,11 @@ def list_open_files(root: Path = Path("/proc")) -> dict[int, tuple[str, list[str
     for pid in _list(root):
         if not pid.isdecimal() or int(pid) == os.getpid():
             continue
-        files = [path for number in _list(root / pid / "fd") if (path := _follow(root / pid / "fd" / number))]
+        files = [
+            path
+            for number in _list(root / pid / "fd")
+            if (path := _follow(root / pid / "fd" / number))
+        ]
         if files:
             found[int(pid)] = (_read_name(root / pid / "comm"), files)
     return found

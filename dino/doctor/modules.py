@@ -11,7 +11,10 @@ from dino.doctor.software import LINE_124, explain_refusal
 from dino.errors import DeviceError
 
 # Sets of modules that the vendor's documentation allows for 2 and 4 cards.
-ALLOWED: Mapping[int, tuple[str, ...]] = {2: ("0,1", "2,3", "4,5", "6,7"), 4: ("0,1,2,3", "4,5,6,7")}
+ALLOWED: Mapping[int, tuple[str, ...]] = {
+    2: ("0,1", "2,3", "4,5", "6,7"),
+    4: ("0,1,2,3", "4,5,6,7"),
+}
 COUNT = 8
 
 
@@ -38,18 +41,29 @@ def choose_by_slurm(
         by_index = read_module_map(ask())
         shown = ", ".join(f"{index} -> {module}" for index, module in sorted(by_index.items()))
         facts = [Fact("Slurm's map", f"index -> module: {shown or 'hl-smi does not tell'}")]
-        told = next((name for name in ("HABANA_VISIBLE_MODULES", "HLS_MODULE_ID") if environment.get(name)), None)
+        told = next(
+            (name for name in ("HABANA_VISIBLE_MODULES", "HLS_MODULE_ID") if environment.get(name)),
+            None,
+        )
         if told is not None:
             facts.append(Fact("Slurm's cards", f"SLURM_JOB_GPUS={job}; {told} is set and decides"))
             return environment, facts, []
         chosen = choose_modules(job, by_index)
     except DeviceError as error:
-        return environment, [Fact("Slurm's cards", f"SLURM_JOB_GPUS={job} cannot be mapped")], [explain_refusal(error)]
-    facts.append(Fact("Slurm's cards", f"SLURM_JOB_GPUS={job}: a run takes HABANA_VISIBLE_MODULES={chosen}"))
+        return (
+            environment,
+            [Fact("Slurm's cards", f"SLURM_JOB_GPUS={job} cannot be mapped")],
+            [explain_refusal(error)],
+        )
+    facts.append(
+        Fact("Slurm's cards", f"SLURM_JOB_GPUS={job}: a run takes HABANA_VISIBLE_MODULES={chosen}")
+    )
     return {**environment, "HABANA_VISIBLE_MODULES": chosen}, facts, []
 
 
-def check_modules(environment: Mapping[str, str], generation: int | None, bridge: Release | None) -> list[Problem]:
+def check_modules(
+    environment: Mapping[str, str], generation: int | None, bridge: Release | None
+) -> list[Problem]:
     """Choices of cards that cannot work, or that the documentation does not allow.
 
     Args:
@@ -66,7 +80,9 @@ def check_modules(environment: Mapping[str, str], generation: int | None, bridge
         cause = f"HLS_MODULE_ID={module} is set by hand: every process of a run takes that one card"
         if module.strip() == "0" and (bridge is None or bridge >= LINE_124):
             cause += ", and the bridge of the 1.24 line reads 0 as no module at all in places"
-        problems.append(Problem(cause, "unset it; the bridge gives each process its own", blocking=False))
+        problems.append(
+            Problem(cause, "unset it; the bridge gives each process its own", blocking=False)
+        )
     return problems
 
 
@@ -78,7 +94,13 @@ def _check_visible(chosen: str, generation: int | None, bridge: Release | None) 
         remedy = f"give each module once, from 0 to {COUNT - 1}, as in 0,1,2,3; or unset it for all"
         return [Problem(f"{said} is not a list of different module numbers", remedy)]
     sets = f"one card, all {COUNT}, or one of: {'; '.join(text for group in ALLOWED.values() for text in group)}"
-    if len(words) > 1 and len(words) % 2 and generation == 3 and bridge is not None and bridge >= LINE_124:
+    if (
+        len(words) > 1
+        and len(words) % 2
+        and generation == 3
+        and bridge is not None
+        and bridge >= LINE_124
+    ):
         cause = f"{said} names {len(words)} modules, and on Gaudi 3 the bridge of the 1.24 line ends at an odd number "
         return [Problem(f"{cause}above 1 (AssertionError)", sets)]
     if len(words) in {1, COUNT} or ",".join(sorted(words)) in ALLOWED.get(len(words), ()):

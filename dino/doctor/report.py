@@ -84,10 +84,18 @@ class Report:
             `facts`, each with `name` and `value`, in order (a name may come several times), and `problems`, each with
             `cause`, `remedy` and `blocking`.
         """
-        scrub = build_scrubber(os.environ, host=platform.node(), paths=(sys.executable, sys.prefix, os.getcwd()))
-        facts = [{"name": fact.name, "value": scrub(_on_one_line(fact.value))} for fact in self.facts]
+        scrub = build_scrubber(
+            os.environ, host=platform.node(), paths=(sys.executable, sys.prefix, os.getcwd())
+        )
+        facts = [
+            {"name": fact.name, "value": scrub(_on_one_line(fact.value))} for fact in self.facts
+        ]
         problems = [
-            {"cause": scrub(problem.cause), "remedy": scrub(problem.remedy), "blocking": problem.blocking}
+            {
+                "cause": scrub(problem.cause),
+                "remedy": scrub(problem.remedy),
+                "blocking": problem.blocking,
+            }
             for problem in self.problems
         ]
         return {"facts": facts, "problems": problems}

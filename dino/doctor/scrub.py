@@ -7,20 +7,39 @@ from collections.abc import Callable, Collection, Mapping
 
 HOSTS = (
     *("MASTER_ADDR", "HOSTNAME", "HOST", "NODE_NAME"),
-    *("SLURMD_NODENAME", "SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_SUBMIT_HOST", "SLURM_LAUNCH_NODE_IPADDR"),
+    *(
+        "SLURMD_NODENAME",
+        "SLURM_JOB_NODELIST",
+        "SLURM_NODELIST",
+        "SLURM_SUBMIT_HOST",
+        "SLURM_LAUNCH_NODE_IPADDR",
+    ),
 )
 USERS = ("USER", "LOGNAME", "USERNAME", "SUDO_USER", "SLURM_JOB_USER")
 NAMELESS = {"root", "localhost", "127.0.0.1", "none", "unknown"}  # they name nobody
-LIBRARIES = ("dino", "torch", "torchvision", "habana_frameworks", "timm", "numpy")  # whose own files may be named
+LIBRARIES = (
+    "dino",
+    "torch",
+    "torchvision",
+    "habana_frameworks",
+    "timm",
+    "numpy",
+)  # whose own files may be named
 
 END = r"\s:,;'\"()\[\]{}|<>"  # what ends a path in a sentence
 PATH = re.compile(rf"(?<![\w.~>/-])(?:~[\w.-]*)?(?:/+[^/{END}]+)+/?|(?<![\w/])~[A-Za-z_][\w.-]*")
-ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b|\b[\w.+-]+@[\w.-]+\w")  # address:port and user@host
+ADDRESS = re.compile(
+    r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b|\b[\w.+-]+@[\w.-]+\w"
+)  # address:port and user@host
 LIBRARY = re.compile(rf"/((?:{'|'.join(LIBRARIES)})/(?:[\w-]+/)*[\w-]+\.(?:py|cpp|h|so))\.?$")
 
 
 def build_scrubber(
-    environment: Mapping[str, str], *, host: str, paths: Collection[str] = (), users: Collection[str] = ()
+    environment: Mapping[str, str],
+    *,
+    host: str,
+    paths: Collection[str] = (),
+    users: Collection[str] = (),
 ) -> Callable[[str], str]:
     """A function that writes <path>, <host> and <user> for what it finds of them in a text.
 
@@ -35,12 +54,18 @@ def build_scrubber(
     """
     known = {path for path in paths if len(path) > 1}
     for value in environment.values():
-        known |= {part for part in (value, *value.split(":")) if part.startswith(("/", "~/")) and part[1:]}
+        known |= {
+            part for part in (value, *value.split(":")) if part.startswith(("/", "~/")) and part[1:]
+        }
     hosts = {host, *(environment.get(name, "") for name in HOSTS)}
-    hosts |= {name.partition(".")[0] for name in hosts if not name[:1].isdecimal()}  # of an address nothing is left out
+    hosts |= {
+        name.partition(".")[0] for name in hosts if not name[:1].isdecimal()
+    }  # of an address nothing is left out
     names = dict.fromkeys(hosts, "<host>")
     names |= dict.fromkeys({*users, *(environment.get(name, "") for name in USERS)}, "<user>")
-    names = {name.lower(): word for name, word in names.items() if name and name.lower() not in NAMELESS}
+    names = {
+        name.lower(): word for name, word in names.items() if name and name.lower() not in NAMELESS
+    }
     folders = _compile({path.rstrip("/") for path in known}, r"(?<!\w)", rf"(?![\w-])[^{END}]*")
     words = _compile(names, r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])")
 

@@ -10,9 +10,14 @@ from dino.doctor.report import Problem
 from dino.errors import DinoError
 
 TORCH_FLOOR: Release = (2, 5)  # as in requirements-torch.txt
-LINE_124: Release = (1, 24)  # the first release known to judge torch by its local version, in every mode
+LINE_124: Release = (
+    1,
+    24,
+)  # the first release known to judge torch by its local version, in every mode
 
-FRESH = "start from a fresh container, and install with PYTHON=$PYTHON make demo, which keeps its torch"
+FRESH = (
+    "start from a fresh container, and install with PYTHON=$PYTHON make demo, which keeps its torch"
+)
 LAZY_ELSEWHERE = "--lazy_mode false (or PT_HPU_LAZY_MODE=0), or the container's own torch"
 
 # Pairs of (software, driver) of different releases that were met in public, and what was said of them.
@@ -20,8 +25,14 @@ PAIRS: Mapping[tuple[Release, Release], str] = {
     ((1, 20), (1, 19)): "it was shown at work in public",
     ((1, 21), (1, 20)): "it is in the documentation of a cloud provider",
     ((1, 22), (1, 20)): "it is in a distributor's list of images",
-    ((1, 22), (1, 24)): "containers train so in public; installed beside other releases it ended with synStatus 26",
-    ((1, 23), (1, 24)): "containers train so in public; installed beside other releases it ended with synStatus 26",
+    (
+        (1, 22),
+        (1, 24),
+    ): "containers train so in public; installed beside other releases it ended with synStatus 26",
+    (
+        (1, 23),
+        (1, 24),
+    ): "containers train so in public; installed beside other releases it ended with synStatus 26",
 }
 
 
@@ -34,11 +45,20 @@ def check_torch(version: str | None) -> list[Problem]:
     """No torch, or one older than this package works with."""
     if version is None:
         cause = "torch is not installed in this Python"
-        return [Problem(cause, "make demo installs it; in a Gaudi container use the container's own $PYTHON")]
+        return [
+            Problem(
+                cause, "make demo installs it; in a Gaudi container use the container's own $PYTHON"
+            )
+        ]
     release = read_release(version)
     if release is not None and release < TORCH_FLOOR:
         cause = f"torch {version} is older than {show(TORCH_FLOOR)}, which this package needs"
-        return [Problem(cause, "use a newer torch; on Gaudi that is software 1.19 or later, with its own container")]
+        return [
+            Problem(
+                cause,
+                "use a newer torch; on Gaudi that is software 1.19 or later, with its own container",
+            )
+        ]
     return []
 
 
@@ -69,7 +89,11 @@ def check_build(torch_version: str | None, bridge: Release | None) -> list[Probl
         return []
     if bridge >= LINE_124:
         local = (torch_version or "").partition("+")[2]
-        seen = f"with +{local} ends its import (AssertionError)" if local else "without either ends it (AttributeError)"
+        seen = (
+            f"with +{local} ends its import (AssertionError)"
+            if local
+            else "without either ends it (AttributeError)"
+        )
         cause = (
             f"the bridge of software {show(bridge)} takes the vendor's torch (+git, +hpu) or upstream's for the CPU "
             f"(+cpu), and one {seen}, in every mode; torch {torch_version} is installed: pip replaced the container's"
@@ -80,12 +104,17 @@ def check_build(torch_version: str | None, bridge: Release | None) -> list[Probl
 
 
 def decide_mode(
-    lazy_mode: bool | None, compiles: bool | None, environment: Mapping[str, str], torch_version: str | None
+    lazy_mode: bool | None,
+    compiles: bool | None,
+    environment: Mapping[str, str],
+    torch_version: str | None,
 ) -> tuple[Mode | None, list[Problem]]:
     """The mode that a run takes, or None where it refuses; and what is to be said of it."""
     variable = environment.get("PT_HPU_LAZY_MODE")
     try:
-        mode = choose_mode(lazy_mode=lazy_mode, compiles=compiles, variable=variable, torch_version=torch_version)
+        mode = choose_mode(
+            lazy_mode=lazy_mode, compiles=compiles, variable=variable, torch_version=torch_version
+        )
     except DinoError as error:
         return None, [explain_refusal(error)]
     problems = []
@@ -111,7 +140,9 @@ def explain_refusal(error: DinoError | str, *, blocking: bool = True) -> Problem
     return Problem(cause or str(error), remedy if cause else "see Modes in docs/gaudi.md", blocking)
 
 
-def check_driver(driver: str | None, bridge: Release | None, *, product: bool | None) -> list[Problem]:
+def check_driver(
+    driver: str | None, bridge: Release | None, *, product: bool | None
+) -> list[Problem]:
     """A driver of another release than the software: a note, since many pairs work and the vendor promises some.
 
     Args:
@@ -126,8 +157,16 @@ def check_driver(driver: str | None, bridge: Release | None, *, product: bool | 
     tried = {True: "was right", False: "failed, see there", None: "was not tried"}[product]
     cause = f"the driver is {driver} and the bridge is of software {show(bridge)}, a pair of two releases ({said}); "
     remedy = f"the container of software {show(release)}, or driver {show(bridge)} on the host"
-    when = "nothing to do while runs work; where one ends with synStatus 26 or Device acquire failed: "
-    return [Problem(f"{cause}the product on the card {tried}", (when if product else "") + remedy, blocking=False)]
+    when = (
+        "nothing to do while runs work; where one ends with synStatus 26 or Device acquire failed: "
+    )
+    return [
+        Problem(
+            f"{cause}the product on the card {tried}",
+            (when if product else "") + remedy,
+            blocking=False,
+        )
+    ]
 
 
 def check_parts(parts: Mapping[str, str]) -> list[Problem]:
@@ -135,9 +174,7 @@ def check_parts(parts: Mapping[str, str]) -> list[Problem]:
     if len({read_release(version) for version in parts.values()} - {None}) < 2:
         return []
     listed = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))
-    cause = (
-        f"parts of the vendor's software are of several releases ({listed}): a mix is the known cause of synStatus 26"
-    )
+    cause = f"parts of the vendor's software are of several releases ({listed}): a mix is the known cause of synStatus 26"
     return [Problem(cause, "install all of one release; a container has them so", blocking=False)]
 
 
@@ -153,7 +190,9 @@ def check_owners(owners: Sequence[tuple[str, str, str]]) -> list[Problem]:
     if len({folder for _, _, folder in owners}) == 1:
         cause = f"{listed} both bring cv2: the one installed last wrote over the other, and removing one breaks it"
     else:
-        cause = f"{listed} both bring cv2, in different folders: the first on sys.path hides the other"
+        cause = (
+            f"{listed} both bring cv2, in different folders: the first on sys.path hides the other"
+        )
     names = " ".join(dict.fromkeys(name for name, _, _ in owners))
     remedy = f"keep one: pip uninstall -y {names}, then install opencv-python-headless alone"
     return [Problem(cause, remedy, blocking=False)]

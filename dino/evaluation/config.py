@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import EpochConfig, OutputConfig, RateConfig, ReportConfig, chosen, derived, setting
+from dino.config import (
+    EpochConfig,
+    OutputConfig,
+    RateConfig,
+    ReportConfig,
+    chosen,
+    derived,
+    setting,
+)
 from dino.data.config import DataConfig, LimitConfig
 from dino.models.config import BackboneConfig, LayerConfig
 from dino.runtime.config import FrozenConfig, LaunchConfig
@@ -220,7 +228,7 @@ class DavisConfig(ClipsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DrivingConfig(ClipsConfig):
-    """Segment driving runs, labelled every so many frames, by a frozen backbone."""
+    """Segment driving runs, labeled every so many frames, by a frozen backbone."""
 
     refresh: RefreshConfig = RefreshConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()

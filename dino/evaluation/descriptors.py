@@ -45,7 +45,10 @@ class MultiScale(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
-        sizes = [images, *(F.interpolate(images, scale_factor=scale, mode="bilinear") for scale in SCALES[1:])]
+        sizes = [
+            images,
+            *(F.interpolate(images, scale_factor=scale, mode="bilinear") for scale in SCALES[1:]),
+        ]
         return torch.stack([self.backbone(size) for size in sizes]).mean(dim=0)
 
 
@@ -80,7 +83,9 @@ class LastBlocks(nn.Module):
 class BlockTokens(nn.Module):
     """The tokens of chosen blocks, each normalized by the network's last norm."""
 
-    def __init__(self, backbone: VisionTransformer, *, layers: tuple[int, ...], patches: bool) -> None:
+    def __init__(
+        self, backbone: VisionTransformer, *, layers: tuple[int, ...], patches: bool
+    ) -> None:
         """Wrap a backbone.
 
         Args:
@@ -97,4 +102,6 @@ class BlockTokens(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, L, N, D), or (B, L, 1, D) without patches; blocks in the order asked for."""
         layers = self.backbone.get_intermediate_layers(images, self.count)
-        return torch.stack([layers[place][:, : None if self.patches else 1] for place in self.places], dim=1)
+        return torch.stack(
+            [layers[place][:, : None if self.patches else 1] for place in self.places], dim=1
+        )

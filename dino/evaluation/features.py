@@ -40,7 +40,7 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class LoaderConfig:
     """How images are read and where features are kept.
 
     Attributes:
@@ -56,28 +56,33 @@ class Reading:
     max_batches: int | None = None
 
 
-def build_reading(data: DataConfig, run: Run, *, keep_on_device: bool, max_batches: int | None = None) -> Reading:
+def build_loader_config(
+    data: DataConfig, run: Run, *, keep_on_device: bool, max_batches: int | None = None
+) -> LoaderConfig:
     """How images are fed, as numbers."""
     workers = choose_workers(
         data.num_workers,
-        processes_here=run.processes.local_world,
+        processes_here=run.processes.local_world_size,
         reserved=run.device.reserved_cores,
     )
-    return Reading(
-        batch_size=data.batch_size_per_device, workers=workers, keep_on_device=keep_on_device, max_batches=max_batches
+    return LoaderConfig(
+        batch_size=data.batch_size_per_device,
+        workers=workers,
+        keep_on_device=keep_on_device,
+        max_batches=max_batches,
     )
 
 
 def share_of(run: Run) -> Share:
     """Which images this process reads."""
-    return Share(rank=run.processes.rank, world=run.processes.world)
+    return Share(rank=run.processes.rank, world_size=run.processes.world_size)
 
 
 def extract_features(
     backbone: TrainedBackbone,
     source: ImageSource,
     run: Run,
-    reading: Reading,
+    reading: LoaderConfig,
     *,
     cut: Callable[[Tensor], Tensor] | None = None,
     shapes: Sequence[Shape] | None = None,
@@ -103,8 +108,12 @@ def extract_features(
     """
     processes = run.processes
     cut = cut or functools.partial(center_crop, size=backbone.image_size)
-    dataset = ViewDataset(source, cut, channels=backbone.in_chans, share=share_of(run), shapes=shapes)
-    progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
+    dataset = ViewDataset(
+        source, cut, channels=backbone.in_chans, share=share_of(run), shapes=shapes
+    )
+    progress = Progress(
+        len(source), f"features of {source.root.name}", shown=processes.is_rank_zero
+    )
     rows, labels, done = [], [], 0
     for found, batch_labels in _infer(backbone, dataset, run, reading):
         found = F.normalize(found, dim=-1) if normalize else found
@@ -112,12 +121,14 @@ def extract_features(
         labels.append(batch_labels)
         done += len(batch_labels)
         if done == len(dataset) or len(rows) % PROGRESS_EVERY == 0:
-            progress.advance(min(done * processes.world, len(source)))
+            progress.advance(min(done * processes.world_size, len(source)))
     progress.close()
     return _gather(torch.cat(rows), torch.cat(labels), len(source), run, reading)
 
 
-def stream_features(backbone: TrainedBackbone, source: ImageSource, run: Run, reading: Reading) -> Iterator[Tensor]:
+def stream_features(
+    backbone: TrainedBackbone, source: ImageSource, run: Run, reading: LoaderConfig
+) -> Iterator[Tensor]:
     """Run a backbone over the center crop of each image; gives its rows as they come, in bounded memory.
 
     Args:
@@ -135,13 +146,20 @@ def stream_features(backbone: TrainedBackbone, source: ImageSource, run: Run, re
     """
     processes, done = run.processes, 0
     cut = functools.partial(center_crop, size=backbone.image_size)
-    batches = _infer(backbone, ViewDataset(source, cut, channels=backbone.in_chans, share=share_of(run)), run, reading)
-    progress = Progress(len(source), f"features of {source.root.name}", shown=processes.is_first)
+    batches = _infer(
+        backbone,
+        ViewDataset(source, cut, channels=backbone.in_chans, share=share_of(run)),
+        run,
+        reading,
+    )
+    progress = Progress(
+        len(source), f"features of {source.root.name}", shown=processes.is_rank_zero
+    )
     rows = torch.empty(0)
-    for turn in range(-(-len(source) // (reading.batch_size * processes.world))):
+    for turn in range(-(-len(source) // (reading.batch_size * processes.world_size))):
         # A process whose share is one image shorter may have no rows left for the last turn.
         rows, _ = next(batches, (rows[:0], None))
-        count = min(reading.batch_size * processes.world, len(source) - done)
+        count = min(reading.batch_size * processes.world_size, len(source) - done)
         yield processes.gather_rows(rows, count).cpu()
         done += count
         if done == len(source) or (turn + 1) % PROGRESS_EVERY == 0:
@@ -150,7 +168,7 @@ def stream_features(backbone: TrainedBackbone, source: ImageSource, run: Run, re
 
 
 def _infer(
-    backbone: TrainedBackbone, dataset: ViewDataset, run: Run, reading: Reading
+    backbone: TrainedBackbone, dataset: ViewDataset, run: Run, reading: LoaderConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
     infer = run.device.compile_eval(backbone.module)
     normalization = build_normalization(backbone.in_chans, backbone.normalization)
@@ -162,33 +180,44 @@ def _infer(
         start=run.device.loader_start,
     )
     if not len(dataset):  # fewer images than processes: no rows, of the right width
-        blank = dataset.cut(torch.zeros(backbone.in_chans, backbone.image_size, backbone.image_size, dtype=torch.uint8))
-        yield infer(normalization(run.device.place(blank[None])))[:0].float(), torch.empty(0, dtype=torch.int64)
+        blank = dataset.cut(
+            torch.zeros(
+                backbone.in_chans, backbone.image_size, backbone.image_size, dtype=torch.uint8
+            )
+        )
+        yield (
+            infer(normalization(run.device.to_device(blank[None])))[:0].float(),
+            torch.empty(0, dtype=torch.int64),
+        )
     shape, full = None, 0
     for batch in itertools.islice(batches, reading.max_batches):
         # A last batch that is not full would be another graph for devices that compile, so it is filled up.
         if batch.pixels.shape[1:] != shape:
             shape, full = batch.pixels.shape[1:], len(batch.labels)
         missing = full - len(batch.labels)
-        pixels = F.pad(batch.pixels, (*(0, 0) * 3, 0, missing)) if missing else batch.pixels  # a copy is not pinned
-        found = infer(normalization(run.device.place(pixels))).float()
+        pixels = (
+            F.pad(batch.pixels, (*(0, 0) * 3, 0, missing)) if missing else batch.pixels
+        )  # a copy is not pinned
+        found = infer(normalization(run.device.to_device(pixels))).float()
         yield found[: len(batch.labels)] if missing else found, batch.labels
 
 
-def _gather(rows: Tensor, labels: Tensor, count: int, run: Run, reading: Reading) -> Features:
+def _gather(rows: Tensor, labels: Tensor, count: int, run: Run, reading: LoaderConfig) -> Features:
     """Join all processes' shares, a slice at a time, since the exchange goes through device memory."""
-    world = run.processes.world
-    if world == 1:
+    world_size = run.processes.world_size
+    if world_size == 1:
         return Features(features=rows, labels=labels)
     if reading.max_batches is not None:
-        count = min(count, reading.max_batches * reading.batch_size * world)
+        count = min(count, reading.max_batches * reading.batch_size * world_size)
     gathered_rows, gathered_labels = [], []
-    for start in range(0, -(-count // world), GATHER_ROWS):
-        part = min(count - start * world, GATHER_ROWS * world)
+    for start in range(0, -(-count // world_size), GATHER_ROWS):
+        part = min(count - start * world_size, GATHER_ROWS * world_size)
         stop = start + GATHER_ROWS
-        joined = run.processes.gather_rows(run.device.place(rows[start:stop]), part)
+        joined = run.processes.gather_rows(run.device.to_device(rows[start:stop]), part)
         gathered_rows.append(joined if reading.keep_on_device else joined.cpu())
-        gathered_labels.append(run.processes.gather_rows(run.device.place(labels[start:stop]), part).cpu())
+        gathered_labels.append(
+            run.processes.gather_rows(run.device.to_device(labels[start:stop]), part).cpu()
+        )
     return Features(features=torch.cat(gathered_rows), labels=torch.cat(gathered_labels))
 
 
@@ -201,7 +230,9 @@ def save_features(folder: Path, name: str, features: Features) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"`dump_features` {folder} cannot be written to: {error}", value=folder) from error
+        raise CheckpointError(
+            f"`dump_features` {folder} cannot be written to: {error}", value=folder
+        ) from error
     checkpoint.save_file(folder / f"{name}feat.pth", features.features.cpu())
     checkpoint.save_file(folder / f"{name}labels.pth", features.labels.cpu())
 
@@ -217,7 +248,8 @@ def load_features(folder: Path, name: str) -> Features:
         labels = checkpoint.load_tensors(folder / f"{name}labels.pth")
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
         raise DataError(
-            f"`load_features` {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}", value=folder
+            f"`load_features` {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}",
+            value=folder,
         ) from error
     kinds = [isinstance(part, Tensor) and part.ndim for part in (features, labels)]
     if kinds != [2, 1] or len(features) != len(labels) or not len(labels):

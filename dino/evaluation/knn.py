@@ -23,8 +23,8 @@ from dino.errors import DataError
 from dino.evaluation.config import KnnConfig
 from dino.evaluation.features import (
     Features,
-    Reading,
-    build_reading,
+    LoaderConfig,
+    build_loader_config,
     extract_features,
     load_features,
     save_features,
@@ -43,7 +43,7 @@ TOP = 5  # classes of the second accuracy, and of a smaller k that many (`narrow
 
 
 class KnnScore(NamedTuple):
-    """Accuracies in per cent; `top5` counts a hit among the min(5, k, C) best classes, as the original does."""
+    """Accuracies in %; `top5` counts a hit among the min(5, k, C) best classes, as the original does."""
 
     top1: float
     top5: float
@@ -84,7 +84,9 @@ def predict_classes(
         nearest, voted = found.products.to(labels.device), labels[found.places.to(labels.device)]
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
         for k in neighbors:
-            votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
+            votes = weights.new_zeros(len(chunk), classes).scatter_add_(
+                1, voted[:, :k], weights[:, :k]
+            )
             # Stable: classes without a vote follow in the order of their index, as in the original.
             ranked = votes.sort(dim=1, descending=True, stable=True).indices
             parts[k].append(ranked[:, : min(TOP, k)].cpu()[:count])
@@ -115,7 +117,7 @@ def score_knn(
     index = build_index(kind, train.features)
     if kind != "exact":
         log_recall(index, train.features, test.features)
-    share = slice(run.processes.rank, None, run.processes.world)
+    share = slice(run.processes.rank, None, run.processes.world_size)
     counts = {k: min(k, len(train.labels)) for k in neighbors}
     ranked = predict_classes(
         train,
@@ -126,29 +128,43 @@ def score_knn(
         index=index,
     )
     truth = test.labels[share].cpu()[:, None]
-    hits = torch.tensor([[(r[:, :1] == truth).sum(), (r == truth).sum()] for r in ranked.values()], dtype=torch.float32)
-    total = run.processes.total(run.device.place(hits)).tolist()
+    hits = torch.tensor(
+        [[(r[:, :1] == truth).sum(), (r == truth).sum()] for r in ranked.values()],
+        dtype=torch.float32,
+    )
+    total = run.processes.all_reduce_sum(run.device.to_device(hits)).tolist()
     rows = dict(zip(ranked, total, strict=True))
-    return {k: KnnScore(*(100.0 * hit / len(test.labels) for hit in rows[count])) for k, count in counts.items()}
+    return {
+        k: KnnScore(*(100.0 * hit / len(test.labels) for hit in rows[count]))
+        for k, count in counts.items()
+    }
 
 
-def evaluate_knn(options: KnnConfig, run: Run) -> dict[int, KnnScore]:
+def evaluate_knn(config: KnnConfig, run: Run) -> dict[int, KnnScore]:
     """Extract (or load) features, vote, and log one result line a k.
 
     Raises:
         DinoError: Wrong weights, missing folders, unreadable images.
     """
-    runner = Runner(options, run, keep_on_device=options.store.store_on_device, max_batches=options.knn.max_batches)
-    for path in (options.knn.dump_features, options.knn.dump_tb_events):
-        if path and run.processes.is_first:
-            make_output_folder(path, "`dump_features`" if path == options.knn.dump_features else "`dump_tb_events`")
-    train, test = _load(options, run) if options.knn.load_features else _extract(options, runner)
+    runner = Runner(
+        config, run, keep_on_device=config.store.store_on_device, max_batches=config.knn.max_batches
+    )
+    for path in (config.knn.dump_features, config.knn.dump_tb_events):
+        if path and run.processes.is_rank_zero:
+            make_output_folder(
+                path, "`dump_features`" if path == config.knn.dump_features else "`dump_tb_events`"
+            )
+    train, test = _load(config, run) if config.knn.load_features else _extract(config, runner)
     most = len(train.labels)
-    for k in options.knn.nb_knn:
-        if k > most and run.processes.is_first:
-            logger.warning("`nb_knn` %d: there are only %d train images, which is the k used", k, most)
-    vote = options.knn
-    scores = score_knn(train, test, neighbors=vote.nb_knn, temperature=vote.temperature, kind=vote.index, run=run)
+    for k in config.knn.nb_knn:
+        if k > most and run.processes.is_rank_zero:
+            logger.warning(
+                "`nb_knn` %d: there are only %d train images, which is the k used", k, most
+            )
+    vote = config.knn
+    scores = score_knn(
+        train, test, neighbors=vote.nb_knn, temperature=vote.temperature, kind=vote.index, run=run
+    )
     for k, score in {min(k, most): score for k, score in scores.items()}.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
     found = {str(k): score._asdict() for k, score in scores.items()}
@@ -169,11 +185,13 @@ def build_online_knn(
         data_limit: Score by so many of the training images at most.
 
     Returns:
-        A function of the teacher's backbone that gives `knn_top1` and `knn_top5` in per cent.
+        A function of the teacher's backbone that gives `knn_top1` and `knn_top5` in %.
     """
     splits = open_online_splits(data.data_path, data_limit)
-    reading = build_reading(data, run, keep_on_device=True)
-    normalization = {name: list(part) for name, part in asdict(build_normalization(in_chans)).items()}
+    reading = build_loader_config(data, run, keep_on_device=True)
+    normalization = {
+        name: list(part) for name, part in asdict(build_normalization(in_chans)).items()
+    }
 
     def score(backbone: nn.Module) -> Mapping[str, float]:
         trained = TrainedBackbone(
@@ -191,7 +209,10 @@ def build_online_knn(
 
 
 def score_backbone(
-    backbone: TrainedBackbone, splits: tuple[ImageSource, ImageSource], run: Run, reading: Reading
+    backbone: TrainedBackbone,
+    splits: tuple[ImageSource, ImageSource],
+    run: Run,
+    reading: LoaderConfig,
 ) -> KnnScore:
     """Score one backbone on (train, validation) images with the paper's k and temperature.
 
@@ -200,31 +221,35 @@ def score_backbone(
     """
     train, test = (extract_features(backbone, source, run, reading) for source in splits)
     k, classes = PAPER_NEIGHBORS, len(splits[0].classes)
-    return score_knn(train, test, neighbors=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run)[k]
+    return score_knn(
+        train, test, neighbors=(k,), temperature=PAPER_TEMPERATURE, classes=classes, run=run
+    )[k]
 
 
-def _load(options: KnnConfig, run: Run) -> tuple[Features, Features]:
-    folder = Path(options.knn.load_features or "")
+def _load(config: KnnConfig, run: Run) -> tuple[Features, Features]:
+    folder = Path(config.knn.load_features or "")
     train, test = load_features(folder, "train"), load_features(folder, "test")
     if train.features.shape[1:] != test.features.shape[1:]:
-        raise DataError(f"`load_features` {folder}: train and test features differ in width", value=folder)
-    if options.store.store_on_device:
-        train = Features(features=run.device.place(train.features), labels=train.labels)
+        raise DataError(
+            f"`load_features` {folder}: train and test features differ in width", value=folder
+        )
+    if config.store.store_on_device:
+        train = Features(features=run.device.to_device(train.features), labels=train.labels)
     return train, test
 
 
-def _extract(options: KnnConfig, runner: Runner) -> tuple[Features, Features]:
+def _extract(config: KnnConfig, runner: Runner) -> tuple[Features, Features]:
     processes = runner.run.processes
     with processes.rank_zero_first():
-        sources = open_labelled_splits(options.data.data_path)
+        sources = open_labelled_splits(config.data.data_path)
     backbone = runner.load_backbone()
     found, speeds = [], {}
     for name, source in zip(("train", "test"), sources, strict=True):
         began = time.monotonic()
         found.append(runner.extract(backbone, source))
         speeds[f"{name}/examples/sec"] = len(found[-1].labels) / (time.monotonic() - began)
-        if options.knn.dump_features and processes.is_first:
-            save_features(Path(options.knn.dump_features), name, found[-1])
-    if options.knn.dump_tb_events and processes.is_first:
-        write_events(Path(options.knn.dump_tb_events), speeds)
+        if config.knn.dump_features and processes.is_rank_zero:
+            save_features(Path(config.knn.dump_features), name, found[-1])
+    if config.knn.dump_tb_events and processes.is_rank_zero:
+        write_events(Path(config.knn.dump_tb_events), speeds)
     return found[0], found[1]

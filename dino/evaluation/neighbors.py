@@ -88,7 +88,9 @@ class CellIndex:
         """Place the cells and sort (N, D) vectors into them."""
         count, width = vectors.shape
         cells = max(1, min(int(CELLS * math.sqrt(count)), count // TRAINING_POINTS))
-        self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
+        self.index = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT
+        )
         self.index.cp.max_points_per_centroid = TRAINING_POINTS
         self.index.train(vectors.cpu().numpy())
         self.index.add(vectors.cpu().numpy())
@@ -100,7 +102,9 @@ class CellIndex:
         missing = places < 0
         last = (~missing).sum(dim=1, keepdim=True).clamp(min=1) - 1
         products = torch.where(missing, torch.finfo(products.dtype).min, products)
-        return Neighbors(products, torch.where(missing, places.gather(1, last), places).clamp(min=0))
+        return Neighbors(
+            products, torch.where(missing, places.gather(1, last), places).clamp(min=0)
+        )
 
 
 Index = ExactIndex | CellIndex
@@ -114,7 +118,13 @@ def build_index(kind: str, vectors: Tensor) -> Index:
 def log_recall(index: Index, vectors: Tensor, queries: Tensor) -> float:
     """Log and give the share of (M, D) queries, or of a sample of them, whose very nearest vector `index` finds."""
     sample = queries[:: max(1, -(-len(queries) // SAMPLE))].to(vectors.device)
-    exact, found = (searched.search(sample, 1).places.cpu() for searched in (ExactIndex(vectors), index))
+    exact, found = (
+        searched.search(sample, 1).places.cpu() for searched in (ExactIndex(vectors), index)
+    )
     recall = (exact == found).float().mean().item()
-    logger.info("approximate search: recall@1 %.4f against the exact one, on %d queries", recall, len(sample))
+    logger.info(
+        "approximate search: recall@1 %.4f against the exact one, on %d queries",
+        recall,
+        len(sample),
+    )
     return recall

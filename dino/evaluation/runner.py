@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dino.evaluation.config import EvaluationConfig
-from dino.evaluation.features import build_reading, extract_features
+from dino.evaluation.features import build_loader_config, extract_features
 from dino.runtime.context import Run
 from dino.runtime.metrics import check_target, write_result
 from dino.weights.hub import PUBLISHED, Published
@@ -22,7 +22,12 @@ class Runner:
     """One evaluation on one run: `reading` is how it feeds images, `extract` is `extract_features` with both."""
 
     def __init__(
-        self, config: EvaluationConfig, run: Run, *, keep_on_device: bool = False, max_batches: int | None = None
+        self,
+        config: EvaluationConfig,
+        run: Run,
+        *,
+        keep_on_device: bool = False,
+        max_batches: int | None = None,
     ) -> None:
         """Begin, but not where the result could not be written; see `Reading` for the other two.
 
@@ -31,7 +36,9 @@ class Runner:
         """
         check_target(config.report.json)
         self.config, self.run = config, run
-        self.reading = build_reading(config.data, run, keep_on_device=keep_on_device, max_batches=max_batches)
+        self.reading = build_loader_config(
+            config.data, run, keep_on_device=keep_on_device, max_batches=max_batches
+        )
         self.extract = functools.partial(extract_features, run=run, reading=self.reading)
 
     def load_backbone(self, published: Published = PUBLISHED) -> TrainedBackbone:
@@ -50,5 +57,5 @@ class Runner:
         Raises:
             OptionError: The file cannot be written.
         """
-        if self.run.processes.is_first:
+        if self.run.processes.is_rank_zero:
             write_result(self.config.report.json, values)

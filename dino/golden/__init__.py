@@ -18,13 +18,18 @@ def load(name: str) -> dict[str, np.ndarray]:
     Raises:
         FileNotFoundError: There is no file of that name.
     """
-    with resources.files(__name__).joinpath(f"{name}.npz").open("rb") as file, np.load(file) as arrays:
+    with (
+        resources.files(__name__).joinpath(f"{name}.npz").open("rb") as file,
+        np.load(file) as arrays,
+    ):
         return {key: arrays[key] for key in arrays.files}
 
 
 def load_settings() -> dict[str, Any]:
     """What goes with the arrays and is none: the ground truth of the ranking, which parameters decay."""
-    settings: dict[str, Any] = json.loads(resources.files(__name__).joinpath("meta.json").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = json.loads(
+        resources.files(__name__).joinpath("meta.json").read_text(encoding="utf-8")
+    )
     return settings
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from dino.config import chosen, derived
 
-HUB_PREFIX, TIMM_PREFIX = "hub:", "timm:"  # of weights by name: the published ones, those of timm's hub
+HUB_PREFIX, TIMM_PREFIX = (
+    "hub:",
+    "timm:",
+)  # of weights by name: the published ones, those of timm's hub
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,16 @@ from dino.models.vit import VisionTransformer
 
 # Names that torchvision's networks give to the part whose output is the last feature map, width first: swin, ResNet and
 # its kin, RegNet, MNASNet, ShuffleNet, GoogLeNet, Inception; all others call it features.
-LAST_MAPS = ("permute", "layer4", "trunk_output", "layers", "conv5", "inception5b", "Mixed_7c", "features")
+LAST_MAPS = (
+    "permute",
+    "layer4",
+    "trunk_output",
+    "layers",
+    "conv5",
+    "inception5b",
+    "Mixed_7c",
+    "features",
+)
 
 
 class PatchMap(nn.Module):
@@ -51,7 +60,9 @@ class LastMap(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) -> (B, D, H, W)."""
-        maps: list[Tensor] = self.network.forward_intermediates(images, indices=1, intermediates_only=True, norm=True)
+        maps: list[Tensor] = self.network.forward_intermediates(
+            images, indices=1, intermediates_only=True, norm=True
+        )
         return maps[0]
 
 

@@ -58,11 +58,17 @@ class DINOHead(nn.Module):
         """Make and initialize the head."""
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (layers - 1)
-        hidden = [part for pair in zip(widths, widths[1:], strict=False) for part in _hidden(*pair, use_bn=use_bn)]
+        hidden = [
+            part
+            for pair in zip(widths, widths[1:], strict=False)
+            for part in _hidden(*pair, use_bn=use_bn)
+        ]
         last = nn.Linear(widths[-1], bottleneck_dim)
         self.mlp = nn.Sequential(*hidden, last) if hidden else last
         self.apply(init_linear)
-        self.last_layer = PrototypeLayer(bottleneck_dim, out_dim, trainable_norm=not norm_last_layer)
+        self.last_layer = PrototypeLayer(
+            bottleneck_dim, out_dim, trainable_norm=not norm_last_layer
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> logits (B, K)."""

@@ -31,5 +31,7 @@ class MultiCrop(nn.Module):
             features = torch.cat([self.backbone(view) for view in views])
         else:
             parts = torch.split(depth, [len(view) for view in views], dim=1)
-            features = torch.cat([self.backbone(view, part) for view, part in zip(views, parts, strict=True)])
+            features = torch.cat(
+                [self.backbone(view, part) for view, part in zip(views, parts, strict=True)]
+            )
         return features, self.head.project(features)

@@ -19,7 +19,11 @@ NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 def scale_position(
-    embedding: Tensor, height: int, width: int, patch_size: int, kept: Mapping[int, Tensor] = NOTHING
+    embedding: Tensor,
+    height: int,
+    width: int,
+    patch_size: int,
+    kept: Mapping[int, Tensor] = NOTHING,
 ) -> Tensor:
     """Position embedding (1, N, D) for an image of `height` x `width` pixels, bicubic from that of a square.
 
@@ -39,15 +43,23 @@ def scale_position(
     dtype = torch.promote_types(embedding.dtype, torch.float32)
 
     def weigh(count: int) -> Tensor:
-        weights = kept[count] if count in kept else compute_weights(count, side, dtype, embedding.device)
+        weights = (
+            kept[count] if count in kept else compute_weights(count, side, dtype, embedding.device)
+        )
         return weights.to(dtype)
 
     # Devices without autocast (torch's meta) refuse to have it switched off.
-    exact = contextlib.nullcontext() if embedding.is_meta else torch.autocast(embedding.device.type, enabled=False)
+    exact = (
+        contextlib.nullcontext()
+        if embedding.is_meta
+        else torch.autocast(embedding.device.type, enabled=False)
+    )
     with exact:
         grid = weigh(rows) @ embedding[0, 1:].to(dtype).reshape(side, -1)  # (rows, side D)
         grid = weigh(columns) @ grid.reshape(rows, side, -1)  # (rows, columns, D)
-    return torch.cat([embedding[:, :1], grid.to(embedding.dtype).reshape(1, rows * columns, -1)], dim=1)
+    return torch.cat(
+        [embedding[:, :1], grid.to(embedding.dtype).reshape(1, rows * columns, -1)], dim=1
+    )
 
 
 def compute_weights(
@@ -58,6 +70,8 @@ def compute_weights(
     The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding never
     loses a row; the scale that follows from it is part of every published number, so it stays.
     """
-    lines = torch.eye(side, dtype=dtype, device=device).reshape(1, side, side, 1)  # channels, patches, 1
+    lines = torch.eye(side, dtype=dtype, device=device).reshape(
+        1, side, side, 1
+    )  # channels, patches, 1
     scaled = F.interpolate(lines, scale_factor=((count + 0.1) / side, 1.0), mode="bicubic")
     return scaled.reshape(side, count).T.contiguous()

@@ -30,18 +30,28 @@ class VitShape:
 
 
 VITS = {
-    "vit_mini": VitShape(embed_dim=96, depth=3, heads=3, mlp_ratio=2.0),  # for tests; the size of the IPU port's own
-    "vit_micro": VitShape(embed_dim=128, depth=3, heads=4, conv_stem=True),  # for small images on a laptop
+    "vit_mini": VitShape(
+        embed_dim=96, depth=3, heads=3, mlp_ratio=2.0
+    ),  # for tests; the size of the IPU port's own
+    "vit_micro": VitShape(
+        embed_dim=128, depth=3, heads=4, conv_stem=True
+    ),  # for small images on a laptop
     "vit_tiny": VitShape(embed_dim=192, depth=12, heads=3),
     "vit_small": VitShape(embed_dim=384, depth=12, heads=6),
     "vit_base": VitShape(embed_dim=768, depth=12, heads=12),
-    "vit_large": VitShape(embed_dim=1024, depth=24, heads=16),  # of masked autoencoders; none of the paper's
+    "vit_large": VitShape(
+        embed_dim=1024, depth=24, heads=16
+    ),  # of masked autoencoders; none of the paper's
     "vit_huge": VitShape(embed_dim=1280, depth=32, heads=16),
 }
 VITS |= {"deit_tiny": VITS["vit_tiny"], "deit_small": VITS["vit_small"]}
 
 XCIT_PREFIX = "xcit_"
-FAMILIES = ("vit_small and other sizes", "a classification model of torchvision", "xcit_* or timm:NAME of timm")
+FAMILIES = (
+    "vit_small and other sizes",
+    "a classification model of torchvision",
+    "xcit_* or timm:NAME of timm",
+)
 
 
 def check_arch(arch: str) -> None:
@@ -57,11 +67,16 @@ def check_arch(arch: str) -> None:
         timm = open_library("timm", purpose=f"`arch` {arch}")
         found, others = timm.is_model(_timm_name(arch)), _xcit_names()
     else:
-        models = open_library("torchvision", purpose=f"`arch` {arch}, which is none of ours,").models
+        models = open_library(
+            "torchvision", purpose=f"`arch` {arch}, which is none of ours,"
+        ).models
         others = models.list_models(module=models)
         found = arch in others
     if not found:
-        raise OptionError(f"`arch` {arch} is unknown: {nearest(arch, [*VITS, *others], families=FAMILIES)}", value=arch)
+        raise OptionError(
+            f"`arch` {arch} is unknown: {nearest(arch, [*VITS, *others], families=FAMILIES)}",
+            value=arch,
+        )
 
 
 def is_vit(arch: str) -> bool:
@@ -70,7 +85,12 @@ def is_vit(arch: str) -> bool:
 
 
 def build_backbone(
-    arch: str, *, patch_size: int = 16, in_chans: int = 3, img_size: int = 224, drop_path_rate: float = 0.0
+    arch: str,
+    *,
+    patch_size: int = 16,
+    in_chans: int = 3,
+    img_size: int = 224,
+    drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """Build an untrained backbone.
 
@@ -166,7 +186,9 @@ def describe_in_timm(
         OptionError: timm has no such network, or is not installed.
     """
     timm = open_library("timm", purpose=f"timm's network of {arch}")
-    settings: dict[str, Any] = {"num_classes": 0} | ({"in_chans": in_chans} if in_chans != 3 else {})
+    settings: dict[str, Any] = {"num_classes": 0} | (
+        {"in_chans": in_chans} if in_chans != 3 else {}
+    )
     if arch not in VITS:
         name = _timm_name(arch)
         if not timm.is_model(name):
@@ -174,7 +196,9 @@ def describe_in_timm(
         return name, settings
     shape = VITS[arch]
     if shape.conv_stem:
-        raise OptionError(f"timm has no network like {arch}, which embeds patches by several convolutions")
+        raise OptionError(
+            f"timm has no network like {arch}, which embeds patches by several convolutions"
+        )
     name = f"{arch.replace('deit_', 'vit_')}_patch{patch_size}_224"
     if not timm.is_model(name):
         name = "vit_tiny_patch16_224"
@@ -187,7 +211,10 @@ def list_timm_shapes(name: str, settings: Mapping[str, Any]) -> dict[str, torch.
     """Shape by name of every tensor of a model of timm, which is not filled with anything."""
     timm = open_library("timm", purpose=name)
     with torch.device("meta"):
-        return {key: value.shape for key, value in timm.create_model(name, **settings).state_dict().items()}
+        return {
+            key: value.shape
+            for key, value in timm.create_model(name, **settings).state_dict().items()
+        }
 
 
 def _is_of_timm(arch: str) -> bool:
@@ -222,12 +249,20 @@ def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
 def _classifier(model: nn.Module) -> tuple[str, int]:
     """Name and input width of the layer that gives the classes: the last linear one, else the last convolution."""
     parts = dict(model.named_modules())
-    linear = [(name, part.in_features) for name, part in parts.items() if isinstance(part, nn.Linear)]
-    return linear[-1] if linear else [(n, p.in_channels) for n, p in parts.items() if isinstance(p, nn.Conv2d)][-1]
+    linear = [
+        (name, part.in_features) for name, part in parts.items() if isinstance(part, nn.Linear)
+    ]
+    return (
+        linear[-1]
+        if linear
+        else [(n, p.in_channels) for n, p in parts.items() if isinstance(p, nn.Conv2d)][-1]
+    )
 
 
 def _change_input(model: nn.Module, in_chans: int) -> None:
-    name, first = next((name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
+    name, first = next(
+        (name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d)
+    )
     changed = nn.Conv2d(
         in_chans,
         first.out_channels,

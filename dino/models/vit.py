@@ -47,7 +47,9 @@ class ConvStem(nn.Module):
         halvings = (patch_size & -patch_size).bit_length() - 1
         widths = [in_chans, *(embed_dim >> left for left in reversed(range(halvings)))]
         self.patch_size = patch_size
-        self.convs = nn.Sequential(*(_halve(*pair) for pair in zip(widths, widths[1:], strict=False)))
+        self.convs = nn.Sequential(
+            *(_halve(*pair) for pair in zip(widths, widths[1:], strict=False))
+        )
         rest = patch_size >> halvings
         self.proj = nn.Conv2d(widths[-1], embed_dim, kernel_size=rest, stride=rest)
 
@@ -129,7 +131,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, tokens: Tensor, depth: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
+    def forward(
+        self, tokens: Tensor, depth: tuple[Tensor | None, Tensor | None] = (None, None)
+    ) -> Tensor:
         """(B, N, D) -> (B, N, D); `depth` are the factors of both branches, (B,) float32 each."""
         # Drawn here where they are not given, so that computing again draws none.
         factors = self.drop_path(tokens, depth[0]), self.drop_path(tokens, depth[1])
@@ -235,7 +239,7 @@ class VisionTransformer(nn.Module):
         return normalized[:, 0]
 
     def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
-        """Normalised tokens (B, N, D) of the last `n` blocks, the last one last."""
+        """Normalized tokens (B, N, D) of the last `n` blocks, the last one last."""
         tokens, kept = self._embed(images), []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
@@ -273,7 +277,9 @@ class VisionTransformer(nn.Module):
         """Keep what square images of these sides in pixels need, beside the weights and in no checkpoint."""
         grid = math.isqrt(self.pos_embed.shape[1] - 1)
         for count in {side // self.patch_size for side in sides} - {grid}:
-            self.register_buffer(f"position_{count}", compute_weights(count, grid), persistent=False)
+            self.register_buffer(
+                f"position_{count}", compute_weights(count, grid), persistent=False
+            )
 
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
@@ -285,7 +291,10 @@ class VisionTransformer(nn.Module):
         """Position embedding (1, N, D) for an image of `height` x `width` pixels."""
         if (height, width) == self.fixed_size:
             return self.pos_embed
-        names = {side // self.patch_size: f"position_{side // self.patch_size}" for side in (height, width)}
+        names = {
+            side // self.patch_size: f"position_{side // self.patch_size}"
+            for side in (height, width)
+        }
         kept = {count: getattr(self, name) for count, name in names.items() if hasattr(self, name)}
         return scale_position(self.pos_embed, height, width, self.patch_size, kept)
 

@@ -29,4 +29,6 @@ def open_library(name: str, *, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise OptionError(f"{purpose} needs {name}, which cannot be imported ({error}): {REMEDIES[name]}") from error
+        raise OptionError(
+            f"{purpose} needs {name}, which cannot be imported ({error}): {REMEDIES[name]}"
+        ) from error

@@ -46,5 +46,7 @@ def loads(data: bytes) -> Any:
     except PlainPickleError:
         raise
     except DAMAGE as error:
-        raise PlainPickleError(f"it is damaged near byte {machine.place}: {shorten(str(error))}") from error
+        raise PlainPickleError(
+            f"it is damaged near byte {machine.place}: {shorten(str(error))}"
+        ) from error
     return value

@@ -66,7 +66,9 @@ def build_array(dtype: Any, raw: Any, shape: Any, order: str, budget: Budget) ->
             f"an array in it claims the shape {shorten(str(sides))} of {kind}, and has {len(content)} bytes"
         )
     if not size and math.prod(side or 1 for side in sides) > MOST_ROWS:
-        raise PlainPickleError(f"an array in it claims the shape {shorten(str(sides))}, and has no content")
+        raise PlainPickleError(
+            f"an array in it claims the shape {shorten(str(sides))}, and has no content"
+        )
     budget.spend("arrays", size)
     layout: Literal["F", "C"] = "F" if order == "F" else "C"
     if kind.hasobject:
@@ -82,7 +84,9 @@ def _build_objects(values: list[Any], sides: tuple[int, ...], order: Any) -> np.
     flat = np.empty(len(values), dtype=object)
     for place, value in enumerate(values):  # numpy would unpack lists that are assigned at once
         flat[place] = value
-    return np.asarray(flat.reshape(sides), order=order)  # listed in C order, whatever the memory order
+    return np.asarray(
+        flat.reshape(sides), order=order
+    )  # listed in C order, whatever the memory order
 
 
 def _expect_bytes(raw: Any) -> bytes | bytearray | str:
@@ -108,7 +112,9 @@ def set_state(target: Any, state: Any, budget: Budget) -> Any:
         _, shape, dtype, is_fortran, raw = state
         target.value = build_array(dtype, raw, shape, "F" if is_fortran else "C", budget)
         return target.value
-    simple = isinstance(target, Dtype) and all(part is None for part in state[2:5])  # no fields, no parts
+    simple = isinstance(target, Dtype) and all(
+        part is None for part in state[2:5]
+    )  # no fields, no parts
     if not simple or expect(state[1], str) not in {"<", ">", "|"}:
         raise PlainPickleError("an object in it has a state that cannot be read")
     target.kind = target.kind.newbyteorder(state[1])
@@ -139,7 +145,9 @@ def _start_array(arguments: Arguments, _: Budget) -> Array:
 
 def _start_dtype(arguments: Arguments, _: Budget) -> Dtype:
     if not KINDS.fullmatch(expect(arguments[0], str)):
-        raise PlainPickleError(f"it has an array of dtype {shorten(arguments[0])!r}, and numbers and texts are read")
+        raise PlainPickleError(
+            f"it has an array of dtype {shorten(arguments[0])!r}, and numbers and texts are read"
+        )
     return Dtype(np.dtype(arguments[0]))
 
 
@@ -164,7 +172,9 @@ def _build_from_buffer(arguments: Arguments, budget: Budget) -> np.ndarray:
 
 def _start_dict(arguments: Arguments, _: Budget) -> dict[Any, Any]:
     if arguments:
-        raise PlainPickleError("it has an ordered dictionary with content where an empty one belongs")
+        raise PlainPickleError(
+            "it has an ordered dictionary with content where an empty one belongs"
+        )
     return {}
 
 
@@ -178,7 +188,9 @@ def _encode(arguments: Arguments, budget: Budget) -> bytes:
     """How protocols 0 to 2 write bytes."""
     text, encoding = arguments
     if expect(encoding, str) not in {"latin1", "latin-1"}:
-        raise PlainPickleError(f"it has bytes in the encoding {shorten(encoding)!r} where latin1 belongs")
+        raise PlainPickleError(
+            f"it has bytes in the encoding {shorten(encoding)!r} where latin1 belongs"
+        )
     checked: str = expect(text, str)
     budget.spend("text", len(checked))
     return checked.encode("latin1")
@@ -186,12 +198,20 @@ def _encode(arguments: Arguments, budget: Budget) -> bytes:
 
 # numpy 1 and 2 have another name for the same module, and so have Python 2 and 3.
 CALLS: Mapping[str, Callable[[Arguments, Budget], Any]] = {
-    **dict.fromkeys((f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")), _start_array),
-    **dict.fromkeys((f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")), _build_scalar),
-    **dict.fromkeys((f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")), _build_from_buffer),
+    **dict.fromkeys(
+        (f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")), _start_array
+    ),
+    **dict.fromkeys(
+        (f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")), _build_scalar
+    ),
+    **dict.fromkeys(
+        (f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")), _build_from_buffer
+    ),
     "numpy.dtype": _start_dtype,
     "collections.OrderedDict": _start_dict,
-    **dict.fromkeys(("builtins.tuple", "__builtin__.tuple"), lambda arguments, _: expect(arguments[0], tuple)),
+    **dict.fromkeys(
+        ("builtins.tuple", "__builtin__.tuple"), lambda arguments, _: expect(arguments[0], tuple)
+    ),
     **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), _start_bytes),
     "_codecs.encode": _encode,
 }

@@ -17,7 +17,14 @@ MOST_DIGITS = 2500  # of a number written as text, since int() takes quadratic t
 MOST_KEY = 100  # values in a tuple that is a dictionary's key
 
 ATOMS = {type(None), bool, int, float, str, bytes}
-DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error)  # raised by damaged pickles
+DAMAGE = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+)  # raised by damaged pickles
 
 
 class PlainPickleError(ValueError):
@@ -33,7 +40,9 @@ def expect(value: Any, kind: type) -> Any:
 
 def shorten(text: str) -> str:
     """Text from a file for a message of one line."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text[:80]) + ("..." if len(text) > 80 else "")
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:80]) + (
+        "..." if len(text) > 80 else ""
+    )
 
 
 def check_int(value: int) -> int:
@@ -50,7 +59,9 @@ def check_key(key: Any) -> None:
         if type(part) is tuple:
             parts.extend(part[:MOST_KEY])
             if len(parts) > MOST_KEY:
-                raise PlainPickleError(f"it has a tuple of {MOST_KEY} values or more where a key belongs")
+                raise PlainPickleError(
+                    f"it has a tuple of {MOST_KEY} values or more where a key belongs"
+                )
         elif not _is_atom(part):
             raise PlainPickleError(f"it has a {_name_type(part)} where a key belongs")
 
@@ -79,13 +90,19 @@ def check_result(root: Any, size: int) -> None:
                 raise PlainPickleError("a container in it holds itself")
             path.extend(waiting)
             continue
-        finished[id(value)] = values, levels = _add_up(_count(value), [finished[id(part)] for part in inner])
+        finished[id(value)] = values, levels = _add_up(
+            _count(value), [finished[id(part)] for part in inner]
+        )
         if values > most or levels > MOST_LEVELS:
-            raise PlainPickleError(f"it nests more than {MOST_LEVELS} levels deep, or repeats more than {most} values")
+            raise PlainPickleError(
+                f"it nests more than {MOST_LEVELS} levels deep, or repeats more than {most} values"
+            )
 
 
 def _add_up(own: int, inner: list[tuple[int, int]]) -> tuple[int, int]:
-    return own + sum(values for values, _ in inner), 1 + max((levels for _, levels in inner), default=0)
+    return own + sum(values for values, _ in inner), 1 + max(
+        (levels for _, levels in inner), default=0
+    )
 
 
 def _is_atom(value: Any) -> bool:

@@ -42,7 +42,10 @@ class Machine:
             elif code in CHANGES:
                 CHANGES[code](self)
             else:
-                known = next((each for each in pickletools.opcodes if each.code == code.decode("latin1")), None)
+                known = next(
+                    (each for each in pickletools.opcodes if each.code == code.decode("latin1")),
+                    None,
+                )
                 name = known.name if known else repr(code)
                 raise PlainPickleError(f"it uses the opcode {name}, which plain values do not need")
         return self.pop(1)[0]
@@ -51,7 +54,9 @@ class Machine:
         """The next `count` bytes."""
         start, self.place = self.place, self.place + count
         if self.place > len(self.data):
-            raise PlainPickleError(f"it is damaged: it has {len(self.data)} bytes where {self.place} are needed")
+            raise PlainPickleError(
+                f"it is damaged: it has {len(self.data)} bytes where {self.place} are needed"
+            )
         return self.data[start : self.place]
 
     def take_number(self, form: str) -> Any:
@@ -141,7 +146,9 @@ def _read_int(machine: Machine) -> Any:
 
 
 def _read_long(form: str) -> Callable[[Machine], int]:
-    return lambda machine: check_int(int.from_bytes(machine.take_counted(form), "little", signed=True))
+    return lambda machine: check_int(
+        int.from_bytes(machine.take_counted(form), "little", signed=True)
+    )
 
 
 def _read_string(machine: Machine) -> str:
@@ -216,7 +223,9 @@ PUSHES: Mapping[bytes, Callable[[Machine], Any]] = {
     pickle.GET: lambda machine: machine.recall(int(machine.take_digits())),
     pickle.BINGET: lambda machine: machine.recall(machine.take_number("B")),
     pickle.LONG_BINGET: lambda machine: machine.recall(machine.take_number("<I")),
-    pickle.GLOBAL: lambda machine: machine.name_object(*(machine.take_line().decode() for _ in range(2))),
+    pickle.GLOBAL: lambda machine: machine.name_object(
+        *(machine.take_line().decode() for _ in range(2))
+    ),
     pickle.STACK_GLOBAL: lambda machine: machine.name_object(*machine.pop(2)),
     pickle.REDUCE: Machine.reduce,
 }

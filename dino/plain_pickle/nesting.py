@@ -13,7 +13,9 @@ from typing import IO, NamedTuple
 
 from dino.plain_pickle.limits import DAMAGE, MOST_LEVELS, MOST_VALUES, PlainPickleError
 
-LEGACY_PICKLES = 5  # at the start of a file from before torch 1.6: magic number, protocol, system, content, keys
+LEGACY_PICKLES = (
+    5  # at the start of a file from before torch 1.6: magic number, protocol, system, content, keys
+)
 ARCHIVE = b"PK\x03\x04"
 COUNTED = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
@@ -89,7 +91,9 @@ def check_tuples(file: IO[bytes]) -> None:
             stack = _apply(opcode, stack, below)
 
 
-def _apply(opcode: pickletools.OpcodeInfo, stack: list[Nesting], below: list[list[Nesting]]) -> list[Nesting]:
+def _apply(
+    opcode: pickletools.OpcodeInfo, stack: list[Nesting], below: list[list[Nesting]]
+) -> list[Nesting]:
     """The stack after an opcode that makes no tuple."""
     taken = list(opcode.stack_before)
     if pickletools.markobject in taken:
@@ -105,5 +109,7 @@ def _join(parts: list[Nesting]) -> Nesting:
     levels = 1 + max((part.levels for part in parts), default=0)
     values = 1 + sum(part.values for part in parts)
     if levels > MOST_LEVELS or values > MOST_VALUES:
-        raise PlainPickleError(f"its tuples nest more than {MOST_LEVELS} levels deep or repeat their parts too often")
+        raise PlainPickleError(
+            f"its tuples nest more than {MOST_LEVELS} levels deep or repeat their parts too often"
+        )
     return Nesting(levels, values)

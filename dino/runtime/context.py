@@ -64,7 +64,13 @@ def open_run(
         output_dir=output_dir,
     )
     chosen = "as asked" if device.device else "chosen automatically, `device` changes it"
-    logger.info("device: %s (%s), %d process%s", opened.describe(), chosen, place.world, "es" * (place.world > 1))
+    logger.info(
+        "device: %s (%s), %d process%s",
+        opened.describe(),
+        chosen,
+        place.world_size,
+        "es" * (place.world_size > 1),
+    )
     if opened.caution:
         logger.info("%s", opened.caution)
     processes = Processes(place, opened.collective_backend, launch.dist_url)
@@ -148,5 +154,7 @@ def make_output_folder(path: str, flag: str = "`output_dir`") -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise OptionError(f"{flag} {path} cannot be written to ({error})", remedy="name another folder") from error
+        raise OptionError(
+            f"{flag} {path} cannot be written to ({error})", remedy="name another folder"
+        ) from error
     return folder

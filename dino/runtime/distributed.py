@@ -23,7 +23,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from dino.errors import OptionError
 
-JOIN_TIMEOUT = timedelta(minutes=30)  # as long as a collective may take: one rank may be writing a checkpoint
+JOIN_TIMEOUT = timedelta(
+    minutes=30
+)  # as long as a collective may take: one rank may be writing a checkpoint
 LOOK_EVERY = 0.2  # seconds between two looks of a process that waits for others without a limit
 
 
@@ -32,16 +34,21 @@ class Launch:
     """What the launcher's environment says about this process."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_world: int = 1
+    local_world_size: int = 1
 
 
 # Rank, world, local rank and local world of torchrun (and torch.distributed.launch), mpirun and srun. Slurm's are those
 # of a step: a script that runs python in an allocation without srun is a single process.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
@@ -52,21 +59,28 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     Raises:
         OptionError: A launcher's variable holds no number, or a rank beyond the world.
     """
-    for rank, world, local_rank, local_world in LAUNCHERS:
-        if rank in environment and world in environment:
+    for rank, world_size, local_rank, local_world_size in LAUNCHERS:
+        if rank in environment and world_size in environment:
             launch = Launch(
                 rank=_number(environment, rank),
-                world=_number(environment, world),
+                world_size=_number(environment, world_size),
                 local_rank=_number(environment, local_rank, "0"),
-                local_world=_number(environment, local_world, environment[world]),
+                local_world_size=_number(environment, local_world_size, environment[world_size]),
             )
-            if not 0 <= launch.rank < launch.world:
-                raise OptionError(f"{rank}={launch.rank} and {world}={launch.world} do not go together")
+            if not 0 <= launch.rank < launch.world_size:
+                raise OptionError(
+                    f"{rank}={launch.rank} and {world_size}={launch.world_size} do not go together"
+                )
             return launch
     return Launch()
 
 
-JOBS = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")  # what tells jobs apart
+JOBS = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "PMIX_NAMESPACE",
+    "OMPI_MCA_ess_base_jobid",
+)  # what tells jobs apart
 
 
 class Processes:
@@ -83,43 +97,51 @@ class Processes:
         Raises:
             OptionError: The meeting point is not usable.
         """
-        self.rank, self.world, self.local_world = launch.rank, launch.world, launch.local_world
+        self.rank, self.world_size, self.local_world_size = (
+            launch.rank,
+            launch.world_size,
+            launch.local_world_size,
+        )
         self.store: Store | None = None
-        if launch.world > 1:
+        if launch.world_size > 1:
             self.store = _meet(launch, dist_url)
             group_store = PrefixStore("group", self.store)
             dist.init_process_group(
-                backend, store=group_store, rank=self.rank, world_size=self.world, timeout=JOIN_TIMEOUT
+                backend,
+                store=group_store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=JOIN_TIMEOUT,
             )
-            _wait_until_all_joined(self.store, self.rank, self.world)
+            _wait_until_all_joined(self.store, self.rank, self.world_size)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is rank 0, the one that logs and saves."""
         return self.rank == 0
 
-    def average(self, tensor: Tensor) -> Tensor:
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """Mean over processes, in place."""
-        return self.begin_average(tensor)()
+        return self.all_reduce_mean_async(tensor)()
 
-    def begin_average(self, tensor: Tensor) -> Callable[[], Tensor]:
+    def all_reduce_mean_async(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Begin to take the mean over processes, in place; what is given waits for it and gives the tensor.
 
         It is a sum and a division, because hccl has no mean.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return lambda: tensor
         work = dist.all_reduce(tensor, async_op=True)
 
         def finish() -> Tensor:
             work.wait()
-            return tensor.div_(self.world)
+            return tensor.div_(self.world_size)
 
         return finish
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over processes, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
@@ -133,12 +155,12 @@ class Processes:
         Returns:
             (N, D) on every process.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return rows
-        longest = -(-count // self.world)
+        longest = -(-count // self.world_size)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:count]
 
@@ -146,13 +168,13 @@ class Processes:
         """The `value` that rank 0 gave under this name, on every process; through the store, so at any time."""
         if self.store is None:
             return value
-        if self.is_first:
+        if self.is_rank_zero:
             self.store.set(name, value)
         return str(self.store.get(name).decode())
 
     def barrier(self) -> None:
         """Wait for all processes."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     def wait_for_all(self, name: str) -> None:
@@ -163,24 +185,24 @@ class Processes:
         if self.store is None:
             return
         write(self.store, f"{name}_{self.rank}", "")
-        while not all(is_written(self.store, f"{name}_{rank}") for rank in range(self.world)):
+        while not all(is_written(self.store, f"{name}_{rank}") for rank in range(self.world_size)):
             time.sleep(LOOK_EVERY)
         self.barrier()  # a moment: nobody leaves, and takes the store along, before all have looked
 
     @contextlib.contextmanager
     def rank_zero_first(self) -> Iterator[None]:
         """Rank 0 runs the block, then all others: for downloads and generated data."""
-        if not self.is_first:
+        if not self.is_rank_zero:
             self.barrier()
         try:
             yield
         finally:
-            if self.is_first:
+            if self.is_rank_zero:
                 self.barrier()
 
     def close(self) -> None:
         """Leave the group."""
-        if self.world > 1 and dist.is_initialized():
+        if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -229,16 +251,18 @@ def export_launch(launch: Launch, dist_url: str) -> None:
     Raises:
         OptionError: The launcher does not say where to meet.
     """
-    if launch.world == 1:
+    if launch.world_size == 1:
         return
     if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
         _name_meeting_point(launch)
-    place = {"RANK": launch.rank, "WORLD_SIZE": launch.world, "LOCAL_RANK": launch.local_rank}
+    place = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "LOCAL_RANK": launch.local_rank}
     for name, value in place.items():
         os.environ.setdefault(name, str(value))
 
 
-_met: dict[tuple[Any, ...], tuple[Store, int]] = {}  # stores that this process met others over, and its runs there
+_met: dict[
+    tuple[Any, ...], tuple[Store, int]
+] = {}  # stores that this process met others over, and its runs there
 
 
 def _meet(launch: Launch, dist_url: str) -> Store:
@@ -255,29 +279,37 @@ def _meet(launch: Launch, dist_url: str) -> Store:
 def _open_store(launch: Launch, dist_url: str) -> Store:
     try:
         store: Store
-        store, _, _ = next(rendezvous(dist_url, launch.rank, launch.world, timeout=JOIN_TIMEOUT))
+        store, _, _ = next(
+            rendezvous(dist_url, launch.rank, launch.world_size, timeout=JOIN_TIMEOUT)
+        )
     except (ValueError, RuntimeError) as error:
         raise OptionError(
-            f"`dist_url` {dist_url}: {launch.world} processes cannot meet there: {error}", value=dist_url
+            f"`dist_url` {dist_url}: {launch.world_size} processes cannot meet there: {error}",
+            value=dist_url,
         ) from error
     return store
 
 
-def _wait_until_all_joined(store: Store, rank: int, world: int) -> None:
+def _wait_until_all_joined(store: Store, rank: int, world_size: int) -> None:
     """Nobody goes on before all are in the group: one whose work is done at once would leave while others still join.
 
     torch waited like this itself once, and does not any more (TORCH_DIST_INIT_BARRIER).
     """
     store.set(f"joined_{rank}", "")
-    store.wait([f"joined_{other}" for other in range(world)], JOIN_TIMEOUT)
+    store.wait([f"joined_{other}" for other in range(world_size)], JOIN_TIMEOUT)
 
 
 def _name_meeting_point(launch: Launch) -> None:
     """Under srun and mpirun nobody sets MASTER_ADDR; take the first host, and a port of this job's own."""
     jobs = [os.environ[name] for name in JOBS if name in os.environ]
     if "MASTER_PORT" not in os.environ and not jobs:
-        raise OptionError("the launcher names no job to derive a port from", remedy="set MASTER_ADDR and MASTER_PORT")
-    os.environ["MASTER_ADDR"] = "127.0.0.1" if launch.local_world == launch.world else _first_host()
+        raise OptionError(
+            "the launcher names no job to derive a port from",
+            remedy="set MASTER_ADDR and MASTER_PORT",
+        )
+    os.environ["MASTER_ADDR"] = (
+        "127.0.0.1" if launch.local_world_size == launch.world_size else _first_host()
+    )
     os.environ.setdefault("MASTER_PORT", str(20000 + zlib.crc32(" ".join(jobs).encode()) % 20000))
 
 
@@ -297,4 +329,6 @@ def _number(environment: Mapping[str, str], name: str, default: str | None = Non
     try:
         return int(text)
     except ValueError:
-        raise OptionError(f"the environment's {name}={text!r} is no number", remedy="is the launcher set up?") from None
+        raise OptionError(
+            f"the environment's {name}={text!r} is no number", remedy="is the launcher set up?"
+        ) from None

@@ -21,7 +21,9 @@ from dino.runtime.distributed import Processes, is_written, write
 KEY = "failure"
 SEEN = "failure_seen"
 LOOK_EVERY = 1.0  # seconds
-LINGER = 5.0  # seconds that the failed process stays for the others to read: rank 0 may hold the store
+LINGER = (
+    5.0  # seconds that the failed process stays for the others to read: rank 0 may hold the store
+)
 AGREED = (Interrupted, NonFiniteError)  # ends that all processes decide alike
 
 
@@ -31,7 +33,11 @@ class FailureWatch:
     def __init__(self, processes: Processes, phrase: Callable[[str], str] = str) -> None:
         """Start looking, where there is more than one process; `phrase` rewrites what is said of a failure."""
         self.phrase = phrase
-        self.rank, self.others, self.store = processes.rank, processes.world - 1, processes.store
+        self.rank, self.others, self.store = (
+            processes.rank,
+            processes.world_size - 1,
+            processes.store,
+        )
         self.closed = threading.Event()
         if self.store is not None:
             threading.Thread(target=self._look, args=(self.store,), daemon=True).start()
@@ -46,7 +52,9 @@ class FailureWatch:
         if self.store is None or isinstance(error, AGREED):
             return
         found = None
-        with contextlib.suppress(RuntimeError):  # the store is gone, and with it rank 0: it knows, or nobody can
+        with contextlib.suppress(
+            RuntimeError
+        ):  # the store is gone, and with it rank 0: it knows, or nobody can
             found = _read(self.store)
             if found is None:
                 self._tell(self.store, error)
@@ -66,7 +74,9 @@ class FailureWatch:
             if found is not None and not self.closed.is_set():
                 store.add(SEEN, 1)
                 error = PeerFailed(*found)
-                sys.stderr.write(f"[rank {self.rank}] {type(error).__name__}: {self.phrase(str(error))}\n")
+                sys.stderr.write(
+                    f"[rank {self.rank}] {type(error).__name__}: {self.phrase(str(error))}\n"
+                )
                 sys.stderr.flush()
                 os._exit(error.exit_code)
 

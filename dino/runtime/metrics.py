@@ -35,7 +35,9 @@ class MetricLog:
         self.path = folder / LOG_FILE
         self._keep_lines_before(epoch)
         self.events_folder = folder / EVENTS
-        self.events = _open_events(self.events_folder, purge_step=iteration + 1 if iteration else None)
+        self.events = _open_events(
+            self.events_folder, purge_step=iteration + 1 if iteration else None
+        )
 
     def write_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars, one a tag."""
@@ -57,7 +59,11 @@ class MetricLog:
         if not self.path.exists():
             return
         try:
-            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < epoch]
+            lines = [
+                line
+                for line in self.path.read_text(encoding="utf-8").splitlines()
+                if _epoch_of(line) < epoch
+            ]
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         except OSError as error:
@@ -88,7 +94,10 @@ def check_target(path: str | None, flag: str = "`json`") -> None:
         OptionError: It is.
     """
     if path and path != "-" and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
-        raise OptionError(f"{flag} {path} cannot be written", remedy="name a file in a folder that exists and can be")
+        raise OptionError(
+            f"{flag} {path} cannot be written",
+            remedy="name a file in a folder that exists and can be",
+        )
 
 
 def write_result(target: str | None, values: Mapping[str, Any]) -> None:

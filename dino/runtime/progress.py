@@ -20,10 +20,22 @@ class Progress:
 
     def __init__(self, total: int, title: str, *, start: int = 0, shown: bool = True) -> None:
         """Begin at step `start` of `total`."""
-        self.total, self.title, self.start, self.done, self.shown = total, title, start, start, shown
+        self.total, self.title, self.start, self.done, self.shown = (
+            total,
+            title,
+            start,
+            start,
+            shown,
+        )
         self.began = time.monotonic()
-        live = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook redraws a line as a terminal does
-        self.bar = tqdm(total=total, desc=title, initial=start, dynamic_ncols=True) if shown and live else None
+        live = (
+            sys.stderr.isatty() or "ipykernel" in sys.modules
+        )  # a notebook redraws a line as a terminal does
+        self.bar = (
+            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True)
+            if shown and live
+            else None
+        )
 
     def advance(self, done: int, values: Mapping[str, str] | None = None) -> None:
         """Show that `done` steps are complete, with `values` beside them."""

@@ -52,7 +52,7 @@ class Difference:
 
 
 def trace_steps(
-    options: TrainConfig,
+    config: TrainConfig,
     run: Run,
     plan: Plan,
     batches: Sequence[Crops],
@@ -62,10 +62,10 @@ def trace_steps(
 ) -> Trace:
     """Train on `batches`, one a step, from the weights of `seed`.
 
-    Gradients come from the optimiser's first moments, m' = b m + (1 - b) g, which every device gives back.
+    Gradients come from the optimizer's first moments, m' = b m + (1 - b) g, which every device gives back.
 
     Args:
-        options: Of the networks.
+        config: Of the networks.
         run: Where; each of several processes takes its own batches.
         plan: Of the inputs of each step.
         batches: In host memory, each what one call of the device under test takes.
@@ -73,12 +73,12 @@ def trace_steps(
         tested: The device under test, whose micro-batches stochastic depth is drawn for; by default the run's.
     """
     device = run.device
-    student, teacher = build_networks(options, run)
-    program = build_program(options, student, teacher, run)
-    optimizer = build_optimizer("adamw", student, fused=device.fuses_updates, eps=options.optim.eps)
-    parts = device.count_micro_batches(options.run.accumulate_steps)
+    student, teacher = build_networks(config, run)
+    program = build_program(config, student, teacher, run)
+    optimizer = build_optimizer("adamw", student, fused=device.fuses_updates, eps=config.optim.eps)
+    parts = device.count_micro_batches(config.run.accumulate_steps)
     step = device.compile_train(program, optimizer, parts)
-    draws = StepDraws(options, student, tested or device, run.processes.rank)
+    draws = StepDraws(config, student, tested or device, run.processes.rank)
     trace, moments = Trace(), []
     for iteration, batch in enumerate(batches):
         before = program.meters.clone()
@@ -87,10 +87,14 @@ def trace_steps(
         trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
         if not gradients:
             continue
-        named = [(name, optimizer.state.get(parameter)) for name, parameter in student.named_parameters()]
+        named = [
+            (name, optimizer.state.get(parameter)) for name, parameter in student.named_parameters()
+        ]
         moments.append({name: device.to_host(state["exp_avg"]) for name, state in named if state})
     trace.gradients = _find_gradients(moments, BETAS[0]) if gradients else {}
-    trace.student, trace.teacher = (device.to_host(network.state_dict()) for network in (student, teacher))
+    trace.student, trace.teacher = (
+        device.to_host(network.state_dict()) for network in (student, teacher)
+    )
     trace.center = device.to_host(program.center)
     return trace
 
@@ -123,7 +127,9 @@ def compare(one: Trace, other: Trace) -> Iterator[Difference]:
         return Difference(what=what, name=name, most=float(apart.max()), mean=float(apart.mean()))
 
     assert one.center is not None and other.center is not None
-    yield differ("loss", f"{len(one.losses)} steps", torch.stack(one.losses), torch.stack(other.losses))
+    yield differ(
+        "loss", f"{len(one.losses)} steps", torch.stack(one.losses), torch.stack(other.losses)
+    )
     yield differ("centre", "", one.center, other.center)
     for what in ("gradients", "student", "teacher"):
         left, right = getattr(one, what), getattr(other, what)

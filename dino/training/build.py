@@ -28,77 +28,93 @@ from dino.training.ema import build_teacher
 from dino.training.step import DinoProgram
 
 
-def build_networks(options: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]:
+def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]:
     """Build student and teacher, equal at first, on the device.
 
     Raises:
         OptionError: The architecture refuses the crop sizes or the number of channels.
     """
-    run.device.seed(options.run.seed)
+    run.device.seed(config.run.seed)
     student = build_network(
-        options, drop_path_rate=options.student.drop_path_rate, norm_last_layer=options.student.norm_last_layer
+        config,
+        drop_path_rate=config.student.drop_path_rate,
+        norm_last_layer=config.student.norm_last_layer,
     )
-    sizes = [options.crops.global_crops_size] + [options.crops.local_crops_size] * (
-        options.crops.local_crops_number > 0
+    sizes = [config.crops.global_crops_size] + [config.crops.local_crops_size] * (
+        config.crops.local_crops_number > 0
     )
-    _check_crops(student.backbone, options, sizes)
+    _check_crops(student.backbone, config, sizes)
     expect_sizes(student.backbone, sizes)
-    set_recompute(student.backbone, options.run.recompute)
-    teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
+    set_recompute(student.backbone, config.run.recompute)
+    teacher = build_teacher(
+        build_network(config, drop_path_rate=0.0, norm_last_layer=True), student
+    )
     device = run.device
-    if run.processes.world > 1:
-        student, teacher = (cast(MultiCrop, device.synchronize_batch_norm(each)) for each in (student, teacher))
+    if run.processes.world_size > 1:
+        student, teacher = (
+            cast(MultiCrop, device.synchronize_batch_norm(each)) for each in (student, teacher)
+        )
     return student.to(device.torch_device), teacher.to(device.torch_device)
 
 
-def build_loader(options: TrainConfig, source: ImageSource, run: Run) -> TrainLoader | SyntheticLoader:
+def build_loader(
+    config: TrainConfig, source: ImageSource, run: Run
+) -> TrainLoader | SyntheticLoader:
     """Build the loader of this process's share of the crops.
 
     Raises:
         DataError: Fewer images than one global batch.
     """
-    processes, data = run.processes, options.data
-    batch_size = data.batch_size_per_device * run.device.count_micro_batches(options.run.accumulate_steps)
-    recipe = build_recipe(options)
-    if options.train_data.synthetic_data:
-        check_count(source, batch_size * processes.world)
+    processes, data = run.processes, config.data
+    batch_size = data.batch_size_per_device * run.device.count_micro_batches(
+        config.run.accumulate_steps
+    )
+    recipe = build_recipe(config)
+    if config.train_data.synthetic_data:
+        check_count(source, batch_size * processes.world_size)
         batch = make_batch(
-            recipe, batch_size, seed=options.run.seed, device=run.device.torch_device, place=run.device.place
+            recipe,
+            batch_size,
+            seed=config.run.seed,
+            device=run.device.torch_device,
+            to_device=run.device.to_device,
         )
-        return SyntheticLoader(batch, len(source) // (batch_size * processes.world))
-    skip_bad = options.train_data.on_bad_image == "skip"
-    on_host = options.train_data.augment_on == "host"
+        return SyntheticLoader(batch, len(source) // (batch_size * processes.world_size))
+    skip_bad = config.train_data.on_bad_image == "skip"
+    on_host = config.train_data.augment_on == "host"
     return build_train_loader(
         CropDataset(
             source,
-            build_recipe(options),
-            seed=options.run.seed,
+            build_recipe(config),
+            seed=config.run.seed,
             skip_bad=skip_bad,
-            host_normalization=build_normalization(options.student.chosen_in_chans) if on_host else None,
+            host_normalization=build_normalization(config.student.chosen_in_chans)
+            if on_host
+            else None,
         ),
         batch_size=batch_size,
-        share=Share(rank=processes.rank, world=processes.world),
+        share=Share(rank=processes.rank, world_size=processes.world_size),
         workers=choose_workers(
             data.num_workers,
-            processes_here=processes.local_world,
+            processes_here=processes.local_world_size,
             reserved=run.device.reserved_cores,
         ),
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
-        piece=choose_piece(options.compiled, batch_size),
+        piece=choose_piece(config.compiled, batch_size),
     )
 
 
-def build_recipe(options: TrainConfig) -> CropRecipe:
+def build_recipe(config: TrainConfig) -> CropRecipe:
     """How many views an image has, and how they are cut."""
-    crops = options.crops
+    crops = config.crops
     return CropRecipe(
         global_size=crops.global_crops_size,
         global_scale=crops.global_crops_scale,
         local_size=crops.local_crops_size,
         local_scale=crops.local_crops_scale,
         local_views=crops.local_crops_number,
-        channels=options.student.chosen_in_chans,
+        channels=config.student.chosen_in_chans,
     )
 
 
@@ -120,24 +136,31 @@ def choose_piece(config: IpuConfig, batch_size: int) -> int | None:
     return config.rebatched_worker_size
 
 
-def build_program(options: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run) -> DinoProgram:
+def build_program(
+    config: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run
+) -> DinoProgram:
     """Bind the networks to the step, data parallel and compiled where asked for."""
     forward_student: nn.Module = student
     forward_teacher: nn.Module = teacher
-    if run.processes.world > 1 and not run.device.exchanges_gradients:
+    if run.processes.world_size > 1 and not run.device.exchanges_gradients:
         forward_student = DistributedDataParallel(
-            student, gradient_as_bucket_view=True, broadcast_buffers=False, **run.device.parallel_settings
+            student,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+            **run.device.parallel_settings,
         )
     if run.device.compiles:
-        forward_student, forward_teacher = map(run.device.compile_module, (forward_student, teacher))
+        forward_student, forward_teacher = map(
+            run.device.compile_module, (forward_student, teacher)
+        )
     return DinoProgram(
         student=forward_student,
         teacher=forward_teacher,
-        prototypes=options.student.out_dim,
-        normalization=build_normalization(options.student.chosen_in_chans),
-        clip_grad=choose_clipping(options.optim, run.device),
-        resolutions=1 + (options.crops.local_crops_number > 0),
-        average=run.processes.begin_average,
+        prototypes=config.student.out_dim,
+        normalization=build_normalization(config.student.chosen_in_chans),
+        clip_grad=choose_clipping(config.optim, run.device),
+        resolutions=1 + (config.crops.local_crops_number > 0),
+        average=run.processes.all_reduce_mean_async,
     )
 
 
@@ -148,34 +171,36 @@ def choose_clipping(optim: OptimConfig, device: Device) -> float:
     return float(chosen(optim, "clip_grad"))
 
 
-def build_network(options: TrainConfig, *, drop_path_rate: float, norm_last_layer: bool) -> MultiCrop:
+def build_network(
+    config: TrainConfig, *, drop_path_rate: float, norm_last_layer: bool
+) -> MultiCrop:
     """Build one network, untrained, on the host."""
     backbone = build_backbone(
-        options.backbone.chosen_arch,
-        patch_size=options.backbone.chosen_patch_size,
-        in_chans=options.student.chosen_in_chans,
-        img_size=options.crops.global_crops_size,
+        config.backbone.chosen_arch,
+        patch_size=config.backbone.chosen_patch_size,
+        in_chans=config.student.chosen_in_chans,
+        img_size=config.crops.global_crops_size,
         drop_path_rate=drop_path_rate,
     )
     head = DINOHead(
         in_dim=width_of(backbone),
-        out_dim=options.student.out_dim,
-        use_bn=options.student.use_bn_in_head,
+        out_dim=config.student.out_dim,
+        use_bn=config.student.use_bn_in_head,
         norm_last_layer=norm_last_layer,
     )
     return MultiCrop(backbone, head)
 
 
-def _check_crops(backbone: nn.Module, options: TrainConfig, sizes: Iterable[int]) -> None:
+def _check_crops(backbone: nn.Module, config: TrainConfig, sizes: Iterable[int]) -> None:
     """Let the untrained network refuse a size now and not in the first step."""
     was_training = backbone.training
     for size in sizes:
         try:
             with torch.no_grad():
-                backbone.eval()(torch.zeros(1, options.student.chosen_in_chans, size, size))
+                backbone.eval()(torch.zeros(1, config.student.chosen_in_chans, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise OptionError(
-                f"`arch` {options.backbone.chosen_arch} cannot take {size}-pixel crops: {error}",
-                value=options.backbone.chosen_arch,
+                f"`arch` {config.backbone.chosen_arch} cannot take {size}-pixel crops: {error}",
+                value=config.backbone.chosen_arch,
             ) from error
     backbone.train(was_training)

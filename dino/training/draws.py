@@ -21,21 +21,23 @@ from dino.training.config import TrainConfig
 class StepDraws:
     """Stochastic depth of our vision transformers, drawn on the host; a seed for networks that draw by themselves."""
 
-    def __init__(self, options: TrainConfig, student: MultiCrop, device: Device, rank: int = 0) -> None:
+    def __init__(
+        self, config: TrainConfig, student: MultiCrop, device: Device, rank: int = 0
+    ) -> None:
         """Look at the student.
 
         Args:
-            options: Of the run.
+            config: Of the run.
             student: As `build_networks` gives it.
             device: The one that trains.
             rank: Of this process.
         """
-        self.device, self.seed, self.rank = device, options.run.seed, rank
-        self.micro_batches = device.count_micro_batches(options.run.accumulate_steps)
-        self.images = options.data.batch_size_per_device
-        self.views = GLOBAL_VIEWS + options.crops.local_crops_number
+        self.device, self.seed, self.rank = device, config.run.seed, rank
+        self.micro_batches = device.count_micro_batches(config.run.accumulate_steps)
+        self.images = config.data.batch_size_per_device
+        self.views = GLOBAL_VIEWS + config.crops.local_crops_number
         self.rates = find_rates(student.backbone)
-        self.seeds = draws_by_itself(student.backbone, options)
+        self.seeds = draws_by_itself(student.backbone, config)
 
     def begin(self, iteration: int) -> Tensor | None:
         """Factors of all branches, (micro-batches, 2 L, V B) float32 in host memory; None without stochastic depth.
@@ -48,7 +50,9 @@ class StepDraws:
         if not self.rates:
             return None
         count = self.images * self.views
-        drawn = [draw_depth(self.rates, count, (*key, index)) for index in range(self.micro_batches)]
+        drawn = [
+            draw_depth(self.rates, count, (*key, index)) for index in range(self.micro_batches)
+        ]
         return torch.from_numpy(np.stack(drawn))
 
 
@@ -58,7 +62,7 @@ def find_rates(backbone: nn.Module) -> tuple[float, ...]:
     return rates if any(rates) else ()
 
 
-def draws_by_itself(backbone: nn.Module, options: TrainConfig) -> bool:
+def draws_by_itself(backbone: nn.Module, config: TrainConfig) -> bool:
     """Whether a training pass takes from torch's generators: dropout, or the stochastic depth of other projects.
 
     Ours does not once it is given its factors. Any other network runs once on tensors without content (its batch norm
@@ -66,10 +70,10 @@ def draws_by_itself(backbone: nn.Module, options: TrainConfig) -> bool:
     """
     if isinstance(backbone, VisionTransformer):
         return False
-    size, was_training = options.crops.global_crops_size, backbone.training
+    size, was_training = config.crops.global_crops_size, backbone.training
     named = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
-    images = torch.empty(1, options.student.chosen_in_chans, size, size, device="meta")
+    images = torch.empty(1, config.student.chosen_in_chans, size, size, device="meta")
     try:
         for part in backbone.train().modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):

@@ -32,19 +32,22 @@ from dino.weights.read import is_name
 logger = logging.getLogger(__name__)
 
 USABLE = 0.9  # share of the memory that a run may fill; the rest goes to fragments, libraries and other programs
-PRODUCTS = (2048, 8192)  # sides of the matrices whose product shows what the device can do; the second if it is fast
+PRODUCTS = (
+    2048,
+    8192,
+)  # sides of the matrices whose product shows what the device can do; the second if it is fast
 FAST = 0.005  # seconds that the first product takes at most on such a device
 FLOP_IMAGES = 2  # images whose operations are counted; batch norm of a single one has no variance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
+class DryRunResult:
     """What two steps showed.
 
     Attributes:
         images_per_second: Of all processes, in the second step; the first one loads and compiles.
         flops: Floating point operations an image, of both networks and the backward pass; a multiply-add is 2 of them.
-        utilisation: Share of the rate of large matrix products that those operations reach, 0 to 1.
+        utilization: Share of the rate of large matrix products that those operations reach, 0 to 1.
         shares: Share of the second step's time by phase, 0 to 1.
         memory_peak: Bytes of one process, or None where the device does not tell.
         memory_total: Bytes that its device has, or None.
@@ -54,7 +57,7 @@ class Rehearsal:
 
     images_per_second: float
     flops: float
-    utilisation: float
+    utilization: float
     shares: dict[str, float]
     memory_peak: int | None
     memory_total: int | None
@@ -79,38 +82,40 @@ class PhaseClock:
         self.phase, self.began = phase, now
 
 
-def check_dry_run(options: TrainConfig) -> None:
+def check_dry_run(config: TrainConfig) -> None:
     """Check what a run would check, but for the output folder, and for the images where none are named.
 
     Raises:
         DinoError: What is wrong, where, and what to do.
     """
-    check_settings(options)
-    word = options.student.init_from
+    check_settings(config)
+    word = config.student.init_from
     if word and not is_name(word) and not Path(word).exists():
         raise CheckpointError(f"`init_from` {word} does not exist", value=word)
-    if options.data.data_path is not None:
-        check_images(options)
+    if config.data.data_path is not None:
+        check_images(config)
 
 
-def rehearse(options: TrainConfig, run: Run) -> Rehearsal:
+def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
     """Run two steps and log what they showed.
 
     Raises:
         OptionError: The architecture refuses the crop sizes or the number of channels.
         DeviceError: The batch does not fit into the device's memory.
     """
-    device, world = run.device, run.processes.world
+    device, world_size = run.device, run.processes.world_size
     before = device.memory_peak() or 0
-    check_device(options, run.device)
-    student, teacher = build_networks(options, run)
-    optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
+    check_device(config, run.device)
+    student, teacher = build_networks(config, run)
+    optimizer = build_optimizer(
+        config.optim.optimizer, student, fused=run.device.fuses_updates, eps=config.optim.eps
+    )
     clock = PhaseClock(device.synchronize)
-    program = build_program(options, student, teacher, run)
+    program = build_program(config, student, teacher, run)
     program.enter = clock.enter
-    step = device.compile_train(program, optimizer, options.run.accumulate_steps)
-    batch, plan = draw_batch(options), build_plan(options, iterations=1, world=world)
-    depth = StepDraws(options, student, device).begin(0)
+    step = device.compile_train(program, optimizer, config.run.accumulate_steps)
+    batch, plan = draw_batch(config), build_plan(config, iterations=1, world_size=world_size)
+    depth = StepDraws(config, student, device).begin(0)
     for _ in range(2):
         clock.seconds.clear()
         clock.enter("transfer")
@@ -118,12 +123,14 @@ def rehearse(options: TrainConfig, run: Run) -> Rehearsal:
         clock.enter("")
     seconds, peak = sum(clock.seconds.values()), device.memory_peak()
     fixed = before + count_bytes(student, teacher, optimizer)
-    largest, image = estimate_batch(peak, device.memory_total(), fixed=fixed, micro_batch=plan.micro_batch)
-    rate, flops = plan.global_batch / seconds, count_flops(options)
-    found = Rehearsal(
+    largest, image = estimate_batch(
+        peak, device.memory_total(), fixed=fixed, micro_batch=plan.micro_batch
+    )
+    rate, flops = plan.global_batch / seconds, count_flops(config)
+    found = DryRunResult(
         images_per_second=rate,
         flops=flops,
-        utilisation=rate * flops / (measure_product(device) * world),
+        utilization=rate * flops / (measure_matmul(device) * world_size),
         shares={phase: part / seconds for phase, part in clock.seconds.items()},
         memory_peak=peak,
         memory_total=device.memory_total(),
@@ -135,38 +142,54 @@ def rehearse(options: TrainConfig, run: Run) -> Rehearsal:
     return found
 
 
-def draw_batch(options: TrainConfig) -> Crops:
+def draw_batch(config: TrainConfig) -> Crops:
     """A batch (B, ...) of uniformly drawn pixels, shaped and typed as the loader would give it, in host memory."""
-    images = options.data.batch_size_per_device * options.run.accumulate_steps
+    images = config.data.batch_size_per_device * config.run.accumulate_steps
     host = torch.device("cpu")
-    batch = make_batch(build_recipe(options), images, seed=options.run.seed, device=host, place=lambda rows: rows)
-    if options.train_data.augment_on == "device":
+    batch = make_batch(
+        build_recipe(config), images, seed=config.run.seed, device=host, to_device=lambda rows: rows
+    )
+    if config.train_data.augment_on == "device":
         return batch
     views = (pixels.float().movedim(-1, 2) for pixels in (batch.global_pixels, batch.local_pixels))
-    return batch._replace(global_pixels=next(views), local_pixels=next(views))  # the step takes floats as they are
+    return batch._replace(
+        global_pixels=next(views), local_pixels=next(views)
+    )  # the step takes floats as they are
 
 
-def count_flops(options: TrainConfig) -> float:
+def count_flops(config: TrainConfig) -> float:
     """Floating point operations of one image in a step, counted on networks without memory (torch's meta device)."""
-    from torch.utils.flop_counter import FlopCounterMode  # the torch beside PopTorch has none, nor a dry run
+    from torch.utils.flop_counter import (
+        FlopCounterMode,  # the torch beside PopTorch has none, nor a dry run
+    )
 
-    student = build_network(options, drop_path_rate=0.0, norm_last_layer=options.student.norm_last_layer).to("meta")
-    teacher = build_network(options, drop_path_rate=0.0, norm_last_layer=True).requires_grad_(False).to("meta")
-    recipe = build_recipe(options)
+    student = build_network(
+        config, drop_path_rate=0.0, norm_last_layer=config.student.norm_last_layer
+    ).to("meta")
+    teacher = (
+        build_network(config, drop_path_rate=0.0, norm_last_layer=True)
+        .requires_grad_(False)
+        .to("meta")
+    )
+    recipe = build_recipe(config)
     sizes = [(2, recipe.global_size), (recipe.local_views, recipe.local_size)]
     views = [
-        torch.empty(count * FLOP_IMAGES, recipe.channels, side, side, device="meta") for count, side in sizes if count
+        torch.empty(count * FLOP_IMAGES, recipe.channels, side, side, device="meta")
+        for count, side in sizes
+        if count
     ]
     with FlopCounterMode(display=False) as counter:
         _, vectors = teacher(views[0])
         teacher.head.last_layer(vectors)
         _, vectors = student(*views)
-        run_backward(student.head.last_layer(vectors).sum())  # our own loss computes more than the formula
+        run_backward(
+            student.head.last_layer(vectors).sum()
+        )  # our own loss computes more than the formula
     flops: int = counter.get_total_flops()
     return flops / FLOP_IMAGES
 
 
-def measure_product(device: Device) -> float:
+def measure_matmul(device: Device) -> float:
     """Floating point operations a second of the product of two large matrices in the device's number format."""
     seconds = _time_product(device, PRODUCTS[0])
     if seconds > FAST:
@@ -176,10 +199,12 @@ def measure_product(device: Device) -> float:
 
 def _time_product(device: Device, side: int) -> float:
     """Seconds that the fastest of five takes."""
-    left = torch.randn(side, side, device=device.torch_device)  # equal numbers would draw less power
+    left = torch.randn(
+        side, side, device=device.torch_device
+    )  # equal numbers would draw less power
     with torch.no_grad(), device.autocast():
-        kind = torch.mm(left[:1], left).dtype  # what autocast, or an op list, makes of a product
-    left, seconds = left.to(kind), []
+        dtype = torch.mm(left[:1], left).dtype  # what autocast, or an op list, makes of a product
+    left, seconds = left.to(dtype), []
     for _ in range(6):
         device.synchronize()
         began = time.perf_counter()
@@ -190,10 +215,15 @@ def _time_product(device: Device, side: int) -> float:
 
 
 def count_bytes(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of what does not depend on the batch: both networks, the student's gradients, the optimiser's state."""
+    """Bytes of what does not depend on the batch: both networks, the student's gradients, the optimizer's state."""
     kept = [*student.state_dict().values(), *teacher.state_dict().values()]
     kept += [part for part in student.parameters() if part.requires_grad]
-    kept += [part for state in optimizer.state.values() for part in state.values() if isinstance(part, Tensor)]
+    kept += [
+        part
+        for state in optimizer.state.values()
+        for part in state.values()
+        if isinstance(part, Tensor)
+    ]
     return sum(part.numel() * part.element_size() for part in kept)
 
 
@@ -216,14 +246,14 @@ def estimate_batch(
     return (None if total is None else max(0, int((USABLE * total - fixed) / image))), image
 
 
-def describe(found: Rehearsal, seconds: float) -> list[str]:
+def describe(found: DryRunResult, seconds: float) -> list[str]:
     """What the user reads; `seconds` is the time of a step."""
     rate = found.images_per_second
     phases = ", ".join(f"{phase} {share:.0%}" for phase, share in found.shares.items())
     lines = [
         f"dry run: {rate:.2f} images/s ({seconds:.3g} s a step), with the pixels already in memory",
         f"FLOPs: {found.flops / 1e9:.4g} GFLOP an image, {found.flops * rate / 1e12:.3g} TFLOP/s over all processes, "
-        f"{found.utilisation:.0%} of what large matrix products reach here",
+        f"{found.utilization:.0%} of what large matrix products reach here",
         f"phases: {phases}",
     ]
     if found.memory_peak is None:

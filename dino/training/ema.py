@@ -27,4 +27,6 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> 
     with torch.no_grad():
         targets: list[Tensor] = list(teacher.parameters())
         sources: list[Tensor] = list(student.parameters())
-        torch._foreach_lerp_(targets, sources, [1 - momentum] * len(targets))  # without memory for the products
+        torch._foreach_lerp_(
+            targets, sources, [1 - momentum] * len(targets)
+        )  # without memory for the products

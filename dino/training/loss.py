@@ -14,7 +14,9 @@ from torch import Tensor
 
 STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
 CENTER_MOMENTUM = 0.9  # paper, section 3.1
-CHUNK_ROWS = 128  # of logits: fewer read the prototypes too often, more take memory without being faster
+CHUNK_ROWS = (
+    128  # of logits: fewer read the prototypes too often, more take memory without being faster
+)
 HALF_BOOST = 64.0  # keeps the small numbers of a softmax in float16's normal range
 
 
@@ -35,7 +37,7 @@ class TeacherTargets(NamedTuple):
 
 
 def compute_targets(logits: Tensor, center: Tensor, temperature: Tensor) -> TeacherTargets:
-    """Centre and sharpen the teacher's logits.
+    """Center and sharpen the teacher's logits.
 
     Args:
         logits: (2 B, K), any float type; no gradient flows.
@@ -49,7 +51,10 @@ def compute_targets(logits: Tensor, center: Tensor, temperature: Tensor) -> Teac
     entropy = -(probabilities * log_probabilities).sum(dim=-1).mean()
     divergence = -(mean * mean.clamp(min=1e-30).log()).sum() - entropy
     return TeacherTargets(
-        torch.unflatten(probabilities, 0, (2, -1)), logits.mean(dim=0, keepdim=True), entropy, divergence
+        torch.unflatten(probabilities, 0, (2, -1)),
+        logits.mean(dim=0, keepdim=True),
+        entropy,
+        divergence,
     )
 
 
@@ -78,32 +83,52 @@ def compute_loss(
 
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int) -> Tensor:
-        kind = F.linear(vectors[:1], weight_v[:1]).dtype  # what autocast, or an op list, makes of the last layer
+    def forward(
+        ctx: Any, vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int
+    ) -> Tensor:
+        dtype = F.linear(
+            vectors[:1], weight_v[:1]
+        ).dtype  # what autocast, or an op list, makes of the last layer
         with torch.autocast(vectors.device.type, enabled=False):
             length = torch.linalg.vector_norm(weight_v, dim=1, keepdim=True)
             scale = weight_g / length
-            prototypes = (weight_v * scale).to(kind)
-            loss, to_vectors, to_prototypes = _differentiate(vectors.to(kind), prototypes, targets, rows)
+            prototypes = (weight_v * scale).to(dtype)
+            loss, to_vectors, to_prototypes = _differentiate(
+                vectors.to(dtype), prototypes, targets, rows
+            )
             del prototypes
             to_scale = (to_prototypes * weight_v).sum(dim=1, keepdim=True)
-            to_weight = to_prototypes.mul_(scale).addcmul_(weight_v, to_scale * scale / length.square(), value=-1)
+            to_weight = to_prototypes.mul_(scale).addcmul_(
+                weight_v, to_scale * scale / length.square(), value=-1
+            )
         ctx.gradients = (to_vectors.to(vectors.dtype), to_weight, to_scale / length)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None  # in place below: a second pass must fail, not double them
+        gradients, ctx.gradients = (
+            ctx.gradients,
+            None,
+        )  # in place below: a second pass must fail, not double them
         wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient.mul_(upstream) if needed else None for gradient, needed in wanted), None, None
+        return (
+            *(gradient.mul_(upstream) if needed else None for gradient, needed in wanted),
+            None,
+            None,
+        )
 
 
-def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate(
+    vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32; products in the vectors' type."""
     images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
     mean, to_prototypes = _compare(vectors, prototypes, targets, boost)
     total, to_vectors = -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE, []
-    for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):  # targets that a view meets
+    for part, mass in (
+        (vectors[: 2 * images], 1.0),
+        (vectors[2 * images :], 2.0),
+    ):  # targets that a view meets
         for chunk in torch.split(part, rows) if len(part) else ():
             log_sums, softmax = _normalize(F.linear(chunk, prototypes), mass * boost)
             total = total + mass * log_sums.sum()
@@ -111,26 +136,38 @@ def _differentiate(vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: i
             _add_product(to_prototypes, softmax.t(), chunk)
     pairs = _count_pairs(len(vectors), targets)
     factor = 1 / (pairs * STUDENT_TEMPERATURE * boost)
-    return total / pairs, torch.cat(to_vectors).float().sub_(mean, alpha=boost).mul_(factor), to_prototypes.mul_(factor)
+    return (
+        total / pairs,
+        torch.cat(to_vectors).float().sub_(mean, alpha=boost).mul_(factor),
+        to_prototypes.mul_(factor),
+    )
 
 
-def _compare(vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float) -> tuple[Tensor, Tensor]:
+def _compare(
+    vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float
+) -> tuple[Tensor, Tensor]:
     """The targets' part: the mean prototype of each vector's (V B, D), and `boost` times a gradient (K, D)."""
     images, flat = targets.shape[1], targets.flatten(0, 1).mul(boost).to(vectors.dtype)
-    first, second = torch.split((flat @ prototypes).float().div(boost), images)  # each target's mean prototype
+    first, second = torch.split(
+        (flat @ prototypes).float().div(boost), images
+    )  # each target's mean prototype
     mean = torch.cat([second, first, *[first + second] * (len(vectors) // images - 2)])
     views = torch.unflatten(vectors.float(), 0, (-1, images))
-    met = (views.sum(dim=0) - views[:2]).flatten(0, 1)  # sum of the vectors that a target is compared with
-    share = (met / -images).to(vectors.dtype)  # a mean over images, since a sum could overflow in float16
+    met = (views.sum(dim=0) - views[:2]).flatten(
+        0, 1
+    )  # sum of the vectors that a target is compared with
+    share = (met / -images).to(
+        vectors.dtype
+    )  # a mean over images, since a sum could overflow in float16
     return mean, (flat.t() @ share).float().mul_(images)
 
 
 def _normalize(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """log-sum-exp (n, 1) float32 over the temperature, and `factor` times the softmax, in the logits' type."""
-    kind, logits = logits.dtype, logits.float().mul_(1 / STUDENT_TEMPERATURE)
+    dtype, logits = logits.dtype, logits.float().mul_(1 / STUDENT_TEMPERATURE)
     top = logits.amax(dim=-1, keepdim=True)
     sums = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
-    return top + sums.log(), logits.mul_(factor / sums).to(kind)
+    return top + sums.log(), logits.mul_(factor / sums).to(dtype)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -146,7 +183,9 @@ def _count_pairs(rows: int, targets: Tensor) -> int:
     return 2 * rows - 2 * targets.shape[1]
 
 
-def update_center(center: Tensor, batch_center: Tensor, momentum: Tensor | float = CENTER_MOMENTUM) -> Tensor:
+def update_center(
+    center: Tensor, batch_center: Tensor, momentum: Tensor | float = CENTER_MOMENTUM
+) -> Tensor:
     """The next center (paper, equation 4): (1, K), (1, K) -> (1, K)."""
     return center * momentum + batch_center * (1 - momentum)
 

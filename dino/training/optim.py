@@ -60,7 +60,9 @@ def group_parameters(model: nn.Module) -> list[dict[str, Any]]:
     plain: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append((name, parameter))
+            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(
+                (name, parameter)
+            )
     return [
         {
             "params": [parameter for _, parameter in group],
@@ -87,10 +89,16 @@ class MaskedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for bucket in self.buckets:
                 keep = inputs.keep_last_layer if bucket.last_layer else inputs.keep
-                decay = inputs.weight_decay if bucket.decayed else torch.zeros_like(inputs.weight_decay)
-                self.update_bucket(bucket.parameters, inputs.learning_rate * keep, decay * keep, keep)
+                decay = (
+                    inputs.weight_decay if bucket.decayed else torch.zeros_like(inputs.weight_decay)
+                )
+                self.update_bucket(
+                    bucket.parameters, inputs.learning_rate * keep, decay * keep, keep
+                )
 
-    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(
+        self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor
+    ) -> None:
         """Apply the rule; `rate`, `decay` and `keep` are () and 0 where nothing may change."""
         raise NotImplementedError
 
@@ -112,7 +120,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 state = self.state[parameter]
                 for name in self.state_names:
                     state.setdefault(name, torch.zeros_like(parameter))
-                state["step"] = shared  # one tensor a bucket: its parameters are always updated together
+                state["step"] = (
+                    shared  # one tensor a bucket: its parameters are always updated together
+                )
 
     def _moments(self, parameters: list[Tensor], name: str) -> list[Tensor]:
         return [self.state[parameter][name] for parameter in parameters]
@@ -125,10 +135,15 @@ class AdamW(MaskedOptimizer):
     betas = BETAS
     eps = EPS
 
-    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(
+        self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor
+    ) -> None:
         """See the base class."""
         gradients = _gradients(parameters, keep)
-        first, second = self._moments(parameters, "exp_avg"), self._moments(parameters, "exp_avg_sq")
+        first, second = (
+            self._moments(parameters, "exp_avg"),
+            self._moments(parameters, "exp_avg_sq"),
+        )
         step = self.state[parameters[0]]["step"].add_(keep)
         torch._foreach_mul_(parameters, 1 - rate * decay)
         _update_average(first, gradients, keep * (1 - BETAS[0]))
@@ -144,7 +159,9 @@ class AdamW(MaskedOptimizer):
 class FusedAdamW(AdamW):
     """The same by torch's kernel, which does all but the decay in one pass over memory, for devices that have it."""
 
-    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(
+        self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor
+    ) -> None:
         """See the base class; the kernel wants a decay that is a Python number, so it is given none."""
         step = self.state[parameters[0]]["step"].add_(keep)
         torch._foreach_mul_(parameters, 1 - rate * decay)
@@ -171,10 +188,16 @@ class SGD(MaskedOptimizer):
 
     state_names = ("momentum_buffer",)
 
-    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(
+        self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor
+    ) -> None:
         """See the base class."""
-        change = torch._foreach_add(_gradients(parameters, keep), torch._foreach_mul(parameters, decay))
-        _apply_momentum(parameters, self._moments(parameters, "momentum_buffer"), change, rate, keep)
+        change = torch._foreach_add(
+            _gradients(parameters, keep), torch._foreach_mul(parameters, decay)
+        )
+        _apply_momentum(
+            parameters, self._moments(parameters, "momentum_buffer"), change, rate, keep
+        )
 
 
 class LARS(MaskedOptimizer):
@@ -182,7 +205,9 @@ class LARS(MaskedOptimizer):
 
     state_names = ("mu",)
 
-    def update_bucket(self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor) -> None:
+    def update_bucket(
+        self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor
+    ) -> None:
         """See the base class; parameters with one dimension are neither decayed nor adapted, as in the original."""
         change = [
             gradient if parameter.ndim == 1 else _adapt(parameter, gradient + decay * parameter)
@@ -194,7 +219,9 @@ class LARS(MaskedOptimizer):
 OPTIMIZERS: dict[str, type[MaskedOptimizer]] = {"adamw": AdamW, "sgd": SGD, "lars": LARS}
 
 
-def build_optimizer(name: str, model: nn.Module, *, fused: bool = False, eps: float = EPS) -> MaskedOptimizer:
+def build_optimizer(
+    name: str, model: nn.Module, *, fused: bool = False, eps: float = EPS
+) -> MaskedOptimizer:
     """Build an optimizer over a model's trainable parameters.
 
     Args:
@@ -207,7 +234,9 @@ def build_optimizer(name: str, model: nn.Module, *, fused: bool = False, eps: fl
         OptionError: No such optimizer.
     """
     if name not in OPTIMIZERS:
-        raise OptionError(f"`optimizer` {name} is unknown: known are {', '.join(OPTIMIZERS)}", value=name)
+        raise OptionError(
+            f"`optimizer` {name} is unknown: known are {', '.join(OPTIMIZERS)}", value=name
+        )
     kind = FusedAdamW if name == "adamw" and fused else OPTIMIZERS[name]
     optimizer = kind(group_parameters(model))
     if isinstance(optimizer, AdamW):
@@ -231,11 +260,15 @@ def clip_gradients(
     with torch.no_grad():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norms = torch.stack(
-            torch._foreach_norm(gradients) if fused else [torch.linalg.vector_norm(g) for g in gradients]
+            torch._foreach_norm(gradients)
+            if fused
+            else [torch.linalg.vector_norm(g) for g in gradients]
         )
         total = torch.linalg.vector_norm(norms)
         if max_norm > 0:
-            torch._foreach_mul_(gradients, list((max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()))
+            torch._foreach_mul_(
+                gradients, list((max_norm / (norms + 1e-6)).clamp(max=1.0).unbind())
+            )
         return total, torch.isfinite(total).float()
 
 
@@ -250,7 +283,10 @@ def _split(group: dict[str, Any]) -> list[Bucket]:
 
 def _gradients(parameters: list[Tensor], keep: Tensor) -> list[Tensor]:
     """Gradients, all 0 where they are masked, so that the update multiplies 0 by 0 and not by NaN."""
-    return [torch.zeros_like(p) if p.grad is None else p.grad.masked_fill_(keep == 0, 0.0) for p in parameters]
+    return [
+        torch.zeros_like(p) if p.grad is None else p.grad.masked_fill_(keep == 0, 0.0)
+        for p in parameters
+    ]
 
 
 def _update_average(averages: list[Tensor], values: Tensors, weight: Tensor) -> None:

@@ -16,7 +16,9 @@ from dino.training.step import StepInputs
 
 logger = logging.getLogger(__name__)
 
-BATCH_OF_LR = 256  # `lr` is meant for this global batch (paper, section 3.2: lr = 0.0005 batch / 256)
+BATCH_OF_LR = (
+    256  # `lr` is meant for this global batch (paper, section 3.2: lr = 0.0005 batch / 256)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +64,27 @@ class Plan:
         return StepInputs.on_host(self.numbers(iteration), depth)
 
 
-def build_plan(options: TrainConfig, *, iterations: int, world: int, device: Device | None = None) -> Plan:
+def build_plan(
+    config: TrainConfig, *, iterations: int, world_size: int, device: Device | None = None
+) -> Plan:
     """Lay out the schedules.
 
     Args:
-        options: Of the run.
+        config: Of the run.
         iterations: Calls of the step an epoch; each is one update, but on devices that make several in a call.
-        world: Processes.
-        device: The one that runs the step; by default one that takes batches as `options` has them.
+        world_size: Processes.
+        device: The one that runs the step; by default one that takes batches as `config` has them.
 
     Raises:
         OptionError: A temperature warm-up longer than the run.
     """
-    run, optim, teacher = options.run, options.optim, options.teacher
+    run, optim, teacher = config.run, config.optim, config.teacher
     total = run.epochs * iterations
-    micro_batches = device.count_micro_batches(run.accumulate_steps) if device else run.accumulate_steps
+    micro_batches = (
+        device.count_micro_batches(run.accumulate_steps) if device else run.accumulate_steps
+    )
     updates = device.updates_per_step if device else 1
-    global_batch = options.data.batch_size_per_device * micro_batches * world
+    global_batch = config.data.batch_size_per_device * micro_batches * world_size
     peak = optim.lr * (global_batch / updates) / BATCH_OF_LR
     logger.info(
         "global batch %d images an update: peak learning rate %g = `lr` %g * %d / %d",
@@ -87,17 +93,19 @@ def build_plan(options: TrainConfig, *, iterations: int, world: int, device: Dev
     return Plan(
         epochs=run.epochs,
         iterations=iterations,
-        micro_batch=options.data.batch_size_per_device,
+        micro_batch=config.data.batch_size_per_device,
         global_batch=global_batch,
         freeze_epochs=optim.freeze_last_layer,
-        set_freq=options.compiled.set_freq,
+        set_freq=config.compiled.set_freq,
         learning_rate=compute_cosine(
             base=peak,
             final=optim.min_lr,
             iterations=total,
-            warmup=choose_warmup(options, iterations),
+            warmup=choose_warmup(config, iterations),
         ),
-        weight_decay=compute_cosine(base=optim.weight_decay, final=optim.weight_decay_end, iterations=total),
+        weight_decay=compute_cosine(
+            base=optim.weight_decay, final=optim.weight_decay_end, iterations=total
+        ),
         momentum=compute_cosine(base=teacher.momentum_teacher, final=1.0, iterations=total),
         temperature=compute_teacher_temperature(
             start=teacher.warmup_teacher_temp,
@@ -108,11 +116,16 @@ def build_plan(options: TrainConfig, *, iterations: int, world: int, device: Dev
     )
 
 
-def choose_warmup(options: TrainConfig, iterations: int) -> int:
+def choose_warmup(config: TrainConfig, iterations: int) -> int:
     """Iterations of learning-rate warm-up; a default one longer than the run becomes a tenth of it."""
-    asked, epochs = int(chosen(options.optim, "warmup_epochs")), options.run.epochs
+    asked, epochs = int(chosen(config.optim, "warmup_epochs")), config.run.epochs
     if asked <= epochs:
         return asked * iterations
     shortened = epochs * iterations // 10
-    logger.info("`warmup_epochs` %d is longer than `epochs` %d: warming up %d iterations", asked, epochs, shortened)
+    logger.info(
+        "`warmup_epochs` %d is longer than `epochs` %d: warming up %d iterations",
+        asked,
+        epochs,
+        shortened,
+    )
     return shortened

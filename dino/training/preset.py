@@ -28,8 +28,13 @@ MOST_PROTOTYPES = 65536
 MOMENTUM = 0.996  # the original's, for batches of 512 and 1024
 SMALL_BATCH_MOMENTUM = 0.9995  # the original's --help, for a batch of 256
 LEAST_MOMENTUM = 0.99  # what users of small data and lightly-train take
-MEMORY_SHARE = 0.01  # share of the run that the teacher may remember; the original's vanilla run: 0.001
-RATE, CONVNET_RATE = 0.0005, 0.03  # for a batch of 256: the original's, with AdamW; its README for ResNet-50 with SGD
+MEMORY_SHARE = (
+    0.01  # share of the run that the teacher may remember; the original's vanilla run: 0.001
+)
+RATE, CONVNET_RATE = (
+    0.0005,
+    0.03,
+)  # for a batch of 256: the original's, with AdamW; its README for ResNet-50 with SGD
 PUBLISHED_BATCHES = (256, 1024)  # between these the original scales the rate linearly
 TEMPERATURE, WARM_TEMPERATURE, SMALL_DATA_TEMPERATURE = 0.04, 0.07, 0.03
 FEW_IMAGES, MANY_IMAGES = 20_000, 500_000
@@ -74,12 +79,12 @@ def choose_values(scale: Scale) -> dict[str, Choice]:
 
 
 def apply_preset(
-    options: TrainConfig, given: Collection[str], source: ImageSource | None = None
+    config: TrainConfig, given: Collection[str], source: ImageSource | None = None
 ) -> tuple[TrainConfig, dict[str, str]]:
     """Take the preset's values for all settings that nobody gave; nothing changes without a preset.
 
     Args:
-        options: The run's settings.
+        config: The run's settings.
         given: Names of those that somebody gave.
         source: The images; by default those of `data_path`.
 
@@ -89,28 +94,32 @@ def apply_preset(
     Raises:
         DinoError: The images cannot be listed, or a launcher's environment is odd.
     """
-    if options.run.preset is None:
-        return options, {}
+    if config.run.preset is None:
+        return config, {}
 
-    from dino.data.sources import open_training_source  # here, because they import torch, and --help does not need it
+    from dino.data.sources import (
+        open_training_source,  # here, because they import torch, and --help does not need it
+    )
     from dino.runtime.distributed import read_launch
 
-    world = read_launch(os.environ).world
-    source = source or open_training_source(options.data.data_path, options.train_data.data_limit)
+    world_size = read_launch(os.environ).world_size
+    source = source or open_training_source(config.data.data_path, config.train_data.data_limit)
     scale = Scale(
         images=len(source),
-        global_batch=options.data.batch_size_per_device * options.run.accumulate_steps * world,
-        epochs=options.run.epochs,
-        optimizer=options.optim.optimizer,
+        global_batch=config.data.batch_size_per_device * config.run.accumulate_steps * world_size,
+        epochs=config.run.epochs,
+        optimizer=config.optim.optimizer,
     )
     chosen = {name: choice for name, choice in choose_values(scale).items() if name not in given}
-    resolved = change(options, {name: value for name, (value, _) in chosen.items()} | {"preset": None})
+    resolved = change(
+        config, {name: value for name, (value, _) in chosen.items()} | {"preset": None}
+    )
     return resolved, {name: f"auto: {reason}" for name, (_, reason) in chosen.items()}
 
 
-def log_reasons(options: TrainConfig, reasons: Mapping[str, str]) -> None:
+def log_reasons(config: TrainConfig, reasons: Mapping[str, str]) -> None:
     """One line for each value that the preset chose."""
-    values = as_dict(options)
+    values = as_dict(config)
     for name, reason in reasons.items():
         logger.info("`%s` %g (%s)", name, values[name], reason)
 
@@ -118,8 +127,13 @@ def log_reasons(options: TrainConfig, reasons: Mapping[str, str]) -> None:
 def _choose_prototypes(scale: Scale) -> Choice:
     for most, prototypes in PROTOTYPES:
         if scale.images <= most:
-            return Choice(prototypes, f"{scale.images} images, up to {most}; more prototypes would stay unused")
-    return Choice(MOST_PROTOTYPES, f"{scale.images} images, over {PROTOTYPES[-1][0]}: the original's")
+            return Choice(
+                prototypes,
+                f"{scale.images} images, up to {most}; more prototypes would stay unused",
+            )
+    return Choice(
+        MOST_PROTOTYPES, f"{scale.images} images, over {PROTOTYPES[-1][0]}: the original's"
+    )
 
 
 def _choose_momentum(scale: Scale) -> Choice:
@@ -132,7 +146,10 @@ def _choose_momentum(scale: Scale) -> Choice:
     if usual <= bound:
         return Choice(usual, reason)
     value = max(LEAST_MOMENTUM, round(bound, 4))
-    return Choice(value, f"a run of {scale.updates} updates: a teacher that remembers {1 / (1 - value):.0f} updates")
+    return Choice(
+        value,
+        f"a run of {scale.updates} updates: a teacher that remembers {1 / (1 - value):.0f} updates",
+    )
 
 
 def _choose_temperatures(scale: Scale) -> tuple[Choice, Choice, Choice]:
@@ -153,13 +170,16 @@ def _choose_rate(scale: Scale) -> Choice:
     """The rate for a batch of 256, from which the run scales linearly."""
     batch, (low, high) = scale.global_batch, PUBLISHED_BATCHES
     if scale.optimizer != "adamw":
-        return Choice(CONVNET_RATE, f"{scale.optimizer}: the original's README for ResNet-50 with sgd")
+        return Choice(
+            CONVNET_RATE, f"{scale.optimizer}: the original's README for ResNet-50 with sgd"
+        )
     if low <= batch <= high:
         return Choice(RATE, f"the original's, global batch {batch}")
     known = min(max(batch, low), high)
     value = float(f"{RATE * math.sqrt(known / batch):.3g}")
     return Choice(
-        value, f"global batch {batch} is outside {low} to {high}: square-root scaling, {value * batch / 256:.3g} in all"
+        value,
+        f"global batch {batch} is outside {low} to {high}: square-root scaling, {value * batch / 256:.3g} in all",
     )
 
 
@@ -169,5 +189,7 @@ def _choose_warmup(scale: Scale) -> dict[str, Choice]:
         return {}
     value = min(WARMUP, scale.epochs // 10)
     return {
-        "warmup_epochs": Choice(value, "the original's" if value == WARMUP else f"a tenth of {scale.epochs} epochs")
+        "warmup_epochs": Choice(
+            value, "the original's" if value == WARMUP else f"a tenth of {scale.epochs} epochs"
+        )
     }

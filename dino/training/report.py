@@ -25,7 +25,7 @@ LARGEST_WAIT = 0.1  # share of the time that a device may wait for images withou
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class MeterSnapshot:
     """What the host read from the device.
 
     Attributes:
@@ -48,15 +48,17 @@ class Reading:
         }
 
 
-def read_device(program: DinoProgram) -> Reading:
+def read_device(program: DinoProgram) -> MeterSnapshot:
     """Read meters and counters in one transfer."""
     values = torch.cat([program.meters, program.non_finite]).tolist()
-    sums = {name: total for name, total in zip(METERS, values, strict=False) if not math.isnan(total)}  # NaN: no meter
-    return Reading(sums=sums, masked=int(values[-2]), masked_in_row=int(values[-1]))
+    sums = {
+        name: total for name, total in zip(METERS, values, strict=False) if not math.isnan(total)
+    }  # NaN: no meter
+    return MeterSnapshot(sums=sums, masked=int(values[-2]), masked_in_row=int(values[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feeding:
+class LoaderStats:
     """Who reads the images of one process: its loader processes, and the cores it can count on."""
 
     workers: int
@@ -78,7 +80,14 @@ class Reporter:
     """Turns readings into lines; one for the whole run, shown by rank 0 only."""
 
     def __init__(
-        self, folder: Path, plan: Plan, *, prototypes: int, iteration: int, shown: bool, feeding: Feeding | None = None
+        self,
+        folder: Path,
+        plan: Plan,
+        *,
+        prototypes: int,
+        iteration: int,
+        shown: bool,
+        feeding: LoaderStats | None = None,
     ) -> None:
         """Open the records at `iteration`.
 
@@ -92,7 +101,9 @@ class Reporter:
         """
         self.plan, self.prototypes, self.epoch = plan, prototypes, iteration // plan.iterations
         self.log = MetricLog(folder, epoch=self.epoch, iteration=iteration) if shown else None
-        self.progress = Progress(plan.epochs * plan.iterations, "training", start=iteration, shown=shown)
+        self.progress = Progress(
+            plan.epochs * plan.iterations, "training", start=iteration, shown=shown
+        )
         self.warned: str | None = None
         self.feeding, self.lines = feeding, 0
         self.begin_window(iteration, {})
@@ -102,7 +113,9 @@ class Reporter:
         self.iteration, self.sums = iteration, sums
         self.began, self.waited = time.monotonic(), 0.0
 
-    def report(self, reading: Reading, iteration: int, counters: Mapping[str, float] | None = None) -> None:
+    def report(
+        self, reading: MeterSnapshot, iteration: int, counters: Mapping[str, float] | None = None
+    ) -> None:
         """Write one log line about the iterations since the last one, with the device's own `counters`."""
         means = reading.mean_since(self.sums)
         steps, seconds = iteration - self.iteration, time.monotonic() - self.began
@@ -134,7 +147,7 @@ class Reporter:
         if self.log is not None:
             self.log.write_scalars(scalars, iteration)
 
-    def end_epoch(self, reading: Reading, iteration: int, more: Mapping[str, Any]) -> None:
+    def end_epoch(self, reading: MeterSnapshot, iteration: int, more: Mapping[str, Any]) -> None:
         """Append the epoch's line to log.txt, under the original's keys first."""
         if self.log is None:
             return
@@ -142,7 +155,9 @@ class Reporter:
         rate, weight_decay, *_ = self.plan.numbers(iteration - 1)
         first = {"train_loss": means.pop("loss"), "train_lr": rate, "train_wd": weight_decay}
         rest = {f"train_{name}": value for name, value in means.items()}
-        self.log.write_epoch({**first, "epoch": iteration // self.plan.iterations - 1, **rest, **more})
+        self.log.write_epoch(
+            {**first, "epoch": iteration // self.plan.iterations - 1, **rest, **more}
+        )
 
     def close(self) -> None:
         """Close bar and records."""
@@ -151,7 +166,12 @@ class Reporter:
             self.log.close()
 
     def _show(
-        self, means: Mapping[str, float], timings: Mapping[str, float], rate: float, iteration: int, masked: int
+        self,
+        means: Mapping[str, float],
+        timings: Mapping[str, float],
+        rate: float,
+        iteration: int,
+        masked: int,
     ) -> None:
         shown = {
             "epoch": f"{(iteration - 1) // self.plan.iterations + 1}/{self.plan.epochs}",
@@ -176,7 +196,16 @@ class Reporter:
 
     def _warn_of_waiting(self, share: float) -> None:
         self.lines += 1
-        if self.feeding is None or self.log is None or self.lines <= SETTLING_LINES or share <= LARGEST_WAIT:
+        if (
+            self.feeding is None
+            or self.log is None
+            or self.lines <= SETTLING_LINES
+            or share <= LARGEST_WAIT
+        ):
             return
-        logger.warning("training waited for images %.0f %% of the time: %s", 100 * share, self.feeding.explain())
+        logger.warning(
+            "training waited for images %.0f %% of the time: %s",
+            100 * share,
+            self.feeding.explain(),
+        )
         self.feeding = None  # once is enough

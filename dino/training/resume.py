@@ -83,11 +83,16 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
     _log_changes(before, args)
     epoch = int(state.get("epoch", 0))
     if "identity" not in state.get("resume", {}):
-        logger.info("the checkpoint is the original's: continuing at epoch %d; images and crops are drawn anew", epoch)
+        logger.info(
+            "the checkpoint is the original's: continuing at epoch %d; images and crops are drawn anew",
+            epoch,
+        )
         return epoch * now.iterations
     then = Identity(**state["resume"]["identity"])
     if (then.images, then.fingerprint) != (now.images, now.fingerprint):
-        raise _other_run("images", f"{then.images} ({then.fingerprint})", f"{now.images} ({now.fingerprint})")
+        raise _other_run(
+            "images", f"{then.images} ({then.fingerprint})", f"{now.images} ({now.fingerprint})"
+        )
     if (then.world, then.global_batch) == (now.world, now.global_batch):
         return then.iteration
     return _change_batch(then, now)
@@ -101,7 +106,9 @@ def _change_batch(then: Identity, now: Identity) -> int:
             f"the checkpoint stands {inside} iterations inside epoch {epoch}, and {change}",
             remedy="finish the epoch with the old values, or use another `output_dir`",
         )
-    logger.warning("%s: continuing at epoch %d, not bit-identical to a run without the change", change, epoch)
+    logger.warning(
+        "%s: continuing at epoch %d, not bit-identical to a run without the change", change, epoch
+    )
     return epoch * now.iterations
 
 

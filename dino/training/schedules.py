@@ -26,13 +26,17 @@ def compute_cosine(
         OptionError: The warm-up is longer than the run.
     """
     if warmup > iterations:
-        raise OptionError(f"a warm-up of {warmup} iterations does not fit into a run of {iterations}")
+        raise OptionError(
+            f"a warm-up of {warmup} iterations does not fit into a run of {iterations}"
+        )
     steps = np.arange(iterations - warmup)
     cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * steps / max(len(steps), 1)))
     return np.concatenate([np.linspace(warmup_start, base, warmup), cosine])
 
 
-def compute_teacher_temperature(*, start: float, final: float, warmup_epochs: int, epochs: int) -> np.ndarray:
+def compute_teacher_temperature(
+    *, start: float, final: float, warmup_epochs: int, epochs: int
+) -> np.ndarray:
     """Temperature of each epoch: linear over the warm-up epochs, then constant (DINOLoss in the original).
 
     Returns:
@@ -42,5 +46,9 @@ def compute_teacher_temperature(*, start: float, final: float, warmup_epochs: in
         OptionError: The warm-up is longer than the run.
     """
     if warmup_epochs > epochs:
-        raise OptionError(f"a temperature warm-up of {warmup_epochs} epochs does not fit into a run of {epochs}")
-    return np.concatenate([np.linspace(start, final, warmup_epochs), np.full(epochs - warmup_epochs, final)])
+        raise OptionError(
+            f"a temperature warm-up of {warmup_epochs} epochs does not fit into a run of {epochs}"
+        )
+    return np.concatenate(
+        [np.linspace(start, final, warmup_epochs), np.full(epochs - warmup_epochs, final)]
+    )

@@ -38,7 +38,11 @@ METERS = (  # names of the sums kept on the device; "steps" counts the steps tha
     "centre_norm",
     "grad_norm",
 )
-STORED = {"centre": "center", "non_finite": "non_finite", "meters": "meters"}  # name in a checkpoint: attribute
+STORED = {
+    "centre": "center",
+    "non_finite": "non_finite",
+    "meters": "meters",
+}  # name in a checkpoint: attribute
 NON_FINITE_LIMIT = 5  # masked steps in a row that end the run
 
 
@@ -64,7 +68,9 @@ class StepInputs(NamedTuple):
     @classmethod
     def on_host(cls, numbers: Sequence[float], depth: Tensor | None = None) -> StepInputs:
         """Make them of Python numbers, in the order of the fields."""
-        return cls(*torch.tensor(numbers, dtype=torch.float32, device="cpu").unbind())._replace(depth=depth)
+        return cls(*torch.tensor(numbers, dtype=torch.float32, device="cpu").unbind())._replace(
+            depth=depth
+        )
 
 
 class StepOutput(NamedTuple):
@@ -146,7 +152,9 @@ class DinoProgram:
             with torch.no_grad(), engine.autocast():
                 features, vectors = self.teacher(views[0])
                 logits = last_layer(self.teacher)(vectors)
-            targets = compute_targets(logits, self.center, inputs.temperature)  # centered and sharpened
+            targets = compute_targets(
+                logits, self.center, inputs.temperature
+            )  # centered and sharpened
 
             self.enter("student")  # it sees all views
             with engine.autocast():
@@ -155,9 +163,13 @@ class DinoProgram:
                 layer = last_layer(self.student)
                 loss = compute_loss(vectors, layer.weight_v, layer.weight_g, targets.probabilities)
 
-            outputs.append(StepOutput(loss.detach(), *targets[1:], compute_feature_spread(features)))
+            outputs.append(
+                StepOutput(loss.detach(), *targets[1:], compute_feature_spread(features))
+            )
             if len(outputs) == engine.micro_batches:
-                averaged = self.begin_average(outputs)  # over processes, beside the last backward pass
+                averaged = self.begin_average(
+                    outputs
+                )  # over processes, beside the last backward pass
             self.enter("backward")
             engine.backward(loss)
 
@@ -169,7 +181,11 @@ class DinoProgram:
         mean = averaged()
         loss_finite = torch.isfinite(mean.loss).float()
         keep = gradients_finite * loss_finite
-        engine.update(UpdateInputs(inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer))
+        engine.update(
+            UpdateInputs(
+                inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer
+            )
+        )
 
         self.enter("teacher's update")
         update_teacher(self.teacher, self.student, 1.0 - keep * (1.0 - inputs.momentum))
@@ -191,7 +207,11 @@ class DinoProgram:
                 (batch.global_pixels, batch.global_parameters),
                 (batch.local_pixels, batch.local_parameters),
             )
-            ordered = [[part.transpose(0, 1).flatten(0, 1) for part in group] for group in groups if group[0].shape[1]]
+            ordered = [
+                [part.transpose(0, 1).flatten(0, 1) for part in group]
+                for group in groups
+                if group[0].shape[1]
+            ]
             return tuple(
                 pixels
                 if pixels.is_floating_point()
@@ -199,7 +219,9 @@ class DinoProgram:
                 for pixels, rows in ordered
             )
 
-    def compute_targets(self, vectors: Tensor, center: Tensor, temperature: Tensor) -> TeacherTargets:
+    def compute_targets(
+        self, vectors: Tensor, center: Tensor, temperature: Tensor
+    ) -> TeacherTargets:
         """The teacher's vectors (2 B, D) to its targets, for devices that compile a step of their own."""
         return compute_targets(last_layer(self.teacher)(vectors), center, temperature)
 
@@ -215,7 +237,9 @@ class DinoProgram:
 
         def finish() -> StepOutput:
             parts = torch.split(wait(), [field.numel() for field in fields])
-            return StepOutput(*(part.reshape(field.shape) for part, field in zip(parts, fields, strict=True)))
+            return StepOutput(
+                *(part.reshape(field.shape) for part, field in zip(parts, fields, strict=True))
+            )
 
         return finish
 
@@ -230,7 +254,9 @@ class DinoProgram:
         """
         with torch.no_grad():
             kept = keep > 0
-            self.center = torch.where(kept, update_center(self.center, mean.batch_center), self.center)
+            self.center = torch.where(
+                kept, update_center(self.center, mean.batch_center), self.center
+            )
             self.non_finite = count_non_finite(self.non_finite, finite)
             sample = torch.stack(
                 [

@@ -28,7 +28,7 @@ from dino.training.draws import StepDraws
 from dino.training.ema import build_teacher
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
-from dino.training.report import Feeding, Reporter, read_device
+from dino.training.report import LoaderStats, Reporter, read_device
 from dino.training.resume import Identity, check_complete, find_position
 from dino.training.step import NON_FINITE_LIMIT
 from dino.weights.load import load_initial_weights
@@ -45,7 +45,7 @@ class Trainer:
 
     def __init__(
         self,
-        options: TrainConfig,
+        config: TrainConfig,
         source: ImageSource,
         run: Run,
         evaluate: Evaluate | None = None,
@@ -56,7 +56,7 @@ class Trainer:
         """Build everything, and continue from the output folder's checkpoint if there is one.
 
         Args:
-            options: Checked options (`training.checks`).
+            config: Checked options (`training.checks`).
             source: The images.
             run: Device and processes.
             evaluate: Scores the teacher's backbone every `eval_knn_every` epochs; called on every process.
@@ -66,34 +66,45 @@ class Trainer:
         Raises:
             DinoError: Sizes that the network refuses, too few images, or a checkpoint of another run.
         """
-        check_device(options, run.device)
-        self.options, self.source, self.run, self.evaluate = options, source, run, evaluate
-        self.folder = Path(options.run.output_dir)
-        self.student, self.teacher = build_networks(options, run)
-        self.loader = build_loader(options, source, run)
-        self.plan = build_plan(options, iterations=len(self.loader), world=run.processes.world, device=run.device)
-        self.optimizer = build_optimizer(
-            options.optim.optimizer, self.student, fused=run.device.fuses_updates, eps=options.optim.eps
+        check_device(config, run.device)
+        self.config, self.source, self.run, self.evaluate = config, source, run, evaluate
+        self.folder = Path(config.run.output_dir)
+        self.student, self.teacher = build_networks(config, run)
+        self.loader = build_loader(config, source, run)
+        self.plan = build_plan(
+            config,
+            iterations=len(self.loader),
+            world_size=run.processes.world_size,
+            device=run.device,
         )
-        self.program = build_program(options, self.student, self.teacher, run)
-        self.draws = StepDraws(options, self.student, run.device, run.processes.rank)
-        micro_batches = run.device.count_micro_batches(options.run.accumulate_steps)
+        self.optimizer = build_optimizer(
+            config.optim.optimizer,
+            self.student,
+            fused=run.device.fuses_updates,
+            eps=config.optim.eps,
+        )
+        self.program = build_program(config, self.student, self.teacher, run)
+        self.draws = StepDraws(config, self.student, run.device, run.processes.rank)
+        micro_batches = run.device.count_micro_batches(config.run.accumulate_steps)
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
         self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
         self.mode = run.device.mode
         self.stop, self.agreement = StopRequest(stops_on), StopAgreement(run.processes)
         self._begin()
-        first = run.processes.is_first
+        first = run.processes.is_rank_zero
         if first:
             with atomic_write(self.folder / RECIPE, "`output_dir`") as temporary:
-                temporary.write_text(recipe or as_recipe(options, as_dict(options)), encoding="utf-8")
+                temporary.write_text(recipe or as_recipe(config, as_dict(config)), encoding="utf-8")
         self.reporter = Reporter(
             self.folder,
             self.plan,
-            prototypes=options.student.out_dim,
+            prototypes=config.student.out_dim,
             iteration=self.iteration,
             shown=first,
-            feeding=Feeding(workers=self.loader.workers, cores=max(1, count_cores() // run.processes.local_world)),
+            feeding=LoaderStats(
+                workers=self.loader.workers,
+                cores=max(1, count_cores() // run.processes.local_world_size),
+            ),
         )
 
     def train(self) -> None:
@@ -131,7 +142,7 @@ class Trainer:
     def _after_step(self) -> None:
         """Log, end the epoch, save and leave, each when it is due."""
         at_end = self.iteration % self.plan.iterations == 0
-        every = self.options.run.save_every_steps
+        every = self.config.run.save_every_steps
         logs = self.iteration % LOG_EVERY == 0 or at_end
         if logs:
             self._report()
@@ -140,7 +151,7 @@ class Trainer:
             saved = self._end_epoch()
         elif every and self.iteration % every == 0:
             saved = self._save()
-        if (logs or self.run.processes.world == 1) and self.agreement.check(bool(self.stop)):
+        if (logs or self.run.processes.world_size == 1) and self.agreement.check(bool(self.stop)):
             self._leave(saved)
 
     def _report(self) -> None:
@@ -157,7 +168,7 @@ class Trainer:
     def _end_epoch(self) -> bool:
         """Score, log and save; gives whether it was saved."""
         epoch = self.iteration // self.plan.iterations - 1
-        every, frequency = self.options.run.eval_knn_every, self.options.run.saveckp_freq
+        every, frequency = self.config.run.eval_knn_every, self.config.run.saveckp_freq
         more: dict[str, Any] = {}
         if self.evaluate is not None and every and (epoch + 1) % every == 0:
             self.unfinished = True
@@ -192,22 +203,26 @@ class Trainer:
         masked = read_device(self.program).masked_in_row
         self._count_bad_images()
         if masked:
-            logger.warning("iteration %d is not saved: the last %d steps were not finite", self.iteration, masked)
+            logger.warning(
+                "iteration %d is not saved: the last %d steps were not finite",
+                self.iteration,
+                masked,
+            )
             return False
         self.step.read_back()
-        if self.run.processes.is_first:
+        if self.run.processes.is_rank_zero:
             state = self.run.device.to_host(self._state())
             checkpoint.save_latest(self.folder, state)
             checkpoint.save_file(self.folder / checkpoint.TEACHER, _backbone_only(state))
             if numbered is not None:
-                checkpoint.keep_copy(self.folder, numbered, self.options.run.keep_checkpoints)
+                checkpoint.keep_copy(self.folder, numbered, self.config.run.keep_checkpoints)
         return True
 
     def _count_bad_images(self) -> None:
         """Add up what all processes replaced since the last time."""
-        if self.options.train_data.on_bad_image == "skip":
-            here = self.run.device.place(torch.tensor([float(self.bad_here)]))
-            self.bad_images += int(self.run.processes.total(here))
+        if self.config.train_data.on_bad_image == "skip":
+            here = self.run.device.to_device(torch.tensor([float(self.bad_here)]))
+            self.bad_images += int(self.run.processes.all_reduce_sum(here))
             self.bad_here = 0
 
     def _state(self) -> dict[str, Any]:
@@ -217,10 +232,12 @@ class Trainer:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.iteration // self.plan.iterations,
-            "args": as_dict(self.options),
+            "args": as_dict(self.config),
             "dino_loss": {"center": program.pop("centre")},
             **({"fp16_scaler": scaler} if scaler else {}),
-            "normalisation": {name: list(values) for name, values in asdict(self.program.normalization).items()},
+            "normalisation": {
+                name: list(values) for name, values in asdict(self.program.normalization).items()
+            },
             "resume": {
                 "identity": asdict(self._identity()),
                 "program": program,
@@ -235,7 +252,7 @@ class Trainer:
         return Identity(
             iteration=self.iteration,
             iterations=self.plan.iterations,
-            world=self.run.processes.world,
+            world=self.run.processes.world_size,
             global_batch=self.plan.global_batch,
             images=len(self.source),
             fingerprint=self.source.fingerprint(),
@@ -243,15 +260,15 @@ class Trainer:
 
     def _begin(self) -> None:
         """Continue the run in the output folder, or start one, from weights where `init_from` names some."""
-        found = checkpoint.load_latest(self.folder, set_aside=self.run.processes.is_first)
+        found = checkpoint.load_latest(self.folder, set_aside=self.run.processes.is_rank_zero)
         if found is not None:
             self._continue(*found)
-        elif self.options.student.init_from:
+        elif self.config.student.init_from:
             center = load_initial_weights(
                 self.student,
-                self.options.student.init_from,
-                in_chans=self.options.student.in_chans,
-                patch_size=self.options.backbone.patch_size,
+                self.config.student.init_from,
+                in_chans=self.config.student.in_chans,
+                patch_size=self.config.backbone.patch_size,
             )
             build_teacher(self.teacher, self.student)
             if center is not None:
@@ -267,21 +284,30 @@ class Trainer:
         for line in damaged:
             logger.warning("%s; continuing from the one before it", line)
         check_complete(state)
-        self.iteration = find_position(state, as_dict(self.options), self._identity())
+        self.iteration = find_position(state, as_dict(self.config), self._identity())
         self.student.load_state_dict(_without_module(state["student"]))
         self.teacher.load_state_dict(_without_module(state["teacher"]))
         self.optimizer.load_state_dict(state["optimizer"])
         self.step.load_state_dict(state.get("fp16_scaler") or {})
         more = state.get("resume", {})
-        self.program.load_state_dict({"centre": state["dino_loss"]["center"], **more.get("program", {})})
+        self.program.load_state_dict(
+            {"centre": state["dino_loss"]["center"], **more.get("program", {})}
+        )
         self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
-        self.mode = self.mode or more.get("mode")  # a device without modes hands on that of the one before
+        self.mode = self.mode or more.get(
+            "mode"
+        )  # a device without modes hands on that of the one before
         logger.info("continuing from %s at iteration %d", path, self.iteration)
 
 
 def _backbone_only(state: Mapping[str, Any]) -> dict[str, Any]:
-    teacher = {name: tensor for name, tensor in state["teacher"].items() if name.startswith("backbone.")}
-    return {"teacher": teacher, **{name: state[name] for name in ("epoch", "args", "normalisation")}}
+    teacher = {
+        name: tensor for name, tensor in state["teacher"].items() if name.startswith("backbone.")
+    }
+    return {
+        "teacher": teacher,
+        **{name: state[name] for name in ("epoch", "args", "normalisation")},
+    }
 
 
 def _without_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from dino.runtime.context import Run
 
 PASS, SLOW, FAIL, NOT_RUN = "pass", "slow", "fail", "not run"
-WORST_FIRST = (FAIL, SLOW, PASS, NOT_RUN)  # a step is as its worst part; it was not run if none of its parts was
+WORST_FIRST = (
+    FAIL,
+    SLOW,
+    PASS,
+    NOT_RUN,
+)  # a step is as its worst part; it was not run if none of its parts was
 
 EAGER, COMPILED, LAZY = "eager", "compiled", "lazy"
 MODES: Mapping[str, tuple[str, ...]] = {  # of each device
@@ -26,7 +31,9 @@ MODES: Mapping[str, tuple[str, ...]] = {  # of each device
     "cuda": (EAGER, COMPILED),
     "cpu": (EAGER, COMPILED),
 }
-MODE_SETTINGS: Mapping[str, Mapping[str, Any]] = {  # always given: what a run takes by itself depends on the software
+MODE_SETTINGS: Mapping[
+    str, Mapping[str, Any]
+] = {  # always given: what a run takes by itself depends on the software
     LAZY: {"lazy_mode": True},
     COMPILED: {"lazy_mode": False, "compile": True},
     EAGER: {"lazy_mode": False},
@@ -34,7 +41,9 @@ MODE_SETTINGS: Mapping[str, Mapping[str, Any]] = {  # always given: what a run t
 FORMATS = ("fp32", "bf16", "ops")
 
 QUICK, FULL = "quick", "full"
-THREADS = 8  # of the CPU's own small steps; on tensors of their size more of them wait for each other
+THREADS = (
+    8  # of the CPU's own small steps; on tensors of their size more of them wait for each other
+)
 
 
 class NotRunError(DinoError):
@@ -69,7 +78,9 @@ class Setting:
 
     def leaves_out(self, mode: str, precision: str) -> bool:
         """In quick on the CPU a compiler takes half a minute for every number format, so one has to do."""
-        return self.is_quick and self.device == "cpu" and mode == COMPILED and precision != FORMATS[0]
+        return (
+            self.is_quick and self.device == "cpu" and mode == COMPILED and precision != FORMATS[0]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +92,7 @@ class Variant:
         device: To open, or None for none.
         mode: Of the device.
         precision: Number format of the device.
-        options: What else the step wants to know.
+        config: What else the step wants to know.
         environment: Variables that the process has besides.
         processes: How many of them run it together, each with a card.
     """
@@ -96,7 +107,11 @@ class Variant:
 
     def settings(self) -> dict[str, Any]:
         """What a run is asked for this device, mode and number format, by setting."""
-        return {"device": self.device or "cpu", "precision": self.precision, **MODE_SETTINGS[self.mode]}
+        return {
+            "device": self.device or "cpu",
+            "precision": self.precision,
+            **MODE_SETTINGS[self.mode],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +245,9 @@ class StepReport:
         return None if not found else found[0] if self.status in (FAIL, SLOW) else found[-1]
 
 
-def accept(result: Result, status: str, summary: str, remedy: str | None = None, **more: Any) -> Finding:
+def accept(
+    result: Result, status: str, summary: str, remedy: str | None = None, **more: Any
+) -> Finding:
     """A finding about a variant that ended well."""
     return Finding(
         variant=result.variant,

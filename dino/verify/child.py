@@ -19,9 +19,22 @@ from dino.errors import DinoError
 from dino.training.config import TrainConfig
 from dino.verify.base import Bench, NotRunError, Say, Setting, Variant
 
-MEMORY_WORDS = ("out of memory", "memory is full", "allocation failed", "cannot allocate memory", "can't allocate")
+MEMORY_WORDS = (
+    "out of memory",
+    "memory is full",
+    "allocation failed",
+    "cannot allocate memory",
+    "can't allocate",
+)
 NOT_OURS = (  # whoever started verify is no launcher of its processes, and each is told its mode by flags
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+    *(
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "SLURM_PROCID",
+        "OMPI_COMM_WORLD_RANK",
+    ),
     "PT_HPU_LAZY_MODE",
 )
 
@@ -62,7 +75,9 @@ def work(order: Mapping[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def open_bench(variant: Variant, setting: Setting, say: Say, limit: float = math.inf) -> Iterator[Bench]:
+def open_bench(
+    variant: Variant, setting: Setting, say: Say, limit: float = math.inf
+) -> Iterator[Bench]:
     """The bench of a variant, its device open; an error of the device is explained as in a training run.
 
     Raises:

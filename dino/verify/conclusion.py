@@ -7,10 +7,19 @@ from dataclasses import dataclass
 
 from dino.verify.base import COMPILED, EAGER, FAIL, LAZY, NOT_RUN, SLOW, Setting, StepReport
 
-RIGHT_STEPS = ("product", "golden", "alignment", "training")  # whose numbers say that a mode is right
+RIGHT_STEPS = (
+    "product",
+    "golden",
+    "alignment",
+    "training",
+)  # whose numbers say that a mode is right
 WITNESSES = ("golden", "alignment", "training")  # at least one of them must have run
 SPEED = "speed"
-TYPED = {LAZY: "--lazy_mode true", COMPILED: "--lazy_mode false --compile", EAGER: "--lazy_mode false"}  # for users
+TYPED = {
+    LAZY: "--lazy_mode true",
+    COMPILED: "--lazy_mode false --compile",
+    EAGER: "--lazy_mode false",
+}  # for users
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +68,14 @@ class Conclusion:
 def conclude(reports: Sequence[StepReport], setting: Setting) -> Conclusion:
     """Weigh everything."""
     verdicts = [
-        weigh(reports, mode, precision) for mode in setting.modes for precision in list_formats(reports, setting)
+        weigh(reports, mode, precision)
+        for mode in setting.modes
+        for precision in list_formats(reports, setting)
     ]
-    timed = sorted((each for each in verdicts if each.is_right and each.rate), key=lambda each: -(each.rate or 0.0))
+    timed = sorted(
+        (each for each in verdicts if each.is_right and each.rate),
+        key=lambda each: -(each.rate or 0.0),
+    )
     best = timed[0] if timed else None
     return Conclusion(
         mode=best.mode if best else None,
@@ -74,9 +88,13 @@ def conclude(reports: Sequence[StepReport], setting: Setting) -> Conclusion:
 def list_formats(reports: Sequence[StepReport], setting: Setting) -> list[str]:
     """Number formats in which the speed was measured, else those that were looked at."""
     parts = [(report.name, part.variant) for report in reports for part in report.findings]
-    tested = [(name, variant.precision) for name, variant in parts if variant.device == setting.device]
+    tested = [
+        (name, variant.precision) for name, variant in parts if variant.device == setting.device
+    ]
     timed = dict.fromkeys(precision for name, precision in tested if name == SPEED)
-    return list(timed or dict.fromkeys(precision for name, precision in tested if name in WITNESSES))
+    return list(
+        timed or dict.fromkeys(precision for name, precision in tested if name in WITNESSES)
+    )
 
 
 def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
@@ -94,10 +112,19 @@ def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
                 (failed if "kind" in part.figures else wrong).append(report.number)
             elif report.name in RIGHT_STEPS and fits and part.status != NOT_RUN:
                 seen.append(report.name)
-            elif report.name == SPEED and part.variant.label == mode and part.variant.precision == precision:
+            elif (
+                report.name == SPEED
+                and part.variant.label == mode
+                and part.variant.precision == precision
+            ):
                 rate = part.figures.get("images/s")
     return Verdict(
-        mode=mode, precision=precision, wrong=tuple(wrong), failed=tuple(failed), seen=tuple(seen), rate=rate
+        mode=mode,
+        precision=precision,
+        wrong=tuple(wrong),
+        failed=tuple(failed),
+        seen=tuple(seen),
+        rate=rate,
     )
 
 
@@ -133,7 +160,9 @@ def _name_steps(numbers: Sequence[int]) -> str:
 def choose_next(reports: Sequence[StepReport], setting: Setting, best: Verdict | None) -> str:
     """The remedy of the first failure, else of the first slowness, else the command to train with."""
     for status in (FAIL, SLOW):
-        found = next(((r, p) for r in reports for p in r.findings if p.status == status and p.remedy), None)
+        found = next(
+            ((r, p) for r in reports for p in r.findings if p.status == status and p.remedy), None
+        )
         if found is not None:
             report, part = found
             return f"step {report.number}, {part.variant.label}: {part.remedy}"

@@ -27,7 +27,9 @@ from dino.training.step import METERS, DinoProgram, StepInputs
 from dino.verify.golden_numbers import Found, Numbers, select_below
 
 KEY_BIAS = 10.0  # of the limit: a key's bias has no true gradient, and Adam makes whole steps of its rounding
-STEPS = 2.0  # of the limit in 16 bits: steps add up, and the CPU's own loss is off by 3.7e-2 after six
+STEPS = (
+    2.0  # of the limit in 16 bits: steps add up, and the CPU's own loss is off by 3.7e-2 after six
+)
 HEADS: Mapping[str, dict[str, Any]] = {
     "norm": {},
     "free": {"norm_last_layer": False},
@@ -58,7 +60,7 @@ def check_loss(numbers: Numbers) -> Found:
         golden.load("loss"),
         compute_teacher_temperature(start=0.04, final=0.07, warmup_epochs=2, epochs=10),
     )
-    center = numbers.place(np.zeros((1, 256), np.float32))
+    center = numbers.to_device(np.zeros((1, 256), np.float32))
     for call in range(3):
         student = numbers.draw(10 + call, 40, 256).requires_grad_()
         temperature = numbers.number(temperatures[int(arrays[f"{call}/epoch"])])
@@ -68,7 +70,9 @@ def check_loss(numbers: Numbers) -> Found:
         run_backward(loss)
         center = update_center(center, targets.batch_center)
         yield numbers.compare(f"loss by rows {call}", loss, arrays[f"{call}/loss"])
-        yield numbers.compare(f"loss by rows {call} gradient", _gradient_of(student), arrays[f"{call}/ds"])
+        yield numbers.compare(
+            f"loss by rows {call} gradient", _gradient_of(student), arrays[f"{call}/ds"]
+        )
         yield numbers.compare(f"loss by rows {call} center", center, arrays[f"{call}/center"])
 
 
@@ -92,9 +96,13 @@ def check_head(numbers: Numbers) -> Found:
             logits = numbers.compile(head.train())(features)
         logits.float().square().sum().backward()
         yield numbers.compare(f"head {tag}", logits, arrays[f"{tag}/y"])
-        yield numbers.compare(f"head {tag} gradient of its input", _gradient_of(features), arrays[f"{tag}/dx"])
         yield numbers.compare(
-            f"head {tag} gradient of the prototypes", _gradient_of(head.last_layer.weight_v), arrays[f"{tag}/dv"]
+            f"head {tag} gradient of its input", _gradient_of(features), arrays[f"{tag}/dx"]
+        )
+        yield numbers.compare(
+            f"head {tag} gradient of the prototypes",
+            _gradient_of(head.last_layer.weight_v),
+            arrays[f"{tag}/dv"],
         )
 
 
@@ -112,7 +120,9 @@ def check_vit(numbers: Numbers) -> Found:
         }
         for key in arrays:
             kind, *place = key.split("/")
-            skipped = numbers.compiled and (kind != "cls" or (numbers.few and (patch != 16 or "224x224" not in key)))
+            skipped = numbers.compiled and (
+                kind != "cls" or (numbers.few and (patch != 16 or "224x224" not in key))
+            )
             if kind not in kinds or skipped:
                 continue
             images = numbers.draw(int(place[0]), *map(int, place[1].split("x")))
@@ -132,21 +142,30 @@ def check_optimizer(numbers: Numbers) -> Found:
     for place, (parameter, scale) in enumerate(zip(parameters, (10, 0.1, 1, 3), strict=True)):
         parameter.grad = numbers.draw(50 + place, *parameter.shape) * scale
     total, _ = clip_gradients(parameters, 3.0, fused=fused)
-    yield numbers.compare("norm of all gradients", total, np.asarray(np.linalg.norm(arrays["clip/norms"])))
+    yield numbers.compare(
+        "norm of all gradients", total, np.asarray(np.linalg.norm(arrays["clip/norms"]))
+    )
     for place, parameter in enumerate(parameters):
-        yield numbers.compare(f"clipped gradient {place}", _gradient_of(parameter), arrays[f"clip/g{place}"])
+        yield numbers.compare(
+            f"clipped gradient {place}", _gradient_of(parameter), arrays[f"clip/g{place}"]
+        )
     parameters = _golden_parameters(numbers)
     groups = [
         {"params": [parameters[place] for place in places], "last_layer": [], "decayed": decayed}
         for places, decayed in (((0, 2), True), ((1, 3), False))
     ]
-    optimizer, inputs = LARS(groups), UpdateInputs(*(numbers.number(value) for value in (0.3, 0.04, 1.0, 1.0)))
+    optimizer, inputs = (
+        LARS(groups),
+        UpdateInputs(*(numbers.number(value) for value in (0.3, 0.04, 1.0, 1.0))),
+    )
     for step in range(4):
         for place, parameter in enumerate(parameters):
             parameter.grad = numbers.draw(60 + 10 * step + place, *parameter.shape)
         optimizer.step(inputs)
         for place, parameter in enumerate(parameters):
-            yield numbers.compare(f"LARS step {step} parameter {place}", parameter, arrays[f"lars/{step}/p{place}"])
+            yield numbers.compare(
+                f"LARS step {step} parameter {place}", parameter, arrays[f"lars/{step}/p{place}"]
+            )
 
 
 def _gradient_of(tensor: Tensor) -> Tensor:
@@ -156,20 +175,27 @@ def _gradient_of(tensor: Tensor) -> Tensor:
 
 
 def _golden_parameters(numbers: Numbers) -> list[nn.Parameter]:
-    return [nn.Parameter(numbers.draw(40 + place, *shape)) for place, shape in enumerate(PARAMETER_SHAPES)]
+    return [
+        nn.Parameter(numbers.draw(40 + place, *shape))
+        for place, shape in enumerate(PARAMETER_SHAPES)
+    ]
 
 
 def check_ema(numbers: Numbers) -> Found:
     """The teacher after one move, against the formula in float64."""
     shapes = {"weight": (48, 64), "bias": (48,)}
     student, teacher = nn.Linear(64, 48), nn.Linear(64, 48)
-    drawn = {name: (golden.draw(71, *shape), golden.draw(72, *shape)) for name, shape in shapes.items()}
+    drawn = {
+        name: (golden.draw(71, *shape), golden.draw(72, *shape)) for name, shape in shapes.items()
+    }
     numbers.build(student, {name: pair[0] for name, pair in drawn.items()})
     numbers.build(teacher, {name: pair[1] for name, pair in drawn.items()})
     update_teacher(teacher, student, numbers.number(0.9))
     for name, (source, target) in drawn.items():
         yield numbers.compare(
-            f"EMA {name}", getattr(teacher, name), 0.9 * target.astype("f8") + 0.1 * source.astype("f8")
+            f"EMA {name}",
+            getattr(teacher, name),
+            0.9 * target.astype("f8") + 0.1 * source.astype("f8"),
         )
 
 
@@ -189,22 +215,35 @@ def check_trajectory(numbers: Numbers) -> Found:
         normalization=Normalization(),
         clip_grad=3.0,
     )
-    step = device.compile_train(program, build_optimizer("adamw", student, fused=device.fuses_updates), 1)
+    step = device.compile_train(
+        program, build_optimizer("adamw", student, fused=device.fuses_updates), 1
+    )
     for iteration in range(8):
-        views = [golden.draw(200 + 10 * iteration + view, 2, 3, *[224 if view < 2 else 96] * 2) for view in range(6)]
-        batch = GivenViews(*(torch.from_numpy(np.concatenate(part)) for part in (views[:2], views[2:])))
+        views = [
+            golden.draw(200 + 10 * iteration + view, 2, 3, *[224 if view < 2 else 96] * 2)
+            for view in range(6)
+        ]
+        batch = GivenViews(
+            *(torch.from_numpy(np.concatenate(part)) for part in (views[:2], views[2:]))
+        )
         before = program.meters.clone()
         rates = [float(arrays[name][iteration]) for name in ("lr", "wd", "momentum")]
         step(batch, StepInputs.on_host([*rates, 0.04, iteration >= 4]))
         loss = (program.meters - before)[METERS.index("loss")]
         yield numbers.compare(f"loss of step {iteration}", loss, arrays["losses"][iteration], limit)
-        yield numbers.compare(f"center of step {iteration}", program.center[0], arrays["centers"][iteration], limit)
+        yield numbers.compare(
+            f"center of step {iteration}", program.center[0], arrays["centers"][iteration], limit
+        )
     for name, network in (("student", student), ("teacher", teacher)):
         for key, tensor in network.state_dict().items():
             factor = KEY_BIAS if key.endswith("attn.qkv.bias") else 1.0
-            yield numbers.compare(f"{name} {key} after 8 steps", tensor, arrays[f"{name}/{key}"], factor * limit)
+            yield numbers.compare(
+                f"{name} {key} after 8 steps", tensor, arrays[f"{name}/{key}"], factor * limit
+            )
 
 
 def _golden_network(*, norm_last_layer: bool) -> MultiCrop:
-    head = DINOHead(in_dim=48, out_dim=256, hidden_dim=64, bottleneck_dim=32, norm_last_layer=norm_last_layer)
+    head = DINOHead(
+        in_dim=48, out_dim=256, hidden_dim=64, bottleneck_dim=32, norm_last_layer=norm_last_layer
+    )
     return MultiCrop(VisionTransformer(embed_dim=48, depth=2, heads=3), head)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from dino import golden
 from dino.runtime.context import Run
 
-Found = Iterator[tuple[str, float, float]]  # what was computed, how far it is off, how far it may be
+Found = Iterator[
+    tuple[str, float, float]
+]  # what was computed, how far it is off, how far it may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +38,16 @@ class Numbers:
 
     def draw(self, key: int, *shape: int) -> Tensor:
         """A float32 input on the device."""
-        return self.place(golden.draw(key, *shape))
+        return self.to_device(golden.draw(key, *shape))
 
-    def place(self, array: Any) -> Tensor:
+    def to_device(self, array: Any) -> Tensor:
         """Numbers of the host to the device."""
-        placed: Tensor = self.run.device.place(torch.as_tensor(np.asarray(array, order="C")))
+        placed: Tensor = self.run.device.to_device(torch.as_tensor(np.asarray(array, order="C")))
         return placed
 
     def number(self, value: float) -> Tensor:
         """() float32 on the device."""
-        return self.place(np.float32(value))
+        return self.to_device(np.float32(value))
 
     def build(self, module: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
         """A module with these weights, on the device, compiled where the mode says so."""
@@ -63,11 +65,15 @@ class Numbers:
         wanted = torch.from_numpy(np.asarray(expected)).double()
         got = value.detach().cpu().double()
         error = (
-            float((got - wanted).norm() / wanted.norm().clamp(min=1e-30)) if got.shape == wanted.shape else float("inf")
+            float((got - wanted).norm() / wanted.norm().clamp(min=1e-30))
+            if got.shape == wanted.shape
+            else float("inf")
         )
         return name, error, self.limit if limit is None else limit
 
 
 def select_below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The arrays whose keys begin with `prefix`, without it."""
-    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)
+    }

@@ -28,7 +28,9 @@ FREE = {  # of computing, though torch does not call them views
     *("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"),
     *("detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias"),
 }
-RATES = [1e-4 * (1 + place % 7) for place in range(1000)]  # a changed learning rate is what a new graph would come from
+RATES = [
+    1e-4 * (1 + place % 7) for place in range(1000)
+]  # a changed learning rate is what a new graph would come from
 
 
 class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves what it calls for subclasses untyped
@@ -77,7 +79,7 @@ def watch_phases(program: DinoProgram, enter: Callable[[str], None]) -> Iterator
 class Workload:
     """A step bound to one batch of drawn pixels; the other fields are what it is made of."""
 
-    options: TrainConfig
+    config: TrainConfig
     run: Run
     program: DinoProgram
     optimizer: torch.optim.Optimizer
@@ -95,28 +97,34 @@ class Workload:
     @property
     def images(self) -> int:
         """Of one step."""
-        return self.options.data.batch_size_per_device * self.options.run.accumulate_steps
+        return self.config.data.batch_size_per_device * self.config.run.accumulate_steps
 
 
-def build_workload(options: TrainConfig, run: Run) -> Workload:
+def build_workload(config: TrainConfig, run: Run) -> Workload:
     """Networks, optimizer and step as a training run has them, and pixels in host memory."""
     host = torch.device("cpu")
-    count = options.data.batch_size_per_device * options.run.accumulate_steps
-    batch = make_batch(build_recipe(options), count, seed=options.run.seed, device=host, place=lambda rows: rows)
+    count = config.data.batch_size_per_device * config.run.accumulate_steps
+    batch = make_batch(
+        build_recipe(config), count, seed=config.run.seed, device=host, to_device=lambda rows: rows
+    )
     pinned = run.device.pins_memory
     if pinned:
-        batch = type(batch)(*(field.pin_memory(*[pinned] * isinstance(pinned, str)) for field in batch))
-    student, teacher = build_networks(options, run)
-    optimizer = build_optimizer(options.optim.optimizer, student, fused=run.device.fuses_updates, eps=options.optim.eps)
-    program = build_program(options, student, teacher, run)
-    step = run.device.compile_train(program, optimizer, options.run.accumulate_steps)
+        batch = type(batch)(
+            *(field.pin_memory(*[pinned] * isinstance(pinned, str)) for field in batch)
+        )
+    student, teacher = build_networks(config, run)
+    optimizer = build_optimizer(
+        config.optim.optimizer, student, fused=run.device.fuses_updates, eps=config.optim.eps
+    )
+    program = build_program(config, student, teacher, run)
+    step = run.device.compile_train(program, optimizer, config.run.accumulate_steps)
     return Workload(
-        options=options,
+        config=config,
         run=run,
         program=program,
         optimizer=optimizer,
         step=step,
-        draws=StepDraws(options, student, run.device, run.processes.rank),
+        draws=StepDraws(config, student, run.device, run.processes.rank),
         batch=batch,
     )
 
@@ -163,7 +171,11 @@ def count_step(work: Workload) -> dict[str, Any]:
     whole = counts.launches.total()
     with StepCounts() as counts, watch_phases(work.program, counts.enter):
         work()
-    return {"host reads a step": counts.reads, "launches a step": whole, "launches by phase": dict(counts.launches)}
+    return {
+        "host reads a step": counts.reads,
+        "launches a step": whole,
+        "launches by phase": dict(counts.launches),
+    }
 
 
 def time_phases(work: Workload, repeats: int = 3) -> dict[str, float]:
@@ -177,4 +189,7 @@ def time_phases(work: Workload, repeats: int = 3) -> dict[str, float]:
             work()
             clock.enter("")
             found.append(dict(clock.seconds))
-    return {phase: 1e3 * statistics.median(each.get(phase, 0.0) for each in found[1:]) for phase in found[-1]}
+    return {
+        phase: 1e3 * statistics.median(each.get(phase, 0.0) for each in found[1:])
+        for phase in found[-1]
+    }

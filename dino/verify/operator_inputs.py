@@ -20,14 +20,53 @@ POOL = 1_000_003  # numbers of a pool, a prime: rows of no tensor repeat
 SHIFT = 7919  # numbers of the pool between the beginnings of two tensors of a call
 POSITIVE = frozenset(
     {
-        *("addcdiv", "div", "fused_adamw", "log", "log10", "log1p", "log2", "pow", "reciprocal", "rsqrt", "sqrt"),
-        *("binary_cross_entropy", "floor_divide", "fmod", "lgamma", "logit", "native_batch_norm", "remainder", "xlogy"),
+        *(
+            "addcdiv",
+            "div",
+            "fused_adamw",
+            "log",
+            "log10",
+            "log1p",
+            "log2",
+            "pow",
+            "reciprocal",
+            "rsqrt",
+            "sqrt",
+        ),
+        *(
+            "binary_cross_entropy",
+            "floor_divide",
+            "fmod",
+            "lgamma",
+            "logit",
+            "native_batch_norm",
+            "remainder",
+            "xlogy",
+        ),
     }
 )
 COMPARING = frozenset(
-    {"ceil", "eq", "floor", "frac", "ge", "gt", "le", "lt", "maximum", "minimum", "ne", "round", "sign", "trunc"}
+    {
+        "ceil",
+        "eq",
+        "floor",
+        "frac",
+        "ge",
+        "gt",
+        "le",
+        "lt",
+        "maximum",
+        "minimum",
+        "ne",
+        "round",
+        "sign",
+        "trunc",
+    }
 )
-WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # in what the reference computes
+WIDER = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}  # in what the reference computes
 
 
 class Inputs:
@@ -37,10 +76,12 @@ class Inputs:
         """Draw."""
         self.call = call
         specs = list(call.specs())
-        self.bound = min((min(spec.size, default=1) for spec in specs if spec.dtype.is_floating_point), default=1)
+        self.bound = min(
+            (min(spec.size, default=1) for spec in specs if spec.dtype.is_floating_point), default=1
+        )
         self.memory = [self._draw(spec, number) for number, spec in enumerate(specs)]
 
-    def place(self, device: torch.device) -> tuple[list[Any], dict[str, Any]]:
+    def to_device(self, device: torch.device) -> tuple[list[Any], dict[str, Any]]:
         """Arguments and keywords on a device; what the call uploads stays in host memory."""
         taken = iter(self.memory)
 

@@ -53,7 +53,11 @@ class Spec(NamedTuple):
             return 0
         if self.stride is None:
             return functools.reduce(int.__mul__, self.size, 1)
-        return self.offset + 1 + sum((size - 1) * step for size, step in zip(self.size, self.stride, strict=True))
+        return (
+            self.offset
+            + 1
+            + sum((size - 1) * step for size, step in zip(self.size, self.stride, strict=True))
+        )
 
 
 class Call(NamedTuple):
@@ -120,7 +124,9 @@ def read_calls(number_format: str, batch: int, content: dict[str, Any] | None = 
 @functools.cache
 def read_file() -> dict[str, Any]:
     """The file's content: `recorded` (how), `lists` of tensors, `operators`, and `steps` by format and batch."""
-    content: dict[str, Any] = json.loads(resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(
+        resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
+    )
     return content
 
 

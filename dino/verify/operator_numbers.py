@@ -25,14 +25,58 @@ PART = 1 << 17  # numbers compared at a time
 ROUNDINGS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4, torch.float16: 4}  # S
 DEVIATIONS = 4  # A
 FEWEST_SAMPLES = 16  # random numbers that have moments worth a comparison
-MOMENT_DEVIATIONS = 6  # standard errors between the moments of two samples: 2e-9 of them are farther apart
+MOMENT_DEVIATIONS = (
+    6  # standard errors between the moments of two samples: 2e-9 of them are farther apart
+)
 
 EXACT = frozenset(
     {
-        *("abs", "amax", "amin", "ceil", "clamp", "clamp_max", "clamp_min", "copysign", "floor", "maximum", "minimum"),
-        *("neg", "round", "sign", "trunc", "fill", "masked_fill", "new_zeros", "ones_like", "scalar_tensor", "zero"),
-        *("zeros", "zeros_like", "alias", "cat", "clone", "constant_pad_nd", "copy", "detach", "embedding", "flip"),
-        *("gather", "index_select", "lift_fresh", "replication_pad2d", "select_backward", "slice_backward", "stack"),
+        *(
+            "abs",
+            "amax",
+            "amin",
+            "ceil",
+            "clamp",
+            "clamp_max",
+            "clamp_min",
+            "copysign",
+            "floor",
+            "maximum",
+            "minimum",
+        ),
+        *(
+            "neg",
+            "round",
+            "sign",
+            "trunc",
+            "fill",
+            "masked_fill",
+            "new_zeros",
+            "ones_like",
+            "scalar_tensor",
+            "zero",
+        ),
+        *(
+            "zeros",
+            "zeros_like",
+            "alias",
+            "cat",
+            "clone",
+            "constant_pad_nd",
+            "copy",
+            "detach",
+            "embedding",
+            "flip",
+        ),
+        *(
+            "gather",
+            "index_select",
+            "lift_fresh",
+            "replication_pad2d",
+            "select_backward",
+            "slice_backward",
+            "stack",
+        ),
         "where",
     }
 )
@@ -41,10 +85,22 @@ EXACT = frozenset(
 SHORT_SUMS = frozenset({"native_layer_norm_backward"})
 PRODUCTS = frozenset({"addbmm", "addmm", "baddbmm", "bmm", "dot", "mm", "mv"})
 RANDOM = frozenset(
-    {"bernoulli", "dropout", "native_dropout", "normal", "rand", "rand_like", "randn", "randn_like", "uniform"}
+    {
+        "bernoulli",
+        "dropout",
+        "native_dropout",
+        "normal",
+        "rand",
+        "rand_like",
+        "randn",
+        "randn_like",
+        "uniform",
+    }
 )
 UNIT = frozenset({"bernoulli", "rand", "rand_like", "uniform"})  # random numbers from 0 to 1
-UNSET = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})  # any numbers do
+UNSET = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+)  # any numbers do
 
 
 def compare(call: Call, operator: Any, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
@@ -79,7 +135,11 @@ def compare(call: Call, operator: Any, found: Sequence[Tensor], expected: Sequen
 def _choose_tolerance(call: Call, function: str, result: Tensor) -> tuple[float, float]:
     """Of rounding, relative to a number and to all of them; and of summing, relative to all."""
     kinds = {result.dtype, *(spec.dtype for spec in call.specs())} & ROUNDINGS.keys()
-    eps = max(torch.finfo(kind).eps for kind in kinds) if function in SHORT_SUMS else torch.finfo(torch.float32).eps
+    eps = (
+        max(torch.finfo(kind).eps for kind in kinds)
+        if function in SHORT_SUMS
+        else torch.finfo(torch.float32).eps
+    )
     rounding = max(ROUNDINGS[kind] * torch.finfo(kind).eps for kind in kinds)
     return rounding, DEVIATIONS * eps * math.sqrt(_count_terms(call, function, result))
 
@@ -97,7 +157,10 @@ def _count_terms(call: Call, function: str, result: Tensor) -> int:
 
 
 def _is_exact(function: str, operator: Any, result: Tensor) -> bool:
-    is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in operator._schema.returns)
+    is_view = any(
+        each.alias_info is not None and not each.alias_info.is_write
+        for each in operator._schema.returns
+    )
     is_copy = function == "to_copy" and result.dtype not in (torch.bfloat16, torch.float16)
     return is_view or is_copy or function in EXACT or not result.is_floating_point()
 

@@ -27,14 +27,20 @@ __all__ = ["BATCHES", "FORMATS", "Outcome", "Status", "list_operators", "replay"
 
 Status = Literal["pass", "missing", "failing", "inaccurate", "fell back", "not run"]
 
-LARGEST = 8 << 30  # bytes of inputs; host and device hold them, the widened ones and the results at once
+LARGEST = (
+    8 << 30
+)  # bytes of inputs; host and device hold them, the widened ones and the results at once
 LAUNCHES, SECONDS = 20, 0.02  # of one timing, whichever is less; the median is of TIMINGS
 TIMINGS = 3
 
-UNSUPPORTED = "is not yet supported on"  # the bridge's word for an operator that it may not run on the host
+UNSUPPORTED = (
+    "is not yet supported on"  # the bridge's word for an operator that it may not run on the host
+)
 MISSING = (UNSUPPORTED, "Could not run")
 NO_MEMORY = ("out of memory", "allocation failed", "can't allocate memory", "not enough memory")
-PLACE_ON_CPU = "PT_HPU_PLACE_ON_CPU"  # the bridge's: set, it refuses to run other operators on the host
+PLACE_ON_CPU = (
+    "PT_HPU_PLACE_ON_CPU"  # the bridge's: set, it refuses to run other operators on the host
+)
 
 
 class Outcome(NamedTuple):
@@ -72,7 +78,9 @@ def replay(
     skip: Collection[str] = (),
 ) -> list[Outcome]:
     """All of `replay_each`."""
-    return list(replay_each(device, number_format, batch=batch, seconds=seconds, report=report, skip=skip))
+    return list(
+        replay_each(device, number_format, batch=batch, seconds=seconds, report=report, skip=skip)
+    )
 
 
 def replay_each(
@@ -115,12 +123,18 @@ def run_call(device: EagerDevice, call: Call) -> Outcome:
         return Outcome(call.name, "not run", f"torch {torch.__version__} has no {call.operator}")
     size = sum(spec.extent * spec.dtype.itemsize for spec in call.specs())
     if size > LARGEST:
-        return Outcome(call.name, "not run", f"its inputs take {size >> 20} MiB, more than {LARGEST >> 20} MiB")
+        return Outcome(
+            call.name, "not run", f"its inputs take {size >> 20} MiB, more than {LARGEST >> 20} MiB"
+        )
     try:
         with torch.no_grad():
             return _run(device, call, operator)
     except _NoReferenceError as error:
-        return Outcome(call.name, "not run", f"no reference, since it fails on the CPU: {_shorten(error.args[0])}")
+        return Outcome(
+            call.name,
+            "not run",
+            f"no reference, since it fails on the CPU: {_shorten(error.args[0])}",
+        )
     except Exception as error:  # noqa: BLE001 - whatever a backend throws is the finding
         return Outcome(call.name, *explain(device, error))
 
@@ -131,7 +145,7 @@ class _NoReferenceError(Exception):
 
 def _run(device: EagerDevice, call: Call, operator: Any) -> Outcome:
     inputs = Inputs(call)
-    arguments, keywords = inputs.place(device.torch_device)
+    arguments, keywords = inputs.to_device(device.torch_device)
     try:
         expected = _collect(operator, *inputs.widen())
     except Exception as error:  # noqa: BLE001 - as above
@@ -157,7 +171,10 @@ def _collect(operator: Any, arguments: Sequence[Any], keywords: dict[str, Any]) 
             value = arguments[place] if place < len(arguments) else keywords.get(argument.name)
             changed += find_leaves([value], Tensor)
     returned = find_leaves([result], Tensor)
-    return [*changed, *(tensor for tensor in returned if all(tensor is not other for other in changed))]
+    return [
+        *changed,
+        *(tensor for tensor in returned if all(tensor is not other for other in changed)),
+    ]
 
 
 def measure(device: EagerDevice, launch: Callable[[], object]) -> float:
@@ -186,7 +203,9 @@ def explain(device: EagerDevice, error: Exception) -> tuple[Status, str]:
         return "fell back", f"only the host has it, and {PLACE_ON_CPU} forbids that: {text}"
     if isinstance(error, NotImplementedError) or any(words in str(error) for words in MISSING):
         return "missing", text
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in NO_MEMORY):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        w in str(error).lower() for w in NO_MEMORY
+    ):
         return "failing", f"out of memory: {text}"
     meaning = device.explain(error) if isinstance(error, RuntimeError) else None
     return "failing", f"{text} ({meaning})" if meaning else text
@@ -200,4 +219,6 @@ def _shorten(error: Exception) -> str:
 
 def _count_fallbacks(device: EagerDevice) -> float:
     """Operators that the host has run for the device so far, where the device counts them."""
-    return sum(count for tag, count in device.read_counters().items() if tag.endswith("cpu_fallbacks"))
+    return sum(
+        count for tag, count in device.read_counters().items() if tag.endswith("cpu_fallbacks")
+    )

@@ -42,7 +42,10 @@ def _lines(report: Mapping[str, Any], place: str) -> Iterator[str]:
     yield ""
     yield _wrap("mode to take:  ", conclusion["reason"])
     yield _wrap("next:          ", conclusion["next"])
-    yield _wrap("to send back:  ", f"{place}, whatever it says: it holds no names of hosts, users or folders")
+    yield _wrap(
+        "to send back:  ",
+        f"{place}, whatever it says: it holds no names of hosts, users or folders",
+    )
     yield ""
     yield from (f"{word}: {meaning}" for word, meaning in WORDS.items())
 
@@ -64,4 +67,9 @@ def _tell_parts(step: Mapping[str, Any]) -> Iterator[str]:
 def _wrap(head: str, text: str) -> str:
     plain = " ".join(str(text).split())
     indent = " " * len(head)
-    return textwrap.fill(plain, WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False) or head
+    return (
+        textwrap.fill(
+            plain, WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False
+        )
+        or head
+    )

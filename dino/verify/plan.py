@@ -8,11 +8,23 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from dino.devices.hpu.software import find_version, is_vendor_torch
-from dino.verify.base import FAIL, LAZY, NOT_RUN, Finding, Result, Setting, StepReport, Variant, accept
+from dino.verify.base import (
+    FAIL,
+    LAZY,
+    NOT_RUN,
+    Finding,
+    Result,
+    Setting,
+    StepReport,
+    Variant,
+    accept,
+)
 from dino.verify.runner import Runner
 
 STEPS = ("facts", "product", "golden", "operators", "alignment", "training", "speed", "cards")
-LIMITS: Mapping[str, Mapping[str, float]] = {  # seconds, by size and step; ten minutes and four together
+LIMITS: Mapping[
+    str, Mapping[str, float]
+] = {  # seconds, by size and step; ten minutes and four together
     "full": dict(zip(STEPS, (30.0, 30.0, 60.0, 90.0, 90.0, 110.0, 160.0, 30.0), strict=True)),
     "quick": dict(zip(STEPS, (15.0, 15.0, 45.0, 30.0, 60.0, 30.0, 20.0, 25.0), strict=True)),
 }
@@ -52,7 +64,9 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
         self.report = report
 
 
-def verify(setting: Setting, *, chosen: Collection[str], patience: float, show: Show) -> Iterator[StepReport]:
+def verify(
+    setting: Setting, *, chosen: Collection[str], patience: float, show: Show
+) -> Iterator[StepReport]:
     """Run the steps one after the other; none of them can keep the others from running.
 
     After Ctrl-C the step under way is given with what it had found, and the others are not run.
@@ -122,7 +136,9 @@ def run_step(runner: Runner, number: int, step: Any, limit: float, show: Show) -
 
 def _run(runner: Runner, name: str, variant: Variant, left: float, limit: float) -> Result:
     if left < LEAST:
-        return Result(variant=variant, kind="not run", error=f"no time was left of this step's {limit:g} s")
+        return Result(
+            variant=variant, kind="not run", error=f"no time was left of this step's {limit:g} s"
+        )
     return runner.run(name, variant, left)
 
 
@@ -131,12 +147,22 @@ def judge(step: Any, results: Sequence[Result], setting: Setting) -> list[Findin
     good = [result for result in results if not result.kind]
     try:
         judged = step.judge(good, setting)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # figures nobody expected
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # figures nobody expected
         told = f"its figures are not understood ({type(error).__name__}: {error})"
         judged = [accept(result, FAIL, told, REMEDIES["error"]) for result in good]
     found = {finding.variant.label: finding for finding in judged}
-    tell: Callable[[Finding, Setting], Finding] = getattr(step, "tell_failure", lambda finding, _: finding)
-    found |= {result.variant.label: tell(explain(result), setting) for result in results if result.kind}
+    tell: Callable[[Finding, Setting], Finding] = getattr(
+        step, "tell_failure", lambda finding, _: finding
+    )
+    found |= {
+        result.variant.label: tell(explain(result), setting) for result in results if result.kind
+    }
     return [found[result.variant.label] for result in results if result.variant.label in found]
 
 
@@ -147,7 +173,8 @@ def explain(result: Result) -> Finding:
     return Finding(
         variant=result.variant,
         status=status,
-        summary=reason or (f"out of memory: {result.error}" if result.kind == "memory" else result.error),
+        summary=reason
+        or (f"out of memory: {result.error}" if result.kind == "memory" else result.error),
         remedy=REMEDIES.get(result.kind) if status == FAIL else None,
         figures={"kind": result.kind, "last": result.last},
         log=result.log if status == FAIL else "",

@@ -14,7 +14,16 @@ from dino.verify.conclusion import Conclusion
 from dino.verify.scrub import build_cleaner
 
 SCHEMA = 1  # raise it whenever a reader of the report would have to change
-NAMES = ("schema", "status", "name", "device", "size", "mode", "precision", "number")  # ours, and never a machine's
+NAMES = (
+    "schema",
+    "status",
+    "name",
+    "device",
+    "size",
+    "mode",
+    "precision",
+    "number",
+)  # ours, and never a machine's
 
 
 def build_report(
@@ -49,7 +58,8 @@ def build_report(
         "status": find_worst(report.status for report in reports),
         "steps": [_describe_step(report, clean) for report in reports],
         "conclusion": {
-            name: value if name in NAMES else make_plain(clean(value)) for name, value in asdict(conclusion).items()
+            name: value if name in NAMES else make_plain(clean(value))
+            for name, value in asdict(conclusion).items()
         },
     }
 

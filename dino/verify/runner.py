@@ -60,7 +60,9 @@ class _Running:
         for line in whole.splitlines():
             told = json.loads(line)
             self.last, self.within = told.get("say", self.last), told.get("within")
-            self.answer |= {name: value for name, value in told.items() if name not in {"say", "within"}}
+            self.answer |= {
+                name: value for name, value in told.items() if name not in {"say", "within"}
+            }
         if whole:
             self.said = time.monotonic()
         return bool(whole)
@@ -79,8 +81,15 @@ class Runner:
         """Start the server; it imports while the first variant is chosen."""
         root = str(Path(dino.__file__).parents[1])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(self.setting.folder), TOKEN: self.token}
-        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a bridge is for the process that opens the device
+        environment = {
+            **os.environ,
+            "PYTHONPATH": paths,
+            "TMPDIR": str(self.setting.folder),
+            TOKEN: self.token,
+        }
+        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = (
+            "0"  # a bridge is for the process that opens the device
+        )
         with (self.setting.folder / "server.txt").open("wb") as said:
             self.server = subprocess.Popen(
                 [sys.executable, "-c", COMMAND],
@@ -148,18 +157,34 @@ class Runner:
                 if each.look() and each is running[0]:
                     self.show(each.last)
             codes = [self.ended.get(each.pid) for each in running]
-            if all(code is not None for code in codes) or any(codes) or self.server.poll() is not None:
+            if (
+                all(code is not None for code in codes)
+                or any(codes)
+                or self.server.poll() is not None
+            ):
                 return None
             if time.monotonic() > end:
                 return "time"
             if all(each.is_silent for each in running):
                 return "hang"
 
-    def _order(self, step: str, variant: Variant, rank: int, port: str, token: str, limit: float) -> None:
+    def _order(
+        self, step: str, variant: Variant, rank: int, port: str, token: str, limit: float
+    ) -> None:
         setting = asdict(self.setting) | {"folder": str(self.setting.folder)}
-        place: dict[str, int | str] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": variant.processes}
-        place |= {"LOCAL_WORLD_SIZE": variant.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        together = {name: str(value) for name, value in place.items()} if variant.processes > 1 else {}
+        place: dict[str, int | str] = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": variant.processes,
+        }
+        place |= {
+            "LOCAL_WORLD_SIZE": variant.processes,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        together = (
+            {name: str(value) for name, value in place.items()} if variant.processes > 1 else {}
+        )
         order = {
             "step": step,
             "variant": _as_plain(variant),
@@ -184,7 +209,11 @@ class Runner:
 
     def _await(self, done: Callable[[], bool], seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not done() and time.monotonic() < end and (self.server.poll() is None or self._listen(0)):
+        while (
+            not done()
+            and time.monotonic() < end
+            and (self.server.poll() is None or self._listen(0))
+        ):
             self._listen(POLL)
         return done()
 
@@ -206,11 +235,17 @@ class Runner:
         return bool(read)
 
     def _explain_server(self) -> str:
-        text = (self.setting.folder / "server.txt").read_text(encoding="utf-8", errors="replace").strip()
+        text = (
+            (self.setting.folder / "server.txt")
+            .read_text(encoding="utf-8", errors="replace")
+            .strip()
+        )
         return f"the process that starts the others does not answer: {text.splitlines()[-1] if text else 'no word'}"
 
 
-def _conclude(variant: Variant, running: list[_Running], stopped: str | None, seconds: float) -> Result:
+def _conclude(
+    variant: Variant, running: list[_Running], stopped: str | None, seconds: float
+) -> Result:
     """Of several processes, the first that failed by itself speaks for all."""
     failed = [each for each in running if "error" in each.answer or (each.code or 0) < 0] or running
     chosen = next((each for each in failed if "error" in each.answer), failed[0])
@@ -220,7 +255,11 @@ def _conclude(variant: Variant, running: list[_Running], stopped: str | None, se
     more["log"] = read_end(chosen.log)
     if stopped is not None:
         last = f"; the last it said was: {chosen.last}" if chosen.last else ""
-        word = f"no word for {chosen.within:g} s" if stopped == "hang" else f"no end within {seconds:.0f} s"
+        word = (
+            f"no word for {chosen.within:g} s"
+            if stopped == "hang"
+            else f"no end within {seconds:.0f} s"
+        )
         return Result(kind=stopped, error=f"{word}{last}", **more)
     if "error" in chosen.answer:
         return Result(kind=chosen.answer["kind"], error=chosen.answer["error"], **more)
@@ -234,13 +273,18 @@ def _conclude(variant: Variant, running: list[_Running], stopped: str | None, se
 def read_end(path: Path) -> str:
     """The last lines of a process's output; empty where there is none."""
     with contextlib.suppress(OSError):
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+        return "\n".join(
+            path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+        )
     return ""
 
 
 def _as_plain(variant: Variant) -> Mapping[str, Any]:
     """As JSON has it: mappings are dictionaries."""
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(variant).items()}
+    return {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in vars(variant).items()
+    }
 
 
 def _find_port() -> int:

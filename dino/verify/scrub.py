@@ -15,14 +15,38 @@ from typing import Any
 from dino.doctor.scrub import build_scrubber
 
 NUMBERS = re.compile(r"[-+.,0-9]*")
-WORDS = {"true", "false", "all", "none", "yes", "no", "on", "off", "info", "warning", "error", "debug", "critical"}
+WORDS = {
+    "true",
+    "false",
+    "all",
+    "none",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "info",
+    "warning",
+    "error",
+    "debug",
+    "critical",
+}
 
 
 def build_cleaner(environment: Mapping[str, str] = os.environ) -> Callable[[Any], Any]:
     """What scrubs a text, or every text in nested dictionaries and lists, the keys included."""
-    folders = {str(Path.home()), os.getcwd(), tempfile.gettempdir(), sys.prefix, sys.base_prefix, *sys.path}
+    folders = {
+        str(Path.home()),
+        os.getcwd(),
+        tempfile.gettempdir(),
+        sys.prefix,
+        sys.base_prefix,
+        *sys.path,
+    }
     scrub = build_scrubber(
-        environment, host=socket.gethostname(), paths=folders, users={_find_user(), Path.home().name}
+        environment,
+        host=socket.gethostname(),
+        paths=folders,
+        users={_find_user(), Path.home().name},
     )
 
     def clean(value: Any) -> Any:

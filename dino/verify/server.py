@@ -20,7 +20,13 @@ from dino.verify.child import work
 from dino.verify.families import TOKEN, end_family
 
 PRELOADED = (  # torch first; TensorBoard takes a second by itself
-    *("torch", "dino.training.trainer", "dino.training.alignment", "dino.evaluation.knn", "torch.utils.tensorboard"),
+    *(
+        "torch",
+        "dino.training.trainer",
+        "dino.training.alignment",
+        "dino.evaluation.knn",
+        "torch.utils.tensorboard",
+    ),
 )
 POLL = 0.02  # seconds between two looks at what has ended
 
@@ -62,7 +68,9 @@ def _fork(order: dict[str, Any]) -> int:
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(log), "w", encoding="utf-8", buffering=1) for _ in range(2))
+        sys.stdout, sys.stderr = (
+            os.fdopen(os.dup(log), "w", encoding="utf-8", buffering=1) for _ in range(2)
+        )
         code = work(order)
         atexit._run_exitfuncs()
     finally:

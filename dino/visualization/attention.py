@@ -33,11 +33,11 @@ from dino.visualization.pictures import (
     Pixels,
     Sheet,
     color,
-    enlarge,
-    mark,
+    draw_mask,
     overlay,
     save_picture,
     to_picture,
+    upsample_nearest,
 )
 from dino.weights.formats.mae import is_autoencoder
 from dino.weights.load import load_backbone
@@ -59,7 +59,9 @@ class ClsAttention(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Attention of the CLS token to every patch: (B, C, H, W) -> (B, heads, h, w), without an N x N tensor."""
         row = self.backbone.get_last_selfattention(images, queries=slice(0, 1))[:, :, 0, 1:]
-        return torch.unflatten(row, -1, [side // self.backbone.patch_size for side in images.shape[-2:]])
+        return torch.unflatten(
+            row, -1, [side // self.backbone.patch_size for side in images.shape[-2:]]
+        )
 
 
 def keep_mass(maps: Tensor, share: float) -> Tensor:
@@ -101,7 +103,7 @@ class AttentionReader:
 
     def read_maps(self, pixels: Tensor) -> Tensor:
         """Maps of pixels, both in host memory: (B, C, H, W) uint8 -> (B, heads, h, w) float32."""
-        return self.infer(self.normalization(self.run.device.place(pixels))).float().cpu()
+        return self.infer(self.normalization(self.run.device.to_device(pixels))).float().cpu()
 
     def cut(self, image: Tensor, size: tuple[int, ...] | None, name: object) -> Tensor:
         """The view whose maps are read: resized (`resize_whole`), then as many patches as fit, from the top left.
@@ -114,7 +116,8 @@ class AttentionReader:
         view = resized[:, : height - height % patch, : width - width % patch]
         if 0 in view.shape:
             raise DataError(
-                f"{name}: not one patch of {patch} pixels fits into {height} x {width}", remedy="give a larger size"
+                f"{name}: not one patch of {patch} pixels fits into {height} x {width}",
+                remedy="give a larger size",
             )
         if view.shape != resized.shape and (height, width) not in self.told:
             self.told.add((height, width))
@@ -125,7 +128,7 @@ class AttentionReader:
         return view
 
 
-def open_attention(options: FrozenConfig, run: Run) -> AttentionReader:
+def open_attention(config: FrozenConfig, run: Run) -> AttentionReader:
     """Load the vision transformer that the options mean.
 
     Raises:
@@ -133,10 +136,10 @@ def open_attention(options: FrozenConfig, run: Run) -> AttentionReader:
         WeightsError: The weights do not fit.
     """
     # which network an autoencoder has, only the file tells
-    if options.backbone.arch and not is_autoencoder(options.backbone.arch):
-        check_arch(options.backbone.arch)
-        _check_vit(options.backbone.arch)
-    trained = load_backbone(options.backbone, options.weights)
+    if config.backbone.arch and not is_autoencoder(config.backbone.arch):
+        check_arch(config.backbone.arch)
+        _check_vit(config.backbone.arch)
+    trained = load_backbone(config.backbone, config.weights)
     _check_vit(trained.arch)
     assert isinstance(trained.module, VisionTransformer)
     return AttentionReader(
@@ -151,7 +154,9 @@ def open_attention(options: FrozenConfig, run: Run) -> AttentionReader:
 def _check_vit(arch: str) -> None:
     if not is_vit(arch):
         raise OptionError(
-            f"`arch` {arch} has no attention maps", value=arch, remedy=f"vision transformers have: {', '.join(VITS)}"
+            f"`arch` {arch} has no attention maps",
+            value=arch,
+            remedy=f"vision transformers have: {', '.join(VITS)}",
         )
 
 
@@ -162,10 +167,12 @@ def check_size(setting: str, size: tuple[int, ...] | None) -> None:
         OptionError: With the setting.
     """
     if size is not None and len(size) > 2:
-        raise OptionError(f"{setting} got {len(size)} numbers, wants height and width, or the shorter side alone")
+        raise OptionError(
+            f"{setting} got {len(size)} numbers, wants height and width, or the shorter side alone"
+        )
 
 
-def visualize_attention(options: AttentionConfig, run: Run) -> list[Path]:
+def visualize_attention(config: AttentionConfig, run: Run) -> list[Path]:
     """Write the maps of every image, and one contact sheet of them all; gives a folder an image.
 
     Files of an image: `img.png` (what the backbone sees), `attention.npy` (heads, h, w) float32, and for each head J
@@ -175,32 +182,41 @@ def visualize_attention(options: AttentionConfig, run: Run) -> list[Path]:
     Raises:
         DinoError: Wrong weights, an architecture without maps, missing or unreadable images, no place to write to.
     """
-    given = options.pictures.image_path or ()
-    check_size("`image_size`", options.pictures.image_size)
-    if not run.processes.is_first:
+    given = config.pictures.image_path or ()
+    check_size("`image_size`", config.pictures.image_size)
+    if not run.processes.is_rank_zero:
         return []
     paths = [image for path in given for image in find_images(path, "`image_path`")]
-    output = make_output_folder(options.output.output_dir)
-    check_target(options.report.json)
-    reader = open_attention(options, run)
+    output = make_output_folder(config.output.output_dir)
+    check_target(config.report.json)
+    reader = open_attention(config, run)
     alone = not given or (len(given) == 1 and Path(given[0]).is_file())
     folders = [output] if alone else [output / name for name in name_folders(paths)]
     sheet, progress, found = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
     images: Sequence[Path | None] = paths or [None]
     try:
         for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
-            view, heads = _read(path, options.pictures.image_size, reader)
+            view, heads = _read(path, config.pictures.image_size, reader)
             maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
-            _save_maps(make_output_folder(str(folder)), to_picture(view), maps, options.mask.threshold)
+            _save_maps(
+                make_output_folder(str(folder)), to_picture(view), maps, config.mask.threshold
+            )
             sheet.add(to_picture(view), maps.numpy())
-            found.append({"image": path and str(path), "folder": str(folder), "grid": list(heads.shape[1:])})
+            found.append(
+                {"image": path and str(path), "folder": str(folder), "grid": list(heads.shape[1:])}
+            )
             progress.advance(done)
     finally:  # one bad image in a folder does not take the sheet of those before it along
         progress.close()
         if found:
             sheets = [str(path) for path in sheet.close()]
-            logger.info("attention maps of %d image%s: %s", len(found), "s" * (len(found) > 1), " ".join(sheets))
-            write_result(options.report.json, {"images": found, "sheets": sheets})
+            logger.info(
+                "attention maps of %d image%s: %s",
+                len(found),
+                "s" * (len(found) > 1),
+                " ".join(sheets),
+            )
+            write_result(config.report.json, {"images": found, "sheets": sheets})
     return folders
 
 
@@ -217,7 +233,9 @@ def name_folders(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _read(path: Path | None, size: tuple[int, ...], reader: AttentionReader) -> tuple[Tensor, Tensor]:
+def _read(
+    path: Path | None, size: tuple[int, ...], reader: AttentionReader
+) -> tuple[Tensor, Tensor]:
     """One image's view (C, H, W) uint8 and its maps (heads, h, w)."""
     image = _draw(reader.in_chans) if path is None else read_image(path, reader.in_chans)
     view = reader.cut(image, size, path or "`image_size`")
@@ -227,7 +245,9 @@ def _read(path: Path | None, size: tuple[int, ...], reader: AttentionReader) -> 
 def _draw(channels: int) -> Tensor:
     """A picture where none is given: no package that this one needs brings a photograph, so it is one of the demo's."""
     if channels > 3:
-        raise DataError(f"`image_path` is missing: this backbone wants .npy files of {channels} channels")
+        raise DataError(
+            f"`image_path` is missing: this backbone wants .npy files of {channels} channels"
+        )
     logger.info("no `image_path`: an image of the embedded demo data set")
     drawn = draw_image(0, 0, "val", spec=DemoSpec(image_size=DRAWN_SIZE))
     return torch.from_numpy(drawn).permute(2, 0, 1)[:channels]
@@ -241,16 +261,24 @@ def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | N
     with atomic_write(folder / "attention.npy", "") as temporary, temporary.open("wb") as file:
         np.save(file, maps[:-1].numpy())
     for name, values in zip(names, maps.numpy(), strict=True):
-        heat = enlarge(color(values, VIRIDIS), patch_size)
+        heat = upsample_nearest(color(values, VIRIDIS), patch_size)
         save_picture(folder / f"attn-{name}.png", heat)
         save_picture(folder / f"overlay-{name}.png", overlay(picture, heat))
     if threshold is not None:
         for name, kept in zip(names, keep_mass(maps, threshold).numpy(), strict=True):
-            save_picture(folder / f"mask_th{threshold}_{name}.png", mark(picture, enlarge(kept, patch_size)))
+            save_picture(
+                folder / f"mask_th{threshold}_{name}.png",
+                draw_mask(picture, upsample_nearest(kept, patch_size)),
+            )
 
 
 def draw_sheet(
-    backbone: VisionTransformer, paths: Sequence[Path], *, size: int, normalization: Normalization, target: Path
+    backbone: VisionTransformer,
+    paths: Sequence[Path],
+    *,
+    size: int,
+    normalization: Normalization,
+    target: Path,
 ) -> Path:
     """Write one contact sheet of center crops.
 
@@ -265,7 +293,9 @@ def draw_sheet(
         DataError: An image cannot be decoded.
         OptionError: The target cannot be written.
     """
-    views = torch.stack([center_crop(read_image(path, len(normalization.mean)), size) for path in paths])
+    views = torch.stack(
+        [center_crop(read_image(path, len(normalization.mean)), size) for path in paths]
+    )
     with torch.inference_mode():
         maps = ClsAttention(backbone)(normalization(views)).numpy()
     make_output_folder(str(target.parent))

@@ -18,15 +18,21 @@ from dino.files import atomic_write
 Pixels = NDArray[np.uint8]
 
 VIRIDIS, INFERNO = cv2.COLORMAP_VIRIDIS, cv2.COLORMAP_INFERNO
-JPEG_QUALITY = 95  # per cent
+JPEG_QUALITY = 95  # %
 OVERLAY_SHARE = 0.5  # of the map in an overlay, of the color in a mask (the original's alpha)
-MASK_COLOR = (255, 0, 0)  # the original's display_instances draws its only mask in the first hue, red
+MASK_COLOR = (
+    255,
+    0,
+    0,
+)  # the original's display_instances draws its only mask in the first hue, red
 TILE = 192  # pixels, side of one picture of a sheet
-SHEET_ROWS = 50  # rows of a sheet; more go to another one, so that memory does not grow with the images
+SHEET_ROWS = (
+    50  # rows of a sheet; more go to another one, so that memory does not grow with the images
+)
 
 
 def color(values: NDArray[np.float32], table: int) -> Pixels:
-    """Colours of a map from its least to its greatest value, as matplotlib's `imsave` chooses them.
+    """Colors of a map from its least to its greatest value, as matplotlib's `imsave` chooses them.
 
     Args:
         values: (h, w).
@@ -43,7 +49,7 @@ def color(values: NDArray[np.float32], table: int) -> Pixels:
     return colored
 
 
-def enlarge(patches: np.ndarray, patch_size: int) -> np.ndarray:
+def upsample_nearest(patches: np.ndarray, patch_size: int) -> np.ndarray:
     """Repeat every patch's value over its pixels: (h, w, ...) -> (H, W, ...)."""
     return patches.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
 
@@ -59,9 +65,11 @@ def overlay(picture: Pixels, over: Pixels) -> Pixels:
     return _mix(picture, over, np.float32(OVERLAY_SHARE))
 
 
-def mark(picture: Pixels, kept: NDArray[np.bool_]) -> Pixels:
+def draw_mask(picture: Pixels, kept: NDArray[np.bool_]) -> Pixels:
     """Tint the kept part (H, W) of a picture (H, W, 3) and outline it, as the original's display_instances."""
-    shrunk = cv2.erode(kept.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=(0,)).astype(bool)
+    shrunk = cv2.erode(kept.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=(0,)).astype(
+        bool
+    )
     share = np.where(kept, np.where(shrunk, OVERLAY_SHARE, 1.0), 0.0).astype(np.float32)
     return _mix(picture, np.array(MASK_COLOR, np.uint8), share[..., None])
 
@@ -98,7 +106,13 @@ class Sheet:
         """
         patch_size = picture.shape[0] // maps.shape[1]
         bright = maps / maps.max(axis=(1, 2), keepdims=True).clip(min=1e-12)
-        tiles = [picture, *((picture * enlarge(shine, patch_size)[..., None]).astype(np.uint8) for shine in bright)]
+        tiles = [
+            picture,
+            *(
+                (picture * upsample_nearest(shine, patch_size)[..., None]).astype(np.uint8)
+                for shine in bright
+            ),
+        ]
         self.rows.append(np.concatenate([_fit_tile(tile) for tile in tiles], axis=1))
         if len(self.rows) == SHEET_ROWS:
             self._write()
@@ -123,4 +137,6 @@ class Sheet:
 
 def _fit_tile(picture: Pixels) -> Pixels:
     """Scale a picture into a square tile; the box filter leaves the edges of a patch sharp where it enlarges."""
-    return np.asarray(ImageOps.pad(Image.fromarray(picture), (TILE, TILE), method=Image.Resampling.BOX))
+    return np.asarray(
+        ImageOps.pad(Image.fromarray(picture), (TILE, TILE), method=Image.Resampling.BOX)
+    )

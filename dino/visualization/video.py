@@ -37,7 +37,9 @@ LAYOUTS = {1: "gray", 3: "rgb24"}  # ffmpeg's names of pixel formats, by channel
 ENCODERS = {".mp4": ("libx264", "libopenh264", "mpeg4"), ".avi": ("mpeg4",)}
 # Constant quality. x264: 18 of 0 to 51 is visually near lossless. MPEG-4: scale 3 of 1 to 31, in ffmpeg's unit of 118.
 QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": str(3 * 118)}}
-SEGMENT = bytes.fromhex("18538067")  # the element of a Matroska file that holds all but its first few bytes
+SEGMENT = bytes.fromhex(
+    "18538067"
+)  # the element of a Matroska file that holds all but its first few bytes
 LARGEST_TICK = 65535  # MPEG-4 counts the ticks of a second in 16 bits
 REPAIR = "fetch it again, or let `ffmpeg -i OLD NEW` keep what is whole"
 
@@ -73,24 +75,33 @@ def open_frames(path: Path) -> FrameSource:
         return _open_folder(path)
     if not path.is_file():
         raise DataError(
-            f"`input_path` {path} does not exist", value=path, remedy="give a video file or a folder of frames"
+            f"`input_path` {path} does not exist",
+            value=path,
+            remedy="give a video file or a folder of frames",
         )
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise DataError(f"`input_path` {path} has no pictures in it ({container.format.long_name})", value=path)
+                raise DataError(
+                    f"`input_path` {path} has no pictures in it ({container.format.long_name})",
+                    value=path,
+                )
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
             seconds = (container.duration or 0) / av.time_base
             promised = _count_promised(stream)
             readable = next(container.decode(stream), None) is not None
     except av.FFmpegError as error:
-        raise DataError(f"`input_path` {path} cannot be read as a video: {error.strerror}", value=path) from error
+        raise DataError(
+            f"`input_path` {path} cannot be read as a video: {error.strerror}", value=path
+        ) from error
     if not readable:
         raise DataError(f"`input_path` {path} is a video without a frame", value=path)
     if "matroska" in container.format.name and _count_bytes_promised(path) > path.stat().st_size:
         raise DataError(
-            f"`input_path` {path} was cut off: it is shorter than its header says", value=path, remedy=f"{REPAIR}"
+            f"`input_path` {path} was cut off: it is shorter than its header says",
+            value=path,
+            remedy=f"{REPAIR}",
         )
     return FrameSource(
         path=path,
@@ -106,7 +117,9 @@ def _count_promised(stream: VideoStream) -> int:
     A trimmed mp4 still counts all, and leaves out of its index what was trimmed; PyAV shows the index from release 17.
     The index of an avi tells nothing: ffmpeg makes one of what is there.
     """
-    indexed = len(getattr(stream, "index_entries", ())) if "mp4" in stream.container.format.name else 0
+    indexed = (
+        len(getattr(stream, "index_entries", ())) if "mp4" in stream.container.format.name else 0
+    )
     return min(stream.frames, indexed or stream.frames)
 
 
@@ -115,19 +128,27 @@ def _count_bytes_promised(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(4096)
     start = head.find(SEGMENT) + len(SEGMENT)
-    width = 9 - head[start].bit_length()  # bytes of the size: as many as its first one has leading zeros, and that one
+    width = (
+        9 - head[start].bit_length()
+    )  # bytes of the size: as many as its first one has leading zeros, and that one
     size, unknown = int.from_bytes(head[start : start + width], "big"), (1 << 7 * width) - 1
     return 0 if size & unknown == unknown else start + width + (size & unknown)
 
 
 def _open_folder(folder: Path) -> FrameSource:
-    paths = sorted((path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS)), key=_order)
+    paths = sorted(
+        (path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS)), key=_order
+    )
     if not paths:
-        raise DataError(f"`input_path` {folder} holds no frame (looked for {' '.join(EXTENSIONS)})", value=folder)
+        raise DataError(
+            f"`input_path` {folder} holds no frame (looked for {' '.join(EXTENSIONS)})",
+            value=folder,
+        )
     for one, other in itertools.pairwise(paths):  # equal names stand side by side in this order
         if one.stem == other.stem:
             raise DataError(
-                f"`input_path` {folder}: {one.name} and {other.name} would both be frame {one.stem}", value=folder
+                f"`input_path` {folder}: {one.name} and {other.name} would both be frame {one.stem}",
+                value=folder,
             )
 
     def read(channels: int) -> Iterator[tuple[str, Tensor]]:
@@ -156,13 +177,17 @@ def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Ten
         with av.open(str(path)) as container:
             # Without threads: ffmpeg's threads for frames lose its errors.
             for packet in container.demux(video=0):
-                packets += packet.size > 0 and not packet.is_corrupt  # a packet is corrupt where the file ends in it
+                packets += (
+                    packet.size > 0 and not packet.is_corrupt
+                )  # a packet is corrupt where the file ends in it
                 for frame in packet.decode():
                     yield f"frame-{done:04}", _read_pixels(frame, channels)
                     done += 1
     except av.FFmpegError as error:
         raise DataError(
-            f"`input_path` {path} is damaged after frame {done}: {error.strerror}", value=path, remedy=f"{REPAIR}"
+            f"`input_path` {path} is damaged after frame {done}: {error.strerror}",
+            value=path,
+            remedy=f"{REPAIR}",
         ) from error
     if packets < promised:
         raise DataError(
@@ -180,7 +205,9 @@ def _read_pixels(frame: av.VideoFrame, channels: int) -> Tensor:
 
 def _count_turns(frame: av.VideoFrame) -> int:
     """Quarter turns, counterclockwise, that bring a frame upright; PyAV gives the angle itself from 14.2 on only."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")  # of 3 x 3 int32, the first two its cosine and sine
+    matrix = frame.side_data.get(
+        "DISPLAYMATRIX"
+    )  # of 3 x 3 int32, the first two its cosine and sine
     if matrix is None:
         return 0
     cosine, sine = np.frombuffer(bytes(cast(SupportsBytes, matrix)), np.int32)[:2].tolist()
@@ -200,7 +227,9 @@ class VideoWriter:
         stream = container.add_stream(encoder, rate=exact, options=QUALITY.get(encoder, {}))
         assert isinstance(stream, VideoStream)
         self.stream = stream
-        self.stream.pix_fmt = "yuv420p"  # the one that every player shows; it halves colors, so sides are even
+        self.stream.pix_fmt = (
+            "yuv420p"  # the one that every player shows; it halves colors, so sides are even
+        )
 
     def write(self, frame: Pixels) -> None:
         """Append a frame (H, W, 3) uint8 RGB; an odd side gets one more row or column, a copy of the last.
@@ -214,7 +243,9 @@ class VideoWriter:
             self.stream.height, self.stream.width = height + height % 2, width + width % 2
         if self.size != (height, width):
             first = " x ".join(map(str, self.size))
-            raise DataError(f"{self.path}: frame {self.count + 1} is {height} x {width}, those before it {first}")
+            raise DataError(
+                f"{self.path}: frame {self.count + 1} is {height} x {width}, those before it {first}"
+            )
         even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         self.count += 1
@@ -243,7 +274,9 @@ def write_video(path: Path, *, rate: float) -> Iterator[VideoWriter]:
         DataError: No frame was written.
     """
     if path.suffix not in ENCODERS:
-        raise OptionError(f"{path} is no name of a video", remedy=f"it must end with {' or '.join(ENCODERS)}")
+        raise OptionError(
+            f"{path} is no name of a video", remedy=f"it must end with {' or '.join(ENCODERS)}"
+        )
     # The index of an mp4 goes to its front, so that it plays while it still loads.
     options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
     with atomic_write(path, "") as temporary:

@@ -35,14 +35,17 @@ from dino.weights.validate import Matched, list_tensors
 logger = logging.getLogger(__name__)
 
 BACKBONE = "backbone."
-LINEAR = ("linear.linear.", "linear.")  # what PASSL calls a linear classifier, and what the original does
+LINEAR = (
+    "linear.linear.",
+    "linear.",
+)  # what PASSL calls a linear classifier, and what the original does
 
 
-def convert(options: ConversionConfig, form: Format, layer: LayerConfig | None = None) -> None:
+def convert(config: ConversionConfig, form: Format, layer: LayerConfig | None = None) -> None:
     """Read what the settings name, write it to `file_out`, read that back and compare.
 
     Args:
-        options: The command's.
+        config: The command's.
         form: The other project's, one that writes; `OUT.pth` is ours.
         layer: Where given, a linear layer is converted too: this file's, or the one beside the backbone.
 
@@ -52,8 +55,8 @@ def convert(options: ConversionConfig, form: Format, layer: LayerConfig | None =
             that was there before is untouched.
         CheckpointError: A file is missing or damaged.
     """
-    target = check_output(options, form.ending)
-    network = read_network(options, layer)
+    target = check_output(config, form.ending)
+    network = read_network(config, layer)
     ours = target.suffix == OURS
     write = write_ours if ours else form.write
     assert write is not None
@@ -64,22 +67,35 @@ def convert(options: ConversionConfig, form: Format, layer: LayerConfig | None =
         count = check_written(network, draft)
     if form.tell and not ours:
         logger.info("%s", form.tell(network, target))
-    logger.info("%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left)
-    known, usual = (build_normalization(network.in_chans, stored) for stored in (network.normalization, None))
+    logger.info(
+        "%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left
+    )
+    known, usual = (
+        build_normalization(network.in_chans, stored) for stored in (network.normalization, None)
+    )
     if known != usual and not (ours or form.tells_images):
-        logger.warning("%s does not say how images are normalised: mean %s, std %s", target, known.mean, known.std)
-    about = {"arch": network.arch, "patch_size": network.patch_size, "image_size": list(network.image_size)}
-    write_result(options.report.json, {"output": str(target), "matched": count, **about})
+        logger.warning(
+            "%s does not say how images are normalized: mean %s, std %s",
+            target,
+            known.mean,
+            known.std,
+        )
+    about = {
+        "arch": network.arch,
+        "patch_size": network.patch_size,
+        "image_size": list(network.image_size),
+    }
+    write_result(config.report.json, {"output": str(target), "matched": count, **about})
 
 
-def read_network(options: ConversionConfig, layer: LayerConfig | None = None) -> Network:
+def read_network(config: ConversionConfig, layer: LayerConfig | None = None) -> Network:
     """The network that the settings name, fitted to the input that they ask for.
 
     Raises:
         WeightsError: It is not there, or does not fit.
         CheckpointError: A file is missing or damaged.
     """
-    found = find_network(options.backbone, options.weights, channels=options.channels)
+    found = find_network(config.backbone, config.weights, channels=config.channels)
     trained, tensors = found.trained, found.matched.tensors
     linear = {} if layer is None else find_layer(layer, found)
     used = {id(part) for part in linear.values()}
@@ -95,7 +111,7 @@ def read_network(options: ConversionConfig, layer: LayerConfig | None = None) ->
         normalization=trained.normalization,
         left=Matched(tensors, left).describe_left(),
     )
-    size = read_size(options.conversion)
+    size = read_size(config.conversion)
     return fix_size(network, size) if size else network
 
 
@@ -126,7 +142,8 @@ def fix_size(network: Network, size: tuple[int, int]) -> Network:
         return replace(network, image_size=size)
     if min(size) < network.patch_size:
         raise WeightsError(
-            f"`input_size` {size[0]} {size[1]} is smaller than a patch, {network.patch_size} pixels", value=size[0]
+            f"`input_size` {size[0]} {size[1]} is smaller than a patch, {network.patch_size} pixels",
+            value=size[0],
         )
     stored = network.tensors[POSITION]
     scaled = scale_position(stored.float(), *size, network.patch_size).to(stored.dtype)
@@ -153,7 +170,9 @@ def find_layer(layer_file: LayerConfig, found: FoundNetwork) -> dict[str, Tensor
     weight, bias = (tuple(layer[name].shape) if layer else () for name in ("weight", "bias"))
     width = width_of(found.trained.module)
     if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):
-        raise WeightsError(f"{origin}: a linear layer has (C, n x {width}) and (C,), not {weight} and {bias}")
+        raise WeightsError(
+            f"{origin}: a linear layer has (C, n x {width}) and (C,), not {weight} and {bias}"
+        )
     return layer
 
 
@@ -180,11 +199,20 @@ def write_ours(network: Network, target: Path) -> None:
     height, width = network.image_size
     if height != width:
         raise OptionError(
-            f"`input_size` {height} {width}: {OURS} files are of square images", value=height, remedy="give one number"
+            f"`input_size` {height} {width}: {OURS} files are of square images",
+            value=height,
+            remedy="give one number",
         )
     arch = {"arch": network.arch} if network.arch else {}
-    args = {"patch_size": network.patch_size, "in_chans": network.in_chans, "global_crops_size": height}
-    state: dict[str, Any] = {"teacher": checkpoint.add_prefix(BACKBONE, network.tensors), "args": arch | args}
+    args = {
+        "patch_size": network.patch_size,
+        "in_chans": network.in_chans,
+        "global_crops_size": height,
+    }
+    state: dict[str, Any] = {
+        "teacher": checkpoint.add_prefix(BACKBONE, network.tensors),
+        "args": arch | args,
+    }
     if network.linear:
         state["state_dict"] = checkpoint.add_prefix("module.linear.", network.linear)
     checkpoint.save_file(target, state | {"normalisation": network.normalization})
@@ -199,7 +227,10 @@ def check_written(network: Network, draft: Path) -> int:
     state = read_weights(str(draft))
     tensors = rename_to_ours(select_network(state, "teacher", draft))
     linear = select_layer(tensors, draft) or select_layer(state, draft) if network.linear else {}
-    pairs = [(network.tensors, {n: t for n, t in tensors.items() if n in network.tensors}), (network.linear, linear)]
+    pairs = [
+        (network.tensors, {n: t for n, t in tensors.items() if n in network.tensors}),
+        (network.linear, linear),
+    ]
     different = [
         name
         for wanted, found in pairs
@@ -218,4 +249,6 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same, NaN included, which equals nothing."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))
+    return torch.equal(
+        *(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    )

@@ -61,7 +61,9 @@ def list_networks(state: Mapping[str, Any]) -> Networks:
 
 
 def _holds_tensors(values: Mapping[str, Any]) -> bool:
-    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items())
+    return all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items()
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -83,7 +85,8 @@ def name_kind(word: str, state: Mapping[str, Any], networks: Networks) -> str:
 def _name_plain(contents: Contents) -> str:
     """What a file is that no format knows."""
     kinds = {
-        "plain vision transformer: the original's names, which are timm's too": "pos_embed" in contents.names,
+        "plain vision transformer: the original's names, which are timm's too": "pos_embed"
+        in contents.names,
         "checkpoint of another network": not {"student", "teacher"}.isdisjoint(contents.networks),
         "plain tensors of another network": bool(contents.names),
     }
@@ -101,7 +104,9 @@ def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "formats": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in named.values()}),
         "beside": dict(Counter(name.split(".")[0] for name in beside)),
         "prototypes": sum(_rows(named, f"head.{layer}", PROTOTYPES) for layer in LAST_LAYERS),
-        "classes": next(filter(None, (_rows(named, layer, ("weight",)) for layer in CLASSIFIERS)), 0),
+        "classes": next(
+            filter(None, (_rows(named, layer, ("weight",)) for layer in CLASSIFIERS)), 0
+        ),
         **guess_backbone(named),
     }
     if is_vision_transformer(named) and "arch" not in about:
@@ -111,5 +116,7 @@ def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _rows(tensors: Mapping[str, Tensor], layer: str, names: tuple[str, ...]) -> int:
     """Rows of the first of these tensors of a layer that there is, 0 without any."""
-    found = next((tensors[f"{layer}.{name}"] for name in names if f"{layer}.{name}" in tensors), None)
+    found = next(
+        (tensors[f"{layer}.{name}"] for name in names if f"{layer}.{name}" in tensors), None
+    )
     return found.shape[0] if found is not None and found.ndim else 0

@@ -31,10 +31,19 @@ PUBLISHED: Published = {
     ("vit_base", 16): "dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
     ("vit_base", 8): "dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
     ("resnet50", None): "dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
-    ("xcit_small_12_p16", None): "dino_xcit_small_12_p16_pretrain/dino_xcit_small_12_p16_pretrain.pth",
+    (
+        "xcit_small_12_p16",
+        None,
+    ): "dino_xcit_small_12_p16_pretrain/dino_xcit_small_12_p16_pretrain.pth",
     ("xcit_small_12_p8", None): "dino_xcit_small_12_p8_pretrain/dino_xcit_small_12_p8_pretrain.pth",
-    ("xcit_medium_24_p16", None): "dino_xcit_medium_24_p16_pretrain/dino_xcit_medium_24_p16_pretrain.pth",
-    ("xcit_medium_24_p8", None): "dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_pretrain.pth",
+    (
+        "xcit_medium_24_p16",
+        None,
+    ): "dino_xcit_medium_24_p16_pretrain/dino_xcit_medium_24_p16_pretrain.pth",
+    (
+        "xcit_medium_24_p8",
+        None,
+    ): "dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_pretrain.pth",
 }
 # The linear classifiers that were trained on them.
 PUBLISHED_LINEAR: Published = {
@@ -43,7 +52,10 @@ PUBLISHED_LINEAR: Published = {
 # Retrieval takes weights trained on Google Landmarks v2 where there are any, as the original does.
 PUBLISHED_FOR_RETRIEVAL: Published = {
     **PUBLISHED,
-    ("vit_small", 16): "dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
+    (
+        "vit_small",
+        16,
+    ): "dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
 }
 # The names that torch.hub knows them by (the original's hubconf.py); deits are the same networks' older names.
 HUB: Mapping[str, tuple[str, int | None]] = {
@@ -91,14 +103,20 @@ def find_published(
             target.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(target), progress=False)
         except (OSError, urllib.error.URLError) as error:
-            raise WeightsError(f"{url} cannot be downloaded to {target} ({error}): {remedy}") from error
+            raise WeightsError(
+                f"{url} cannot be downloaded to {target} ({error}): {remedy}"
+            ) from error
     return target
 
 
 def find_mirrored(*names: str) -> Path | None:
     """The first of these files that is in the user's mirror folder, if there is one."""
     folder = os.environ.get(MIRROR)
-    return next((Path(folder) / name for name in names if (Path(folder) / name).is_file()), None) if folder else None
+    return (
+        next((Path(folder) / name for name in names if (Path(folder) / name).is_file()), None)
+        if folder
+        else None
+    )
 
 
 def read_hub_name(name: str) -> BackboneConfig:
@@ -110,7 +128,9 @@ def read_hub_name(name: str) -> BackboneConfig:
     if name not in HUB:
         raise WeightsError(f"{HUB_PREFIX}{name} is not published: {nearest(name, list(HUB))}")
     arch, patch = HUB[name]
-    return BackboneConfig(arch=arch) if patch is None else BackboneConfig(arch=arch, patch_size=patch)
+    return (
+        BackboneConfig(arch=arch) if patch is None else BackboneConfig(arch=arch, patch_size=patch)
+    )
 
 
 def read_published(path: Path) -> dict[str, Any]:
@@ -122,7 +142,9 @@ def read_published(path: Path) -> dict[str, Any]:
     try:
         return admit(checkpoint.load_file(path), path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}", remedy="remove it, and the published file is fetched anew") from error
+        raise CheckpointError(
+            f"{error}", remedy="remove it, and the published file is fetched anew"
+        ) from error
 
 
 def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn.Module:
@@ -152,5 +174,7 @@ def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn
         matched = match(module, tensors, str(path), NOTHING)
         module.load_state_dict(matched.tensors)
         count = len(matched.tensors)
-        logger.info("%s: %d of %d tensors, and no other; no digest of the file is known", path, count, count)
+        logger.info(
+            "%s: %d of %d tensors, and no other; no digest of the file is known", path, count, count
+        )
     return module

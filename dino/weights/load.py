@@ -27,7 +27,15 @@ from dino.weights.hub import PUBLISHED, Published, find_published, read_publishe
 from dino.weights.network import count_blocks, guess_backbone, is_vision_transformer
 from dino.weights.read import read_weights, rename_to_ours, select_network
 from dino.weights.resample import adapt_input
-from dino.weights.validate import ANYTHING, NOTHING, Matched, check_network, list_beside_vit, match, read_center
+from dino.weights.validate import (
+    ANYTHING,
+    NOTHING,
+    Matched,
+    check_network,
+    list_beside_vit,
+    match,
+    read_center,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +109,8 @@ def fill_network(found: FoundNetwork) -> TrainedBackbone:
     """
     if not found.trained.arch:
         raise WeightsError(
-            f"{found.origin}: no architecture of this project has its width and depth", remedy="see `arch`"
+            f"{found.origin}: no architecture of this project has its width and depth",
+            remedy="see `arch`",
         )
     found.trained.module.load_state_dict(found.matched.tensors)
     count = len(found.matched.tensors)
@@ -138,10 +147,16 @@ def find_network(
         return _draw_network(backbone, weights, in_chans)
     word = weights.pretrained_weights or str(find_published(backbone, published))
     state = read_weights(word) if weights.pretrained_weights else read_published(Path(word))
-    tensors = rename_to_ours(check_network(select_network(state, weights.checkpoint_key, word), word))
+    tensors = rename_to_ours(
+        check_network(select_network(state, weights.checkpoint_key, word), word)
+    )
     trained = _describe(state, tensors, backbone, in_chans)
     _refuse_oblong(state, word)
-    if channels and backbone.patch_size is not None and not isinstance(trained.module, VisionTransformer):
+    if (
+        channels
+        and backbone.patch_size is not None
+        and not isinstance(trained.module, VisionTransformer)
+    ):
         raise OptionError(
             f"`patch_size` {backbone.patch_size} means nothing to {trained.arch}",
             value=backbone.patch_size,
@@ -155,10 +170,14 @@ def find_network(
             new_channels=in_chans is not None,
             new_patches=backbone.patch_size is not None,
         )
-    exact = not weights.pretrained_weights or word.startswith(HUB_PREFIX)  # published files hold a backbone alone
+    exact = not weights.pretrained_weights or word.startswith(
+        HUB_PREFIX
+    )  # published files hold a backbone alone
     beside = NOTHING if exact else _find_beside(trained, is_autoencoder(backbone.chosen_arch))
     named = f"{trained.arch}, " if trained.arch else ""
-    matched = match(trained.module, tensors, f"{word} ({named}patch size {trained.patch_size})", beside)
+    matched = match(
+        trained.module, tensors, f"{word} ({named}patch size {trained.patch_size})", beside
+    )
     return FoundNetwork(origin=word, state=state, trained=trained, matched=matched)
 
 
@@ -167,12 +186,19 @@ def _refuse_oblong(state: Mapping[str, Any], word: str) -> None:
     sides = checkpoint.read_args(state).get("image_size")
     if isinstance(sides, list) and len(set(sides)) > 1:
         named = " x ".join(map(str, sides))
-        raise WeightsError(f"{word} is stored for images of {named} pixels", remedy="only squares are read")
+        raise WeightsError(
+            f"{word} is stored for images of {named} pixels", remedy="only squares are read"
+        )
 
 
-def _draw_network(backbone: BackboneConfig, weights: WeightsConfig, in_chans: int | None) -> FoundNetwork:
+def _draw_network(
+    backbone: BackboneConfig, weights: WeightsConfig, in_chans: int | None
+) -> FoundNetwork:
     if weights.pretrained_weights:
-        raise OptionError("`random_weights` and `pretrained_weights` contradict each other", remedy="give one of them")
+        raise OptionError(
+            "`random_weights` and `pretrained_weights` contradict each other",
+            remedy="give one of them",
+        )
     given = BackboneConfig(arch=backbone.chosen_arch, patch_size=backbone.chosen_patch_size)
     logger.warning("`random_weights`: an untrained %s", given.arch)
     with torch.random.fork_rng(devices=[]):
@@ -221,7 +247,11 @@ def load_initial_weights(
     matched = match(student.backbone, backbone, path, beside)
     student.backbone.load_state_dict(matched.tensors)
     tensors = {name.removeprefix("module."): value for name, value in network.items()}
-    head = {name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")}
+    head = {
+        name.removeprefix("head."): value
+        for name, value in tensors.items()
+        if name.startswith("head.")
+    }
     fits = {name: value.shape for name, value in head.items()} == {
         n: v.shape for n, v in student.head.state_dict().items()
     }
@@ -242,7 +272,9 @@ def _describe(
     """Build the empty backbone that the file and the settings describe; what is given wins."""
     args = {name: value for name, value in checkpoint.read_args(state).items() if value is not None}
     guessed = guess_backbone(tensors)
-    unnamed = {"arch": ""} if guessed and HIDDEN in tensors else {}  # a width and depth that none of ours has
+    unnamed = (
+        {"arch": ""} if guessed and HIDDEN in tensors else {}
+    )  # a width and depth that none of ours has
     usual = {"arch": backbone.chosen_arch, "patch_size": backbone.chosen_patch_size}
     known = {**usual, **unnamed, **guessed, **{name: args[name] for name in usual if name in args}}
     known |= {name: value for name, value in vars(backbone).items() if value is not None}
@@ -253,7 +285,11 @@ def _describe(
     stored = state.get("normalisation")
     settings = {"patch_size": known["patch_size"], "in_chans": in_chans}
     settings["img_size"] = guessed.get("image_size", image_size)
-    module = build_backbone(known["arch"], **settings) if known["arch"] else _build_unnamed(tensors, **settings)
+    module = (
+        build_backbone(known["arch"], **settings)
+        if known["arch"]
+        else _build_unnamed(tensors, **settings)
+    )
     return TrainedBackbone(
         module=module.eval(),
         arch=known["arch"],
@@ -268,5 +304,10 @@ def _build_unnamed(tensors: Mapping[str, Tensor], **settings: int) -> VisionTran
     """A vision transformer by the shapes of a file's tensors; they do not tell the number of heads, which is 1 here."""
     hidden, dim = tensors[HIDDEN].shape
     return VisionTransformer(
-        embed_dim=dim, depth=count_blocks(tensors), heads=1, mlp_ratio=hidden / dim, conv_stem=False, **settings
+        embed_dim=dim,
+        depth=count_blocks(tensors),
+        heads=1,
+        mlp_ratio=hidden / dim,
+        conv_stem=False,
+        **settings,
     )

@@ -20,7 +20,11 @@ def is_vision_transformer(tensors: Mapping[str, Tensor]) -> bool:
     sizes = {"pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     if not {"pos_embed", "patch_embed.proj.weight"} <= tensors.keys():
         return False
-    shaped = all(tensors[n].ndim == count and tensors[n].numel() for n, count in sizes.items() if n in tensors)
+    shaped = all(
+        tensors[n].ndim == count and tensors[n].numel()
+        for n, count in sizes.items()
+        if n in tensors
+    )
     return shaped and tensors["pos_embed"].shape[1] > 1
 
 
@@ -33,11 +37,20 @@ def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors of one of our vision transformers tell about it; nothing for other networks."""
     if not is_vision_transformer(tensors):
         return {}
-    convs = [tensor for name, tensor in tensors.items() if name.startswith("patch_embed.") and tensor.ndim == 4]
+    convs = [
+        tensor
+        for name, tensor in tensors.items()
+        if name.startswith("patch_embed.") and tensor.ndim == 4
+    ]
     dim, in_chans = convs[-1].shape[0], convs[0].shape[1]
-    patch_size = convs[-1].shape[-1] << (len(convs) - 1)  # each convolution of a stem halves the side
+    patch_size = convs[-1].shape[-1] << (
+        len(convs) - 1
+    )  # each convolution of a stem halves the side
     depth = count_blocks(tensors)
-    arch = next((name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)), None)
+    arch = next(
+        (name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)),
+        None,
+    )
     side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
     found = {"patch_size": patch_size, "in_chans": in_chans}
     if side * side == tensors["pos_embed"].shape[1] - 1:
@@ -74,7 +87,9 @@ class Network:
     @property
     def is_plain_vit(self) -> bool:
         """Whether it is a vision transformer as other projects have it too, with one projection for patches."""
-        return is_vision_transformer(self.tensors) and not any("patch_embed.convs" in name for name in self.tensors)
+        return is_vision_transformer(self.tensors) and not any(
+            "patch_embed.convs" in name for name in self.tensors
+        )
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from dino.weights.load import load_backbone
 logger = logging.getLogger(__name__)
 
 
-def extract_backbone(options: ExtractConfig) -> None:
+def extract_backbone(config: ExtractConfig) -> None:
     """Read `file_in` whole or not at all, and write its backbone, float32, to `file_out`.
 
     Raises:
@@ -23,11 +23,13 @@ def extract_backbone(options: ExtractConfig) -> None:
         WeightsError: A tensor of the backbone is missing.
         CheckpointError: The file is missing or damaged.
     """
-    source, target = name_files(options.files)
-    weights = WeightsConfig(pretrained_weights=str(source), checkpoint_key=options.network.checkpoint_key)
-    backbone = load_backbone(options.backbone, weights)
+    source, target = name_files(config.files)
+    weights = WeightsConfig(
+        pretrained_weights=str(source), checkpoint_key=config.network.checkpoint_key
+    )
+    backbone = load_backbone(config.backbone, weights)
     checkpoint.save_file(target, backbone.module.state_dict())
-    logger.info("%s: the %s's backbone, %s", target, options.network.checkpoint_key, backbone.arch)
+    logger.info("%s: the %s's backbone, %s", target, config.network.checkpoint_key, backbone.arch)
 
 
 def name_files(files: FilesConfig) -> tuple[Path, Path]:
@@ -40,6 +42,8 @@ def name_files(files: FilesConfig) -> tuple[Path, Path]:
         raise OptionError("name both files: `file_in` CHECKPOINT `file_out` FILE")
     source, target = Path(files.file_in), Path(files.file_out)
     if source.resolve() == target.resolve():
-        raise OptionError(f"`file_out` {target} is what is read", value=target, remedy="name another file")
+        raise OptionError(
+            f"`file_out` {target} is what is read", value=target, remedy="name another file"
+        )
     check_target(str(target), "`file_out`")
     return source, target

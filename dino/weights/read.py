@@ -45,7 +45,9 @@ def read_weights(word: str) -> dict[str, Any]:
     if claimed and claimed.read:
         return admit(claimed.read(word), word)
     path = Path(word)
-    return admit(read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.load_file(path), word)
+    return admit(
+        read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.load_file(path), word
+    )
 
 
 def find_format(word: str) -> Format | None:
@@ -95,7 +97,9 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
     if state and not named and all(isinstance(value, Tensor) for value in state.values()):
         return state
     held = textwrap.shorten(", ".join(map(str, state)), LONGEST_LIST, placeholder=" ...")
-    raise WeightsError(f"{path} has no network {key!r}", remedy=f"it holds {held}: set or drop `checkpoint_key`")
+    raise WeightsError(
+        f"{path} has no network {key!r}", remedy=f"it holds {held}: set or drop `checkpoint_key`"
+    )
 
 
 def split_networks(tensors: Mapping[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:

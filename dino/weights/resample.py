@@ -47,14 +47,25 @@ def adapt_input(
     adapted = dict(tensors)
     first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), "")
     if first in tensors and tensors[first].ndim == 4 and tensors[first].numel():
-        _check_asked("in_chans", tensors[first].shape[1], wanted[first].shape[1], new_channels, origin)
-        _check_asked("patch_size", tensors[first].shape[-1], wanted[first].shape[-1], new_patches, origin)
+        _check_asked(
+            "in_chans", tensors[first].shape[1], wanted[first].shape[1], new_channels, origin
+        )
+        _check_asked(
+            "patch_size", tensors[first].shape[-1], wanted[first].shape[-1], new_patches, origin
+        )
         adapted[first] = _adapt_first(tensors[first], wanted[first].shape, origin)
-    if POSITION in wanted and POSITION in tensors and tensors[POSITION].ndim == 3 and tensors[POSITION].shape[1] > 1:
+    if (
+        POSITION in wanted
+        and POSITION in tensors
+        and tensors[POSITION].ndim == 3
+        and tensors[POSITION].shape[1] > 1
+    ):
         adapted[POSITION] = resample_position(tensors[POSITION], wanted[POSITION].shape[1])
         if adapted[POSITION].shape != tensors[POSITION].shape:
             counts = tensors[POSITION].shape[1] - 1, wanted[POSITION].shape[1] - 1
-            logger.info("%s: position embedding resampled from %d to %d patches, bicubic", origin, *counts)
+            logger.info(
+                "%s: position embedding resampled from %d to %d patches, bicubic", origin, *counts
+            )
     return adapted
 
 
@@ -63,10 +74,14 @@ def _adapt_first(weight: Tensor, wanted: torch.Size, origin: str) -> Tensor:
     channels, patch_size = wanted[1], wanted[-1]
     if weight.shape[1] != channels:
         how = "summed" if channels == 1 else f"repeated, times {weight.shape[1]}/{channels}"
-        logger.info("%s: first layer from %d to %d channels, %s", origin, weight.shape[1], channels, how)
+        logger.info(
+            "%s: first layer from %d to %d channels, %s", origin, weight.shape[1], channels, how
+        )
         weight = adapt_channels(weight, channels)
     if weight.shape[-1] != patch_size:
-        logger.info("%s: patches from %d to %d pixels, resampled", origin, weight.shape[-1], patch_size)
+        logger.info(
+            "%s: patches from %d to %d pixels, resampled", origin, weight.shape[-1], patch_size
+        )
         layers = open_library("timm", purpose=f"{origin}: resampling of patches").layers
         weight = layers.resample_patch_embed(weight, [patch_size, patch_size])
     return weight
@@ -101,7 +116,9 @@ def resample_position(embedding: Tensor, tokens: int) -> Tensor:
         return embedding
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
     if old * old != embedding.shape[1] - 1:
-        raise WeightsError(f"the position embedding has {embedding.shape[1] - 1} patches, which is no square")
+        raise WeightsError(
+            f"the position embedding has {embedding.shape[1] - 1} patches, which is no square"
+        )
     grid = torch.unflatten(embedding[:, 1:], 1, (old, old)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic")
     return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -14,11 +14,11 @@ OURS = ".pth"
 PLAIN = {".safetensors", ".bin", ".pt"}  # other endings of files of weights
 
 
-def check_output(options: ConversionConfig, ending: str, *, both_ways: bool = True) -> Path:
+def check_output(config: ConversionConfig, ending: str, *, both_ways: bool = True) -> Path:
     """Where to write, refused before long work.
 
     Args:
-        options: The command's.
+        config: The command's.
         ending: Of the files that it writes; a folder has none.
         both_ways: Whether it writes files of ours, too.
 
@@ -27,24 +27,32 @@ def check_output(options: ConversionConfig, ending: str, *, both_ways: bool = Tr
     """
     there = f"OUT{ending}" if ending else "a folder"
     wanted = f"OUT{OURS} for this project's form, or {there}" if both_ways else there
-    if not options.conversion.file_out:
+    if not config.conversion.file_out:
         raise OptionError(f"name what to write, as the second word or with `file_out`: {wanted}")
-    target = Path(options.conversion.file_out)
+    target = Path(config.conversion.file_out)
     file = bool(ending) or target.suffix == OURS
     known = {ending, OURS} if both_ways else {ending}
     of_files = PLAIN | {each.ending for each in list_formats().values() if each.ending}
     # a folder with the ending of a file would be taken for one
     if target.suffix not in known and (ending or target.suffix in of_files):
-        raise OptionError(f"`file_out` {target} tells no form", value=target, remedy=f"name {wanted}")
+        raise OptionError(
+            f"`file_out` {target} tells no form", value=target, remedy=f"name {wanted}"
+        )
     if target.is_dir() == file and target.exists():
         raise OptionError(
-            f"`file_out` {target} is a {'folder' if target.is_dir() else 'file'}", value=target, remedy=f"name {wanted}"
+            f"`file_out` {target} is a {'folder' if target.is_dir() else 'file'}",
+            value=target,
+            remedy=f"name {wanted}",
         )
-    source = Path(options.weights.pretrained_weights or "").resolve()
-    if options.weights.pretrained_weights and target.resolve() in ((source,) if file else (source, source.parent)):
-        raise OptionError(f"`file_out` {target} is what is read, or holds it", value=target, remedy="name another")
+    source = Path(config.weights.pretrained_weights or "").resolve()
+    if config.weights.pretrained_weights and target.resolve() in (
+        (source,) if file else (source, source.parent)
+    ):
+        raise OptionError(
+            f"`file_out` {target} is what is read, or holds it", value=target, remedy="name another"
+        )
     make_output_folder(str(target.parent), "`file_out`")
-    check_target(options.report.json)
+    check_target(config.report.json)
     return target
 
 

@@ -21,7 +21,11 @@ from dino.errors import CheckpointError, WeightsError
 from dino.models.zoo import open_library
 from dino.weights.formats import list_formats
 
-SIZES = ("patch_size", "in_chans", "global_crops_size")  # what args say of a backbone, beside its `arch`
+SIZES = (
+    "patch_size",
+    "in_chans",
+    "global_crops_size",
+)  # what args say of a backbone, beside its `arch`
 # What may lie beside a backbone.
 NOTHING = re.compile("(?!)")
 ANYTHING = re.compile("")
@@ -40,13 +44,21 @@ def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
             other types than they have.
     """
     for name, value in checkpoint.read_args(state).items():
-        fits = type(value) is int and value > 0 if name in SIZES else name != "arch" or isinstance(value, str)
+        fits = (
+            type(value) is int and value > 0
+            if name in SIZES
+            else name != "arch" or isinstance(value, str)
+        )
         if value is not None and not fits:
             kind = "a number of 1 or more" if name in SIZES else "a name"
-            raise CheckpointError(f"{origin}: {name} in its args is a {type(value).__name__}, wants {kind}")
+            raise CheckpointError(
+                f"{origin}: {name} in its args is a {type(value).__name__}, wants {kind}"
+            )
     if state.get("normalisation") is not None:
         _check_normalization(state["normalisation"], origin)
-    return {name: _admit_tensors(value, origin) for name, value in _admit_tensors(state, origin).items()}
+    return {
+        name: _admit_tensors(value, origin) for name, value in _admit_tensors(state, origin).items()
+    }
 
 
 def check_network(tensors: Mapping[str, Any], origin: Path | str) -> Mapping[str, Tensor]:
@@ -57,7 +69,9 @@ def check_network(tensors: Mapping[str, Any], origin: Path | str) -> Mapping[str
     """
     other = next((name for name, value in tensors.items() if not isinstance(value, Tensor)), None)
     if other is not None:
-        raise WeightsError(f"{origin}: {other} is a {type(tensors[other]).__name__}, wants a tensor")
+        raise WeightsError(
+            f"{origin}: {other} is a {type(tensors[other]).__name__}, wants a tensor"
+        )
     return tensors
 
 
@@ -68,7 +82,9 @@ def list_tensors(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tens
         CheckpointError: `state_dict` is no dictionary, or two names are the same without what is in front.
     """
     held = read_part(state, "state_dict", origin) if "state_dict" in state else state
-    return checkpoint.strip_prefixes({name: value for name, value in held.items() if isinstance(value, Tensor)})
+    return checkpoint.strip_prefixes(
+        {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    )
 
 
 def read_center(state: Mapping[str, Any], prototypes: int, origin: Path | str) -> Tensor | None:
@@ -81,7 +97,8 @@ def read_center(state: Mapping[str, Any], prototypes: int, origin: Path | str) -
     if center is not None and (not isinstance(center, Tensor) or center.shape != (1, prototypes)):
         kind = tuple(center.shape) if isinstance(center, Tensor) else f"a {type(center).__name__}"
         raise CheckpointError(
-            f"{origin}: the center of its dino_loss is {kind}, wants (1, {prototypes})", remedy="name another file"
+            f"{origin}: the center of its dino_loss is {kind}, wants (1, {prototypes})",
+            remedy="name another file",
         )
     return center
 
@@ -115,7 +132,12 @@ class Matched:
         return f"; not part of it: {named}" if named else ""
 
 
-def match(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, beside: re.Pattern[str] = ANYTHING) -> Matched:
+def match(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    beside: re.Pattern[str] = ANYTHING,
+) -> Matched:
     """Find every tensor of a network in a file.
 
     Args:
@@ -158,34 +180,52 @@ def list_beside_vit() -> re.Pattern[str]:
 
     A file with anything else is another network, which would compute other features.
     """
-    return re.compile("|".join([HEADS, *(each.beside for each in list_formats().values() if each.beside)]))
+    return re.compile(
+        "|".join([HEADS, *(each.beside for each in list_formats().values() if each.beside)])
+    )
 
 
 def _admit_tensors(values: Any, origin: Path | str) -> Any:
     """A dictionary of tensors, detached; anything else as it is."""
-    if not isinstance(values, Mapping) or not any(isinstance(part, Tensor) for part in values.values()):
+    if not isinstance(values, Mapping) or not any(
+        isinstance(part, Tensor) for part in values.values()
+    ):
         return values
     odd = next((type(name).__name__ for name in values if not isinstance(name, str)), None)
     if odd:
         raise CheckpointError(f"{origin} has a {odd} where the name of a tensor belongs")
-    return {name: _admit(name, value, origin) if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {
+        name: _admit(name, value, origin) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
 
 
 def _admit(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
     """Detached, as parameters that were saved themselves are not."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-        kind = "meta" if tensor.is_meta else str(tensor.dtype if tensor.is_quantized else tensor.layout)
+        kind = (
+            "meta"
+            if tensor.is_meta
+            else str(tensor.dtype if tensor.is_quantized else tensor.layout)
+        )
         raise CheckpointError(
-            f"{origin}: {name} is a tensor of another kind ({kind})", remedy="save it dense, with its numbers"
+            f"{origin}: {name} is a tensor of another kind ({kind})",
+            remedy="save it dense, with its numbers",
         )
     return tensor.detach()
 
 
 def _check_normalization(found: Any, origin: Path | str) -> None:
-    parts: list[Any] = [found.get(name) for name in ("mean", "std")] if isinstance(found, Mapping) else [None]
-    good = all(isinstance(part, list | tuple) and part and all(map(_is_number, part)) for part in parts)
+    parts: list[Any] = (
+        [found.get(name) for name in ("mean", "std")] if isinstance(found, Mapping) else [None]
+    )
+    good = all(
+        isinstance(part, list | tuple) and part and all(map(_is_number, part)) for part in parts
+    )
     if not good or len(parts[0]) != len(parts[1]) or min(parts[1]) <= 0:
-        raise CheckpointError(f"{origin}: its normalisation wants a mean and a std, a number a channel each")
+        raise CheckpointError(
+            f"{origin}: its normalization must hold a mean and a std, one number a channel each"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -25,7 +25,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nn.init.normal_(parameter, std=0.1)
     path = tmp_path_factory.mktemp("weights") / "checkpoint.pth"
     args = {"arch": "vit_mini", "patch_size": 8, "global_crops_size": 32}
-    state = {"teacher": module.state_dict(), "args": args, "normalisation": {"mean": MEAN, "std": STD}}
+    state = {
+        "teacher": module.state_dict(),
+        "args": args,
+        "normalisation": {"mean": MEAN, "std": STD},
+    }
     torch.save(state, path)
     return path
 

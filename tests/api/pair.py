@@ -17,7 +17,9 @@ def main(words: Sequence[str]) -> None:
     backbone = dino.load(weights)
     first = dino.embed(backbone, Pictures(5), device="cpu", num_workers=0).vectors
     for epochs in (1, 2):
-        result = dino.pretrain(Pictures(), f"{folder}/run", **{**RUN, "batch_size_per_device": 2, "epochs": epochs})
+        result = dino.pretrain(
+            Pictures(), f"{folder}/run", **{**RUN, "batch_size_per_device": 2, "epochs": epochs}
+        )
     again = dino.embed(backbone, Pictures(5), device="cpu", num_workers=0).vectors
     names = [name for name, _ in result.teacher.named_parameters()]
     torch.save([first, again, len(result.history), names], f"{folder}/{os.environ['RANK']}.pth")

@@ -57,7 +57,9 @@ def test_embed_gives_what_extract_features_writes(
         pytest.param([draw_pixels(index) for index in range(COUNT)], id="arrays"),
         pytest.param([to_tensor(draw_pixels(index)) for index in range(COUNT)], id="tensors"),
         pytest.param(np.stack([draw_pixels(index) for index in range(COUNT)]), id="one array"),
-        pytest.param(torch.stack([to_tensor(draw_pixels(index)) for index in range(COUNT)]), id="one tensor"),
+        pytest.param(
+            torch.stack([to_tensor(draw_pixels(index)) for index in range(COUNT)]), id="one tensor"
+        ),
         pytest.param(Pictures(convert=to_tensor), id="data set"),
     ],
 )
@@ -69,10 +71,14 @@ def test_embed_takes_images_of_any_kind_in_their_order(
     assert found.names == [str(index) for index in range(COUNT)] and found.labels is None
 
 
-def test_embed_takes_paths_by_their_names(backbone: nn.Module, expected: torch.Tensor, pictures: Path) -> None:
+def test_embed_takes_paths_by_their_names(
+    backbone: nn.Module, expected: torch.Tensor, pictures: Path
+) -> None:
     paths = sorted(pictures.iterdir(), reverse=True)
     found = dino.embed(backbone, paths, **CPU)
-    assert torch.equal(found.vectors, expected.flip(0)) and found.names == [str(path) for path in paths]
+    assert torch.equal(found.vectors, expected.flip(0)) and found.names == [
+        str(path) for path in paths
+    ]
     folder = dino.embed(backbone, str(pictures), **CPU)
     assert torch.equal(folder.vectors, expected) and folder.names[:2] == ["000.png", "001.png"]
     one = dino.embed(backbone, paths[0], **CPU)
@@ -86,8 +92,12 @@ def test_embed_takes_one_picture_of_a_program(backbone: nn.Module, expected: tor
 
 def test_embed_takes_labels_along_where_every_image_has_one(backbone: nn.Module) -> None:
     found = dino.embed(backbone, Pictures(label=lambda index: index % 3), **CPU)
-    assert found.labels is not None and found.labels.tolist() == [index % 3 for index in range(COUNT)]
-    assert dino.embed(backbone, Pictures(label=lambda index: f"class {index}"), **CPU).labels is None
+    assert found.labels is not None and found.labels.tolist() == [
+        index % 3 for index in range(COUNT)
+    ]
+    assert (
+        dino.embed(backbone, Pictures(label=lambda index: f"class {index}"), **CPU).labels is None
+    )
     assert dino.embed(backbone, Pictures(label=lambda index: index - 1), **CPU).labels is None
 
 
@@ -97,14 +107,18 @@ def test_loader_processes_give_the_same_order(backbone: nn.Module, expected: tor
     before = signal.signal(signal.SIGCHLD, lambda number, _: told.append(number))
     try:
         handler = signal.getsignal(signal.SIGCHLD)
-        found = dino.embed(backbone, Pictures(), device="cpu", num_workers=2, batch_size_per_device=5)
+        found = dino.embed(
+            backbone, Pictures(), device="cpu", num_workers=2, batch_size_per_device=5
+        )
         assert signal.getsignal(signal.SIGCHLD) is handler
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert torch.allclose(found.vectors, expected, atol=1e-5)
 
 
-def test_bf16_is_near_fp32(backbone: nn.Module, expected: torch.Tensor, relative_error: Relative) -> None:
+def test_bf16_is_near_fp32(
+    backbone: nn.Module, expected: torch.Tensor, relative_error: Relative
+) -> None:
     found = dino.embed(backbone, Pictures(), precision="bf16", **CPU).vectors
     assert found.dtype == torch.float32 and 1e-5 < relative_error(found, expected) < 2e-2
 
@@ -138,7 +152,9 @@ def test_the_backbone_comes_back_in_its_mode_and_the_host_is_as_it_was(
     before = root.handlers[:], root.level, torch.get_rng_state(), signal.getsignal(signal.SIGTERM)
     dino.embed(backbone, Pictures(), precision="bf16", **CPU)
     dino.attention(backbone, Pictures(2), device="cpu")
-    assert (root.handlers, root.level) == before[:2] and torch.equal(torch.get_rng_state(), before[2])
+    assert (root.handlers, root.level) == before[:2] and torch.equal(
+        torch.get_rng_state(), before[2]
+    )
     assert signal.getsignal(signal.SIGTERM) == before[3]
     assert cpu_attention.widen_backward.cache_info().currsize == 0
     assert [module.training for module in backbone.modules()] == modes
@@ -151,7 +167,11 @@ def test_the_backbone_comes_back_in_its_mode_and_the_host_is_as_it_was(
 @pytest.mark.parametrize(
     ("settings", "kind", "text"),
     [
-        ({"precision": "fp16"}, DeviceError, "^`precision` fp16 needs `device` cuda; use bf16 or fp32 on the cpu$"),
+        (
+            {"precision": "fp16"},
+            DeviceError,
+            "^`precision` fp16 needs `device` cuda; use bf16 or fp32 on the cpu$",
+        ),
         ({"precision": "half"}, OptionError, "`precision` must be one of .*got 'half'"),
         ({"device": "tpu"}, OptionError, "`device` must be one of hpu, cuda, cpu, ipu .*'tpu'"),
         ({"batch_size_per_device": 0}, OptionError, "`batch_size_per_device` must be >= 1"),
@@ -165,8 +185,20 @@ def test_wrong_values_are_refused(
         dino.embed(backbone, Pictures(), **{"device": "cpu", **settings})
 
 
-def test_knn_gives_what_eval_knn_writes(backbone: nn.Module, weights: Path, splits: Path, tmp_path: Path) -> None:
-    words = ["--data_path", splits, "--pretrained_weights", weights, "--json", tmp_path / "knn.json", "--nb_knn", 3, 50]
+def test_knn_gives_what_eval_knn_writes(
+    backbone: nn.Module, weights: Path, splits: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--data_path",
+        splits,
+        "--pretrained_weights",
+        weights,
+        "--json",
+        tmp_path / "knn.json",
+        "--nb_knn",
+        3,
+        50,
+    ]
     eval_knn.main([*QUICK, *map(str, words)])
     written = json.loads((tmp_path / "knn.json").read_text())["knn"]
     found = dino.knn(backbone, splits, nb_knn=(3, 50), **CPU)
@@ -178,20 +210,44 @@ def test_knn_gives_what_eval_knn_writes(backbone: nn.Module, weights: Path, spli
 
 def test_knn_of_data_sets_equals_that_of_folders(backbone: nn.Module, splits: Path) -> None:
     own = [dino.embed(backbone, splits / name, **CPU) for name in ("train", "val")]
-    train, val = ([(path, int(label)) for path, label in zip(*each, strict=True)] for each in _list(splits, own))
-    assert dino.knn(backbone, (train, val), nb_knn=3, **CPU) == dino.knn(backbone, splits, nb_knn=3, **CPU)
+    train, val = (
+        [(path, int(label)) for path, label in zip(*each, strict=True)]
+        for each in _list(splits, own)
+    )
+    assert dino.knn(backbone, (train, val), nb_knn=3, **CPU) == dino.knn(
+        backbone, splits, nb_knn=3, **CPU
+    )
 
 
 def _list(splits: Path, own: list[dino.Embeddings]) -> list[tuple[list[Path], list[int]]]:
     folders = (splits / "train", splits / "val")
-    return [([root / name for name in e.names], e.labels.tolist()) for root, e in zip(folders, own, strict=True)]
+    return [
+        ([root / name for name in e.names], e.labels.tolist())
+        for root, e in zip(folders, own, strict=True)
+    ]
 
 
 def test_linear_probe_gives_what_eval_linear_gives(
     backbone: nn.Module, weights: Path, splits: Path, tmp_path: Path
 ) -> None:
-    words = ["--data_path", splits, "--pretrained_weights", weights, "--json", tmp_path / "linear.json"]
-    words += ["--output_dir", tmp_path / "command", "--epochs", 2, "--n_last_blocks", 2, "--batch_size_per_device", 6]
+    words = [
+        "--data_path",
+        splits,
+        "--pretrained_weights",
+        weights,
+        "--json",
+        tmp_path / "linear.json",
+    ]
+    words += [
+        "--output_dir",
+        tmp_path / "command",
+        "--epochs",
+        2,
+        "--n_last_blocks",
+        2,
+        "--batch_size_per_device",
+        6,
+    ]
     eval_linear.main([*QUICK, *map(str, words)])
     settings = {"epochs": 2, "n_last_blocks": 2, "batch_size_per_device": 6, **CPU}
     drawn = torch.get_rng_state()
@@ -199,7 +255,9 @@ def test_linear_probe_gives_what_eval_linear_gives(
     written = json.loads((tmp_path / "linear.json").read_text())
     assert found._asdict() == {name: written[name] for name in ("loss", "top1", "top5")}
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert dino.linear_probe(backbone, splits, tmp_path / "call", **settings) == found  # continues at its end
+    assert (
+        dino.linear_probe(backbone, splits, tmp_path / "call", **settings) == found
+    )  # continues at its end
     other = dino.load(weights)
     nn.init.zeros_(other.norm.weight)
     with pytest.raises(CheckpointError, match="trained with another backbone"):
@@ -209,7 +267,13 @@ def test_linear_probe_gives_what_eval_linear_gives(
 def test_linear_probe_takes_a_precision_and_data_sets(backbone: nn.Module, tmp_path: Path) -> None:
     """Here val lacks the last class, which the layer has all the same."""
     data = Pictures(label=lambda index: index % 3), Pictures(4, label=lambda index: index % 2)
-    settings = {"epochs": 1, "n_last_blocks": 1, "batch_size_per_device": 6, "cache_features": True, **CPU}
+    settings = {
+        "epochs": 1,
+        "n_last_blocks": 1,
+        "batch_size_per_device": 6,
+        "cache_features": True,
+        **CPU,
+    }
     exact = dino.linear_probe(backbone, data, tmp_path / "fp32", **settings)
     found = dino.linear_probe(backbone, data, tmp_path / "bf16", precision="bf16", **settings)
     assert found.loss != exact.loss and found.loss == pytest.approx(exact.loss, rel=0.05)
@@ -228,7 +292,9 @@ def test_a_probes_keywords_are_eval_linears_without_those_that_the_arguments_say
     with pytest.raises(TypeError, match=r"unknown setting 'learning_rate': did you mean lr\?"):
         dino.linear_probe(backbone, splits, tmp_path, learning_rate=1)
     with pytest.raises(OptionError, match="`n_last_blocks` 4: vit_mini has 3"):
-        dino.linear_probe(backbone, splits, tmp_path, n_last_blocks=4, batch_size_per_device=6, **CPU)
+        dino.linear_probe(
+            backbone, splits, tmp_path, n_last_blocks=4, batch_size_per_device=6, **CPU
+        )
     with pytest.raises(TypeError, match="must come from dino.load"):
         dino.linear_probe(Pair(), splits, tmp_path)
 
@@ -255,5 +321,7 @@ def test_attention_sizes(backbone: nn.Module) -> None:
             dino.attention(backbone, Pictures(1), image_size=size)
     with pytest.raises(DataError, match="not one patch of 8 pixels fits into 4 x 4"):
         dino.attention(backbone, Pictures(1), image_size=(4, 4), device="cpu")
-    with pytest.raises(TypeError, match=r"only vision transformers have attention maps \(got Pair\)"):
+    with pytest.raises(
+        TypeError, match=r"only vision transformers have attention maps \(got Pair\)"
+    ):
         dino.attention(Pair(), Pictures(1))

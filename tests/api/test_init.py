@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_python(text: str) -> str:
-    ended = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -53,7 +55,11 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 def test_type_checkers_see_every_public_name() -> None:
     tree = ast.parse((ROOT / "dino" / "__init__.py").read_text(encoding="utf-8"))
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "dino.api"]
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "dino.api"
+    ]
     assert [alias.name for alias in found[0].names] == sorted(api.__all__)
 
 
@@ -68,12 +74,18 @@ def test_package_metadata_takes_the_version_without_importing_torch(tmp_path: Pa
     assert '"version"' in text and 'version = { attr = "dino.__version__" }' in text
     (tmp_path / "dino").mkdir()
     source = (ROOT / "dino" / "__init__.py").read_text(encoding="utf-8")
-    (tmp_path / "dino" / "__init__.py").write_text(f"import no_such_module\n{source.replace(FUTURE, '')}")
+    (tmp_path / "dino" / "__init__.py").write_text(
+        f"import no_such_module\n{source.replace(FUTURE, '')}"
+    )
     project = '[project]\nname = "x"\ndynamic = ["version"]\n[tool.setuptools.dynamic]\n'
-    (tmp_path / "pyproject.toml").write_text(f'{project}version = {{ attr = "dino.__version__" }}\n')
+    (tmp_path / "pyproject.toml").write_text(
+        f'{project}version = {{ attr = "dino.__version__" }}\n'
+    )
     # In a process of its own: setuptools wants to be imported before whatever else has imported distutils.
     code = "from setuptools.config import pyprojecttoml as p; print(p.read_configuration('pyproject.toml')['project'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert f"'version': '{dino.__version__}'" in done.stdout, done.stderr
 
 

@@ -26,10 +26,15 @@ def test_two_processes_embed_train_continue_and_embed_again(weights: Path, tmp_p
         assert epochs == 2 and "cls_token" in names
     identity = load_state(tmp_path / "run")["resume"]["identity"]
     assert (identity["world"], identity["iteration"]) == (2, 6)
-    assert [each.text.count("only their number is checked") for each in ended] == [2, 0]  # rank 0's, in each call
+    assert [each.text.count("only their number is checked") for each in ended] == [
+        2,
+        0,
+    ]  # rank 0's, in each call
 
 
-def test_a_later_call_does_not_read_what_an_earlier_one_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_call_does_not_read_what_an_earlier_one_wrote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """torchrun's store outlives a call: an old iteration, or an old wish to stop, would end the next one."""
     opened = [dist.HashStore(), dist.HashStore()]
     left = iter(opened)

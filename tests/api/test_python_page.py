@@ -22,7 +22,10 @@ README_BLOCK = re.compile(r"^    import dino\n(?:(?:    .*)?\n)+", re.MULTILINE)
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mirror folder with weights of the published shape, which nothing is downloaded for."""
     folder = tmp_path_factory.mktemp("published")
-    torch.save(build_backbone("vit_small", patch_size=16).state_dict(), folder / "dino_deitsmall16_pretrain.pth")
+    torch.save(
+        build_backbone("vit_small", patch_size=16).state_dict(),
+        folder / "dino_deitsmall16_pretrain.pth",
+    )
     return folder
 
 
@@ -49,16 +52,22 @@ def run_blocks(blocks: list[str], name: str) -> dict[str, object]:
 def test_every_block_of_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    found = run_blocks(BLOCK.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8")), "docs/python.md")
+    found = run_blocks(
+        BLOCK.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8")), "docs/python.md"
+    )
     assert found["features"].vectors.shape == (8, 384) and len(found["nearest"]) == 5
     assert found["vectors"].shape == (2, 384)
     assert found["scores"].keys() == {3, 10} and found["maps"][0].shape[0] == 3
-    assert len(found["result"].history) == 1 and (folder / "runs" / "halves" / "recipe.yaml").exists()
+    assert (
+        len(found["result"].history) == 1 and (folder / "runs" / "halves" / "recipe.yaml").exists()
+    )
     assert "vit_small 16 224" in capsys.readouterr().out
     assert (root.handlers, root.level) == before
 
 
-def test_the_page_says_what_its_last_block_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_says_what_its_last_block_prints(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     block = BLOCK.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))[-1]
     run_blocks(["import dino", block], "docs/python.md")
     assert capsys.readouterr().out.strip() == re.search(r"error\.value\)  # (.*)", block)[1]

@@ -21,7 +21,12 @@ from tests.api.conftest import MEAN, STD
 def test_a_file_gives_an_eval_mode_module_that_says_how_to_feed_it(weights: Path) -> None:
     backbone = dino.load(weights)
     assert not backbone.training
-    assert (backbone.arch, backbone.patch_size, backbone.image_size, backbone.in_chans) == ("vit_mini", 8, 32, 3)
+    assert (backbone.arch, backbone.patch_size, backbone.image_size, backbone.in_chans) == (
+        "vit_mini",
+        8,
+        32,
+        3,
+    )
     assert backbone.normalization.mean == tuple(MEAN) and backbone.normalization.std == tuple(STD)
     pixels = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
     wanted = (torch.ones(3) - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -38,18 +43,27 @@ def test_a_hugging_face_folder_gives_the_same_features(weights: Path, tmp_path: 
     assert backbone.normalization.mean == pytest.approx(MEAN)
 
 
-def test_hub_names_load_the_tensors_that_hubconf_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_names_load_the_tensors_that_hubconf_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(VITS, "vit_small", VitShape(embed_dim=24, depth=2, heads=2))
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
-    torch.save(build_backbone("vit_small", patch_size=8).state_dict(), tmp_path / "dino_deitsmall8_pretrain.pth")
+    torch.save(
+        build_backbone("vit_small", patch_size=8).state_dict(),
+        tmp_path / "dino_deitsmall8_pretrain.pth",
+    )
     ours, theirs = dino.load("hub:dino_vits8"), hubconf.dino_vits8()
     assert not ours.training and theirs.training
     assert (ours.arch, ours.patch_size, ours.image_size) == ("vit_small", 8, 224)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
-    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    assert all(
+        torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items()
+    )
 
 
-def test_timm_names_load_from_the_mirror_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_names_load_from_the_mirror_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
     model = timm.create_model("test_resnet", pretrained=False).eval()
     save_file(model.state_dict(), tmp_path / "test_resnet.safetensors")

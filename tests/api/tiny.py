@@ -14,10 +14,25 @@ from torch.utils.data import Dataset
 from dino import checkpoint
 
 RUN = {  # keywords of dino.pretrain
-    **{"arch": "vit_mini", "patch_size": 8, "global_crops_size": 16, "local_crops_size": 8, "local_crops_number": 1},
-    **{"out_dim": 16, "batch_size_per_device": 4, "num_workers": 0, "device": "cpu", "epochs": 2, "saveckp_freq": 0},
+    **{
+        "arch": "vit_mini",
+        "patch_size": 8,
+        "global_crops_size": 16,
+        "local_crops_size": 8,
+        "local_crops_number": 1,
+    },
+    **{
+        "out_dim": 16,
+        "batch_size_per_device": 4,
+        "num_workers": 0,
+        "device": "cpu",
+        "epochs": 2,
+        "saveckp_freq": 0,
+    },
 }
-WORDS = [word for name, value in RUN.items() for word in (f"--{name}", str(value))]  # the same for main_dino.py
+WORDS = [
+    word for name, value in RUN.items() for word in (f"--{name}", str(value))
+]  # the same for main_dino.py
 COUNT = 12
 
 
@@ -84,7 +99,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     return torch.load(folder / checkpoint.LATEST, weights_only=True)
 
 
-def assert_same_bits(left: Any, right: Any, *, without: tuple[str, ...] = ("args",), path: str = "") -> None:
+def assert_same_bits(
+    left: Any, right: Any, *, without: tuple[str, ...] = ("args",), path: str = ""
+) -> None:
     """Through nested containers; keys of `without` may differ."""
     assert type(left) is type(right), path
     if isinstance(left, torch.Tensor):

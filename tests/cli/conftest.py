@@ -20,9 +20,7 @@ KERNEL = {
     "cpuinfo": "vendor_id : GenuineIntel\n",
     "meminfo": "MemTotal: 1056 kB\nHugePages_Total:   15000\nHugePages_Free:    14000\nHugepagesize:       2048 kB\n",
 }
-ASKED = (
-    "import os; answer = {'garbled': 0, 'wrong': 0}; open(os.environ['SEEN'], 'w').write(json.dumps(dict(os.environ)))"
-)
+ASKED = "import os; answer = {'garbled': 0, 'wrong': 0}; open(os.environ['SEEN'], 'w').write(json.dumps(dict(os.environ)))"
 
 
 class Patient:
@@ -30,7 +28,12 @@ class Patient:
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.patch = folder, monkeypatch
-        self.files, self.versions, self.kernel, self.packages = [], {"torch": TORCH}, dict(KERNEL), []
+        self.files, self.versions, self.kernel, self.packages = (
+            [],
+            {"torch": TORCH},
+            dict(KERNEL),
+            [],
+        )
         for name in ("bin", "site"):
             (folder / name).mkdir()
         for name in [name for name in os.environ if name.startswith(VENDORS)]:
@@ -39,14 +42,18 @@ class Patient:
         monkeypatch.setenv("PYTHONPATH", str(folder / "site"))
         monkeypatch.setenv("SEEN", str(folder / "product.json"))
         monkeypatch.setattr(
-            machine, "TORCH", "answer = {'unknown': [n for n in argument if n == 'iadd']}  # without torch: quick"
+            machine,
+            "TORCH",
+            "answer = {'unknown': [n for n in argument if n == 'iadd']}  # without torch: quick",
         )
         monkeypatch.setattr(machine, "PRODUCT", ASKED)
         monkeypatch.setattr(machine, "list_device_files", lambda: self.files)
         monkeypatch.setattr(machine, "list_open_files", dict)
         monkeypatch.setattr(machine, "read_kernel_file", lambda name: self.kernel.get(name, ""))
         monkeypatch.setattr(
-            machine, "list_distributions", lambda words: [row for row in self.packages if re.fullmatch(words, row[0])]
+            machine,
+            "list_distributions",
+            lambda words: [row for row in self.packages if re.fullmatch(words, row[0])],
         )
         monkeypatch.setattr(software, "find_version", lambda *names: self.versions.get(names[0]))
 
@@ -77,7 +84,12 @@ class Patient:
         self.versions["habana-torch-plugin"] = version
 
     def set_up_host(self):
-        for name in ("GC_KERNEL_PATH", "HABANA_PLUGINS_LIB_PATH", "HABANA_SCAL_BIN_PATH", "HABANA_LOGS"):
+        for name in (
+            "GC_KERNEL_PATH",
+            "HABANA_PLUGINS_LIB_PATH",
+            "HABANA_SCAL_BIN_PATH",
+            "HABANA_LOGS",
+        ):
             (self.folder / name).mkdir()
             self.patch.setenv(name, str(self.folder / name))
 
@@ -103,7 +115,9 @@ def examine(capfd):
         code = exit_code(lambda: main(list(words) or ["--device", "hpu"]))
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
-        assert (code, err) == (0, "") or (code == 1 and err.startswith("CheckFailed: ") and err.count("\n") == 1)
+        assert (code, err) == (0, "") or (
+            code == 1 and err.startswith("CheckFailed: ") and err.count("\n") == 1
+        )
         return code, " ".join(out.split()), err
 
     return run

@@ -7,7 +7,7 @@ import torch
 
 from dino.cli.align import align, main, write_table
 from dino.cli.options import parse
-from dino.devices import ipu
+from dino.devices.ipu import device as ipu
 from dino.errors import CheckFailed, OptionError
 from dino.models.head import DINOHead
 from dino.training import build
@@ -15,7 +15,16 @@ from dino.training.alignment import Trace, compare
 from dino.training.config import AlignConfig
 from tests.running import HALF_ON_CPU
 
-SMALL = ("--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8", "--out_dim", "64")
+SMALL = (
+    "--patch_size",
+    "8",
+    "--global_crops_size",
+    "16",
+    "--local_crops_size",
+    "8",
+    "--out_dim",
+    "64",
+)
 STEP = ("--ga", "3", "--replica", "2", "--loss_scale", "128")
 
 
@@ -65,7 +74,9 @@ def test_eight_steps_equal_the_cpu_on_the_combined_batch(poptorch):
         ("--local_crops_number", "0", "--patch_size", "5", "--global_crops_size", "17", *STEP),
         ("--output_mode", "final", "--ga", "1", "--replica", "2"),
         # Batch norm over very few images blows rounding up, so it gets more of them.
-        tuple("--use_bn_in_head true --freeze_last_layer 0 --accumulate_steps 2 --batch_size_per_device 4".split()),
+        tuple(
+            "--use_bn_in_head true --freeze_last_layer 0 --accumulate_steps 2 --batch_size_per_device 4".split()
+        ),
     ],
     ids=" ".join,
 )
@@ -85,7 +96,9 @@ def test_a_teacher_that_moves_before_the_update_is_found(ema_so):
     assert largest(rows, "teacher") > 1e-4
 
 
-@pytest.mark.skipif(not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in")
+@pytest.mark.skipif(
+    not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in"
+)
 @pytest.mark.parametrize("precision", ["float16", "masterweight"])
 def test_half_precision_is_near(poptorch, precision):
     rows = differences(*STEP[:4], "--steps", "4", "--precision", precision)
@@ -98,7 +111,17 @@ def test_the_tanh_form_is_another_function(poptorch):
 
 
 def test_the_command_prints_a_table_and_fails_beyond_the_tolerance(poptorch, tmp_path, capsys):
-    words = ["--device", "ipu", *SMALL, "--steps", "2", "--ga", "2", "--json", str(tmp_path / "result.json")]
+    words = [
+        "--device",
+        "ipu",
+        *SMALL,
+        "--steps",
+        "2",
+        "--ga",
+        "2",
+        "--json",
+        str(tmp_path / "result.json"),
+    ]
     main(words)
     text = capsys.readouterr().out
     assert "head.last_layer.weight_v" in text and "largest difference: " in text
@@ -109,15 +132,23 @@ def test_the_command_prints_a_table_and_fails_beyond_the_tolerance(poptorch, tmp
 
 
 def test_any_pair_of_devices_is_taken():
-    rows = align(parse(AlignConfig, ["--device", "cpu", *SMALL, "--steps", "2", "--accumulate_steps", "2"]))
+    rows = align(
+        parse(AlignConfig, ["--device", "cpu", *SMALL, "--steps", "2", "--accumulate_steps", "2"])
+    )
     assert largest(rows) <= 1e-5
-    with pytest.raises(OptionError, match="--reference must be one of hpu, cuda, cpu \\(got 'ipu'\\)"):
+    with pytest.raises(
+        OptionError, match="--reference must be one of hpu, cuda, cpu \\(got 'ipu'\\)"
+    ):
         parse(AlignConfig, ["--reference", "ipu"])
 
 
 def test_differences_of_large_numbers_are_relative():
     one, other = (
-        Trace(losses=[torch.tensor(value)], student={"w": torch.tensor([value, 2.0])}, center=torch.zeros(1, 2))
+        Trace(
+            losses=[torch.tensor(value)],
+            student={"w": torch.tensor([value, 2.0])},
+            center=torch.zeros(1, 2),
+        )
         for value in (1.0, 0.5)  # the largest number of w is 2
     )
     rows = list(compare(one, other))
@@ -126,4 +157,9 @@ def test_differences_of_large_numbers_are_relative():
         ("centre", 0.0, 0.0),
         ("student", 0.25, 0.125),
     ]
-    assert [line.split() for line in write_table(rows)][-1] == ["student", "w", "2.50e-01", "1.25e-01"]
+    assert [line.split() for line in write_table(rows)][-1] == [
+        "student",
+        "w",
+        "2.50e-01",
+        "1.25e-01",
+    ]

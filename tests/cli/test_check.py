@@ -34,7 +34,13 @@ BROKEN = {
         "two_by_three.jpg",
     },
     "odd": {
-        *("alpha_la.png", "alpha_rgba.png", "palette_transparency.png", "gray_16bit.png", "rgb_16bit.png"),
+        *(
+            "alpha_la.png",
+            "alpha_rgba.png",
+            "palette_transparency.png",
+            "gray_16bit.png",
+            "rgb_16bit.png",
+        ),
         *("bilevel.png", "cmyk.jpg", "animated.gif"),
     },
     "duplicate": {"ünïcode_日本語_фото.jpg"},
@@ -55,7 +61,11 @@ def check(*words: object) -> int:
 
 
 def names_in(result: dict) -> dict[str, set[str]]:
-    return {kind: {one["name"] for one in found} for kind, found in result.items() if isinstance(found, list)}
+    return {
+        kind: {one["name"] for one in found}
+        for kind, found in result.items()
+        if isinstance(found, list)
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -63,7 +73,15 @@ def test_every_bad_and_odd_file_is_found_and_the_rest_is_listed(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     folder, output = shared_data / "broken", tmp_path / "clean.txt"
-    words = [str(folder), "--json", str(tmp_path / "r"), "--output", str(output), "--num_workers", str(workers)]
+    words = [
+        str(folder),
+        "--json",
+        str(tmp_path / "r"),
+        "--output",
+        str(output),
+        "--num_workers",
+        str(workers),
+    ]
     assert exit_code(lambda: main(words)) == 1
     result = json.loads((tmp_path / "r").read_text())
     assert names_in(result) == {**BROKEN, "unlistable": set()}
@@ -75,18 +93,25 @@ def test_every_bad_and_odd_file_is_found_and_the_rest_is_listed(
     text = capsys.readouterr()
     assert f"checking  {len(everything)}/{len(everything)}" in text.out
     assert all(f"{kind}: {name}: " in text.out for kind, names in BROKEN.items() for name in names)
-    assert text.err.startswith("CheckFailed: 6 corrupt, 5 tiny, 8 odd, 1 duplicate of ") and text.err.count("\n") == 1
+    assert (
+        text.err.startswith("CheckFailed: 6 corrupt, 5 tiny, 8 odd, 1 duplicate of ")
+        and text.err.count("\n") == 1
+    )
 
 
 def test_a_clean_list_passes_the_check(tmp_path: Path) -> None:
     make_images(tmp_path / "images", 5)
     shutil.copy(tmp_path / "images" / "003.png", tmp_path / "images" / "again.png")
     assert check(tmp_path / "images", "--output", tmp_path / "list.txt") == 1
-    assert (tmp_path / "list.txt").read_text().split() == [f"images/{index:03}.png" for index in range(5)]
+    assert (tmp_path / "list.txt").read_text().split() == [
+        f"images/{index:03}.png" for index in range(5)
+    ]
     assert check("--data_path", tmp_path / "list.txt") == 0
 
 
-def test_names_that_no_line_can_hold_are_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_no_line_can_hold_are_told_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_images(tmp_path, 3)
     os.rename(tmp_path / "001.png", tmp_path / "one\ntwo.png")
     assert check(tmp_path, "--output", tmp_path / "list.txt") == 1
@@ -98,13 +123,17 @@ def test_names_that_no_line_can_hold_are_told_and_left_out(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(("name", "kind"), [("here", "folder"), ("list.png", "picture")])
-def test_an_output_that_cannot_be_a_list_stops_before_the_work(tmp_path: Path, name: str, kind: str) -> None:
+def test_an_output_that_cannot_be_a_list_stops_before_the_work(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     (tmp_path / "here").mkdir()
     with pytest.raises(OptionError, match=f"is a {kind}; name a text file"):
         main([str(make_images(tmp_path / "images", 1)), "--output", str(tmp_path / name)])
 
 
-def test_a_list_without_any_image_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_without_any_image_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.jpg").write_text("")
     assert check(tmp_path, "--output", tmp_path / "list.txt", "--json", tmp_path / "r") == 1
     text = capsys.readouterr()
@@ -114,7 +143,9 @@ def test_a_list_without_any_image_is_not_written(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "list.txt").exists()
 
 
-@pytest.mark.parametrize(("words", "text"), [(["a", "b"], "'b' is one word too many"), ([], "`data_path` is missing")])
+@pytest.mark.parametrize(
+    ("words", "text"), [(["a", "b"], "'b' is one word too many"), ([], "`data_path` is missing")]
+)
 def test_words_that_are_too_many_or_missing_are_told(words: list[str], text: str) -> None:
     with pytest.raises((OptionError, DataError), match=text):
         main(words)
@@ -124,7 +155,9 @@ def test_a_worker_that_dies_ends_the_check_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_images(tmp_path / "images", 3)
-    monkeypatch.setattr(inspection, "find_oddity", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        inspection, "find_oddity", lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    )
     words = [str(folder), "--num_workers", "1", "--output", str(tmp_path / "list.txt")]
     assert exit_code(lambda: main(words)) == 2
     assert capsys.readouterr().err.startswith("DataError: a loader process died (")
@@ -150,6 +183,8 @@ def test_ctrl_c_ends_the_check_and_its_workers(tmp_path: Path) -> None:
     )
     with fifo.open("wb"):  # opens as soon as a worker reads it
         os.killpg(run.pid, signal.SIGINT)
-        _, errors = run.communicate(timeout=60)  # returns when no process holds the pipes: no worker is left
+        _, errors = run.communicate(
+            timeout=60
+        )  # returns when no process holds the pipes: no worker is left
     assert run.returncode == 130
     assert errors.startswith("stopped by Ctrl-C") and errors.count("\n") == 1

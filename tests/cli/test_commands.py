@@ -102,7 +102,9 @@ def test_a_script_of_the_reference_holds_nothing_but_its_command(script):
 
 def test_script_and_command_refuse_the_same_flag_alike():
     errors = {
-        subprocess.run([sys.executable, *words, "--lr", "-1"], capture_output=True, text=True, cwd=ROOT).stderr
+        subprocess.run(
+            [sys.executable, *words, "--lr", "-1"], capture_output=True, text=True, cwd=ROOT
+        ).stderr
         for words in (["main_dino.py"], ["-m", "dino.cli", "pretrain"])
     }
     assert errors == {"OptionError: --lr must be >= 0 (got -1.0)\n"}

@@ -61,13 +61,21 @@ def test_one_card_held_is_a_note_with_the_process_and_another_is_tried(healthy, 
     code, text, _ = examine()
     assert code == 0
     assert "held by card 3: python3.10 (pid 4714)" in text and "product right" in text
-    assert "note: in use: card 3: python3.10 (pid 4714); 7 of 8 cards are not held" in text and "acquire failed" in text
+    assert (
+        "note: in use: card 3: python3.10 (pid 4714); 7 of 8 cards are not held" in text
+        and "acquire failed" in text
+    )
 
 
 def test_all_cards_held_cannot_run_and_none_is_tried(healthy, examine):
     healthy.install_cards(held=range(8))
     code, text, error = examine()
-    assert code == 1 and "all cards are in use" in error and "4711" in error and "Device acquire failed" in text
+    assert (
+        code == 1
+        and "all cards are in use" in error
+        and "4711" in error
+        and "Device acquire failed" in text
+    )
     assert "product not tried on a card" in text and not (healthy.folder / "product.json").exists()
 
 
@@ -90,9 +98,13 @@ def test_the_product_is_tried_on_the_cards_of_the_slurm_job(healthy, examine):
     assert code == 1 and "SLURM_JOB_GPUS=9" in text and "product not tried on a card" in text
 
 
-def test_without_hl_smi_processes_the_open_files_tell_who_holds_a_card(healthy, examine, monkeypatch):
+def test_without_hl_smi_processes_the_open_files_tell_who_holds_a_card(
+    healthy, examine, monkeypatch
+):
     monkeypatch.setattr(
-        machine, "list_open_files", lambda: {99: ("python3", ["/dev/accel/accel2", "/dev/accel/accel2"])}
+        machine,
+        "list_open_files",
+        lambda: {99: ("python3", ["/dev/accel/accel2", "/dev/accel/accel2"])},
     )
     code, text, _ = examine()
     assert code == 0 and "held by card 2: python3 (pid 99)" in text
@@ -103,7 +115,10 @@ def test_a_driver_of_another_release_is_a_note_beside_a_right_product(healthy, e
     healthy.install_bridge(version="1.23.0.695")
     healthy.versions["torch"] = "2.9.0+hpu.1.23.0.695"
     code, text, _ = examine()
-    assert code == 0 and "note: the driver is 1.24.0-0a1b2c3 and the bridge is of software 1.23" in text
+    assert (
+        code == 0
+        and "note: the driver is 1.24.0-0a1b2c3 and the bridge is of software 1.23" in text
+    )
     assert "containers train so in public" in text and "the product on the card was right" in text
 
 
@@ -112,14 +127,24 @@ def test_a_product_that_fails_stops_a_run_and_names_the_pair(healthy, examine, m
     failure = "synStatus=26 [Generic failure] Graph compile failed.\\n[Rank:0] backtrace line"
     monkeypatch.setattr(machine, "PRODUCT", f"raise RuntimeError('{failure}')")
     code, text, error = examine()
-    assert code == 1 and "the card's compiler failed" in error and "Graph compile failed. [Rank:0] backtrace" in error
-    assert "product failed in lazy mode" in text and "the product on the card failed, see there" in text
+    assert (
+        code == 1
+        and "the card's compiler failed" in error
+        and "Graph compile failed. [Rank:0] backtrace" in error
+    )
+    assert (
+        "product failed in lazy mode" in text
+        and "the product on the card failed, see there" in text
+    )
 
 
 PRODUCTS = {
     "hang": ("import time; time.sleep(60)", "no answer in 1 s"),
     "crash": ("import os; os.abort()", "killed by SIGABRT"),
-    "garbled": ("answer = {'garbled': 7, 'wrong': 9}", "wrong numbers: 7 of those that were only copied"),
+    "garbled": (
+        "answer = {'garbled': 7, 'wrong': 9}",
+        "wrong numbers: 7 of those that were only copied",
+    ),
 }
 
 
@@ -145,7 +170,9 @@ def test_the_bridge_and_the_card_are_tried_in_the_mode_of_the_run(words, healthy
     healthy.install_bridge(
         "import os, pathlib; pathlib.Path(os.environ['SEEN'] + '2').write_text(os.environ['PT_HPU_LAZY_MODE'])"
     )
-    healthy.patch.setattr(machine, "PRODUCT", machine.PRODUCT + "\nassert argument is " + str(MODES[words][1]))
+    healthy.patch.setattr(
+        machine, "PRODUCT", machine.PRODUCT + "\nassert argument is " + str(MODES[words][1])
+    )
     code, text, _ = examine("--device", "hpu", *words)
     assert code == 0, text
     assert asked_of_the_card(healthy)["PT_HPU_LAZY_MODE"] == MODES[words][0]
@@ -159,7 +186,10 @@ def test_the_product_can_be_left_out(healthy, examine):
 
 
 HL_SMI = {
-    "garbage": (r"printf '\000\377|,,|\n| 1 2 3\n,,,,,,\nDriver Version:\n'", "its output is not understood"),
+    "garbage": (
+        r"printf '\000\377|,,|\n| 1 2 3\n,,,,,,\nDriver Version:\n'",
+        "its output is not understood",
+    ),
     "silence": ("exit 0", "its output is not understood"),
     "failure": ("echo 'driver not loaded' >&2; exit 3", "exit code 3: driver not loaded"),
     "no card": ("echo 'no AIPs available'; exit 1", "exit code 1: no AIPs available"),
@@ -181,12 +211,20 @@ def test_whatever_hl_smi_does_the_doctor_goes_on(kind, patient, examine, monkeyp
     monkeypatch.setattr(machine, "TOOL_SECONDS", 0.3 if kind == "hang" else 10.0)
     began = time.monotonic()
     with monkeypatch.context() as without_card:
-        without_card.setattr(machine, "PRODUCT", "raise RuntimeError('synStatus=8 [Device not found]')")
+        without_card.setattr(
+            machine, "PRODUCT", "raise RuntimeError('synStatus=8 [Device not found]')"
+        )
         code, text, _ = examine()
     assert code == 1 and "problem: no cards are visible here" in text and said in text
     patient.files = ["/dev/accel/accel0"]
     code, text, _ = examine()
-    assert code == 0 and said in text and "cards 1" in text and "note: " in text and "product right" in text
+    assert (
+        code == 0
+        and said in text
+        and "cards 1" in text
+        and "note: " in text
+        and "product right" in text
+    )
     assert time.monotonic() - began < 55  # the program that hangs was not waited for
 
 
@@ -200,15 +238,24 @@ def test_whoever_tries_the_card_later_is_not_told_that_there_is_none(patient):
     patient.install_bridge()
     report = examine_machine("hpu", Case(os.environ, product="later"))
     assert ("product", "not tried on a card: that comes later") in report.facts
-    assert [each.blocking for each in report.problems if "no cards are visible" in each.cause] == [False]
+    assert [each.blocking for each in report.problems if "no cards are visible" in each.cause] == [
+        False
+    ]
 
 
 def test_an_hl_smi_without_the_query_still_gives_cards_and_driver(patient, examine):
     patient.install_bridge()
     (patient.folder / "table.txt").write_text(table_output(held=(0,)))
-    patient.install_hl_smi(f'if [ "$1" = -Q ]; then exit 1; else cat {patient.folder}/table.txt; fi')
+    patient.install_hl_smi(
+        f'if [ "$1" = -Q ]; then exit 1; else cat {patient.folder}/table.txt; fi'
+    )
     code, text, _ = examine()
-    assert code == 0 and "cards 8" in text and "driver 1.21.0" in text and "card 0: python3.10 (pid 4711)" in text
+    assert (
+        code == 0
+        and "cards 8" in text
+        and "driver 1.21.0" in text
+        and "card 0: python3.10 (pid 4711)" in text
+    )
 
 
 BRIDGES = {
@@ -218,16 +265,27 @@ BRIDGES = {
         "raise ImportError('libSynapse.so: cannot open shared object file')",
         "a library of the Gaudi software",
     ),
-    "symbol": ("raise ImportError('undefined symbol: _ZN3c10')", "pip replaced the container's torch"),
-    "acquire": ("raise RuntimeError('synStatus 26 Device acquire failed')", "another process holds it"),
+    "symbol": (
+        "raise ImportError('undefined symbol: _ZN3c10')",
+        "pip replaced the container's torch",
+    ),
+    "acquire": (
+        "raise RuntimeError('synStatus 26 Device acquire failed')",
+        "another process holds it",
+    ),
     "other": ("raise ValueError('odd')", "is installed and cannot be imported: ValueError: odd"),
     "exit": ("import sys; sys.exit()", "it ended without an answer"),
-    "noise": ("print('dino.doctor: nonsense')\nimport os; os._exit(0)", "it ended without an answer"),
+    "noise": (
+        "print('dino.doctor: nonsense')\nimport os; os._exit(0)",
+        "it ended without an answer",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", BRIDGES)
-def test_a_bridge_that_cannot_be_imported_is_reported_and_not_suffered(kind, patient, examine, monkeypatch):
+def test_a_bridge_that_cannot_be_imported_is_reported_and_not_suffered(
+    kind, patient, examine, monkeypatch
+):
     code, said = BRIDGES[kind]
     patient.install_cards()
     patient.install_bridge(code)
@@ -237,14 +295,20 @@ def test_a_bridge_that_cannot_be_imported_is_reported_and_not_suffered(kind, pat
 
 
 def test_a_library_that_prints_at_its_end_does_not_hide_the_answer(healthy, examine):
-    healthy.install_bridge("import atexit; atexit.register(print, '==== HABANA PT BRIDGE CONFIGURATION ====')")
+    healthy.install_bridge(
+        "import atexit; atexit.register(print, '==== HABANA PT BRIDGE CONFIGURATION ====')"
+    )
     assert examine()[0] == 0
 
 
 def test_no_bridge(patient, examine):
     patient.install_cards()
     code, text, error = examine()
-    assert code == 1 and "the bridge (habana_frameworks.torch) is not installed" in error and "$PYTHON" in text
+    assert (
+        code == 1
+        and "the bridge (habana_frameworks.torch) is not installed" in error
+        and "$PYTHON" in text
+    )
 
 
 def test_another_part_of_the_vendors_software_is_no_bridge(patient, examine):
@@ -252,7 +316,11 @@ def test_another_part_of_the_vendors_software_is_no_bridge(patient, examine):
     (patient.folder / "site" / "habana_frameworks" / "mediapipe").mkdir(parents=True)
     patient.packages.append(("habana-media-loader", "1.24.1.482", str(patient.folder)))
     code, text, error = examine()
-    assert code == 1 and "is not installed" in error and "vendor's parts habana-media-loader 1.24.1.482" in text
+    assert (
+        code == 1
+        and "is not installed" in error
+        and "vendor's parts habana-media-loader 1.24.1.482" in text
+    )
 
 
 def test_pip_replaced_torch_explains_the_failed_import(patient, examine):
@@ -261,7 +329,10 @@ def test_pip_replaced_torch_explains_the_failed_import(patient, examine):
     patient.versions["torch"] = "2.9.1"
     code, text, error = examine()
     assert code == 1 and "(AssertionError: torch 2.6 needed)" in text
-    assert "built for torch 2.6, and torch 2.9.1 is installed: pip replaced" in error and text.count("problem: ") == 1
+    assert (
+        "built for torch 2.6, and torch 2.9.1 is installed: pip replaced" in error
+        and text.count("problem: ") == 1
+    )
 
 
 def test_a_bridge_that_takes_a_torch_is_believed(healthy, examine):
@@ -281,9 +352,17 @@ def test_upstream_torch_is_compiled_or_eager_and_never_lazy(healthy, examine):
     healthy.install_cards(driver="1.24.0-0a1b2c3", firmware="1.24.0")
     healthy.versions["torch"] = "2.10.0+cpu"
     code, text, _ = examine()
-    assert code == 0 and text.endswith("no problems found") and "product right, on the card in compiled mode" in text
+    assert (
+        code == 0
+        and text.endswith("no problems found")
+        and "product right, on the card in compiled mode" in text
+    )
     code, text, error = examine("--device", "hpu", "--lazy_mode", "true")
-    assert code == 1 and "mode lazy: --lazy_mode true" in text and "on the vendor's build of torch only" in error
+    assert (
+        code == 1
+        and "mode lazy: --lazy_mode true" in text
+        and "on the vendor's build of torch only" in error
+    )
 
 
 def test_flags_that_a_run_refuses_are_refused(healthy, examine):
@@ -300,7 +379,10 @@ def test_what_is_missing_of_the_hosts_set_up_is_told_in_notes(healthy, examine):
     (healthy.folder / "file").touch()
     healthy.patch.setenv("HABANA_LOGS", str(healthy.folder / "file" / "logs"))
     healthy.packages += [("opencv-python", "4.1", "/a"), ("opencv-python-headless", "4.2", "/a")]
-    healthy.packages += [("habana-torch-plugin", "1.21.0", "/a"), ("habana-media-loader", "1.24.1.482", "/a")]
+    healthy.packages += [
+        ("habana-torch-plugin", "1.21.0", "/a"),
+        ("habana-media-loader", "1.24.1.482", "/a"),
+    ]
     healthy.install_cards(firmware="1.19.1")
     code, text, _ = examine()
     assert code == 0 and text.count("note: ") == 7 and "problem: " not in text
@@ -323,7 +405,10 @@ def test_op_lists_and_variables_of_the_environment_are_told(healthy, examine, tm
     healthy.patch.setenv("PT_HPU_PLACE_ON_CPU", "none")
     code, text, _ = examine()
     assert code == 0 and "low.txt: 3 lines, in place of the bridge's own list" in text
-    assert r"never match: 1 'add\r'" in text and "has these names, and the bridge does not say so: iadd" in text
+    assert (
+        r"never match: 1 'add\r'" in text
+        and "has these names, and the bridge does not say so: iadd" in text
+    )
     assert "none.txt (not readable)" in text and "warns once and uses its own list" in text
     assert "PT_HPU_PLACE_ON_CPU none (none: an operator the card lacks is an error" in text
 
@@ -345,7 +430,9 @@ def test_a_torch_that_cannot_compute(patient, examine, monkeypatch):
 
 
 def test_cuda_and_ipu_say_why_not(patient, examine, monkeypatch):
-    monkeypatch.setattr(machine, "TORCH", "answer = {'cuda': '12.8', 'available': False, 'count': 0}")
+    monkeypatch.setattr(
+        machine, "TORCH", "answer = {'cuda': '12.8', 'available': False, 'count': 0}"
+    )
     smi = patient.folder / "bin" / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho '0, NVIDIA H200, 570.1, 143771 MiB'\n")
     smi.chmod(0o755)
@@ -358,7 +445,9 @@ def test_the_report_for_programs_names_no_path_host_or_user(healthy, capsys, mon
     healthy.patch.setenv("USER", "janedoe")
     healthy.patch.setenv("MASTER_ADDR", "node17.lab.example")
     healthy.patch.setenv("PT_HPU_AUTOCAST_FP32_OPS_LIST", "/home/Jane Doe/no list.txt")
-    monkeypatch.setattr(machine, "list_open_files", lambda: {9: ("janedoe_train", ["/dev/accel/accel2"])})
+    monkeypatch.setattr(
+        machine, "list_open_files", lambda: {9: ("janedoe_train", ["/dev/accel/accel2"])}
+    )
     main(["--device", "hpu", "--json", str(healthy.folder / "report.json")])
     assert "janedoe_train" in capsys.readouterr().out  # for the one who sits here
     text = (healthy.folder / "report.json").read_text()
@@ -371,7 +460,11 @@ def test_the_report_for_programs_names_no_path_host_or_user(healthy, capsys, mon
 
 def test_a_dash_gives_the_report_for_programs_alone(healthy, capsys):
     main(["--device", "hpu", "--json", "-"])
-    assert {fact["name"] for fact in json.loads(capsys.readouterr().out)["facts"]} >= {"device", "mode", "product"}
+    assert {fact["name"] for fact in json.loads(capsys.readouterr().out)["facts"]} >= {
+        "device",
+        "mode",
+        "product",
+    }
 
 
 def run_doctor(*words, **environment):
@@ -394,20 +487,35 @@ def test_the_command_ends_with_0_where_the_device_runs():
 
 def test_where_torch_cannot_be_imported_the_command_still_tells_and_ends_with_1(tmp_path):
     (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libtorch_cpu.so: cannot open shared object')")
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "raise ImportError('libtorch_cpu.so: cannot open shared object')"
+    )
     done = run_doctor("--device", "hpu", PATH=str(tmp_path), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1 and "hl-smi" in done.stdout, done.stderr
-    assert "torch is installed and cannot compute on the CPU: ImportError: libtorch_cpu.so" in " ".join(
-        done.stdout.split()
+    assert (
+        "torch is installed and cannot compute on the CPU: ImportError: libtorch_cpu.so"
+        in " ".join(done.stdout.split())
     )
     assert "the bridge (habana_frameworks.torch) is not installed" in done.stdout
-    assert done.stderr.startswith("CheckFailed: hpu cannot run here: ") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("CheckFailed: hpu cannot run here: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
-@pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason=str(hpu_simulator.why_unavailable()))
+@pytest.mark.skipif(
+    hpu_simulator.why_unavailable() is not None, reason=str(hpu_simulator.why_unavailable())
+)
 def test_the_product_is_right_on_the_simulated_card():
-    environment = {**os.environ, "PYTHONPATH": f"{hpu_simulator.PACKAGE}:{ROOT}", "PT_HPU_LAZY_MODE": "0"}
-    assert machine.probe(machine.PRODUCT, environment, False, seconds=400) == ({"garbled": 0, "wrong": 0}, None)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{hpu_simulator.PACKAGE}:{ROOT}",
+        "PT_HPU_LAZY_MODE": "0",
+    }
+    assert machine.probe(machine.PRODUCT, environment, False, seconds=400) == (
+        {"garbled": 0, "wrong": 0},
+        None,
+    )
 
 
 def test_a_wrong_flag_ends_with_2_and_the_check_is_its_own_error():

@@ -138,11 +138,21 @@ KNN = {
 FROZEN = {
     name: KNN[name]
     for name in (
-        *("--device", "--lazy_mode", "--dist_url", "--local_rank", "--arch", "--patch_size", "--pretrained_weights"),
+        *(
+            "--device",
+            "--lazy_mode",
+            "--dist_url",
+            "--local_rank",
+            "--arch",
+            "--patch_size",
+            "--pretrained_weights",
+        ),
         *("--checkpoint_key", "--random_weights", "--json"),
     )
 }
-EVALUATION = FROZEN | {name: KNN[name] for name in ("--data_path", "--batch_size_per_device", "--num_workers")}
+EVALUATION = FROZEN | {
+    name: KNN[name] for name in ("--data_path", "--batch_size_per_device", "--num_workers")
+}
 LINEAR = EVALUATION | {
     "--n_last_blocks": 4,
     "--avgpool_patchtokens": False,
@@ -263,7 +273,14 @@ ALIGN = TRAIN | {
     "--tolerance": 1e-05,
     "--json": None,
 }
-VERIFY = {"--device": None, "--lazy_mode": None, "--output_dir": ".", "--size": None, "--only": None, "--patience": 1.0}
+VERIFY = {
+    "--device": None,
+    "--lazy_mode": None,
+    "--output_dir": ".",
+    "--size": None,
+    "--only": None,
+    "--patience": 1.0,
+}
 FILES = {"--weights": None, "--output": None}
 EXTRACT = FILES | {"--arch": "vit_small", "--patch_size": 16, "--checkpoint_key": "teacher"}
 TABLE = {  # by script: its options, their frozen defaults, and whose recorded flags it must have
@@ -273,7 +290,11 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "extract_features": (FeatureFileConfig, FEATURE_FILE, None),
     "eval_copy_detection": (CopyDetectionConfig, COPY_DETECTION, "gaudi/eval_copy_detection.py"),
     "eval_image_retrieval": (RetrievalConfig, RETRIEVAL, "gaudi/eval_image_retrieval.py"),
-    "eval_video_segmentation": (DavisConfig, VIDEO_SEGMENTATION, "gaudi/eval_video_segmentation.py"),
+    "eval_video_segmentation": (
+        DavisConfig,
+        VIDEO_SEGMENTATION,
+        "gaudi/eval_video_segmentation.py",
+    ),
     "eval_ipace_segmentation": (DrivingConfig, DRIVING, "driving/eval_ipace_segmentation.py"),
     "compute_segmentation_metrics": (SegmentationMetricsConfig, SEGMENTATION_METRICS, None),
     "dino/data/check": (CheckConfig, CHECK, None),
@@ -302,7 +323,9 @@ DEPARTURES |= {"--distractors_path", "--whitening_path"}
 OWN_DEPARTURES = {AttentionVideoConfig: {"--threshold"}}  # masks are made where they are asked for
 
 COMMAND_TYPES = (*(config for config, _, _ in TABLE.values()), DoctorConfig, SubmitConfig)
-COMMANDS = pytest.mark.parametrize(("command", "frozen", "reference"), TABLE.values(), ids=TABLE.keys())
+COMMANDS = pytest.mark.parametrize(
+    ("command", "frozen", "reference"), TABLE.values(), ids=TABLE.keys()
+)
 
 
 def plain_default(entry):
@@ -331,7 +354,10 @@ def test_the_flags_and_their_defaults_are_frozen(command, frozen, reference):
 
 @COMMANDS
 def test_parsing_nothing_gives_the_frozen_defaults(command, frozen, reference):
-    values, fields = as_dict(parse(command, [])), {known.words[0]: known.field for known in flags_of(command)}
+    values, fields = (
+        as_dict(parse(command, [])),
+        {known.words[0]: known.field for known in flags_of(command)},
+    )
     assert set(fields.values()) == set(values)
     for name, default in frozen.items():
         value = values[fields[name]]
@@ -345,12 +371,20 @@ def test_other_spellings_are_frozen(command, frozen, reference):
 
 
 @COMMANDS
-def test_every_flag_of_the_reference_is_here_with_its_default(command, frozen, reference, shared_facts):
+def test_every_flag_of_the_reference_is_here_with_its_default(
+    command, frozen, reference, shared_facts
+):
     entries = read_entries(shared_facts, reference)
     ours = {word: known for known in flags_of(command) for word in known.words}
     assert {word for entry in entries for word in entry["flags"]} <= ours.keys()
-    differing = {entry["flags"][0] for entry in entries if usual(ours[entry["flags"][0]]) != plain_default(entry)}
-    assert differing == (DEPARTURES | OWN_DEPARTURES.get(command, set())) & {entry["flags"][0] for entry in entries}
+    differing = {
+        entry["flags"][0]
+        for entry in entries
+        if usual(ours[entry["flags"][0]]) != plain_default(entry)
+    }
+    assert differing == (DEPARTURES | OWN_DEPARTURES.get(command, set())) & {
+        entry["flags"][0] for entry in entries
+    }
     departed = {word: usual(ours[word]) for word in differing}
     assert departed == dict.fromkeys(differing)
 
@@ -368,10 +402,18 @@ def test_each_setting_of_a_command_is_declared_once_as_a_flag_and_no_other():
     declared = Counter()
     for path in (ROOT / "dino" / "cli" / "flags").glob("[a-z]*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        table = next(node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "FLAGS")
+        table = next(
+            node.value
+            for node in tree.body
+            if isinstance(node, ast.AnnAssign) and node.target.id == "FLAGS"
+        )
         declared += Counter(key.value for key in table.keys)
     assert max(declared.values()) == 1
-    assert {known.field for command in COMMAND_TYPES for known in flags_of(command)} == FLAGS.keys() == declared.keys()
+    assert (
+        {known.field for command in COMMAND_TYPES for known in flags_of(command)}
+        == FLAGS.keys()
+        == declared.keys()
+    )
 
 
 @COMMANDS
@@ -387,9 +429,19 @@ def test_every_flag_says_what_it_means(command, frozen, reference):
 
 @pytest.mark.parametrize("command", COMMAND_TYPES)
 def test_every_number_has_a_bound_that_its_default_keeps(command):
-    numbers = {"int", "float", "int | None", "float | None", "tuple[int, ...]", "tuple[int, ...] | None"}
+    numbers = {
+        "int",
+        "float",
+        "int | None",
+        "float | None",
+        "tuple[int, ...]",
+        "tuple[int, ...] | None",
+    }
     for known in flags_of(command):
-        if getattr(known.annotation, "__name__", str(known.annotation)) in numbers or str(known.annotation) in numbers:
+        if (
+            getattr(known.annotation, "__name__", str(known.annotation)) in numbers
+            or str(known.annotation) in numbers
+        ):
             assert known.field == "local_rank" or known.limits.least is not None, known.field
             assert known.convert(usual(known)) == usual(known)
 
@@ -397,11 +449,21 @@ def test_every_number_has_a_bound_that_its_default_keeps(command):
 @pytest.mark.parametrize(
     ("flag", "value", "bounds"),
     [
-        *[(f"--{name}", "0", ">= 1") for name in ("epochs", "patch_size", "in_chans", "batch_size_per_device")],
+        *[
+            (f"--{name}", "0", ">= 1")
+            for name in ("epochs", "patch_size", "in_chans", "batch_size_per_device")
+        ],
         *[("--seed", "-1", ">= 0"), ("--out_dim", "1", ">= 2"), ("--num_workers", "-1", ">= 0")],
-        *[(f"--{name}", value, ">= 0") for name in ("lr", "clip_grad", "weight_decay") for value in ("-0.1", "nan")],
+        *[
+            (f"--{name}", value, ">= 0")
+            for name in ("lr", "clip_grad", "weight_decay")
+            for value in ("-0.1", "nan")
+        ],
         *[("--drop_path_rate", value, "between 0 and 1") for value in ("1.5", "-0.5", "nan")],
-        *[("--teacher_temp", value, "between 0.0001 and 100") for value in ("0.0", "-0.04", "inf", "nan")],
+        *[
+            ("--teacher_temp", value, "between 0.0001 and 100")
+            for value in ("0.0", "-0.04", "inf", "nan")
+        ],
     ],
 )
 def test_a_number_out_of_bounds_is_refused_by_flag_value_and_bounds(flag, value, bounds, tmp_path):
@@ -425,7 +487,12 @@ def test_help_does_not_import_torch(script):
         "assert not heavy, heavy\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "--config" in done.stdout

@@ -15,15 +15,25 @@ from dino.models.registry import build_backbone
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    teacher = {f"backbone.{name}": t for name, t in build_backbone("vit_mini", img_size=64).state_dict().items()}
+    teacher = {
+        f"backbone.{name}": t
+        for name, t in build_backbone("vit_mini", img_size=64).state_dict().items()
+    }
     teacher |= {"head.last_layer.weight_v": torch.zeros(12, 8)}
     args = {"arch": "vit_mini", "patch_size": 16, "lr": 0.0005}
-    state = {"teacher": teacher, "epoch": 4, "args": args, "dino_loss": {"center": torch.zeros(1, 12)}}
+    state = {
+        "teacher": teacher,
+        "epoch": 4,
+        "args": args,
+        "dino_loss": {"center": torch.zeros(1, 12)},
+    }
     torch.save(state, tmp_path / "file.pth")
     return tmp_path / "file.pth"
 
 
-def test_it_says_what_the_file_is_in_a_few_lines(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_what_the_file_is_in_a_few_lines(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     inspect.main([str(path), "--json", "-"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:-1] == [
@@ -35,7 +45,11 @@ def test_it_says_what_the_file_is_in_a_few_lines(path: Path, capsys: pytest.Capt
         "flags: --arch vit_mini --patch_size 16 --lr 0.0005",
     ]
     found = json.loads(lines[-1])
-    assert (found["file"], found["epoch"], found["networks"]["teacher"]["prototypes"]) == (str(path), 4, 12)
+    assert (found["file"], found["epoch"], found["networks"]["teacher"]["prototypes"]) == (
+        str(path),
+        4,
+        12,
+    )
 
 
 class Call:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dino.cli.flags import FLAGS
-from dino.cli.options import as_words, flags_of, name_places, parse, parse_command
+from dino.cli.options import as_words, flags_of, parse, parse_command, positional_to_flags
 from dino.cli.spec import Spec
 from dino.config import as_dict, as_recipe, chosen, derived, setting
 from dino.errors import OptionError, nearest
@@ -109,12 +109,19 @@ def test_a_value_equal_to_the_default_is_given_all_the_same():
     assert parse_command(Toy, ["--size", "3"]).given == {"size"}
 
 
-def test_a_derived_setting_that_nobody_gave_is_none_and_shown_as_the_references_number(recipe, capsys):
+def test_a_derived_setting_that_nobody_gave_is_none_and_shown_as_the_references_number(
+    recipe, capsys
+):
     options = parse(Toy, [])
-    assert options.part.guess is None and chosen(options.part, "guess") == as_dict(options)["guess"] == 5
+    assert (
+        options.part.guess is None
+        and chosen(options.part, "guess") == as_dict(options)["guess"] == 5
+    )
     with pytest.raises(SystemExit):
         parse(Toy, ["--help"])
-    assert "found out where it is not given (default: 5)" in " ".join(capsys.readouterr().out.split())
+    assert "found out where it is not given (default: 5)" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_derived_setting_is_given_by_its_flag_and_by_its_line_in_a_recipe(recipe):
@@ -133,7 +140,9 @@ def test_what_completes_a_config_sees_what_was_given_and_its_reasons_are_kept():
 
     def complete(options, given):
         seen.append(given)
-        return dataclasses.replace(options, more=MoreConfig(depth=1)), {"depth": "so said the images"}
+        return dataclasses.replace(options, more=MoreConfig(depth=1)), {
+            "depth": "so said the images"
+        }
 
     parsed = parse_command(Toy, ["--size", "4"], complete)
     assert seen == [{"size"}] and parsed.config.more.depth == 1
@@ -195,8 +204,26 @@ def test_a_value_of_another_type_is_refused_with_value_and_wish(words, value, wa
 
 @pytest.mark.parametrize(
     "text",
-    ["size: 2.5", "size: [1]", "size: true", "size:", "rate: {a: 1}", "name: [a]", "name: true", "asked: 2"]
-    + ["pair: 1", "pair: [1, 2, 3]", "counts: 3", "counts: [a]", "kind: c", "loud: loudly", "asked:", "pair:"],
+    [
+        "size: 2.5",
+        "size: [1]",
+        "size: true",
+        "size:",
+        "rate: {a: 1}",
+        "name: [a]",
+        "name: true",
+        "asked: 2",
+    ]
+    + [
+        "pair: 1",
+        "pair: [1, 2, 3]",
+        "counts: 3",
+        "counts: [a]",
+        "kind: c",
+        "loud: loudly",
+        "asked:",
+        "pair:",
+    ],
 )
 def test_a_recipe_value_of_another_type_is_refused_by_the_name_of_its_flag(recipe, text):
     assert f"--{text.split(':')[0]} must be" in refusal(recipe(text))
@@ -227,7 +254,8 @@ def test_a_recipe_may_use_every_spelling(recipe, key):
 
 
 @pytest.mark.parametrize(
-    ("word", "near"), [("--sise", "--size"), ("--older-name", "--older_name"), ("--cuonts=3", "--counts")]
+    ("word", "near"),
+    [("--sise", "--size"), ("--older-name", "--older_name"), ("--cuonts=3", "--counts")],
 )
 def test_an_unknown_flag_names_the_nearest(word, near):
     text = refusal([word])
@@ -294,7 +322,16 @@ def test_the_launchers_spellings_are_accepted():
 
 
 def test_the_gaudi_reference_spells_its_op_list_flags_with_dashes():
-    words = ["--hmp", "--hmp-bf16", "a", "--hmp-fp32", "b", "--hmp-opt-level", "O2", "--hmp-verbose"]
+    words = [
+        "--hmp",
+        "--hmp-bf16",
+        "a",
+        "--hmp-fp32",
+        "b",
+        "--hmp-opt-level",
+        "O2",
+        "--hmp-verbose",
+    ]
     precision = parse(TrainConfig, words).precision
     assert (precision.hmp, precision.hmp_bf16, precision.hmp_fp32) == (True, "a", "b")
     assert (precision.hmp_opt_level, precision.hmp_verbose) == ("O2", True)
@@ -328,7 +365,9 @@ def test_as_dict_is_flat_and_plain():
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
-WORDS = st.text(string.ascii_letters + string.digits + "/._ äß", min_size=1).filter(lambda word: word == word.strip())
+WORDS = st.text(string.ascii_letters + string.digits + "/._ äß", min_size=1).filter(
+    lambda word: word == word.strip()
+)
 VALUES = {
     "size": st.integers(),
     "rate": NUMBERS,
@@ -342,7 +381,9 @@ VALUES = {
     "old_name": st.integers(),
     "guess": st.integers(),
 }
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @QUICK
@@ -358,7 +399,11 @@ POSITIVE = st.floats(min_value=1e-6, max_value=1e12)
 @QUICK
 @given(
     values=st.fixed_dictionaries(
-        VALUES | {"pair": st.tuples(POSITIVE, POSITIVE), "counts": st.lists(st.integers(0), min_size=1).map(tuple)}
+        VALUES
+        | {
+            "pair": st.tuples(POSITIVE, POSITIVE),
+            "counts": st.lists(st.integers(0), min_size=1).map(tuple),
+        }
     )
 )
 def test_options_written_as_flags_come_back_the_same(values):
@@ -369,7 +414,9 @@ def test_options_written_as_flags_come_back_the_same(values):
 @QUICK
 @given(word=st.text(string.ascii_lowercase + "_", min_size=1, max_size=12))
 def test_no_word_is_silently_ignored(word):
-    known = {spelling for declared in flags_of(TrainConfig) for spelling in declared.words} | {"--help"}
+    known = {spelling for declared in flags_of(TrainConfig) for spelling in declared.words} | {
+        "--help"
+    }
     known |= {f"--{name}" for name in ("config", "override", "print_config")}
     if f"--{word}" not in known:
         assert f"--{word}" in refusal([f"--{word}", "1"], TrainConfig)
@@ -386,9 +433,9 @@ def test_no_word_is_silently_ignored(word):
     ],
 )
 def test_words_before_the_flags_have_their_places(given, named):
-    assert name_places(given.split(), "--one", "--two") == named.split()
+    assert positional_to_flags(given.split(), "--one", "--two") == named.split()
 
 
 def test_a_word_without_a_place_is_refused():
     with pytest.raises(OptionError, match="'c' is one word too many"):
-        name_places(["a", "b", "c", "--json", "-"], "--one", "--two")
+        positional_to_flags(["a", "b", "c", "--json", "-"], "--one", "--two")

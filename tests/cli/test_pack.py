@@ -34,7 +34,9 @@ def pack(images: Path, out: Path, *words: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-def test_shards_hold_the_files_as_they_are(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_hold_the_files_as_they_are(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = pack(images, tmp_path / "out", "--json", "-")
     assert list(files) == [*(f"photos-{number:06}.tar" for number in range(3)), "photos.json"]
     text = capsys.readouterr().out
@@ -49,7 +51,9 @@ def test_shards_hold_the_files_as_they_are(images: Path, tmp_path: Path, capsys:
         assert {(member.mtime, member.uid, member.mode) for member in tar} == {(0, 0, 0o644)}
 
 
-def test_a_second_run_writes_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_writes_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = pack(images, tmp_path / "out")
     monkeypatch.setattr(packing, "_write_shard", None)
     assert pack(images, tmp_path / "out") == files
@@ -69,10 +73,15 @@ def test_a_run_that_was_stopped_goes_on_to_equal_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(packing, "_add", full)
-        with pytest.raises(DataError, match="No space left on device; the same command goes on from here"):
+        with pytest.raises(
+            DataError, match="No space left on device; the same command goes on from here"
+        ):
             pack(images, tmp_path / "out")
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"photos.json", *(f"photos-{number:06}.tar" for number in range((stop - 1) // 3))}
+    assert left == {
+        "photos.json",
+        *(f"photos-{number:06}.tar" for number in range((stop - 1) // 3)),
+    }
     assert pack(images, tmp_path / "out") == expected
 
 
@@ -85,9 +94,14 @@ def test_what_a_killed_run_left_is_written_over(images: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("words", "text"),
-    [(["--shard_size", "2"], "shard_size 3 then, 2 now"), (["--shorter_side", "8"], "shorter_side None then, 8 now")],
+    [
+        (["--shard_size", "2"], "shard_size 3 then, 2 now"),
+        (["--shorter_side", "8"], "shorter_side None then, 8 now"),
+    ],
 )
-def test_shards_packed_otherwise_are_not_added_to(images: Path, tmp_path: Path, words: list[str], text: str) -> None:
+def test_shards_packed_otherwise_are_not_added_to(
+    images: Path, tmp_path: Path, words: list[str], text: str
+) -> None:
     pack(images, tmp_path / "out")
     with pytest.raises(DataError, match=text):
         pack(images, tmp_path / "out", *words)
@@ -139,7 +153,9 @@ def test_scaling_is_pillows_and_keeps_the_orientation(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(scale_picture(out.getvalue(), 20))
     assert read_size(tmp_path / "a.png") == (30, 20)
     expected = np.asarray(image.resize((30, 20), Image.Resampling.BICUBIC))
-    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), np.rot90(expected, -1))
+    assert np.array_equal(
+        read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), np.rot90(expected, -1)
+    )
 
 
 def test_wrong_command_lines_end_before_any_work(images: Path, tmp_path: Path) -> None:

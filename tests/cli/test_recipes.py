@@ -23,7 +23,11 @@ PRESETS = ROOT / "dino" / "presets"
 CONFIGS = PRESETS / "configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
 PUBLISHED = [path for path in RECIPES if path.stem not in {"demo", "cifar10"}]
-SCRIPTS = {"main_dino.py": TrainConfig, "eval_linear.py": LinearConfig, "run_with_submitit.py": SubmitConfig}
+SCRIPTS = {
+    "main_dino.py": TrainConfig,
+    "eval_linear.py": LinearConfig,
+    "run_with_submitit.py": SubmitConfig,
+}
 
 # The keys and values of PASSL's linear probe of ViT-S/16, in YAML's words.
 PASSL = yaml.safe_load("""
@@ -72,12 +76,34 @@ def test_a_recipe_of_passl_becomes_flags(tmp_path, caplog):
     options, given, _ = parse_command(LinearConfig, write(tmp_path, PASSL))
     found = {name: value for name, value in as_dict(options).items() if name in given}
     assert found == {
-        **{"arch": "vit_small", "patch_size": 16, "n_last_blocks": 4, "avgpool_patchtokens": False, "num_labels": 1000},
-        **{"lr": 0.001, "scale_lr": False, "epochs": 100, "val_freq": 2, "val_first": 2, "seed": 2023},
-        **{"batch_size_per_device": 32, "num_workers": 8, "output_dir": "./output/", "data_path": "dataset/ILSVRC2012"},
+        **{
+            "arch": "vit_small",
+            "patch_size": 16,
+            "n_last_blocks": 4,
+            "avgpool_patchtokens": False,
+            "num_labels": 1000,
+        },
+        **{
+            "lr": 0.001,
+            "scale_lr": False,
+            "epochs": 100,
+            "val_freq": 2,
+            "val_first": 2,
+            "seed": 2023,
+        },
+        **{
+            "batch_size_per_device": 32,
+            "num_workers": 8,
+            "output_dir": "./output/",
+            "data_path": "dataset/ILSVRC2012",
+        },
         "pretrained_weights": "./pretrained/dino/dino_deitsmall16_pretrain.pdparams",
     }
-    assert "of no meaning here: " in caplog.text and "FP16.level" in caplog.text and "Optimizer" not in caplog.text
+    assert (
+        "of no meaning here: " in caplog.text
+        and "FP16.level" in caplog.text
+        and "Optimizer" not in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +130,9 @@ def test_an_override_wins_over_the_recipe(changed, field, value, tmp_path):
 def test_a_flag_wins_over_an_override_and_the_last_of_two_counts():
     assert parse(LinearConfig, ["-o", "Optimizer.lr=1", "-o", "Optimizer.lr=2"]).rate.lr == 2
     assert parse(LinearConfig, ["--lr", "3", "-o", "Optimizer.lr=1"]).rate.lr == 3
-    assert parse(TrainConfig, ["--override", "local_crops_scale=[0.1, 0.2]"]).crops.local_crops_scale == (0.1, 0.2)
+    assert parse(
+        TrainConfig, ["--override", "local_crops_scale=[0.1, 0.2]"]
+    ).crops.local_crops_scale == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -116,16 +144,25 @@ def test_a_flag_wins_over_an_override_and_the_last_of_two_counts():
         ("epoch=3", "did you mean epochs?"),
         ("Global.epochs=many", "--epochs must be a whole number (got 'many')"),
         ("Optimizer.momentum=0.8", "-o: Optimizer.momentum is 0.8; here it is always 0.9"),
-        ("Global.checkpoint=./out/latest", "Global.checkpoint is './out/latest'; here it is always None"),
+        (
+            "Global.checkpoint=./out/latest",
+            "Global.checkpoint is './out/latest'; here it is always None",
+        ),
         ("Metric.Eval.0.TopkAcc.topk=[1]", "is [1]; here it is always [1, 5]"),
-        ("DataLoader.Train.dataset.transform.0.RandomResizedCrop.size=96", "is 96; here it is always 224"),
+        (
+            "DataLoader.Train.dataset.transform.0.RandomResizedCrop.size=96",
+            "is 96; here it is always 224",
+        ),
         ("DataLoader.Train.dataset.root=pictures", "is 'pictures', wants a folder called train"),
         ("Global.pretrained_model=5", "is 5, wants the path of a weights file"),
         ("Model.backbone.type=[1]", "wants a name, such as dino_deit_small16"),
         ("Optimizer.lr", "-o Optimizer.lr changes nothing; write KEY=VALUE"),
         ("=3", "-o =3 changes nothing"),
         ("Optimizer.lr=[1", "-o Optimizer.lr=[1: the value is no YAML"),
-        ("Optimizer.lr=__import__('os').getpid()", "--lr must be a number (got \"__import__('os').getpid()\")"),
+        (
+            "Optimizer.lr=__import__('os').getpid()",
+            "--lr must be a number (got \"__import__('os').getpid()\")",
+        ),
         ("Optimizer.lr=!!python/object/apply:os.getpid []", "the value is no YAML"),
     ],
 )
@@ -143,7 +180,10 @@ def test_two_keys_that_contradict_each_other_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("Optimizer: &loop {inner: *loop}", "the recipe is nested too deeply at Optimizer.inner.inner"),
+        (
+            "Optimizer: &loop {inner: *loop}",
+            "the recipe is nested too deeply at Optimizer.inner.inner",
+        ),
         ("lr: 1\ndefaults: lr", "defaults is 'lr', wants the list that --print_config writes"),
         ("lr: 1\nseed: 2\nlr: 1", "cannot be read: the key 'lr' stands twice, again in line 3"),
         ("Optimizer: {lr: 0.1, lr: 0.2}", "the key 'lr' stands twice"),
@@ -157,11 +197,18 @@ def test_odd_recipes_are_one_line(text, named, tmp_path):
     assert named in refusal(["--config", str(tmp_path / "odd.yaml")])
 
 
-LAUGHS = "".join(f"a{level + 1}: &a{level + 1} [{', '.join([f'*a{level}'] * 9)}]\n" for level in range(40))
-MERGES = "".join(f"a{level + 1}: &a{level + 1} {{<<: [{', '.join([f'*a{level}'] * 9)}]}}\n" for level in range(40))
+LAUGHS = "".join(
+    f"a{level + 1}: &a{level + 1} [{', '.join([f'*a{level}'] * 9)}]\n" for level in range(40)
+)
+MERGES = "".join(
+    f"a{level + 1}: &a{level + 1} {{<<: [{', '.join([f'*a{level}'] * 9)}]}}\n"
+    for level in range(40)
+)
 
 
-@pytest.mark.parametrize("text", [f"a0: &a0 [lr]\n{LAUGHS}", f"a0: &a0 {{lr: 1}}\n{MERGES}"], ids=["lists", "merges"])
+@pytest.mark.parametrize(
+    "text", [f"a0: &a0 [lr]\n{LAUGHS}", f"a0: &a0 {{lr: 1}}\n{MERGES}"], ids=["lists", "merges"]
+)
 def test_aliases_that_stand_for_billions_of_values_are_one_line(text, tmp_path):
     (tmp_path / "bomb.yaml").write_text(text)
     named = "cannot be read: its aliases stand for more than 5000 values; write out those that are meant"
@@ -169,7 +216,9 @@ def test_aliases_that_stand_for_billions_of_values_are_one_line(text, tmp_path):
 
 
 def test_aliases_that_stand_for_few_values_are_read(tmp_path):
-    (tmp_path / "alias.yaml").write_text("Optimizer: {lr: &rate 0.1}\nLRScheduler: {learning_rate: *rate}")
+    (tmp_path / "alias.yaml").write_text(
+        "Optimizer: {lr: &rate 0.1}\nLRScheduler: {learning_rate: *rate}"
+    )
     assert as_dict(parse(LinearConfig, ["-c", str(tmp_path / "alias.yaml")]))["lr"] == 0.1
 
 
@@ -178,7 +227,8 @@ def test_a_long_recipe_without_aliases_is_no_bomb():
 
 
 @pytest.mark.parametrize(
-    "value", ["2024-13-45", "0x_", "[" * 3000, "!!bool x", "!!int ''", "!!timestamp x", "{a: 1, a: 2}"]
+    "value",
+    ["2024-13-45", "0x_", "[" * 3000, "!!bool x", "!!int ''", "!!timestamp x", "{a: 1, a: 2}"],
 )
 def test_odd_values_of_overrides_are_one_line(value):
     with pytest.raises(OptionError, match="the value is no YAML"):
@@ -192,11 +242,15 @@ def test_a_key_beside_a_merged_mapping_that_has_it_wins(tmp_path):
 
 
 def test_nested_keys_belong_to_their_command(tmp_path):
-    assert "unknown key 'Optimizer.lr'" in refusal(write(tmp_path, {"Optimizer": {"lr": 0.1}}), TrainConfig)
+    assert "unknown key 'Optimizer.lr'" in refusal(
+        write(tmp_path, {"Optimizer": {"lr": 0.1}}), TrainConfig
+    )
 
 
 TREES = st.recursive(
-    st.integers(), lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3), max_leaves=8
+    st.integers(),
+    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3),
+    max_leaves=8,
 ).filter(lambda tree: isinstance(tree, dict))
 
 
@@ -212,14 +266,25 @@ def test_every_leaf_of_a_tree_has_its_path(tree):
 
 
 @settings(max_examples=60, deadline=None)
-@given(value=st.integers() | st.text("ab=:.", min_size=1) | st.booleans() | st.none() | st.lists(st.integers()))
+@given(
+    value=st.integers()
+    | st.text("ab=:.", min_size=1)
+    | st.booleans()
+    | st.none()
+    | st.lists(st.integers())
+)
 def test_values_of_overrides_come_back_as_yaml_writes_them(value):
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
     assert read_overrides([f"some.key={text}"]) == {"some.key": value}
 
 
 def test_meanings_set_check_and_pass_over():
-    meanings = {"a.b": sets("one", "two"), "c": must_be(1, None), "d": of_no_meaning, "e": sets("three")}
+    meanings = {
+        "a.b": sets("one", "two"),
+        "c": must_be(1, None),
+        "d": of_no_meaning,
+        "e": sets("three"),
+    }
     tree = {"a": {"b": 5}, "c": None, "d": {"x": 1}, "e": [1, 2]}
     assert interpret("here", tree, meanings) == {"one": 5, "two": 5, "three": [1, 2]}
 
@@ -241,7 +306,11 @@ def test_printed_options_are_a_recipe_that_gives_them_again(tmp_path, capsys):
     again, given, _ = parse_command(LinearConfig, ["--config", str(tmp_path / "printed.yaml")])
     assert again == parse(LinearConfig, words)
     printed = yaml.safe_load(text)
-    assert (printed["lr"], printed["scale_lr"], printed["batch_size_per_device"]) == (0.01, False, 32)
+    assert (printed["lr"], printed["scale_lr"], printed["batch_size_per_device"]) == (
+        0.01,
+        False,
+        32,
+    )
     assert set(printed) == {*as_dict(again), "defaults"} and not set(printed["defaults"]) & given
 
 
@@ -253,7 +322,9 @@ def test_only_the_first_process_prints(monkeypatch, capsys):
 
 
 def test_a_default_that_was_edited_in_a_printed_recipe_counts_as_given(tmp_path):
-    text = as_recipe(*parse_command(LinearConfig, ["--epochs", "7"])).replace("arch: vit_small", "arch: vit_tiny")
+    text = as_recipe(*parse_command(LinearConfig, ["--epochs", "7"])).replace(
+        "arch: vit_small", "arch: vit_tiny"
+    )
     (tmp_path / "edited.yaml").write_text(text)
     options, given, _ = parse_command(LinearConfig, ["--config", str(tmp_path / "edited.yaml")])
     assert options.backbone.arch == "vit_tiny" and given == {"epochs", "arch"}
@@ -261,8 +332,14 @@ def test_a_default_that_was_edited_in_a_printed_recipe_counts_as_given(tmp_path)
 
 def command_of(path):
     """The words of the command in a recipe's header."""
-    header = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    line = next(line for line in header if re.match(r"(python|torchrun|poprun) .*--config configs/", line))
+    header = [
+        line.lstrip("# ")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
+    ]
+    line = next(
+        line for line in header if re.match(r"(python|torchrun|poprun) .*--config configs/", line)
+    )
     return shlex.split(line)
 
 
@@ -324,6 +401,20 @@ def test_the_documents_name_every_recipe_and_every_section():
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in RECIPES]
     assert [name for name in names if f"`{name}`" not in text] == []
-    last = {part for key in LINEAR_PROBE for part in [key.rpartition(".")[2]] if ".transform." not in key}
-    swallowed = {"weight", "topk", "export_type", "input_shape", "drop_last", "use_shared_memory", "name", "shuffle"}
+    last = {
+        part
+        for key in LINEAR_PROBE
+        for part in [key.rpartition(".")[2]]
+        if ".transform." not in key
+    }
+    swallowed = {
+        "weight",
+        "topk",
+        "export_type",
+        "input_shape",
+        "drop_last",
+        "use_shared_memory",
+        "name",
+        "shuffle",
+    }
     assert [part for part in sorted(last - swallowed) if part not in text] == []

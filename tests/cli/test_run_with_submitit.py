@@ -45,7 +45,9 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for index in range(64):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index:02}.png")
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+            folder / f"{index:02}.png"
+        )
     return folder
 
 
@@ -53,7 +55,16 @@ class LocalJob:
     """A job on this machine, submitted by the script; everything it started ends with the test."""
 
     def __init__(self, folder, output, *words):
-        command = [sys.executable, ROOT / "run_with_submitit.py", "--cluster", "local", "--nodes", "1", "--ngpus", "2"]
+        command = [
+            sys.executable,
+            ROOT / "run_with_submitit.py",
+            "--cluster",
+            "local",
+            "--nodes",
+            "1",
+            "--ngpus",
+            "2",
+        ]
         self.script = subprocess.Popen(
             [*command, "--output_dir", output, *TINY, *words],
             stdout=subprocess.PIPE,
@@ -65,7 +76,10 @@ class LocalJob:
         self.line = self.script.stdout.readline()
         assert self.line.startswith("submitted job "), self.line
         self.number = int(self.line.split()[2])
-        self.output, self.files = folder / output.replace("%j", str(self.number)), folder / "runs" / "submitit"
+        self.output, self.files = (
+            folder / output.replace("%j", str(self.number)),
+            folder / "runs" / "submitit",
+        )
 
     def wait_for(self, path):
         deadline = time.monotonic() + DEADLINE
@@ -156,7 +170,9 @@ def test_wrong_flags_stop_before_submission(words, complaint, monkeypatch, capfd
 
 def test_a_wrong_flag_is_exit_code_2_of_the_process(tmp_path):
     ended = subprocess.run(
-        [sys.executable, ROOT / "run_with_submitit.py", "--archh", "vit_mini"], capture_output=True, text=True
+        [sys.executable, ROOT / "run_with_submitit.py", "--archh", "vit_mini"],
+        capture_output=True,
+        text=True,
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "OptionError: unknown flag --archh: did you mean --arch?\n"
@@ -184,28 +200,53 @@ def slurm(monkeypatch, tmp_path):
         assert run_script(monkeypatch, *words) == 0
         (file,) = tmp_path.rglob("4711_submission.sh")
         lines = file.read_text().splitlines()
-        return {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}, file
+        return {
+            line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")
+        }, file
 
     return submit
 
 
 def test_slurm_is_asked_for_what_the_original_asks_for(slurm, capfd):
     lines, file = slurm("--data_path", "demo")
-    wanted = {"nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "time=2800", "partition=learnfair", "cpus-per-task=10"}
+    wanted = {
+        "nodes=2",
+        "ntasks-per-node=8",
+        "gpus-per-node=8",
+        "time=2800",
+        "partition=learnfair",
+        "cpus-per-task=10",
+    }
     assert wanted | {"signal=USR2@120", "mem=320GB", "job-name=dino"} <= lines
     assert not any(line.startswith(("constraint", "comment", "gres")) for line in lines)
-    assert file.parent == Path.cwd() / "output" / "submitit"  # and not in output/4711, not known before
-    assert capfd.readouterr().out == (f"submitted job 4711 to slurm; log lines in {file.with_name('4711_0_log.out')}\n")
+    assert (
+        file.parent == Path.cwd() / "output" / "submitit"
+    )  # and not in output/4711, not known before
+    assert capfd.readouterr().out == (
+        f"submitted job 4711 to slurm; log lines in {file.with_name('4711_0_log.out')}\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "wanted", "absent"),
     [
-        ("--device cuda --ngpus 4 --use_volta32", {"gpus-per-node=4", "constraint=volta32gb"}, ("comment",)),
-        ("--device hpu --comment hi", {"gres=hpu:8", "comment=hi"}, ("gpus-per-node", "constraint")),
+        (
+            "--device cuda --ngpus 4 --use_volta32",
+            {"gpus-per-node=4", "constraint=volta32gb"},
+            ("comment",),
+        ),
+        (
+            "--device hpu --comment hi",
+            {"gres=hpu:8", "comment=hi"},
+            ("gpus-per-node", "constraint"),
+        ),
         ("--device hpu --ngpus 4 --gres gpu:hl225", {"gres=gpu:hl225:4"}, ("gpus-per-node",)),
         ("--gres gpu:a100 --ngpus 2", {"gres=gpu:a100:2"}, ("gpus-per-node",)),
-        ("--device cpu --ngpus 2 --num_workers 3", {"ntasks-per-node=2", "cpus-per-task=3"}, ("gpus", "gres")),
+        (
+            "--device cpu --ngpus 2 --num_workers 3",
+            {"ntasks-per-node=2", "cpus-per-task=3"},
+            ("gpus", "gres"),
+        ),
     ],
 )
 def test_slurm_is_asked_for_the_device(words, wanted, absent, slurm):
@@ -216,7 +257,10 @@ def test_slurm_is_asked_for_the_device(words, wanted, absent, slurm):
 
 def test_a_cpu_run_asks_for_no_devices(slurm, monkeypatch, capfd):
     assert run_script(monkeypatch, "--device", "cpu", "--gres", "gpu") == 2
-    assert "--gres gpu asks for devices that --device cpu has no use for; leave it out" in capfd.readouterr().err
+    assert (
+        "--gres gpu asks for devices that --device cpu has no use for; leave it out"
+        in capfd.readouterr().err
+    )
 
 
 def test_slurm_that_refuses_a_job_is_one_line(slurm, monkeypatch, capfd, tmp_path):
@@ -231,10 +275,21 @@ def test_words_carry_what_flags_and_recipe_say(tmp_path):
     recipe.write_text(
         "lr: 0.0003\nnodes: 3\nglobal_crops_scale: [0.25, 1.0]\nhmp: true\nnorm_last_layer: false\ncompile: false\n"
     )
-    given = ["--config", str(recipe), "--epochs", "7", "--batch_size_per_gpu", "3", "--comment", "a b"]
+    given = [
+        "--config",
+        str(recipe),
+        "--epochs",
+        "7",
+        "--batch_size_per_gpu",
+        "3",
+        "--comment",
+        "a b",
+    ]
     options, named, _ = parse_command(SubmitConfig, given)
     words = as_words(TrainConfig, options, named)
-    assert "--hmp" in words and "--epochs=7" in words and not any("comment" in word for word in words)
+    assert (
+        "--hmp" in words and "--epochs=7" in words and not any("comment" in word for word in words)
+    )
     again = parse_command(TrainConfig, words)
     for group in TrainConfig.__dataclass_fields__:
         assert getattr(again.config, group) == getattr(options, group)
@@ -254,7 +309,13 @@ def own_signals():
 @pytest.fixture
 def job(monkeypatch, own_signals):
     """Rank 3 of a Slurm job of 2 nodes with 2 processes each, as submitit starts it."""
-    places = {"SLURM_JOB_ID": 7, "SLURM_NTASKS": 4, "SLURM_JOB_NUM_NODES": 2, "SLURM_PROCID": 3, "SLURM_LOCALID": 1}
+    places = {
+        "SLURM_JOB_ID": 7,
+        "SLURM_NTASKS": 4,
+        "SLURM_JOB_NUM_NODES": 2,
+        "SLURM_PROCID": 3,
+        "SLURM_LOCALID": 1,
+    }
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", **places}.items():
         monkeypatch.setenv(name, str(value))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -267,14 +328,18 @@ def job(monkeypatch, own_signals):
 
 
 def build_task(command):
-    return TrainingTask(command=command, words=("--epochs=1",), output="/shared/%j", meeting="/shared/meeting")
+    return TrainingTask(
+        command=command, words=("--epochs=1",), output="/shared/%j", meeting="/shared/meeting"
+    )
 
 
 def test_a_task_tells_the_run_its_place(job, monkeypatch):
     seen = []
     task = build_task(lambda words: seen.append(parse(TrainConfig, words)))
     task()
-    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == list("3412")
+    assert [
+        os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    ] == list("3412")
     again = task.checkpoint().function
     again()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

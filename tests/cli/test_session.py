@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = [
     kind
     for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, errors.DinoError) and kind is not errors.PeerFailed
+    if isinstance(kind, type)
+    and issubclass(kind, errors.DinoError)
+    and kind is not errors.PeerFailed
 ]
 
 
@@ -48,7 +50,10 @@ def raising(error):
         ("`hmp_bf16` a and `hmp_bf16` b", "--hmp-bf16 a and --hmp-bf16 b"),
         ("`clean_list` x.png is a picture", "--output x.png is a picture"),
         ("`no_setting`, `Path`, `a b` and `", "`no_setting`, `Path`, `a b` and `"),
-        ("`pip install timm` or set `data_path` demo", "`pip install timm` or set --data_path demo"),
+        (
+            "`pip install timm` or set `data_path` demo",
+            "`pip install timm` or set --data_path demo",
+        ),
     ],
 )
 def test_settings_are_spelled_as_their_flags_and_nothing_else_is(text, spelled):
@@ -68,7 +73,12 @@ def test_log_lines_are_spelled_and_the_first_process_says_all(monkeypatch, capsy
 
 
 def test_other_processes_say_warnings_alone_and_who_they_are(monkeypatch, capsys):
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}.items():
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "3",
+        "LOCAL_WORLD_SIZE": "4",
+    }.items():
         monkeypatch.setenv(name, value)
     assert set_up_logging() == 3
     logging.getLogger("dino.toy").info("quiet")
@@ -82,7 +92,7 @@ def test_a_session_prints_its_device_and_the_flag_that_changes_it(capsys, monkey
     cpu = context.open_device(DeviceConfig(device="cpu"))
     monkeypatch.setattr(context, "open_device", lambda *_, **__: cpu)
     with open_session(SimpleNamespace(device=DeviceConfig(), launch=LaunchConfig())) as run:
-        assert run.processes.world == 1
+        assert run.processes.world_size == 1
     expected = "device: cpu, fp32 (chosen automatically, --device changes it), 1 process\n"
     assert capsys.readouterr().out == expected
 
@@ -91,7 +101,9 @@ def test_an_error_names_flags(capsys, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     error = errors.OptionError("`score` contradicts `file_in`", remedy="leave one out")
     assert exit_code(raising(error)) == 2
-    assert capsys.readouterr().err == "OptionError: --evaluate contradicts --weights; leave one out\n"
+    assert (
+        capsys.readouterr().err == "OptionError: --evaluate contradicts --weights; leave one out\n"
+    )
 
 
 def test_a_command_that_returns_gives_zero_and_says_nothing(capsys):
@@ -121,7 +133,9 @@ def test_ctrl_c_is_one_line_and_the_code_that_shells_give_it(capsys):
 def test_a_process_that_ends_with_another_one_has_its_code(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     assert exit_code(raising(errors.PeerFailed(1, "5", "KeyError: 'x'"))) == 1
-    assert capsys.readouterr().err == "[rank 3] PeerFailed: ended because rank 5 did: KeyError: 'x'\n"
+    assert (
+        capsys.readouterr().err == "[rank 3] PeerFailed: ended because rank 5 did: KeyError: 'x'\n"
+    )
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x")])
@@ -130,11 +144,18 @@ def test_anything_else_is_a_bug_and_passes_through(bug):
         exit_code(raising(bug))
 
 
-@pytest.mark.parametrize("words", [["--no_such_flag", "1"], ["--lr", "fast"], ["--config", "no-such-recipe.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["--no_such_flag", "1"], ["--lr", "fast"], ["--config", "no-such-recipe.yaml"]]
+)
 def test_a_script_leaves_with_code_2_and_one_line_without_a_traceback(words):
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     done = subprocess.run(
-        [sys.executable, "main_dino.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "main_dino.py", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("OptionError: ")
@@ -144,5 +165,7 @@ def test_a_script_leaves_with_code_2_and_one_line_without_a_traceback(words):
 def test_a_name_that_is_no_text_is_printed_all_the_same():
     script = "import os; from dino.cli.session import exit_code; exit_code(lambda: print(os.fsdecode(b'a\\xff')))"
     environment = {**os.environ, "PYTHONUTF8": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, env=environment, check=True
+    )
     assert done.stdout.decode() == "a\\udcff\n"

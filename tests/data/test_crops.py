@@ -21,8 +21,8 @@ from dino.data.crops import (
     draw_parameters,
     random_resized_crop,
     resize_crop,
+    resize_square,
     resize_whole,
-    squeeze,
 )
 from dino.data.decode import read_image
 
@@ -36,7 +36,11 @@ def draw_image(height: int, width: int, channels: int = 3, seed: int = 0) -> tor
 
 def draw_smooth_image(height: int, width: int) -> Image.Image:
     """Random colors on a coarse grid, enlarged: edges and gradients as a photo has them."""
-    coarse = np.random.RandomState(7).randint(0, 256, (max(2, height // 12), max(2, width // 12), 3)).astype(np.uint8)
+    coarse = (
+        np.random.RandomState(7)
+        .randint(0, 256, (max(2, height // 12), max(2, width // 12), 3))
+        .astype(np.uint8)
+    )
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -88,14 +92,19 @@ def test_shapes_follow_the_recipe(channels: int, views: int) -> None:
 
 def test_the_global_views_do_not_depend_on_the_local_ones() -> None:
     image, without = draw_image(50, 40), CropRecipe(global_size=32, local_size=16, local_views=0)
-    with_local, alone = (cut_crops(image, recipe, build_rng(0, 0, 0)) for recipe in (RECIPE, without))
+    with_local, alone = (
+        cut_crops(image, recipe, build_rng(0, 0, 0)) for recipe in (RECIPE, without)
+    )
     assert torch.equal(with_local.global_pixels, alone.global_pixels)
 
 
 def compute_distance(one: np.ndarray, two: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of two samples: the largest gap between their cumulative shares."""
     points = np.concatenate([one, two])
-    shares = [np.searchsorted(np.sort(sample), points, side="right") / len(sample) for sample in (one, two)]
+    shares = [
+        np.searchsorted(np.sort(sample), points, side="right") / len(sample)
+        for sample in (one, two)
+    ]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
@@ -112,17 +121,26 @@ def describe_boxes(boxes: np.ndarray, height: int, width: int) -> dict[str, np.n
 
 @pytest.mark.parametrize("scale", [(0.4, 1.0), (0.05, 0.4), (0.08, 1.0)])
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (200, 200), (120, 640)])
-def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
+def test_boxes_are_distributed_as_torchvisions(
+    height: int, width: int, scale: tuple[float, float]
+) -> None:
     count, rng = 5000, build_rng(0, 0, 0)
     image = Image.new("L", (width, height))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = [transforms.RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)]
+        drawn = [
+            transforms.RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
+            for _ in range(count)
+        ]
     expected = describe_boxes(np.array(drawn), height, width)
-    found = describe_boxes(np.array([draw_box(height, width, scale, rng) for _ in range(count)]), height, width)
+    found = describe_boxes(
+        np.array([draw_box(height, width, scale, rng) for _ in range(count)]), height, width
+    )
     for name in expected:
         assert compute_distance(found[name], expected[name]) < 0.05, name
-        assert abs(found[name].mean() - expected[name].mean()) < 0.1 * expected[name].std() + 1e-9, name
+        assert (
+            abs(found[name].mean() - expected[name].mean()) < 0.1 * expected[name].std() + 1e-9
+        ), name
 
 
 @settings(max_examples=200, deadline=None)
@@ -133,7 +151,9 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
     seed=st.integers(0, 2**31),
 )
 def test_boxes_lie_inside_the_image(height: int, width: int, scale: list[float], seed: int) -> None:
-    top, left, tall, wide = draw_box(height, width, (scale[0], scale[1]), np.random.default_rng(seed))
+    top, left, tall, wide = draw_box(
+        height, width, (scale[0], scale[1]), np.random.default_rng(seed)
+    )
     assert 0 <= top <= top + tall <= height
     assert 0 <= left <= left + wide <= width
     assert min(tall, wide) >= 1
@@ -149,7 +169,9 @@ def test_extreme_images_give_crops_of_the_usual_shape(height: int, width: int) -
 @pytest.mark.parametrize(("height", "width"), [(10, 4000), (4000, 10), (30, 31)])
 def test_where_no_try_fits_the_middle_is_taken_as_torchvision_does(height: int, width: int) -> None:
     scale = (1.5, 2.0)  # larger than any image: every try fails
-    reference = transforms.RandomResizedCrop.get_params(Image.new("L", (width, height)), list(scale), [3 / 4, 4 / 3])
+    reference = transforms.RandomResizedCrop.get_params(
+        Image.new("L", (width, height)), list(scale), [3 / 4, 4 / 3]
+    )
     assert draw_box(height, width, scale, build_rng(0, 0, 0)) == tuple(map(int, reference))
 
 
@@ -161,11 +183,17 @@ def draw_rows(view: ViewRecipe, count: int = 4000) -> np.ndarray:
 def test_operations_have_the_probabilities_of_the_paper() -> None:
     first, second = CropRecipe().global_recipes()
     local = CropRecipe().local_recipes()[0]
-    for name, view, blur, solarize in (("first", first, 1, 0), ("second", second, 0.1, 0.2), ("local", local, 0.5, 0)):
+    for name, view, blur, solarize in (
+        ("first", first, 1, 0),
+        ("second", second, 0.1, 0.2),
+        ("local", local, 0.5, 0),
+    ):
         rows = draw_rows(view)
         assert set(np.unique(rows[:, :5])) <= {0.0, 1.0}
         for column, chance in enumerate((0.5, 0.8, 0.2, blur, solarize)):
-            tolerance = 4 * np.sqrt(chance * (1 - chance) / len(rows))  # four standard errors; none for 0 and 1
+            tolerance = 4 * np.sqrt(
+                chance * (1 - chance) / len(rows)
+            )  # four standard errors; none for 0 and 1
             assert abs(rows[:, column].mean() - chance) <= tolerance, (name, column)
 
 
@@ -194,12 +222,15 @@ def test_a_box_of_the_wanted_size_is_only_cut() -> None:
 
 def read_original_center(picture: Image.Image, size: int) -> torch.Tensor:
     """The original's evaluation transform, scaled to `size`."""
-    resize = transforms.Resize(round(size * 256 / 224), interpolation=transforms.InterpolationMode.BICUBIC)
+    resize = transforms.Resize(
+        round(size * 256 / 224), interpolation=transforms.InterpolationMode.BICUBIC
+    )
     return as_tensor(transforms.CenterCrop(size)(resize(picture)))
 
 
 @pytest.mark.parametrize(
-    ("height", "width"), [(256, 256), (300, 300), (224, 224), (375, 500), (500, 375), (333, 501), (60, 75), (900, 131)]
+    ("height", "width"),
+    [(256, 256), (300, 300), (224, 224), (375, 500), (500, 375), (333, 501), (60, 75), (900, 131)],
 )
 def test_the_center_crop_is_the_originals(height: int, width: int) -> None:
     picture = draw_smooth_image(height, width)
@@ -211,7 +242,9 @@ def test_the_center_crop_is_the_originals(height: int, width: int) -> None:
 @pytest.mark.parametrize("size", [32, 48, 64, 96])
 def test_the_center_crop_scales_with_the_size(size: int) -> None:
     picture = draw_smooth_image(151, 200)
-    difference = center_crop(as_tensor(picture), size).int() - read_original_center(picture, size).int()
+    difference = (
+        center_crop(as_tensor(picture), size).int() - read_original_center(picture, size).int()
+    )
     assert difference.abs().max() <= 2
 
 
@@ -225,11 +258,17 @@ def test_the_center_crop_of_photos_is_the_originals(shared_data: Path) -> None:
         assert difference.float().mean() < 0.2
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(240, 320, 224), (97, 50, 64), (30, 41, 48), (32, 32, 32)])
-def test_the_whole_image_becomes_a_square_as_by_torchvision(height: int, width: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(240, 320, 224), (97, 50, 64), (30, 41, 48), (32, 32, 32)]
+)
+def test_the_whole_image_becomes_a_square_as_by_torchvision(
+    height: int, width: int, size: int
+) -> None:
     picture = draw_smooth_image(height, width)
     resize = transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC)
-    difference = (squeeze(as_tensor(picture), size).int() - as_tensor(resize(picture)).int()).abs()
+    difference = (
+        resize_square(as_tensor(picture), size).int() - as_tensor(resize(picture)).int()
+    ).abs()
     assert difference.max() <= 2 and difference.float().mean() < 0.2
 
 
@@ -257,9 +296,16 @@ def test_a_random_view_is_what_torchvision_makes_of_the_same_draw(height: int, w
 
 
 @pytest.mark.parametrize("size", [(96,), (64, 120), (480, 480), (500, 700), None])
-def test_whole_images_are_resized_as_by_torchvision(shared_data: Path, size: tuple[int, ...] | None) -> None:
-    for path in (shared_data / "broken" / "good.jpg", shared_data / "broken" / "huge_aspect_10x4000.jpg"):
+def test_whole_images_are_resized_as_by_torchvision(
+    shared_data: Path, size: tuple[int, ...] | None
+) -> None:
+    for path in (
+        shared_data / "broken" / "good.jpg",
+        shared_data / "broken" / "huge_aspect_10x4000.jpg",
+    ):
         picture = Image.open(path).convert("RGB")
-        expected = np.asarray(picture if size is None else transforms.Resize(list(size))(picture))[:8000]
+        expected = np.asarray(picture if size is None else transforms.Resize(list(size))(picture))[
+            :8000
+        ]
         found = resize_whole(read_image(path), size).permute(1, 2, 0).numpy()[:8000]
         assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 1

@@ -24,11 +24,19 @@ def read_broken_manifest(shared_data: Path) -> dict[str, str]:
 def upright_size(name: str, behaviour: str) -> tuple[int, int]:
     """(H, W) of a sound file after its EXIF rotation."""
     width, height = map(int, behaviour.split()[-1].split("x"))
-    return (width, height) if name in {"exif_orientation_6.jpg", "exif_orientation_8.jpg"} else (height, width)
+    return (
+        (width, height)
+        if name in {"exif_orientation_6.jpg", "exif_orientation_8.jpg"}
+        else (height, width)
+    )
 
 
 def test_sound_odd_files_give_uint8_of_their_size(shared_data: Path) -> None:
-    sound = {name: what for name, what in read_broken_manifest(shared_data).items() if "Error" not in what}
+    sound = {
+        name: what
+        for name, what in read_broken_manifest(shared_data).items()
+        if "Error" not in what
+    }
     assert len(sound) > 20
     for name, behaviour in sound.items():
         size = upright_size(name, behaviour)
@@ -77,7 +85,9 @@ def test_alpha_is_dropped_and_not_blended(tmp_path: Path) -> None:
     colors = np.random.RandomState(0).randint(0, 256, (6, 5, 4)).astype(np.uint8)
     colors[0, 0, 3] = 0
     Image.fromarray(colors).save(tmp_path / "alpha.png")
-    assert np.array_equal(read_image(tmp_path / "alpha.png").permute(1, 2, 0).numpy(), colors[:, :, :3])
+    assert np.array_equal(
+        read_image(tmp_path / "alpha.png").permute(1, 2, 0).numpy(), colors[:, :, :3]
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "RGB", "RGBA"])
@@ -96,12 +106,18 @@ def test_pixels_lie_channels_last_in_memory(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").permute(1, 2, 0).is_contiguous()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(channels=st.sampled_from([1, 2, 3, 4, 8]), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_arrays_of_any_channel_count_come_back_unchanged(
     channels: int, height: int, width: int, tmp_path: Path
 ) -> None:
-    pixels = np.random.RandomState(height * 100 + width).randint(0, 256, (height, width, channels)).astype(np.uint8)
+    pixels = (
+        np.random.RandomState(height * 100 + width)
+        .randint(0, 256, (height, width, channels))
+        .astype(np.uint8)
+    )
     np.save(tmp_path / "a.npy", pixels)
     assert np.array_equal(read_image(tmp_path / "a.npy", channels).permute(1, 2, 0).numpy(), pixels)
 
@@ -118,7 +134,9 @@ def test_arrays_named_in_upper_case_are_read(tmp_path: Path) -> None:
     [((4, 4, 3), np.float32), ((4, 4, 3), np.uint16), ((4, 4), np.uint8), ((0, 4, 3), np.uint8)],
     ids=["float", "16-bit", "no channel axis", "empty"],
 )
-def test_arrays_of_another_kind_are_refused(shape: tuple[int, ...], kind: type, tmp_path: Path) -> None:
+def test_arrays_of_another_kind_are_refused(
+    shape: tuple[int, ...], kind: type, tmp_path: Path
+) -> None:
     np.save(tmp_path / "odd.npy", np.zeros(shape, kind))
     with pytest.raises(DataError, match=r"odd\.npy holds .*wants uint8 \(H, W, C\)"):
         read_image(tmp_path / "odd.npy")
@@ -149,9 +167,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(content=st.binary(max_size=200), extension=st.sampled_from(EXTENSIONS))
-def test_arbitrary_bytes_end_in_a_data_error(content: bytes, extension: str, tmp_path: Path) -> None:
+def test_arbitrary_bytes_end_in_a_data_error(
+    content: bytes, extension: str, tmp_path: Path
+) -> None:
     path = tmp_path / f"noise{extension}"
     path.write_bytes(content)
     with pytest.raises(DataError, match="noise"):
@@ -166,20 +188,32 @@ def test_a_box_is_cut_from_the_stored_picture_before_it_is_turned(tmp_path: Path
     Image.fromarray(pixels).save(path, exif=exif)
     assert read_size(path) == read_image(path).shape[1:] == (30, 20)
     assert read_size(path, (5, 2, 15, 10)) == (10, 8)
-    assert np.array_equal(read_image(path, 1, (5, 2, 15, 10))[0].numpy(), np.rot90(pixels[2:10, 5:15], -1))
+    assert np.array_equal(
+        read_image(path, 1, (5, 2, 15, 10))[0].numpy(), np.rot90(pixels[2:10, 5:15], -1)
+    )
 
 
 def test_a_box_is_cut_to_its_picture(tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.new("RGB", (30, 20)).save(path)
-    assert read_size(path, (25, -3, 90, 90)) == read_image(path, 3, (25, -3, 90, 90)).shape[1:] == (20, 5)
+    assert (
+        read_size(path, (25, -3, 90, 90))
+        == read_image(path, 3, (25, -3, 90, 90)).shape[1:]
+        == (20, 5)
+    )
     for read in (read_size, lambda path, box: read_image(path, 3, box)):
-        with pytest.raises(DataError, match=r"wide\.png cannot be decoded: the box \(30, 0, 40, 5\) holds no pixel"):
+        with pytest.raises(
+            DataError, match=r"wide\.png cannot be decoded: the box \(30, 0, 40, 5\) holds no pixel"
+        ):
             read(path, (30, 0, 40, 5))
 
 
 def test_sizes_from_headers_are_those_of_the_decoded_pictures(shared_data: Path) -> None:
-    sound = {name: what for name, what in read_broken_manifest(shared_data).items() if "Error" not in what}
+    sound = {
+        name: what
+        for name, what in read_broken_manifest(shared_data).items()
+        if "Error" not in what
+    }
     for name, behaviour in sound.items():
         assert read_size(shared_data / "broken" / name) == upright_size(name, behaviour), name
     for name in ("text.jpg", "zero_byte.jpg", "gone.jpg"):
@@ -187,7 +221,9 @@ def test_sizes_from_headers_are_those_of_the_decoded_pictures(shared_data: Path)
             read_size(shared_data / "broken" / name)
 
 
-def test_jpegs_have_pillows_levels_whatever_their_orientation(shared_data: Path, tmp_path: Path) -> None:
+def test_jpegs_have_pillows_levels_whatever_their_orientation(
+    shared_data: Path, tmp_path: Path
+) -> None:
     photos = sorted((shared_data / "imagenet_jpegs").rglob("*.JPEG"))[::6]
     coarse = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
     for orientation in range(10):  # a camera's 0 or 9 says nothing
@@ -206,7 +242,9 @@ def test_what_follows_a_jpegs_end_is_ignored_and_a_missing_end_is_not(tmp_path: 
     content = {}
     for side in (16, 128):
         path = tmp_path / f"{side}.jpg"
-        Image.fromarray(np.random.RandomState(side).randint(0, 256, (side, side, 3)).astype(np.uint8)).save(path)
+        Image.fromarray(
+            np.random.RandomState(side).randint(0, 256, (side, side, 3)).astype(np.uint8)
+        ).save(path)
         content[side] = path.read_bytes()
     padded, cut, preview = tmp_path / "padded.jpg", tmp_path / "cut.jpg", tmp_path / "preview.jpg"
     padded.write_bytes(content[128] + b"\0" * 100)

@@ -24,7 +24,9 @@ TINY = DemoSpec(image_size=8, train_per_class=2, val_per_class=1)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))
+    }
 
 
 def test_an_image_depends_on_its_arguments_alone() -> None:
@@ -48,7 +50,9 @@ def test_an_image_depends_on_its_arguments_alone() -> None:
     seed=st.integers(0, 2**63),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_class_size_and_seed_gives_an_image(label: int, index: int, size: int, seed: int) -> None:
+def test_any_class_size_and_seed_gives_an_image(
+    label: int, index: int, size: int, seed: int
+) -> None:
     image = draw_image(label, index, "val", spec=DemoSpec(image_size=size, seed=seed))
     assert image.dtype == np.uint8
     assert image.shape == (size, size, 3)
@@ -56,21 +60,26 @@ def test_any_class_size_and_seed_gives_an_image(label: int, index: int, size: in
         assert image.std() > 4, "an image without contrast shows nothing"
 
 
-@pytest.mark.parametrize(("label", "index", "split"), [(10, 0, "val"), (-1, 0, "val"), (0, -1, "val"), (0, 0, "test")])
+@pytest.mark.parametrize(
+    ("label", "index", "split"), [(10, 0, "val"), (-1, 0, "val"), (0, -1, "val"), (0, 0, "test")]
+)
 def test_an_image_that_cannot_be_meant_is_refused(label: int, index: int, split: str) -> None:
     with pytest.raises(ValueError, match=f"label {label}, index {index} and split '{split}'"):
         draw_image(label, index, split, spec=TINY)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("image_size", 0), ("train_per_class", 0), ("val_per_class", -1), ("seed", -1)]
+    ("name", "value"),
+    [("image_size", 0), ("train_per_class", 0), ("val_per_class", -1), ("seed", -1)],
 )
 def test_a_specification_out_of_bounds_is_refused(name: str, value: int) -> None:
     with pytest.raises(DataError, match=f"{name} is {value}"):
         replace(DemoSpec(), **{name: value})
 
 
-@given(size=st.integers(1, 9), train=st.integers(1, 3), val=st.integers(1, 2), seed=st.integers(0, 99))
+@given(
+    size=st.integers(1, 9), train=st.integers(1, 3), val=st.integers(1, 2), seed=st.integers(0, 99)
+)
 @settings(max_examples=6, deadline=None)
 def test_the_folder_is_a_balanced_image_folder(size: int, train: int, val: int, seed: int) -> None:
     spec = DemoSpec(image_size=size, train_per_class=train, val_per_class=val, seed=seed)
@@ -116,13 +125,18 @@ def test_it_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_failure_midway_leaves_nothing_and_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_midway_leaves_nothing_and_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill_the_disk(label: int, index: int, split: str, *, spec: DemoSpec) -> NDArray[np.uint8]:
         if split == "val":
             raise OSError(28, "No space left on device")
         return draw_image(label, index, split, spec=spec)
 
-    with monkeypatch.context() as patch, pytest.raises(DataError, match="No space left on device") as caught:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DataError, match="No space left on device") as caught,
+    ):
         patch.setattr(demo, "draw_image", fill_the_disk)
         build_demo(TINY, tmp_path)
     assert "DINO_CACHE_DIR" in str(caught.value)
@@ -155,7 +169,9 @@ print(json.dumps([str(demo.build_demo(spec, Path(sys.argv[1]))), len(drawn)]))
     command = [sys.executable, "-c", code, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[2])}
     jobs = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         for _ in range(2)
     ]
     # Both have imported everything before either may start.
@@ -170,7 +186,9 @@ print(json.dumps([str(demo.build_demo(spec, Path(sys.argv[1]))), len(drawn)]))
     assert len(read_files(Path(results[0][0]))) == 12 * len(CLASSES)
 
 
-def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
     monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "own"))
@@ -195,7 +213,9 @@ def draw_split(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.
     """Flattened pixels, float (10 count, D), and labels, int (10 count,)."""
     labels = np.repeat(np.arange(len(CLASSES)), count)
     images = [
-        draw_image(label, index, split, spec=DemoSpec()) for label in range(len(CLASSES)) for index in range(count)
+        draw_image(label, index, split, spec=DemoSpec())
+        for label in range(len(CLASSES))
+        for index in range(count)
     ]
     return np.stack(images).reshape(len(images), -1).astype(np.float32), labels
 
@@ -206,7 +226,9 @@ def classify_by_neighbors(
     """Majority among the 20 rows of train, float (N, D), of smallest angle: (M, D) -> labels, int (M,)."""
     train, rows = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, rows))
     nearest = labels[np.argsort(-(rows @ train.T), axis=1)[:, :20]]
-    return np.stack([(nearest == label).sum(axis=1) for label in range(len(CLASSES))], axis=1).argmax(axis=1)
+    return np.stack(
+        [(nearest == label).sum(axis=1) for label in range(len(CLASSES))], axis=1
+    ).argmax(axis=1)
 
 
 def test_raw_pixels_hardly_tell_the_classes() -> None:

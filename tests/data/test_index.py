@@ -52,12 +52,16 @@ def scans(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[
         return list(list_files(root, ENDINGS)), seen
 
 
-def test_the_second_listing_looks_into_no_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_listing_looks_into_no_folder(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert scans(tree, monkeypatch) == (SORTED, [".", "a", "a/deep", "b"])
     assert scans(tree, monkeypatch) == (SORTED, [])
 
 
-def test_only_a_changed_folder_is_looked_into_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_changed_folder_is_looked_into_again(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     list(list_files(tree, ENDINGS))
     (tree / "a/deep/9.png").touch()
     (tree / "b/4.png").rename(tree / "b/5.png")
@@ -82,8 +86,12 @@ def test_new_and_removed_folders_are_noticed(tree: Path) -> None:
     assert list(list_files(tree, ENDINGS)) == ["0.png", "a/1.png", "a/2.PNG", "b/4.png", "c/7.png"]
 
 
-def test_a_folder_that_changed_a_moment_ago_is_not_believed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "FRESH", 3600 * 10**9)  # it could change again within one tick of the disk's clock
+def test_a_folder_that_changed_a_moment_ago_is_not_believed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        index, "FRESH", 3600 * 10**9
+    )  # it could change again within one tick of the disk's clock
     list(list_files(tree, ENDINGS))
     assert scans(tree, monkeypatch) == (SORTED, [".", "a", "a/deep", "b"])
 
@@ -101,7 +109,9 @@ def test_a_listing_within_a_clock_tick_of_a_change_is_not_trusted(
     assert scans(tree, monkeypatch) == (SORTED, looked_into)
 
 
-def test_small_folders_leave_nothing_in_the_cache(tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_folders_leave_nothing_in_the_cache(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(index, "WORTH", 1000)
     assert list(list_files(tree, ENDINGS)) == SORTED
     assert not cache.exists()
@@ -115,9 +125,13 @@ def test_a_listing_that_was_left_early_leaves_no_index(tree: Path, cache: Path) 
     assert list(list_files(tree, ENDINGS)) == SORTED
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
-def test_a_damaged_index_is_never_believed(tree: Path, cache: Path, place: float, value: int, cut: bool) -> None:
+def test_a_damaged_index_is_never_believed(
+    tree: Path, cache: Path, place: float, value: int, cut: bool
+) -> None:
     list(list_files(tree, ENDINGS))
     (path,) = cache.glob("*.json")
     content = bytearray(path.read_bytes())
@@ -128,7 +142,9 @@ def test_a_damaged_index_is_never_believed(tree: Path, cache: Path, place: float
     assert json.loads(path.read_bytes().partition(b"\n")[2])[0][1] == "folder"  # and is whole again
 
 
-def test_an_index_of_another_folder_is_never_believed(tree: Path, cache: Path, tmp_path: Path) -> None:
+def test_an_index_of_another_folder_is_never_believed(
+    tree: Path, cache: Path, tmp_path: Path
+) -> None:
     list(list_files(tree, ENDINGS))
     (path,) = cache.glob("*.json")
     other = Index("folder", "elsewhere")
@@ -144,7 +160,9 @@ def test_a_cache_that_cannot_be_written_to_costs_speed_alone(
     assert "set DINO_CACHE_DIR to a writable folder" in caplog.text
 
 
-def test_a_full_disk_leaves_the_old_index(tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_index(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     list(list_files(tree, ENDINGS))
     (path,) = cache.glob("*.json")
     before = path.read_bytes()
@@ -175,21 +193,31 @@ def _list_slowly(root: str, seen: str) -> None:
 
 def test_processes_that_start_together_list_once(tree: Path, tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    jobs = [fork.Process(target=_list_slowly, args=(str(tree), str(tmp_path / "seen"))) for _ in range(3)]
+    jobs = [
+        fork.Process(target=_list_slowly, args=(str(tree), str(tmp_path / "seen")))
+        for _ in range(3)
+    ]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join(60)
     assert [job.exitcode for job in jobs] == [0, 0, 0]
     looked = (tmp_path / "seen").read_text().splitlines()
-    assert all(looked.count(str(tree / name)) == 1 for name in ("a", "a/deep", "b"))  # the root shows that it is large
+    assert all(
+        looked.count(str(tree / name)) == 1 for name in ("a", "a/deep", "b")
+    )  # the root shows that it is large
 
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(records=st.dictionaries(TEXT, st.lists(TEXT | st.integers(), max_size=4), min_size=1, max_size=5), place=TEXT)
+@given(
+    records=st.dictionaries(
+        TEXT, st.lists(TEXT | st.integers(), max_size=4), min_size=1, max_size=5
+    ),
+    place=TEXT,
+)
 def test_records_come_back_as_they_were(cache: Path, records: dict[str, list], place: str) -> None:
     with Index("folder", place) as written:
         for name, found in records.items():
@@ -200,7 +228,9 @@ def test_records_come_back_as_they_were(cache: Path, records: dict[str, list], p
 
 
 def test_a_name_that_is_no_utf8_comes_back(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index.logger, "disabled", True)  # pytest's workers cannot send such a name in a report
+    monkeypatch.setattr(
+        index.logger, "disabled", True
+    )  # pytest's workers cannot send such a name in a report
     name = os.fsdecode(b"\xff\xfe.png")
     with Index("folder", name) as written:
         written.store(name, (1, 2, 3), [[name], []], 1)
@@ -209,7 +239,11 @@ def test_a_name_that_is_no_utf8_comes_back(cache: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({"DINO_CACHE_DIR": "/c"}, "/c"), ({"XDG_CACHE_HOME": "/x"}, "/x/dino"), ({"HOME": "/h"}, "/h/.cache/dino")],
+    [
+        ({"DINO_CACHE_DIR": "/c"}, "/c"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/dino"),
+        ({"HOME": "/h"}, "/h/.cache/dino"),
+    ],
 )
 def test_the_cache_root_follows_the_environment(
     variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,9 @@ def picture() -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
-def test_a_usual_picture_has_nothing_but_a_digest(picture: Image.Image, tmp_path: Path, mode: str, ending: str) -> None:
+def test_a_usual_picture_has_nothing_but_a_digest(
+    picture: Image.Image, tmp_path: Path, mode: str, ending: str
+) -> None:
     picture.convert(mode).save(tmp_path / f"image{ending}")
     found = inspect(tmp_path / f"image{ending}")
     assert found[:3] == (None, None, None)
@@ -33,18 +35,23 @@ def test_a_usual_picture_has_nothing_but_a_digest(picture: Image.Image, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("mode", "ending"), [("CMYK", ".jpg"), ("P", ".png"), ("RGBA", ".png"), ("LA", ".png"), ("1", ".png")]
+    ("mode", "ending"),
+    [("CMYK", ".jpg"), ("P", ".png"), ("RGBA", ".png"), ("LA", ".png"), ("1", ".png")],
 )
 def test_other_modes_are_odd(picture: Image.Image, tmp_path: Path, mode: str, ending: str) -> None:
     picture.convert(mode).save(tmp_path / f"image{ending}")
     assert inspect(tmp_path / f"image{ending}")[:3] == (None, None, f"mode {mode}")
 
 
-def test_transparency_sixteen_bits_and_further_frames_are_odd(picture: Image.Image, tmp_path: Path) -> None:
+def test_transparency_sixteen_bits_and_further_frames_are_odd(
+    picture: Image.Image, tmp_path: Path
+) -> None:
     picture.save(tmp_path / "clear.png", transparency=(1, 2, 3))
     picture.save(tmp_path / "moving.webp", save_all=True, append_images=[picture.rotate(90)])
     Image.fromarray(np.full((20, 20), 700, np.uint16)).save(tmp_path / "deep.png")
-    found = {name: inspect(tmp_path / name).odd for name in ("clear.png", "moving.webp", "deep.png")}
+    found = {
+        name: inspect(tmp_path / name).odd for name in ("clear.png", "moving.webp", "deep.png")
+    }
     assert found["clear.png"] == "mode RGB with transparency"
     assert found["moving.webp"] == "2 frames, of which the first counts"
     assert str(found["deep.png"]).startswith("mode I")
@@ -56,7 +63,9 @@ def test_the_shorter_side_decides_what_is_tiny(picture: Image.Image, tmp_path: P
     assert inspect(tmp_path / "image.png", min_size=21).tiny == "30 x 20 pixels"
 
 
-def test_a_file_that_training_could_not_read_is_corrupt_in_one_line(picture: Image.Image, tmp_path: Path) -> None:
+def test_a_file_that_training_could_not_read_is_corrupt_in_one_line(
+    picture: Image.Image, tmp_path: Path
+) -> None:
     picture.save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-200])
     (tmp_path / "text.jpg").write_text("no picture")
@@ -73,10 +82,16 @@ def test_arrays_must_have_the_channels_that_training_will_ask_for(tmp_path: Path
     assert "5 channels" in str(inspect(tmp_path / "image.npy").corrupt)
 
 
-@given(st.lists(st.sampled_from([b"", *(bytes([0] * 15 + [k]) for k in range(3)), bytes([7] * 16)])))
+@given(
+    st.lists(st.sampled_from([b"", *(bytes([0] * 15 + [k]) for k in range(3)), bytes([7] * 16)]))
+)
 def test_duplicates_are_the_later_ones_of_equal_files(digests: list[bytes]) -> None:
     kept = Digests(len(digests))
     for index, digest in enumerate(digests):
         kept.keep(index, digest)
-    expected = {i: digests.index(digest) for i, digest in enumerate(digests) if digest and digest in digests[:i]}
+    expected = {
+        i: digests.index(digest)
+        for i, digest in enumerate(digests)
+        if digest and digest in digests[:i]
+    }
     assert list(kept.find_duplicates().items()) == list(expected.items())

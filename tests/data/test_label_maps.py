@@ -49,20 +49,30 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
 
 def test_a_map_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"`output_dir`: .*nowhere/00000.png cannot be written"):
-        write_label_map(tmp_path / "nowhere" / "00000.png", np.zeros((2, 2), np.uint8), DAVIS_PALETTE)
+        write_label_map(
+            tmp_path / "nowhere" / "00000.png", np.zeros((2, 2), np.uint8), DAVIS_PALETTE
+        )
 
 
-@given(height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 40), columns=st.integers(1, 40))
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+)
 def test_scaled_labels_are_those_at_the_middle_of_the_new_pixels(
     height: int, width: int, rows: int, columns: int
 ) -> None:
     labels = np.arange(height * width, dtype=np.uint32).astype(np.uint8).reshape(height, width)
     down, right = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(int) for new, old in ((rows, height), (columns, width))
+        ((np.arange(new) + 0.5) * (old / new)).astype(int)
+        for new, old in ((rows, height), (columns, width))
     )
     found = resize_labels(labels, (rows, columns))
     assert found.shape == (rows, columns)
     # Where the middle falls on a border between two pixels, either of them is right.
-    on_border = [(((np.arange(n) * 2 + 1) * o) % (2 * n)) == 0 for n, o in ((rows, height), (columns, width))]
+    on_border = [
+        (((np.arange(n) * 2 + 1) * o) % (2 * n)) == 0 for n, o in ((rows, height), (columns, width))
+    ]
     sure = ~(on_border[0][:, None] | on_border[1][None, :])
     assert (found == labels[down[:, None], right[None, :]])[sure].all()

@@ -23,7 +23,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dino.data import loaders
-from dino.data.crops import CropRecipe, Crops, build_rng, center_crop, cut_crops, random_resized_crop
+from dino.data.crops import (
+    CropRecipe,
+    Crops,
+    build_rng,
+    center_crop,
+    cut_crops,
+    random_resized_crop,
+)
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.decode import read_image
 from dino.data.image_source import ImageSource
@@ -57,10 +64,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
 
 
 def build(
-    source: ImageSource, *, workers: int = 0, batch_size: int = 4, share: Share = ALONE, **dataset: object
+    source: ImageSource,
+    *,
+    workers: int = 0,
+    batch_size: int = 4,
+    share: Share = ALONE,
+    **dataset: object,
 ) -> TrainLoader:
     crops = CropDataset(source, RECIPE, **{"seed": 5, "skip_bad": False, **dataset})
-    return build_train_loader(crops, batch_size=batch_size, share=share, workers=workers, pin_memory=False)
+    return build_train_loader(
+        crops, batch_size=batch_size, share=share, workers=workers, pin_memory=False
+    )
 
 
 def assert_equal_batches(one: list[Crops], two: list[Crops]) -> None:
@@ -88,7 +102,9 @@ def read_error(batches: Iterator) -> str:
     pytest.fail("the batches ended without an error")
 
 
-def read_batches(count: int, batch_size: int, share: Share, *, seed: int, epoch: int) -> list[set[int]]:
+def read_batches(
+    count: int, batch_size: int, share: Share, *, seed: int, epoch: int
+) -> list[set[int]]:
     batches = EpochBatches(count, batch_size, seed=seed, share=share)
     batches.begin(epoch)
     return [{index for _, index in batch} for batch in batches]
@@ -138,21 +154,30 @@ def test_the_crops_in_a_batch_are_those_of_its_indices(source: ImageSource) -> N
 @given(
     count=st.integers(1, 300),
     batch_size=st.integers(1, 9),
-    world=st.integers(1, 4),
+    world_size=st.integers(1, 4),
     seed=st.integers(0, 2**32),
     epoch=st.integers(0, 1000),
 )
-def test_processes_share_the_batches_of_one(count: int, batch_size: int, world: int, seed: int, epoch: int) -> None:
-    shares = [Share(rank=rank, world=world) for rank in range(world)]
+def test_processes_share_the_batches_of_one(
+    count: int, batch_size: int, world_size: int, seed: int, epoch: int
+) -> None:
+    shares = [Share(rank=rank, world_size=world_size) for rank in range(world_size)]
     parts = [read_batches(count, batch_size, share, seed=seed, epoch=epoch) for share in shares]
-    whole = read_batches(count, batch_size * world, Share(), seed=seed, epoch=epoch)
+    whole = read_batches(count, batch_size * world_size, Share(), seed=seed, epoch=epoch)
     assert [set.union(*batch) for batch in zip(*parts, strict=True)] == whole
     assert all(len(batch) == batch_size for part in parts for batch in part)
 
 
 @settings(deadline=None)
-@given(count=st.integers(1, 300), batch_size=st.integers(1, 40), seed=st.integers(0, 9), start=st.integers(0, 9))
-def test_a_short_rest_is_dropped_and_no_image_comes_twice(count: int, batch_size: int, seed: int, start: int) -> None:
+@given(
+    count=st.integers(1, 300),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 9),
+    start=st.integers(0, 9),
+)
+def test_a_short_rest_is_dropped_and_no_image_comes_twice(
+    count: int, batch_size: int, seed: int, start: int
+) -> None:
     batches = EpochBatches(count, batch_size, seed=seed, share=Share())
     whole = list(batches)
     seen = [index for batch in whole for _, index in batch]
@@ -177,8 +202,11 @@ def test_every_epoch_and_every_seed_has_another_order() -> None:
 
 def test_fewer_images_than_a_global_batch_are_refused(source: ImageSource) -> None:
     assert len(build(source, batch_size=COUNT)) == 1
-    with pytest.raises(DataError, match=r"holds 22 images, less than one global batch of 24; lower `batch_size_per_"):
-        build(source, batch_size=12, share=Share(rank=0, world=2))
+    with pytest.raises(
+        DataError,
+        match=r"holds 22 images, less than one global batch of 24; lower `batch_size_per_",
+    ):
+        build(source, batch_size=12, share=Share(rank=0, world_size=2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -204,7 +232,9 @@ def test_a_bad_image_leaves_no_loader_behind(source: ImageSource, tmp_path: Path
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_skipped_images_are_counted_and_replaced_by_the_next(source: ImageSource, tmp_path: Path, workers: int) -> None:
+def test_skipped_images_are_counted_and_replaced_by_the_next(
+    source: ImageSource, tmp_path: Path, workers: int
+) -> None:
     damaged = damage(source, tmp_path, 7, 8, COUNT - 1)
     loader = build(damaged, workers=workers, batch_size=COUNT, skip_bad=True)
     [batch] = loader.read(0)
@@ -231,7 +261,9 @@ def test_a_skipped_image_is_named_in_the_log(
     assert record.getMessage().endswith("; skipped")
 
 
-def test_nothing_but_bad_images_ends_the_run_all_the_same(source: ImageSource, tmp_path: Path) -> None:
+def test_nothing_but_bad_images_ends_the_run_all_the_same(
+    source: ImageSource, tmp_path: Path
+) -> None:
     loader = build(damage(source, tmp_path, *range(COUNT)), skip_bad=True)
     assert read_error(loader.read(0)) == "none of the 22 images can be read"
 
@@ -331,25 +363,33 @@ def read_centers(dataset: ViewDataset, **settings: int) -> Iterator[LabelledBatc
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_together_read_every_image_once_and_in_order(source: ImageSource, world: int, workers: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_together_read_every_image_once_and_in_order(
+    source: ImageSource, world_size: int, workers: int
+) -> None:
     seen = []
-    for rank in range(world):
-        dataset = ViewDataset(source, CENTER, channels=3, share=Share(rank=rank, world=world))
+    for rank in range(world_size):
+        dataset = ViewDataset(
+            source, CENTER, channels=3, share=Share(rank=rank, world_size=world_size)
+        )
         batches = list(read_centers(dataset, workers=workers))
         indices = torch.cat([batch.indices for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
-        assert indices.tolist() == list(range(rank, COUNT, world))
+        assert indices.tolist() == list(range(rank, COUNT, world_size))
         assert labels.tolist() == [source.labels[index] for index in indices]
         assert len(dataset) == len(indices)
         seen += indices.tolist()
     assert sorted(seen) == list(range(COUNT))
 
 
-@given(shapes=st.lists(st.sampled_from([(1, 2), (2, 1), (3, 3)]), max_size=30), size=st.integers(1, 5))
-def test_batches_end_where_the_shape_of_the_views_changes(shapes: list[tuple[int, int]], size: int) -> None:
+@given(
+    shapes=st.lists(st.sampled_from([(1, 2), (2, 1), (3, 3)]), max_size=30), size=st.integers(1, 5)
+)
+def test_batches_end_where_the_shape_of_the_views_changes(
+    shapes: list[tuple[int, int]], size: int
+) -> None:
     source = ImageSource(root=Path(), names=tuple(map(str, range(len(shapes)))))
-    for share in (ALONE, Share(rank=1, world=2)):
+    for share in (ALONE, Share(rank=1, world_size=2)):
         dataset = ViewDataset(source, CENTER, channels=3, share=share, shapes=shapes)
         batches = list(dataset.plan(size))
         assert [place for batch in batches for place in batch] == list(range(len(dataset)))
@@ -362,7 +402,7 @@ def test_batches_end_where_the_shape_of_the_views_changes(shapes: list[tuple[int
 
 
 def test_center_crops_are_those_of_the_files(source: ImageSource) -> None:
-    dataset = ViewDataset(source, CENTER, channels=3, share=Share(rank=1, world=2))
+    dataset = ViewDataset(source, CENTER, channels=3, share=Share(rank=1, world_size=2))
     batch = next(read_centers(dataset))
     assert batch.pixels.dtype == torch.uint8
     assert torch.equal(batch.pixels[2], center_crop(read_image(source.path(5)), 16))
@@ -401,7 +441,13 @@ def test_cores_that_the_device_keeps_busy_are_left_to_it(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("text", "cores"),
-    [("max 100000\n", 8), ("250000 100000\n", 3), ("20000 100000\n", 1), ("6400000 100000\n", 8), ("", 8)],
+    [
+        ("max 100000\n", 8),
+        ("250000 100000\n", 3),
+        ("20000 100000\n", 1),
+        ("6400000 100000\n", 8),
+        ("", 8),
+    ],
 )
 def test_the_cores_are_those_of_the_container(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cores: int
@@ -424,7 +470,10 @@ def test_the_cores_are_those_of_the_container(
     ],
 )
 def test_batches_travel_as_open_files_while_there_may_be_enough(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], strategy: str, raised: list[tuple[int, int]]
+    monkeypatch: pytest.MonkeyPatch,
+    limits: tuple[int, int],
+    strategy: str,
+    raised: list[tuple[int, int]],
 ) -> None:
     """Ten loader processes may have 10 x 2 batches of 8 tensors on their way, beside 512 other files."""
     asked: list[tuple[int, int]] = []
@@ -441,16 +490,24 @@ class WorkerSettings(Dataset):
         return 2
 
     def __getitem__(self, index: int) -> tuple[int, int, str]:
-        return torch.get_num_threads(), cv2.getNumThreads(), torch.multiprocessing.get_sharing_strategy()
+        return (
+            torch.get_num_threads(),
+            cv2.getNumThreads(),
+            torch.multiprocessing.get_sharing_strategy(),
+        )
 
 
 @pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
-def test_a_worker_has_one_thread_and_the_chosen_way_of_sharing(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+def test_a_worker_has_one_thread_and_the_chosen_way_of_sharing(
+    monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
     monkeypatch.setattr(loaders, "choose_sharing", lambda workers: strategy)
     assert list(read_items(WorkerSettings(), workers=1)) == [(1, 1, strategy)] * 2
 
 
-def test_the_way_of_sharing_changes_no_crop(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_of_sharing_changes_no_crop(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = list(build(source).read(1))
     monkeypatch.setattr(loaders, "choose_sharing", lambda workers: "file_system")
     assert_equal_batches(list(build(source, workers=2).read(1)), alone)
@@ -472,9 +529,15 @@ def test_images_of_other_channels_come_from_arrays(tmp_path: Path) -> None:
     assert sorted(batch.global_pixels.flatten(1).float().mean(1).tolist()) == [0, 1, 2]
 
 
-def build_views(source: ImageSource, *, workers: int = 0, batch_size: int = 4, share: Share = ALONE) -> TrainLoader:
-    views = RandomViewDataset(source, functools.partial(random_resized_crop, size=16), channels=3, seed=5)
-    return build_train_loader(views, batch_size=batch_size, share=share, workers=workers, pin_memory=False)
+def build_views(
+    source: ImageSource, *, workers: int = 0, batch_size: int = 4, share: Share = ALONE
+) -> TrainLoader:
+    views = RandomViewDataset(
+        source, functools.partial(random_resized_crop, size=16), channels=3, seed=5
+    )
+    return build_train_loader(
+        views, batch_size=batch_size, share=share, workers=workers, pin_memory=False
+    )
 
 
 def test_random_views_are_a_function_of_seed_epoch_and_image(source: ImageSource) -> None:
@@ -483,17 +546,27 @@ def test_random_views_are_a_function_of_seed_epoch_and_image(source: ImageSource
     for batch in whole:
         for pixels, label, index in zip(*batch, strict=True):
             place = int(index)
-            assert torch.equal(pixels, random_resized_crop(read_image(source.path(place)), build_rng(5, 2, place), 16))
+            assert torch.equal(
+                pixels,
+                random_resized_crop(read_image(source.path(place)), build_rng(5, 2, place), 16),
+            )
             assert int(label) == (source.labels or ())[place]
     expected = read_batches(COUNT, 4, ALONE, seed=5, epoch=2)
     assert [set(batch.indices.tolist()) for batch in whole] == expected
     assert_equal_batches(list(build_views(source, workers=2).read(2)), whole)
-    halves = [list(build_views(source, batch_size=2, share=Share(rank=r, world=2)).read(2)) for r in range(2)]
+    halves = [
+        list(build_views(source, batch_size=2, share=Share(rank=r, world_size=2)).read(2))
+        for r in range(2)
+    ]
     for one, *two in zip(whole, *halves, strict=True):
-        assert set(one.indices.tolist()) == {index for half in two for index in half.indices.tolist()}
+        assert set(one.indices.tolist()) == {
+            index for half in two for index in half.indices.tolist()
+        }
 
 
-def test_a_random_view_of_a_bad_image_is_an_error_with_its_name(source: ImageSource, tmp_path: Path) -> None:
+def test_a_random_view_of_a_bad_image_is_an_error_with_its_name(
+    source: ImageSource, tmp_path: Path
+) -> None:
     bad = damage(source, tmp_path, 7)
     assert bad.names[7] in read_error(build_views(bad).read(0))
 
@@ -508,7 +581,9 @@ def test_batches_made_in_pieces_are_the_same(source: ImageSource, piece: int) ->
     assert_equal_batches(list(pieces.read(1, 1)), list(whole.read(1, 1)))
 
 
-@pytest.mark.parametrize(("pins", "found"), [(False, (False, "")), (True, (True, "")), ("hpu", (True, "hpu"))])
+@pytest.mark.parametrize(
+    ("pins", "found"), [(False, (False, "")), (True, (True, "")), ("hpu", (True, "hpu"))]
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_torch_is_told_for_which_device_to_pin_where_the_device_says_so(
     source: ImageSource, pins: bool | str, found: tuple[bool, str], workers: int
@@ -532,5 +607,7 @@ net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 print(tuple(dino.embed(net, ".", device="cpu", num_workers=2).vectors.shape), cv2.getNumThreads())
 """
     words = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.getcwd()}, **words)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.getcwd()}, **words
+    )
     assert done.stdout == "(4, 3) 4\n", done.stderr

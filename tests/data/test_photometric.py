@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from dino.data import photometric
-from dino.data.photometric import IMAGENET_STD, PARAMETERS, Normalization, augment, build_normalization
+from dino.data.photometric import (
+    IMAGENET_STD,
+    PARAMETERS,
+    Normalization,
+    augment,
+    build_normalization,
+)
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -54,7 +60,9 @@ def draw_rows(count: int, seed: int = 0) -> Tensor:
     flags = rng.rand(count, 5) < 0.5
     factors = 1 + rng.uniform(-0.3, 0.3, (count, 4)) - (0, 0, 0, 1)
     rows = [
-        build_row(flags=flags[i], factors=factors[i], order=rng.permutation(4), radius=rng.uniform(0.1, 2))
+        build_row(
+            flags=flags[i], factors=factors[i], order=rng.permutation(4), radius=rng.uniform(0.1, 2)
+        )
         for i in range(count)
     ]
     return torch.cat(rows)
@@ -63,7 +71,9 @@ def draw_rows(count: int, seed: int = 0) -> Tensor:
 def golden_row(operation: str, value: float) -> Tensor:
     """The parameter row that applies one operation alone."""
     if operation in ("flip", "gray", "solarize"):
-        return build_row(flags=[operation == name for name in ("flip", "jitter", "gray", "blur", "solarize")])
+        return build_row(
+            flags=[operation == name for name in ("flip", "jitter", "gray", "blur", "solarize")]
+        )
     if operation == "blur":
         return build_row(flags=(0, 0, 0, 1, 0), radius=value)
     factors = list(photometric.NEUTRAL)
@@ -76,7 +86,9 @@ def count_pictures(numbers: Arrays) -> int:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_operation_is_within_one_level_of_pillow(operation: str, augment_numbers: Arrays) -> None:
+def test_each_operation_is_within_one_level_of_pillow(
+    operation: str, augment_numbers: Arrays
+) -> None:
     numbers, found = augment_numbers, 0
     for key in numbers:
         photo, kind, *rest = key.split("/")
@@ -120,13 +132,17 @@ def test_without_flags_the_pixels_are_only_normalized() -> None:
 def test_neutral_factors_change_nothing_in_any_order() -> None:
     pixels = draw_views(1)
     for order in permutations(range(4)):
-        assert torch.equal(run(pixels, build_row(flags=(0, 1, 0, 0, 0), order=order)), run(pixels, build_row()))
+        assert torch.equal(
+            run(pixels, build_row(flags=(0, 1, 0, 0, 0), order=order)), run(pixels, build_row())
+        )
 
 
 def test_every_image_has_its_own_parameters() -> None:
     pixels, rows = draw_views(12), draw_rows(12)
     together = augment(pixels, rows, Normalization())
-    alone = torch.cat([augment(pixels[i : i + 1], rows[i : i + 1], Normalization()) for i in range(12)])
+    alone = torch.cat(
+        [augment(pixels[i : i + 1], rows[i : i + 1], Normalization()) for i in range(12)]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -153,7 +169,10 @@ def test_the_drawn_order_equals_the_operations_one_by_one(order: tuple[int, ...]
 
 def test_the_order_matters() -> None:
     pixels, factors = draw_views(1), (0.7, 1.3, 0.85, 0.08)
-    rows = [build_row(flags=(0, 1, 0, 0, 0), factors=factors, order=order) for order in ((0, 1, 2, 3), (3, 2, 1, 0))]
+    rows = [
+        build_row(flags=(0, 1, 0, 0, 0), factors=factors, order=order)
+        for order in ((0, 1, 2, 3), (3, 2, 1, 0))
+    ]
     assert (run(pixels, rows[0]) - run(pixels, rows[1])).abs().mean() > 1.0
 
 
@@ -200,14 +219,20 @@ def test_normalization_knows_imagenet_and_averages_it_elsewhere() -> None:
     assert build_normalization(3) == Normalization()
     assert build_normalization(1).mean == pytest.approx((0.449,))
     assert len(build_normalization(8).std) == 8
-    assert build_normalization(1, {"mean": [0.5], "std": [0.1]}) == Normalization(mean=(0.5,), std=(0.1,))
+    assert build_normalization(1, {"mean": [0.5], "std": [0.1]}) == Normalization(
+        mean=(0.5,), std=(0.1,)
+    )
     white = Normalization()(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
-    assert white.tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rel=1e-5)
+    assert white.tolist() == pytest.approx(
+        [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [4, 32])
-def test_shapes_do_not_depend_on_values_so_a_device_without_values_computes_them(channels: int, size: int) -> None:
+def test_shapes_do_not_depend_on_values_so_a_device_without_values_computes_them(
+    channels: int, size: int
+) -> None:
     pixels = torch.empty((5, channels, size, size), dtype=torch.uint8, device="meta")
     rows = torch.empty((5, PARAMETERS), device="meta")
     result = augment(pixels, rows, build_normalization(channels))
@@ -226,8 +251,14 @@ def test_the_host_reads_nothing_back() -> None:
 @pytest.mark.parametrize("count", [1, 12])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_an_eager_device_leaves_out_would_change_nothing(count: int, channels: int) -> None:
-    pixels, rows, normalization = draw_views(count, channels=channels), draw_rows(count), build_normalization(channels)
-    assert torch.equal(augment(pixels, rows, normalization, eager=True), augment(pixels, rows, normalization))
+    pixels, rows, normalization = (
+        draw_views(count, channels=channels),
+        draw_rows(count),
+        build_normalization(channels),
+    )
+    assert torch.equal(
+        augment(pixels, rows, normalization, eager=True), augment(pixels, rows, normalization)
+    )
 
 
 def test_the_input_is_left_as_it_was() -> None:

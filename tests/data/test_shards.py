@@ -20,7 +20,13 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import build_train_loader
 from dino.data.packing import Packing, pack_images
 from dino.data.shards import expand_braces, find_shards
-from dino.data.sources import find_images, open_images, open_labelled_splits, open_online_splits, open_training_source
+from dino.data.sources import (
+    find_images,
+    open_images,
+    open_labelled_splits,
+    open_online_splits,
+    open_training_source,
+)
 from dino.errors import DataError
 
 COUNT, SIZE = 22, 5
@@ -50,10 +56,14 @@ def pattern_of(packed: Path) -> str:
     return str(packed / "train-{000000..000004}.tar")
 
 
-def read(source: ImageSource, epoch: int, *, start: int = 0, workers: int = 0, **share: int) -> list[Crops]:
-    batch = 4 // share.get("world", 1)
+def read(
+    source: ImageSource, epoch: int, *, start: int = 0, workers: int = 0, **share: int
+) -> list[Crops]:
+    batch = 4 // share.get("world_size", 1)
     dataset = CropDataset(source, RECIPE, seed=5, skip_bad=False)
-    loader = build_train_loader(dataset, batch_size=batch, share=Share(**share), workers=workers, pin_memory=False)
+    loader = build_train_loader(
+        dataset, batch_size=batch, share=Share(**share), workers=workers, pin_memory=False
+    )
     return list(loader.read(epoch, start))
 
 
@@ -81,10 +91,18 @@ def picture(value: int = 0) -> bytes:
 def test_shards_hold_what_the_folder_holds(folder: ImageSource, packed: Path) -> None:
     for path in (pattern_of(packed), str(packed / "train-*.tar"), str(packed)):
         source = open_training_source(path)
-        assert (source.names, source.labels, source.classes) == (folder.names, folder.labels, folder.classes)
-        assert source.fingerprint() == folder.fingerprint()  # a run may change from one form to the other
+        assert (source.names, source.labels, source.classes) == (
+            folder.names,
+            folder.labels,
+            folder.classes,
+        )
+        assert (
+            source.fingerprint() == folder.fingerprint()
+        )  # a run may change from one form to the other
         assert source.root == packed
-    assert all(torch.equal(read_image(source.file(i)), read_image(folder.path(i))) for i in range(COUNT))
+    assert all(
+        torch.equal(read_image(source.file(i)), read_image(folder.path(i))) for i in range(COUNT)
+    )
     assert source.read_size(3) == (20, 24)
 
 
@@ -96,7 +114,7 @@ def test_crops_are_those_of_the_folder(folder: ImageSource, packed: Path, worker
 
 def test_two_ranks_share_what_one_reads(folder: ImageSource, packed: Path) -> None:
     source = open_training_source(pattern_of(packed))
-    ranks = [read(source, 0, rank=rank, world=2) for rank in range(2)]
+    ranks = [read(source, 0, rank=rank, world_size=2) for rank in range(2)]
     both = [
         Crops(*(torch.stack(fields, 1).flatten(0, 1) for fields in zip(*batches, strict=True)))
         for batches in zip(*ranks, strict=True)
@@ -105,7 +123,9 @@ def test_two_ranks_share_what_one_reads(folder: ImageSource, packed: Path) -> No
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_continues_with_exactly_the_unseen_images(folder: ImageSource, packed: Path, workers: int) -> None:
+def test_an_epoch_continues_with_exactly_the_unseen_images(
+    folder: ImageSource, packed: Path, workers: int
+) -> None:
     source = open_training_source(pattern_of(packed))
     assert_equal(read(source, 3, start=2, workers=workers), read(folder, 3)[2:])
 
@@ -140,7 +160,12 @@ def test_flags_for_plain_images_do_not_take_shards(packed: Path) -> None:
 
 
 def test_labels_of_cls_members_win_over_folders_that_are_no_classes(tmp_path: Path) -> None:
-    members = {"part0/x.png": picture(), "part0/x.cls": b"2", "part0/y.left.png": picture(), "part0/y.cls": b" 0\n"}
+    members = {
+        "part0/x.png": picture(),
+        "part0/x.cls": b"2",
+        "part0/y.left.png": picture(),
+        "part0/y.cls": b" 0\n",
+    }
     source = open_images(str(write_tar(tmp_path / "a.tar", members)))
     assert (source.names, source.labels) == (("part0/x.png", "part0/y.left.png"), (2, 0))
     assert source.classes == ("0", "1", "2")
@@ -224,7 +249,9 @@ def test_shards_without_images_links_and_packed_ones_are_refused(tmp_path: Path)
 
 
 def test_missing_and_repeated_shards_are_named(packed: Path) -> None:
-    with pytest.raises(DataError, match=r"2 of 7 shards are missing, the first is .*train-000005\.tar"):
+    with pytest.raises(
+        DataError, match=r"2 of 7 shards are missing, the first is .*train-000005\.tar"
+    ):
         open_training_source(str(packed / "train-{000000..000006}.tar"))
     with pytest.raises(DataError, match="1 of 1 shards are missing"):
         open_training_source(str(packed / "nothing-*.tar"))
@@ -241,7 +268,9 @@ def test_a_shard_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
         read_image(source.file(0))
 
 
-def test_only_changed_shards_are_scanned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_shards_are_scanned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "WORTH", 1)
     monkeypatch.setattr(index, "FRESH", 0)
@@ -277,7 +306,9 @@ def test_braces_are_written_out_as_by_a_shell(pattern: str, expected: list[str])
     assert expand_braces(pattern) == expected
 
 
-@pytest.mark.parametrize("pattern", ["{a,{b,c}}.tar", "{0..3.tar", "0..3}.tar", "{5..2}.tar", "{a}.tar", "{a..c}.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["{a,{b,c}}.tar", "{0..3.tar", "0..3}.tar", "{5..2}.tar", "{a}.tar", "{a..c}.tar"]
+)
 def test_other_braces_are_refused(pattern: str) -> None:
     with pytest.raises(DataError, match="braces hold|falls"):
         expand_braces(pattern)
@@ -286,8 +317,16 @@ def test_other_braces_are_refused(pattern: str) -> None:
 WORD = st.text("ab-/._0", max_size=5)
 
 
-@given(head=WORD, first=st.integers(0, 300), count=st.integers(0, 40), width=st.integers(1, 6), tail=WORD)
-def test_a_range_holds_every_number_once(head: str, first: int, count: int, width: int, tail: str) -> None:
+@given(
+    head=WORD,
+    first=st.integers(0, 300),
+    count=st.integers(0, 40),
+    width=st.integers(1, 6),
+    tail=WORD,
+)
+def test_a_range_holds_every_number_once(
+    head: str, first: int, count: int, width: int, tail: str
+) -> None:
     numbers = [f"{first + step:0{width}}" for step in range(count + 1)]
     assert expand_braces(head + "{" + f"{numbers[0]}..{numbers[-1]}" + "}" + tail) == [
         head + number + tail for number in numbers
@@ -298,8 +337,12 @@ def test_a_range_holds_every_number_once(head: str, first: int, count: int, widt
 def test_lists_are_multiplied_out_in_order(parts: list[str | list[str]]) -> None:
     expected = [""]
     for part in parts:
-        expected = [head + word for head in expected for word in ([part] if isinstance(part, str) else part)]
-    pattern = "".join(part if isinstance(part, str) else "{" + ",".join(part) + "}" for part in parts)
+        expected = [
+            head + word for head in expected for word in ([part] if isinstance(part, str) else part)
+        ]
+    pattern = "".join(
+        part if isinstance(part, str) else "{" + ",".join(part) + "}" for part in parts
+    )
     assert expand_braces(pattern) == expected
 
 

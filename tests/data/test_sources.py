@@ -35,7 +35,9 @@ def fill(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
     return folder
 
 
-def fill_splits(root: Path, train: tuple[str, ...], test: tuple[str, ...], validation: str = "val") -> Path:
+def fill_splits(
+    root: Path, train: tuple[str, ...], test: tuple[str, ...], validation: str = "val"
+) -> Path:
     for split, classes in (("train", train), (validation, test)):
         fill(root / split, tuple(f"{name}/{number}.png" for name in classes for number in range(2)))
     return root
@@ -73,7 +75,9 @@ def test_other_files_are_passed_over(tmp_path: Path) -> None:
 def test_class_folders_give_the_names_and_labels_of_torchvision(tmp_path: Path) -> None:
     fill(tmp_path, ("cat/1.png", "ant/2.png", "ant/1.png", "ant/deep/0.png", "dog/9.png"))
     source, reference = open_training_source(str(tmp_path)), ImageFolder(str(tmp_path))
-    assert [str(source.path(index)) for index in range(len(source))] == [path for path, _ in reference.samples]
+    assert [str(source.path(index)) for index in range(len(source))] == [
+        path for path, _ in reference.samples
+    ]
     assert source.labels == tuple(reference.targets)
     assert source.classes == tuple(reference.classes) == ("ant", "cat", "dog")
 
@@ -82,8 +86,12 @@ def test_the_forms_of_one_set_list_the_same_files_in_the_same_order(tmp_path: Pa
     flat = fill(tmp_path / "flat")
     nested = fill(tmp_path / "nested", tuple(f"deep/er/{name}" for name in NAMES))
     labelled = fill(tmp_path / "labelled", tuple(f"only/{name}" for name in NAMES))
-    (tmp_path / "relative.txt").write_text("".join(f"flat/{name}\n" for name in NAMES), encoding="utf-8")
-    (tmp_path / "absolute.txt").write_text("".join(f"{flat / name}\n" for name in NAMES), encoding="utf-8")
+    (tmp_path / "relative.txt").write_text(
+        "".join(f"flat/{name}\n" for name in NAMES), encoding="utf-8"
+    )
+    (tmp_path / "absolute.txt").write_text(
+        "".join(f"{flat / name}\n" for name in NAMES), encoding="utf-8"
+    )
     for form in (flat, nested, labelled, tmp_path / "relative.txt", tmp_path / "absolute.txt"):
         source = open_training_source(str(form))
         assert tuple(source.path(index).name for index in range(len(source))) == NAMES
@@ -93,7 +101,10 @@ def test_the_forms_of_one_set_list_the_same_files_in_the_same_order(tmp_path: Pa
 def test_a_list_file_may_hold_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "list.txt").write_bytes(b"\r\nb.jpg\r\n\r\n  a.png  \r\n\r\n")
-    assert open_training_source(str(tmp_path / "list.txt")).names == ("b.jpg", "a.png")  # in the order of the list
+    assert open_training_source(str(tmp_path / "list.txt")).names == (
+        "b.jpg",
+        "a.png",
+    )  # in the order of the list
 
 
 def test_a_line_that_is_no_image_is_quoted(tmp_path: Path) -> None:
@@ -129,18 +140,24 @@ def test_a_missing_path_points_to_the_demo(path: str | None) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything, so modes alone prove nothing
+    monkeypatch.setattr(
+        os, "scandir", refuse
+    )  # root may read everything, so modes alone prove nothing
     with pytest.raises(DataError, match=r"cannot be read: .*Permission denied") as caught:
         open_training_source(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
 
 
 def test_demo_stands_for_the_embedded_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "build_demo", lambda: fill_splits(tmp_path, ("a", "b"), ("a", "b")))
+    monkeypatch.setattr(
+        sources, "build_demo", lambda: fill_splits(tmp_path, ("a", "b"), ("a", "b"))
+    )
     assert open_training_source("demo").root == tmp_path / "train"
     train, test = open_labelled_splits("demo")
     assert (len(train), len(test), train.classes) == (4, 4, ("a", "b"))
@@ -161,7 +178,9 @@ def test_a_class_named_train_is_no_split_without_a_validation_folder(tmp_path: P
 
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
-def test_the_online_score_finds_the_validation_folder_beside_the_images(tmp_path: Path, validation: str) -> None:
+def test_the_online_score_finds_the_validation_folder_beside_the_images(
+    tmp_path: Path, validation: str
+) -> None:
     fill_splits(tmp_path, ("a", "b"), ("a", "b"), validation)
     for path in (tmp_path, tmp_path / "train"):
         train, test = open_online_splits(str(path), 2)
@@ -231,7 +250,9 @@ def test_a_limited_source_is_evenly_spaced(sizes: list[int], limit: int) -> None
 
 
 @given(size=st.integers(2, 40), classes=st.integers(1, 8), share=st.floats(0.2, 1.0))
-def test_a_limited_source_keeps_the_share_of_every_class(size: int, classes: int, share: float) -> None:
+def test_a_limited_source_keeps_the_share_of_every_class(
+    size: int, classes: int, share: float
+) -> None:
     source = build_source([size] * classes)
     limit = max(1, int(len(source) * share))
     counts = [source.limited(limit).labels.count(label) for label in range(classes)]
@@ -245,13 +266,19 @@ def test_images_of_any_flag_are_listed_and_its_name_is_in_errors(tmp_path: Path)
     (tmp_path / "empty").mkdir()
     assert list_images(tmp_path, "--some_path").names == tuple(f"deep/er/{name}" for name in NAMES)
     assert list_images(tmp_path / "list.txt", "--some_path").names == ("deep/er/a.png",)
-    for name, text in {"gone": "does not exist", "empty": "holds no image", "bad.txt": "lists 'notes'"}.items():
+    for name, text in {
+        "gone": "does not exist",
+        "empty": "holds no image",
+        "bad.txt": "lists 'notes'",
+    }.items():
         with pytest.raises(DataError, match=f"^--some_path {tmp_path / name} {text}"):
             list_images(tmp_path / name, "--some_path")
 
 
 def test_selected_images_keep_their_labels_and_boxes() -> None:
-    source = ImageSource(root=Path("x"), names=("a", "b", "c"), labels=(0, 1, 2), boxes=(None, (0, 0, 1, 1), None))
+    source = ImageSource(
+        root=Path("x"), names=("a", "b", "c"), labels=(0, 1, 2), boxes=(None, (0, 0, 1, 1), None)
+    )
     chosen = source.selected([1, 1, 0])
     assert (chosen.names, chosen.labels) == (("b", "b", "a"), (1, 1, 0))
     assert [chosen.box(index) for index in range(3)] == [(0, 0, 1, 1), (0, 0, 1, 1), None]
@@ -264,7 +291,9 @@ def test_every_image_of_every_split_is_listed_under_its_class(tmp_path: Path) ->
     source = open_images(str(tmp_path))
     assert source.names[0] == "test/ant/x.png"
     assert len(source) == 9 and source.classes == ("ant", "bee", "cat")
-    assert [source.classes[label] for label in source.labels or ()] == [name.split("/")[1] for name in source.names]
+    assert [source.classes[label] for label in source.labels or ()] == [
+        name.split("/")[1] for name in source.names
+    ]
 
 
 def test_every_image_is_listed_whatever_the_folder_is(tmp_path: Path) -> None:
@@ -300,7 +329,10 @@ def test_a_path_is_one_image_or_those_of_a_folder_and_its_folders(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("nowhere", "does not exist: name images or folders of images$"), ("", r"holds no image \(looked for \.jpg")],
+    [
+        ("nowhere", "does not exist: name images or folders of images$"),
+        ("", r"holds no image \(looked for \.jpg"),
+    ],
 )
 def test_a_path_without_images_is_named_with_its_flag(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(DataError, match=rf"^`image_path` {tmp_path / name} {text}"):
@@ -308,7 +340,14 @@ def test_a_path_without_images_is_named_with_its_flag(tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize(
-    "name", ["a\nb.png", "a\u2028b.png", " a.png", "\u00a0a.png", b"\xff.png".decode(errors="surrogateescape")]
+    "name",
+    [
+        "a\nb.png",
+        "a\u2028b.png",
+        " a.png",
+        "\u00a0a.png",
+        b"\xff.png".decode(errors="surrogateescape"),
+    ],
 )
 def test_some_names_cannot_stand_in_a_list(name: str, tmp_path: Path) -> None:
     source = ImageSource(root=tmp_path, names=(name, f"folder/{name}"))
@@ -318,8 +357,14 @@ def test_some_names_cannot_stand_in_a_list(name: str, tmp_path: Path) -> None:
     ]
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=9))
-def test_a_name_that_can_stand_in_a_list_is_read_back(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+@given(
+    st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=9
+    )
+)
+def test_a_name_that_can_stand_in_a_list_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     root = tmp_path_factory.getbasetemp() / "names"
     (root / "images").mkdir(parents=True, exist_ok=True)
     source = ImageSource(root=root / "images", names=(f"{text}.png",))

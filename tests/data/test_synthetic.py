@@ -11,21 +11,34 @@ CPU = torch.device("cpu")
 
 def make(local_views=3, seed=0):
     recipe = CropRecipe(global_size=16, local_size=8, local_views=local_views)
-    return make_batch(recipe, 5, seed=seed, device=CPU, place=lambda tensor: tensor)
+    return make_batch(recipe, 5, seed=seed, device=CPU, to_device=lambda tensor: tensor)
 
 
 def test_a_batch_has_the_loaders_shapes_and_types():
     batch = make()
-    assert batch.global_pixels.shape == (5, 2, 16, 16, 3) and batch.local_pixels.shape == (5, 3, 8, 8, 3)
+    assert batch.global_pixels.shape == (5, 2, 16, 16, 3) and batch.local_pixels.shape == (
+        5,
+        3,
+        8,
+        8,
+        3,
+    )
     assert batch.global_pixels.dtype == batch.local_pixels.dtype == torch.uint8
-    assert batch.global_parameters.shape == (5, 2, PARAMETERS) and batch.local_parameters.dtype == torch.float32
+    assert (
+        batch.global_parameters.shape == (5, 2, PARAMETERS)
+        and batch.local_parameters.dtype == torch.float32
+    )
     assert batch.replaced.tolist() == [0] * 5
     assert 0 <= int(batch.global_pixels.min()) < 10 and 245 < int(batch.global_pixels.max()) <= 255
 
 
 def test_without_local_views_the_shapes_stay():
     batch = make(local_views=0)
-    assert batch.local_pixels.shape == (5, 0, 8, 8, 3) and batch.local_parameters.shape == (5, 0, PARAMETERS)
+    assert batch.local_pixels.shape == (5, 0, 8, 8, 3) and batch.local_parameters.shape == (
+        5,
+        0,
+        PARAMETERS,
+    )
 
 
 def test_the_seed_decides_the_batch():

@@ -48,7 +48,13 @@ class Stream(IterableDataset):
 
 @pytest.mark.parametrize(
     "image",
-    [PIXELS, np.array(PIXELS[::-1, ::-1])[::-1, ::-1], np.asfortranarray(PIXELS), EXPECTED, Image.fromarray(PIXELS)],
+    [
+        PIXELS,
+        np.array(PIXELS[::-1, ::-1])[::-1, ::-1],
+        np.asfortranarray(PIXELS),
+        EXPECTED,
+        Image.fromarray(PIXELS),
+    ],
     ids=["array", "reversed view", "by columns", "tensor", "PIL"],
 )
 def test_every_kind_gives_the_same_pixels(image: Any) -> None:
@@ -65,7 +71,9 @@ def test_pixels_are_copies_of_a_programs_array() -> None:
 def test_gray_and_many_channels() -> None:
     gray = PIXELS[..., 0]
     assert torch.equal(to_pixels(gray, 1, "it"), torch.from_numpy(gray)[None])
-    assert torch.equal(to_pixels(Image.fromarray(gray), 3, "it"), torch.from_numpy(gray).expand(3, -1, -1))
+    assert torch.equal(
+        to_pixels(Image.fromarray(gray), 3, "it"), torch.from_numpy(gray).expand(3, -1, -1)
+    )
     assert to_pixels(np.zeros((4, 6, 5), np.uint8), 5, "it").shape == (5, 4, 6)
     assert to_pixels(np.zeros((4, 6, 5), np.uint8), 5, "it").dtype == torch.uint8
 
@@ -79,7 +87,9 @@ def test_pictures_are_converted_as_files_are(tmp_path: Path) -> None:
     ):
         picture.save(tmp_path / name)
         for channels in (1, 3):
-            assert torch.equal(to_pixels(picture, channels, name), read_image(tmp_path / name, channels)), name
+            assert torch.equal(
+                to_pixels(picture, channels, name), read_image(tmp_path / name, channels)
+            ), name
 
 
 @pytest.mark.parametrize(
@@ -94,7 +104,9 @@ def test_pictures_are_converted_as_files_are(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_image_is_named(image: Any, got: str) -> None:
-    with pytest.raises(DataError, match=rf"^image 7 must be a PIL image, .* or a path \(got {got}\)$"):
+    with pytest.raises(
+        DataError, match=rf"^image 7 must be a PIL image, .* or a path \(got {got}\)$"
+    ):
         to_pixels(image, 3, "image 7")
 
 
@@ -110,7 +122,11 @@ def test_wrong_channels_and_no_pixels_are_named() -> None:
 
 
 def test_items_may_be_images_or_begin_with_one() -> None:
-    source = wrap_images(Listed(PIXELS, (PIXELS,), (PIXELS, 3), [PIXELS, np.int64(4), "more"], (PIXELS, {"boxes": []})))
+    source = wrap_images(
+        Listed(
+            PIXELS, (PIXELS,), (PIXELS, 3), [PIXELS, np.int64(4), "more"], (PIXELS, {"boxes": []})
+        )
+    )
     found = [source.read_labelled(index, 3) for index in range(5)]
     assert all(torch.equal(pixels, EXPECTED) for pixels, _ in found)
     assert [label for _, label in found] == [-1, -1, 3, 4, -1]
@@ -119,7 +135,11 @@ def test_items_may_be_images_or_begin_with_one() -> None:
 
 def test_labels_come_from_the_data_set_where_it_says_them() -> None:
     items = (PIXELS, 0), (PIXELS, 1)
-    for about in ({"targets": [5, 6]}, {"labels": torch.tensor([5, 6])}, {"targets": np.array([5, 6])}):
+    for about in (
+        {"targets": [5, 6]},
+        {"labels": torch.tensor([5, 6])},
+        {"targets": np.array([5, 6])},
+    ):
         source = wrap_images(Listed(*items, **about))
         assert source.labels == (5, 6) and source.read_labelled(1, 3)[1] == 6
     for about in (
@@ -161,7 +181,9 @@ def test_chosen_images_keep_their_place_in_the_data_set() -> None:
 
 
 def test_the_fingerprint_tells_the_length_alone() -> None:
-    first, other, longer = (wrap_images([image] * n) for image, n in ((PIXELS, 2), (EXPECTED, 2), (PIXELS, 3)))
+    first, other, longer = (
+        wrap_images([image] * n) for image, n in ((PIXELS, 2), (EXPECTED, 2), (PIXELS, 3))
+    )
     assert first.fingerprint() == other.fingerprint() != longer.fingerprint()
 
 
@@ -181,7 +203,9 @@ def test_what_is_no_data_set_is_refused(images: Any, text: str) -> None:
 
 def test_an_error_of_the_data_sets_own_names_the_image() -> None:
     source = wrap_images(Listed(PIXELS, OSError("disk gone"), DataError("as it is")))
-    with pytest.raises(DataError, match="^image 1 of the data set cannot be read: OSError: disk gone$") as caught:
+    with pytest.raises(
+        DataError, match="^image 1 of the data set cannot be read: OSError: disk gone$"
+    ) as caught:
         source.read(1, 3)
     assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(DataError, match="^as it is$"):

@@ -47,7 +47,10 @@ def draw_batch(case):
     """Inputs of all processes, joined, and the weights of their sum."""
     torch.manual_seed(2)
     shape = (sum(ROWS), *CASES[case])
-    inputs, weights = torch.randn(shape) + (30.0 if case == "far from zero" else 0.0), torch.randn(shape)
+    inputs, weights = (
+        torch.randn(shape) + (30.0 if case == "far from zero" else 0.0),
+        torch.randn(shape),
+    )
     return inputs.to(torch.bfloat16 if case == "bf16" else torch.float32), weights
 
 
@@ -91,14 +94,19 @@ def joined(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_batch_norm_over_two_processes_equals_torchs_on_the_joined_batch(case, joined, relative_error):
+def test_batch_norm_over_two_processes_equals_torchs_on_the_joined_batch(
+    case, joined, relative_error
+):
     expected = run_norm(build_norm(case), *draw_batch(case))
     first, second = (results[case] for results in joined)
     assert "error" not in first, first["error"]
     assert first["outputs"].dtype == expected["outputs"].dtype
     limit = LIMITS[case]
     for name in ("outputs", "input gradient"):
-        assert relative_error(torch.cat([first[name], second[name]]).float(), expected[name].float()) <= limit, name
+        assert (
+            relative_error(torch.cat([first[name], second[name]]).float(), expected[name].float())
+            <= limit
+        ), name
     for name in ("weight gradient", "bias gradient"):  # data parallelism adds them up
         assert relative_error(first[name] + second[name], expected[name]) <= limit, name
     for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -107,13 +115,17 @@ def test_batch_norm_over_two_processes_equals_torchs_on_the_joined_batch(case, j
 
 
 def test_every_batch_norm_of_a_network_is_replaced_and_nothing_else(device):
-    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.BatchNorm2d(2), nn.LayerNorm(4)))
+    network = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.BatchNorm2d(2), nn.LayerNorm(4))
+    )
     before = network.state_dict()
     replaced = device.synchronize_batch_norm(network)
     kinds = [type(part).__name__ for part in replaced.modules() if not list(part.children())]
     assert kinds == ["Linear", "AllReduceBatchNorm", "AllReduceBatchNorm", "LayerNorm"]
     after = replaced.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
 
 
 def test_a_batch_norm_of_its_own_is_replaced_too(device):
@@ -130,7 +142,9 @@ def test_synchronized_batch_norm_equals_torchs_in_eval_mode(device):
 
 def test_a_frozen_batch_norm_stays_frozen(device):
     network = nn.Sequential(nn.BatchNorm1d(3)).requires_grad_(False)
-    assert not any(parameter.requires_grad for parameter in device.synchronize_batch_norm(network).parameters())
+    assert not any(
+        parameter.requires_grad for parameter in device.synchronize_batch_norm(network).parameters()
+    )
 
 
 def test_copies_for_the_host_share_no_memory_and_carry_no_gradient(device):
@@ -152,12 +166,14 @@ def test_a_batch_is_cut_into_equal_parts_in_order(parts):
     assert [type(piece) for piece in pieces] == [Pair] * parts
     assert {len(piece.labels) for piece in pieces} == {8 // parts}
     for field in ("pixels", "labels"):
-        assert torch.equal(torch.cat([getattr(piece, field) for piece in pieces]), getattr(batch, field))
+        assert torch.equal(
+            torch.cat([getattr(piece, field) for piece in pieces]), getattr(batch, field)
+        )
 
 
 def test_placing_keeps_the_struct_and_the_values(device):
     batch = Pair(torch.arange(6).reshape(2, 3), torch.arange(2))
-    placed = device.place(batch)
+    placed = device.to_device(batch)
     assert type(placed) is Pair
     assert all(torch.equal(a, b) for a, b in zip(placed, batch, strict=True))
 

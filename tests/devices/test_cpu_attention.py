@@ -34,7 +34,9 @@ def replaced():
 
 def draw(tokens=37, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(3, 2, tokens, 16, generator=generator, requires_grad=True) for _ in range(3)]
+    return [
+        torch.randn(3, 2, tokens, 16, generator=generator, requires_grad=True) for _ in range(3)
+    ]
 
 
 def run_backward(inputs):
@@ -60,7 +62,9 @@ def test_nothing_larger_than_tokens_waits_for_the_backward_pass():
     kept = []
     with (
         CpuDevice("bf16").autocast(),
-        torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda part: kept.append(part) or part, lambda part: part
+        ),
     ):
         F.scaled_dot_product_attention(*draw(197))
     assert max(part.numel() for part in kept) == 3 * 2 * 197 * 16
@@ -117,7 +121,10 @@ def test_heads_that_do_not_fit_are_torchs_error():
 
 def test_float64_stays_as_it_is():
     with CpuDevice("bf16").autocast():
-        assert F.scaled_dot_product_attention(*(part.double() for part in draw())).dtype == torch.float64
+        assert (
+            F.scaled_dot_product_attention(*(part.double() for part in draw())).dtype
+            == torch.float64
+        )
 
 
 def test_float32_is_left_to_torch():
@@ -137,5 +144,8 @@ def test_a_device_leaves_torchs_own_until_it_trains():
 def test_op_lists_take_its_place():
     device = CpuDevice("fp32", OpLists(bf16=("mm",), fp32=("scaled_dot_product_attention",)))
     with device.autocast():
-        assert F.scaled_dot_product_attention(*(part.bfloat16() for part in draw())).dtype == torch.float32
+        assert (
+            F.scaled_dot_product_attention(*(part.bfloat16() for part in draw())).dtype
+            == torch.float32
+        )
     device.casting.close()

@@ -81,14 +81,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 def test_pinned_memory_is_copied_beside_the_computation_which_waits_for_it(gpu: FakeGpu) -> None:
     device = CudaDevice("fp32", 0)
     batch = Pair(*(fake(gpu, torch.arange(3) + k, pinned=True) for k in range(2)))
-    placed = device.place(batch)
+    placed = device.to_device(batch)
     assert type(placed) is Pair
     assert [field.tolist() for field in placed] == [[0, 1, 2], [1, 2, 3]]
-    one = [("copying", "copies"), ("computing", "waits for", "copying"), ("memory kept for", "computing")]
+    one = [
+        ("copying", "copies"),
+        ("computing", "waits for", "copying"),
+        ("memory kept for", "computing"),
+    ]
     assert gpu.asked == one + one
 
 
 def test_what_is_not_pinned_is_copied_in_turn(gpu: FakeGpu) -> None:
     """Small things made on the way, and batches that are on the device already."""
-    CudaDevice("fp32", 0).place(fake(gpu, torch.arange(3), pinned=False))
+    CudaDevice("fp32", 0).to_device(fake(gpu, torch.arange(3), pinned=False))
     assert gpu.asked == [("computing", "copies")]

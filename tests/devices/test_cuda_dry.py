@@ -31,9 +31,17 @@ GPU = torch.device("cuda", 0)
 def test_a_step_reads_nothing_and_stays_on_the_gpu(optimizer: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, __file__, optimizer], capture_output=True, text=True, env=environment, check=False, timeout=300
+        [sys.executable, __file__, optimizer],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=300,
     )
-    assert (done.returncode, done.stdout) == (0, "a read and a tensor of the host are seen\n2 steps\n"), done.stderr
+    assert (done.returncode, done.stdout) == (
+        0,
+        "a read and a tensor of the host are seen\n2 steps\n",
+    ), done.stderr
 
 
 @contextlib.contextmanager
@@ -116,8 +124,12 @@ def main() -> None:
 
     options = parse(TrainConfig, [*WORDS.split(), "--local_crops_number", "2"])
     student = build_network(options, drop_path_rate=0.1, norm_last_layer=False)
-    teacher = build_teacher(build_network(options, drop_path_rate=0.0, norm_last_layer=True), student)
-    host = make_batch(build_recipe(options), 4, seed=0, device=torch.device("cpu"), place=lambda rows: rows)
+    teacher = build_teacher(
+        build_network(options, drop_path_rate=0.0, norm_last_layer=True), student
+    )
+    host = make_batch(
+        build_recipe(options), 4, seed=0, device=torch.device("cpu"), to_device=lambda rows: rows
+    )
     with avoiding_the_driver(), FakeTensorMode(allow_non_fake_inputs=True):
         check_the_check()
         rule = build_optimizer(sys.argv[1], send(student))
@@ -131,9 +143,17 @@ def main() -> None:
         engine = DryEngine(student, rule)
         inputs = StepInputs(*torch.empty(5, device=GPU).unbind())
         for _ in range(2):
-            batch = Crops(*(torch.empty(field.shape, dtype=field.dtype, device=GPU) for field in host))
+            batch = Crops(
+                *(torch.empty(field.shape, dtype=field.dtype, device=GPU) for field in host)
+            )
             program.step(engine, batch, inputs)
-        found = [*engine.losses, program.center, program.meters, program.non_finite, *teacher.parameters()]
+        found = [
+            *engine.losses,
+            program.center,
+            program.meters,
+            program.non_finite,
+            *teacher.parameters(),
+        ]
         found += [part for state in rule.state.values() for part in state.values()]
         assert all(isinstance(part, FakeTensor) and part.device == GPU for part in found)
     print("2 steps")

@@ -42,7 +42,10 @@ def open_steps(words: str) -> Iterator[tuple[DinoProgram, Callable[[], None]]]:
         optimizer = build_optimizer("adamw", student, fused=run.device.fuses_updates)
         program = build_program(options, student, teacher, run)
         step = run.device.compile_train(program, optimizer, 1)
-        batch, inputs = draw_batch(options), build_plan(options, iterations=STEPS, world=1).inputs(0)
+        batch, inputs = (
+            draw_batch(options),
+            build_plan(options, iterations=STEPS, world_size=1).inputs(0),
+        )
         yield program, lambda: step(batch, inputs)
 
 
@@ -79,7 +82,9 @@ def test_losses_are_the_cpus(words: str, limit: float, expected: list[float]) ->
     assert compute_losses(f"`device` cuda {words}") == pytest.approx(expected, rel=limit)
 
 
-def test_in_fp16_the_first_loss_scale_may_mask_steps_and_the_others_are_the_cpus(expected: list[float]) -> None:
+def test_in_fp16_the_first_loss_scale_may_mask_steps_and_the_others_are_the_cpus(
+    expected: list[float],
+) -> None:
     losses = compute_losses("--device cuda --precision fp16")
     assert losses
     assert losses == pytest.approx(expected[: len(losses)], rel=0.02)
@@ -88,7 +93,9 @@ def test_in_fp16_the_first_loss_scale_may_mask_steps_and_the_others_are_the_cpus
 @pytest.mark.parametrize("words", ["--recompute activations", "--recompute blocks", "--compile"])
 def test_what_saves_memory_or_time_changes_no_loss(words: str) -> None:
     plain = compute_losses("--device cuda --precision fp32")
-    assert compute_losses(f"--device cuda --precision fp32 {words}") == pytest.approx(plain, rel=1e-5)
+    assert compute_losses(f"--device cuda --precision fp32 {words}") == pytest.approx(
+        plain, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -34,7 +34,8 @@ def open_as(*words, **more):
 
 
 @pytest.mark.parametrize(
-    ("bridge", "gpus", "chosen"), [(True, 1, "hpu"), (True, 0, "hpu"), (False, 1, "cuda"), (False, 0, "cpu")]
+    ("bridge", "gpus", "chosen"),
+    [(True, 1, "hpu"), (True, 0, "hpu"), (False, 1, "cuda"), (False, 0, "cpu")],
 )
 def test_without_a_wish_the_bridge_comes_first_then_the_gpu(machine, bridge, gpus, chosen):
     machine(bridge=bridge, gpus=gpus)
@@ -48,17 +49,21 @@ def test_a_wish_is_followed_whatever_is_there(machine, asked):
 
 
 def test_importing_the_room_imports_neither_torch_nor_a_device():
-    code = (
-        "import sys, dino.devices; print([m for m in sys.modules if m == 'torch' or m.endswith(('.cpu', '.device'))])"
+    code = "import sys, dino.devices; print([m for m in sys.modules if m == 'torch' or m.endswith(('.cpu', '.device'))])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ended.stdout, ended.returncode) == ("[]\n", 0), ended.stderr
 
 
 def test_the_cpu_opens_in_the_asked_format(machine):
     machine(bridge=False, gpus=0)
     device = open_as("--precision", "bf16")
-    assert (device.name, device.torch_device.type, device.collective_backend) == ("cpu", "cpu", "gloo")
+    assert (device.name, device.torch_device.type, device.collective_backend) == (
+        "cpu",
+        "cpu",
+        "gloo",
+    )
     assert device.describe() == "cpu, bf16"
     assert open_as().describe() == "cpu, fp32"
 
@@ -71,7 +76,12 @@ def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
 @pytest.mark.parametrize(
     ("words", "local_rank", "gpus", "named"),
     [
-        ("--device hpu", 0, 0, r"`device` hpu: the Habana bridge .* not installed; .*`device` cuda or cpu"),
+        (
+            "--device hpu",
+            0,
+            0,
+            r"`device` hpu: the Habana bridge .* not installed; .*`device` cuda or cpu",
+        ),
         ("--device cuda", 0, 0, r"`device` cuda: torch finds no GPU here .* `device` cpu"),
         ("--device cuda", 2, 2, r"process 2 of this host has no GPU: there are 2"),
         (
@@ -80,10 +90,17 @@ def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
             0,
             r"`device` ipu needs PopTorch of the Poplar SDK, which is not installed; use `device` cpu",
         ),
-        ("--device cpu --precision fp16", 0, 0, r"`precision` fp16 needs `device` cuda; use bf16 or fp32"),
+        (
+            "--device cpu --precision fp16",
+            0,
+            0,
+            r"`precision` fp16 needs `device` cuda; use bf16 or fp32",
+        ),
     ],
 )
-def test_a_device_that_cannot_be_had_is_one_line_with_a_remedy(machine, words, local_rank, gpus, named):
+def test_a_device_that_cannot_be_had_is_one_line_with_a_remedy(
+    machine, words, local_rank, gpus, named
+):
     machine(bridge=False, gpus=gpus)
     with pytest.raises(DeviceError, match=f"^{named}") as caught:
         open_as(*words.split(), local_rank=local_rank)
@@ -107,10 +124,15 @@ def test_lazy_mode_elsewhere_changes_nothing(machine):
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones():
-    with pytest.raises(OptionError, match="--device must be one of hpu, cuda, cpu, ipu \\(got 'tpu'\\)"):
+    with pytest.raises(
+        OptionError, match="--device must be one of hpu, cuda, cpu, ipu \\(got 'tpu'\\)"
+    ):
         parse(TrainConfig, ["--device", "tpu"])
 
 
 def test_compile_is_what_the_flag_says_on_the_cpu(machine):
     machine(bridge=False, gpus=0)
-    assert [open_as("--device", "cpu", *words).compiles for words in ((), ("--compile",))] == [False, True]
+    assert [open_as("--device", "cpu", *words).compiles for words in ((), ("--compile",))] == [
+        False,
+        True,
+    ]

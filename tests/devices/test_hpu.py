@@ -21,7 +21,8 @@ from tests import hpu_simulator
 from tests.running import SERVER, TINY, make_images, on_simulated_card, run_alone, state_of
 
 simulated = pytest.mark.skipif(
-    hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
+    hpu_simulator.why_unavailable() is not None,
+    reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}",
 )
 
 
@@ -67,7 +68,8 @@ def test_a_bridge_that_cannot_be_imported_is_one_line(monkeypatch, failure):
     monkeypatch.setattr(hpu, "is_bridge_installed", lambda: True)
     monkeypatch.setattr(hpu.importlib, "import_module", refuse)
     with pytest.raises(
-        DeviceError, match=rf"the Habana bridge cannot be imported \({failure}\); `python -m dino.doctor`"
+        DeviceError,
+        match=rf"the Habana bridge cannot be imported \({failure}\); `python -m dino.doctor`",
     ):
         HpuDevice("fp32")
 
@@ -79,7 +81,10 @@ def test_a_bridge_that_cannot_be_imported_is_one_line(monkeypatch, failure):
         ("2.6.0+hpu_1.21.2-76.gitabf798b", "hpu"),
         ("2.7.1+hpu.1.22.2.32.git6dbe0a4", True),
         ("2.10.0a0+gitc1e5ed4", True),
-        ("2.6.0+cpu", True),  # upstream's knows cuda alone, and would look for it where it is told of another
+        (
+            "2.6.0+cpu",
+            True,
+        ),  # upstream's knows cuda alone, and would look for it where it is told of another
         ("2.14.1", True),
     ],
 )
@@ -96,7 +101,9 @@ def explain(error, *, compiles):
 def test_failures_of_the_card_are_explained():
     held = RuntimeError("synStatus=26 [Generic failure] Device acquire failed.")
     assert explain(held, compiles=True) == explain(held, compiles=False)
-    assert explain(held, compiles=False).startswith("the card cannot be acquired: another process holds it")
+    assert explain(held, compiles=False).startswith(
+        "the card cannot be acquired: another process holds it"
+    )
     assert explain(RuntimeError("shapes differ"), compiles=True) is None
 
 
@@ -107,7 +114,9 @@ def test_a_network_that_does_not_compile_names_the_way_without_compiling():
     with pytest.raises(RuntimeError) as caught:
         torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(2))
     explained = explain(caught.value, compiles=True)
-    assert explained.startswith("the network does not compile (") and "no kernel for this" in explained
+    assert (
+        explained.startswith("the network does not compile (") and "no kernel for this" in explained
+    )
     assert explained.endswith("; `lazy_mode` false trains it uncompiled") and "\n" not in explained
     assert explain(caught.value, compiles=False) is None
 
@@ -116,7 +125,8 @@ def test_a_graph_that_the_cards_compiler_refuses_names_both_remedies():
     refused = RuntimeError("Graph compile failed. synStatus=26 [Generic failure]")
     assert "GC_KERNEL_PATH" in explain(refused, compiles=False)
     assert (
-        explain(refused, compiles=True) == f"{explain(refused, compiles=False)}; `lazy_mode` false trains it uncompiled"
+        explain(refused, compiles=True)
+        == f"{explain(refused, compiles=False)}; `lazy_mode` false trains it uncompiled"
     )
 
 
@@ -142,7 +152,9 @@ def say_own_lists():
 @simulated
 def test_a_users_own_list_reaches_the_bridge_wherever_it_lies(tmp_path):
     (tmp_path / "mine").write_text("linear\n")
-    code, said = in_process(say_own_lists, tmp_path, **{environment.LISTS[0]: str(tmp_path / "mine")})
+    code, said = in_process(
+        say_own_lists, tmp_path, **{environment.LISTS[0]: str(tmp_path / "mine")}
+    )
     assert code == 0, said
     assert f"hpu, bf16, lazy mode, op lists {tmp_path}/mine\ntorch.float32\n" in said
 
@@ -163,7 +175,10 @@ def lose_lists():
 def test_lists_that_do_not_reach_the_bridge_end_the_run(tmp_path):
     code, said = in_process(lose_lists, tmp_path)
     assert code == 2
-    assert "DeviceError: the bridge does not follow the op lists: rsub ran in float32, they want bfloat16;" in said
+    assert (
+        "DeviceError: the bridge does not follow the op lists: rsub ran in float32, they want bfloat16;"
+        in said
+    )
 
 
 def open_in_notebook():
@@ -175,11 +190,19 @@ def open_in_notebook():
 
 @simulated
 def test_a_bridge_that_torch_has_imported_is_used_as_it_is(tmp_path):
-    code, said = in_process(open_in_notebook, tmp_path, PT_HPU_LAZY_MODE="0", PT_HPU_FORCE_TANH_FOR_GELU="1")
+    code, said = in_process(
+        open_in_notebook, tmp_path, PT_HPU_LAZY_MODE="0", PT_HPU_FORCE_TANH_FOR_GELU="1"
+    )
     assert code == 2
-    assert "hpu, fp32, compiled mode\n" in said and "hpu, bf16, compiled mode, the vendor's op lists\n" in said
+    assert (
+        "hpu, fp32, compiled mode\n" in said
+        and "hpu, bf16, compiled mode, the vendor's op lists\n" in said
+    )
     assert "hpu, fp32, eager mode\n" in said
-    assert "DeviceError: --lazy_mode true: the Habana bridge is imported already, in eager mode; import dino" in said
+    assert (
+        "DeviceError: --lazy_mode true: the Habana bridge is imported already, in eager mode; import dino"
+        in said
+    )
 
 
 def test_the_bridge_tells_its_mode_under_this_name(shared_facts):
@@ -203,12 +226,28 @@ def test_a_resumed_run_keeps_its_mode_until_a_flag_changes_it(tmp_path):
     """Over a run on the CPU in between too, which has no modes."""
     images, card = make_images(tmp_path / "images", 8), ("--device", "hpu")
     words = ("--data_path", images, "--output_dir", tmp_path / "run")
-    more = ((*card, "--lazy_mode", "false"), ("--device", "cpu"), card, (*card, "--lazy_mode", "true"))
+    more = (
+        (*card, "--lazy_mode", "false"),
+        ("--device", "cpu"),
+        card,
+        (*card, "--lazy_mode", "true"),
+    )
     first, _, kept, changed = results = [
-        run_alone(tmp_path, "main_dino", *TINY, *words, "--epochs", epochs, *said, prepare=on_simulated_card)
+        run_alone(
+            tmp_path,
+            "main_dino",
+            *TINY,
+            *words,
+            "--epochs",
+            epochs,
+            *said,
+            prepare=on_simulated_card,
+        )
         for epochs, said in enumerate(more, start=1)
     ]
-    assert [result.code for result in results] == [0] * len(more), [result.text for result in results]
+    assert [result.code for result in results] == [0] * len(more), [
+        result.text for result in results
+    ]
     assert ["eager mode" in first.text, "eager mode" in kept.text] == [True, True]
     assert "python -m dino.verify" in kept.text and "mode changed" not in kept.text
     assert "mode changed since the checkpoint: eager -> lazy (--lazy_mode true)" in changed.text

@@ -24,7 +24,10 @@ from dino.devices.hpu.mode import VARIABLE, Mode
 from dino.errors import DeviceError, OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
-LAZY, EAGER = Mode(lazy=True, compiles=False, reason=""), Mode(lazy=False, compiles=False, reason="")
+LAZY, EAGER = (
+    Mode(lazy=True, compiles=False, reason=""),
+    Mode(lazy=False, compiles=False, reason=""),
+)
 CONTENTS = dict(zip(LISTS, ("linear\nmm", "softmax"), strict=True))
 
 
@@ -71,26 +74,35 @@ WANTED = {VARIABLE: "0", GELU: "0", GRADIENTS: "1"}
         ({}, (1, 19), (f"{GELU}=0 was set", "tanh form of GELU;")),
     ],
 )
-def test_a_bridge_that_came_first_is_compared_with_what_it_found_or_took_by_itself(found, release, named, caplog):
+def test_a_bridge_that_came_first_is_compared_with_what_it_found_or_took_by_itself(
+    found, release, named, caplog
+):
     os.environ.update(found)
     complete_environment(WANTED, imported=True, release=release)
     assert len(caplog.messages) == bool(named)
     assert all(word in caplog.messages[0] for word in named)
-    assert {name: os.environ[name] for name in WANTED if name in os.environ} == found  # too late, and nobody is fooled
+    assert {
+        name: os.environ[name] for name in WANTED if name in os.environ
+    } == found  # too late, and nobody is fooled
 
 
 def test_a_bridge_that_came_before_the_jobs_cards_were_known_is_refused():
     with pytest.raises(
-        DeviceError, match="imported before HABANA_VISIBLE_MODULES=2,6 was set; import dino before torch"
+        DeviceError,
+        match="imported before HABANA_VISIBLE_MODULES=2,6 was set; import dino before torch",
     ):
-        complete_environment({**WANTED, "HABANA_VISIBLE_MODULES": "2,6"}, imported=True, release=(1, 24))
+        complete_environment(
+            {**WANTED, "HABANA_VISIBLE_MODULES": "2,6"}, imported=True, release=(1, 24)
+        )
 
 
 def test_op_lists_reach_the_bridge_as_bare_lines(tmp_path):
     os.environ["TMPDIR"] = str(tmp_path)
     given = give_lists(CONTENTS, imported=False, output_dir=None)
     assert [Path(given[name]).read_bytes() for name in LISTS] == [b"linear\nmm", b"softmax"]
-    assert {Path(file).parent.parent for file in given.values()} == {Path(os.path.realpath(tmp_path))}
+    assert {Path(file).parent.parent for file in given.values()} == {
+        Path(os.path.realpath(tmp_path))
+    }
     assert give_lists({}, imported=False, output_dir=None) == {}
 
 
@@ -99,7 +111,9 @@ def test_a_bridge_that_came_first_must_have_read_the_same_lists(tmp_path):
     os.environ.update(give_lists(CONTENTS, imported=False, output_dir=None))
     assert give_lists(CONTENTS, imported=True, output_dir=None) == {}
     for other in ({**CONTENTS, LISTS[0]: "mm"}, {LISTS[1]: "softmax\nmm"}):
-        with pytest.raises(DeviceError, match="imported before the op lists were given; import dino before torch"):
+        with pytest.raises(
+            DeviceError, match="imported before the op lists were given; import dino before torch"
+        ):
             give_lists(other, imported=True, output_dir=None)
     del os.environ[LISTS[1]]
     with pytest.raises(DeviceError, match="imported before the op lists were given"):
@@ -110,17 +124,39 @@ def test_a_list_that_a_variable_names_is_read_or_refused(tmp_path):
     (tmp_path / "mine").write_text("mm\n")
     assert read_own_lists({}) == read_own_lists({LISTS[0]: ""}) == {}
     assert read_own_lists({LISTS[1]: str(tmp_path / "mine")}) == {LISTS[1]: "mm\n"}
-    with pytest.raises(OptionError, match=f"^{LISTS[0]}={tmp_path}/nothing cannot be read .*; unset it"):
+    with pytest.raises(
+        OptionError, match=f"^{LISTS[0]}={tmp_path}/nothing cannot be read .*; unset it"
+    ):
         read_own_lists({LISTS[0]: str(tmp_path / "nothing")})
 
 
 @pytest.mark.parametrize(
     ("path", "refused"),
     [
-        *((path, True) for path in ("/root", "/root/tmp", "/var/tmp", "/run/user/0", "/dev/shm", "/usr/tmp", "/etc")),
+        *(
+            (path, True)
+            for path in (
+                "/root",
+                "/root/tmp",
+                "/var/tmp",
+                "/run/user/0",
+                "/dev/shm",
+                "/usr/tmp",
+                "/etc",
+            )
+        ),
         *(
             (path, False)
-            for path in ("/tmp", "/home/me", "/opt", "/workspace", "/mnt/data", "/scratch", "/rooted", "/")
+            for path in (
+                "/tmp",
+                "/home/me",
+                "/opt",
+                "/workspace",
+                "/mnt/data",
+                "/scratch",
+                "/rooted",
+                "/",
+            )
         ),
     ],
 )
@@ -134,8 +170,12 @@ def test_a_link_does_not_hide_where_a_folder_is(tmp_path):
 
 
 def test_the_list_of_refused_folders_is_the_bridges(shared_facts):
-    rules = json.loads((shared_facts / "bridge_later_autocast.json").read_text())["list_file_rules_bcc5172c"]
-    assert {f"/{name}" for name in environment.REFUSED} == set(rules["banned_top_level_directories"])
+    rules = json.loads((shared_facts / "bridge_later_autocast.json").read_text())[
+        "list_file_rules_bcc5172c"
+    ]
+    assert {f"/{name}" for name in environment.REFUSED} == set(
+        rules["banned_top_level_directories"]
+    )
 
 
 def test_lists_go_below_the_first_folder_that_the_bridge_reads(tmp_path, monkeypatch):
@@ -158,7 +198,9 @@ def test_lists_go_below_the_first_folder_that_the_bridge_reads(tmp_path, monkeyp
     refused.append(str(folders[1]))
     assert place() == folders[2]
     refused.append(".")
-    with pytest.raises(DeviceError, match=r"it reads none below .*/root .*/var, .*; set TMPDIR to one that can"):
+    with pytest.raises(
+        DeviceError, match=r"it reads none below .*/root .*/var, .*; set TMPDIR to one that can"
+    ):
         place()
 
 

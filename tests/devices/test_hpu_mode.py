@@ -10,7 +10,12 @@ from dino.devices.hpu.mode import Mode, choose_mode
 from dino.errors import DeviceError, OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
-VENDORS = ("2.5.1a0+git354fc07", "2.6.0+hpu_1.20.0-543.git4952fce", "2.9.0+hpu.1.23.0.695", "2.10.0a0+gitc1e5ed4")
+VENDORS = (
+    "2.5.1a0+git354fc07",
+    "2.6.0+hpu_1.20.0-543.git4952fce",
+    "2.9.0+hpu.1.23.0.695",
+    "2.10.0a0+gitc1e5ed4",
+)
 UPSTREAM = ("2.10.0+cpu", "2.11.0", "2.14.1+cu130", None)
 VENDOR, PLAIN = VENDORS[-1], UPSTREAM[0]
 
@@ -24,7 +29,9 @@ def test_nothing_said_is_lazy_on_the_vendors_torch(version):
 @pytest.mark.parametrize("version", UPSTREAM)
 def test_nothing_said_is_compiled_on_upstreams_torch(version):
     mode = choose_mode(torch_version=version)
-    assert mode.name == "compiled" and "not the vendor's build" in mode.reason and mode.warning is None
+    assert (
+        mode.name == "compiled" and "not the vendor's build" in mode.reason and mode.warning is None
+    )
 
 
 # lazy_mode, compiles, variable -> on the vendor's torch, on upstream's
@@ -36,7 +43,11 @@ WITHOUT_A_BRIDGE = [
     ((None, False, None), "lazy", "eager"),
     ((None, None, "1"), "lazy", "lazy"),
     ((None, None, "2"), "lazy", "lazy"),
-    ((None, None, "0"), "eager", "compiled"),  # asked for; on upstream's torch it says what is so anyway
+    (
+        (None, None, "0"),
+        "eager",
+        "compiled",
+    ),  # asked for; on upstream's torch it says what is so anyway
     ((None, True, "0"), "compiled", "compiled"),
     ((None, False, "0"), "eager", "eager"),
     ((True, None, "1"), "lazy", "lazy"),
@@ -55,11 +66,26 @@ def test_flags_decide_then_the_variable_then_torch(said, vendors, upstreams):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ({"lazy_mode": True, "variable": "0"}, "`lazy_mode` true and PT_HPU_LAZY_MODE=0 contradict each other"),
-        ({"lazy_mode": False, "variable": "1"}, "`lazy_mode` false and PT_HPU_LAZY_MODE=1 contradict each other"),
-        ({"lazy_mode": True, "compiles": True}, "`lazy_mode` true and `compile` contradict each other"),
-        ({"compiles": True, "variable": "1"}, "PT_HPU_LAZY_MODE=1 and `compile` contradict each other"),
-        ({"lazy_mode": True, "compiles": True, "imported_lazy": True}, "`lazy_mode` true and `compile` contradict"),
+        (
+            {"lazy_mode": True, "variable": "0"},
+            "`lazy_mode` true and PT_HPU_LAZY_MODE=0 contradict each other",
+        ),
+        (
+            {"lazy_mode": False, "variable": "1"},
+            "`lazy_mode` false and PT_HPU_LAZY_MODE=1 contradict each other",
+        ),
+        (
+            {"lazy_mode": True, "compiles": True},
+            "`lazy_mode` true and `compile` contradict each other",
+        ),
+        (
+            {"compiles": True, "variable": "1"},
+            "PT_HPU_LAZY_MODE=1 and `compile` contradict each other",
+        ),
+        (
+            {"lazy_mode": True, "compiles": True, "imported_lazy": True},
+            "`lazy_mode` true and `compile` contradict",
+        ),
     ],
 )
 def test_contradictions_are_named(words, named):
@@ -69,7 +95,11 @@ def test_contradictions_are_named(words, named):
 
 # imported_lazy, lazy_mode, compiles, variable -> mode on the vendor's torch, words of its warning
 IMPORTED = [
-    ((False, None, None, None), "compiled", "so this run is compiled and not lazy; for lazy mode import dino before"),
+    (
+        (False, None, None, None),
+        "compiled",
+        "so this run is compiled and not lazy; for lazy mode import dino before",
+    ),
     ((False, None, True, None), "compiled", None),
     ((False, None, False, None), "eager", None),
     ((False, False, None, None), "eager", None),
@@ -107,7 +137,10 @@ def test_upstreams_torch_in_a_notebook_is_compiled_without_a_word():
             {"imported_lazy": True, "lazy_mode": False},
             r"`lazy_mode` false: .* in lazy mode; .*PT_HPU_LAZY_MODE=0 before",
         ),
-        ({"imported_lazy": True, "compiles": True}, r"`compile`: .* in lazy mode; import dino before torch"),
+        (
+            {"imported_lazy": True, "compiles": True},
+            r"`compile`: .* in lazy mode; import dino before torch",
+        ),
     ],
 )
 def test_a_flag_that_an_imported_bridge_cannot_follow_is_one_line(words, named):
@@ -136,7 +169,9 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("kept", "words", "vendors", "upstreams"), RESUMED)
-def test_a_resumed_run_keeps_its_mode_unless_something_says_otherwise(kept, words, vendors, upstreams):
+def test_a_resumed_run_keeps_its_mode_unless_something_says_otherwise(
+    kept, words, vendors, upstreams
+):
     assert choose_mode(**words, kept=kept, torch_version=VENDOR).name == vendors
     assert choose_mode(**words, kept=kept, torch_version=PLAIN).name == upstreams
 
@@ -151,12 +186,15 @@ def test_a_mode_without_evidence_names_the_command_that_gives_it():
     assert choose_mode(torch_version=VENDOR).caution is None
     for words in ({"lazy_mode": False}, {"compiles": True}):
         mode = choose_mode(**words, torch_version=VENDOR)
-        assert mode.caution.startswith(f"{mode.name} mode: ") and "python -m dino.verify" in mode.caution
+        assert (
+            mode.caution.startswith(f"{mode.name} mode: ")
+            and "python -m dino.verify" in mode.caution
+        )
 
 
 def test_the_mode_is_decided_where_torch_cannot_be_imported():
-    code = (
-        "import sys; sys.modules['torch'] = None; from dino.devices.hpu.mode import choose_mode as c; print(c().name)"
+    code = "import sys; sys.modules['torch'] = None; from dino.devices.hpu.mode import choose_mode as c; print(c().name)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ended.stdout, ended.returncode) == ("compiled\n", 0), ended.stderr

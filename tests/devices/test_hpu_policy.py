@@ -22,7 +22,9 @@ def following():
     with contextlib.ExitStack() as installed:
 
         def build(low, high):
-            casting = CastingOps("cpu", OpLists(bf16=tuple(low), fp32=tuple(n for n in high if n not in low)))
+            casting = CastingOps(
+                "cpu", OpLists(bf16=tuple(low), fp32=tuple(n for n in high if n not in low))
+            )
             installed.callback(casting.close)
             return casting.autocast
 
@@ -61,7 +63,10 @@ def test_lists_that_are_followed_pass(words, following):
 @pytest.mark.parametrize("refused", ["both", "first", "second"])
 def test_a_file_that_the_bridge_refused_is_one_line(refused, following):
     low, high = read()
-    found = (live(VENDOR_BF16) if refused != "second" else low, live(VENDOR_FP32) if refused != "first" else high)
+    found = (
+        live(VENDOR_BF16) if refused != "second" else low,
+        live(VENDOR_FP32) if refused != "first" else high,
+    )
     with pytest.raises(
         DeviceError, match="the bridge does not follow the op lists: .* ran in .*, they want "
     ) as caught:
@@ -79,4 +84,7 @@ def test_every_call_shows_the_number_format_that_its_op_ran_in(wanted, following
 
 def test_the_vendors_lists_are_those_of_the_facts(shared_facts):
     facts = json.loads((shared_facts / "bridge_later_autocast.json").read_text())
-    assert (policy.VENDOR_BF16, policy.VENDOR_FP32) == (frozenset(facts["lower"]), frozenset(facts["fp32"]))
+    assert (policy.VENDOR_BF16, policy.VENDOR_FP32) == (
+        frozenset(facts["lower"]),
+        frozenset(facts["fp32"]),
+    )

@@ -9,13 +9,23 @@ import pytest
 from dino.devices.hpu import software
 
 # Folders that the vendor's wheel of that name brings; none has a file of its own at the top.
-MEDIA_LOADER = ("mediapipe", "mediapipe/backend", "mediapipe/operators", "medialoaders", "medialoaders/torch")
+MEDIA_LOADER = (
+    "mediapipe",
+    "mediapipe/backend",
+    "mediapipe/operators",
+    "medialoaders",
+    "medialoaders/torch",
+)
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """A folder that packages are found in; gives a function that puts some there."""
-    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if not k.startswith("habana_frameworks")})
+    monkeypatch.setattr(
+        sys,
+        "modules",
+        {k: v for k, v in sys.modules.items() if not k.startswith("habana_frameworks")},
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def install(*packages, code="raise AssertionError('imported')"):
@@ -52,7 +62,13 @@ def test_without_any_of_it_there_is_no_bridge(site):
 
 @pytest.mark.parametrize(
     ("version", "release"),
-    [("1.24.1.482", (1, 24)), ("1.24.0-1007", (1, 24)), ("1.20.1-366eb9c", (1, 20)), ("", None), (None, None)],
+    [
+        ("1.24.1.482", (1, 24)),
+        ("1.24.0-1007", (1, 24)),
+        ("1.20.1-366eb9c", (1, 20)),
+        ("", None),
+        (None, None),
+    ],
 )
 def test_a_release_is_two_numbers(version, release):
     assert software.read_release(version) == release
@@ -80,6 +96,10 @@ def test_the_facts_know_the_same_torches(shared_facts):
     facts = json.loads((shared_facts / "software_releases.json").read_text())["releases"]
     for name, release in facts.items():
         torch = software.read_release(release.get("torch", {}).get("value") or "")
-        assert torch is None or torch in software.TORCH_OF_RELEASE[software.read_release(name)], name
+        assert torch is None or torch in software.TORCH_OF_RELEASE[software.read_release(name)], (
+            name
+        )
         local = release.get("torch_local", {}).get("value", [])
-        assert all(software.is_vendor_torch(version.split()[0]) for version in local if "+" in version), name
+        assert all(
+            software.is_vendor_torch(version.split()[0]) for version in local if "+" in version
+        ), name

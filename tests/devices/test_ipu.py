@@ -24,8 +24,26 @@ from dino.training.optim import build_optimizer
 from dino.training.step import StepInputs
 from tests.running import HALF_ON_CPU
 
-SMALL = ("--arch", "vit_mini", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8")
-SMALL += ("--local_crops_number", "1", "--out_dim", "16", "--batch_size_per_device", "2", "--device", "ipu")
+SMALL = (
+    "--arch",
+    "vit_mini",
+    "--patch_size",
+    "8",
+    "--global_crops_size",
+    "16",
+    "--local_crops_size",
+    "8",
+)
+SMALL += (
+    "--local_crops_number",
+    "1",
+    "--out_dim",
+    "16",
+    "--batch_size_per_device",
+    "2",
+    "--device",
+    "ipu",
+)
 SMALL += ("--drop_path_rate", "0", "--eps", "1e-5")
 INPUTS = StepInputs.on_host((0.001, 0.04, 0.9, 0.04, 1.0))
 FROZEN = INPUTS._replace(train_last_layer=torch.tensor(0.0))
@@ -41,12 +59,16 @@ class Bench:
 
     def __init__(self, *words):
         self.options = options = parse(TrainConfig, [*SMALL, *words])
-        self.device = open_device(options.device, precision=options.precision, compiled=options.compiled)
+        self.device = open_device(
+            options.device, precision=options.precision, compiled=options.compiled
+        )
         check_device(options, self.device)
         run = Run(device=self.device, processes=Processes(Launch(), "gloo", "env://"))
         self.student, self.teacher = build_networks(options, run)
         self.program = build_program(options, self.student, self.teacher, run)
-        self.optimizer = build_optimizer(options.optim.optimizer, self.student, eps=options.optim.eps)
+        self.optimizer = build_optimizer(
+            options.optim.optimizer, self.student, eps=options.optim.eps
+        )
         self.parts = self.device.count_micro_batches(options.run.accumulate_steps)
         self.step = self.device.compile_train(self.program, self.optimizer, self.parts)
 
@@ -58,7 +80,11 @@ class Bench:
     def tensors(self):
         """Both networks and the moments, where the step is."""
         self.step.read_back()
-        found = {f"{which}.{n}": t.clone() for which in ("student", "teacher") for n, t in self.network(which)}
+        found = {
+            f"{which}.{n}": t.clone()
+            for which in ("student", "teacher")
+            for n, t in self.network(which)
+        }
         for place, state in enumerate(self.optimizer.state.values()):
             found |= {f"{place}.{key}": value.clone() for key, value in state.items()}
         return found
@@ -94,7 +120,9 @@ def test_the_step_has_no_backward_pass_of_its_own(poptorch, monkeypatch):
 
     monkeypatch.setattr(torch.autograd.Function, "apply", refuse)
     with pytest.raises(AssertionError):
-        compute_loss(torch.zeros(4, 2), torch.ones(3, 2), torch.ones(3, 1), torch.full((2, 2, 3), 1 / 3))
+        compute_loss(
+            torch.zeros(4, 2), torch.ones(3, 2), torch.ones(3, 1), torch.full((2, 2, 3), 1 / 3)
+        )
     bench = Bench("--ga", "3")
     bench.step(bench.batch(0), INPUTS)
 
@@ -123,7 +151,9 @@ def test_a_frozen_last_layer_has_no_moments_and_thaws_from_none(poptorch):
         held = bench.tensors()[f"student.{name}"]
         state = bench.optimizer.state[layer]
         assert [float(part.abs().sum()) for part in state.values()] == [0.0, 0.0, 0.0]
-        assert {float(s["step"]) for p, s in bench.optimizer.state.items() if p is not layer} == {3.0}
+        assert {float(s["step"]) for p, s in bench.optimizer.state.items() if p is not layer} == {
+            3.0
+        }
         assert torch.equal(held, Bench("--ga", "2").student.state_dict()[name])
         bench.step(bench.batch(3), INPUTS)
         assert len(calls) == 2  # compiled anew once
@@ -167,16 +197,30 @@ def test_a_layout_places_both_networks_and_the_moving_teacher(poptorch):
 
 @pytest.mark.parametrize(("local_crops", "least"), [(1, 21), (0, 17)])
 def test_the_least_accumulation_is_what_the_compiler_wants(poptorch, local_crops, least):
-    words = ("--pipeline", "1", "2", "0", "--local_crops_number", local_crops, "--batch_size_per_device", "1")
+    words = (
+        "--pipeline",
+        "1",
+        "2",
+        "0",
+        "--local_crops_number",
+        local_crops,
+        "--batch_size_per_device",
+        "1",
+    )
     words = tuple(map(str, words))
-    with pytest.raises(OptionError, match=f"`ga` {least - 1} is too few for `pipeline` 1 2 0: .* need `ga` {least} or"):
+    with pytest.raises(
+        OptionError,
+        match=f"`ga` {least - 1} is too few for `pipeline` 1 2 0: .* need `ga` {least} or",
+    ):
         Bench(*words, "--ga", str(least - 1))
     bench = Bench(*words, "--ga", str(least))
     bench.step(bench.batch(), INPUTS)
     assert 2 * (bench.step.executor._context.switches + 1) - 1 == least
 
 
-@pytest.mark.skipif(not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in")
+@pytest.mark.skipif(
+    not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in"
+)
 def test_half_precision_stays_half_on_the_device_and_float32_in_files(poptorch):
     bench = Bench("--ga", "2", "--precision", "float16")
     bench.step(bench.batch(), INPUTS)
@@ -184,15 +228,21 @@ def test_half_precision_stays_half_on_the_device_and_float32_in_files(poptorch):
     moments = {state["exp_avg"].dtype for state in bench.optimizer.state.values()}
     assert moments == {torch.float32} and bench.step.rule.loss_scaling == 128
     host = bench.device.to_host({"student": bench.student.state_dict(), "epoch": 1})
-    assert {tensor.dtype for tensor in host["student"].values()} == {torch.float32} and host["epoch"] == 1
+    assert {tensor.dtype for tensor in host["student"].values()} == {torch.float32} and host[
+        "epoch"
+    ] == 1
 
 
-@pytest.mark.skipif(not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in")
+@pytest.mark.skipif(
+    not HALF_ON_CPU, reason="this torch has no float16 on the CPU, and so has the stand-in"
+)
 def test_masterweight_keeps_float32_weights_and_computes_every_block_in_half(poptorch):
     bench, found = Bench("--ga", "2", "--precision", "masterweight"), set()
     for network in (bench.student, bench.teacher):
         for block in network.backbone.blocks:
-            block.register_forward_hook(lambda _, given, result: found.add((given[0].dtype, result.dtype)))
+            block.register_forward_hook(
+                lambda _, given, result: found.add((given[0].dtype, result.dtype))
+            )
     bench.step(bench.batch(), INPUTS)
     assert found == {(torch.float16, torch.float16)}
     assert {tensor.dtype for _, tensor in bench.network("student")} == {torch.float32}
@@ -200,10 +250,14 @@ def test_masterweight_keeps_float32_weights_and_computes_every_block_in_half(pop
 
 def test_options_are_the_published_ones(poptorch):
     config = IpuConfig(replica=2, di=3, executable_cache_dir="somewhere", pipeline=(4, 4, 4, 0))
-    options = IpuDevice("float16", config, synthetic=True).build_options(accumulated=64, chips=4, seed=7)
+    options = IpuDevice("float16", config, synthetic=True).build_options(
+        accumulated=64, chips=4, seed=7
+    )
     assert (options.replication_factor, options.device_iterations) == (2, 3)
     assert options.Training.gradient_accumulation == 64 and options.auto_round_num_ipus
-    assert options.Training.accumulation_and_replication_reduction_type == poptorch.ReductionType.Mean
+    assert (
+        options.Training.accumulation_and_replication_reduction_type == poptorch.ReductionType.Mean
+    )
     assert options.available_memory_proportion == dict.fromkeys(range(4), 0.15)
     assert options.output_mode == poptorch.OutputMode.All
     wanted = {"replicatedTensorSharding": 1, "minElementsForReplicatedTensorSharding": 4}
@@ -219,7 +273,10 @@ def test_options_are_the_published_ones(poptorch):
     plain = IpuDevice("float32", IpuConfig(rts=False, output_mode="final")).build_options(
         accumulated=1, chips=1, seed=0
     )
-    assert plain.output_mode == poptorch.OutputMode.Final and plain.TensorLocations.location_optimizer == {}
+    assert (
+        plain.output_mode == poptorch.OutputMode.Final
+        and plain.TensorLocations.location_optimizer == {}
+    )
     assert "enableStochasticRounding" not in plain._Popart.options
 
 
@@ -233,13 +290,20 @@ def test_clipping_is_of_all_gradients_together_and_only_when_asked(poptorch, cap
     assert "not clipped" in caplog.text
     clipped = Bench("--ga", "2", "--clip_grad", "0.5")
     clipped.step(clipped.batch(), INPUTS)
-    assert clipped.step.rule.max_grad_norm == 0.5 and "`clip_grad` 0.5, by the norm of all" in caplog.text
+    assert (
+        clipped.step.rule.max_grad_norm == 0.5
+        and "`clip_grad` 0.5, by the norm of all" in caplog.text
+    )
 
 
 def test_a_number_that_is_not_finite_ends_the_run_at_once_in_a_line(poptorch):
     bench = Bench("--ga", "2")
-    with pytest.raises(NonFiniteError, match="the IPU stopped at a number that is not finite .* lower `lr`"):
-        bench.step(bench.batch(), INPUTS._replace(learning_rate=torch.tensor(math.nan)))  # the weights
+    with pytest.raises(
+        NonFiniteError, match="the IPU stopped at a number that is not finite .* lower `lr`"
+    ):
+        bench.step(
+            bench.batch(), INPUTS._replace(learning_rate=torch.tensor(math.nan))
+        )  # the weights
     ruined = Bench("--ga", "2")
     torch.nn.init.constant_(ruined.student.backbone.cls_token, float("nan"))
     with pytest.raises(NonFiniteError, match="floating point"):
@@ -248,7 +312,10 @@ def test_a_number_that_is_not_finite_ends_the_run_at_once_in_a_line(poptorch):
 
 def test_what_poptorch_refuses_is_one_line(poptorch):
     bench = Bench("--replica", "100", "--batch_size_per_device", "1")
-    with pytest.raises(DeviceError, match="PopTorch could not train a step .*Too many IPUs requested.*check `replica`"):
+    with pytest.raises(
+        DeviceError,
+        match="PopTorch could not train a step .*Too many IPUs requested.*check `replica`",
+    ):
         bench.step(bench.batch(), INPUTS)
     bench = Bench("--ga", "2")
     bench.step(bench.batch(), INPUTS)
@@ -263,7 +330,10 @@ def test_what_poptorch_refuses_is_one_line(poptorch):
         ("--ga 2 --accumulate_steps 3", "`ga` 2 and `accumulate_steps` 3 contradict each other"),
         ("--optimizer sgd", "`optimizer` adamw only"),
         ("--pipeline 2 2", "places 4 blocks, the backbone has 3"),
-        ("--precision bf16", "`precision` bf16 is not there on `device` ipu; give `precision` float32, float16 or"),
+        (
+            "--precision bf16",
+            "`precision` bf16 is not there on `device` ipu; give `precision` float32, float16 or",
+        ),
         ("--hmp", "`hmp` is not there on `device` ipu"),
         ("--compile", "`compile` is for other devices"),
         ("--recompute blocks", "`recompute` is not there on `device` ipu"),
@@ -291,19 +361,26 @@ def test_what_cannot_be_is_refused_in_a_line(poptorch, words, text):
 )
 def test_settings_of_the_compiled_step_are_for_this_device_only(setting):
     open_device(DeviceConfig(device="cpu"), compiled=IpuConfig())
-    with pytest.raises(OptionError, match=f"^`{next(iter(setting))}` is for `device` ipu only, and this is cpu"):
+    with pytest.raises(
+        OptionError, match=f"^`{next(iter(setting))}` is for `device` ipu only, and this is cpu"
+    ):
         open_device(DeviceConfig(device="cpu"), compiled=IpuConfig(**setting))
 
 
 def test_without_the_wrapper_it_is_one_line():
-    with pytest.raises(DeviceError, match="`device` ipu needs PopTorch of the Poplar SDK, which is not installed"):
+    with pytest.raises(
+        DeviceError, match="`device` ipu needs PopTorch of the Poplar SDK, which is not installed"
+    ):
         open_device(DeviceConfig(device="ipu"))
 
 
 def test_a_wrapper_without_its_sdk_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "poptorch.py").write_text("raise ImportError('Unable to import PopTorch')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(DeviceError, match=r"cannot be imported \(Unable to import PopTorch\); enable the Poplar SDK"):
+    with pytest.raises(
+        DeviceError,
+        match=r"cannot be imported \(Unable to import PopTorch\); enable the Poplar SDK",
+    ):
         open_device(DeviceConfig(device="ipu"))
 
 
@@ -327,7 +404,11 @@ def test_processes_that_poprun_did_not_start_are_refused(poptorch, monkeypatch):
 
 
 def test_poprun_decides_how_many_copies_there_are(poptorch, monkeypatch):
-    poprun = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_LOCAL_REPLICAS": "2", "POPDIST_REPLICA_INDEX_OFFSET": "2"}
+    poprun = {
+        "POPDIST_NUM_TOTAL_REPLICAS": "4",
+        "POPDIST_NUM_LOCAL_REPLICAS": "2",
+        "POPDIST_REPLICA_INDEX_OFFSET": "2",
+    }
     for name, value in poprun.items():
         monkeypatch.setenv(name, value)
     device = IpuDevice("float32", IpuConfig(replica=1, ipu_per_replica=4))
@@ -338,9 +419,13 @@ def test_poprun_decides_how_many_copies_there_are(poptorch, monkeypatch):
 
 def test_written_out_gelu_is_the_exact_one():
     values = torch.linspace(-4, 4, 101)
-    assert torch.allclose(ErfGelu(widened=False)(values), torch.nn.functional.gelu(values), atol=1e-6)
+    assert torch.allclose(
+        ErfGelu(widened=False)(values), torch.nn.functional.gelu(values), atol=1e-6
+    )
     half = ErfGelu(widened=True)(values.half())
-    assert half.dtype == torch.float16 and torch.allclose(half.float(), torch.nn.functional.gelu(values), atol=4e-3)
+    assert half.dtype == torch.float16 and torch.allclose(
+        half.float(), torch.nn.functional.gelu(values), atol=4e-3
+    )
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.GELU()))
     replace_gelu(network, widened=False)
     assert isinstance(network[1][0], ErfGelu)
@@ -348,7 +433,10 @@ def test_written_out_gelu_is_the_exact_one():
 
 def test_parameters_become_buffers_of_the_same_names():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.BatchNorm1d(2))
-    names, before = list(network.state_dict()), {n: t.clone() for n, t in network.state_dict().items()}
+    names, before = (
+        list(network.state_dict()),
+        {n: t.clone() for n, t in network.state_dict().items()},
+    )
     hold_as_buffers(network)
     assert not list(network.parameters()) and sorted(network.state_dict()) == sorted(names)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -37,8 +37,12 @@ CALLS = {
     "mm": lambda x: torch.mm(x, x),
     "mul": lambda x: x * x,
     "rsub": lambda x: torch.rsub(x, x),
-    "binary_cross_entropy": lambda x: F.binary_cross_entropy(x.abs().clamp(max=1), x.abs().clamp(max=1)),
-    "cross_entropy_loss": lambda x: F.cross_entropy(x, torch.zeros(4, dtype=torch.int64, device=x.device)),
+    "binary_cross_entropy": lambda x: F.binary_cross_entropy(
+        x.abs().clamp(max=1), x.abs().clamp(max=1)
+    ),
+    "cross_entropy_loss": lambda x: F.cross_entropy(
+        x, torch.zeros(4, dtype=torch.int64, device=x.device)
+    ),
     "embedding": lambda x: F.embedding(torch.zeros(4, dtype=torch.int64, device=x.device), x),
     "log_softmax": lambda x: x.log_softmax(dim=0),
     "softmax": lambda x: x.softmax(dim=0),
@@ -54,7 +58,14 @@ class Types(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         floats = [a for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
-        if floats and op.overloadpacket.__name__ not in {"_to_copy", "detach", "select", "unsqueeze", "abs", "clamp"}:
+        if floats and op.overloadpacket.__name__ not in {
+            "_to_copy",
+            "detach",
+            "select",
+            "unsqueeze",
+            "abs",
+            "clamp",
+        }:
             self.seen.append(floats[0].dtype)
         return op(*args, **(kwargs or {}))
 
@@ -89,12 +100,22 @@ def casting():
         each.close()
 
 
-def test_the_lists_at_the_top_are_the_references_and_are_found_from_anywhere(tmp_path, monkeypatch, caplog):
+def test_the_lists_at_the_top_are_the_references_and_are_found_from_anywhere(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     lists = read()
-    assert lists.bf16 == tuple("add addmm bmm dot dropout layer_norm linear matmul mean mm mul rsub".split())
-    assert lists.fp32 == ("binary_cross_entropy", "cross_entropy_loss", "embedding", "log_softmax", "softmax")
+    assert lists.bf16 == tuple(
+        "add addmm bmm dot dropout layer_norm linear matmul mean mm mul rsub".split()
+    )
+    assert lists.fp32 == (
+        "binary_cross_entropy",
+        "cross_entropy_loss",
+        "embedding",
+        "log_softmax",
+        "softmax",
+    )
     assert lists.promoted == ("addcdiv", "addcmul", "cat", "div", "exp", "pow", "stack", "sub")
     assert "ops_bf16.txt line 6: iadd is ignored: no op" in caplog.text
     assert "ops_fp32.txt line 2: cross_entropy means cross_entropy_loss" in caplog.text
@@ -167,7 +188,12 @@ def test_ops_outside_the_lists_follow_their_inputs(casting):
     with casting(read()).autocast():
         for image in (low, wide):
             weight = torch.rand(2, 3, 3, 3).to(image.dtype)
-            assert F.conv2d(image, weight).dtype == F.gelu(image).dtype == image.sum().dtype == image.dtype
+            assert (
+                F.conv2d(image, weight).dtype
+                == F.gelu(image).dtype
+                == image.sum().dtype
+                == image.dtype
+            )
 
 
 def test_a_normalization_casts_its_input_and_not_its_weights(casting):
@@ -209,9 +235,14 @@ def test_level_o2_puts_all_but_the_second_list_into_bf16(casting):
         assert image.float().transpose(1, 2).dtype == FP32
 
 
-@pytest.mark.parametrize(("line", "near"), [("linaer", "linear"), ("aten::add", "add"), ("Softmax", "softmax")])
+@pytest.mark.parametrize(
+    ("line", "near"), [("linaer", "linear"), ("aten::add", "add"), ("Softmax", "softmax")]
+)
 def test_an_unknown_name_is_an_error_with_its_line_and_the_nearest_op(write, line, near):
-    with pytest.raises(OptionError, match=rf"`hmp_bf16` .*low line 3: no op is named '{line}': did you mean \w*{near}"):
+    with pytest.raises(
+        OptionError,
+        match=rf"`hmp_bf16` .*low line 3: no op is named '{line}': did you mean \w*{near}",
+    ):
         read(*write(f"add\n\n{line}\n"))
 
 
@@ -232,12 +263,16 @@ def test_a_missing_list_is_named():
 
 
 def test_the_names_that_a_list_may_hold_are_the_bridges(shared_facts):
-    theirs = json.loads((shared_facts / "hpu_autocast_names_torch25.json").read_text(encoding="utf-8"))
+    theirs = json.loads(
+        (shared_facts / "hpu_autocast_names_torch25.json").read_text(encoding="utf-8")
+    )
     # Three functions are gone since torch 2.5.
     assert theirs.keys() - find_functions() <= {"align_tensors", "cholesky", "qr"}
     for name in ("add", "linear", "softmax"):
         assert {str(overload).removeprefix("aten.") for overload in find_overloads(name)} >= {
-            f"{name}.default" if full == name else full for full in theirs[name] if "Dimname" not in full
+            f"{name}.default" if full == name else full
+            for full in theirs[name]
+            if "Dimname" not in full
         }
 
 

@@ -30,7 +30,9 @@ def firmware_output(version="1.21.0", cards=8):
     return "".join(f"[{i}] AIP (accel{i})\n{line.format(version)}\n\n" for i in range(cards))
 
 
-def table_output(driver="1.21.0-ca59b5a", cards=8, held=(), name="HL-225", used="768MiB", smi="1.21.0"):
+def table_output(
+    driver="1.21.0-ca59b5a", cards=8, held=(), name="HL-225", used="768MiB", smi="1.21.0"
+):
     rows = [
         row
         for i in range(cards)
@@ -76,7 +78,10 @@ SHAPES = {
                                  30000Mib
 +=============================================================================+
 """,
-        [(0, "HL-225", "1.16.0-0a1b2c3", "27000 MiB"), (1, "HL-225", "1.16.0-0a1b2c3", "31000 MiB")],
+        [
+            (0, "HL-225", "1.16.0-0a1b2c3", "27000 MiB"),
+            (1, "HL-225", "1.16.0-0a1b2c3", "31000 MiB"),
+        ],
         [(0, 600001, "ray::ServeRepli"), (1, 2000002, "python")],
     ),
     "1.18, no part on processes, the bar right after N/A": (

@@ -11,14 +11,22 @@ LIST = "PT_HPU_AUTOCAST_FP32_OPS_LIST"
 
 
 def judge(path, bridge, resolve=os.path.realpath):
-    facts, problems = examine_op_lists({LIST: str(path)}, bridge, machine.read_text, resolve, lambda names: [])
+    facts, problems = examine_op_lists(
+        {LIST: str(path)}, bridge, machine.read_text, resolve, lambda names: []
+    )
     return facts[1].value, problems
 
 
 def test_op_lists_are_read_as_the_bridge_reads_them():
-    assert split_lines("") == [] and split_lines("a\n\nb \r\n") == ["a", "", "b \r"] and split_lines("a") == ["a"]
+    assert (
+        split_lines("") == []
+        and split_lines("a\n\nb \r\n") == ["a", "", "b \r"]
+        and split_lines("a") == ["a"]
+    )
     dirty, unknown = check_op_list("LIST", ["mm", "", " mm", "add_", "foo"], lambda names: ["foo"])
-    assert "2 ''" in dirty.cause and "3 ' mm'" in dirty.cause and unknown.cause.endswith(": add_, foo")
+    assert (
+        "2 ''" in dirty.cause and "3 ' mm'" in dirty.cause and unknown.cause.endswith(": add_, foo")
+    )
     assert not dirty.blocking and check_op_list("LIST", ["mm"], lambda names: []) == []
     many = check_op_list("LIST", [f"x{i}" for i in range(9)], lambda names: names)
     assert many[0].cause.endswith("x0, x1, x2, x3, x4 and 4 more")
@@ -30,7 +38,10 @@ def test_a_list_that_is_no_text_is_not_readable(tmp_path):
     assert "not readable" in fact and not note.blocking
 
 
-REFUSED = [f"/{name}/x/list" for name in "root etc usr var run lib bin sbin srv sys dev proc boot lost+found".split()]
+REFUSED = [
+    f"/{name}/x/list"
+    for name in "root etc usr var run lib bin sbin srv sys dev proc boot lost+found".split()
+]
 
 
 @pytest.mark.parametrize("path", REFUSED)
@@ -39,13 +50,16 @@ def test_folders_from_which_the_1_24_line_reads_no_lists(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/tmp/list", "/home/root/list", "/rooted/list", "/workspace/usr/list", "/root.txt", "/opt/l"]
+    "path",
+    ["/tmp/list", "/home/root/list", "/rooted/list", "/workspace/usr/list", "/root.txt", "/opt/l"],
 )
 def test_folders_from_which_it_does(path):
     assert find_refused(path) is None
 
 
-@pytest.mark.parametrize(("bridge", "notes"), [((1, 24), 1), ((1, 25), 1), (None, 1), ((1, 23), 0), ((1, 19), 0)])
+@pytest.mark.parametrize(
+    ("bridge", "notes"), [((1, 24), 1), ((1, 25), 1), (None, 1), ((1, 23), 0), ((1, 19), 0)]
+)
 def test_a_list_whose_real_path_is_refused_is_named_by_its_folder(tmp_path, bridge, notes):
     (tmp_path / "list").write_text("mm\n")
     fact, problems = judge(tmp_path / "list", bridge, resolve=lambda path: "/root/list")

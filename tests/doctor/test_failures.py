@@ -23,7 +23,10 @@ IMPORTS = {
 def test_why_the_bridge_cannot_be_imported(message):
     problem = explain_import(message)
     assert (
-        IMPORTS[message] in problem.cause and problem.cause.count(message) == 1 and problem.blocking and problem.remedy
+        IMPORTS[message] in problem.cause
+        and problem.cause.count(message) == 1
+        and problem.blocking
+        and problem.remedy
     )
 
 
@@ -50,7 +53,12 @@ PRODUCTS = {
 def test_why_the_product_failed(message):
     fact, (problem,) = judge_product(None, message, "lazy")
     assert fact.value == "failed in lazy mode"
-    assert PRODUCTS[message] in problem.cause and message in problem.cause and problem.blocking and problem.remedy
+    assert (
+        PRODUCTS[message] in problem.cause
+        and message in problem.cause
+        and problem.blocking
+        and problem.remedy
+    )
 
 
 def test_a_right_product_is_a_fact_and_wrong_numbers_are_a_problem():
@@ -60,4 +68,8 @@ def test_a_right_product_is_a_fact_and_wrong_numbers_are_a_problem():
     )
     for answer in ({"garbled": 5, "wrong": 16384}, {"garbled": 0, "wrong": 1}, {}):
         fact, (problem,) = judge_product(answer, None, "eager")
-        assert "wrong numbers" in fact.value and problem.blocking and "iommu=pt intel_iommu=on" in problem.remedy
+        assert (
+            "wrong numbers" in fact.value
+            and problem.blocking
+            and "iommu=pt intel_iommu=on" in problem.remedy
+        )

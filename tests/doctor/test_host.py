@@ -35,7 +35,9 @@ def test_kernels_that_need_iommu_passthrough(release, command, processor, missin
         assert found == []
     else:
         (note,) = found
-        assert note.cause.startswith(missing) and "garbled numbers" in note.cause and not note.blocking
+        assert (
+            note.cause.startswith(missing) and "garbled numbers" in note.cause and not note.blocking
+        )
         assert "GRUB" in note.remedy
 
 
@@ -54,9 +56,13 @@ def test_variables_of_the_loader_that_are_unset_or_name_nothing():
     (note,) = check_loader({}, lambda path: path == usual["GC_KERNEL_PATH"])
     assert "synStatus 26" in note.cause and not note.blocking
     assert note.remedy == f"export GC_KERNEL_PATH={usual['GC_KERNEL_PATH']}"
-    (note,) = check_loader({**usual, "GC_KERNEL_PATH": ""}, lambda path: path != usual["GC_KERNEL_PATH"])
+    (note,) = check_loader(
+        {**usual, "GC_KERNEL_PATH": ""}, lambda path: path != usual["GC_KERNEL_PATH"]
+    )
     assert note.cause.startswith("GC_KERNEL_PATH is unset") and "habanalabs.sh" in note.remedy
-    (note,) = check_loader({**usual, "GC_KERNEL_PATH": "/mine.so:/theirs.so"}, lambda path: path != "/mine.so")
+    (note,) = check_loader(
+        {**usual, "GC_KERNEL_PATH": "/mine.so:/theirs.so"}, lambda path: path != "/mine.so"
+    )
     assert "names /mine.so, which is not there" in note.cause and "theirs" not in note.cause
 
 
@@ -73,7 +79,9 @@ def test_variables_of_the_loader_that_are_unset_or_name_nothing():
 )
 def test_a_folder_of_logs_that_cannot_be_written_to(environment, there, writable, said):
     found = check_logs(environment, lambda path: there, lambda path: writable)
-    assert [note.cause.startswith(said) and not note.blocking for note in found] == ([] if said is None else [True])
+    assert [note.cause.startswith(said) and not note.blocking for note in found] == (
+        [] if said is None else [True]
+    )
 
 
 def test_firmware_is_read_from_the_lines_with_spi():
@@ -89,11 +97,17 @@ def test_firmware_is_read_from_the_lines_with_spi():
         (["1.24.0"], "1.22.0", None),
         (["1.21.2"], None, None),
         (["1.21.2"] * 8, "1.24.1-b336d5e", "possible cause of failures"),
-        (["1.24.1", "1.21.2", "1.24.1"], "1.24.1", "firmware differs: 1.21.2 on 1 card, 1.24.1 on 2 cards"),
+        (
+            ["1.24.1", "1.21.2", "1.24.1"],
+            "1.24.1",
+            "firmware differs: 1.21.2 on 1 card, 1.24.1 on 2 cards",
+        ),
     ],
 )
 def test_firmware_that_is_older_than_the_driver_or_differs(versions, driver, said):
     (fact,), problems = check_firmware(versions, driver)
     assert versions[0] in fact.value
-    assert [said in note.cause and not note.blocking for note in problems] == ([] if said is None else [True])
+    assert [said in note.cause and not note.blocking for note in problems] == (
+        [] if said is None else [True]
+    )
     assert check_firmware([], driver)[1] == []

@@ -43,7 +43,9 @@ def test_a_module_chosen_by_hand_is_one_card_for_all():
     assert read_modules({}) is None and read_modules({"HABANA_VISIBLE_MODULES": "4,5"}) == {4, 5}
 
 
-@pytest.mark.parametrize(("bridge", "said"), [((1, 24), True), (None, True), ((1, 23), False), ((1, 19), False)])
+@pytest.mark.parametrize(
+    ("bridge", "said"), [((1, 24), True), (None, True), ((1, 23), False), ((1, 19), False)]
+)
 def test_module_0_chosen_by_hand_is_read_as_none_by_the_1_24_line(bridge, said):
     (note,) = check_modules({"HLS_MODULE_ID": "0"}, 2, bridge)
     assert ("reads 0 as no module" in note.cause) == said and not note.blocking
@@ -55,22 +57,40 @@ def test_the_cards_of_a_slurm_job_are_mapped_to_modules():
     assert "0 -> 2, 1 -> 3" in facts[0].value and "SLURM_JOB_GPUS=0,3" in facts[1].value
 
 
-@pytest.mark.parametrize("answer", ["", "index, module_id\n0, 2\n", "index, module_id\n0, 2\n1, N/A\n", "garbage"])
+@pytest.mark.parametrize(
+    "answer", ["", "index, module_id\n0, 2\n", "index, module_id\n0, 2\n1, N/A\n", "garbage"]
+)
 def test_an_incomplete_map_is_refused_as_a_run_refuses_it(answer):
     environment, facts, (problem,) = choose_by_slurm({"SLURM_JOB_GPUS": "0,1"}, lambda: answer)
-    assert "HABANA_VISIBLE_MODULES" not in environment and problem.blocking and "SLURM_JOB_GPUS=0,1" in problem.cause
-    assert "HABANA_VISIBLE_MODULES" in problem.remedy and facts[-1].value == "SLURM_JOB_GPUS=0,1 cannot be mapped"
+    assert (
+        "HABANA_VISIBLE_MODULES" not in environment
+        and problem.blocking
+        and "SLURM_JOB_GPUS=0,1" in problem.cause
+    )
+    assert (
+        "HABANA_VISIBLE_MODULES" in problem.remedy
+        and facts[-1].value == "SLURM_JOB_GPUS=0,1 cannot be mapped"
+    )
 
 
 @pytest.mark.parametrize("name", ["HABANA_VISIBLE_MODULES", "HLS_MODULE_ID"])
 def test_a_choice_by_hand_wins_over_slurm_and_the_map_is_still_shown(name):
     told = {"SLURM_JOB_GPUS": "0,1", name: "7"}
     environment, facts, problems = choose_by_slurm(told, map_output)
-    assert environment == told and problems == [] and "0 -> 2" in facts[0].value and f"{name} is set" in facts[1].value
+    assert (
+        environment == told
+        and problems == []
+        and "0 -> 2" in facts[0].value
+        and f"{name} is set" in facts[1].value
+    )
 
 
 def test_without_a_job_nothing_is_asked():
     def ask():
         raise AssertionError
 
-    assert choose_by_slurm({"HABANA_VISIBLE_MODULES": "1"}, ask) == ({"HABANA_VISIBLE_MODULES": "1"}, [], [])
+    assert choose_by_slurm({"HABANA_VISIBLE_MODULES": "1"}, ask) == (
+        {"HABANA_VISIBLE_MODULES": "1"},
+        [],
+        [],
+    )

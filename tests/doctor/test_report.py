@@ -9,12 +9,17 @@ from dino.doctor.scrub import build_scrubber
 
 
 def test_a_report_without_facts_is_a_report():
-    assert Report().format() == "\nno problems found\n" and Report().as_dict() == {"facts": [], "problems": []}
+    assert Report().format() == "\nno problems found\n" and Report().as_dict() == {
+        "facts": [],
+        "problems": [],
+    }
     assert Report(problems=[Problem("a", "b", False)]).blocking == []
 
 
 def test_the_report_for_programs_keeps_the_order_and_fits_into_json(monkeypatch):
-    report = Report([Fact("card", "0"), Fact("card", "1\n1")], [Problem("at /home/me", "none", False)])
+    report = Report(
+        [Fact("card", "0"), Fact("card", "1\n1")], [Problem("at /home/me", "none", False)]
+    )
     assert json.loads(json.dumps(report.as_dict())) == {
         "facts": [{"name": "card", "value": "0"}, {"name": "card", "value": "1 1"}],
         "problems": [{"cause": "at <path>", "remedy": "none", "blocking": False}],

@@ -62,7 +62,8 @@ def test_a_torch_that_pip_replaced_is_recognized(torch, bridge, word):
 @pytest.mark.parametrize("torch", ["2.10.0+cpu", "2.11.0+cpu", "2.11.0+cpu.cxx11.abi"])
 def test_upstream_torch_is_a_normal_case_from_1_24_on(torch):
     assert (
-        check_build(torch, (1, 24)) == [] and describe_build(torch) == "upstream's for the CPU: compiled and eager mode"
+        check_build(torch, (1, 24)) == []
+        and describe_build(torch) == "upstream's for the CPU: compiled and eager mode"
     )
     mode, problems = decide_mode(None, None, {}, torch)
     assert mode.name == "compiled" and problems == [] == check_lazy(mode, torch)
@@ -77,15 +78,26 @@ def test_before_1_24_another_build_of_the_right_release_is_a_note(torch):
 
 
 def test_without_a_known_bridge_nothing_is_said_of_torch():
-    assert check_build("2.14.1", None) == [] == check_build(None, (1, 24)) == check_build("odd", (1, 24))
+    assert (
+        check_build("2.14.1", None)
+        == []
+        == check_build(None, (1, 24))
+        == check_build("odd", (1, 24))
+    )
     assert "neither" in describe_build("2.14.1") and "neither" in describe_build(None)
 
 
 def test_torch_below_the_floor_or_missing():
-    assert check_torch("2.10.0") == [] and check_torch("2.4.1")[0].blocking and check_torch(None)[0].blocking
+    assert (
+        check_torch("2.10.0") == []
+        and check_torch("2.4.1")[0].blocking
+        and check_torch(None)[0].blocking
+    )
 
 
-@pytest.mark.skipif(not RELEASES.is_file(), reason="the facts of each release are in ../shared, which is not here")
+@pytest.mark.skipif(
+    not RELEASES.is_file(), reason="the facts of each release are in ../shared, which is not here"
+)
 def test_the_recorded_strings_of_every_release_are_good():
     judged = 0
     for release, facts in json.loads(RELEASES.read_text())["releases"].items():
@@ -95,7 +107,10 @@ def test_the_recorded_strings_of_every_release_are_good():
             assert check_build(torch, bridge) == [] or "+" not in torch, text
             judged += "+" in torch
         for driver in facts.get("drivers_seen", {}).get("value", []):
-            assert all(not note.blocking for note in check_driver(driver.split(" ")[0], bridge, product=None))
+            assert all(
+                not note.blocking
+                for note in check_driver(driver.split(" ")[0], bridge, product=None)
+            )
     assert judged >= 6
 
 
@@ -129,7 +144,11 @@ def test_flags_that_a_run_refuses_are_a_problem_with_its_words():
 @pytest.mark.parametrize("value", ["2", "3", "yes"])
 def test_a_value_that_is_not_for_training_is_lazy_and_a_note(value):
     mode, (problem,) = decide_mode(None, None, {"PT_HPU_LAZY_MODE": value}, "2.6.0+git1")
-    assert mode.name == "lazy" and not problem.blocking and f"PT_HPU_LAZY_MODE={value}" in problem.cause
+    assert (
+        mode.name == "lazy"
+        and not problem.blocking
+        and f"PT_HPU_LAZY_MODE={value}" in problem.cause
+    )
 
 
 def test_a_line_without_a_remedy_points_to_the_page():
@@ -150,16 +169,29 @@ PAIRS = [  # (driver, bridge, words); the recorded ones first
 
 @pytest.mark.parametrize(("driver", "bridge", "words"), PAIRS)
 @pytest.mark.parametrize("product", [True, False, None])
-def test_a_driver_of_another_release_is_a_note_whatever_the_product_was(driver, bridge, words, product):
+def test_a_driver_of_another_release_is_a_note_whatever_the_product_was(
+    driver, bridge, words, product
+):
     (note,) = check_driver(driver, bridge, product=product)
-    assert not note.blocking and driver in note.cause and words in note.cause and "cannot" not in note.cause
+    assert (
+        not note.blocking
+        and driver in note.cause
+        and words in note.cause
+        and "cannot" not in note.cause
+    )
     assert {True: "was right", False: "failed", None: "was not tried"}[product] in note.cause
     assert note.remedy.startswith("nothing to do") == (product is True)
 
 
 @pytest.mark.parametrize(
     ("driver", "bridge"),
-    [("1.24.1-b336d5e", (1, 24)), ("1.21.3-abc", (1, 21)), (None, (1, 21)), ("odd", (1, 21)), ("1.21", None)],
+    [
+        ("1.24.1-b336d5e", (1, 24)),
+        ("1.21.3-abc", (1, 21)),
+        (None, (1, 21)),
+        ("odd", (1, 21)),
+        ("1.21", None),
+    ],
 )
 def test_a_driver_of_the_same_minor_release_or_an_unknown_one_is_nothing(driver, bridge):
     assert check_driver(driver, bridge, product=None) == []
@@ -171,14 +203,23 @@ def test_parts_of_several_releases_are_the_known_cause_of_a_failure():
         == []
         == check_parts({"habana-torch-plugin": "1.24.0.1007", "habana-media-loader": "1.24.1.482"})
     )
-    (note,) = check_parts({"habana-torch-plugin": "1.22.2.32", "habana-torch-dataloader": "1.24.0.1007"})
-    assert "habana-torch-plugin 1.22.2.32" in note.cause and "synStatus 26" in note.cause and not note.blocking
+    (note,) = check_parts(
+        {"habana-torch-plugin": "1.22.2.32", "habana-torch-dataloader": "1.24.0.1007"}
+    )
+    assert (
+        "habana-torch-plugin 1.22.2.32" in note.cause
+        and "synStatus 26" in note.cause
+        and not note.blocking
+    )
 
 
 def test_two_owners_of_cv2():
     one = ("opencv-python", "4.11.0", "/a")
     assert check_owners([]) == [] == check_owners([one])
     (note,) = check_owners([one, ("opencv-python-headless", "4.10.0", "/a")])
-    assert "wrote over" in note.cause and "pip uninstall -y opencv-python opencv-python-headless" in note.remedy
+    assert (
+        "wrote over" in note.cause
+        and "pip uninstall -y opencv-python opencv-python-headless" in note.remedy
+    )
     (note,) = check_owners([one, ("opencv-python-headless", "4.10.0", "/b")])
     assert "hides the other" in note.cause and not note.blocking

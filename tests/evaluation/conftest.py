@@ -26,7 +26,9 @@ def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
     path = tmp_path_factory.mktemp("weights") / "checkpoint.pth"
-    torch.save({"teacher": module.state_dict(), "args": {"arch": "vit_mini", "patch_size": 16}}, path)
+    torch.save(
+        {"teacher": module.state_dict(), "args": {"arch": "vit_mini", "patch_size": 16}}, path
+    )
     return path
 
 
@@ -49,7 +51,11 @@ def score_lines(
 
 
 def find_results(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith((">> ", "eval on ")) or "classifier result" in line]
+    return [
+        line
+        for line in text.splitlines()
+        if line.startswith((">> ", "eval on ")) or "classifier result" in line
+    ]
 
 
 @pytest.fixture
@@ -59,11 +65,16 @@ def launched_lines(lively_weights: Path) -> Callable[..., list[str]]:
         pytest.skip(f"no simulated hpu: {hpu_simulator.why_unavailable()}")
 
     def run(script: str, *words: object) -> list[str]:
-        environment = os.environ | {"PYTHONPATH": str(hpu_simulator.PACKAGE), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(hpu_simulator.PACKAGE),
+            "OMP_NUM_THREADS": "1",
+        }
         launcher = ("-m", "torch.distributed.launch", "--nproc_per_node=2")
         defaults = ("--pretrained_weights", lively_weights, "--num_workers", 1)
         command = [sys.executable, *launcher, script, *map(str, defaults), *map(str, words)]
-        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
         assert ended.returncode == 0, ended.stderr
         assert "device: hpu, fp32" in ended.stdout and "2 processes" in ended.stdout
         return find_results(ended.stdout)
@@ -71,7 +82,9 @@ def launched_lines(lively_weights: Path) -> Callable[..., list[str]]:
     return run
 
 
-def judge_plainly(ranked: list[int], positives: set[int], junk: set[int]) -> tuple[float, list[float]]:
+def judge_plainly(
+    ranked: list[int], positives: set[int], junk: set[int]
+) -> tuple[float, list[float]]:
     """Walk down the list as a person would, passing over junk."""
     area, found, seen, hits = 0.0, 0, 0, []
     for image in ranked:

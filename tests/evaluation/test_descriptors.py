@@ -42,7 +42,9 @@ def test_cls_tokens_are_the_originals(
 ) -> None:
     arrays = golden("vit_patch16")
     model = VisionTransformer(patch_size=16, embed_dim=48, depth=2, heads=3).eval()
-    model.load_state_dict({name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")})
+    model.load_state_dict(
+        {name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")}
+    )
     keys = [key for key in arrays if key.startswith("last2/")]
     assert len(keys) == 4
     for key in keys:
@@ -51,7 +53,11 @@ def test_cls_tokens_are_the_originals(
         for average in (False, True):
             expected = [*tokens[2 - blocks : 1, :, 0], *(tokens[1, :, 0],) * (not average)]
             if average:  # the original joins the two along a new last axis
-                expected.append(np.stack([tokens[1, :, 0], tokens[1, :, 1:].mean(axis=1)], axis=-1).reshape(-1, 96))
+                expected.append(
+                    np.stack([tokens[1, :, 0], tokens[1, :, 1:].mean(axis=1)], axis=-1).reshape(
+                        -1, 96
+                    )
+                )
             with torch.no_grad():
                 found = LastBlocks(model, blocks=blocks, average_patches=average)(images)
             assert relative_error(found, np.concatenate(expected, axis=1)) <= 1e-5, key
@@ -109,7 +115,10 @@ def test_cls_comes_first_and_gem_is_the_fourth_root_of_the_mean_fourth_power(
     found = ClsGem(backbone)(images).cpu().numpy()
     tokens = backbone.get_intermediate_layers(images, n=1)[0].cpu().numpy().astype(np.float64)
     for image, row in zip(tokens, found, strict=True):
-        pooled = [np.mean([max(patch[d], 1e-6) ** 4 for patch in image[1:]]) ** 0.25 for d in range(image.shape[1])]
+        pooled = [
+            np.mean([max(patch[d], 1e-6) ** 4 for patch in image[1:]]) ** 0.25
+            for d in range(image.shape[1])
+        ]
         np.testing.assert_allclose(row, [*image[0], *pooled], rtol=1e-4, atol=1e-5)
 
 
@@ -123,20 +132,36 @@ def test_gem_is_the_originals_pooling_of_the_grid(images: torch.Tensor) -> None:
 
 
 @torch.inference_mode()
-def test_three_sizes_are_averaged_for_each_image_on_its_own(backbone: VisionTransformer, images: torch.Tensor) -> None:
+def test_three_sizes_are_averaged_for_each_image_on_its_own(
+    backbone: VisionTransformer, images: torch.Tensor
+) -> None:
     found = F.normalize(MultiScale(backbone)(images), dim=1)
     for index in range(len(images)):
         one = images[index : index + 1].cpu()
-        sizes = [one, *(F.interpolate(one, size=size, mode="bilinear") for size in ((28, 16), (20, 12)))]
+        sizes = [
+            one,
+            *(F.interpolate(one, size=size, mode="bilinear") for size in ((28, 16), (20, 12))),
+        ]
         # The original hands on the scale and not the size, and torch then steps by the scale's inverse.
-        sizes[1] = F.interpolate(one, scale_factor=1 / 2 ** (1 / 2), mode="bilinear", align_corners=False)
+        sizes[1] = F.interpolate(
+            one, scale_factor=1 / 2 ** (1 / 2), mode="bilinear", align_corners=False
+        )
         assert [tuple(size.shape[2:]) for size in sizes] == [(40, 24), (28, 16), (20, 12)]
         mean = sum(backbone(size.to(images.device)) for size in sizes) / 3
         torch.testing.assert_close(found[index], (mean / mean.norm())[0], rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_a_card_computes_them_all_itself(device: torch.device, backbone: nn.Module, images: torch.Tensor) -> None:
-    with hpu_simulator.watch() if device.type == "hpu" else contextlib.nullcontext(hpu_simulator.Seen()) as seen:
-        assert all(describe(images).device.type == device.type for describe in (ClsGem(backbone), MultiScale(backbone)))
+def test_a_card_computes_them_all_itself(
+    device: torch.device, backbone: nn.Module, images: torch.Tensor
+) -> None:
+    with (
+        hpu_simulator.watch()
+        if device.type == "hpu"
+        else contextlib.nullcontext(hpu_simulator.Seen()) as seen
+    ):
+        assert all(
+            describe(images).device.type == device.type
+            for describe in (ClsGem(backbone), MultiScale(backbone))
+        )
     assert not seen.fallbacks and not seen.float64 and not seen.host_reads

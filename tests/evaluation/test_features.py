@@ -19,8 +19,8 @@ from dino.errors import CheckpointError, DataError
 from dino.evaluation import features as rooms
 from dino.evaluation.features import (
     Features,
-    Reading,
-    build_reading,
+    LoaderConfig,
+    build_loader_config,
     extract_features,
     load_features,
     save_features,
@@ -44,7 +44,12 @@ class FirstPixels(nn.Module):
 
 def build_backbone(normalization: dict[str, list[float]] | None = None) -> TrainedBackbone:
     return TrainedBackbone(
-        module=FirstPixels(), arch="corner", patch_size=16, image_size=16, in_chans=3, normalization=normalization
+        module=FirstPixels(),
+        arch="corner",
+        patch_size=16,
+        image_size=16,
+        in_chans=3,
+        normalization=normalization,
     )
 
 
@@ -62,17 +67,23 @@ def write_images(root: Path, count: int = COUNT) -> ImageSource:
 
 
 def compute_expected(source: ImageSource, normalization: Normalization) -> Tensor:
-    crops = torch.stack([center_crop(read_image(source.path(index)), 16) for index in range(len(source))])
+    crops = torch.stack(
+        [center_crop(read_image(source.path(index)), 16) for index in range(len(source))]
+    )
     return nn.functional.normalize(normalization(crops)[:, :, 0, 0], dim=1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("keep_on_device", [True, False])
-def test_features_are_normalized_and_in_order(tmp_path: Path, batch_size: int, keep_on_device: bool) -> None:
+def test_features_are_normalized_and_in_order(
+    tmp_path: Path, batch_size: int, keep_on_device: bool
+) -> None:
     source = write_images(tmp_path)
-    reading = Reading(batch_size=batch_size, workers=0, keep_on_device=keep_on_device)
+    reading = LoaderConfig(batch_size=batch_size, workers=0, keep_on_device=keep_on_device)
     found = extract_features(build_backbone(), source, build_run(), reading)
-    assert torch.allclose(found.features, compute_expected(source, build_normalization(3)), atol=1e-6)
+    assert torch.allclose(
+        found.features, compute_expected(source, build_normalization(3)), atol=1e-6
+    )
     assert found.labels.tolist() == list(source.labels or ())
     assert torch.allclose(found.features.norm(dim=1), torch.ones(COUNT), atol=1e-5)
     assert found.features.dtype == torch.float32
@@ -81,15 +92,21 @@ def test_features_are_normalized_and_in_order(tmp_path: Path, batch_size: int, k
 def test_the_normalization_of_the_file_is_used(tmp_path: Path) -> None:
     source = write_images(tmp_path)
     own = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
-    found = extract_features(build_backbone(own), source, build_run(), Reading(batch_size=4, workers=0))
+    found = extract_features(
+        build_backbone(own), source, build_run(), LoaderConfig(batch_size=4, workers=0)
+    )
     expected = compute_expected(source, Normalization(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)))
     assert torch.allclose(found.features, expected, atol=1e-6)
 
 
 def test_a_quick_look_reads_the_first_batches(tmp_path: Path) -> None:
     source = write_images(tmp_path)
-    whole = extract_features(build_backbone(), source, build_run(), Reading(batch_size=2, workers=0))
-    quick = extract_features(build_backbone(), source, build_run(), Reading(batch_size=2, workers=0, max_batches=2))
+    whole = extract_features(
+        build_backbone(), source, build_run(), LoaderConfig(batch_size=2, workers=0)
+    )
+    quick = extract_features(
+        build_backbone(), source, build_run(), LoaderConfig(batch_size=2, workers=0, max_batches=2)
+    )
     assert torch.equal(quick.features, whole.features[:4])
     assert torch.equal(quick.labels, whole.labels[:4])
 
@@ -98,32 +115,34 @@ def test_a_bad_image_is_named(tmp_path: Path) -> None:
     source = write_images(tmp_path)
     source.path(3).write_bytes(b"no picture")
     with pytest.raises(DataError) as caught:
-        extract_features(build_backbone(), source, build_run(), Reading(batch_size=2, workers=0))
+        extract_features(
+            build_backbone(), source, build_run(), LoaderConfig(batch_size=2, workers=0)
+        )
     assert source.names[3] in str(caught.value)
 
 
 def test_the_settings_say_how_images_are_fed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "choose_workers", lambda asked, **facts: (asked, *facts.values()))
     data, run = DataConfig(batch_size_per_device=5, num_workers=3), build_run()
-    reading = build_reading(data, run, keep_on_device=False, max_batches=9)
+    reading = build_loader_config(data, run, keep_on_device=False, max_batches=9)
     assert (reading.batch_size, reading.keep_on_device, reading.max_batches) == (5, False, 9)
     assert reading.workers == (3, 1, 0)
-    assert build_reading(DataConfig(), run, keep_on_device=True).workers == (None, 1, 0)
+    assert build_loader_config(DataConfig(), run, keep_on_device=True).workers == (None, 1, 0)
 
 
 def extract_in_company(rank: int, url: str, root: str, output: str) -> None:
     """One of two processes: extract each case and write what it got."""
     torch.set_num_threads(1)
-    run = build_run(Launch(rank=rank, world=2, local_rank=rank, local_world=2), url)
+    run = build_run(Launch(rank=rank, world_size=2, local_rank=rank, local_world_size=2), url)
     rooms.GATHER_ROWS = 2  # several slices even of a few rows
     found = {}
     for count in (COUNT, COUNT - 1, 1):
         source = open_training_source(str(Path(root, str(count))))
         for keep in (True, False):
-            reading = Reading(batch_size=2, workers=0, keep_on_device=keep)
+            reading = LoaderConfig(batch_size=2, workers=0, keep_on_device=keep)
             result = extract_features(build_backbone(), source, run, reading)
             found[count, keep, None] = (result.features, result.labels)
-        quick = Reading(batch_size=1, workers=0, max_batches=2)
+        quick = LoaderConfig(batch_size=1, workers=0, max_batches=2)
         result = extract_features(build_backbone(), source, run, quick)
         found[count, True, 2] = (result.features, result.labels)
     torch.save(found, Path(output, f"{rank}.pt"))
@@ -131,10 +150,15 @@ def extract_in_company(rank: int, url: str, root: str, output: str) -> None:
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    sources = {count: write_images(tmp_path / "images" / str(count), count) for count in (COUNT, COUNT - 1, 1)}
+    sources = {
+        count: write_images(tmp_path / "images" / str(count), count)
+        for count in (COUNT, COUNT - 1, 1)
+    }
     url = f"file://{tmp_path}/meet"
     jobs = [
-        SERVER.Process(target=extract_in_company, args=(rank, url, str(tmp_path / "images"), str(tmp_path)))
+        SERVER.Process(
+            target=extract_in_company, args=(rank, url, str(tmp_path / "images"), str(tmp_path))
+        )
         for rank in range(2)
     ]
     for job in jobs:
@@ -144,7 +168,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert [job.exitcode for job in jobs] == [0, 0]
     for rank in range(2):
         for (count, _, quick), (rows, labels) in torch.load(tmp_path / f"{rank}.pt").items():
-            expected = compute_expected(sources[count], build_normalization(3))[: 4 if quick else None]
+            expected = compute_expected(sources[count], build_normalization(3))[
+                : 4 if quick else None
+            ]
             assert torch.allclose(rows, expected, atol=1e-6)
             assert labels.tolist() == list(sources[count].labels or ())[: len(expected)]
 
@@ -160,7 +186,11 @@ def test_saved_features_come_back(tmp_path: Path) -> None:
 def test_features_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
     with pytest.raises(CheckpointError, match="`dump_features` .* cannot be written to"):
-        save_features(tmp_path / "file" / "folder", "train", Features(features=torch.rand(1, 1), labels=torch.zeros(1)))
+        save_features(
+            tmp_path / "file" / "folder",
+            "train",
+            Features(features=torch.rand(1, 1), labels=torch.zeros(1)),
+        )
 
 
 def test_damaged_features_are_named(tmp_path: Path) -> None:
@@ -204,11 +234,21 @@ def test_views_of_several_shapes_come_in_order_with_one_batch_size_a_shape(tmp_p
     source = write_images(tmp_path)
     shapes = [(4, 6)] * 4 + [(6, 4)] + [(5, 5)] * 2
     for index, (height, width) in enumerate(shapes):
-        Image.new("RGB", (width, height), (30 * index, 200, 250 - 30 * index)).save(source.path(index))
+        Image.new("RGB", (width, height), (30 * index, 200, 250 - 30 * index)).save(
+            source.path(index)
+        )
     module = WholeMean()
-    backbone = TrainedBackbone(module=module, arch="mean", patch_size=1, image_size=16, in_chans=3, normalization=None)
-    reading = Reading(batch_size=3, workers=0)
-    found = extract_features(backbone, source, build_run(), reading, cut=lambda image: image, shapes=shapes)
-    pixels = [build_normalization(3)(read_image(source.path(index)))[:, 0, 0] for index in range(COUNT)]
-    assert torch.allclose(found.features, nn.functional.normalize(torch.stack(pixels), dim=1), atol=1e-5)
+    backbone = TrainedBackbone(
+        module=module, arch="mean", patch_size=1, image_size=16, in_chans=3, normalization=None
+    )
+    reading = LoaderConfig(batch_size=3, workers=0)
+    found = extract_features(
+        backbone, source, build_run(), reading, cut=lambda image: image, shapes=shapes
+    )
+    pixels = [
+        build_normalization(3)(read_image(source.path(index)))[:, 0, 0] for index in range(COUNT)
+    ]
+    assert torch.allclose(
+        found.features, nn.functional.normalize(torch.stack(pixels), dim=1), atol=1e-5
+    )
     assert module.seen == [(3, 3, 4, 6), (3, 3, 4, 6), (1, 3, 6, 4), (2, 3, 5, 5)]

@@ -19,7 +19,7 @@ from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, DinoError, OptionError
 from dino.evaluation import neighbors
-from dino.evaluation.features import Features, Reading
+from dino.evaluation.features import Features, LoaderConfig
 from dino.evaluation.knn import predict_classes, score_backbone, score_knn
 from dino.models.registry import build_backbone
 from dino.runtime.context import Run
@@ -42,7 +42,9 @@ def draw_golden_set(draw: Draw, name: str) -> tuple[Features, Features, int]:
     train_count, test_count, classes, base = SETS[name]
     centers, parts = draw(base + 4, classes, 32), []
     for offset, count in ((0, train_count), (1, test_count)):
-        labels = torch.as_tensor(np.random.RandomState(base + 2 + offset).randint(0, classes, count))
+        labels = torch.as_tensor(
+            np.random.RandomState(base + 2 + offset).randint(0, classes, count)
+        )
         rows = draw(base + offset, count, 32) + 0.4 * centers[labels]
         parts.append(Features(features=F.normalize(rows, dim=1), labels=labels))
     return parts[0], parts[1], classes
@@ -69,7 +71,10 @@ def test_scores_and_winners_are_the_originals(
 @pytest.mark.usefixtures("device")
 def test_classes_of_equal_votes_come_in_the_order_of_their_numbers() -> None:
     """Where fewer than five classes got a vote, the original fills its top 5 with others, in this order; so do we."""
-    train = Features(features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1), labels=torch.tensor([7, 3]))
+    train = Features(
+        features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1),
+        labels=torch.tensor([7, 3]),
+    )
     queries = torch.tensor([[1.0, 0.0]])
     ranked = predict_classes(train, queries, neighbors=(5, 6), temperature=0.07, classes=40)
     assert ranked[5].tolist() == ranked[6].tolist() == [[7, 3, 0, 1, 2]]
@@ -79,8 +84,13 @@ def test_classes_of_equal_votes_come_in_the_order_of_their_numbers() -> None:
 @pytest.mark.parametrize(("k", "best"), [(1, [7]), (2, [7, 3]), (3, [7, 3, 0]), (4, [7, 3, 0, 1])])
 def test_a_k_below_five_counts_that_many_classes(k: int, best: list[int]) -> None:
     """As the original's `narrow(1, 0, min(5, k))`: for k = 1 the second accuracy is the first."""
-    train = Features(features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1), labels=torch.tensor([7, 3]))
-    ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbors=(k,), temperature=0.07, classes=40)
+    train = Features(
+        features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1),
+        labels=torch.tensor([7, 3]),
+    )
+    ranked = predict_classes(
+        train, torch.tensor([[1.0, 0.0]]), neighbors=(k,), temperature=0.07, classes=40
+    )
     assert ranked[k].tolist() == [best]
 
 
@@ -117,8 +127,13 @@ def test_a_backbones_score_is_the_vote_of_20_images_or_of_all_if_there_are_fewer
         normalization={"mean": [0.0] * 3, "std": [1.0] * 3},
     )
     train, query = splits
-    query = dataclasses.replace(query, names=(f"{winner}/query.png",), labels=(train.classes.index(winner),))
-    assert score_backbone(backbone, (train, query), run, Reading(batch_size=4, workers=0)).top1 == 100.0
+    query = dataclasses.replace(
+        query, names=(f"{winner}/query.png",), labels=(train.classes.index(winner),)
+    )
+    assert (
+        score_backbone(backbone, (train, query), run, LoaderConfig(batch_size=4, workers=0)).top1
+        == 100.0
+    )
 
 
 def write_plain_image(path: Path, color: tuple[int, int, int]) -> None:
@@ -126,7 +141,9 @@ def write_plain_image(path: Path, color: tuple[int, int, int]) -> None:
     Image.new("RGB", (16, 16), color).save(path)
 
 
-def compute_votes(train: Features, queries: torch.Tensor, k: int, temperature: float, classes: int) -> np.ndarray:
+def compute_votes(
+    train: Features, queries: torch.Tensor, k: int, temperature: float, classes: int
+) -> np.ndarray:
     """The vote in float64 and one loop a query: (M, C)."""
     vectors, labels = train.features.cpu().numpy().astype(np.float64), train.labels.cpu().numpy()
     votes = np.zeros((len(queries), classes))
@@ -140,7 +157,9 @@ def compute_votes(train: Features, queries: torch.Tensor, k: int, temperature: f
 def draw_set(count: int, classes: int, seed: int) -> Features:
     rng = np.random.RandomState(seed)
     rows = torch.as_tensor(rng.standard_normal((count, 8)).astype(np.float32))
-    return Features(features=F.normalize(rows, dim=1), labels=torch.as_tensor(rng.randint(0, classes, count)))
+    return Features(
+        features=F.normalize(rows, dim=1), labels=torch.as_tensor(rng.randint(0, classes, count))
+    )
 
 
 @pytest.mark.usefixtures("device")
@@ -166,7 +185,9 @@ def test_the_vote_is_that_of_a_plain_loop(classes: int, queries: int, k: int, ru
 def test_with_at_most_five_classes_the_top_five_are_all_of_them(run: Run) -> None:
     for classes in (1, 3, 5):
         train, test = draw_set(40, classes, seed=1), draw_set(30, classes, seed=2)
-        scores = score_knn(train, test, neighbors=(5, 20), temperature=0.07, classes=classes, run=run)
+        scores = score_knn(
+            train, test, neighbors=(5, 20), temperature=0.07, classes=classes, run=run
+        )
         assert all(score.top5 == 100.0 for score in scores.values())
 
 
@@ -201,8 +222,8 @@ def test_processes_share_the_queries(run: Run, monkeypatch: pytest.MonkeyPatch) 
     parts = []
     for rank in range(3):
         monkeypatch.setattr(run.processes, "rank", rank)
-        monkeypatch.setattr(run.processes, "world", 3)
-        monkeypatch.setattr(run.processes, "total", lambda hits: hits)
+        monkeypatch.setattr(run.processes, "world_size", 3)
+        monkeypatch.setattr(run.processes, "all_reduce_sum", lambda hits: hits)
         parts.append(score_knn(train, test, run=run, **settings))
     for k in (1, 20):
         assert sum(part[k].top1 for part in parts) == pytest.approx(whole[k].top1)
@@ -215,7 +236,9 @@ def test_a_low_temperature_does_not_overflow() -> None:
     rows = torch.stack([angles.cos(), angles.sin()], dim=1)
     train = Features(features=rows, labels=torch.tensor([0, 1]))
     for temperature in (0.07, 0.01, 0.001):
-        ranked = predict_classes(train, torch.tensor([[1.0, 0.0]]), neighbors=(2,), temperature=temperature, classes=2)
+        ranked = predict_classes(
+            train, torch.tensor([[1.0, 0.0]]), neighbors=(2,), temperature=temperature, classes=2
+        )
         assert ranked[2].tolist() == [[1, 0]]
 
 
@@ -248,19 +271,30 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def evaluate(capsys: pytest.CaptureFixture, *words: object) -> tuple[list[tuple[int, float, float]], str]:
+def evaluate(
+    capsys: pytest.CaptureFixture, *words: object
+) -> tuple[list[tuple[int, float, float]], str]:
     """Run the command; gives its result lines as (k, top-1, top-5), and all it printed."""
     capsys.readouterr()
     eval_knn.main(["--device", "cpu", "--num_workers", "0", *map(str, words)])
     printed = capsys.readouterr().out
-    return [(int(k), float(top1), float(top5)) for k, top1, top5 in RESULT.findall(printed)], printed
+    return [
+        (int(k), float(top1), float(top5)) for k, top1, top5 in RESULT.findall(printed)
+    ], printed
 
 
 def test_features_are_dumped_and_loaded_with_equal_results(
     images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     words = ("--nb_knn", 1, 5, 20)
-    source = ("--data_path", images, "--pretrained_weights", weights, "--dump_features", tmp_path / "f")
+    source = (
+        "--data_path",
+        images,
+        "--pretrained_weights",
+        weights,
+        "--dump_features",
+        tmp_path / "f",
+    )
     computed, printed = evaluate(capsys, *words, *source)
     assert [k for k, _, _ in computed] == [1, 5, 20]
     assert all(top1 > 60 and top5 == 100 for _, top1, top5 in computed)  # colors are easy
@@ -273,18 +307,36 @@ def test_features_are_dumped_and_loaded_with_equal_results(
 
 def test_shared_photos_are_scored(shared_data: Path, capsys: pytest.CaptureFixture) -> None:
     found, printed = evaluate(
-        capsys, "--data_path", shared_data / "photos", "--random_weights", "--arch", "vit_mini", "--patch_size", 32
+        capsys,
+        "--data_path",
+        shared_data / "photos",
+        "--random_weights",
+        "--arch",
+        "vit_mini",
+        "--patch_size",
+        32,
     )
     assert [k for k, _, _ in found] == [10, 20, 100, 200]
-    assert all(10 < top1 <= top5 <= 100 for _, top1, top5 in found)  # even random features beat guessing
+    assert all(
+        10 < top1 <= top5 <= 100 for _, top1, top5 in found
+    )  # even random features beat guessing
     assert "--random_weights: an untrained vit_mini" in printed
 
 
-def test_a_checkpoint_is_read_from_any_flag_order(images: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_checkpoint_is_read_from_any_flag_order(
+    images: Path, weights: Path, capsys: pytest.CaptureFixture
+) -> None:
     words = ("--data_path", images, "--nb_knn", 5)
     default, _ = evaluate(capsys, *words, "--pretrained_weights", weights)
     spelled, _ = evaluate(
-        capsys, "--pretrained_weights", weights, *words, "--batch_size_per_gpu", 7, "--store_on_device", "false"
+        capsys,
+        "--pretrained_weights",
+        weights,
+        *words,
+        "--batch_size_per_gpu",
+        7,
+        "--store_on_device",
+        "false",
     )
     assert default == spelled
 
@@ -294,9 +346,14 @@ def test_shards_score_as_their_folders(
 ) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-        list(pack_images(open_training_source(str(images / split)), tmp_path / split, Packing(7), workers=1))
+        list(
+            pack_images(
+                open_training_source(str(images / split)), tmp_path / split, Packing(7), workers=1
+            )
+        )
     found, expected = (
-        evaluate(capsys, "--data_path", path, "--pretrained_weights", weights)[0] for path in (tmp_path, images)
+        evaluate(capsys, "--data_path", path, "--pretrained_weights", weights)[0]
+        for path in (tmp_path, images)
     )
     assert found == expected and found
 
@@ -311,19 +368,28 @@ def test_programs_get_the_result_as_json(
     assert told["train"] == 30
     _, printed = evaluate(capsys, *words, "--nb_knn", 5, 200, "--json", tmp_path / "knn.json")
     told = json.loads((tmp_path / "knn.json").read_text())
-    assert set(told["knn"]) == {"5", "200"} and "there are only 30 train images" in printed  # by what was asked
+    assert (
+        set(told["knn"]) == {"5", "200"} and "there are only 30 train images" in printed
+    )  # by what was asked
 
 
 def test_the_references_line_for_eight_cards_gives_the_cpus_figures(
-    images: Path, launched_lines: Callable[..., list[str]], lively_weights: Path, capsys: pytest.CaptureFixture
+    images: Path,
+    launched_lines: Callable[..., list[str]],
+    lively_weights: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     words = ("--data_path", images, "--nb_knn", 5, "--num_workers", 0)
     alone, _ = evaluate(capsys, *words, "--pretrained_weights", lively_weights)
     launched = launched_lines("eval_knn.py", *words)
-    assert [(int(k), float(top1), float(top5)) for k, top1, top5 in RESULT.findall("\n".join(launched))] == alone
+    assert [
+        (int(k), float(top1), float(top5)) for k, top1, top5 in RESULT.findall("\n".join(launched))
+    ] == alone
 
 
-def test_a_folder_named_validation_is_accepted(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_named_validation_is_accepted(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     root = write_splits(tmp_path, "validation")
     found, _ = evaluate(capsys, "--data_path", root, "--pretrained_weights", weights, "--nb_knn", 5)
     assert [k for k, _, _ in found] == [5]
@@ -375,27 +441,45 @@ def test_the_speed_of_the_extraction_is_written_for_tensorboard(
         (("--patch_size", "0"), "--patch_size must be >= "),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(words: tuple[str, ...], named: str, images: Path, weights: Path) -> None:
+def test_numbers_that_cannot_be_are_refused(
+    words: tuple[str, ...], named: str, images: Path, weights: Path
+) -> None:
     source = ("--data_path", str(images), "--pretrained_weights", str(weights), "--device", "cpu")
     with pytest.raises(OptionError, match=re.escape(named)):
         eval_knn.main([*source, "--num_workers", "0", *words])
 
 
 def test_a_missing_validation_folder_is_named(images: Path, weights: Path) -> None:
-    words = ["--data_path", str(images / "train"), "--pretrained_weights", str(weights), "--device", "cpu"]
+    words = [
+        "--data_path",
+        str(images / "train"),
+        "--pretrained_weights",
+        str(weights),
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(DataError, match="needs the folders train and val"):
         eval_knn.main(words)
 
 
 def test_missing_weights_are_named_and_never_random(images: Path, tmp_path: Path) -> None:
-    words = ["--data_path", str(images), "--pretrained_weights", str(tmp_path / "gone.pth"), "--device", "cpu"]
+    words = [
+        "--data_path",
+        str(images),
+        "--pretrained_weights",
+        str(tmp_path / "gone.pth"),
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(DinoError, match=r"gone\.pth does not exist") as caught:
         eval_knn.main(words)
     assert caught.value.exit_code == 2
 
 
 def test_features_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"`load_features` .*trainfeat\.pth and trainlabels\.pth cannot be read"):
+    with pytest.raises(
+        DataError, match=r"`load_features` .*trainfeat\.pth and trainlabels\.pth cannot be read"
+    ):
         eval_knn.main(["--load_features", str(tmp_path), "--device", "cpu"])
 
 

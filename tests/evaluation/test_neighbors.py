@@ -29,8 +29,13 @@ def draw_vectors(seed: int, count: int, width: int, *, spread: float) -> torch.T
     count=st.integers(1, 300),
     k=st.integers(1, 20),
 )
-def test_the_best_products_are_those_of_a_plain_sort(seed: int, spread: float, count: int, k: int) -> None:
-    vectors, queries = draw_vectors(seed, count, 24, spread=spread), draw_vectors(seed + 1, 7, 24, spread=spread)
+def test_the_best_products_are_those_of_a_plain_sort(
+    seed: int, spread: float, count: int, k: int
+) -> None:
+    vectors, queries = (
+        draw_vectors(seed, count, 24, spread=spread),
+        draw_vectors(seed + 1, 7, 24, spread=spread),
+    )
     k = min(k, count)
     every = queries.double() @ vectors.double().T
     expected = every.sort(dim=1, descending=True).values[:, :k]
@@ -42,11 +47,16 @@ def test_the_best_products_are_those_of_a_plain_sort(seed: int, spread: float, c
 
 @settings(deadline=None, max_examples=40)
 @given(
-    seed=st.integers(0, 1000), count=st.integers(4000, 6500), k=st.integers(1, 3), levels=st.sampled_from([3, 10**6])
+    seed=st.integers(0, 1000),
+    count=st.integers(4000, 6500),
+    k=st.integers(1, 3),
+    levels=st.sampled_from([3, 10**6]),
 )
 def test_the_largest_are_found_by_groups_too(seed: int, count: int, k: int, levels: int) -> None:
     """With few levels many numbers are equal; any of them will do."""
-    rows = torch.as_tensor(np.random.default_rng(seed).integers(0, levels, (3, count)).astype(np.float32))
+    rows = torch.as_tensor(
+        np.random.default_rng(seed).integers(0, levels, (3, count)).astype(np.float32)
+    )
     found = find_largest(rows, k)
     assert torch.equal(found.products, rows.topk(k, dim=1).values)
     assert torch.equal(rows.gather(1, found.places), found.products)
@@ -61,8 +71,13 @@ def test_cells_find_nearly_all_and_say_how_many(caplog: pytest.LogCaptureFixture
     exact = (queries @ vectors.T).argmax(dim=1)
     found = index.search(queries, 5)
     assert recall == pytest.approx((found.places[:, 0] == exact).float().mean().item(), abs=1e-6)
-    assert 0.3 < recall <= 1 and f"recall@1 {recall:.4f} against the exact one, on 300 queries" in caplog.text
-    assert torch.allclose(found.products, (queries[:, None] * vectors[found.places]).sum(-1), atol=1e-5)
+    assert (
+        0.3 < recall <= 1
+        and f"recall@1 {recall:.4f} against the exact one, on 300 queries" in caplog.text
+    )
+    assert torch.allclose(
+        found.products, (queries[:, None] * vectors[found.places]).sum(-1), atol=1e-5
+    )
 
 
 def test_cells_that_hold_fewer_than_k_repeat_their_last() -> None:
@@ -78,7 +93,11 @@ def test_a_card_finds_them_all_itself(device: torch.device) -> None:
     with torch.device("cpu"):
         vectors, queries = draw_vectors(1, 4100, 16, spread=1.0), draw_vectors(2, 5, 16, spread=1.0)
     index = ExactIndex(vectors.to(device))
-    with hpu_simulator.watch() if device.type == "hpu" else contextlib.nullcontext(hpu_simulator.Seen()) as seen:
+    with (
+        hpu_simulator.watch()
+        if device.type == "hpu"
+        else contextlib.nullcontext(hpu_simulator.Seen()) as seen
+    ):
         found = index.search(queries.to(device), 2)
     assert not seen.fallbacks and not seen.host_reads
     assert torch.equal(found.places.cpu(), (queries @ vectors.T).topk(2, dim=1).indices)

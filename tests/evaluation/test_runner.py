@@ -33,24 +33,37 @@ def build_config(json_path: Path | None = None) -> EvaluationConfig:
 
 
 def test_a_result_that_could_not_be_written_is_refused_at_once(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="`json` .* cannot be written; name a file in a folder that exists"):
+    with pytest.raises(
+        OptionError, match="`json` .* cannot be written; name a file in a folder that exists"
+    ):
         Runner(build_config(tmp_path / "nowhere" / "result.json"), run)
 
 
 def test_images_are_fed_as_the_settings_say(run: Run) -> None:
     reading = Runner(build_config(), run, keep_on_device=True, max_batches=9).reading
-    assert (reading.batch_size, reading.workers, reading.keep_on_device, reading.max_batches) == (2, 0, True, 9)
+    assert (reading.batch_size, reading.workers, reading.keep_on_device, reading.max_batches) == (
+        2,
+        0,
+        True,
+        9,
+    )
     reading = Runner(build_config(), run).reading
     assert (reading.keep_on_device, reading.max_batches) == (False, None)
 
 
 @pytest.mark.parametrize(("rank", "order"), [(0, ["load", "barrier"]), (1, ["barrier", "load"])])
-def test_rank_0_loads_first(rank: int, order: list[str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_loads_first(
+    rank: int, order: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     monkeypatch.setattr(run.processes, "rank", rank)
     monkeypatch.setattr(run.processes, "barrier", lambda: done.append("barrier"))
-    monkeypatch.setattr(rooms, "load_backbone", lambda *settings, published: done.append("load") or published)
-    assert Runner(build_config(), run).load_backbone({("vit_small", 16): "file"}) == {("vit_small", 16): "file"}
+    monkeypatch.setattr(
+        rooms, "load_backbone", lambda *settings, published: done.append("load") or published
+    )
+    assert Runner(build_config(), run).load_backbone({("vit_small", 16): "file"}) == {
+        ("vit_small", 16): "file"
+    }
     assert done == order
 
 
@@ -63,7 +76,9 @@ def test_features_are_those_of_its_run_and_reading(run: Run, tmp_path: Path) -> 
     )
     runner = Runner(build_config(), run)
     expected = extract_features(backbone, source, run, runner.reading, normalize=False)
-    assert torch.equal(runner.extract(backbone, source, normalize=False).features, expected.features)
+    assert torch.equal(
+        runner.extract(backbone, source, normalize=False).features, expected.features
+    )
 
 
 def test_rank_0_alone_reports(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,13 @@ ALIVE = 4  # of each head's queries, keys and values, of a block's hidden units,
 
 QUIET = ("--device", "cpu", "--num_workers", "0")
 WEIGHTS = ("--pretrained_weights", "run/teacher_backbone.pth")
-UNTRAINED = ("--random_weights", "--arch", "vit_mini", "--patch_size", "32")  # frames are large, so patches are too
+UNTRAINED = (
+    "--random_weights",
+    "--arch",
+    "vit_mini",
+    "--patch_size",
+    "32",
+)  # frames are large, so patches are too
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,14 @@ TRAIN = Command(
         *QUIET,
         *("--data_path", "images/train", "--output_dir", "run", "--init_from", "initial.pth"),
         *("--arch", "vit_mini", "--patch_size", str(PATCH), "--out_dim", str(PROTOTYPES)),
-        *("--global_crops_size", str(SIZE), "--local_crops_size", "16", "--local_crops_number", "2"),
+        *(
+            "--global_crops_size",
+            str(SIZE),
+            "--local_crops_size",
+            "16",
+            "--local_crops_number",
+            "2",
+        ),
         *("--batch_size_per_device", "4", "--epochs", "3", "--warmup_epochs", "0"),
         # A small eps would make a whole step of the rounding where a gradient is zero but for it (the keys' bias).
         *("--lr", "0.1", "--min_lr", "1e-3", "--eps", "1e-5", "--momentum_teacher", "0.9"),
@@ -67,12 +80,25 @@ TRAIN = Command(
 LINEAR = Command(
     "eval_linear",
     (
-        *(*QUIET, *WEIGHTS, "--data_path", "images", "--output_dir", "linear", "--json", "json/linear.json"),
+        *(
+            *QUIET,
+            *WEIGHTS,
+            "--data_path",
+            "images",
+            "--output_dir",
+            "linear",
+            "--json",
+            "json/linear.json",
+        ),
         *("--n_last_blocks", "2", "--batch_size_per_device", "4", "--lr", "0.1", "--epochs", "1"),
     ),
 )
-LINEAR_CONTINUED = Command(LINEAR.module, (*LINEAR.words, "--epochs", "2", "--output_dir", "linear_continued"))
-LINEAR_SCORED = Command(LINEAR.module, (*LINEAR.words, "--evaluate", "--json", "json/linear_evaluate.json"))
+LINEAR_CONTINUED = Command(
+    LINEAR.module, (*LINEAR.words, "--epochs", "2", "--output_dir", "linear_continued")
+)
+LINEAR_SCORED = Command(
+    LINEAR.module, (*LINEAR.words, "--evaluate", "--json", "json/linear_evaluate.json")
+)
 SCORE_KNN = ("--nb_knn", "2", "5")
 KNN = Command(
     "eval_knn",
@@ -82,7 +108,8 @@ KNN = Command(
     ),
 )
 KNN_LOADED = Command(
-    "eval_knn", ("--device", "cpu", "--load_features", "knn", *SCORE_KNN, "--json", "json/knn_loaded.json")
+    "eval_knn",
+    ("--device", "cpu", "--load_features", "knn", *SCORE_KNN, "--json", "json/knn_loaded.json"),
 )
 
 
@@ -94,7 +121,9 @@ def _extract(output: str, *more: str) -> Command:
 
 
 EXTRACT_FEATURES = _extract("val.npz", "--json", "json/extract_features.json")
-EXTRACT_WEIGHTS = Command("extract_weights", ("--weights", "run/checkpoint.pth", "--output", "vit_model.pth"))
+EXTRACT_WEIGHTS = Command(
+    "extract_weights", ("--weights", "run/checkpoint.pth", "--output", "vit_model.pth")
+)
 INSPECT = Command("dino.inspect", ("run/checkpoint.pth", "--json", "json/inspect.json"))
 TO_IPU = Command("dino.interop.ipu", ("run/checkpoint.pth", "ipu/checkpoint.pth"))
 FROM_IPU = Command("dino.interop.ipu", ("ipu/checkpoint.pth", "ipu/back.pth"))
@@ -116,18 +145,44 @@ COMMANDS = (
     Command(
         "eval_copy_detection",
         (
-            *(*QUIET, *WEIGHTS, "--data_path", "copydays", "--imsize", "32", "--json", "json/copy_detection.json"),
+            *(
+                *QUIET,
+                *WEIGHTS,
+                "--data_path",
+                "copydays",
+                "--imsize",
+                "32",
+                "--json",
+                "json/copy_detection.json",
+            ),
             *("--distractors_path", "images/val", "--whitening_path", "images/val"),
         ),
     ),
     Command(
         "eval_image_retrieval",
-        (*QUIET, *WEIGHTS, "--data_path", "landmarks", "--imsize", "32", "--json", "json/image_retrieval.json"),
+        (
+            *QUIET,
+            *WEIGHTS,
+            "--data_path",
+            "landmarks",
+            "--imsize",
+            "32",
+            "--json",
+            "json/image_retrieval.json",
+        ),
     ),
     Command(
         "eval_video_segmentation",
         (
-            *(*QUIET, *UNTRAINED, "--data_path", "davis", "--output_dir", "davis_found", "--evaluate"),
+            *(
+                *QUIET,
+                *UNTRAINED,
+                "--data_path",
+                "davis",
+                "--output_dir",
+                "davis_found",
+                "--evaluate",
+            ),
             *("--json", "json/video_segmentation.json"),
         ),
     ),
@@ -148,61 +203,132 @@ COMMANDS = (
     Command(
         "compute_segmentation_metrics",
         (
-            *("--dataset_path", "driving", "--prediction_path", "driving_predicted", "--num_classes", "4"),
+            *(
+                "--dataset_path",
+                "driving",
+                "--prediction_path",
+                "driving_predicted",
+                "--num_classes",
+                "4",
+            ),
             *("--json", "json/segmentation_metrics_driving.json", "--csv", "tables/driving.csv"),
         ),
     ),
     Command(
         "visualize_attention",
         (
-            *("--device", "cpu", *WEIGHTS, "--image_path", "images/val/ant", "--image_size", str(SIZE), str(SIZE)),
+            *(
+                "--device",
+                "cpu",
+                *WEIGHTS,
+                "--image_path",
+                "images/val/ant",
+                "--image_size",
+                str(SIZE),
+                str(SIZE),
+            ),
             *("--output_dir", "attention", "--json", "json/visualize_attention.json"),
         ),
     ),
     Command(
         "video_generation",
         (
-            *("--device", "cpu", *WEIGHTS, "--input_path", "images/val/ant", "--resize", str(SIZE), str(SIZE)),
+            *(
+                "--device",
+                "cpu",
+                *WEIGHTS,
+                "--input_path",
+                "images/val/ant",
+                "--resize",
+                str(SIZE),
+                str(SIZE),
+            ),
             *("--output_path", "video", "--json", "json/video_generation.json"),
         ),
     ),
     EXTRACT_WEIGHTS,
     INSPECT,
-    Command("dino.inspect", ("run/teacher_backbone.pth", "--json", "json/inspect_teacher_backbone.json")),
+    Command(
+        "dino.inspect", ("run/teacher_backbone.pth", "--json", "json/inspect_teacher_backbone.json")
+    ),
     Command(
         "dino.data.check",
-        ("doubtful", "--num_workers", "0", "--output", "clean.txt", "--json", "json/data_check.json"),
+        (
+            "doubtful",
+            "--num_workers",
+            "0",
+            "--output",
+            "clean.txt",
+            "--json",
+            "json/data_check.json",
+        ),
         code=1,
     ),
     Command(
         "dino.data.pack",
-        ("images/train", "packed", "--shard_size", "8", "--num_workers", "0", "--json", "json/data_pack.json"),
+        (
+            "images/train",
+            "packed",
+            "--shard_size",
+            "8",
+            "--num_workers",
+            "0",
+            "--json",
+            "json/data_pack.json",
+        ),
     ),
     Command(
         "dino.devices.align",
         (
             *("--device", "cpu", "--steps", "2", "--out_dim", "16", "--patch_size", "8"),
-            *("--global_crops_size", "16", "--local_crops_size", "8", "--json", "json/devices_align.json"),
+            *(
+                "--global_crops_size",
+                "16",
+                "--local_crops_size",
+                "8",
+                "--json",
+                "json/devices_align.json",
+            ),
         ),
     ),
     TO_IPU,
     *(
-        Command(f"dino.interop.{name}", (*WEIGHTS, "--output", output, "--json", f"json/interop_{name}.json"))
-        for name, output in (("timm", "out.safetensors"), ("huggingface", "hf"), ("paddle", "out.pdparams"))
+        Command(
+            f"dino.interop.{name}",
+            (*WEIGHTS, "--output", output, "--json", f"json/interop_{name}.json"),
+        )
+        for name, output in (
+            ("timm", "out.safetensors"),
+            ("huggingface", "hf"),
+            ("paddle", "out.pdparams"),
+        )
     ),
     Command("dino.doctor", ("--device", "ipu", "--json", "json/doctor.json"), code=1),
 )
 
 KEPT = (  # what is frozen, below the working folder
-    *("run/checkpoint.pth", "run/checkpoint_previous.pth", "run/teacher_backbone.pth", "run/log.txt"),
+    *(
+        "run/checkpoint.pth",
+        "run/checkpoint_previous.pth",
+        "run/teacher_backbone.pth",
+        "run/log.txt",
+    ),
     *("run/recipe.yaml", "linear/checkpoint.pth.tar", "linear/log.txt", "linear/recipe.yaml"),
     *("linear_continued/checkpoint.pth.tar", "linear_continued/log.txt", "ipu/checkpoint.pth"),
     *(f"knn/{split}{part}.pth" for split in ("train", "test") for part in ("feat", "labels")),
     *("features/val.npz", "features/layers.npz", "features/val.safetensors", "features/val.csv"),
-    *("features/val.parquet", "tables/davis.csv", "tables/driving.csv", "packed/train.json", "clean.txt"),
+    *(
+        "features/val.parquet",
+        "tables/davis.csv",
+        "tables/driving.csv",
+        "packed/train.json",
+        "clean.txt",
+    ),
     *("hf/config.json", "hf/preprocessor_config.json", TAGS, FILES, MACHINE),
 )
-COMPRESSED = tuple(name for name in KEPT if name.startswith(("run/", "ipu/")) and name.endswith(".pth"))
+COMPRESSED = tuple(
+    name for name in KEPT if name.startswith(("run/", "ipu/")) and name.endswith(".pth")
+)
 ENDING = ".xz"  # of what is compressed
 EVENTS = ("run/tensorboard", "linear/tensorboard", "knn_events")
 
@@ -217,7 +343,9 @@ def make_all(folder: Path) -> None:
         run(folder, command)
     written = [name for name in list_files(folder) if name not in drawn]
     (folder / FILES).write_text("".join(f"{name}\n" for name in written))
-    (folder / TAGS).write_text(json.dumps({name: read_tags(folder / name) for name in EVENTS}) + "\n")
+    (folder / TAGS).write_text(
+        json.dumps({name: read_tags(folder / name) for name in EVENTS}) + "\n"
+    )
     (folder / MACHINE).write_text(json.dumps(describe_machine()) + "\n")
 
 
@@ -239,13 +367,18 @@ def draw_data(folder: Path) -> None:
     draw_landmarks(folder / "landmarks" / "roxford5k")
     clips = {"cow": draw_clip(5), "dog": draw_clip(4)}
     make_davis(folder / "davis", clips)
-    make_predictions(folder / "davis_predicted", {name: [frames[0], *frames[:-1]] for name, frames in clips.items()})
+    make_predictions(
+        folder / "davis_predicted",
+        {name: [frames[0], *frames[:-1]] for name, frames in clips.items()},
+    )
     make_runs(folder / "driving", {"monday": draw_clip(3)})
     make_predictions(folder / "driving_predicted", {"monday": draw_clip(4)[1:]})
     make_images(folder / "doubtful", 3)
     make_images(folder / "doubtful" / "small", 1, size=8)
     shutil.copy(folder / "doubtful" / "000.png", folder / "doubtful" / "again.png")
-    (folder / "doubtful" / "cut.png").write_bytes((folder / "doubtful" / "001.png").read_bytes()[:300])
+    (folder / "doubtful" / "cut.png").write_bytes(
+        (folder / "doubtful" / "001.png").read_bytes()[:300]
+    )
 
 
 def draw_clip(frames: int) -> list[np.ndarray]:
@@ -300,7 +433,9 @@ def list_weights() -> Iterator[tuple[str, tuple[int, ...], tuple[Any, ...], floa
     yield "backbone.patch_embed.proj.bias", (WIDTH,), (whole,), 0
     for block in (f"backbone.blocks.{number}." for number in range(BLOCKS)):
         yield from ((f"{block}norm1.{part}", (WIDTH,), (whole,), 0) for part in ("weight", "bias"))
-        rows = [WIDTH * part + unit for part in range(3) for unit in range(ALIVE)]  # the first head's
+        rows = [
+            WIDTH * part + unit for part in range(3) for unit in range(ALIVE)
+        ]  # the first head's
         yield f"{block}attn.qkv.weight", (3 * WIDTH, WIDTH), (rows,), 0.15
         yield f"{block}attn.qkv.bias", (3 * WIDTH,), (whole,), 0
         yield f"{block}attn.proj.weight", (WIDTH, WIDTH), (whole, few), 0.3
@@ -314,7 +449,12 @@ def list_weights() -> Iterator[tuple[str, tuple[int, ...], tuple[Any, ...], floa
     widths = (WIDTH, HEAD_HIDDEN, HEAD_HIDDEN, BOTTLENECK)
     for place in range(3):
         alive = (few, whole if not place else few)
-        yield f"head.mlp.{2 * place}.weight", (widths[place + 1], widths[place]), alive, 0.6 if place else 0.15
+        yield (
+            f"head.mlp.{2 * place}.weight",
+            (widths[place + 1], widths[place]),
+            alive,
+            0.6 if place else 0.15,
+        )
         yield f"head.mlp.{2 * place}.bias", (widths[place + 1],), (whole,), 0
     yield "head.last_layer.weight_g", (PROTOTYPES, 1), (whole,), 0
     yield "head.last_layer.weight_v", (PROTOTYPES, BOTTLENECK), (whole, few), 0.6
@@ -323,7 +463,9 @@ def list_weights() -> Iterator[tuple[str, tuple[int, ...], tuple[Any, ...], floa
 def run(folder: Path, command: Command) -> str:
     """Run a command line in a folder, in a process of its own; gives what it printed."""
     printed = folder / PRINTED
-    process = SERVER.Process(target=_run, args=(str(folder), command.module, list(command.words), str(printed)))
+    process = SERVER.Process(
+        target=_run, args=(str(folder), command.module, list(command.words), str(printed))
+    )
     process.start()
     process.join()
     text = printed.read_text(encoding="utf-8")
@@ -348,7 +490,11 @@ def _run(folder: str, module: str, words: list[str], printed: str) -> None:
 def list_files(folder: Path) -> list[str]:
     """All files of a folder that commands ran in, but those whose names hold the time or the machine."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if not name.startswith((*EVENTS, "cache/", "linear_continued/", PRINTED)))
+    return sorted(
+        name
+        for name in names
+        if not name.startswith((*EVENTS, "cache/", "linear_continued/", PRINTED))
+    )
 
 
 def read_tags(folder: Path) -> dict[str, list[int]]:
@@ -356,7 +502,10 @@ def read_tags(folder: Path) -> dict[str, list[int]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder)).Reload()
-    return {tag: [event.step for event in events.Scalars(tag)] for tag in sorted(events.Tags()["scalars"])}
+    return {
+        tag: [event.step for event in events.Scalars(tag)]
+        for tag in sorted(events.Tags()["scalars"])
+    }
 
 
 def describe_machine() -> Mapping[str, str]:
@@ -375,9 +524,9 @@ def describe_processor() -> str:
     """Vendor, family and model, by which matrix libraries choose their kernels."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
-    return " ".join(re.findall(r"^(?:vendor_id|cpu family|model)\s*: (\S+)", text, re.MULTILINE)[:3]) or (
-        platform.machine()
-    )
+    return " ".join(
+        re.findall(r"^(?:vendor_id|cpu family|model)\s*: (\S+)", text, re.MULTILINE)[:3]
+    ) or (platform.machine())
 
 
 def freeze(folder: Path, target: Path) -> None:
@@ -386,7 +535,9 @@ def freeze(folder: Path, target: Path) -> None:
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         if name in COMPRESSED:
-            place.with_name(f"{place.name}{ENDING}").write_bytes(lzma.compress((folder / name).read_bytes()))
+            place.with_name(f"{place.name}{ENDING}").write_bytes(
+                lzma.compress((folder / name).read_bytes())
+            )
         else:
             shutil.copyfile(folder / name, place)
 

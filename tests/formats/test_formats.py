@@ -23,14 +23,28 @@ from safetensors import safe_open
 
 from tests.formats import make
 
-METERS = ("loss", "entropy", "divergence", "feature_std", "centre_norm", "grad_norm")  # after the number of steps
+METERS = (
+    "loss",
+    "entropy",
+    "divergence",
+    "feature_std",
+    "centre_norm",
+    "grad_norm",
+)  # after the number of steps
 ONE_STEP = 1e-5  # how far other kernels may be apart after one step from the same state
 METER = 1e-4  # the same for what a step only reports
 NINE_STEPS = 1e-2  # the same after nine steps, in which rounding grows
 JSON_FILES = sorted(path.name for path in (make.FROZEN / "json").iterdir())
 CHECKPOINTS = [name for name in make.KEPT if name.endswith((".pth", ".pth.tar"))]
-EXACT = ("args/", "resume/identity/", "identity/", "normalisation/")  # plain values that no kernel has a part in
-ADDED = frozenset({"format"})  # keys and flags that files have gained since; those without them must load
+EXACT = (
+    "args/",
+    "resume/identity/",
+    "identity/",
+    "normalisation/",
+)  # plain values that no kernel has a part in
+ADDED = frozenset(
+    {"format"}
+)  # keys and flags that files have gained since; those without them must load
 OF_WEIGHTS = "identity/backbone"  # a digest of weights, which other kernels train otherwise
 
 
@@ -96,7 +110,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of nested containers with its path, in order; empty containers are leaves."""
-    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if is_row(value) else ()
+    pairs = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if is_row(value) else ()
+    )
     if not pairs:
         yield path, value
     for key, part in pairs:
@@ -125,18 +141,28 @@ def measure_distance(found: Any, expected: Any) -> float:
     return float(((one - other).abs() / other.abs().clamp_min(1)).max()) if one.numel() else 0.0
 
 
-def assert_same_numbers(found: Any, expected: Any, *, exact: bool, within: Mapping[str, float] | float) -> None:
+def assert_same_numbers(
+    found: Any, expected: Any, *, exact: bool, within: Mapping[str, float] | float
+) -> None:
     """Compare every number of two nested containers of one form; `within` may tell tolerances by the path's start."""
     limits = within if isinstance(within, Mapping) else {"": within}
     for (path, value), (_, wanted) in zip(walk(found), walk(expected), strict=True):
-        if not isinstance(wanted, torch.Tensor | float) or (isinstance(wanted, float) and math.isnan(wanted)):
+        if not isinstance(wanted, torch.Tensor | float) or (
+            isinstance(wanted, float) and math.isnan(wanted)
+        ):
             continue
-        limit = 0.0 if exact else next(limit for start, limit in limits.items() if path.startswith(start))
+        limit = (
+            0.0
+            if exact
+            else next(limit for start, limit in limits.items() if path.startswith(start))
+        )
         assert measure_distance(value, wanted) <= limit, path
 
 
 def test_the_same_files_are_written(fresh: Path) -> None:
-    assert (fresh / make.FILES).read_text().split() == (make.FROZEN / make.FILES).read_text().split()
+    assert (fresh / make.FILES).read_text().split() == (
+        make.FROZEN / make.FILES
+    ).read_text().split()
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -145,7 +171,9 @@ def test_a_fresh_checkpoint_has_the_frozen_form(name: str, fresh: Path, frozen: 
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_fresh_checkpoint_has_the_frozen_numbers(name: str, fresh: Path, frozen: Path, same_machine: bool) -> None:
+def test_a_fresh_checkpoint_has_the_frozen_numbers(
+    name: str, fresh: Path, frozen: Path, same_machine: bool
+) -> None:
     found, expected = load(fresh / name), load(frozen / name)
     assert_same_numbers(found, expected, exact=same_machine, within=NINE_STEPS)
 
@@ -157,7 +185,10 @@ def test_the_checkpoint_has_the_keys_that_users_know(fresh: Path) -> None:
         *("student", "teacher", "optimizer", "epoch", "args", "dino_loss"),
         *("normalisation", "resume"),
     ]
-    assert list(state["dino_loss"]) == ["center"] and list(state["normalisation"]) == ["mean", "std"]
+    assert list(state["dino_loss"]) == ["center"] and list(state["normalisation"]) == [
+        "mean",
+        "std",
+    ]
     resume = state["resume"]
     assert list(resume) == ["identity", "program", "bad_images", "unfinished", "mode"]
     assert list(resume["program"]) == ["non_finite", "meters"]
@@ -173,10 +204,14 @@ def test_meters_are_in_the_order_of_the_log(folder: str, request: pytest.Fixture
     steps, *sums = load(run / "checkpoint.pth")["resume"]["program"]["meters"].tolist()
     last = read_lines(run / "log.txt")[-1]
     assert steps == 3 and len(sums) == len(METERS)
-    assert [last[f"train_{name}"] for name in METERS] == pytest.approx([total / steps for total in sums])
+    assert [last[f"train_{name}"] for name in METERS] == pytest.approx(
+        [total / steps for total in sums]
+    )
 
 
-def test_training_resumes_from_the_frozen_checkpoint(place: Path, frozen: Path, same_machine: bool) -> None:
+def test_training_resumes_from_the_frozen_checkpoint(
+    place: Path, frozen: Path, same_machine: bool
+) -> None:
     """One iteration from inside an epoch to its end, with the same command."""
     copy(frozen, place, "run/checkpoint_previous.pth", "run/checkpoint.pth")
     copy(frozen, place, "run/log.txt")
@@ -184,8 +219,15 @@ def test_training_resumes_from_the_frozen_checkpoint(place: Path, frozen: Path, 
     for name in ("checkpoint.pth", "teacher_backbone.pth"):
         found, expected = load(place / "run" / name), load(frozen / "run" / name)
         assert list_form(found) == list_form(expected)
-        assert_same_numbers(found, expected, exact=same_machine, within={"resume/program/meters": METER, "": ONE_STEP})
-    assert (place / "run/checkpoint_previous.pth").read_bytes() == (frozen / "run/checkpoint_previous.pth").read_bytes()
+        assert_same_numbers(
+            found,
+            expected,
+            exact=same_machine,
+            within={"resume/program/meters": METER, "": ONE_STEP},
+        )
+    assert (place / "run/checkpoint_previous.pth").read_bytes() == (
+        frozen / "run/checkpoint_previous.pth"
+    ).read_bytes()
     found, expected = read_lines(place / "run/log.txt"), read_lines(frozen / "run/log.txt")
     assert found[:2] == expected[:2] and list_form(found) == list_form(expected)
     assert_same_numbers(found[2], expected[2], exact=same_machine, within=METER)
@@ -193,14 +235,25 @@ def test_training_resumes_from_the_frozen_checkpoint(place: Path, frozen: Path, 
 
 def test_one_step_moves_far_more_than_the_tolerance(frozen: Path) -> None:
     """Or else the test before this one would pass without a step."""
-    before, after = (load(frozen / "run" / name) for name in ("checkpoint_previous.pth", "checkpoint.pth"))
-    moved = [measure_distance(after["student"][name], tensor) for name, tensor in before["student"].items()]
-    trained = [distance for name, distance in zip(before["student"], moved, strict=True) if "weight_g" not in name]
+    before, after = (
+        load(frozen / "run" / name) for name in ("checkpoint_previous.pth", "checkpoint.pth")
+    )
+    moved = [
+        measure_distance(after["student"][name], tensor)
+        for name, tensor in before["student"].items()
+    ]
+    trained = [
+        distance
+        for name, distance in zip(before["student"], moved, strict=True)
+        if "weight_g" not in name
+    ]
     assert min(trained) > 10 * ONE_STEP
 
 
 @pytest.mark.parametrize("name", ["run/log.txt", "linear/log.txt", "linear_continued/log.txt"])
-def test_log_lines_have_the_frozen_keys(name: str, fresh: Path, frozen: Path, same_machine: bool) -> None:
+def test_log_lines_have_the_frozen_keys(
+    name: str, fresh: Path, frozen: Path, same_machine: bool
+) -> None:
     found, expected = read_lines(fresh / name), read_lines(frozen / name)
     assert list_form(found) == list_form(expected)
     assert_same_numbers(found, expected, exact=same_machine, within=0.1)
@@ -208,7 +261,9 @@ def test_log_lines_have_the_frozen_keys(name: str, fresh: Path, frozen: Path, sa
 
 @pytest.mark.parametrize("name", ["run/recipe.yaml", "linear/recipe.yaml"])
 def test_recipes_have_the_frozen_keys_and_values(name: str, fresh: Path, frozen: Path) -> None:
-    found, expected = (drop_added(yaml.safe_load((folder / name).read_text())) for folder in (fresh, frozen))
+    found, expected = (
+        drop_added(yaml.safe_load((folder / name).read_text())) for folder in (fresh, frozen)
+    )
     assert list(found.items()) == list(expected.items())
 
 
@@ -233,15 +288,25 @@ def test_json_has_the_frozen_keys(name: str, fresh: Path, frozen: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["val.npz", "layers.npz"])
-def test_feature_archives_have_the_frozen_arrays(name: str, fresh: Path, frozen: Path, same_machine: bool) -> None:
-    with np.load(fresh / "features" / name) as found, np.load(frozen / "features" / name) as expected:
+def test_feature_archives_have_the_frozen_arrays(
+    name: str, fresh: Path, frozen: Path, same_machine: bool
+) -> None:
+    with (
+        np.load(fresh / "features" / name) as found,
+        np.load(frozen / "features" / name) as expected,
+    ):
         assert found.files == expected.files
         for array in expected.files:
-            assert (found[array].dtype, found[array].shape) == (expected[array].dtype, expected[array].shape)
+            assert (found[array].dtype, found[array].shape) == (
+                expected[array].dtype,
+                expected[array].shape,
+            )
             if expected[array].dtype != np.float32:
                 assert found[array].tolist() == expected[array].tolist()
             else:
-                assert measure_distance(found[array], expected[array]) <= (0 if same_machine else 0.1)
+                assert measure_distance(found[array], expected[array]) <= (
+                    0 if same_machine else 0.1
+                )
 
 
 def describe_safetensors(path: Path) -> list[Any]:
@@ -270,7 +335,8 @@ DESCRIBE = {
     "features/val.parquet": describe_parquet,
     **dict.fromkeys(("features/val.csv", "tables/davis.csv", "tables/driving.csv"), describe_table),
     **dict.fromkeys(
-        ("packed/train.json", "clean.txt", "hf/config.json", "hf/preprocessor_config.json"), Path.read_text
+        ("packed/train.json", "clean.txt", "hf/config.json", "hf/preprocessor_config.json"),
+        Path.read_text,
     ),
 }
 
@@ -280,9 +346,14 @@ def test_other_files_have_the_frozen_form(name: str, fresh: Path, frozen: Path) 
     assert DESCRIBE[name](fresh / name) == DESCRIBE[name](frozen / name)
 
 
-def test_the_frozen_teacher_gives_the_frozen_features(place: Path, frozen: Path, same_machine: bool) -> None:
+def test_the_frozen_teacher_gives_the_frozen_features(
+    place: Path, frozen: Path, same_machine: bool
+) -> None:
     make.run(place, make.EXTRACT_FEATURES)
-    with np.load(place / "features/val.npz") as found, np.load(frozen / "features/val.npz") as expected:
+    with (
+        np.load(place / "features/val.npz") as found,
+        np.load(frozen / "features/val.npz") as expected,
+    ):
         distance = measure_distance(found["features"], expected["features"])
         assert distance <= (0 if same_machine else ONE_STEP)
 
@@ -294,7 +365,9 @@ def test_frozen_knn_features_are_read(place: Path, frozen: Path) -> None:
     assert found == expected
 
 
-def test_the_frozen_linear_layer_is_continued(place: Path, frozen: Path, same_machine: bool) -> None:
+def test_the_frozen_linear_layer_is_continued(
+    place: Path, frozen: Path, same_machine: bool
+) -> None:
     shutil.copytree(frozen / "linear", place / "linear_continued")
     make.run(place, make.LINEAR_CONTINUED)
     name = "linear_continued/checkpoint.pth.tar"
@@ -309,7 +382,9 @@ def test_the_frozen_linear_layer_is_continued(place: Path, frozen: Path, same_ma
 def test_the_frozen_linear_layer_is_scored(place: Path, frozen: Path, same_machine: bool) -> None:
     copy(frozen, place, "linear/checkpoint.pth.tar")
     make.run(place, make.LINEAR_SCORED)
-    found, expected = (read_json(folder / "json/linear_evaluate.json") for folder in (place, frozen))
+    found, expected = (
+        read_json(folder / "json/linear_evaluate.json") for folder in (place, frozen)
+    )
     assert list_form(found) == list_form(expected)
     assert_same_numbers(found, expected, exact=same_machine, within=1e-3)
 
@@ -338,7 +413,10 @@ def test_the_frozen_ipu_checkpoint_becomes_the_frozen_checkpoint(place: Path, fr
         assert_same_numbers(found[part], expected[part], exact=True, within=0)
     for number, state in expected["optimizer"]["state"].items():
         assert_same_numbers(
-            {name: found["optimizer"]["state"][number][name] for name in state}, state, exact=True, within=0
+            {name: found["optimizer"]["state"][number][name] for name in state},
+            state,
+            exact=True,
+            within=0,
         )
     assert found["epoch"] == expected["epoch"]
 

@@ -34,7 +34,17 @@ from .recorder import Seen, phase, watch
 
 PACKAGE = Path(__file__).resolve().parent / "package"  # belongs on PYTHONPATH of a subprocess
 
-__all__ = ["PACKAGE", "Seen", "leave", "load", "load_extension", "mark_phases", "phase", "watch", "why_unavailable"]
+__all__ = [
+    "PACKAGE",
+    "Seen",
+    "leave",
+    "load",
+    "load_extension",
+    "mark_phases",
+    "phase",
+    "watch",
+    "why_unavailable",
+]
 
 
 def load() -> ModuleType:

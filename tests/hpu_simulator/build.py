@@ -73,7 +73,17 @@ def _compile(library: Path) -> None:
             return
         unfinished = library.with_suffix(f".{os.getpid()}")
         abi = int(torch.compiled_with_cxx11_abi())
-        command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(unfinished)]
+        command = [
+            "g++",
+            "-O1",
+            "-std=c++20",
+            "-shared",
+            "-fPIC",
+            "-w",
+            str(SOURCE),
+            "-o",
+            str(unfinished),
+        ]
         command += [f"-DTORCH_EXTENSION_NAME={NAME}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
         torch_home = Path(torch.__file__).parent
         headers = (
@@ -86,5 +96,7 @@ def _compile(library: Path) -> None:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
-            raise ImportError(f"the hpu simulator does not compile: {error.stderr[-2000:]}") from error
+            raise ImportError(
+                f"the hpu simulator does not compile: {error.stderr[-2000:]}"
+            ) from error
         unfinished.rename(library)

@@ -44,7 +44,10 @@ def mark_phases() -> None:
 
     def build_marked(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
-        self.student, self.teacher = _Marked(self.student, "student"), _Marked(self.teacher, "teacher")
+        self.student, self.teacher = (
+            _Marked(self.student, "student"),
+            _Marked(self.teacher, "teacher"),
+        )
         self.enter = lambda name: enter_phase(PHASES[name])
 
     step.DinoProgram.__init__ = build_marked

@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 import torch
 
 HERE = Path(__file__)
-HIDDEN = (str(Path(torch.__file__).parent), str(HERE), str(HERE.with_name("package")), contextlib.__file__)
+HIDDEN = (
+    str(Path(torch.__file__).parent),
+    str(HERE),
+    str(HERE.with_name("package")),
+    contextlib.__file__,
+)
 FRAMES = 4  # of the caller, the innermost first
 
 
@@ -142,7 +147,11 @@ class Seen:
 
     def calls(self, name: str) -> list[str]:
         """The recorded lines of one operator, such as "addmm"."""
-        return [line for line in self.ops if line.partition("(")[0].removeprefix("aten::").split(".")[0] == name]
+        return [
+            line
+            for line in self.ops
+            if line.partition("(")[0].removeprefix("aten::").split(".")[0] == name
+        ]
 
     def _observe(self, kind: str, size: int, flags: str) -> None:
         """Called where the host touches the device, in the thread that does."""
@@ -179,7 +188,9 @@ class Seen:
         elif kind == "allocation":
             self.allocations += 1
         else:
-            {"op": self.ops, "new_op": self.new_ops, "scalar_upload": self.scalar_uploads}[kind].append(text)
+            {"op": self.ops, "new_op": self.new_ops, "scalar_upload": self.scalar_uploads}[
+                kind
+            ].append(text)
 
 
 @contextlib.contextmanager
@@ -253,10 +264,14 @@ def _device() -> Any:
 def _likeness(lines: list[str], other: list[str]) -> tuple[float, ...]:
     """Larger for more alike graphs: in the operators' order, their names, their lines but for numbers, their lines."""
     names, others = ([line.partition("(")[0] for line in graph] for graph in (lines, other))
-    in_place = sum(a == b for a, b in zip(names, others, strict=False)) / max(len(names), len(others))
+    in_place = sum(a == b for a, b in zip(names, others, strict=False)) / max(
+        len(names), len(others)
+    )
     forms = ([re.sub(r"[\d.]+", "", line) for line in graph] for graph in (lines, other))
     pairs = (names, others), tuple(forms), (lines, other)
-    return in_place, *(difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio() for a, b in pairs)
+    return in_place, *(
+        difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio() for a, b in pairs
+    )
 
 
 def _changed_part(before: str, after: str) -> str:

@@ -26,12 +26,16 @@ def test_a_vits_map_is_its_patch_tokens_row_by_row(height: int, width: int) -> N
         tokens = network.get_intermediate_layers(torch.rand(2, 3, height, width), n=1)[0]
     for row in range(rows):
         for column in range(columns):
-            torch.testing.assert_close(found[:, :, row, column], tokens[:, 1 + row * columns + column])
+            torch.testing.assert_close(
+                found[:, :, row, column], tokens[:, 1 + row * columns + column]
+            )
 
 
 @pytest.mark.parametrize("size", [(63, 64), (64, 63)])
 def test_an_image_without_room_for_a_patch_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(OptionError, match=f"`patch_size` 64: not one patch fits into {size[0]} x {size[1]} pixels"):
+    with pytest.raises(
+        OptionError, match=f"`patch_size` 64: not one patch fits into {size[0]} x {size[1]} pixels"
+    ):
         compute_map(build_backbone("vit_mini", patch_size=64, img_size=64), *size)
 
 
@@ -47,9 +51,21 @@ def test_a_resnets_map_is_what_it_pools() -> None:
 @pytest.mark.parametrize(
     ("arch", "shape"),
     [
-        *[("shufflenet_v2_x0_5", (1024, 3, 5)), ("mobilenet_v3_small", (576, 3, 5)), ("squeezenet1_1", (512, 5, 9))],
-        *[("regnet_y_400mf", (440, 3, 5)), ("mnasnet0_5", (1280, 3, 5)), ("densenet121", (1024, 3, 5))],
-        *[("swin_t", (768, 3, 5)), ("xcit_nano_12_p16", (128, 6, 10)), ("timm:convnext_atto", (320, 3, 5))],
+        *[
+            ("shufflenet_v2_x0_5", (1024, 3, 5)),
+            ("mobilenet_v3_small", (576, 3, 5)),
+            ("squeezenet1_1", (512, 5, 9)),
+        ],
+        *[
+            ("regnet_y_400mf", (440, 3, 5)),
+            ("mnasnet0_5", (1280, 3, 5)),
+            ("densenet121", (1024, 3, 5)),
+        ],
+        *[
+            ("swin_t", (768, 3, 5)),
+            ("xcit_nano_12_p16", (128, 6, 10)),
+            ("timm:convnext_atto", (320, 3, 5)),
+        ],
     ],
 )
 def test_other_networks_have_one_too(arch: str, shape: tuple[int, ...]) -> None:

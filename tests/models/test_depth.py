@@ -34,9 +34,15 @@ def test_drop_path_at_rate_one_gives_zeros():
 
 
 def test_given_factors_are_used_and_nothing_is_drawn():
-    branch, given, before = torch.ones(3, 2, 2), torch.tensor([0.0, 2.0, 1.0]), torch.get_rng_state()
+    branch, given, before = (
+        torch.ones(3, 2, 2),
+        torch.tensor([0.0, 2.0, 1.0]),
+        torch.get_rng_state(),
+    )
     result = scale_branch(branch, DropPath(0.5).train()(branch, given))
-    assert result[:, 0, 0].tolist() == [0.0, 2.0, 1.0] and torch.equal(result, result[:, :1, :1].expand_as(result))
+    assert result[:, 0, 0].tolist() == [0.0, 2.0, 1.0] and torch.equal(
+        result, result[:, :1, :1].expand_as(result)
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -48,7 +54,9 @@ def test_drawn_factors_are_zero_or_keep_the_expectation_of_each_row():
         kept = {1.0 / np.float32(1.0 - rate)} if rate < 1 else set()
         assert set(np.unique(row)) == kept | ({0.0} if rate else set())
         assert abs(np.mean(row == 0) - rate) < 0.02
-    assert abs(np.mean((drawn[2] == 0) == (drawn[3] == 0)) - (0.75**2 + 0.25**2)) < 0.02, "branches drop by themselves"
+    assert abs(np.mean((drawn[2] == 0) == (drawn[3] == 0)) - (0.75**2 + 0.25**2)) < 0.02, (
+        "branches drop by themselves"
+    )
 
 
 def test_the_key_decides_every_factor():

@@ -26,7 +26,11 @@ def build(**more):
 def test_logits_and_gradients_are_those_of_the_original(tag, golden, draw, relative_error):
     arrays = golden("head")
     head, prefix = build(**TAGS[tag]), f"{tag}/w/"
-    weights = {key.removeprefix(prefix): torch.as_tensor(arrays[key]) for key in arrays if key.startswith(prefix)}
+    weights = {
+        key.removeprefix(prefix): torch.as_tensor(arrays[key])
+        for key in arrays
+        if key.startswith(prefix)
+    }
     assert set(weights) == set(head.state_dict())
     head.load_state_dict(weights)
     features = draw(6, 8, 48).requires_grad_()

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.usefixtures("device")
 def network():
     torch.manual_seed(0)
     backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1, heads=2)
-    return MultiCrop(backbone, DINOHead(in_dim=24, out_dim=16, hidden_dim=20, bottleneck_dim=8)).eval()
+    return MultiCrop(
+        backbone, DINOHead(in_dim=24, out_dim=16, hidden_dim=20, bottleneck_dim=8)
+    ).eval()
 
 
 def test_views_come_back_in_their_order(network):
@@ -46,8 +48,12 @@ def test_parameters_are_named_backbone_and_head(network):
 
 def test_each_resolution_gets_the_depth_of_its_own_images():
     torch.manual_seed(0)
-    backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, heads=2, drop_path_rate=0.5)
-    network = MultiCrop(backbone, DINOHead(in_dim=24, out_dim=16, hidden_dim=20, bottleneck_dim=8)).train()
+    backbone = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, heads=2, drop_path_rate=0.5
+    )
+    network = MultiCrop(
+        backbone, DINOHead(in_dim=24, out_dim=16, hidden_dim=20, bottleneck_dim=8)
+    ).train()
     large, small = torch.randn(2, 3, 32, 32), torch.randn(3, 3, 16, 16)
     depth = torch.tensor([[1.0] * 5] * 2 + [[0, 2, 0, 2, 2.0], [2, 2, 0, 0, 2.0]])
     with torch.no_grad():

@@ -28,7 +28,9 @@ def test_the_product_is_the_interpolation_and_so_is_its_gradient(size):
     found = []
     for compute in (interpolate, scale_position):
         value = compute(embedding, *size, 16)
-        [gradient] = torch.autograd.grad((value * torch.arange(value.shape[1])[:, None]).sum(), embedding)
+        [gradient] = torch.autograd.grad(
+            (value * torch.arange(value.shape[1])[:, None]).sum(), embedding
+        )
         found.append((value.detach(), gradient))
     # Where only the scale differs from 1 and no count, torch's own backward pass copies, though its forward does not.
     kinds = slice(0, 1) if size == (230, 224) else slice(0, 2)
@@ -84,7 +86,10 @@ def test_expected_sizes_change_nothing_and_are_in_no_checkpoint():
         model.expect_sizes([96, 224])
         assert [tuple(part.shape) for part in model.buffers()] == [(6, 14)]
         assert model.state_dict().keys() == names
-        assert all(torch.equal(model(image), features) for image, features in zip(images, before, strict=True))
+        assert all(
+            torch.equal(model(image), features)
+            for image, features in zip(images, before, strict=True)
+        )
 
 
 def test_a_compiler_sees_two_products_and_no_interpolation():
@@ -107,7 +112,9 @@ def test_a_compiler_sees_two_products_and_no_interpolation():
         def forward(self):
             return scale_position(self.embedding, 96, 96, 16, {6: self.weights})
 
-    compiled = torch.compile(Position(), backend=aot_autograd(fw_compiler=watch), fullgraph=True, dynamic=False)
+    compiled = torch.compile(
+        Position(), backend=aot_autograd(fw_compiler=watch), fullgraph=True, dynamic=False
+    )
     compiled().sum().backward()
     assert sum("mm" in name for name in seen) == 4
     assert not [name for name in seen if "index" in name or "bicubic" in name]

@@ -42,7 +42,10 @@ def test_resnet50_keeps_torchvisions_names_and_published_shapes(in_chans):
 
 def test_another_number_of_channels_changes_the_first_convolution_only():
     color, gray = build_backbone("resnet18"), build_backbone("resnet18", in_chans=1)
-    shapes = [{name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} for net in (color, gray)]
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+        for net in (color, gray)
+    ]
     assert {name for name in shapes[0] if shapes[0][name] != shapes[1][name]} == {"conv1.weight"}
     assert (gray.conv1.stride, gray.conv1.padding, gray.conv1.bias) == ((2, 2), (3, 3), None)
 
@@ -68,11 +71,19 @@ def test_a_backbone_can_be_trained_through():
 def test_vision_transformers_have_the_published_shapes(arch, shape):
     backbone = build_backbone(arch)
     first = backbone.blocks[0]
-    assert (backbone.embed_dim, len(backbone.blocks), first.attn.heads, first.mlp.fc1.out_features) == shape
+    assert (
+        backbone.embed_dim,
+        len(backbone.blocks),
+        first.attn.heads,
+        first.mlp.fc1.out_features,
+    ) == shape
 
 
 def test_the_small_one_has_the_papers_number_of_parameters():
-    assert sum(parameter.numel() for parameter in build_backbone("vit_small").parameters()) == 21_665_664
+    assert (
+        sum(parameter.numel() for parameter in build_backbone("vit_small").parameters())
+        == 21_665_664
+    )
 
 
 def test_options_reach_the_vision_transformer():
@@ -93,7 +104,10 @@ def test_stochastic_depth_reaches_timm():
 
 def test_blocks_of_timms_networks_are_computed_again_too():
     torch.manual_seed(0)
-    backbone, images = build_backbone("timm:vit_tiny_patch16_224").train(), torch.randn(2, 3, 224, 224)
+    backbone, images = (
+        build_backbone("timm:vit_tiny_patch16_224").train(),
+        torch.randn(2, 3, 224, 224),
+    )
     calls, gradients = [], []
     backbone.blocks[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for what in ("nothing", "blocks"):
@@ -123,14 +137,20 @@ def test_what_cannot_be_computed_again_is_refused(arch, what):
         set_recompute(backbone, what)
 
 
-@pytest.mark.parametrize("arch", [*VITS, "resnet50", "xcit_small_12_p16", "xcit_nano_12_p16_224", "timm:resnet18"])
+@pytest.mark.parametrize(
+    "arch", [*VITS, "resnet50", "xcit_small_12_p16", "xcit_nano_12_p16_224", "timm:resnet18"]
+)
 def test_known_names_pass(arch):
     check_arch(arch)
 
 
 @pytest.mark.parametrize(
     ("arch", "near"),
-    [("vit_smal", "vit_small"), ("resnet5", "resnet50"), ("xcit_smal_12_p16_224", "xcit_small_12_p16_224")],
+    [
+        ("vit_smal", "vit_small"),
+        ("resnet5", "resnet50"),
+        ("xcit_smal_12_p16_224", "xcit_small_12_p16_224"),
+    ],
 )
 def test_an_unknown_name_is_refused_and_the_nearest_named(arch, near):
     for call in (check_arch, build_backbone):
@@ -138,14 +158,18 @@ def test_an_unknown_name_is_refused_and_the_nearest_named(arch, near):
             call(arch)
 
 
-@pytest.mark.parametrize("arch", ["", "timm:", "timm:no_such_model", "xcit_", "fasterrcnn_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "arch", ["", "timm:", "timm:no_such_model", "xcit_", "fasterrcnn_resnet50_fpn"]
+)
 def test_names_that_are_no_classification_backbone_are_refused(arch):
     with pytest.raises(OptionError, match="is unknown"):
         check_arch(arch)
 
 
 def test_a_name_that_is_near_to_none_gets_the_families_on_one_short_line():
-    with pytest.raises(OptionError, match=r"^`arch` qqq is unknown: known are vit_small and .* timm:NAME") as refusal:
+    with pytest.raises(
+        OptionError, match=r"^`arch` qqq is unknown: known are vit_small and .* timm:NAME"
+    ) as refusal:
         check_arch("qqq")
     assert len(str(refusal.value)) < 150
 

@@ -21,7 +21,9 @@ def small_vit(patch_size=16, **more):
 
 def load_golden(arrays, patch_size):
     model = small_vit(patch_size)
-    model.load_state_dict({name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")})
+    model.load_state_dict(
+        {name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")}
+    )
     return model
 
 
@@ -33,11 +35,15 @@ COMPUTE = {
 
 
 @pytest.mark.parametrize(("patch_size", "kind"), [pair for pair in GOLDEN if pair != (8, "last2")])
-def test_outputs_are_those_of_the_original_at_every_size(patch_size, kind, golden, draw, relative_error):
+def test_outputs_are_those_of_the_original_at_every_size(
+    patch_size, kind, golden, draw, relative_error
+):
     arrays = golden(f"vit_patch{patch_size}")
     model = load_golden(arrays, patch_size)
     keys = [key for key in arrays if key.startswith(f"{kind}/")]
-    assert len(keys) == {(16, "cls"): 4, (16, "last2"): 4, (16, "attn"): 3}.get((patch_size, kind), 1)
+    assert len(keys) == {(16, "cls"): 4, (16, "last2"): 4, (16, "attn"): 3}.get(
+        (patch_size, kind), 1
+    )
     for key in keys:
         _, number, shape = key.split("/")
         with torch.no_grad():
@@ -54,18 +60,33 @@ def original_position(embedding, height, width, patch):
     scale = ((height // patch + 0.1) / math.sqrt(count), (width // patch + 0.1) / math.sqrt(count))
     grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
     assert tuple(grid.shape[-2:]) == (height // patch, width // patch)
-    return torch.cat([embedding[:, :1], grid.permute(0, 2, 3, 1).reshape(1, -1, embedding.shape[-1])], dim=1)
+    return torch.cat(
+        [embedding[:, :1], grid.permute(0, 2, 3, 1).reshape(1, -1, embedding.shape[-1])], dim=1
+    )
 
 
 @pytest.mark.parametrize(
-    "size", [(224, 224), (96, 96), (16, 16), (480, 320), (32, 512), (112, 448), (230, 230), (230, 224), (1024, 16)]
+    "size",
+    [
+        (224, 224),
+        (96, 96),
+        (16, 16),
+        (480, 320),
+        (32, 512),
+        (112, 448),
+        (230, 230),
+        (230, 224),
+        (1024, 16),
+    ],
 )
 def test_positions_follow_the_original_rule(size, relative_error):
     torch.manual_seed(0)
     model, images = small_vit(), torch.randn(1, 3, *size)
     with torch.no_grad():
         patches = model.patch_embed(images)
-        tokens = torch.cat([model.cls_token, patches], dim=1) + original_position(model.pos_embed, *size, 16)
+        tokens = torch.cat([model.cls_token, patches], dim=1) + original_position(
+            model.pos_embed, *size, 16
+        )
         for block in model.blocks:
             tokens = block(tokens)
         assert relative_error(model(images), model.norm(tokens)[:, 0]) <= 1e-6
@@ -79,7 +100,14 @@ def test_parameter_names_are_those_of_the_original():
         for kind in ("weight", "bias")
     ]
     assert names == {
-        *{"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"},
+        *{
+            "cls_token",
+            "pos_embed",
+            "patch_embed.proj.weight",
+            "patch_embed.proj.bias",
+            "norm.weight",
+            "norm.bias",
+        },
         *(f"blocks.0.{name}" for name in inside),
     }
 
@@ -97,7 +125,11 @@ def test_a_convolutional_stem_gives_the_tokens_of_the_patches(patch_size, halvin
         assert tokens.shape == (2, rows * columns, 48) and whole.shape == (2, 48)
         assert torch.allclose(model(images[:1]), whole[:1], atol=1e-5)
         last = images.clone()
-        last[..., (rows - 1) * patch_size : rows * patch_size, (columns - 1) * patch_size : columns * patch_size] = 3
+        last[
+            ...,
+            (rows - 1) * patch_size : rows * patch_size,
+            (columns - 1) * patch_size : columns * patch_size,
+        ] = 3
         moved = (model.patch_embed(last) - tokens).norm(dim=2)
         assert (moved.argmax(dim=1) == rows * columns - 1).all()
 
@@ -105,7 +137,9 @@ def test_a_convolutional_stem_gives_the_tokens_of_the_patches(patch_size, halvin
 def explicit_attention(module, tokens):
     """softmax(Q K^T / sqrt(d)) V, a head at a time, in float64."""
     width = tokens.shape[-1] // module.heads
-    query, key, value = F.linear(tokens.double(), module.qkv.weight.double(), module.qkv.bias.double()).chunk(3, -1)
+    query, key, value = F.linear(
+        tokens.double(), module.qkv.weight.double(), module.qkv.bias.double()
+    ).chunk(3, -1)
     heads = []
     for head in range(module.heads):
         part = slice(head * width, (head + 1) * width)
@@ -196,7 +230,10 @@ def test_given_depth_scales_the_branches_of_each_image_in_training_only(relative
         assert torch.equal(model(images, depth), plain)
         found = model.train()(images, depth)
         for place in range(5):
-            assert relative_error(found[place], drop_by_hand(model, images[place], depth[:, place])) <= 1e-6
+            assert (
+                relative_error(found[place], drop_by_hand(model, images[place], depth[:, place]))
+                <= 1e-6
+            )
         with pytest.raises(ValueError, match="shorter"):
             model(images, depth[:2])
     assert torch.equal(torch.get_rng_state(), before)
@@ -223,7 +260,8 @@ def train_once(recompute, depth=None):
     torch.manual_seed(1)
     with Count() as count:
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda part: kept.setdefault(part.untyped_storage()._cdata, part) is None or part, lambda part: part
+            lambda part: kept.setdefault(part.untyped_storage()._cdata, part) is None or part,
+            lambda part: part,
         ):
             features = model(images, depth)
         features.square().sum().backward()
@@ -231,7 +269,9 @@ def train_once(recompute, depth=None):
     return [features.detach(), *(part.grad for part in model.parameters())], size, count.products
 
 
-@pytest.mark.parametrize("depth", [None, [[1.0] * 8] * 2 + [[0.0, 2.0] * 4, [2.0, 2.0, 0.0, 0.0] * 2]])
+@pytest.mark.parametrize(
+    "depth", [None, [[1.0] * 8] * 2 + [[0.0, 2.0] * 4, [2.0, 2.0, 0.0, 0.0] * 2]]
+)
 def test_computing_again_changes_no_bit_and_keeps_less(depth):
     given = None if depth is None else torch.tensor(depth)
     found = [train_once(what, given) for what in ("nothing", "activations", "mlp", "blocks")]
@@ -253,7 +293,9 @@ def test_without_gradients_nothing_is_wrapped(recompute, monkeypatch):
         assert torch.equal(model(images), expected)
 
 
-@pytest.mark.parametrize(("img_size", "patch_size", "tokens"), [(224, 16, 197), (32, 8, 17), (30, 8, 10), (96, 5, 362)])
+@pytest.mark.parametrize(
+    ("img_size", "patch_size", "tokens"), [(224, 16, 197), (32, 8, 17), (30, 8, 10), (96, 5, 362)]
+)
 def test_the_stored_grid_is_that_of_the_image_size(img_size, patch_size, tokens):
     assert small_vit(patch_size, img_size=img_size).pos_embed.shape == (1, tokens, 48)
 
@@ -271,9 +313,15 @@ def test_weights_start_as_in_the_original():
     for name, tensor in model.named_parameters():
         if name.endswith("bias") and "patch_embed" not in name:
             assert not tensor.any(), name
-    for tensor in (model.pos_embed, model.blocks[0].attn.qkv.weight, model.blocks[0].mlp.fc2.weight):
+    for tensor in (
+        model.pos_embed,
+        model.blocks[0].attn.qkv.weight,
+        model.blocks[0].mlp.fc2.weight,
+    ):
         assert float(tensor.detach().std()) == pytest.approx(0.02, rel=0.05)
-    assert all(module.eps == 1e-6 for module in model.modules() if isinstance(module, torch.nn.LayerNorm))
+    assert all(
+        module.eps == 1e-6 for module in model.modules() if isinstance(module, torch.nn.LayerNorm)
+    )
 
 
 def test_a_fixed_size_gives_the_same_and_stores_the_position_embedding() -> None:

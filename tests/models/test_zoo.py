@@ -44,7 +44,9 @@ def test_another_network_names_what_to_install(arch: str, remedy: str) -> None:
 
 @pytest.mark.usefixtures("bare")
 def test_weights_of_timm_name_what_to_install() -> None:
-    with pytest.raises(OptionError, match=r"^timm:resnet18 needs timm, .*: pip install --no-deps timm"):
+    with pytest.raises(
+        OptionError, match=r"^timm:resnet18 needs timm, .*: pip install --no-deps timm"
+    ):
         read_weights("timm:resnet18")
 
 
@@ -54,5 +56,9 @@ def test_no_module_imports_them_when_it_is_imported_itself() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            found += [f"{path.name}: {name}" for name in names if name.split(".")[0] in {"timm", "torchvision"}]
+            found += [
+                f"{path.name}: {name}"
+                for name in names
+                if name.split(".")[0] in {"timm", "torchvision"}
+            ]
     assert found == []

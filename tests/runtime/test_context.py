@@ -33,7 +33,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_says_its_device_and_how_it_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), open_run(DeviceConfig(device="cpu"), LaunchConfig()) as run:
         assert run.device.name == "cpu"
-        assert run.processes.world == 1
+        assert run.processes.world_size == 1
     assert caplog.messages == ["device: cpu, fp32 (as asked), 1 process"]
 
 
@@ -60,7 +60,10 @@ def test_a_device_that_cannot_be_used_opens_no_group(monkeypatch: pytest.MonkeyP
 def test_the_group_is_left_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
     monkeypatch.setattr(context.Processes, "close", lambda _: left.append(True))
-    with pytest.raises(RuntimeError, match="work"), open_run(DeviceConfig(device="cpu"), LaunchConfig()):
+    with (
+        pytest.raises(RuntimeError, match="work"),
+        open_run(DeviceConfig(device="cpu"), LaunchConfig()),
+    ):
         raise RuntimeError("work")
     assert left == [True]
 
@@ -70,7 +73,8 @@ def test_processes_in_different_modes_do_not_begin(here: str | None, first: str 
     device = SimpleNamespace(mode=here)
     processes = SimpleNamespace(read_from_first=lambda name, value: first or "none")
     with pytest.raises(
-        DeviceError, match=f"in {here or 'none'} mode and rank 0 in {first or 'none'} mode; .*`output_dir`"
+        DeviceError,
+        match=f"in {here or 'none'} mode and rank 0 in {first or 'none'} mode; .*`output_dir`",
     ):
         context._check_mode(device, processes)
     context._check_mode(SimpleNamespace(mode=first), processes)
@@ -118,7 +122,9 @@ def test_an_output_folder_cannot_stand_on_or_below_a_file(tmp_path: Path, path: 
     assert (tmp_path / "file").read_text() == "here"
 
 
-def test_an_output_folder_on_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_folder_on_a_full_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -129,7 +135,11 @@ def test_an_output_folder_on_a_full_disk_is_refused(tmp_path: Path, monkeypatch:
 
 def test_sigterm_ends_the_block_and_what_it_made_is_taken_away(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, leaving_on_sigterm(), tempfile.TemporaryDirectory(dir=tmp_path):
+    with (
+        pytest.raises(SystemExit) as caught,
+        leaving_on_sigterm(),
+        tempfile.TemporaryDirectory(dir=tmp_path),
+    ):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
     assert caught.value.code == 128 + signal.SIGTERM

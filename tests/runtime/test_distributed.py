@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from dino.errors import OptionError
 from dino.runtime import distributed
-from dino.runtime.distributed import LAUNCHERS, Launch, Processes, StopAgreement, export_launch, read_launch
+from dino.runtime.distributed import (
+    LAUNCHERS,
+    Launch,
+    Processes,
+    StopAgreement,
+    export_launch,
+    read_launch,
+)
 from tests.running import SERVER
 
 ALONE = Launch()
@@ -25,18 +32,28 @@ COUNTS = (1, 2, 5, 6)  # rows over two processes
 
 def test_without_a_launcher_a_process_is_alone() -> None:
     assert read_launch({}) == ALONE
-    assert read_launch({"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == ALONE
+    assert (
+        read_launch({"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"})
+        == ALONE
+    )
 
 
 def test_torchrun_is_understood() -> None:
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert read_launch(environment) == Launch(rank=5, world=8, local_rank=1, local_world=4)
+    assert read_launch(environment) == Launch(
+        rank=5, world_size=8, local_rank=1, local_world_size=4
+    )
 
 
 def test_mpirun_is_understood() -> None:
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
-    environment = {f"OMPI_COMM_WORLD_{name}": text for name, text in zip(names, ("3", "16", "3", "8"), strict=True)}
-    assert read_launch(environment) == Launch(rank=3, world=16, local_rank=3, local_world=8)
+    environment = {
+        f"OMPI_COMM_WORLD_{name}": text
+        for name, text in zip(names, ("3", "16", "3", "8"), strict=True)
+    }
+    assert read_launch(environment) == Launch(
+        rank=3, world_size=16, local_rank=3, local_world_size=8
+    )
 
 
 @pytest.mark.parametrize(("tasks", "here"), [("8(x2)", 8), ("4,3", 4), ("8", 8), ("2(x3),1", 2)])
@@ -47,31 +64,46 @@ def test_srun_is_understood(tasks: str, here: int) -> None:
         "SLURM_LOCALID": "1",
         "SLURM_STEP_TASKS_PER_NODE": tasks,
     }
-    assert read_launch(environment) == Launch(rank=2, world=7, local_rank=1, local_world=here)
+    assert read_launch(environment) == Launch(
+        rank=2, world_size=7, local_rank=1, local_world_size=here
+    )
 
 
 def test_torchrun_inside_an_allocation_wins_over_slurm() -> None:
-    slurm = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    slurm = {
+        "SLURM_PROCID": "0",
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "1",
+    }
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
     assert read_launch({**slurm, **torchrun}).rank == 3
 
 
 def test_a_launcher_without_local_numbers_is_one_host() -> None:
-    assert read_launch({"RANK": "1", "WORLD_SIZE": "2"}) == Launch(rank=1, world=2, local_rank=0, local_world=2)
+    assert read_launch({"RANK": "1", "WORLD_SIZE": "2"}) == Launch(
+        rank=1, world_size=2, local_rank=0, local_world_size=2
+    )
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 @pytest.mark.parametrize("text", ["", "two", "1.5"])
 def test_a_variable_that_is_no_number_is_named(name: str, text: str) -> None:
-    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", name: text}
+    environment = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        name: text,
+    }
     with pytest.raises(OptionError, match=f"the environment's {name}='{text}' is no number"):
         read_launch(environment)
 
 
-@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("0", "0")])
-def test_a_rank_outside_the_world_is_refused(rank: str, world: str) -> None:
+@pytest.mark.parametrize(("rank", "world_size"), [("2", "2"), ("-1", "2"), ("0", "0")])
+def test_a_rank_outside_the_world_is_refused(rank: str, world_size: str) -> None:
     with pytest.raises(OptionError, match=rank):
-        read_launch({"RANK": rank, "WORLD_SIZE": world})
+        read_launch({"RANK": rank, "WORLD_SIZE": world_size})
 
 
 def test_nobody_leaves_before_all_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,13 +112,13 @@ def test_nobody_leaves_before_all_have_joined(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
 
     def join() -> None:
-        joined.append(Processes(Launch(rank=1, world=2), "gloo", "env://"))
+        joined.append(Processes(Launch(rank=1, world_size=2), "gloo", "env://"))
 
     second = threading.Thread(target=join)
     second.start()
     store.wait(["joined_1"], timedelta(seconds=60))
     assert joined == []
-    Processes(Launch(rank=0, world=2), "gloo", "env://")
+    Processes(Launch(rank=0, world_size=2), "gloo", "env://")
     second.join()
     assert [processes.rank for processes in joined] == [1]
 
@@ -94,12 +126,12 @@ def test_nobody_leaves_before_all_have_joined(monkeypatch: pytest.MonkeyPatch) -
 def test_one_process_needs_nobody_and_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "init_process_group", None)
     processes, rows = Processes(ALONE, "gloo", "env://"), torch.rand(3, 2)
-    assert processes.is_first
+    assert processes.is_rank_zero
     assert processes.store is None
     assert torch.equal(processes.gather_rows(rows, 3), rows)
-    assert torch.equal(processes.average(rows.clone()), rows)
-    assert torch.equal(processes.begin_average(rows.clone())(), rows)
-    assert torch.equal(processes.total(rows.clone()), rows)
+    assert torch.equal(processes.all_reduce_mean(rows.clone()), rows)
+    assert torch.equal(processes.all_reduce_mean_async(rows.clone())(), rows)
+    assert torch.equal(processes.all_reduce_sum(rows.clone()), rows)
     processes.barrier()
     processes.wait_for_all("here")
     with processes.rank_zero_first():
@@ -115,16 +147,19 @@ def test_a_meeting_point_that_cannot_be_is_named(url: str, monkeypatch: pytest.M
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(OptionError, match=f"`dist_url` {url}: 2 processes cannot meet there"):
-        Processes(Launch(rank=0, world=2), "gloo", url)
+        Processes(Launch(rank=0, world_size=2), "gloo", url)
 
 
-HOSTS = Launch(rank=1, world=4, local_world=2)
+HOSTS = Launch(rank=1, world_size=4, local_world_size=2)
 
 
 @pytest.fixture
 def unnamed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment that names neither a meeting point nor a job."""
-    meeting, place = ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST"), ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    meeting, place = (
+        ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST"),
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    )
     for name in (*meeting, *place, *distributed.JOBS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -132,7 +167,9 @@ def unnamed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_job_without_a_name_is_asked_for_a_meeting_point(unnamed: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match="names no job to derive a port from; set MASTER_ADDR and MASTER_PORT"):
+    with pytest.raises(
+        OptionError, match="names no job to derive a port from; set MASTER_ADDR and MASTER_PORT"
+    ):
         export_launch(HOSTS, "env://")
 
 
@@ -146,7 +183,9 @@ def test_several_hosts_that_slurm_does_not_name_are_asked_for_a_meeting_point(
         unnamed.setenv("PATH", path)
     else:
         unnamed.setattr(distributed.subprocess, "run", fail_to_run)
-    with pytest.raises(OptionError, match="Slurm does not name the first .*; set MASTER_ADDR and MASTER_PORT"):
+    with pytest.raises(
+        OptionError, match="Slurm does not name the first .*; set MASTER_ADDR and MASTER_PORT"
+    ):
         export_launch(HOSTS, "env://")
 
 
@@ -167,10 +206,14 @@ def fail_to_run(command: list[str], **_: object) -> None:
 
 def test_each_job_and_each_step_has_a_port_of_its_own(unnamed: pytest.MonkeyPatch) -> None:
     ports = []
-    for variables in ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "8"}):
+    for variables in (
+        {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"},
+        {"SLURM_STEP_ID": "1"},
+        {"SLURM_JOB_ID": "8"},
+    ):
         for name, value in variables.items():
             unnamed.setenv(name, value)
-        export_launch(Launch(rank=0, world=2, local_world=2), "env://")
+        export_launch(Launch(rank=0, world_size=2, local_world_size=2), "env://")
         assert os.environ["MASTER_ADDR"] == "127.0.0.1"
         ports.append(int(os.environ["MASTER_PORT"]))
         unnamed.delenv("MASTER_ADDR")
@@ -181,7 +224,9 @@ def test_each_job_and_each_step_has_a_port_of_its_own(unnamed: pytest.MonkeyPatc
 def work(rank: int, url: str, folder: str) -> None:
     """One of two processes: exchange everything there is to exchange, and write what came of it."""
     torch.set_num_threads(1)
-    processes = Processes(Launch(rank=rank, world=2, local_rank=rank, local_world=2), "gloo", url)
+    processes = Processes(
+        Launch(rank=rank, world_size=2, local_rank=rank, local_world_size=2), "gloo", url
+    )
     gathered = {}
     for count in COUNTS:
         rows = torch.arange(3.0 * count).reshape(count, 3)
@@ -189,14 +234,24 @@ def work(rank: int, url: str, folder: str) -> None:
             processes.gather_rows(rows[rank::2], count),
             processes.gather_rows(torch.arange(count)[rank::2], count),
         )
-    mean, total = processes.average(torch.tensor([1.0 + rank])), processes.total(torch.tensor([1.0 + rank]))
+    mean, total = (
+        processes.all_reduce_mean(torch.tensor([1.0 + rank])),
+        processes.all_reduce_sum(torch.tensor([1.0 + rank])),
+    )
     with processes.rank_zero_first():
         seen = sorted(path.name for path in Path(folder).glob("block*"))
         Path(folder, f"block{rank}").touch()
     stops = agree_to_stop(processes, wanted_at=2 if rank == 1 else None)
     waited = wait_without_limit(processes, Path(folder))
-    result = {"gathered": gathered, "mean": mean, "total": total, "seen": seen, "stops": stops, "waited": waited}
-    torch.save({**result, "first": processes.is_first}, Path(folder, f"{rank}.pt"))
+    result = {
+        "gathered": gathered,
+        "mean": mean,
+        "total": total,
+        "seen": seen,
+        "stops": stops,
+        "waited": waited,
+    }
+    torch.save({**result, "first": processes.is_rank_zero}, Path(folder, f"{rank}.pt"))
     processes.close()
 
 
@@ -213,7 +268,7 @@ def agree_to_stop(processes: Processes, wanted_at: int | None) -> int | None:
 def wait_without_limit(processes: Processes, folder: Path) -> bool:
     """Whether the other process was there afterwards, that had outlasted the time limit of a collective."""
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
-    if not processes.is_first:
+    if not processes.is_rank_zero:
         time.sleep(2)
         (folder / "late").touch()
     processes.wait_for_all("meeting")
@@ -224,7 +279,10 @@ def wait_without_limit(processes: Processes, folder: Path) -> bool:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What two processes on one host wrote."""
     folder = tmp_path_factory.mktemp("pair")
-    jobs = [SERVER.Process(target=work, args=(rank, f"file://{folder}/meet", str(folder))) for rank in range(2)]
+    jobs = [
+        SERVER.Process(target=work, args=(rank, f"file://{folder}/meet", str(folder)))
+        for rank in range(2)
+    ]
     for job in jobs:
         job.start()
     for job in jobs:

@@ -31,8 +31,12 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FailureWatch]:
     monkeypatch.setattr(failures, "LINGER", 0.0)
     store = dist.HashStore()
 
-    def build(rank: int, world: int = 2) -> FailureWatch:
-        return FailureWatch(SimpleNamespace(rank=rank, world=world, store=store if world > 1 else None))
+    def build(rank: int, world_size: int = 2) -> FailureWatch:
+        return FailureWatch(
+            SimpleNamespace(
+                rank=rank, world_size=world_size, store=store if world_size > 1 else None
+            )
+        )
 
     return build
 
@@ -41,7 +45,9 @@ def test_the_first_failure_is_the_one_that_all_report(watch: Callable[..., Failu
     first, second = watch(0), watch(1)
     second.announce(DataError("no\n picture"))
     assert second.store.get(KEY) == b"2 1 DataError: no picture"
-    with pytest.raises(PeerFailed, match="ended because rank 1 did: DataError: no picture") as caught:
+    with pytest.raises(
+        PeerFailed, match="ended because rank 1 did: DataError: no picture"
+    ) as caught:
         first.announce(RuntimeError("Connection closed by peer"))
     assert caught.value.exit_code == 2
 
@@ -55,13 +61,15 @@ def test_an_error_of_ones_own_is_reported_even_when_another_process_failed_first
 
 
 @pytest.mark.parametrize("error", [Interrupted("saved"), NonFiniteError("nan")])
-def test_what_all_decide_alike_is_no_failure(watch: Callable[..., FailureWatch], error: Exception) -> None:
+def test_what_all_decide_alike_is_no_failure(
+    watch: Callable[..., FailureWatch], error: Exception
+) -> None:
     watch(0).announce(error)
     assert not watch(0).store.check([KEY])
 
 
 def test_a_process_alone_has_nobody_to_tell(watch: Callable[..., FailureWatch]) -> None:
-    watch(0, world=1).announce(DataError("no picture"))
+    watch(0, world_size=1).announce(DataError("no picture"))
 
 
 def break_images_of_one_rank() -> None:
@@ -85,19 +93,26 @@ def break_saving() -> None:
 
 @pytest.mark.parametrize(
     ("failing", "prepare", "reason"),
-    [(1, break_images_of_one_rank, "DataError: "), (0, break_saving, "CheckpointError: no space left")],
+    [
+        (1, break_images_of_one_rank, "DataError: "),
+        (0, break_saving, "CheckpointError: no space left"),
+    ],
 )
 def test_a_failure_of_one_process_ends_both_soon_with_its_code(
     images: Path, tmp_path: Path, failing: int, prepare: Callable[[], None], reason: str
 ) -> None:
     began = time.monotonic()
     words = ("--data_path", images, "--output_dir", tmp_path / "run")
-    results = train_pair(tmp_path, *words, prepare=(prepare, None) if failing == 0 else (None, prepare))
+    results = train_pair(
+        tmp_path, *words, prepare=(prepare, None) if failing == 0 else (None, prepare)
+    )
     assert time.monotonic() - began < 60, "a collective would wait for half an hour"
     assert [result.code for result in results] == [2, 2], [result.text for result in results]
     other = results[1 - failing].text
     assert f"[rank {failing}] {reason}" in results[failing].text
-    assert f"[rank {1 - failing}] PeerFailed: ended because rank {failing} did: {reason}" in other, other
+    assert (
+        f"[rank {1 - failing}] PeerFailed: ended because rank {failing} did: {reason}" in other
+    ), other
     assert "Traceback" not in other
 
 
@@ -112,4 +127,7 @@ def test_a_folder_that_the_hosts_do_not_share_is_refused(images: Path, tmp_path:
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     results = train_pair(tmp_path, *words, prepare=(None, hide_the_checkpoint))
     assert [result.code for result in results] == [2, 2], [result.text for result in results]
-    assert "holds iteration 0 here and 2 where rank 0 runs; --output_dir must be a folder that all" in results[1].text
+    assert (
+        "holds iteration 0 here and 2 where rank 0 runs; --output_dir must be a folder that all"
+        in results[1].text
+    )

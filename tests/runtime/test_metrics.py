@@ -10,7 +10,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dino.errors import OptionError
 from dino.runtime import metrics
-from dino.runtime.metrics import EVENTS, LOG_FILE, MetricLog, check_target, write_csv, write_events, write_result
+from dino.runtime.metrics import (
+    EVENTS,
+    LOG_FILE,
+    MetricLog,
+    check_target,
+    write_csv,
+    write_events,
+    write_result,
+)
 
 
 def read_epochs(folder: Path) -> list[int]:
@@ -24,7 +32,9 @@ def read_scalars(folder: Path, tag: str) -> dict[int, float]:
 
 
 def write_lines(folder: Path, epochs: int) -> Path:
-    lines = [json.dumps({"train_loss": 1.5, "train_lr": 0.1, "epoch": epoch}) for epoch in range(epochs)]
+    lines = [
+        json.dumps({"train_loss": 1.5, "train_lr": 0.1, "epoch": epoch}) for epoch in range(epochs)
+    ]
     (folder / LOG_FILE).write_text("".join(f"{line}\n" for line in lines))
     return folder / LOG_FILE
 
@@ -41,7 +51,12 @@ def test_each_epoch_is_one_line_of_json(tmp_path: Path) -> None:
     for epoch in range(3):
         log.write_epoch({"train_loss": 5.5, "train_lr": 0.25, "train_wd": 0.04, "epoch": epoch})
     lines = (tmp_path / LOG_FILE).read_text().splitlines()
-    assert json.loads(lines[1]) == {"train_loss": 5.5, "train_lr": 0.25, "train_wd": 0.04, "epoch": 1}
+    assert json.loads(lines[1]) == {
+        "train_loss": 5.5,
+        "train_lr": 0.25,
+        "train_wd": 0.04,
+        "epoch": 1,
+    }
     assert read_epochs(tmp_path) == [0, 1, 2]
 
 
@@ -56,7 +71,9 @@ def test_a_resumed_run_takes_back_the_lines_it_will_write_anew(tmp_path: Path, e
 
 
 @pytest.mark.usefixtures("no_events")
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(cut=st.integers(1, 60))
 def test_a_line_cut_short_by_a_crash_is_taken_back(tmp_path: Path, cut: int) -> None:
     path = write_lines(tmp_path, 3)
@@ -89,7 +106,11 @@ def test_events_from_the_resumed_iteration_on_are_replaced(tmp_path: Path) -> No
     for step in range(6, 8):
         log.write_scalars({"loss": 100.0 + step}, step)
     log.close()
-    assert read_scalars(tmp_path / EVENTS, "loss") == {**{step: step for step in range(6)}, 6: 106.0, 7: 107.0}
+    assert read_scalars(tmp_path / EVENTS, "loss") == {
+        **{step: step for step in range(6)},
+        6: 106.0,
+        7: 107.0,
+    }
 
 
 def test_single_values_are_written_at_step_0(tmp_path: Path) -> None:
@@ -111,7 +132,9 @@ def test_a_log_that_cannot_be_rewritten_is_named(tmp_path: Path) -> None:
         MetricLog(tmp_path, epoch=0, iteration=0)
 
 
-def test_a_result_is_one_json_object_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_is_one_json_object_whole_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_result(str(tmp_path / "a.json"), {"top1": 12.5, "top5": float("nan")})
     write_result("-", {"top1": 1})
     write_result(None, {"top1": 2})
@@ -124,8 +147,13 @@ def test_a_result_is_one_json_object_whole_or_not_at_all(tmp_path: Path, capsys:
 
 def test_a_number_that_json_lacks_is_null_at_any_depth(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
-    write_result(str(target), {"mean": float("nan"), "runs": {"a": {"mean": float("inf"), "frames": 3}}})
-    assert json.loads(target.read_text()) == {"mean": None, "runs": {"a": {"mean": None, "frames": 3}}}
+    write_result(
+        str(target), {"mean": float("nan"), "runs": {"a": {"mean": float("inf"), "frames": 3}}}
+    )
+    assert json.loads(target.read_text()) == {
+        "mean": None,
+        "runs": {"a": {"mean": None, "frames": 3}},
+    }
 
 
 def test_a_table_is_written_whole_with_empty_cells_for_nan(tmp_path: Path) -> None:
@@ -141,7 +169,9 @@ def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing/a.json", "."])
-def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, name: str
+) -> None:
     with pytest.raises(OptionError, match="`json` .* cannot be written"):
         check_target(str(tmp_path / name))
     for allowed in (None, "-", str(tmp_path / "a.json")):

@@ -49,7 +49,9 @@ def test_without_a_terminal_each_advance_is_a_plain_line(
     assert not re.search(r"[\r\x1b]", caplog.text)
 
 
-def test_hidden_progress_says_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_progress_says_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     with caplog.at_level(logging.INFO):
@@ -60,7 +62,9 @@ def test_hidden_progress_says_nothing(caplog: pytest.LogCaptureFixture, monkeypa
     assert terminal.getvalue() == ""
 
 
-def test_on_a_terminal_a_bar_counts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_on_a_terminal_a_bar_counts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     with caplog.at_level(logging.INFO):
@@ -88,7 +92,14 @@ def test_the_time_left_follows_the_pace_of_this_run(clock: SimpleNamespace) -> N
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00:00"), (0.6, "0:00:01"), (59.6, "0:01:00"), (3599, "0:59:59"), (3600, "1:00:00"), (400000, "111:06:40")],
+    [
+        (0, "0:00:00"),
+        (0.6, "0:00:01"),
+        (59.6, "0:01:00"),
+        (3599, "0:59:59"),
+        (3600, "1:00:00"),
+        (400000, "111:06:40"),
+    ],
 )
 def test_seconds_are_written_as_hours_minutes_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
@@ -101,9 +112,18 @@ def test_written_seconds_read_back(seconds: float) -> None:
     assert 0 <= minutes < 60 > rest >= 0
 
 
-def test_followed_items_count_one_by_one_with_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_followed_items_count_one_by_one_with_a_line_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     progress = Progress(10, "items")
     with caplog.at_level(logging.INFO):
         for items in (range(5), range(0), range(5, 10)):
             assert list(progress.follow(items, every=2)) == list(items)
-    assert [message.split()[1] for message in caplog.messages] == ["2/10", "4/10", "5/10", "7/10", "9/10", "10/10"]
+    assert [message.split()[1] for message in caplog.messages] == [
+        "2/10",
+        "4/10",
+        "5/10",
+        "7/10",
+        "9/10",
+        "10/10",
+    ]

@@ -28,7 +28,16 @@ def images(tmp_path):
 @pytest.fixture
 def words(images, tmp_path):
     """A good command line; later words win."""
-    return ["--data_path", images, "--output_dir", tmp_path / "out", "--batch_size_per_device", 4, "--arch", "vit_mini"]
+    return [
+        "--data_path",
+        images,
+        "--output_dir",
+        tmp_path / "out",
+        "--batch_size_per_device",
+        4,
+        "--arch",
+        "vit_mini",
+    ]
 
 
 def test_good_options_give_the_images_and_make_the_output_folder(words, tmp_path):
@@ -106,7 +115,9 @@ def test_a_folder_without_images_is_refused_by_name(words, tmp_path, kind):
 
 
 def test_fewer_images_than_a_batch_are_refused_with_both_numbers(words, images, tmp_path):
-    with pytest.raises(DataError, match=rf"{images} holds 8 images, less than one global batch of 9; lower `batch"):
+    with pytest.raises(
+        DataError, match=rf"{images} holds 8 images, less than one global batch of 9; lower `batch"
+    ):
         check_options(options_of(*words, "--batch_size_per_device", 9))
     assert not (tmp_path / "out").exists()
 
@@ -126,11 +137,15 @@ def test_an_unknown_architecture_names_the_nearest(words):
 
 def test_an_output_folder_that_cannot_be_made_is_refused_by_name(words, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match=rf"^`output_dir` {tmp_path}/file/out cannot be written to"):
+    with pytest.raises(
+        OptionError, match=rf"^`output_dir` {tmp_path}/file/out cannot be written to"
+    ):
         check_options(options_of(*words, "--output_dir", tmp_path / "file" / "out"))
 
 
-def test_online_knn_without_a_validation_folder_is_refused_before_anything_is_built(words, tmp_path, caplog):
+def test_online_knn_without_a_validation_folder_is_refused_before_anything_is_built(
+    words, tmp_path, caplog
+):
     caplog.set_level(logging.INFO)
     with pytest.raises(DataError):
         check_options(options_of(*words, "--eval_knn_every", 1))

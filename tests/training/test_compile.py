@@ -29,7 +29,10 @@ def run_steps(words, steps):
         optimizer = build_optimizer("adamw", student, fused=run.device.fuses_updates)
         program = build_program(options, student, teacher, run)
         step = run.device.compile_train(program, optimizer, 1)
-        plan, draws = build_plan(options, iterations=steps, world=1), StepDraws(options, student, run.device)
+        plan, draws = (
+            build_plan(options, iterations=steps, world_size=1),
+            StepDraws(options, student, run.device),
+        )
         for place in range(steps):
             step(draw_batch(options), plan.inputs(place, draws.begin(place)))
             graphs.append(counters["stats"]["unique_graphs"])
@@ -37,7 +40,12 @@ def run_steps(words, steps):
 
 
 @pytest.mark.parametrize(
-    "words", ["--precision fp32", "--precision bf16 --recompute activations", "--precision fp32 --recompute blocks"]
+    "words",
+    [
+        "--precision fp32",
+        "--precision bf16 --recompute activations",
+        "--precision fp32 --recompute blocks",
+    ],
 )
 def test_a_network_is_one_graph_for_good(words, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

@@ -38,7 +38,16 @@ def vit(rate: float = 0.4) -> nn.Module:
 
 
 def test_depth_is_drawn_by_seed_iteration_rank_and_micro_batch() -> None:
-    words = ("--seed", 7, "--accumulate_steps", 3, "--batch_size_per_device", 4, "--local_crops_number", 5)
+    words = (
+        "--seed",
+        7,
+        "--accumulate_steps",
+        3,
+        "--batch_size_per_device",
+        4,
+        "--local_crops_number",
+        5,
+    )
     draws = draws_of(vit(), *words, rank=2)
     depth = draws.begin(11)
     assert depth is not None and depth.shape == (3, 6, 4 * 7) and depth.dtype == torch.float32
@@ -62,7 +71,7 @@ def test_a_network_that_draws_by_itself_is_seeded_anew_at_every_step() -> None:
     assert first == int(np.random.SeedSequence((3, 5, 1)).generate_state(1)[0])
 
 
-class Reading(nn.Module):
+class LoaderConfig(nn.Module):
     """A network whose path depends on a value, so that it cannot be looked at without one."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -89,7 +98,7 @@ NETWORKS = {
     "timm's stochastic depth": (lambda: build_backbone("timm:resnet10t", drop_path_rate=0.1), True),
     "functional": (lambda: Functional(0.1), True),
     "functional of rate 0": (lambda: Functional(0.0), False),
-    "not to be looked at": (Reading, True),
+    "not to be looked at": (LoaderConfig, True),
     "ours": (vit, False),
 }
 
@@ -106,7 +115,9 @@ def test_networks_that_draw_are_found_and_not_changed(name: str) -> None:
     assert not any(part.training for part in network.modules())
 
 
-def test_batch_norm_over_processes_is_not_asked_to_talk_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_norm_over_processes_is_not_asked_to_talk_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from dino.devices import batch_norm
 
     monkeypatch.setattr(batch_norm, "all_reduce", None)

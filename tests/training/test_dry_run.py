@@ -22,15 +22,23 @@ from dino.training.dry_run import (
     count_bytes,
     count_flops,
     draw_batch,
+    dry_run,
     estimate_batch,
-    rehearse,
 )
 from dino.training.optim import build_optimizer
 from tests import hpu_simulator
 from tests.running import TINY, make_images, on_simulated_card, train, train_pair
 from tests.training.test_build import run_of
 
-PHASES = ["transfer", "augmentation", "teacher", "student", "loss", "backward", "clipping and optimizer"]
+PHASES = [
+    "transfer",
+    "augmentation",
+    "teacher",
+    "student",
+    "loss",
+    "backward",
+    "clipping and optimizer",
+]
 PHASES += ["teacher's update"]
 
 
@@ -59,7 +67,18 @@ def count_head(width: int, prototypes: int) -> float:
             64,
         ),
         (
-            *(("--arch", "vit_small", "--patch_size", 16, "--local_crops_number", 8, "--out_dim", 65536),),
+            *(
+                (
+                    "--arch",
+                    "vit_small",
+                    "--patch_size",
+                    16,
+                    "--local_crops_number",
+                    8,
+                    "--out_dim",
+                    65536,
+                ),
+            ),
             {"width": 384, "depth": 12, "ratio": 4.0, "patch": 16},
             (224, *(96,) * 8),
             65536,
@@ -74,19 +93,27 @@ def test_counted_operations_are_those_of_the_formula(
     sizes = ("--global_crops_size", sides[0], "--local_crops_size", sides[1])
     views = [count_vit((side // shape["patch"]) ** 2 + 1, **shape) for side in (sides[0], *sides)]
     head = count_head(shape["width"], prototypes)
-    pixels = sum(3 * (side - side % shape["patch"]) ** 2 * shape["width"] for side in (sides[0], *sides))
+    pixels = sum(
+        3 * (side - side % shape["patch"]) ** 2 * shape["width"] for side in (sides[0], *sides)
+    )
     student = 3 * (sum(views) + len(views) * head) - pixels
     teacher = 2 * (views[0] + head)
-    assert count_flops(options_of(*words, *sizes)) == pytest.approx(2 * (student + teacher), rel=0.03)
+    assert count_flops(options_of(*words, *sizes)) == pytest.approx(
+        2 * (student + teacher), rel=0.03
+    )
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
 def test_a_drawn_batch_is_shaped_as_the_loaders(place: str, tmp_path: Path) -> None:
     words = ("--accumulate_steps", 2, "--local_crops_number", 3, "--augment_on", place)
     options = options_of(*words, "--data_path", make_images(tmp_path, 8))
-    loaded = next(build_loader(options, open_training_source(options.data.data_path), run_of()).read(0))
+    loaded = next(
+        build_loader(options, open_training_source(options.data.data_path), run_of()).read(0)
+    )
     drawn = draw_batch(options)
-    assert [(part.shape, part.dtype) for part in drawn] == [(part.shape, part.dtype) for part in loaded]
+    assert [(part.shape, part.dtype) for part in drawn] == [
+        (part.shape, part.dtype) for part in loaded
+    ]
     assert drawn.global_pixels.float().std() > 60  # uniform: 74
     assert (drawn.global_parameters[:, 0, 3] == 1).all()  # the first view is always blurred
 
@@ -102,7 +129,9 @@ def test_bytes_are_those_of_networks_gradients_and_moments() -> None:
     optimizer = build_optimizer("adamw", student)
     weights = sum(part.numel() for part in student.parameters())
     learnt = sum(part.numel() for part in student.parameters() if part.requires_grad)
-    assert count_bytes(student, teacher, optimizer) == pytest.approx(4 * (2 * weights + 3 * learnt), rel=1e-3)
+    assert count_bytes(student, teacher, optimizer) == pytest.approx(
+        4 * (2 * weights + 3 * learnt), rel=1e-3
+    )
 
 
 @given(
@@ -111,7 +140,9 @@ def test_bytes_are_those_of_networks_gradients_and_moments() -> None:
     batch=st.integers(1, 1024),
     total=st.integers(10**9, 10**12),
 )
-def test_the_largest_batch_leaves_a_tenth_free(fixed: int, image: float, batch: int, total: int) -> None:
+def test_the_largest_batch_leaves_a_tenth_free(
+    fixed: int, image: float, batch: int, total: int
+) -> None:
     peak = int(fixed + batch * image) + 1
     largest, found = estimate_batch(peak, total, fixed=fixed, micro_batch=batch)
     assert largest is not None and found == pytest.approx((peak - fixed) / batch)
@@ -135,9 +166,13 @@ def test_the_clock_gives_each_phase_its_time(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_two_steps_show_rate_phases_and_memory(caplog: pytest.LogCaptureFixture) -> None:
-    found = rehearse(options_of("--accumulate_steps", 2), run_of())
+    found = dry_run(options_of("--accumulate_steps", 2), run_of())
     assert list(found.shares) == PHASES and sum(found.shares.values()) == pytest.approx(1.0)
-    assert found.images_per_second > 0 and found.memory_peak is not None and found.memory_total is not None
+    assert (
+        found.images_per_second > 0
+        and found.memory_peak is not None
+        and found.memory_total is not None
+    )
     assert found.memory_peak < found.memory_total
 
 
@@ -153,12 +188,15 @@ def test_a_host_tells_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 CARD = pytest.param(
-    ("--device", "hpu"), marks=pytest.mark.skipif(bool(hpu_simulator.why_unavailable()), reason="no simulated hpu")
+    ("--device", "hpu"),
+    marks=pytest.mark.skipif(bool(hpu_simulator.why_unavailable()), reason="no simulated hpu"),
 )
 
 
 @pytest.mark.parametrize("mode", [("--device", "cpu"), CARD], ids=["cpu", "hpu"])
-def test_the_command_says_what_a_run_would_cost_and_writes_nothing(mode: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_command_says_what_a_run_would_cost_and_writes_nothing(
+    mode: tuple[str, ...], tmp_path: Path
+) -> None:
     prepare = on_simulated_card if "hpu" in mode else None
     result = train(tmp_path, "--dry_run", *mode, "--output_dir", tmp_path / "run", prepare=prepare)
     assert result.code == 0, result.text
@@ -174,7 +212,9 @@ def test_the_command_says_what_a_run_would_cost_and_writes_nothing(mode: tuple[s
 
 @pytest.mark.skipif(bool(hpu_simulator.why_unavailable()), reason="no simulated hpu")
 def test_a_lazy_card_says_so_too(tmp_path: Path) -> None:
-    result = train(tmp_path, "--dry_run", "--device", "hpu", "--lazy_mode", "true", prepare=on_simulated_card)
+    result = train(
+        tmp_path, "--dry_run", "--device", "hpu", "--lazy_mode", "true", prepare=on_simulated_card
+    )
     assert result.code == 0 and "--batch_size_per_device" in result.text, result.text
 
 

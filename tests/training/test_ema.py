@@ -43,7 +43,9 @@ def test_momentum_one_changes_nothing_and_zero_copies_to_the_bit(momentum, sourc
     networks = {"student": build(0), "teacher": build_teacher(build(1), build(2))}
     expected = [parameter.detach().clone() for parameter in networks[source].parameters()]
     update_teacher(networks["teacher"], networks["student"], torch.tensor(momentum))
-    assert all(torch.equal(a, b) for a, b in zip(networks["teacher"].parameters(), expected, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(networks["teacher"].parameters(), expected, strict=True)
+    )
 
 
 def test_buffers_and_the_student_stay():

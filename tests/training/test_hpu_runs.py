@@ -38,11 +38,15 @@ MODES = (
     ("--recompute", "mlp"),
     ("--recompute", "blocks", "--lazy_mode", "true"),
 )
-EXACT = ("--drop_path_rate", 0)  # stochastic depth is drawn for each process, so that two would not be one
+EXACT = (
+    "--drop_path_rate",
+    0,
+)  # stochastic depth is drawn for each process, so that two would not be one
 DEPTH = ("--drop_path_rate", 0.3, "--batch_size_per_device", 2, "--accumulate_steps", 2)
 
 pytestmark = pytest.mark.skipif(
-    hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
+    hpu_simulator.why_unavailable() is not None,
+    reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}",
 )
 
 
@@ -72,7 +76,16 @@ def with_depth(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_mode_trains_to_the_cpus_numbers(
     images: Path, with_depth: Path, tmp_path: Path, mode: tuple[str]
 ) -> None:
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", *DEPTH, "--device", "hpu", *mode)
+    words = (
+        "--data_path",
+        images,
+        "--output_dir",
+        tmp_path / "run",
+        *DEPTH,
+        "--device",
+        "hpu",
+        *mode,
+    )
     result = train(tmp_path, *words, prepare=on_simulated_card)
     assert result.code == 0, result.text
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(with_depth), rel=1e-5)
@@ -85,7 +98,16 @@ def test_every_mode_trains_to_the_cpus_numbers(
 def test_views_made_by_the_loaders_train_to_the_same_numbers(
     images: Path, on_cpu: Path, tmp_path: Path, card: tuple[str, ...]
 ) -> None:
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, "--augment_on", "host", *card)
+    words = (
+        "--data_path",
+        images,
+        "--output_dir",
+        tmp_path / "run",
+        *EXACT,
+        "--augment_on",
+        "host",
+        *card,
+    )
     result = train(tmp_path, *words, prepare=on_simulated_card if card else None)
     assert result.code == 0, result.text
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
@@ -100,7 +122,9 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("card", [(), ("--device", "hpu")], ids=["cpu", "hpu"])
-def test_shards_train_to_the_folders_numbers(shards: Path, on_cpu: Path, tmp_path: Path, card: tuple[str, ...]) -> None:
+def test_shards_train_to_the_folders_numbers(
+    shards: Path, on_cpu: Path, tmp_path: Path, card: tuple[str, ...]
+) -> None:
     words = ("--data_path", shards, "--output_dir", tmp_path / "run", *EXACT, *card)
     result = train(tmp_path, *words, prepare=on_simulated_card if card else None)
     assert result.code == 0, result.text
@@ -121,7 +145,17 @@ def test_a_run_killed_in_an_epoch_of_a_folder_continues_on_its_shards(
 
 
 def test_an_interrupted_run_continues_to_the_bit(images: Path, tmp_path: Path) -> None:
-    words = ["--data_path", str(images), "--device", "hpu", "--hmp", "--drop_path_rate", "0.2", "--epochs", "3"]
+    words = [
+        "--data_path",
+        str(images),
+        "--device",
+        "hpu",
+        "--hmp",
+        "--drop_path_rate",
+        "0.2",
+        "--epochs",
+        "3",
+    ]
     words += ["--lazy_mode", "false"]
     whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole", prepare=on_simulated_card)
     assert whole.code == 0, whole.text
@@ -140,27 +174,79 @@ def test_a_checkpoint_goes_from_card_to_cpu_and_back(images: Path, tmp_path: Pat
     """An epoch on a card with --hmp, one on the CPU, one on a card: the losses of the CPU alone within bf16."""
     for name, devices in {"there": ("hpu", "cpu", "hpu"), "here": ("cpu", "cpu", "cpu")}.items():
         for epochs, device in enumerate(devices, start=1):
-            words = ("--data_path", images, "--output_dir", tmp_path / name, "--epochs", epochs, "--device", device)
+            words = (
+                "--data_path",
+                images,
+                "--output_dir",
+                tmp_path / name,
+                "--epochs",
+                epochs,
+                "--device",
+                device,
+            )
             card = device == "hpu"
-            result = train(tmp_path, *words, *EXACT, *("--hmp",) * card, prepare=on_simulated_card if card else None)
+            result = train(
+                tmp_path,
+                *words,
+                *EXACT,
+                *("--hmp",) * card,
+                prepare=on_simulated_card if card else None,
+            )
             assert result.code == 0, result.text
     assert losses_of(tmp_path / "there") == pytest.approx(losses_of(tmp_path / "here"), rel=1e-2)
-    assert {tensor.device.type for tensor in state_of(tmp_path / "there")["student"].values()} == {"cpu"}
+    assert {tensor.device.type for tensor in state_of(tmp_path / "there")["student"].values()} == {
+        "cpu"
+    }
 
 
 @pytest.mark.parametrize("mode", [("--lazy_mode", "true"), ("--compile",)], ids=" ".join)
 def test_two_cards_equal_one_with_twice_the_batch(
     images: Path, on_cpu: Path, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", *EXACT, "--device", "hpu", *mode)
-    results = train_pair(tmp_path, *words, "--batch_size_per_device", 2, prepare=(on_simulated_card, on_simulated_card))
+    words = (
+        "--data_path",
+        images,
+        "--output_dir",
+        tmp_path / "run",
+        *EXACT,
+        "--device",
+        "hpu",
+        *mode,
+    )
+    results = train_pair(
+        tmp_path,
+        *words,
+        "--batch_size_per_device",
+        2,
+        prepare=(on_simulated_card, on_simulated_card),
+    )
     assert [result.code for result in results] == [0, 0], results
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), abs=1e-4)
 
 
 def test_batch_norm_spans_two_cards(images: Path, tmp_path: Path) -> None:
-    words = ("--data_path", images, "--arch", "resnet18", "--global_crops_size", 32, "--local_crops_size", 32)
-    more = ("--epochs", 1, "--data_limit", 16, "--freeze_last_layer", 0, "--warmup_epochs", 0, "--device", "hpu")
+    words = (
+        "--data_path",
+        images,
+        "--arch",
+        "resnet18",
+        "--global_crops_size",
+        32,
+        "--local_crops_size",
+        32,
+    )
+    more = (
+        "--epochs",
+        1,
+        "--data_limit",
+        16,
+        "--freeze_last_layer",
+        0,
+        "--warmup_epochs",
+        0,
+        "--device",
+        "hpu",
+    )
     alone = train(
         tmp_path,
         *words,
@@ -172,17 +258,32 @@ def test_batch_norm_spans_two_cards(images: Path, tmp_path: Path) -> None:
         prepare=on_simulated_card,
     )
     pair = train_pair(
-        tmp_path, *words, *more, "--output_dir", tmp_path / "two", prepare=(on_simulated_card, on_simulated_card)
+        tmp_path,
+        *words,
+        *more,
+        "--output_dir",
+        tmp_path / "two",
+        prepare=(on_simulated_card, on_simulated_card),
     )
-    assert [alone.code, *(result.code for result in pair)] == [0, 0, 0], [alone.text, *(r.text for r in pair)]
+    assert [alone.code, *(result.code for result in pair)] == [0, 0, 0], [
+        alone.text,
+        *(r.text for r in pair),
+    ]
     assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), abs=1e-4)
 
 
 def run_script(*words: object, **variables: str) -> subprocess.CompletedProcess:
     """A command as a user of a container starts it: the bridge is installed, nothing else is prepared."""
-    environment = os.environ | {"PYTHONPATH": str(hpu_simulator.PACKAGE), "OMP_NUM_THREADS": "1"} | variables
+    environment = (
+        os.environ | {"PYTHONPATH": str(hpu_simulator.PACKAGE), "OMP_NUM_THREADS": "1"} | variables
+    )
     return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -190,19 +291,44 @@ def test_the_references_commands_train_and_score_on_a_card(tmp_path: Path) -> No
     """As the Gaudi reference writes them, but for the sizes; the device is found by itself."""
     data = make_labelled(tmp_path / "data", {"train": 12, "val": 6})
     sizes = "--patch_size 8 --global_crops_size 16 --local_crops_size 8 --local_crops_number 1 --out_dim 16 --epochs 1"
-    words = ["--arch", "vit_mini", "--data_path", data / "train", "--output_dir", tmp_path / "run", "--hmp"]
+    words = [
+        "--arch",
+        "vit_mini",
+        "--data_path",
+        data / "train",
+        "--output_dir",
+        tmp_path / "run",
+        "--hmp",
+    ]
     launched = run_script(
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main_dino.py"),
         *(*words, *sizes.split(), "--batch_size_per_device", 4, "--num_workers", 1),
         PT_HPU_LAZY_MODE="1",  # the reference's mode; upstream's torch, which is here, would compile
     )
     assert launched.returncode == 0, launched.stderr
-    assert "device: hpu, ops, lazy mode, op lists ops_bf16.txt, ops_fp32.txt (chosen automatically" in launched.stdout
+    assert (
+        "device: hpu, ops, lazy mode, op lists ops_bf16.txt, ops_fp32.txt (chosen automatically"
+        in launched.stdout
+    )
     weights = tmp_path / "run" / checkpoint.LATEST
-    words = ["--data_path", data, "--pretrained_weights", weights, "--nb_knn", 5, "--batch_size_per_device", 4]
-    card, host = (run_script("eval_knn.py", *words, "--device", device) for device in ("hpu", "cpu"))
+    words = [
+        "--data_path",
+        data,
+        "--pretrained_weights",
+        weights,
+        "--nb_knn",
+        5,
+        "--batch_size_per_device",
+        4,
+    ]
+    card, host = (
+        run_script("eval_knn.py", *words, "--device", device) for device in ("hpu", "cpu")
+    )
     assert card.returncode == host.returncode == 0, card.stderr
-    results = [[line for line in ended.stdout.splitlines() if "classifier" in line] for ended in (card, host)]
+    results = [
+        [line for line in ended.stdout.splitlines() if "classifier" in line]
+        for ended in (card, host)
+    ]
     assert results[0] == results[1] and len(results[0]) == 1
 
 

@@ -45,7 +45,9 @@ def compute_loss_of_logits(logits, targets):
     return traced.compute_loss_of_logits(logits, targets, STUDENT_TEMPERATURE)
 
 
-BOTH = pytest.mark.parametrize("loss_of", [compute_loss_of_logits, loss_of_logits_by_chunks], ids=["plain", "chunks"])
+BOTH = pytest.mark.parametrize(
+    "loss_of", [compute_loss_of_logits, loss_of_logits_by_chunks], ids=["plain", "chunks"]
+)
 
 
 def loss_by_loops(student, teacher, center, temperature, images):
@@ -103,12 +105,16 @@ def test_two_views_give_the_numbers_of_the_original(loss_of, golden, draw, relat
     temperature=st.floats(0.02, 1.0),
     seed=st.integers(0, 10_000),
 )
-def test_loss_equals_the_loops_for_any_number_of_views(loss_of, images, views, prototypes, temperature, seed):
+def test_loss_equals_the_loops_for_any_number_of_views(
+    loss_of, images, views, prototypes, temperature, seed
+):
     rng = np.random.default_rng(seed)
     student = rng.standard_normal((views * images, prototypes)).astype(np.float32)
     teacher = rng.standard_normal((2 * images, prototypes)).astype(np.float32)
     center = rng.standard_normal((1, prototypes)).astype(np.float32)
-    targets = compute_targets(torch.as_tensor(teacher), torch.as_tensor(center), scalar(temperature))
+    targets = compute_targets(
+        torch.as_tensor(teacher), torch.as_tensor(center), scalar(temperature)
+    )
     loss = loss_of(torch.as_tensor(student), targets.probabilities)
     assert float(loss) == pytest.approx(
         loss_by_loops(student, teacher, center, temperature, images), rel=1e-4, abs=1e-6
@@ -126,15 +132,22 @@ def test_loss_equals_the_loops_for_any_number_of_views(loss_of, images, views, p
 def test_the_gradients_are_those_of_the_plain_formula(images, views, rows, seed, scale):
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.device("cpu"):
-        plain = [torch.randn(*shape, generator=generator) for shape in ((views * images, 5), (11, 5), (11, 1))]
+        plain = [
+            torch.randn(*shape, generator=generator)
+            for shape in ((views * images, 5), (11, 5), (11, 1))
+        ]
         teacher = torch.randn(2 * images, 11, generator=generator)
     ours = [torch.as_tensor(part.numpy()).requires_grad_() for part in plain]
-    targets = compute_targets(torch.as_tensor(teacher.numpy()), torch.zeros(1, 11), scalar(0.2)).probabilities
+    targets = compute_targets(
+        torch.as_tensor(teacher.numpy()), torch.zeros(1, 11), scalar(0.2)
+    ).probabilities
     loss = compute_loss(*ours, targets, rows=rows)
     (scale * loss).backward()
     plain = [part.double().requires_grad_() for part in plain]
     vectors, weight_v, weight_g = plain
-    logs = F.log_softmax(vectors @ (F.normalize(weight_v) * weight_g).t() / 0.1, dim=-1).unflatten(0, (views, images))
+    logs = F.log_softmax(vectors @ (F.normalize(weight_v) * weight_g).t() / 0.1, dim=-1).unflatten(
+        0, (views, images)
+    )
     pairs = [(one, two) for one in range(2) for two in range(views) if one != two]
     expected = targets.cpu().double()
     wanted = -sum((expected[one] * logs[two]).sum(-1).mean() for one, two in pairs) / len(pairs)
@@ -146,7 +159,10 @@ def test_the_gradients_are_those_of_the_plain_formula(images, views, rows, seed,
 
 def test_float16_gradients_stay_finite_where_all_agree_on_one_prototype():
     images = 512
-    vectors, weight_v = torch.full((10 * images, 8), 8**-0.5, requires_grad=True), torch.randn(6, 8, requires_grad=True)
+    vectors, weight_v = (
+        torch.full((10 * images, 8), 8**-0.5, requires_grad=True),
+        torch.randn(6, 8, requires_grad=True),
+    )
     targets = torch.zeros(2, images, 6).index_fill(2, torch.tensor([3]), 1.0)
     with torch.autocast(vectors.device.type, dtype=torch.float16):
         loss = compute_loss(vectors, weight_v, torch.ones(6, 1), targets)
@@ -161,7 +177,9 @@ def test_what_does_not_learn_gets_no_gradient():
     loss.backward()
     assert weight_g.grad is None and vectors.grad is not None and weight_v.grad is not None
     with torch.no_grad():
-        assert torch.equal(compute_loss(vectors, weight_v, weight_g, torch.full((2, 2, 7), 1 / 7)), loss)
+        assert torch.equal(
+            compute_loss(vectors, weight_v, weight_g, torch.full((2, 2, 7), 1 / 7)), loss
+        )
 
 
 def test_gradients_serve_one_backward_pass():
@@ -178,12 +196,19 @@ def test_no_more_than_a_chunk_of_logits_exists_at_a_time():
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
-            sizes.extend(part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor))
+            sizes.extend(
+                part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor)
+            )
             return result
 
-    vectors, weight_v = torch.randn(4 * 12, 8, requires_grad=True), torch.randn(100, 8, requires_grad=True)
+    vectors, weight_v = (
+        torch.randn(4 * 12, 8, requires_grad=True),
+        torch.randn(100, 8, requires_grad=True),
+    )
     with Watch():
-        loss = compute_loss(vectors, weight_v, torch.ones(100, 1), torch.full((2, 4, 100), 0.01), rows=6)
+        loss = compute_loss(
+            vectors, weight_v, torch.ones(100, 1), torch.full((2, 4, 100), 0.01), rows=6
+        )
         loss.backward()
     assert max(sizes) == 8 * 100  # prototypes, targets of both views; of logits at most 6 x 100
 
@@ -192,7 +217,9 @@ def test_no_more_than_a_chunk_of_logits_exists_at_a_time():
 def test_half_precision_gradients_are_near_those_of_fp32(dtype):
     torch.manual_seed(0)
     vectors, weight_v = F.normalize(torch.randn(24, 16), dim=-1), torch.randn(5000, 16)
-    targets = compute_targets(10 * torch.randn(8, 5000), torch.zeros(1, 5000), scalar(0.5)).probabilities
+    targets = compute_targets(
+        10 * torch.randn(8, 5000), torch.zeros(1, 5000), scalar(0.5)
+    ).probabilities
     found = []
     for enabled in (False, True):
         given = [part.clone().requires_grad_() for part in (vectors, weight_v)]
@@ -202,7 +229,9 @@ def test_half_precision_gradients_are_near_those_of_fp32(dtype):
         found.append([loss.detach(), *(part.grad for part in given)])
         assert {part.dtype for part in found[-1]} == {torch.float32}
     for wanted, ours in zip(*found, strict=True):
-        assert float((ours - wanted).norm() / wanted.norm()) < (0.01 if dtype == torch.bfloat16 else 0.002)
+        assert float((ours - wanted).norm() / wanted.norm()) < (
+            0.01 if dtype == torch.bfloat16 else 0.002
+        )
 
 
 def test_targets_say_what_they_promise():
@@ -234,27 +263,39 @@ def test_half_precision_logits_are_computed_in_fp32(dtype):
     targets = compute_targets(teacher, torch.zeros(1, 16), scalar(0.04))
     loss = compute_loss_of_logits(student, targets.probabilities)
     same = compute_targets(teacher.float(), torch.zeros(1, 16), scalar(0.04))
-    assert (loss.dtype, targets.probabilities.dtype, targets.batch_center.dtype) == (torch.float32,) * 3
+    assert (loss.dtype, targets.probabilities.dtype, targets.batch_center.dtype) == (
+        torch.float32,
+    ) * 3
     assert torch.equal(loss, compute_loss_of_logits(student.float(), same.probabilities))
 
 
 @BOTH
 def test_huge_logits_stay_finite(loss_of):
-    targets = compute_targets(torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.zeros(1, 2), scalar(0.04))
+    targets = compute_targets(
+        torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.zeros(1, 2), scalar(0.04)
+    )
     student = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
     loss = loss_of(student, targets.probabilities)
     loss.backward()
-    assert all(torch.isfinite(x).all() for x in (loss, student.grad, targets.entropy, targets.divergence))
+    assert all(
+        torch.isfinite(x).all() for x in (loss, student.grad, targets.entropy, targets.divergence)
+    )
 
 
 def test_the_center_follows_slowly():
-    assert torch.allclose(update_center(torch.tensor([[1.0]]), torch.tensor([[2.0]])), torch.tensor([[1.1]]))
+    assert torch.allclose(
+        update_center(torch.tensor([[1.0]]), torch.tensor([[2.0]])), torch.tensor([[1.1]])
+    )
 
 
 def measures(logits, temperature=0.04, center=None):
     center = torch.zeros(1, logits.shape[1]) if center is None else center
     targets = compute_targets(logits, center, scalar(temperature))
-    return {"entropy": float(targets.entropy), "divergence": float(targets.divergence), "prototypes": logits.shape[1]}
+    return {
+        "entropy": float(targets.entropy),
+        "divergence": float(targets.divergence),
+        "prototypes": logits.shape[1],
+    }
 
 
 @pytest.mark.parametrize("prototypes", [64, 1024])
@@ -292,11 +333,15 @@ def test_collapse_starts_at_98_percent_of_the_entropy_and_ends_at_a_thousandth_o
     prototypes, entropy, divergence, expected
 ):
     most = math.log(prototypes)
-    text = diagnose_collapse(entropy=entropy * most, divergence=divergence * most, prototypes=prototypes)
+    text = diagnose_collapse(
+        entropy=entropy * most, divergence=divergence * most, prototypes=prototypes
+    )
     assert text is None if expected is None else text.startswith(f"{expected} collapse")
 
 
 def test_feature_spread_is_zero_for_equal_and_near_one_for_scattered_features():
     torch.manual_seed(0)
-    assert float(compute_feature_spread(torch.randn(1, 64).expand(32, -1))) == pytest.approx(0.0, abs=1e-6)
+    assert float(compute_feature_spread(torch.randn(1, 64).expand(32, -1))) == pytest.approx(
+        0.0, abs=1e-6
+    )
     assert float(compute_feature_spread(7 * torch.randn(4096, 64))) == pytest.approx(1.0, abs=0.02)

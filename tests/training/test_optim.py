@@ -48,7 +48,9 @@ def build_network(seed=0):
 
 def inputs(rate=0.01, decay=0.1, keep=ON, keep_last=None):
     last = keep if keep_last is None else keep_last
-    return UpdateInputs(*(torch.tensor(value, dtype=torch.float32) for value in (rate, decay, keep, last)))
+    return UpdateInputs(
+        *(torch.tensor(value, dtype=torch.float32) for value in (rate, decay, keep, last))
+    )
 
 
 def fill_gradients(model, seed, value=None):
@@ -56,7 +58,9 @@ def fill_gradients(model, seed, value=None):
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            drawn = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter.device)
+            drawn = torch.randn(parameter.shape, generator=generator, device="cpu").to(
+                parameter.device
+            )
             parameter.grad = drawn if value is None else torch.full_like(drawn, value)
 
 
@@ -80,7 +84,9 @@ def bits(model, optimizer, only=""):
 def build_rule(name, model):
     """An optimizer by its name; `fused` where the device has torch's kernel."""
     here = torch.get_default_device().type in ("cpu", "cuda")
-    return build_optimizer(name.removeprefix("fused "), model, fused=here and name.startswith("fused "))
+    return build_optimizer(
+        name.removeprefix("fused "), model, fused=here and name.startswith("fused ")
+    )
 
 
 def torch_groups(model):
@@ -131,7 +137,9 @@ def test_groups_are_the_originals_in_its_order():
     ]
     assert [group["decayed"] for group in groups] == [True, False]
     assert [group["last_layer"] for group in groups] == [[2], [3]]
-    assert [[id(p) for p in g["params"]] for g in groups] == [[id(p) for p in g["params"]] for g in torch_groups(model)]
+    assert [[id(p) for p in g["params"]] for g in groups] == [
+        [id(p) for p in g["params"]] for g in torch_groups(model)
+    ]
 
 
 @pytest.mark.parametrize("name", ["adamw", "fused adamw", "sgd"])
@@ -155,7 +163,11 @@ def test_a_last_layer_frozen_at_first_starts_as_if_its_first_step_were_new(name,
     train_torch(theirs, reference, range(4, 10))
     assert worst_error(ours, theirs, relative_error) <= 1e-6
     if "adamw" in name:
-        steps = {n: float(optimizer.state[p]["step"]) for n, p in ours.named_parameters() if p.requires_grad}
+        steps = {
+            n: float(optimizer.state[p]["step"])
+            for n, p in ours.named_parameters()
+            if p.requires_grad
+        }
         assert {value for n, value in steps.items() if "last_layer" in n} == {6.0}
         assert {value for n, value in steps.items() if "last_layer" not in n} == {10.0}
 
@@ -168,7 +180,11 @@ def test_a_frozen_last_layer_keeps_weights_moments_and_step_count(name):
     last, body = bits(model, optimizer, "last_layer"), bits(model, optimizer, "body")
     train(model, optimizer, range(3, 6), keep_last=OFF)
     assert bits(model, optimizer, "last_layer") == last
-    assert all(value != body[key] for key, value in bits(model, optimizer, "body").items() if "step" not in key)
+    assert all(
+        value != body[key]
+        for key, value in bits(model, optimizer, "body").items()
+        if "step" not in key
+    )
 
 
 @NAMES
@@ -235,7 +251,9 @@ def test_loading_does_not_share_memory_with_the_source(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "fused adamw", "sgd"])
-@pytest.mark.parametrize("frozen", [False, True], ids=["trained last layer", "last layer frozen so far"])
+@pytest.mark.parametrize(
+    "frozen", [False, True], ids=["trained last layer", "last layer frozen so far"]
+)
 def test_the_state_of_torchs_optimizer_is_continued(name, frozen, relative_error):
     theirs = build_network()
     reference = build_torch(name, theirs)
@@ -257,7 +275,9 @@ def test_torch_reads_our_adamw_state(relative_error):
     saved = CpuDevice("fp32").to_host(optimizer.state_dict())  # as it is before it is written
     groups = [
         {**own, "params": kept["params"]}
-        for own, kept in zip(reference.state_dict()["param_groups"], saved["param_groups"], strict=True)
+        for own, kept in zip(
+            reference.state_dict()["param_groups"], saved["param_groups"], strict=True
+        )
     ]
     reference.load_state_dict({"state": saved["state"], "param_groups": groups})
     train(ours, optimizer, range(4, 8))
@@ -270,7 +290,9 @@ def test_state_of_another_grouping_is_refused(name):
     model = build_network()
     optimizer = build_rule(name, model)
     with pytest.raises(ValueError):
-        optimizer.load_state_dict({"state": {}, "param_groups": optimizer.state_dict()["param_groups"][:1]})
+        optimizer.load_state_dict(
+            {"state": {}, "param_groups": optimizer.state_dict()["param_groups"][:1]}
+        )
 
 
 @NAMES
@@ -286,7 +308,9 @@ def test_a_parameter_without_gradient_counts_as_zero_gradient(name):
 
 
 def test_an_unknown_optimizer_is_refused_with_the_known_ones():
-    with pytest.raises(OptionError, match="`optimizer` adam is unknown: known are adamw, sgd, lars"):
+    with pytest.raises(
+        OptionError, match="`optimizer` adam is unknown: known are adamw, sgd, lars"
+    ):
         build_optimizer("adam", build_network())
 
 
@@ -346,7 +370,9 @@ def test_every_gradient_is_clipped_on_its_own_as_by_a_loop(fused, seed, scale, l
         norm = float(gradient.double().norm())
         expected = gradient.double() * min(1.0, limit / (norm + 1e-6))
         torch.testing.assert_close(parameter.grad.double(), expected, rtol=1e-5, atol=1e-12)
-    assert float(total) == pytest.approx(math.sqrt(sum(float(g.double().norm()) ** 2 for g in gradients)), rel=1e-5)
+    assert float(total) == pytest.approx(
+        math.sqrt(sum(float(g.double().norm()) ** 2 for g in gradients)), rel=1e-5
+    )
     assert float(finite) == 1.0
 
 

@@ -15,7 +15,13 @@ from dino.training.preset import Scale, apply_preset, choose_values, log_reasons
 from tests.running import TINY, make_images, train, train_pair
 
 IMAGENET = 1_281_167
-NAMES = ("out_dim", "momentum_teacher", "warmup_teacher_temp", "teacher_temp", "warmup_teacher_temp_epochs")
+NAMES = (
+    "out_dim",
+    "momentum_teacher",
+    "warmup_teacher_temp",
+    "teacher_temp",
+    "warmup_teacher_temp_epochs",
+)
 NAMES += ("lr", "warmup_epochs")
 # images, global batch, epochs: values in the order of NAMES
 TABLE = {
@@ -37,7 +43,12 @@ TABLE = {
     (150_000, 256, 40): (16384, 0.9957, 0.04, 0.04, 0, 0.0005, 4),
     (300_000, 256, 50): (32768, 0.9983, 0.04, 0.04, 0, 0.0005, 5),
 }
-SCALES = st.builds(Scale, images=st.integers(1, 10**8), global_batch=st.integers(1, 10**5), epochs=st.integers(1, 2000))
+SCALES = st.builds(
+    Scale,
+    images=st.integers(1, 10**8),
+    global_batch=st.integers(1, 10**5),
+    epochs=st.integers(1, 2000),
+)
 
 
 def scale_of(images, batch, epochs, **more):
@@ -59,7 +70,9 @@ def test_the_originals_runs_get_the_originals_values(recipe):
     batch = {"vits16_vanilla": 512, "vits16_boosted": 1024}[recipe]
     values = as_dict(options)
     found = choose_values(scale_of(IMAGENET, batch, options.run.epochs))
-    assert {name: choice.value for name, choice in found.items()} == {name: values[name] for name in NAMES}
+    assert {name: choice.value for name, choice in found.items()} == {
+        name: values[name] for name in NAMES
+    }
 
 
 def test_other_optimizers_have_the_rate_of_convnets():
@@ -101,11 +114,17 @@ def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypat
     )
     assert (options.teacher.momentum_teacher, options.student.out_dim) == (0.9, 16)  # both given
     assert options.optim.lr == 0.001 and "global batch 64" in reasons["lr"]  # 4 x 2 x 8
-    assert options.optim.warmup_epochs == 3 and reasons.keys() == set(NAMES) - {"out_dim", "momentum_teacher"}
+    assert options.optim.warmup_epochs == 3 and reasons.keys() == set(NAMES) - {
+        "out_dim",
+        "momentum_teacher",
+    }
     assert options.run.preset is None and not reasons.keys() & given
     with caplog.at_level(logging.INFO):
         log_reasons(options, reasons)
-    assert "`lr` 0.001 (auto: global batch 64 is outside 256 to 1024: square-root scaling" in caplog.text
+    assert (
+        "`lr` 0.001 (auto: global batch 64 is outside 256 to 1024: square-root scaling"
+        in caplog.text
+    )
 
 
 def test_without_a_preset_nothing_changes_and_nothing_is_listed():
@@ -122,7 +141,10 @@ def test_the_reasons_are_printed_beside_the_values(tmp_path, capsys):
     assert "teacher_temp: 0.03  # auto: 8 images, up to 20000" in text
     (tmp_path / "printed.yaml").write_text(text)
     again = parse_command(TrainConfig, ["--config", str(tmp_path / "printed.yaml")], apply_preset)
-    assert as_dict(again.config) == as_dict(preset_of("--data_path", images).config) and again.reasons == {}
+    assert (
+        as_dict(again.config) == as_dict(preset_of("--data_path", images).config)
+        and again.reasons == {}
+    )
 
 
 def test_a_run_keeps_its_recipe_and_the_recipe_repeats_it(tmp_path):
@@ -130,8 +152,21 @@ def test_a_run_keeps_its_recipe_and_the_recipe_repeats_it(tmp_path):
     first = train(tmp_path, *words, "--preset", "auto", "--output_dir", tmp_path / "first")
     assert first.code == 0 and "--lr 0.004 (auto: global batch 4" in first.text, first.text
     kept = yaml.safe_load((tmp_path / "first" / RECIPE).read_text())
-    assert (kept["lr"], kept["momentum_teacher"], kept["out_dim"], kept["preset"]) == (0.004, 0.99, 16, None)
-    again = train(tmp_path, "--config", tmp_path / "first" / RECIPE, "--epochs", 1, "--output_dir", tmp_path / "again")
+    assert (kept["lr"], kept["momentum_teacher"], kept["out_dim"], kept["preset"]) == (
+        0.004,
+        0.99,
+        16,
+        None,
+    )
+    again = train(
+        tmp_path,
+        "--config",
+        tmp_path / "first" / RECIPE,
+        "--epochs",
+        1,
+        "--output_dir",
+        tmp_path / "again",
+    )
     assert again.code == 0 and "auto:" not in again.text, again.text
     logs = [(tmp_path / name / "log.txt").read_text() for name in ("first", "again")]
     assert logs[0] == logs[1]

@@ -10,7 +10,7 @@ import torch
 from dino.cli.options import parse
 from dino.training.config import TrainConfig
 from dino.training.plan import build_plan
-from dino.training.report import Feeding, Reading, Reporter, read_device
+from dino.training.report import LoaderStats, MeterSnapshot, Reporter, read_device
 from dino.training.step import METERS
 
 HEALTHY = {"entropy": 2.0, "divergence": 1.0}
@@ -20,16 +20,21 @@ CONSTANT = {"entropy": 1.0, "divergence": 0.0}
 
 def sums_of(steps, **means):
     """Meters after `steps` finite steps with these means."""
-    return {"steps": float(steps), **{name: steps * means.get(name, 1.0) for name in METERS if name != "steps"}}
+    return {
+        "steps": float(steps),
+        **{name: steps * means.get(name, 1.0) for name in METERS if name != "steps"},
+    }
 
 
 def reading_of(steps, masked=0, **means):
-    return Reading(sums=sums_of(steps, **means), masked=masked, masked_in_row=0)
+    return MeterSnapshot(sums=sums_of(steps, **means), masked=masked, masked_in_row=0)
 
 
 @pytest.fixture
 def plan():
-    return build_plan(parse(TrainConfig, ["--epochs", "3", "--warmup_epochs", "1"]), iterations=10, world=2)
+    return build_plan(
+        parse(TrainConfig, ["--epochs", "3", "--warmup_epochs", "1"]), iterations=10, world_size=2
+    )
 
 
 @pytest.fixture
@@ -44,7 +49,9 @@ def reporter(plan, tmp_path, caplog):
 def scalars(reporter, monkeypatch):
     """What goes to TensorBoard: (tag, value, iteration)."""
     written = []
-    monkeypatch.setattr(reporter.log, "write_scalars", lambda values, step: written.append((dict(values), step)))
+    monkeypatch.setattr(
+        reporter.log, "write_scalars", lambda values, step: written.append((dict(values), step))
+    )
     return written
 
 
@@ -73,7 +80,10 @@ def test_without_a_finite_step_there_is_no_mean():
 def test_a_log_line_shows_loss_rate_speed_and_wait(reporter, plan, scalars, caplog):
     reporter.report(reading_of(5, loss=3.25, **HEALTHY), 5)
     line = caplog.records[-1].getMessage()
-    assert all(word in line for word in ("5/30", "epoch 1/3", "loss 3.2500", "lr ", "images/s ", "data wait ", "eta "))
+    assert all(
+        word in line
+        for word in ("5/30", "epoch 1/3", "loss 3.2500", "lr ", "images/s ", "data wait ", "eta ")
+    )
     assert "skipped" not in line
     values, step = scalars[-1]
     assert step == 5
@@ -96,13 +106,17 @@ def test_masked_steps_are_shown(reporter, scalars, caplog):
 
 
 def test_a_line_without_a_finite_step_is_no_collapse(reporter, caplog):
-    reporter.report(Reading(sums=sums_of(0), masked=4, masked_in_row=4), 4)
+    reporter.report(MeterSnapshot(sums=sums_of(0), masked=4, masked_in_row=4), 4)
     assert "loss nan" in caplog.text
     assert "collapse" not in caplog.text
 
 
 def warnings_in(caplog):
-    return [record.getMessage().split(":")[0] for record in caplog.records if record.levelno == logging.WARNING]
+    return [
+        record.getMessage().split(":")[0]
+        for record in caplog.records
+        if record.levelno == logging.WARNING
+    ]
 
 
 def test_a_collapse_is_named_once_and_again_when_it_changes_or_returns(reporter, caplog):
@@ -124,12 +138,16 @@ def report_wait(reporter, steps, share):
 
 
 def test_waiting_for_images_is_explained_once_and_not_in_the_first_lines(plan, tmp_path, caplog):
-    feeding = Feeding(workers=2, cores=8)
+    feeding = LoaderStats(workers=2, cores=8)
     reporter = Reporter(tmp_path, plan, prototypes=64, iteration=0, shown=True, feeding=feeding)
     for line, share in enumerate([0.9, 0.9, 0.05, 0.4, 0.6], start=1):
         caplog.clear()
         report_wait(reporter, 5 * line, share)
-        expected = [f"training waited for images 40 % of the time: {feeding.explain()}"] if line == 4 else []
+        expected = (
+            [f"training waited for images 40 % of the time: {feeding.explain()}"]
+            if line == 4
+            else []
+        )
         assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == expected
     reporter.close()
 
@@ -140,11 +158,20 @@ def test_waiting_for_images_is_explained_once_and_not_in_the_first_lines(plan, t
         (0, 64, ["`num_workers` 0", "try `num_workers` 4"]),
         (1, 8, ["1 loader process and 8 cores", "try `num_workers` 2,", "smaller"]),
         (10, 12, ["10 loader processes and 12 cores", "try `num_workers` 12,", "smaller"]),
-        (10, 1, ["10 loader processes and 1 core,", "more `num_workers` will not help", "smaller", "shards"]),
+        (
+            10,
+            1,
+            [
+                "10 loader processes and 1 core,",
+                "more `num_workers` will not help",
+                "smaller",
+                "shards",
+            ],
+        ),
     ],
 )
 def test_the_explanation_of_waiting_fits_the_cores(workers, cores, words):
-    text = Feeding(workers=workers, cores=cores).explain()
+    text = LoaderStats(workers=workers, cores=cores).explain()
     assert all(word in text for word in words) and "\n" not in text
 
 
@@ -170,7 +197,7 @@ def test_an_epoch_without_a_finite_step_is_still_valid_json(reporter, tmp_path):
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
 
-    reporter.end_epoch(Reading(sums=sums_of(0), masked=3, masked_in_row=0), 10, {})
+    reporter.end_epoch(MeterSnapshot(sums=sums_of(0), masked=3, masked_in_row=0), 10, {})
     assert json.loads((tmp_path / "log.txt").read_text(), parse_constant=refuse)["epoch"] == 0
 
 

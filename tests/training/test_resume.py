@@ -57,7 +57,9 @@ def test_what_makes_another_run_is_frozen():
 
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())
 def test_another_network_or_optimizer_is_refused_with_old_and_new_value(name, value):
-    with pytest.raises(CheckpointError, match=rf"with {name} {args_of()[name]}, now it is {value}") as caught:
+    with pytest.raises(
+        CheckpointError, match=rf"with {name} {args_of()[name]}, now it is {value}"
+    ) as caught:
         find_position(state_at(5), args_of(f"--{name}", value), NOW)
     assert caught.value.exit_code == 2
 
@@ -70,7 +72,13 @@ def test_other_images_are_refused_with_old_and_new(changes):
 
 @pytest.mark.parametrize(
     "words",
-    [("--epochs", 7), ("--num_workers", 1), ("--save_every_steps", 3), ("--saveckp_freq", 5), ("--lr", 0.1)],
+    [
+        ("--epochs", 7),
+        ("--num_workers", 1),
+        ("--save_every_steps", 3),
+        ("--saveckp_freq", 5),
+        ("--lr", 0.1),
+    ],
 )
 def test_allowed_changes_are_printed_with_old_and_new(words, caplog):
     name = words[0].removeprefix("--")
@@ -78,7 +86,9 @@ def test_allowed_changes_are_printed_with_old_and_new(words, caplog):
     assert f"{name} {args_of()[name]} -> {words[1]}" in caplog.text
 
 
-@pytest.mark.parametrize("words", [("--output_dir", "b"), ("--data_path", "c"), ("--dist_url", "tcp://localhost:1")])
+@pytest.mark.parametrize(
+    "words", [("--output_dir", "b"), ("--data_path", "c"), ("--dist_url", "tcp://localhost:1")]
+)
 def test_another_place_is_no_change(words, caplog):
     assert find_position(state_at(5), args_of(*words), NOW) == 5
     assert caplog.records == []
@@ -101,7 +111,9 @@ def test_another_batch_inside_an_epoch_is_refused(changes):
 
 
 def test_the_originals_checkpoint_continues_at_its_epoch(caplog):
-    args = argparse.Namespace(arch="vit_small", patch_size=16, out_dim=65536, optimizer="adamw", epochs=800)
+    args = argparse.Namespace(
+        arch="vit_small", patch_size=16, out_dim=65536, optimizer="adamw", epochs=800
+    )
     assert find_position({"epoch": 3, "args": args}, args_of(), NOW) == 30
     assert "the original's" in caplog.text and "epochs 800 -> 100" in caplog.text
 
@@ -113,7 +125,9 @@ def test_the_originals_checkpoint_of_another_network_is_refused():
 
 def test_the_originals_ranges_of_areas_are_no_change(caplog):
     """The original stores tuples where the flag was not given."""
-    args = argparse.Namespace(arch="vit_small", global_crops_scale=(0.4, 1.0), local_crops_scale=[0.05, 0.4])
+    args = argparse.Namespace(
+        arch="vit_small", global_crops_scale=(0.4, 1.0), local_crops_scale=[0.05, 0.4]
+    )
     find_position({"epoch": 3, "args": args}, args_of(), NOW)
     assert "crops_scale" not in caplog.text
 
@@ -125,7 +139,9 @@ def test_options_that_the_checkpoint_does_not_know_are_no_change(caplog):
     assert caplog.records == []
 
 
-@pytest.mark.parametrize(("before", "words", "lines"), [(False, (), 0), (None, (), 0), (False, ("--compile",), 1)])
+@pytest.mark.parametrize(
+    ("before", "words", "lines"), [(False, (), 0), (None, (), 0), (False, ("--compile",), 1)]
+)
 def test_a_switch_that_was_off_and_is_now_left_open_is_no_change(before, words, lines, caplog):
     state = state_at(5)
     state["args"]["compile"] = before

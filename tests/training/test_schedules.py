@@ -49,19 +49,25 @@ def by_formula(iteration, base, final, total, warmup, start):
 )
 def test_every_value_follows_the_formula(base, final, start, total, share):
     warmup = int(share * total)
-    values = compute_cosine(base=base, final=final, iterations=total, warmup=warmup, warmup_start=start)
+    values = compute_cosine(
+        base=base, final=final, iterations=total, warmup=warmup, warmup_start=start
+    )
     assert values.shape == (total,) and values.dtype == np.float64
     expected = [by_formula(i, base, final, total, warmup, start) for i in range(total)]
     np.testing.assert_allclose(values, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(OptionError, match="a warm-up of 11 iterations does not fit into a run of 10"):
+    with pytest.raises(
+        OptionError, match="a warm-up of 11 iterations does not fit into a run of 10"
+    ):
         compute_cosine(base=1.0, final=0.0, iterations=10, warmup=11)
 
 
 def test_a_warm_up_may_fill_the_run():
-    np.testing.assert_allclose(compute_cosine(base=1.0, final=0.0, iterations=3, warmup=3), [0, 0.5, 1])
+    np.testing.assert_allclose(
+        compute_cosine(base=1.0, final=0.0, iterations=3, warmup=3), [0, 0.5, 1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,9 @@ def test_a_warm_up_may_fill_the_run():
     ],
 )
 def test_the_temperature_rises_linearly_and_stays(warmup, epochs, expected):
-    values = compute_teacher_temperature(start=0.04, final=0.07, warmup_epochs=warmup, epochs=epochs)
+    values = compute_teacher_temperature(
+        start=0.04, final=0.07, warmup_epochs=warmup, epochs=epochs
+    )
     np.testing.assert_allclose(values, expected, rtol=1e-12)
 
 

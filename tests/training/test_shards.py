@@ -58,7 +58,9 @@ def test_a_run_killed_inside_an_epoch_of_shards_ends_as_one_on_the_folder(
     images: Path, shards: str, tmp_path: Path
 ) -> None:
     words = ("--save_every_steps", 1)
-    assert train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "whole", *words).code == 0
+    assert (
+        train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "whole", *words).code == 0
+    )
     words = ("--data_path", shards, "--output_dir", tmp_path / "killed", *words)
     assert train(tmp_path, *words, prepare=die_inside_an_epoch).code == -signal.SIGKILL
     again = train(tmp_path, *words)
@@ -66,9 +68,20 @@ def test_a_run_killed_inside_an_epoch_of_shards_ends_as_one_on_the_folder(
     assert_equal(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_processes_share_shards_as_they_share_a_folder(images: Path, shards: str, tmp_path: Path) -> None:
+def test_two_processes_share_shards_as_they_share_a_folder(
+    images: Path, shards: str, tmp_path: Path
+) -> None:
     for name, path in (("folder", images), ("shards", shards)):
-        words = ("--data_path", path, "--output_dir", tmp_path / name, "--epochs", 1, "--batch_size_per_device", 2)
+        words = (
+            "--data_path",
+            path,
+            "--output_dir",
+            tmp_path / name,
+            "--epochs",
+            1,
+            "--batch_size_per_device",
+            2,
+        )
         assert [result.code for result in train_pair(tmp_path / f"{name}-log", *words)] == [0, 0]
     assert_equal(tmp_path / "folder", tmp_path / "shards")
 
@@ -77,4 +90,6 @@ def test_a_missing_shard_ends_with_2_and_one_line(shards: str, tmp_path: Path) -
     words = ("--data_path", shards.replace("000005", "000006"), "--output_dir", tmp_path / "run")
     result = train(tmp_path, *words)
     assert result.code == 2
-    assert "1 of 7 shards are missing, the first is" in result.text and "Traceback" not in result.text
+    assert (
+        "1 of 7 shards are missing, the first is" in result.text and "Traceback" not in result.text
+    )

@@ -29,7 +29,11 @@ RUNS = (  # each mode in both number formats and of both releases
     ("compiled", "fp32", "1.24"),
     ("compiled", "ops", "1.19"),
 )
-MODES = {"eager": ("--lazy_mode", "false"), "lazy": ("--lazy_mode", "true"), "compiled": ("--compile",)}
+MODES = {
+    "eager": ("--lazy_mode", "false"),
+    "lazy": ("--lazy_mode", "true"),
+    "compiled": ("--compile",),
+}
 # Where new graphs are due: the first three steps (the second is the first with a learning rate above 0), the first
 # unfrozen one, and the last of the first epoch, which the first log line and the first score follow.
 DUE = {0, 1, 2, STEPS - 1, STEPS}
@@ -39,7 +43,8 @@ JOINS = {"eager": 1, "compiled": 1, "lazy": 0}
 FALLBACKS: set[str] = set()  # none is known that the training step needs
 
 pytestmark = pytest.mark.skipif(
-    hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
+    hpu_simulator.why_unavailable() is not None,
+    reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}",
 )
 
 
@@ -57,7 +62,9 @@ def record_steps(path: str, release: str) -> None:
         if "watch" in state:
             state.pop("watch").__exit__(None, None, None)
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**describe(state.pop("seen")), "shapes": state["shapes"]}) + "\n")
+                file.write(
+                    json.dumps({**describe(state.pop("seen")), "shapes": state["shapes"]}) + "\n"
+                )
             state["shapes"].clear()
 
     keep_shapes = functools.partial(_remember_shapes, state.setdefault("shapes", {}))
@@ -88,7 +95,9 @@ def record_steps(path: str, release: str) -> None:
     trainer.Trainer.train = train_and_close
 
 
-def _remember_shapes(shapes: dict[str, list], name: str, _module: object, inputs: tuple[Any]) -> None:
+def _remember_shapes(
+    shapes: dict[str, list], name: str, _module: object, inputs: tuple[Any]
+) -> None:
     if tuple(inputs[0].shape) not in map(tuple, shapes.setdefault(name, [])):
         shapes[name].append(list(inputs[0].shape))
 
@@ -121,9 +130,35 @@ def steps(
     """A run of three epochs with everything that changes from step to step or from epoch to epoch."""
     mode, numbers, release = request.param
     folder = tmp_path_factory.mktemp(f"{mode}_{numbers}")
-    words = ("--data_path", images / "train", "--output_dir", folder / "run", "--device", "hpu", *MODES[mode])
-    schedules = ("--epochs", 3, "--warmup_epochs", 1, "--warmup_teacher_temp", 0.03, "--warmup_teacher_temp_epochs", 2)
-    more = ("--precision", numbers, "--drop_path_rate", 0.1, "--local_crops_number", 2, "--eval_knn_every", 1)
+    words = (
+        "--data_path",
+        images / "train",
+        "--output_dir",
+        folder / "run",
+        "--device",
+        "hpu",
+        *MODES[mode],
+    )
+    schedules = (
+        "--epochs",
+        3,
+        "--warmup_epochs",
+        1,
+        "--warmup_teacher_temp",
+        0.03,
+        "--warmup_teacher_temp_epochs",
+        2,
+    )
+    more = (
+        "--precision",
+        numbers,
+        "--drop_path_rate",
+        0.1,
+        "--local_crops_number",
+        2,
+        "--eval_knn_every",
+        1,
+    )
     prepare = functools.partial(record_steps, str(folder / "seen"), release)
     result = train(folder, *words, *schedules, *more, prepare=prepare)
     assert result.code == 0, result.text
@@ -144,7 +179,12 @@ def test_the_steady_state_has_no_new_graph(steps: list[dict[str, Any]]) -> None:
 
 
 def test_no_operator_of_the_step_runs_on_the_host(steps: list[dict[str, Any]]) -> None:
-    found = {name for place, step in enumerate(steps) if (place + 1) % STEPS for name in step["fallbacks"]}
+    found = {
+        name
+        for place, step in enumerate(steps)
+        if (place + 1) % STEPS
+        for name in step["fallbacks"]
+    }
     assert found <= FALLBACKS
 
 
@@ -152,27 +192,38 @@ def test_nothing_on_the_card_has_64_bits(steps: list[dict[str, Any]]) -> None:
     assert {name for step in steps for name in step["float64"]} == set()
 
 
-def test_backbones_see_two_shapes_and_one(steps: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
+def test_backbones_see_two_shapes_and_one(
+    steps: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
     if "compiled" in request.node.name:
         pytest.skip("a compiled network calls no hooks; its graphs are counted")
     for place, step in enumerate(steps):
         if (place + 1) % STEPS:
-            assert step["shapes"] == {"student": [[8, 3, 16, 16], [8, 3, 8, 8]], "teacher": [[8, 3, 16, 16]]}
+            assert step["shapes"] == {
+                "student": [[8, 3, 16, 16], [8, 3, 8, 8]],
+                "teacher": [[8, 3, 16, 16]],
+            }
 
 
 def test_no_upload_makes_the_host_wait(steps: list[dict[str, Any]]) -> None:
-    assert {step["blocking"] for place, step in enumerate(steps) if place and (place + 1) % STEPS} == {0}
+    assert {
+        step["blocking"] for place, step in enumerate(steps) if place and (place + 1) % STEPS
+    } == {0}
 
 
 def test_the_host_seldom_waits_for_the_bridges_threads(
     steps: list[dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
     bound = next(JOINS[mode] for mode in JOINS if mode in request.node.name)
-    later = [step["joins"] for place, step in enumerate(steps) if place > STEPS and (place + 1) % STEPS]
+    later = [
+        step["joins"] for place, step in enumerate(steps) if place > STEPS and (place + 1) % STEPS
+    ]
     assert max(map(len, later)) <= bound, later[0]
 
 
-def test_every_step_cuts_as_many_graphs_and_uploads_and_launches_as_much(steps: list[dict[str, Any]]) -> None:
+def test_every_step_cuts_as_many_graphs_and_uploads_and_launches_as_much(
+    steps: list[dict[str, Any]],
+) -> None:
     later = [step for place, step in enumerate(steps) if place > STEPS and (place + 1) % STEPS]
     for what in ("graphs", "uploads", "launches", "compiled"):
         assert all(step[what] == later[0][what] for step in later), what

@@ -74,7 +74,9 @@ class Bench:
 
 def build_golden_network(*, norm_last_layer):
     backbone = VisionTransformer(embed_dim=48, depth=2, heads=3)
-    head = DINOHead(in_dim=48, out_dim=256, hidden_dim=64, bottleneck_dim=32, norm_last_layer=norm_last_layer)
+    head = DINOHead(
+        in_dim=48, out_dim=256, hidden_dim=64, bottleneck_dim=32, norm_last_layer=norm_last_layer
+    )
     return MultiCrop(backbone, head)
 
 
@@ -84,7 +86,9 @@ def build_bench(seed=0, use_bn=False, **more):
     for norm_last_layer in (False, True):
         backbone = VisionTransformer(img_size=16, patch_size=8, embed_dim=12, depth=1, heads=2)
         shape = {"in_dim": 12, "out_dim": PROTOTYPES, "hidden_dim": 16, "bottleneck_dim": 8}
-        networks.append(MultiCrop(backbone, DINOHead(**shape, use_bn=use_bn, norm_last_layer=norm_last_layer)))
+        networks.append(
+            MultiCrop(backbone, DINOHead(**shape, use_bn=use_bn, norm_last_layer=norm_last_layer))
+        )
     return Bench(networks[0], build_teacher(networks[1], networks[0]), **more)
 
 
@@ -101,7 +105,9 @@ def draw_crops(seed, images=16, local_views=3):
     generator = torch.Generator().manual_seed(seed)
 
     def group(views, size):
-        pixels = torch.randint(0, 256, (images, views, size, size, 3), dtype=torch.uint8, generator=generator)
+        pixels = torch.randint(
+            0, 256, (images, views, size, size, 3), dtype=torch.uint8, generator=generator
+        )
         rows = torch.zeros(images, views, PARAMETERS)
         rows[..., :5] = torch.randint(0, 2, (images, views, 5), generator=generator)
         rows[..., 5:9] = torch.tensor([1.2, 0.8, 1.1, 0.05])
@@ -115,12 +121,20 @@ def draw_crops(seed, images=16, local_views=3):
 
 def run_trajectory(arrays, draw):
     """The golden eight steps; gives the bench, the losses and the centers."""
-    student, teacher = build_golden_network(norm_last_layer=False), build_golden_network(norm_last_layer=True)
-    student.load_state_dict({k.removeprefix("init/"): torch.as_tensor(v) for k, v in arrays.items() if "init/" in k})
+    student, teacher = (
+        build_golden_network(norm_last_layer=False),
+        build_golden_network(norm_last_layer=True),
+    )
+    student.load_state_dict(
+        {k.removeprefix("init/"): torch.as_tensor(v) for k, v in arrays.items() if "init/" in k}
+    )
     bench = Bench(student, build_teacher(teacher, student), kind=GivenViews)
     losses, centers = [], []
     for iteration in range(8):
-        views = [draw(200 + 10 * iteration + view, 2, 3, *[224 if view < 2 else 96] * 2) for view in range(6)]
+        views = [
+            draw(200 + 10 * iteration + view, 2, 3, *[224 if view < 2 else 96] * 2)
+            for view in range(6)
+        ]
         numbers = [float(arrays[name][iteration]) for name in ("lr", "wd", "momentum")]
         before = bench.meter("loss")
         inputs = StepInputs.on_host((*numbers, 0.04, float(iteration >= 4)))
@@ -138,7 +152,9 @@ def test_eight_steps_are_those_of_the_original(golden, draw, relative_error):
         assert relative_error(centers[iteration], arrays["centers"][iteration]) <= 1e-5
     for name, network in (("student", bench.student), ("teacher", bench.teacher)):
         state = network.state_dict()
-        assert {f"{name}/{key}" for key in state} == {key for key in arrays if key.startswith(f"{name}/")}
+        assert {f"{name}/{key}" for key in state} == {
+            key for key in arrays if key.startswith(f"{name}/")
+        }
         for key, tensor in state.items():
             # A key bias has no true gradient, so that Adam turns rounding into steps.
             limit = 1e-3 if key.endswith("attn.qkv.bias") else 1e-5
@@ -190,11 +206,15 @@ def test_each_micro_batch_gets_its_own_depth(relative_error):
 @pytest.mark.parametrize("depth", [None, torch.ones(2, 2, 5)])
 def test_the_inputs_of_a_step_go_to_the_device_in_one_piece(depth, monkeypatch):
     bench, placed = build_bench(micro_batches=2), []
-    place = bench.step.device.place
-    monkeypatch.setattr(bench.step.device, "place", lambda batch: placed.append(batch) or place(batch))
+    place = bench.step.device.to_device
+    monkeypatch.setattr(
+        bench.step.device, "to_device", lambda batch: placed.append(batch) or place(batch)
+    )
     crops = draw_crops(0, images=2)
     bench.step(crops, INPUTS._replace(depth=depth))
-    besides = [part for part in placed if part is not crops and not any(part is field for field in crops)]
+    besides = [
+        part for part in placed if part is not crops and not any(part is field for field in crops)
+    ]
     assert [part.numel() for part in besides] == [5 if depth is None else 25]
 
 
@@ -203,7 +223,12 @@ def test_a_step_moves_student_teacher_center_and_meters():
     before = bench.bits()
     bench.step(draw_views(0), INPUTS)
     moved = {name for name, value in bench.bits().items() if value != before[name]}
-    assert {"student.head.last_layer.weight_v", "teacher.head.last_layer.weight_v", "centre", "meters"} <= moved
+    assert {
+        "student.head.last_layer.weight_v",
+        "teacher.head.last_layer.weight_v",
+        "centre",
+        "meters",
+    } <= moved
     assert "teacher.backbone.blocks.0.mlp.fc1.weight" in moved
     assert bench.meter("steps") == 1
 
@@ -212,7 +237,9 @@ def test_a_frozen_last_layer_stays_while_the_rest_moves():
     bench = build_bench(kind=GivenViews)
     before = bench.bits()
     for step in range(3):
-        bench.step(draw_views(step), INPUTS._replace(train_last_layer=torch.zeros((), device="cpu")))
+        bench.step(
+            draw_views(step), INPUTS._replace(train_last_layer=torch.zeros((), device="cpu"))
+        )
     moved = {name for name, value in bench.bits().items() if value != before[name]}
     assert not [name for name in moved if "student.head.last_layer" in name]
     assert "student.head.mlp.0.weight" in moved
@@ -306,7 +333,9 @@ def test_under_a_loss_scale_an_overflown_gradient_is_masked_and_not_counted():
     for step, counted in enumerate(([0, 0], [0, 0], [1, 1], [2, 2])):
         assert bench.step.scaler.get_scale() == 4.0 / 2**step
         bench.step(draw_views(1), INPUTS)
-        assert bench.program.non_finite.tolist() == counted, "at a scale of 1 there is nothing left to lower"
+        assert bench.program.non_finite.tolist() == counted, (
+            "at a scale of 1 there is nothing left to lower"
+        )
     assert bench.bits() == before
 
 
@@ -391,7 +420,9 @@ def test_the_exchange_begins_before_the_last_backward_pass_and_ends_after_it(mic
         return lambda: order.append("end") or tensor
 
     bench.program.average = average
-    bench.student.head.last_layer.weight_v.register_post_accumulate_grad_hook(lambda _: order.append("backward"))
+    bench.student.head.last_layer.weight_v.register_post_accumulate_grad_hook(
+        lambda _: order.append("backward")
+    )
     bench.step(draw_views(0), INPUTS)
     assert order == ["backward"] * (micro_batches - 1) + ["begin", "backward", "end"]
 

@@ -14,7 +14,17 @@ import pytest
 import torch
 
 from dino import checkpoint
-from tests.running import TINY, Job, Result, lines_of, make_images, make_labelled, state_of, train, train_pair
+from tests.running import (
+    TINY,
+    Job,
+    Result,
+    lines_of,
+    make_images,
+    make_labelled,
+    state_of,
+    train,
+    train_pair,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +51,49 @@ def assert_equal(left: object, right: object, path: str = "") -> None:
 
 
 def test_a_run_writes_what_the_original_writes(images: Path, tmp_path: Path) -> None:
-    result = train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", "--saveckp_freq", 1)
+    result = train(
+        tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", "--saveckp_freq", 1
+    )
     assert result.code == 0, result.text
     lines = lines_of(tmp_path / "run")
     assert [line["epoch"] for line in lines] == [0, 1]
-    assert {"train_loss", "train_lr", "train_wd", "epoch", "train_entropy", "train_feature_std"} <= lines[0].keys()
+    assert {
+        "train_loss",
+        "train_lr",
+        "train_wd",
+        "epoch",
+        "train_entropy",
+        "train_feature_std",
+    } <= lines[0].keys()
     state = state_of(tmp_path / "run")
     originals = {"student", "teacher", "optimizer", "epoch", "args", "dino_loss"}
     assert originals | {"normalisation", "resume", "format"} == state.keys()
-    assert state["epoch"] == 2 and state["args"]["arch"] == "vit_mini" and state["dino_loss"]["center"].shape == (1, 16)
+    assert (
+        state["epoch"] == 2
+        and state["args"]["arch"] == "vit_mini"
+        and state["dino_loss"]["center"].shape == (1, 16)
+    )
     assert all(name.startswith(("module.backbone.", "module.head.")) for name in state["student"])
-    assert {"head.last_layer.weight_g", "head.last_layer.weight_v", "backbone.cls_token"} <= state["teacher"].keys()
+    assert {"head.last_layer.weight_g", "head.last_layer.weight_v", "backbone.cls_token"} <= state[
+        "teacher"
+    ].keys()
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"checkpoint.pth", "checkpoint0000.pth", "checkpoint0001.pth", "teacher_backbone.pth", "log.txt"} <= names
+    assert {
+        "checkpoint.pth",
+        "checkpoint0000.pth",
+        "checkpoint0001.pth",
+        "teacher_backbone.pth",
+        "log.txt",
+    } <= names
     small = torch.load(tmp_path / "run" / checkpoint.TEACHER, weights_only=True)
-    assert_equal(small["teacher"], {k: v for k, v in state["teacher"].items() if k.startswith("backbone.")})
+    assert_equal(
+        small["teacher"], {k: v for k, v in state["teacher"].items() if k.startswith("backbone.")}
+    )
 
 
-def test_tensorboard_holds_the_references_tags_and_the_monitors(images: Path, tmp_path: Path) -> None:
+def test_tensorboard_holds_the_references_tags_and_the_monitors(
+    images: Path, tmp_path: Path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run").code == 0
@@ -79,13 +114,30 @@ def test_the_same_command_twice_gives_the_same_bits(images: Path, tmp_path: Path
 @pytest.mark.long
 def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
     """kill -9 at random moments, some while a checkpoint is being written: the end is that of an undisturbed run."""
-    words = ["--data_path", str(images), "--epochs", "4", "--save_every_steps", "1", "--drop_path_rate", "0.2"]
+    words = [
+        "--data_path",
+        str(images),
+        "--epochs",
+        "4",
+        "--save_every_steps",
+        "1",
+        "--drop_path_rate",
+        "0.2",
+    ]
     undisturbed = train(tmp_path, *words, "--output_dir", tmp_path / "whole")
     assert undisturbed.code == 0, undisturbed.text
     rng, kills, writing = random.Random(0), 0, 0
     for attempt in range(200):
         job = Job(
-            tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "killed"), "--num_workers", str(attempt % 2)]
+            tmp_path,
+            [
+                *TINY,
+                *words,
+                "--output_dir",
+                str(tmp_path / "killed"),
+                "--num_workers",
+                str(attempt % 2),
+            ],
         )
         if kills < 20:
             writing += _kill_soon(job, tmp_path / "killed", rng, while_writing=attempt % 3 == 0)
@@ -140,7 +192,16 @@ def narrow_vgg() -> None:
 def test_a_network_that_draws_by_itself_is_killed_and_continues_to_the_bit(
     images: Path, tmp_path: Path, arch: str, prepare: Callable[[], None] | None
 ) -> None:
-    words = ["--data_path", str(images), "--arch", arch, "--drop_path_rate", "0.3", "--save_every_steps", "3"]
+    words = [
+        "--data_path",
+        str(images),
+        "--arch",
+        arch,
+        "--drop_path_rate",
+        "0.3",
+        "--save_every_steps",
+        "3",
+    ]
     words += ["--global_crops_size", "32", "--local_crops_size", "32", "--epochs", "1"]
     whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole", prepare=prepare)
     assert whole.code == 0, whole.text
@@ -162,7 +223,9 @@ def say_seeds() -> None:
     CpuDevice.seed = lambda self, value: (torch.manual_seed(value), print("seeded"))
 
 
-@pytest.mark.parametrize(("arch", "seedings"), [("vit_mini", 1), ("resnet18", 1), ("timm:test_convnext", 11)])
+@pytest.mark.parametrize(
+    ("arch", "seedings"), [("vit_mini", 1), ("resnet18", 1), ("timm:test_convnext", 11)]
+)
 def test_only_a_network_that_draws_by_itself_is_seeded_at_every_step(
     images: Path, tmp_path: Path, arch: str, seedings: int
 ) -> None:
@@ -174,7 +237,9 @@ def test_only_a_network_that_draws_by_itself_is_seeded_at_every_step(
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(images: Path, tmp_path: Path, name: int) -> None:
+def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(
+    images: Path, tmp_path: Path, name: int
+) -> None:
     words = ["--data_path", str(images), "--epochs", "30"]
     job = Job(tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "stopped")])
     while "10/300" not in job.text() and job.process.is_alive():
@@ -185,7 +250,10 @@ def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(images: Path, tm
     position = state_of(tmp_path / "stopped")["resume"]["identity"]["iteration"]
     assert 10 <= position < 300
     again = train(tmp_path, *words, "--output_dir", tmp_path / "stopped")
-    assert again.code == 0 and f"continuing from {tmp_path / 'stopped' / checkpoint.LATEST}" in again.text
+    assert (
+        again.code == 0
+        and f"continuing from {tmp_path / 'stopped' / checkpoint.LATEST}" in again.text
+    )
     whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole")
     assert whole.code == 0
     assert_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
@@ -193,7 +261,10 @@ def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(images: Path, tm
 
 def run_once(images: Path, tmp_path: Path) -> Path:
     """A finished run of one epoch, to be continued."""
-    assert train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1).code == 0
+    assert (
+        train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1).code
+        == 0
+    )
     return tmp_path / "run"
 
 
@@ -228,11 +299,15 @@ def test_another_run_is_refused_with_old_and_new_value(
     images: Path, tmp_path: Path, flag: str, value: str, old: str
 ) -> None:
     folder = run_once(images, tmp_path)
-    result = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2, flag, value)
+    result = train(
+        tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2, flag, value
+    )
     assert result.code == 2 and old in result.text and value in result.text, result.text
 
 
-def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(images: Path, tmp_path: Path) -> None:
+def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(
+    images: Path, tmp_path: Path
+) -> None:
     folder = run_once(images, tmp_path)
     other = make_images(tmp_path / "other", 44)
     refused = train(tmp_path, "--data_path", other, "--output_dir", folder, "--epochs", 2)
@@ -241,12 +316,28 @@ def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(images: Pa
     assert train(tmp_path, "--data_path", moved, "--output_dir", folder, "--epochs", 2).code == 0
 
 
-def test_more_epochs_and_another_batch_at_an_epochs_end_are_allowed_and_printed(images: Path, tmp_path: Path) -> None:
+def test_more_epochs_and_another_batch_at_an_epochs_end_are_allowed_and_printed(
+    images: Path, tmp_path: Path
+) -> None:
     folder = run_once(images, tmp_path)
     longer = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2)
     assert longer.code == 0 and "epochs 1 -> 2" in longer.text
-    batch = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 3, "--batch_size_per_device", 8)
-    assert batch.code == 0 and "not bit-identical" in batch.text and "global batch 4 -> 8" in batch.text
+    batch = train(
+        tmp_path,
+        "--data_path",
+        images,
+        "--output_dir",
+        folder,
+        "--epochs",
+        3,
+        "--batch_size_per_device",
+        8,
+    )
+    assert (
+        batch.code == 0
+        and "not bit-identical" in batch.text
+        and "global batch 4 -> 8" in batch.text
+    )
 
 
 def test_another_batch_inside_an_epoch_is_refused(images: Path, tmp_path: Path) -> None:
@@ -265,7 +356,9 @@ def test_another_batch_inside_an_epoch_is_refused(images: Path, tmp_path: Path) 
 def test_computing_again_changes_no_bit(images: Path, tmp_path: Path) -> None:
     states = []
     for what in ("nothing", "mlp", "blocks"):
-        result = train(tmp_path, "--data_path", images, "--output_dir", tmp_path / what, "--recompute", what)
+        result = train(
+            tmp_path, "--data_path", images, "--output_dir", tmp_path / what, "--recompute", what
+        )
         assert result.code == 0, result.text
         states.append(state_of(tmp_path / what))
     for name in ("student", "teacher", "optimizer"):
@@ -294,7 +387,9 @@ def break_two_steps() -> None:
     step.compute_loss = sometimes
 
 
-def test_five_non_finite_steps_in_a_row_end_the_run_and_nothing_is_saved(images: Path, tmp_path: Path) -> None:
+def test_five_non_finite_steps_in_a_row_end_the_run_and_nothing_is_saved(
+    images: Path, tmp_path: Path
+) -> None:
     words = ("--data_path", images, "--output_dir", tmp_path / "run", "--save_every_steps", 1)
     result = train(tmp_path, *words, prepare=break_loss)
     assert result.code == 3 and "5 steps in a row were not finite" in result.text, result.text
@@ -302,7 +397,9 @@ def test_five_non_finite_steps_in_a_row_end_the_run_and_nothing_is_saved(images:
 
 
 def test_single_non_finite_steps_are_skipped_and_counted(images: Path, tmp_path: Path) -> None:
-    result = train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", prepare=break_two_steps)
+    result = train(
+        tmp_path, "--data_path", images, "--output_dir", tmp_path / "run", prepare=break_two_steps
+    )
     assert result.code == 0 and "skipped steps 2" in result.text, result.text
     state = state_of(tmp_path / "run")
     assert state["resume"]["program"]["non_finite"].tolist() == [2.0, 0.0]
@@ -334,7 +431,9 @@ def iteration_of(folder: Path) -> int:
     return state_of(folder)["resume"]["identity"]["iteration"]
 
 
-@pytest.mark.parametrize("every", [0, 3], ids=["between two checkpoints", "where a checkpoint is due"])
+@pytest.mark.parametrize(
+    "every", [0, 3], ids=["between two checkpoints", "where a checkpoint is due"]
+)
 def test_a_single_process_leaves_after_the_step_in_which_the_signal_came(
     images: Path, tmp_path: Path, every: int
 ) -> None:
@@ -344,7 +443,9 @@ def test_a_single_process_leaves_after_the_step_in_which_the_signal_came(
     assert iteration_of(tmp_path / "run") == 3
 
 
-def test_processes_leave_together_one_log_line_after_the_signal_was_seen(images: Path, tmp_path: Path) -> None:
+def test_processes_leave_together_one_log_line_after_the_signal_was_seen(
+    images: Path, tmp_path: Path
+) -> None:
     """The signal of iteration 3 is seen at the line of iteration 5, the last of an epoch; the next is at 10."""
     words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 8)
     results = train_pair(tmp_path, *words, prepare=(None, stop_in_third_step))
@@ -353,19 +454,42 @@ def test_processes_leave_together_one_log_line_after_the_signal_was_seen(images:
     assert iteration_of(tmp_path / "run") == 10
 
 
-def test_a_signal_in_a_non_finite_step_waits_for_the_next_finite_one(images: Path, tmp_path: Path) -> None:
+def test_a_signal_in_a_non_finite_step_waits_for_the_next_finite_one(
+    images: Path, tmp_path: Path
+) -> None:
     words = ("--data_path", images, "--output_dir", tmp_path / "run")
     result = train(tmp_path, *words, prepare=stop_in_third_step_which_is_broken)
     assert result.code == 75 and "SIGTERM: saved iteration 5 in" in result.text, result.text
-    assert [f"iteration {number} is not saved" in result.text for number in (2, 3, 4, 5)] == [False, True, True, False]
+    assert [f"iteration {number} is not saved" in result.text for number in (2, 3, 4, 5)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert iteration_of(tmp_path / "run") == 5
 
 
-def test_the_state_after_a_single_non_finite_step_is_not_saved(images: Path, tmp_path: Path) -> None:
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--save_every_steps", 1)
+def test_the_state_after_a_single_non_finite_step_is_not_saved(
+    images: Path, tmp_path: Path
+) -> None:
+    words = (
+        "--data_path",
+        images,
+        "--output_dir",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--save_every_steps",
+        1,
+    )
     result = train(tmp_path, *words, prepare=break_two_steps)
     assert result.code == 0, result.text
-    assert [f"iteration {number} is not saved" in result.text for number in (2, 3, 4, 5)] == [False, True, True, False]
+    assert [f"iteration {number} is not saved" in result.text for number in (2, 3, 4, 5)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def break_four_steps() -> None:
@@ -406,7 +530,9 @@ def flatten_teacher() -> None:
     from dino.training import step
 
     whole = step.compute_targets
-    step.compute_targets = lambda logits, center, temperature: whole(logits * 0, center * 0, temperature)
+    step.compute_targets = lambda logits, center, temperature: whole(
+        logits * 0, center * 0, temperature
+    )
 
 
 def fix_teacher() -> None:
@@ -415,14 +541,17 @@ def fix_teacher() -> None:
 
     whole = step.compute_targets
 
-    def constant(logits: torch.Tensor, center: torch.Tensor, temperature: torch.Tensor) -> step.TeacherTargets:
+    def constant(
+        logits: torch.Tensor, center: torch.Tensor, temperature: torch.Tensor
+    ) -> step.TeacherTargets:
         return whole(torch.eye(16)[:1].expand_as(logits), center * 0, temperature)
 
     step.compute_targets = constant
 
 
 @pytest.mark.parametrize(
-    ("prepare", "kind"), [(flatten_teacher, "uniform collapse"), (fix_teacher, "constant collapse"), (None, None)]
+    ("prepare", "kind"),
+    [(flatten_teacher, "uniform collapse"), (fix_teacher, "constant collapse"), (None, None)],
 )
 def test_each_kind_of_collapse_is_named_within_one_log_window(
     images: Path, tmp_path: Path, prepare: object, kind: str | None
@@ -436,7 +565,9 @@ def test_each_kind_of_collapse_is_named_within_one_log_window(
     assert kind is None or "try" in text
 
 
-def test_a_corrupt_image_stops_the_run_or_is_replaced_and_counted(images: Path, tmp_path: Path) -> None:
+def test_a_corrupt_image_stops_the_run_or_is_replaced_and_counted(
+    images: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(images, tmp_path / "images")
     (folder / "007.png").write_bytes(b"no picture")
     words = ("--data_path", folder, "--output_dir", tmp_path / "run")
@@ -458,15 +589,32 @@ def test_images_replaced_by_any_process_are_counted(images: Path, tmp_path: Path
     assert [line["bad_images"] for line in lines_of(tmp_path / "run")] == [3, 6]
 
 
-def test_pictures_of_every_odd_kind_train_and_broken_ones_are_named(shared_data: Path, tmp_path: Path) -> None:
+def test_pictures_of_every_odd_kind_train_and_broken_ones_are_named(
+    shared_data: Path, tmp_path: Path
+) -> None:
     """All of `broken/`: those that decode are used, the rest are replaced, named in a line and counted."""
     folder = shared_data / "broken"
-    words = ("--data_path", folder, "--output_dir", tmp_path / "run", "--batch_size_per_device", 1, "--epochs", 1)
+    words = (
+        "--data_path",
+        folder,
+        "--output_dir",
+        tmp_path / "run",
+        "--batch_size_per_device",
+        1,
+        "--epochs",
+        1,
+    )
     result = train(tmp_path, *words, "--on_bad_image", "skip")
     assert result.code == 0 and "constant collapse" not in result.text, result.text
     named = {path.name for path in folder.iterdir() if path.is_file() and path.name in result.text}
     assert {"zero_byte.jpg", "text.jpg", "html_404.jpg", "truncated_header.jpg"} <= named
-    assert not named & {"good.jpg", "cmyk.jpg", "gray_16bit.png", "alpha_rgba.png", "exif_orientation_6.jpg"}
+    assert not named & {
+        "good.jpg",
+        "cmyk.jpg",
+        "gray_16bit.png",
+        "alpha_rgba.png",
+        "exif_orientation_6.jpg",
+    }
     assert lines_of(tmp_path / "run")[-1]["bad_images"] == len(named)
 
 
@@ -513,7 +661,9 @@ def test_init_from_starts_a_new_run_from_weights(images: Path, tmp_path: Path) -
     assert result.code == 0 and "--init_from" in result.text, result.text
     state = state_of(tmp_path / "new")
     assert state["epoch"] == 1
-    assert torch.allclose(state["teacher"]["backbone.cls_token"], state_of(source)["teacher"]["backbone.cls_token"])
+    assert torch.allclose(
+        state["teacher"]["backbone.cls_token"], state_of(source)["teacher"]["backbone.cls_token"]
+    )
 
 
 def test_a_run_of_the_original_continues_here(images: Path, tmp_path: Path) -> None:
@@ -539,15 +689,35 @@ def test_a_run_of_the_original_continues_here(images: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_any_number_of_local_crops_trains(images: Path, tmp_path: Path, count: int) -> None:
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--local_crops_number", count)
+    words = (
+        "--data_path",
+        images,
+        "--output_dir",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--local_crops_number",
+        count,
+    )
     result = train(tmp_path, *words)
     assert result.code == 0, result.text
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_the_other_optimizers_train(images: Path, tmp_path: Path, optimizer: str) -> None:
-    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--optimizer", optimizer)
-    result = train(tmp_path, *words, "--accumulate_steps", 2, "--use_bn_in_head", "true", "--precision", "bf16")
+    words = (
+        "--data_path",
+        images,
+        "--output_dir",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--optimizer",
+        optimizer,
+    )
+    result = train(
+        tmp_path, *words, "--accumulate_steps", 2, "--use_bn_in_head", "true", "--precision", "bf16"
+    )
     assert result.code == 0, result.text
 
 
@@ -612,7 +782,9 @@ def test_an_empty_or_missing_folder_is_named(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / kind
     if kind == "empty":
         folder.mkdir()
-    assert_refused(train(tmp_path, "--data_path", folder, "--output_dir", tmp_path / "run"), [str(folder)])
+    assert_refused(
+        train(tmp_path, "--data_path", folder, "--output_dir", tmp_path / "run"), [str(folder)]
+    )
 
 
 def assert_refused(result: Result, wanted: list[str]) -> None:

@@ -5,12 +5,16 @@ from pathlib import Path
 from dino.verify.base import FULL, Finding, Result, Setting, StepReport, Variant
 from dino.verify.plan import STEPS
 
-SETTING = Setting(device="hpu", size=FULL, modes=("lazy", "compiled", "eager"), folder=Path("/nowhere"))
+SETTING = Setting(
+    device="hpu", size=FULL, modes=("lazy", "compiled", "eager"), folder=Path("/nowhere")
+)
 
 
 def variant(label="lazy bf16", **more):
     mode, _, precision = label.partition(" ")
-    return Variant(**{"label": label, "device": "hpu", "mode": mode, "precision": precision or "fp32", **more})
+    return Variant(
+        **{"label": label, "device": "hpu", "mode": mode, "precision": precision or "fp32", **more}
+    )
 
 
 def result(label="lazy bf16", figures=None, **more):
@@ -23,4 +27,6 @@ def finding(label="lazy bf16", status="pass", summary="right", **more):
 
 def step(name, *findings, reason=""):
     number = STEPS.index(name) + 1
-    return StepReport(number=number, name=name, title=name.title(), findings=findings, reason=reason, seconds=2.25)
+    return StepReport(
+        number=number, name=name, title=name.title(), findings=findings, reason=reason, seconds=2.25
+    )

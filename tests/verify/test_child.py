@@ -24,7 +24,13 @@ def chain(error, cause):
         (MemoryError(), "memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory"),
-        (chain(DeviceError("lower it"), RuntimeError("Allocation failed for size::268435456 (256)MB")), "memory"),
+        (
+            chain(
+                DeviceError("lower it"),
+                RuntimeError("Allocation failed for size::268435456 (256)MB"),
+            ),
+            "memory",
+        ),
     ],
 )
 def test_ends_have_kinds(error, kind):

@@ -19,7 +19,8 @@ from tests.verify.test_families import find_family
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
-        hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
+        hpu_simulator.why_unavailable() is not None,
+        reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}",
     ),
 ]
 FAULT = "HPU_SIMULATOR_FAULT"
@@ -59,7 +60,9 @@ def runner(tmp_path_factory):
 def report_of(runner, name, step, limit=300.0):
     """The report of one step of a whole run, as text."""
     found = plan.run_step(runner, plan.STEPS.index(name) + 1, step, limit, Quiet())
-    report = build_report([found], runner.setting, conclude([found], runner.setting), seconds=1.0, stopped=False)
+    report = build_report(
+        [found], runner.setting, conclude([found], runner.setting), seconds=1.0, stopped=False
+    )
     return found, json.dumps(report) + write_page(report, "x")
 
 
@@ -79,7 +82,11 @@ def replay(runner):
     def run(fault):
         label = fault.replace(":", "_")
         variant = operators.list_variants(runner.setting)[0]
-        options = {**variant.options, "skip": [name for name in names if name not in kept], "within": 5.0}
+        options = {
+            **variant.options,
+            "skip": [name for name in names if name not in kept],
+            "within": 5.0,
+        }
         given = replace(variant, label=label, options=options, environment={FAULT: fault})
         return report_of(runner, "operators", restrict(operators, [given]))
 
@@ -89,7 +96,11 @@ def replay(runner):
 @pytest.mark.parametrize(
     ("fault", "status", "told"),
     [
-        ("refuse:aten::gelu", "fail", "missing (RuntimeError: aten::gelu is not yet supported on HPU.)"),
+        (
+            "refuse:aten::gelu",
+            "fail",
+            "missing (RuntimeError: aten::gelu is not yet supported on HPU.)",
+        ),
         ("wrong:aten::gelu", "fail", "inaccurate"),
         ("hang:aten::gelu", "fail", "failing (no word for 5 s"),
         ("oom:aten::gelu", "fail", "memory"),
@@ -100,7 +111,10 @@ def replay(runner):
 def test_the_replay_names_the_operator_and_what_it_does(replay, fault, status, told):
     found, text = replay(fault)
     figures = found.findings[0].figures
-    odd = [(each["operator"].partition(".")[0], f"{each['status']} ({each['detail']})") for each in figures["outcomes"]]
+    odd = [
+        (each["operator"].partition(".")[0], f"{each['status']} ({each['detail']})")
+        for each in figures["outcomes"]
+    ]
     assert found.status == status and [name for name, _ in odd] == ["aten::gelu"], figures
     assert told in odd[0][1]
     assert told in text and "aten::gelu" in text

@@ -10,7 +10,9 @@ def test_views_and_allocations_are_no_launches():
     with StepCounts() as counts:
         torch.empty(3)
         tensor.t().reshape(2, 12)[0].detach()
-        assert counts.launches.total() == 1  # the copy that this reshape of a transposed tensor needs
+        assert (
+            counts.launches.total() == 1
+        )  # the copy that this reshape of a transposed tensor needs
         tensor.add_(1).sum()
     assert counts.launches.total() == 3 and counts.reads == 0
 

@@ -12,27 +12,43 @@ CPU = torch.device("cpu")
 
 def draw(operator: str, *arguments, **keywords):
     inputs = Inputs(Call("name", operator, arguments, keywords, ()))
-    return inputs.place(CPU), inputs.widen()
+    return inputs.to_device(CPU), inputs.widen()
 
 
 def test_an_operators_function_is_its_name_in_all_forms():
-    names = ("aten.div.Tensor", "aten.div_.Scalar", "aten._foreach_div.List", "aten._foreach_div_.Tensor")
+    names = (
+        "aten.div.Tensor",
+        "aten.div_.Scalar",
+        "aten._foreach_div.List",
+        "aten._foreach_div_.Tensor",
+    )
     assert {find_function(name) for name in names} == {"div"}
     assert find_function("aten._to_copy.default") == "to_copy"
 
 
 def test_tensors_have_the_recorded_form():
-    specs = [Spec(torch.float32, (3, 4)), Spec(torch.bfloat16, (4, 3), (1, 4), 5), Spec(torch.float32, (8, 2), (0, 1))]
+    specs = [
+        Spec(torch.float32, (3, 4)),
+        Spec(torch.bfloat16, (4, 3), (1, 4), 5),
+        Spec(torch.float32, (8, 2), (0, 1)),
+    ]
     ((first, second, third), _), _ = draw("aten.cat.default", *specs)
     assert first.shape == (3, 4) and first.is_contiguous()
-    assert (second.dtype, second.shape, second.stride(), second.storage_offset()) == (torch.bfloat16, (4, 3), (1, 4), 5)
+    assert (second.dtype, second.shape, second.stride(), second.storage_offset()) == (
+        torch.bfloat16,
+        (4, 3),
+        (1, 4),
+        5,
+    )
     assert third.stride() == (0, 1)
     assert torch.equal(third[0], third[7])
 
 
 def test_the_reference_gets_the_same_numbers_in_float32():
     spec = Spec(torch.bfloat16, (50, 3))
-    ((ours,), given), ((wide,), widened) = draw("aten._to_copy.default", spec, dtype=torch.bfloat16, device=DEVICE)
+    ((ours,), given), ((wide,), widened) = draw(
+        "aten._to_copy.default", spec, dtype=torch.bfloat16, device=DEVICE
+    )
     assert (ours.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
     assert torch.equal(ours.float(), wide)
     assert given == {"dtype": torch.bfloat16, "device": CPU}
@@ -42,7 +58,7 @@ def test_the_reference_gets_the_same_numbers_in_float32():
 def test_changing_the_devices_tensor_leaves_the_references():
     spec = Spec(torch.float32, (4,))
     inputs = Inputs(Call("name", "aten.zero_.default", (spec,), {}, ()))
-    (ours,), _ = inputs.place(CPU)
+    (ours,), _ = inputs.to_device(CPU)
     ours.zero_()
     (wide,), _ = inputs.widen()
     assert wide.abs().sum() > 0
@@ -58,7 +74,12 @@ def test_drawing_again_gives_the_same_and_two_tensors_differ():
 
 def test_roots_logarithms_and_divisors_are_positive():
     spec = Spec(torch.float32, (1000,))
-    for operator in ("aten.log.default", "aten._foreach_sqrt.default", "aten.div_.Tensor", "aten.rsqrt.default"):
+    for operator in (
+        "aten.log.default",
+        "aten._foreach_sqrt.default",
+        "aten.div_.Tensor",
+        "aten.rsqrt.default",
+    ):
         ((values,), _), _ = draw(operator, spec)
         assert 0.5 <= values.min() and values.max() <= 2
 

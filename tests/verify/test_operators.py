@@ -14,8 +14,12 @@ from dino.verify.operator_list import FORMATS, Call, Spec, read_calls
 
 SMALL = 1 << 16  # numbers that the operators of the short test take at most
 
-GELU = Call("aten::gelu", "aten.gelu.default", (Spec(torch.float32, (40, 50)),), {}, (torch.float32,))
-MUL_ = Call("aten::mul_", "aten.mul_.Scalar", (Spec(torch.float32, (40,)), 2.0), {}, (torch.float32,))
+GELU = Call(
+    "aten::gelu", "aten.gelu.default", (Spec(torch.float32, (40, 50)),), {}, (torch.float32,)
+)
+MUL_ = Call(
+    "aten::mul_", "aten.mul_.Scalar", (Spec(torch.float32, (40,)), 2.0), {}, (torch.float32,)
+)
 MM = Call(
     "aten::mm",
     "aten.mm.default",
@@ -23,19 +27,27 @@ MM = Call(
     {},
     (torch.float32,),
 )
-ROUND = Call("aten::round", "aten.round.default", (Spec(torch.float32, (40,)),), {}, (torch.float32,))
+ROUND = Call(
+    "aten::round", "aten.round.default", (Spec(torch.float32, (40,)),), {}, (torch.float32,)
+)
 VIEW = Call("aten::t", "aten.t.default", (Spec(torch.float32, (4, 5)),), {}, (torch.float32,))
 RAND = Call("aten::rand", "aten.rand.default", ([40, 50],), {"device": "device"}, (torch.float32,))
 
 
 def names_of_large(number_format: str) -> set[str]:
-    return {call.name for call in read_calls(number_format, 1) if sum(spec.extent for spec in call.specs()) > SMALL}
+    return {
+        call.name
+        for call in read_calls(number_format, 1)
+        if sum(spec.extent for spec in call.specs()) > SMALL
+    }
 
 
 def replay(number_format: str, skip: set[str]) -> tuple[list[operators.Outcome], list[str]]:
     reported: list[str] = []
     device = CpuDevice("fp32")
-    outcomes = operators.replay(device, number_format, batch=1, seconds=600, report=reported.append, skip=skip)
+    outcomes = operators.replay(
+        device, number_format, batch=1, seconds=600, report=reported.append, skip=skip
+    )
     return outcomes, reported
 
 
@@ -57,7 +69,11 @@ def test_all_operators_of_all_formats_pass_on_the_cpu():
         outcomes, reported = replay(number_format, done)
         assert [outcome for outcome in outcomes if outcome.status != "pass"] == []
         done |= set(reported)
-    assert done == {name for number_format in FORMATS for name in operators.list_operators(number_format, batch=1)}
+    assert done == {
+        name
+        for number_format in FORMATS
+        for name in operators.list_operators(number_format, batch=1)
+    }
 
 
 class Faulty:
@@ -90,11 +106,25 @@ def raising(error: Exception):
 @pytest.mark.parametrize(
     ("error", "status", "detail"),
     [
-        (RuntimeError("aten::gelu is not yet supported on HPU."), "missing", "RuntimeError: aten::gelu is not yet"),
-        (NotImplementedError("Could not run 'aten::gelu' with arguments from the 'HPU' backend.\nMore"), "missing", ""),
+        (
+            RuntimeError("aten::gelu is not yet supported on HPU."),
+            "missing",
+            "RuntimeError: aten::gelu is not yet",
+        ),
+        (
+            NotImplementedError(
+                "Could not run 'aten::gelu' with arguments from the 'HPU' backend.\nMore"
+            ),
+            "missing",
+            "",
+        ),
         (RuntimeError("synStatus 26"), "failing", "RuntimeError: synStatus 26"),
         (TypeError("a type"), "failing", "TypeError: a type"),
-        (RuntimeError("Allocation failed for size::268435456 (256)MB"), "failing", "out of memory: RuntimeError"),
+        (
+            RuntimeError("Allocation failed for size::268435456 (256)MB"),
+            "failing",
+            "out of memory: RuntimeError",
+        ),
         (torch.OutOfMemoryError("no room"), "failing", "out of memory: OutOfMemoryError: no room"),
     ],
 )
@@ -121,10 +151,15 @@ def test_an_operator_that_the_host_ran_fell_back(monkeypatch):
         return overload(*args)
 
     device = CpuDevice("fp32")
-    monkeypatch.setattr(device, "read_counters", lambda: {"hpu/cpu_fallbacks": float(len(fallbacks))})
+    monkeypatch.setattr(
+        device, "read_counters", lambda: {"hpu/cpu_fallbacks": float(len(fallbacks))}
+    )
     assert operators.run_call(device, ROUND).status == "pass"
     outcome = run_faulty(GELU, fall_back, monkeypatch, device)
-    assert (outcome.status, outcome.detail) == ("fell back", "the host ran it in the device's place")
+    assert (outcome.status, outcome.detail) == (
+        "fell back",
+        "the host ran it in the device's place",
+    )
     assert outcome.microseconds is not None
 
 
@@ -160,7 +195,9 @@ def test_right_numbers_pass(call):
 
 
 def test_a_sum_in_another_order_is_right(monkeypatch):
-    call = Call("aten::sum", "aten.sum.default", (Spec(torch.float32, (100_000,)),), {}, (torch.float32,))
+    call = Call(
+        "aten::sum", "aten.sum.default", (Spec(torch.float32, (100_000,)),), {}, (torch.float32,)
+    )
     outcome = run_faulty(call, lambda op, x: x.cumsum(0)[-1], monkeypatch)
     assert outcome.status == "pass"
 
@@ -191,7 +228,9 @@ def test_an_operator_that_the_cpu_lacks_has_no_reference(monkeypatch):
     monkeypatch.setattr(Call, "find_overload", lambda _: faulty)
     outcome = operators.run_call(CpuDevice("fp32"), GELU)
     assert outcome.status == "not run"
-    assert outcome.detail == "no reference, since it fails on the CPU: NotImplementedError: no kernel"
+    assert (
+        outcome.detail == "no reference, since it fails on the CPU: NotImplementedError: no kernel"
+    )
 
 
 def test_inputs_that_are_too_large_are_not_drawn(monkeypatch):
@@ -202,7 +241,9 @@ def test_inputs_that_are_too_large_are_not_drawn(monkeypatch):
 
 def test_after_its_time_nothing_is_begun():
     reported: list[str] = []
-    outcomes = operators.replay(CpuDevice("fp32"), "fp32", batch=1, seconds=0, report=reported.append)
+    outcomes = operators.replay(
+        CpuDevice("fp32"), "fp32", batch=1, seconds=0, report=reported.append
+    )
     assert reported == []
     assert {outcome.status for outcome in outcomes} == {"not run"}
     assert [outcome.operator for outcome in outcomes] == operators.list_operators("fp32", batch=1)

@@ -74,7 +74,9 @@ def test_without_time_a_variant_is_not_begun():
 
 def test_failures_of_some_keep_nothing_from_running():
     kinds = {"a": "hang", "b": "killed", "c": "error", "d": "memory", "e": "refused", "f": "time"}
-    runner = FakeRunner(**{label: {"kind": kind, "error": f"it is {kind}"} for label, kind in kinds.items()})
+    runner = FakeRunner(
+        **{label: {"kind": kind, "error": f"it is {kind}"} for label, kind in kinds.items()}
+    )
     report = run(runner, build_step(*kinds, "g"))
     assert [part.variant.label for part in report.findings] == [*kinds, "g"]
     assert [part.status for part in report.findings] == ["fail"] * 6 + ["pass"]
@@ -95,7 +97,9 @@ def test_figures_that_nobody_expected_fail_their_step_alone():
 def test_what_follows_of_a_result_runs_next_and_replaces_it():
     again = variant("lazy", options={"skip": ["x"]})
     step = build_step(
-        "lazy", "eager", follow=lambda found, setting: [again] if found.kind and not found.variant.options else []
+        "lazy",
+        "eager",
+        follow=lambda found, setting: [again] if found.kind and not found.variant.options else [],
     )
     show, runner = Show(), FakeRunner(lazy={"kind": "hang", "error": "x"})
     report = plan.run_step(runner, 3, step, 100.0, show)
@@ -122,7 +126,11 @@ def excused(version, monkeypatch, **more):
         ("2.10.0+cpu", {"kind": "error", "error": "wrong"}, "fail"),
         ("2.10.0+cpu", {"kind": "refused", "error": "no card", "label": "eager fp32"}, "fail"),
         ("2.10.0+cpu", {"kind": "not run", "error": "one card", "label": "eager fp32"}, "not run"),
-        ("2.10.0", {"kind": "error", "error": "InvalidCxxCompiler: No working C++ compiler found"}, "not run"),
+        (
+            "2.10.0",
+            {"kind": "error", "error": "InvalidCxxCompiler: No working C++ compiler found"},
+            "not run",
+        ),
     ],
 )
 def test_what_a_machine_cannot_have_is_no_failure(version, more, status, monkeypatch):

@@ -83,7 +83,14 @@ def hostile(monkeypatch):
     monkeypatch.setenv("USER", "janedoe")
     monkeypatch.setenv("HOSTNAME", "secrethost")
     text = "janedoe at secrethost read /home/janedoe/x and /data/mine/y"
-    part = finding("lazy bf16", "fail", text, remedy=text, figures={text: [text, {"x": text}]}, log=f"{text}\n{text}")
+    part = finding(
+        "lazy bf16",
+        "fail",
+        text,
+        remedy=text,
+        figures={text: [text, {"x": text}]},
+        log=f"{text}\n{text}",
+    )
     return build(step("facts", part), step("golden", reason=text))
 
 
@@ -116,21 +123,32 @@ def test_what_is_not_finite_becomes_null():
     ],
 )
 def test_a_step_is_as_its_worst_part(statuses, expected):
-    report = build(step("golden", *(finding(f"lazy {place}", each) for place, each in enumerate(statuses))))
+    report = build(
+        step("golden", *(finding(f"lazy {place}", each) for place, each in enumerate(statuses)))
+    )
     assert report["steps"][0]["status"] == report["status"] == expected
 
 
 def test_the_page_has_a_line_a_step_and_one_next_thing():
     reports = [
         step("facts", finding("machine", "pass", "torch 2.10")),
-        step("golden", finding("lazy fp32", "pass"), finding("eager fp32", "fail", "head is wrong", remedy="do not")),
+        step(
+            "golden",
+            finding("lazy fp32", "pass"),
+            finding("eager fp32", "fail", "head is wrong", remedy="do not"),
+        ),
         step("speed", reason="not asked for"),
     ]
     report = build(*reports)
     page = write_page(report, "verify_report.json")
     lines = page.splitlines()
-    assert [line for line in lines if line.startswith("1  Facts ")] == ["1  Facts   pass     torch 2.10"]
-    assert "3  Golden  fail     head is wrong" in lines and "7  Speed   not run  not asked for" in lines
+    assert [line for line in lines if line.startswith("1  Facts ")] == [
+        "1  Facts   pass     torch 2.10"
+    ]
+    assert (
+        "3  Golden  fail     head is wrong" in lines
+        and "7  Speed   not run  not asked for" in lines
+    )
     assert "   eager fp32  fail     head is wrong" in lines and "-> do not" in page
     assert len([line for line in lines if line.startswith("next:")]) == 1
     assert "to send back:  verify_report.json" in page and max(map(len, lines)) <= 120
@@ -140,6 +158,10 @@ def test_the_page_has_a_line_a_step_and_one_next_thing():
 
 def test_a_conclusion_of_nothing_is_told():
     report = build_report(
-        [], SETTING, Conclusion(mode=None, precision=None, reason="r", next="n"), seconds=0, stopped=True
+        [],
+        SETTING,
+        Conclusion(mode=None, precision=None, reason="r", next="n"),
+        seconds=0,
+        stopped=True,
     )
     assert "mode to take:  r" in write_page(report, "x")

@@ -38,22 +38,32 @@ HOSTILE = {
 def test_names_are_taken_out_of_texts_in_any_depth(text):
     clean = build_cleaner(ENVIRONMENT)
     assert clean(text) == HOSTILE[text]
-    assert clean({text: [{"deep": (text, 1, None)}]}) == {HOSTILE[text]: [{"deep": [HOSTILE[text], 1, None]}]}
+    assert clean({text: [{"deep": (text, 1, None)}]}) == {
+        HOSTILE[text]: [{"deep": [HOSTILE[text], 1, None]}]
+    }
 
 
 def test_the_names_of_this_very_machine_are_known():
     here = f"{socket.gethostname()} {Path.home()}/x {os.getcwd()}/y"
     told = build_cleaner({})(here)
-    assert told.split() == ["localhost" if socket.gethostname() == "localhost" else "<host>", "<path>", "<path>"]
+    assert told.split() == [
+        "localhost" if socket.gethostname() == "localhost" else "<host>",
+        "<path>",
+        "<path>",
+    ]
     if getpass.getuser() != "root":
         assert build_cleaner({})(getpass.getuser()) == "<user>"
 
 
-@pytest.mark.parametrize("value", ["0", "1", "true", "False", "0,2,5", ",false,1024,false", "all", "-1", "", "1.5"])
+@pytest.mark.parametrize(
+    "value", ["0", "1", "true", "False", "0,2,5", ",false,1024,false", "all", "-1", "", "1.5"]
+)
 def test_numbers_and_plain_words_are_shown(value):
     assert show_value(value) == value
 
 
-@pytest.mark.parametrize("value", ["/home/jo/lists.txt", "jo", "gpu-node-17", "all,jo", "node[1-4]", "a=1"])
+@pytest.mark.parametrize(
+    "value", ["/home/jo/lists.txt", "jo", "gpu-node-17", "all,jo", "node[1-4]", "a=1"]
+)
 def test_any_other_value_is_told_by_its_length(value):
     assert show_value(value) == f"<{len(value)} characters>"

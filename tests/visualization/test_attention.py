@@ -26,7 +26,13 @@ from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
-from dino.visualization.attention import ClsAttention, draw_sheet, keep_mass, name_folders, open_attention
+from dino.visualization.attention import (
+    ClsAttention,
+    draw_sheet,
+    keep_mass,
+    name_folders,
+    open_attention,
+)
 from dino.visualization.config import AttentionConfig
 from dino.visualization.pictures import TILE, VIRIDIS, color
 from tests import hpu_simulator
@@ -76,7 +82,9 @@ def test_maps_are_those_of_the_original(
 ) -> None:
     arrays = golden(f"vit_patch{patch_size}")
     model = VisionTransformer(patch_size=patch_size, embed_dim=48, depth=2, heads=3).eval()
-    model.load_state_dict({name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")})
+    model.load_state_dict(
+        {name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")}
+    )
     keys = [key for key in arrays if key.startswith("attn/")]
     assert keys
     for key in keys:
@@ -117,7 +125,9 @@ def keep_mass_as_the_original(weights: np.ndarray, share: float) -> np.ndarray:
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.floats(0.05, 0.95))
-def test_the_kept_patches_are_the_smallest_set_that_holds_the_share(weights: list[int], share: float) -> None:
+def test_the_kept_patches_are_the_smallest_set_that_holds_the_share(
+    weights: list[int], share: float
+) -> None:
     values = np.array(weights, dtype=np.float32)
     kept = keep_mass(torch.from_numpy(values).reshape(1, 1, -1), share)[0, 0].numpy()
     total = values.sum(dtype=np.float64)
@@ -132,7 +142,9 @@ def test_where_the_weakest_patches_hold_exactly_the_rest_none_of_them_is_kept() 
     kept = keep_mass(maps, 0.5)
     assert kept.tolist() == [[[False, False], [True, True]], [[True, False], [False, False]]]
     for found, weights in zip(kept, maps, strict=True):
-        assert np.array_equal(found.flatten().numpy(), keep_mass_as_the_original(weights.flatten().numpy(), 0.5))
+        assert np.array_equal(
+            found.flatten().numpy(), keep_mass_as_the_original(weights.flatten().numpy(), 0.5)
+        )
 
 
 def test_masks_are_the_originals(draw: Callable[..., torch.Tensor]) -> None:
@@ -149,10 +161,14 @@ def test_masks_are_the_originals(draw: Callable[..., torch.Tensor]) -> None:
 def test_a_sheet_has_a_row_an_image_and_a_column_a_head(tmp_path: Path, channels: int) -> None:
     paths = sorted(make_images(tmp_path / "images", 2).iterdir())
     target = tmp_path / "sheets" / "attention.png"
-    draw_sheet(build(channels), paths, size=32, normalization=build_normalization(channels), target=target)
+    draw_sheet(
+        build(channels), paths, size=32, normalization=build_normalization(channels), target=target
+    )
     sheet = np.asarray(Image.open(target))
     assert sheet.shape == (2 * TILE, (1 + HEADS) * TILE, 3)
-    assert all(sheet[:, column * TILE : (column + 1) * TILE].std() > 0 for column in range(1 + HEADS))
+    assert all(
+        sheet[:, column * TILE : (column + 1) * TILE].std() > 0 for column in range(1 + HEADS)
+    )
 
 
 def test_a_sheet_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -167,18 +183,34 @@ NAMES = ("head0", "head1", "head2", "mean")
 
 
 def expected_files(threshold: float | None) -> set[str]:
-    files = {"img.png", "attention.npy"} | {f"{kind}-{name}.png" for kind in ("attn", "overlay") for name in NAMES}
-    return files | ({f"mask_th{threshold}_{name}.png" for name in NAMES} if threshold is not None else set())
+    files = {"img.png", "attention.npy"} | {
+        f"{kind}-{name}.png" for kind in ("attn", "overlay") for name in NAMES
+    }
+    return files | (
+        {f"mask_th{threshold}_{name}.png" for name in NAMES} if threshold is not None else set()
+    )
 
 
 def test_one_image_gives_the_originals_files_and_numbers(shared_data: Path, tmp_path: Path) -> None:
     """The original's steps with torchvision and all queries, beside what the command writes; 333 x 517 is cut."""
     image, weights = shared_data / "broken" / "good.jpg", save_weights(tmp_path)
     run_main(
-        *("--image_path", image, "--image_size", 333, 517, "--pretrained_weights", weights, "--threshold", 0.6),
+        *(
+            "--image_path",
+            image,
+            "--image_size",
+            333,
+            517,
+            "--pretrained_weights",
+            weights,
+            "--threshold",
+            0.6,
+        ),
         *("--device", "cpu", "--output_dir", tmp_path / "out"),
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == expected_files(0.6) | {"sheet.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected_files(0.6) | {
+        "sheet.png"
+    }
     backbone = build_backbone("vit_mini", patch_size=16, img_size=64)
     backbone.load_state_dict(torch.load(weights)["teacher"])
     steps = [transforms.Resize([333, 517]), transforms.ToTensor()]
@@ -186,10 +218,14 @@ def test_one_image_gives_the_originals_files_and_numbers(shared_data: Path, tmp_
     view = transforms.Compose(steps)(Image.open(image).convert("RGB"))[:, :320, :512]
     assert isinstance(backbone, VisionTransformer)
     with torch.no_grad():
-        attention = backbone.eval().get_last_selfattention(view[None])[0, :, 0, 1:].reshape(HEADS, 20, 32)
+        attention = (
+            backbone.eval().get_last_selfattention(view[None])[0, :, 0, 1:].reshape(HEADS, 20, 32)
+        )
     found = np.load(tmp_path / "out" / "attention.npy")
     assert found.dtype == np.float32 and found.shape == (HEADS, 20, 32)
-    assert np.abs(found - attention.numpy()).max() <= 0.01 * float(attention.max())  # Pillow's resize and torch's
+    assert np.abs(found - attention.numpy()).max() <= 0.01 * float(
+        attention.max()
+    )  # Pillow's resize and torch's
     for name, values in zip(NAMES, [*found, found.mean(axis=0)], strict=True):
         drawn = np.asarray(Image.open(tmp_path / "out" / f"attn-{name}.png"))
         assert drawn.shape == (320, 512, 3)
@@ -200,12 +236,21 @@ def test_one_image_gives_the_originals_files_and_numbers(shared_data: Path, tmp_
     assert np.array_equal(changed, keep_mass_as_the_original(found[1].ravel(), 0.6))
 
 
-@pytest.mark.parametrize(("size", "grid"), [(("64",), (4, 7)), (("64", "64"), (4, 4)), (("48", "80"), (3, 5))])
+@pytest.mark.parametrize(
+    ("size", "grid"), [(("64",), (4, 7)), (("64", "64"), (4, 4)), (("48", "80"), (3, 5))]
+)
 def test_one_number_keeps_the_aspect_and_two_stretch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], size: tuple[str, ...], grid: tuple[int, int]
 ) -> None:
     Image.new("RGB", (200, 110)).save(tmp_path / "wide.png")
-    words = ("--image_path", tmp_path / "wide.png", "--patch_size", 16, "--output_dir", tmp_path / "out")
+    words = (
+        "--image_path",
+        tmp_path / "wide.png",
+        "--patch_size",
+        16,
+        "--output_dir",
+        tmp_path / "out",
+    )
     run_main(*TINY, *words, "--image_size", *size)
     assert np.load(tmp_path / "out" / "attention.npy").shape == (HEADS, *grid)
     cut = "64 x 116 pixels are no multiple of the patch size 16: cut to 64 x 112"
@@ -220,31 +265,56 @@ def test_a_folder_and_files_give_a_folder_each_and_one_sheet(
     (tmp_path / "in" / "b" / "notes.txt").write_text("no image")
     Image.new("L", (30, 20), 128).save(tmp_path / "000.JPG", format="JPEG")
     out = tmp_path / "out"
-    words = ("--image_path", tmp_path / "in", tmp_path / "000.JPG", "--image_size", 32, 48, "--output_dir", out)
+    words = (
+        "--image_path",
+        tmp_path / "in",
+        tmp_path / "000.JPG",
+        "--image_size",
+        32,
+        48,
+        "--output_dir",
+        out,
+    )
     run_main(*TINY, *words, "--json", "-")
     folders = ["000", "001", "000-2", "000-3"]
     assert {path.name for path in out.iterdir()} == {*folders, "sheet.png"}
-    assert all({path.name for path in (out / name).iterdir()} == expected_files(None) for name in folders)
+    assert all(
+        {path.name for path in (out / name).iterdir()} == expected_files(None) for name in folders
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [Path(entry["folder"]).name for entry in result["images"]] == folders
-    assert [Path(entry["image"]).name for entry in result["images"]] == ["000.png", "001.png", "000.png", "000.JPG"]
+    assert [Path(entry["image"]).name for entry in result["images"]] == [
+        "000.png",
+        "001.png",
+        "000.png",
+        "000.JPG",
+    ]
     assert {tuple(entry["grid"]) for entry in result["images"]} == {(4, 6)}
     assert np.asarray(Image.open(out / "sheet.png")).shape == (4 * TILE, (2 + HEADS) * TILE, 3)
 
 
 def test_a_folder_of_one_image_gives_a_folder_too(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 1)
-    run_main(*TINY, "--image_path", tmp_path / "in", "--image_size", 16, "--output_dir", tmp_path / "out")
+    run_main(
+        *TINY, "--image_path", tmp_path / "in", "--image_size", 16, "--output_dir", tmp_path / "out"
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"000", "sheet.png"}
 
 
-@given(st.lists(st.sampled_from(["a.png", "A.png", "a-2.jpg", "a.jpg", "sheet.png.png", "x/a.png"]), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(["a.png", "A.png", "a-2.jpg", "a.jpg", "sheet.png.png", "x/a.png"]),
+        max_size=12,
+    )
+)
 def test_no_two_images_share_a_folder(names: list[str]) -> None:
     found = [name.casefold() for name in name_folders([Path(name) for name in names])]
     assert len(set(found)) == len(names) and "sheet.png" not in found
 
 
-def test_without_an_image_it_draws_one_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_an_image_it_draws_one_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in ("one", "two"):
         run_main(*TINY, "--image_size", 32, "--output_dir", tmp_path / folder)
     assert "no --image_path: an image of the embedded demo data set" in capsys.readouterr().out
@@ -271,7 +341,16 @@ def test_a_gray_network_reads_gray(tmp_path: Path) -> None:
 
 def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
     weights = save_weights(tmp_path, channels=4)
-    words = ("--pretrained_weights", weights, "--device", "cpu", "--image_size", 32, "--output_dir", tmp_path / "out")
+    words = (
+        "--pretrained_weights",
+        weights,
+        "--device",
+        "cpu",
+        "--image_size",
+        32,
+        "--output_dir",
+        tmp_path / "out",
+    )
     with pytest.raises(DataError, match=r"`image_path` is missing: .* \.npy files of 4 channels"):
         run_main(*words)
     np.save(tmp_path / "scene.npy", np.zeros((40, 40, 4), np.uint8))
@@ -284,20 +363,38 @@ def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
     [
         (("--image_path", "nowhere.png"), DataError, r"^`image_path` nowhere\.png does not exist"),
         (("--image_path", "{}"), DataError, r"^`image_path` .* holds no image \(looked for \.jpg"),
-        (("--image_size", "1", "2", "3"), OptionError, "^`image_size` got 3 numbers, wants height and width"),
+        (
+            ("--image_size", "1", "2", "3"),
+            OptionError,
+            "^`image_size` got 3 numbers, wants height and width",
+        ),
         (("--json", "{}/no/a.json"), OptionError, "^`json` .* cannot be written; name a file"),
-        (("--image_size", "4"), DataError, "not one patch of 8 pixels fits into 4 x 4; give a larger size"),
+        (
+            ("--image_size", "4"),
+            DataError,
+            "not one patch of 8 pixels fits into 4 x 4; give a larger size",
+        ),
         (("--image_size", "0"), OptionError, "^--image_size must be >= 1"),
         (("--threshold", "1.5"), OptionError, "^--threshold must be between 0 and 1"),
-        (("--arch", "resnet50"), OptionError, "^`arch` resnet50 has no attention maps; vision transformers have: vit_"),
-        (("--arch", "vit_smal"), OptionError, "^`arch` vit_smal is unknown: did you mean vit_small"),
+        (
+            ("--arch", "resnet50"),
+            OptionError,
+            "^`arch` resnet50 has no attention maps; vision transformers have: vit_",
+        ),
+        (
+            ("--arch", "vit_smal"),
+            OptionError,
+            "^`arch` vit_smal is unknown: did you mean vit_small",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(
     tmp_path: Path, words: tuple[str, ...], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        run_main(*TINY, *(word.format(tmp_path) for word in words), "--output_dir", tmp_path / "out")
+        run_main(
+            *TINY, *(word.format(tmp_path) for word in words), "--output_dir", tmp_path / "out"
+        )
 
 
 def test_a_network_without_maps_in_the_file_is_refused(tmp_path: Path) -> None:
@@ -305,7 +402,14 @@ def test_a_network_without_maps_in_the_file_is_refused(tmp_path: Path) -> None:
     args = {"arch": "resnet18", "patch_size": 16}
     torch.save({"teacher": backbone.state_dict(), "args": args}, tmp_path / "weights.pth")
     with pytest.raises(OptionError, match="`arch` resnet18 has no attention maps"):
-        run_main("--pretrained_weights", tmp_path / "weights.pth", "--device", "cpu", "--output_dir", tmp_path / "out")
+        run_main(
+            "--pretrained_weights",
+            tmp_path / "weights.pth",
+            "--device",
+            "cpu",
+            "--output_dir",
+            tmp_path / "out",
+        )
 
 
 def test_the_encoder_of_a_masked_autoencoder_is_told_by_its_file(tmp_path: Path) -> None:
@@ -335,25 +439,46 @@ def test_a_damaged_image_leaves_the_sheet_of_those_before_it(tmp_path: Path) -> 
 
 def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 2)
-    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", tmp_path / "in", "--image_size", 32)
+    words = (
+        "--pretrained_weights",
+        save_weights(tmp_path),
+        "--image_path",
+        tmp_path / "in",
+        "--image_size",
+        32,
+    )
     words = ("visualize_attention", *words, "--device", "cpu", "--output_dir")
-    results = [run_alone(tmp_path, *words, tmp_path / "out1"), *run_pair(tmp_path, *words, tmp_path / "out2")]
+    results = [
+        run_alone(tmp_path, *words, tmp_path / "out1"),
+        *run_pair(tmp_path, *words, tmp_path / "out2"),
+    ]
     assert [result.code for result in results] == [0, 0, 0], results
     one, two = (sorted((tmp_path / name).rglob("*.*")) for name in ("out1", "out2"))
-    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two] and len(one) == 21
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two] and len(
+        one
+    ) == 21
 
 
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
 @pytest.mark.parametrize("lazy", ["true", "false"])
 def test_a_card_gives_the_cpus_maps_of_photos(tmp_path: Path, shared_data: Path, lazy: str) -> None:
     photos = sorted((shared_data / "photos" / "val").rglob("*.jpg"))[:2]
-    words = ("--pretrained_weights", save_weights(tmp_path), "--image_path", *photos, "--image_size", 96)
+    words = (
+        "--pretrained_weights",
+        save_weights(tmp_path),
+        "--image_path",
+        *photos,
+        "--image_size",
+        96,
+    )
     run_main(*words, "--device", "cpu", "--output_dir", tmp_path / "cpu")
     more = ("--device", "hpu", "--lazy_mode", lazy, "--output_dir", tmp_path / "hpu")
     result = run_alone(tmp_path, "visualize_attention", *words, *more, prepare=on_simulated_card)
     assert result.code == 0, result.text
     for name in [path.stem for path in photos]:
-        card, host = (np.load(tmp_path / place / name / "attention.npy") for place in ("hpu", "cpu"))
+        card, host = (
+            np.load(tmp_path / place / name / "attention.npy") for place in ("hpu", "cpu")
+        )
         assert np.abs(card - host).max() <= 1e-6
 
 
@@ -365,4 +490,7 @@ def test_the_view_is_torchvisions_within_a_level(shared_data: Path) -> None:
         cut = expected[: expected.shape[0] // 8 * 8, : expected.shape[1] // 8 * 8]
         found = reader.cut(read_image(path), size, path).permute(1, 2, 0).numpy()
         assert found.shape == cut.shape and np.abs(found.astype(int) - cut).max() <= 1
-    assert replace(reader, patch_size=1).cut(read_image(path), None, path).shape == read_image(path).shape
+    assert (
+        replace(reader, patch_size=1).cut(read_image(path), None, path).shape
+        == read_image(path).shape
+    )

@@ -47,7 +47,9 @@ def draw_as_the_original(weights: Path, frame: Path, threshold: float | None) ->
     backbone = build_backbone("vit_mini", patch_size=8, img_size=32)
     backbone.load_state_dict(torch.load(weights)["teacher"])
     pixels = torch.from_numpy(np.array(Image.open(frame).convert("RGB"))).permute(2, 0, 1) / 255
-    mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(x).reshape(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     view = ((pixels - mean) / std)[:, : pixels.shape[1] // 8 * 8, : pixels.shape[2] // 8 * 8]
     assert isinstance(backbone, VisionTransformer)
     with torch.no_grad():
@@ -57,7 +59,9 @@ def draw_as_the_original(weights: Path, frame: Path, threshold: float | None) ->
         kept = torch.cumsum(values / values.sum(dim=1, keepdim=True), dim=1) > 1 - threshold
         back = torch.argsort(index)
         heads = heads * torch.stack([kept[head][back[head]] for head in range(HEADS)])
-    mean_map = sum(heads[head] / HEADS for head in range(HEADS)).reshape(view.shape[1] // 8, view.shape[2] // 8)
+    mean_map = sum(heads[head] / HEADS for head in range(HEADS)).reshape(
+        view.shape[1] // 8, view.shape[2] // 8
+    )
     return color(mean_map.numpy(), INFERNO)
 
 
@@ -70,11 +74,28 @@ def count_frames(path: Path) -> int:
 def test_a_folder_of_frames_gives_the_originals_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float | None, count: int
 ) -> None:
-    frames, weights, out = make_images(tmp_path / "in", count, size=45), save_weights(tmp_path), tmp_path / "out"
+    frames, weights, out = (
+        make_images(tmp_path / "in", count, size=45),
+        save_weights(tmp_path),
+        tmp_path / "out",
+    )
     drawn: dict[str, np.ndarray] = {}
     save = attention_video.save_picture
-    monkeypatch.setattr(attention_video, "save_picture", lambda path, p: (drawn.update({path.name: p}), save(path, p)))
-    words = ("--input_path", frames, "--output_path", out, "--pretrained_weights", weights, "--device", "cpu")
+    monkeypatch.setattr(
+        attention_video,
+        "save_picture",
+        lambda path, p: (drawn.update({path.name: p}), save(path, p)),
+    )
+    words = (
+        "--input_path",
+        frames,
+        "--output_path",
+        out,
+        "--pretrained_weights",
+        weights,
+        "--device",
+        "cpu",
+    )
     run_main(*words, *(("--threshold", threshold) if threshold else ()))
     names = [f"attn-{index:03}.jpg" for index in range(count)]
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
@@ -95,7 +116,9 @@ def test_a_folder_of_frames_gives_the_originals_pictures(
 
 def test_the_threshold_changes_the_video(tmp_path: Path) -> None:
     frames, weights = make_images(tmp_path / "in", 1, size=40), save_weights(tmp_path)
-    plain, masked = (draw_as_the_original(weights, frames / "000.png", share) for share in (None, 0.3))
+    plain, masked = (
+        draw_as_the_original(weights, frames / "000.png", share) for share in (None, 0.3)
+    )
     assert (plain != masked).any(axis=2).sum() >= 5
 
 
@@ -134,11 +157,16 @@ def test_pictures_of_an_earlier_longer_run_go_and_nothing_else_does(tmp_path: Pa
         (tmp_path / folder / name).write_text("")
     for count in (5, 2):
         run_main(*TINY, "--input_path", tmp_path / f"{count}.mp4", "--output_path", tmp_path)
-    names = {folder: {path.name for path in (tmp_path / folder).iterdir()} - {name} for folder, name in kept.items()}
+    names = {
+        folder: {path.name for path in (tmp_path / folder).iterdir()} - {name}
+        for folder, name in kept.items()
+    }
     frames = {"frame-0000.jpg", "frame-0001.jpg"}
     assert names == {"attention": {f"attn-{name}" for name in frames}, "frames": frames}
     assert all((tmp_path / folder / name).exists() for folder, name in kept.items())
-    run_main(*TINY, "--input_path", tmp_path / "frames", "--output_path", tmp_path)  # the input's own stay
+    run_main(
+        *TINY, "--input_path", tmp_path / "frames", "--output_path", tmp_path
+    )  # the input's own stay
     assert {path.name for path in (tmp_path / "frames").iterdir()} == {*frames, "mine.txt"}
 
 
@@ -146,7 +174,9 @@ def test_a_speed_that_is_given_wins_over_the_videos(tmp_path: Path) -> None:
     with write_video(tmp_path / "in.mp4", rate=25) as writer:
         for _ in range(3):
             writer.write(np.zeros((16, 16, 3), np.uint8))
-    run_main(*TINY, "--input_path", tmp_path / "in.mp4", "--output_path", tmp_path / "out", "--fps", 10)
+    run_main(
+        *TINY, "--input_path", tmp_path / "in.mp4", "--output_path", tmp_path / "out", "--fps", 10
+    )
     assert open_frames(tmp_path / "out" / "video.mp4").rate == 10
 
 
@@ -154,8 +184,18 @@ def test_a_speed_that_is_given_wins_over_the_videos(tmp_path: Path) -> None:
 def test_video_only_joins_pictures_as_they_are(tmp_path: Path, size: tuple[int, int]) -> None:
     (tmp_path / "attention").mkdir()
     for index in range(12):
-        Image.new("RGB", size, (20 * index, 100, 0)).save(tmp_path / "attention" / f"attn-frame-{index}.jpg")
-    words = ("--video_only", "--input_path", tmp_path / "attention", "--output_path", tmp_path, "--fps", 12)
+        Image.new("RGB", size, (20 * index, 100, 0)).save(
+            tmp_path / "attention" / f"attn-frame-{index}.jpg"
+        )
+    words = (
+        "--video_only",
+        "--input_path",
+        tmp_path / "attention",
+        "--output_path",
+        tmp_path,
+        "--fps",
+        12,
+    )
     run_main(*words, "--device", "cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"attention", "video.mp4"}
     source = open_frames(tmp_path / "video.mp4")
@@ -192,14 +232,18 @@ def count_live(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tup
     source = FrameSource(path=folder, count=count, rate=None, read=read)
     enlarge = attention_video.enlarge
     monkeypatch.setattr(attention_video, "open_frames", lambda _: source)
-    monkeypatch.setattr(attention_video, "enlarge", lambda *given: pictures.watch(enlarge(*given).copy()))
+    monkeypatch.setattr(
+        attention_video, "enlarge", lambda *given: pictures.watch(enlarge(*given).copy())
+    )
     run_main(*TINY, "--input_path", folder / "in", "--output_path", folder)
     monkeypatch.undo()
     assert count_frames(folder / "video.mp4") == count and frames.alive == pictures.alive == 0
     return frames.most, pictures.most
 
 
-def test_memory_does_not_depend_on_the_number_of_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_depend_on_the_number_of_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few, many = (count_live(tmp_path / f"{count}", count, monkeypatch) for count in (50, 500))
     assert few == many
     assert many[0] <= 2 * attention_video.BATCH + 1 and many[1] <= 2
@@ -210,7 +254,10 @@ def test_every_batch_has_one_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         VisionTransformer,
         "get_last_selfattention",
-        lambda self, images, **more: (shapes.append(tuple(images.shape)), forward(self, images, **more))[1],
+        lambda self, images, **more: (
+            shapes.append(tuple(images.shape)),
+            forward(self, images, **more),
+        )[1],
     )
     frames = make_images(tmp_path / "in", 2 * attention_video.BATCH + 1)
     run_main(*TINY, "--input_path", frames, "--output_path", tmp_path)
@@ -246,7 +293,9 @@ def damaged(folder: Path) -> Path:
         (damaged, r"005\.png cannot be decoded"),
     ],
 )
-def test_frames_that_cannot_be_read_leave_no_video(tmp_path: Path, prepare: Callable[[Path], Path], text: str) -> None:
+def test_frames_that_cannot_be_read_leave_no_video(
+    tmp_path: Path, prepare: Callable[[Path], Path], text: str
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=text):
         run_main(*TINY, "--input_path", prepare(tmp_path), "--output_path", out)
@@ -261,14 +310,42 @@ def test_frames_that_cannot_be_read_leave_no_video(tmp_path: Path, prepare: Call
         (("--input_path", "nowhere"), DataError, "^`input_path` nowhere does not exist"),
         (("--input_path", "{}"), DataError, r"holds no frame \(looked for \.jpg"),
         (("--input_path", "{}", "--resize", "1", "2", "3"), OptionError, "^`resize` got 3 numbers"),
-        (("--input_path", "{}/in/000.png", "--video_only"), OptionError, "makes a video of a folder .* is a file$"),
-        (("--input_path", "{}", "--video_only", "--threshold", "0.5"), OptionError, "`threshold` cannot change them"),
+        (
+            ("--input_path", "{}/in/000.png", "--video_only"),
+            OptionError,
+            "makes a video of a folder .* is a file$",
+        ),
+        (
+            ("--input_path", "{}", "--video_only", "--threshold", "0.5"),
+            OptionError,
+            "`threshold` cannot change them",
+        ),
         (("--input_path", "{}/out/video.mp4"), OptionError, "would be overwritten by the video"),
-        (("--input_path", "{}/out/attention"), OptionError, "add `video_only` to make a video of it$"),
-        (("--input_path", "{}/in", "--arch", "resnet50"), OptionError, "^`arch` resnet50 has no attention maps"),
-        (("--input_path", "{}/in", "--output_path", "{}/one.txt/out"), OptionError, "^`output_path` .* cannot be"),
-        (("--input_path", "{}/in", "--json", "{}/no/a.json"), OptionError, "^`json` .* cannot be written; name a file"),
-        (("--input_path", "{}/in", "--fps", "0"), OptionError, "^--fps must be between 0.1 and 1000"),
+        (
+            ("--input_path", "{}/out/attention"),
+            OptionError,
+            "add `video_only` to make a video of it$",
+        ),
+        (
+            ("--input_path", "{}/in", "--arch", "resnet50"),
+            OptionError,
+            "^`arch` resnet50 has no attention maps",
+        ),
+        (
+            ("--input_path", "{}/in", "--output_path", "{}/one.txt/out"),
+            OptionError,
+            "^`output_path` .* cannot be",
+        ),
+        (
+            ("--input_path", "{}/in", "--json", "{}/no/a.json"),
+            OptionError,
+            "^`json` .* cannot be written; name a file",
+        ),
+        (
+            ("--input_path", "{}/in", "--fps", "0"),
+            OptionError,
+            "^--fps must be between 0.1 and 1000",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(
@@ -277,7 +354,9 @@ def test_what_cannot_be_meant_is_one_line(
     make_images(tmp_path / "in", 1)
     Path(tmp_path / "one.txt").write_text("a file")
     with pytest.raises(error, match=text):
-        run_main(*TINY, "--output_path", tmp_path / "out", *(word.format(tmp_path) for word in words))
+        run_main(
+            *TINY, "--output_path", tmp_path / "out", *(word.format(tmp_path) for word in words)
+        )
     assert not list((tmp_path / "out").glob("*.*"))
 
 
@@ -299,12 +378,21 @@ def test_a_killed_run_leaves_the_video_that_was_there(tmp_path: Path) -> None:
 
 def test_two_processes_give_one_video(tmp_path: Path) -> None:
     frames = make_images(tmp_path / "in", 3)
-    words = ("--input_path", frames, "--pretrained_weights", save_weights(tmp_path), "--device", "cpu")
+    words = (
+        "--input_path",
+        frames,
+        "--pretrained_weights",
+        save_weights(tmp_path),
+        "--device",
+        "cpu",
+    )
     run_main(*words, "--output_path", tmp_path / "one")
     results = run_pair(tmp_path, "video_generation", *words, "--output_path", tmp_path / "two")
     assert [result.code for result in results] == [0, 0], results
     one, two = (sorted((tmp_path / name).rglob("*.jpg")) for name in ("one", "two"))
-    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two] and len(one) == 3
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two] and len(
+        one
+    ) == 3
 
 
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")

@@ -17,11 +17,11 @@ from dino.visualization.pictures import (
     VIRIDIS,
     Sheet,
     color,
-    enlarge,
-    mark,
+    draw_mask,
     overlay,
     save_picture,
     to_picture,
+    upsample_nearest,
 )
 
 # Rows 0, 64, 128, 192 and 255 of matplotlib's tables, in [0, 255].
@@ -42,17 +42,28 @@ def test_colors_are_those_of_matplotlib_from_least_to_greatest(table: int) -> No
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_a_map_of_one_value_has_the_first_color(value: float) -> None:
     assert np.ptp(color(np.full((3, 4), value, np.float32), VIRIDIS), axis=(0, 1)).max() == 0
-    assert np.abs(color(np.full((1, 1), value, np.float32), VIRIDIS)[0, 0] - np.array([68, 1, 84])).max() <= 1
+    assert (
+        np.abs(
+            color(np.full((1, 1), value, np.float32), VIRIDIS)[0, 0] - np.array([68, 1, 84])
+        ).max()
+        <= 1
+    )
 
 
 def test_a_patch_becomes_a_block() -> None:
     patches = np.arange(6).reshape(2, 3)
-    big = enlarge(patches, 4)
+    big = upsample_nearest(patches, 4)
     assert big.shape == (8, 12)
-    assert all(big[row, column] == patches[row // 4, column // 4] for row in range(8) for column in range(12))
+    assert all(
+        big[row, column] == patches[row // 4, column // 4]
+        for row in range(8)
+        for column in range(12)
+    )
 
 
-@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])]
+)
 def test_any_number_of_channels_can_be_shown(channels: int, shown: list[int]) -> None:
     image = torch.arange(channels, dtype=torch.uint8).reshape(-1, 1, 1).expand(-1, 2, 3)
     assert to_picture(image).shape == (2, 3, 3) and to_picture(image)[1, 2].tolist() == shown
@@ -61,7 +72,7 @@ def test_any_number_of_channels_can_be_shown(channels: int, shown: list[int]) ->
 def test_a_mask_tints_what_is_kept_and_outlines_it() -> None:
     kept = np.zeros((9, 9), bool)
     kept[2:7, 2:7] = True
-    marked = mark(np.full((9, 9, 3), 100, np.uint8), kept)
+    marked = draw_mask(np.full((9, 9, 3), 100, np.uint8), kept)
     assert marked[0, 0].tolist() == [100, 100, 100]
     assert marked[4, 4].tolist() == [177, 50, 50]
     outline = (marked == (255, 0, 0)).all(axis=2)
@@ -69,7 +80,7 @@ def test_a_mask_tints_what_is_kept_and_outlines_it() -> None:
 
 
 def test_a_kept_border_is_outlined_at_the_border() -> None:
-    marked = mark(np.zeros((6, 6, 3), np.uint8), np.ones((6, 6), bool))
+    marked = draw_mask(np.zeros((6, 6, 3), np.uint8), np.ones((6, 6), bool))
     assert (marked[0] == (255, 0, 0)).all() and (marked[:, -1] == (255, 0, 0)).all()
 
 
@@ -93,7 +104,9 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         save_picture(tmp_path / "file" / "a.png", np.zeros((1, 1, 3), np.uint8))
 
 
-def test_a_sheet_begins_anew_when_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_begins_anew_when_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pictures, "SHEET_ROWS", 2)
     sheet = Sheet(tmp_path / "sheet.png")
     for level in range(5):
@@ -111,6 +124,8 @@ def test_a_tile_keeps_the_aspect_and_shows_the_strongest_patch_brightest(tmp_pat
     maps = np.array([[[0.1, 0.4]], [[0.2, 0.0]]], np.float32)
     sheet.add(np.full((8, 16, 3), 200, np.uint8), maps)
     row = np.asarray(Image.open(sheet.close()[0]))[..., 0]
-    assert (row[: TILE // 4 - 1] == 0).all() and (row[TILE // 4 + 1 : 3 * TILE // 4 - 1, : TILE - 1] == 200).all()
+    assert (row[: TILE // 4 - 1] == 0).all() and (
+        row[TILE // 4 + 1 : 3 * TILE // 4 - 1, : TILE - 1] == 200
+    ).all()
     middle = row[TILE // 2].reshape(3, 2, TILE // 2)[:, :, TILE // 4]
     assert middle.tolist() == [[200, 200], [50, 200], [200, 0]]

@@ -14,7 +14,13 @@ from dino.errors import DataError, OptionError
 from dino.evaluation.video_segmentation.davis import DAVIS_PALETTE
 from dino.evaluation.video_segmentation.ipace import DRIVING_COLORS, DRIVING_PALETTE
 from dino.evaluation.video_segmentation.pairs import list_clips
-from dino.visualization.segmentation import CAPTION, PANEL_WIDTH, draw_clips, draw_frame, read_colors
+from dino.visualization.segmentation import (
+    CAPTION,
+    PANEL_WIDTH,
+    draw_clips,
+    draw_frame,
+    read_colors,
+)
 from tests.label_folders import make_davis, make_predictions, make_runs, save_labels
 
 TRUTH = np.zeros((40, 60), np.uint8)
@@ -28,7 +34,9 @@ COLORS = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(-1, 3)
 
 def make_clip(folder: Path, frames: int = 1) -> ScoredClip:
     root = make_runs(folder / "runs", {"run": [TRUTH] * frames})
-    return list_clips("driving", root, make_predictions(folder / "out", {"run": [PREDICTED] * frames}))[0]
+    return list_clips(
+        "driving", root, make_predictions(folder / "out", {"run": [PREDICTED] * frames})
+    )[0]
 
 
 def panels(picture: np.ndarray) -> list[np.ndarray]:
@@ -89,10 +97,19 @@ def test_a_short_clip_has_a_short_sheet(tmp_path: Path) -> None:
 
 
 def test_colors_are_the_files_own_or_the_voc_map(tmp_path: Path) -> None:
-    own = read_colors(save_labels(tmp_path / "a.png", TRUTH, tuple(range(10, 16)) * 128), DAVIS_PALETTE)
+    own = read_colors(
+        save_labels(tmp_path / "a.png", TRUTH, tuple(range(10, 16)) * 128), DAVIS_PALETTE
+    )
     assert own[:3].tolist() == [[10, 11, 12], [13, 14, 15], [10, 11, 12]]
     gray = read_colors(save_labels(tmp_path / "b.png", TRUTH, None), DAVIS_PALETTE)
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        3: (128, 128, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+    }
     assert {label: tuple(gray[label].tolist()) for label in known} == known
     assert len({tuple(color) for color in gray.tolist()}) == 256
 

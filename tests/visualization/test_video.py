@@ -27,7 +27,9 @@ def make_frame(index: int, height: int = 48, width: int = 64) -> np.ndarray:
     return frame
 
 
-def make_video(path: Path, count: int = 5, *, height: int = 48, width: int = 64, rate: float = 25) -> Path:
+def make_video(
+    path: Path, count: int = 5, *, height: int = 48, width: int = 64, rate: float = 25
+) -> Path:
     with write_video(path, rate=rate) as writer:
         for index in range(count):
             writer.write(make_frame(index, height, width))
@@ -63,7 +65,12 @@ def test_frames_come_back_in_order_whatever_their_size(
 
 @pytest.mark.parametrize(
     ("rate", "exact"),
-    [(30.0, Fraction(30)), (29.97, Fraction(30000, 1001)), (23.976, Fraction(24000, 1001)), (0.5, Fraction(1, 2))],
+    [
+        (30.0, Fraction(30)),
+        (29.97, Fraction(30000, 1001)),
+        (23.976, Fraction(24000, 1001)),
+        (0.5, Fraction(1, 2)),
+    ],
 )
 @pytest.mark.parametrize("name", ["v.mp4", "v.avi"])
 def test_the_speed_is_kept(tmp_path: Path, name: str, rate: float, exact: Fraction) -> None:
@@ -74,7 +81,9 @@ def test_the_speed_is_kept(tmp_path: Path, name: str, rate: float, exact: Fracti
 
 @pytest.mark.parametrize("rate", [0.1, 59.94, 119.88, 1000.0])
 @pytest.mark.parametrize("name", ["v.mp4", "v.avi"])
-def test_any_speed_that_the_flag_takes_can_be_written(tmp_path: Path, name: str, rate: float) -> None:
+def test_any_speed_that_the_flag_takes_can_be_written(
+    tmp_path: Path, name: str, rate: float
+) -> None:
     assert len(read_all(open_frames(make_video(tmp_path / name, rate=rate)))) == 5
 
 
@@ -114,7 +123,9 @@ def test_a_video_that_cannot_be_written_is_one_line(tmp_path: Path, name: str) -
         make_video(tmp_path / name)
 
 
-def test_without_x264_the_next_encoder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_x264_the_next_encoder_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(video.av, "codecs_available", {"mpeg4"})
     path = make_video(tmp_path / "v.mp4")
     with av.open(str(path)) as container:
@@ -135,7 +146,9 @@ def test_a_turned_video_is_upright(tmp_path: Path, turn: int) -> None:
     path = make_video(tmp_path / "v.mp4", 1)
     cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
     one = 1 << 16
-    matrix = struct.pack(">9i", cosine * one, sine * one, 0, -sine * one, cosine * one, 0, 0, 0, 1 << 30)
+    matrix = struct.pack(
+        ">9i", cosine * one, sine * one, 0, -sine * one, cosine * one, 0, 0, 0, 1 << 30
+    )
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 44  # version and flags, times, number, duration, layer, volume
     content[start : start + len(matrix)] = matrix
@@ -151,12 +164,19 @@ def test_a_turned_video_is_upright(tmp_path: Path, turn: int) -> None:
 def test_a_video_that_was_cut_off_is_an_error(tmp_path: Path, cut: str, name: str) -> None:
     path = make_video(tmp_path / name, 30)
     with av.open(str(path)) as container:
-        places = sorted((packet.pos, packet.size) for packet in container.demux(video=0) if packet.size)
+        places = sorted(
+            (packet.pos, packet.size) for packet in container.demux(video=0) if packet.size
+        )
     end = sum(places[-1])
-    length = {"middle": (places[0][0] + end) // 2, "last byte": end - 1, "between packets": sum(places[20])}[cut]
+    length = {
+        "middle": (places[0][0] + end) // 2,
+        "last byte": end - 1,
+        "between packets": sum(places[20]),
+    }[cut]
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(
-        DataError, match=r"v\.\w+ (cannot be read as a video|is damaged after frame|was cut off: \d+ of its 30 frames)"
+        DataError,
+        match=r"v\.\w+ (cannot be read as a video|is damaged after frame|was cut off: \d+ of its 30 frames)",
     ):
         read_all(open_frames(path))
 
@@ -168,7 +188,9 @@ def make_matroska(path: Path, *, sound: float = 0, live: bool = False) -> list[i
         picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
         voice = container.add_stream("libopus", rate=48000) if sound else None
         for index in range(30):
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(make_frame(index), format="rgb24")))
+            container.mux(
+                picture.encode(av.VideoFrame.from_ndarray(make_frame(index), format="rgb24"))
+            )
         container.mux(picture.encode(None))
         for index in range(round(sound * 50)):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 960), np.int16), layout="stereo")
@@ -176,15 +198,21 @@ def make_matroska(path: Path, *, sound: float = 0, live: bool = False) -> list[i
             container.mux(voice.encode(frame))
         container.mux(voice.encode(None) if voice else [])
     with av.open(str(path)) as container:
-        return sorted(packet.pos + packet.size for packet in container.demux(video=0) if packet.size)
+        return sorted(
+            packet.pos + packet.size for packet in container.demux(video=0) if packet.size
+        )
 
 
 @pytest.mark.parametrize("frames", [1, 15, 26, 28])
 @pytest.mark.parametrize("name", ["v.mkv", "v.webm"])
-def test_a_matroska_file_that_was_cut_off_is_an_error(tmp_path: Path, name: str, frames: int) -> None:
+def test_a_matroska_file_that_was_cut_off_is_an_error(
+    tmp_path: Path, name: str, frames: int
+) -> None:
     ends = make_matroska(tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[: ends[frames]])
-    with pytest.raises(DataError, match=rf"{name} was cut off: it is shorter than its header says; fetch it again"):
+    with pytest.raises(
+        DataError, match=rf"{name} was cut off: it is shorter than its header says; fetch it again"
+    ):
         open_frames(tmp_path / name)
 
 
@@ -212,7 +240,9 @@ def test_a_trimmed_video_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["zero_byte.jpg", "text.jpg", "html_404.jpg"])
 def test_what_is_no_video_is_one_line(shared_data: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"^`input_path` .*{name} cannot be read as a video: Invalid data"):
+    with pytest.raises(
+        DataError, match=rf"^`input_path` .*{name} cannot be read as a video: Invalid data"
+    ):
         open_frames(shared_data / "broken" / name)
 
 
@@ -243,7 +273,9 @@ def test_frames_of_a_folder_are_ordered_by_their_numbers(tmp_path: Path) -> None
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 10**6)), unique=True))
 def test_names_are_ordered_by_text_and_number(parts: list[tuple[str, int]]) -> None:
     paths = [Path(f"{text}_{number}.jpg") for text, number in parts]
-    assert sorted(paths, key=video._order) == [Path(f"{text}_{number}.jpg") for text, number in sorted(parts)]
+    assert sorted(paths, key=video._order) == [
+        Path(f"{text}_{number}.jpg") for text, number in sorted(parts)
+    ]
 
 
 def test_two_files_for_one_frame_are_refused(tmp_path: Path) -> None:
@@ -255,7 +287,9 @@ def test_two_files_for_one_frame_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere.mp4", "."])
 def test_nothing_there_is_one_line(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"does not exist; give a video file|holds no frame \(looked for \.jpg"):
+    with pytest.raises(
+        DataError, match=r"does not exist; give a video file|holds no frame \(looked for \.jpg"
+    ):
         open_frames(tmp_path / name)
 
 

@@ -67,4 +67,6 @@ def reload() -> Callable[..., nn.Module]:
 def equal_tensors(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules have the same tensors to the bit."""
     left, right = one.state_dict(), other.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )

@@ -31,7 +31,7 @@ def test_what_is_converted_twice_is_a_checkpoint_as_before(
 ) -> None:
     code, text = command(main, weights, tmp_path / name, "--json", "-")
     assert code == 0 and "42 of 42 tensors matched; not part of it: head (1)\n" in text
-    lost = f"{tmp_path / name} does not say how images are normalised: mean (0.4, 0.5, 0.6), std (0.2, 0.25, 0.3)"
+    lost = f"{tmp_path / name} does not say how images are normalized: mean (0.4, 0.5, 0.6), std (0.2, 0.25, 0.3)"
     assert (lost in text) == (main is not convert_huggingface)
     assert json.loads(text.splitlines()[-1]) == {
         **{"output": str(tmp_path / name), "matched": 42, "arch": "vit_mini", "patch_size": 16},
@@ -40,7 +40,12 @@ def test_what_is_converted_twice_is_a_checkpoint_as_before(
     assert command(main, tmp_path / name, tmp_path / "back.pth")[0] == 0
     assert equal_tensors(reload(tmp_path / "back.pth"), reload(weights))
     state = checkpoint.load_file(tmp_path / "back.pth")
-    assert state["args"] == {"arch": "vit_mini", "patch_size": 16, "in_chans": 3, "global_crops_size": 64}
+    assert state["args"] == {
+        "arch": "vit_mini",
+        "patch_size": 16,
+        "in_chans": 3,
+        "global_crops_size": 64,
+    }
 
 
 @converters
@@ -50,7 +55,9 @@ def test_inputs_are_adapted_where_flags_say_so(
     words = ("--in_chans", 1, "--patch_size", 8)
     code, text = command(main, weights, tmp_path / name, *words)
     assert code == 0, text
-    assert "first layer from 3 to 1 channels, summed" in text and "patches from 16 to 8 pixels" in text
+    assert (
+        "first layer from 3 to 1 channels, summed" in text and "patches from 16 to 8 pixels" in text
+    )
     assert command(main, tmp_path / name, tmp_path / "back.pth")[0] == 0
     state = checkpoint.load_file(tmp_path / "back.pth")
     assert state["teacher"]["backbone.patch_embed.proj.weight"].shape == (96, 1, 8, 8)
@@ -88,7 +95,14 @@ def test_outputs_that_cannot_be_are_refused_before_work(
         (weights, tmp_path / "a.pth", tmp_path / "b.pth"): "one word too many",
         (weights, tmp_path / "ours.pth", "--input_size", 64, 96): "are of square images",
         (weights, tmp_path / "ours.pth", "--input_size", 8): "smaller than a patch",
-        (weights, tmp_path / "ours.pth", "--input_size", 64, 64, 64): "--input_size 64 64 64: give height and width",
+        (
+            weights,
+            tmp_path / "ours.pth",
+            "--input_size",
+            64,
+            64,
+            64,
+        ): "--input_size 64 64 64: give height and width",
         (tmp_path / "gone.pth", tmp_path / "ours.pth"): "does not exist",
     }
     for words, reason in cases.items():
@@ -99,7 +113,9 @@ def test_outputs_that_cannot_be_are_refused_before_work(
     assert not (tmp_path / "ours.pth").exists() and not (tmp_path / "a.pth").exists()
 
 
-@pytest.mark.parametrize(("main", "name"), [CONVERTERS["paddle"], CONVERTERS["timm"]], ids=["paddle", "timm"])
+@pytest.mark.parametrize(
+    ("main", "name"), [CONVERTERS["paddle"], CONVERTERS["timm"]], ids=["paddle", "timm"]
+)
 def test_a_grid_that_would_be_read_as_another_is_not_written(
     weights: Path, tmp_path: Path, command: Command, main: Any, name: str
 ) -> None:
@@ -116,7 +132,9 @@ def test_a_folder_of_an_oblong_grid_is_written_and_not_read_as_a_square(
     assert code == 2 and "is stored for images of 64 x 144 pixels" in text
 
 
-def test_a_patch_size_means_nothing_to_a_network_without_patches(tmp_path: Path, command: Command) -> None:
+def test_a_patch_size_means_nothing_to_a_network_without_patches(
+    tmp_path: Path, command: Command
+) -> None:
     torch.save(build_backbone("squeezenet1_1").state_dict(), tmp_path / "in.pth")
     words = ("--arch", "squeezenet1_1", "--patch_size", 8)
     for main, name in ((convert_timm, "out.pth"), (convert_onnx, "out.onnx")):
@@ -124,17 +142,25 @@ def test_a_patch_size_means_nothing_to_a_network_without_patches(tmp_path: Path,
         assert code == 2 and "--patch_size 8 means nothing to squeezenet1_1" in text
 
 
-def test_a_graph_never_takes_the_place_of_the_weights(weights: Path, tmp_path: Path, command: Command) -> None:
+def test_a_graph_never_takes_the_place_of_the_weights(
+    weights: Path, tmp_path: Path, command: Command
+) -> None:
     before = weights.read_bytes()
     graph = tmp_path / "model.onnx"
     graph.write_bytes(before)
-    for target, reason in ((weights, "tells no form"), (graph, "is what is read"), (tmp_path / "a", "tells no form")):
+    for target, reason in (
+        (weights, "tells no form"),
+        (graph, "is what is read"),
+        (tmp_path / "a", "tells no form"),
+    ):
         code, text = command(convert_onnx, graph if target == graph else weights, target)
         assert code == 2 and reason in text, text
     assert weights.read_bytes() == graph.read_bytes() == before
 
 
-def test_a_folder_never_takes_the_place_of_the_weights_in_it(weights: Path, tmp_path: Path, command: Command) -> None:
+def test_a_folder_never_takes_the_place_of_the_weights_in_it(
+    weights: Path, tmp_path: Path, command: Command
+) -> None:
     folder = tmp_path / "folder"
     assert command(convert_huggingface, weights, folder)[0] == 0
     code, text = command(convert_huggingface, folder / "model.safetensors", folder)
@@ -168,7 +194,9 @@ def test_without_a_file_the_published_weights_are_converted(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
-    code, text = command(convert_timm, "--output", tmp_path / "out.safetensors", "--arch", "vit_tiny")
+    code, text = command(
+        convert_timm, "--output", tmp_path / "out.safetensors", "--arch", "vit_tiny"
+    )
     assert code == 2 and "no weights are published for vit_tiny" in text
 
 

@@ -17,7 +17,10 @@ from dino.weights.read import read_weights, select_network
 
 BACKBONE = dict(build_backbone("vit_mini", img_size=64).state_dict())
 HEAD = dict(DINOHead(in_dim=96, out_dim=12, hidden_dim=16, bottleneck_dim=8).state_dict())
-NAMED = {**{f"backbone.{n}": t for n, t in BACKBONE.items()}, **{f"head.{n}": t for n, t in HEAD.items()}}
+NAMED = {
+    **{f"backbone.{n}": t for n, t in BACKBONE.items()},
+    **{f"head.{n}": t for n, t in HEAD.items()},
+}
 ARGS = {"arch": "vit_mini", "patch_size": 16, "lr": 0.0005, "local_crops_scale": (0.05, 0.4)}
 LAYER = {"module.linear.weight": torch.zeros(7, 96), "module.linear.bias": torch.zeros(7)}
 
@@ -35,19 +38,31 @@ def build_ipu() -> dict[str, Tensor]:
 
 
 FILES: dict[str, tuple[Any, str]] = {
-    "ours": ({"student": NAMED, "teacher": NAMED, "epoch": 4, "args": ARGS}, "checkpoint of this project"),
+    "ours": (
+        {"student": NAMED, "teacher": NAMED, "epoch": 4, "args": ARGS},
+        "checkpoint of this project",
+    ),
     "our backbone": ({"teacher": NAMED, "epoch": 4, "args": ARGS}, "backbone of this project"),
     "original": (
         {"student": NAMED, "teacher": NAMED, "epoch": 4, "args": argparse.Namespace(**ARGS)},
         "checkpoint of the original",
     ),
-    "ipu": ({"model": build_ipu(), "center": torch.zeros(1, 12), "epoch": 4}, "checkpoint of the IPU port"),
+    "ipu": (
+        {"model": build_ipu(), "center": torch.zeros(1, 12), "epoch": 4},
+        "checkpoint of the IPU port",
+    ),
     "mae": ({"model": {**BACKBONE, "mask_token": torch.zeros(1)}}, "masked autoencoder (MAE)"),
     "hugging face": (to_hugging_face(BACKBONE), "Hugging Face, a ViT of the transformers library"),
-    "timm": ({**BACKBONE, "head.weight": torch.zeros(5, 96)}, "timm, a vision transformer with its classifier"),
+    "timm": (
+        {**BACKBONE, "head.weight": torch.zeros(5, 96)},
+        "timm, a vision transformer with its classifier",
+    ),
     "plain": (BACKBONE, "plain vision transformer: the original's names, which are timm's too"),
     "linear": ({"state_dict": LAYER, "epoch": 4}, "linear layer"),
-    "resnet": ({"conv1.weight": torch.zeros(2, 3, 7, 7), "fc.weight": torch.zeros(9, 2)}, "plain tensors of another"),
+    "resnet": (
+        {"conv1.weight": torch.zeros(2, 3, 7, 7), "fc.weight": torch.zeros(9, 2)},
+        "plain tensors of another",
+    ),
     "foreign": ({"teacher": {"conv1.weight": torch.zeros(2)}}, "checkpoint of another network"),
     "empty": ({"epoch": 4}, "no weights"),
 }
@@ -67,13 +82,25 @@ def test_every_kind_is_recognized(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ours", "original", "ipu"])
 def test_networks_head_center_epoch_and_flags_are_told(name: str, tmp_path: Path) -> None:
-    state = {**FILES[name][0], **({} if name == "ipu" else {"dino_loss": {"center": torch.zeros(1, 12)}})}
+    state = {
+        **FILES[name][0],
+        **({} if name == "ipu" else {"dino_loss": {"center": torch.zeros(1, 12)}}),
+    }
     found = describe(tmp_path, state)
     assert (found["centre"], found["epoch"]) == (12, 4)
     assert found["networks"].keys() == {"student", "teacher"}
     for network in found["networks"].values():
-        assert {part: network[part] for part in ("tensors", "prototypes", "arch", "patch_size", "image_size")} == {
-            **{"tensors": 42, "prototypes": 12, "arch": "vit_mini", "patch_size": 16, "image_size": 64},
+        assert {
+            part: network[part]
+            for part in ("tensors", "prototypes", "arch", "patch_size", "image_size")
+        } == {
+            **{
+                "tensors": 42,
+                "prototypes": 12,
+                "arch": "vit_mini",
+                "patch_size": 16,
+                "image_size": 64,
+            },
         }
         assert network["numbers"] == sum(tensor.numel() for tensor in BACKBONE.values())
     assert found["flags"] == ({} if name == "ipu" else ARGS)
@@ -99,7 +126,13 @@ def test_a_width_that_no_architecture_has_is_told(shared_data: Path) -> None:
 
 
 def test_odd_values_are_told_as_text_and_do_not_hurt(tmp_path: Path) -> None:
-    state = {"teacher": NAMED, "args": {"a": torch.zeros(1), "b": None}, "dino_loss": 3, 7: "seven", "model": 5}
+    state = {
+        "teacher": NAMED,
+        "args": {"a": torch.zeros(1), "b": None},
+        "dino_loss": 3,
+        7: "seven",
+        "model": 5,
+    }
     found = describe(tmp_path, state)
     assert found["flags"] == {"a": "tensor([0.])", "b": None} and "centre" not in found
 
@@ -115,5 +148,7 @@ def test_what_the_ipu_port_keeps_besides_is_left_over_and_other_files_are_not_cu
 
 
 def test_a_grid_that_is_no_square_has_no_size(tmp_path: Path) -> None:
-    found = describe(tmp_path, {**BACKBONE, "pos_embed": torch.zeros(1, 25, 96)})["networks"]["weights"]
+    found = describe(tmp_path, {**BACKBONE, "pos_embed": torch.zeros(1, 25, 96)})["networks"][
+        "weights"
+    ]
     assert found["patch_size"] == 16 and "image_size" not in found

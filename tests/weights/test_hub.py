@@ -28,15 +28,21 @@ def test_the_published_table_is_the_recorded_one(shared_facts: Path) -> None:
     facts = json.loads((shared_facts / "published_weights.json").read_text())
     recorded = facts["weights"]
     expected = {
-        (entry["arch"], entry["patch_size"] if is_vit(entry["arch"]) else None): entry["backbone"] for entry in recorded
+        (entry["arch"], entry["patch_size"] if is_vit(entry["arch"]) else None): entry["backbone"]
+        for entry in recorded
     }
     assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED.items()} == expected
-    expected["vit_small", 16] = next(url for name, url in facts["other"].items() if "retrieval default" in name)
+    expected["vit_small", 16] = next(
+        url for name, url in facts["other"].items() if "retrieval default" in name
+    )
     assert {key: PUBLISHED_ROOT + path for key, path in PUBLISHED_FOR_RETRIEVAL.items()} == expected
 
 
 def test_the_published_linear_layers_are_the_recorded_ones(
-    shared_facts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shared_facts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
     for entry in json.loads((shared_facts / "published_weights.json").read_text())["weights"]:
@@ -62,11 +68,15 @@ def test_the_names_of_the_hub_are_the_recorded_ones(shared_facts: Path) -> None:
 
 
 def test_an_unknown_name_of_the_hub_is_answered_with_the_nearest() -> None:
-    with pytest.raises(WeightsError, match=r"hub:dino_vits15 is not published: did you mean dino_vits16\?"):
+    with pytest.raises(
+        WeightsError, match=r"hub:dino_vits15 is not published: did you mean dino_vits16\?"
+    ):
         read_hub_name("dino_vits15")
 
 
-def test_the_mirror_folder_gives_the_first_of_the_names_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mirror_folder_gives_the_first_of_the_names_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DINO_WEIGHTS_DIR", raising=False)
     assert find_mirrored("a", "b") is None
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
@@ -76,7 +86,9 @@ def test_the_mirror_folder_gives_the_first_of_the_names_it_has(tmp_path: Path, m
     assert find_mirrored("a", "b") == tmp_path / "b"
 
 
-def test_a_damaged_published_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_published_file_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("DINO_WEIGHTS_DIR", raising=False)
     path = tmp_path / "hub" / "checkpoints" / PUBLISHED["vit_small", 16].rsplit("/", 1)[1]
@@ -88,5 +100,8 @@ def test_a_damaged_published_file_says_what_to_do(tmp_path: Path, monkeypatch: p
         lambda: load_published("dino_vits16"),
         lambda: load_backbone(flags, weights),
     ):
-        with pytest.raises(CheckpointError, match=r"is damaged .*; remove it, and the published file is fetched anew"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"is damaged .*; remove it, and the published file is fetched anew",
+        ):
             read()

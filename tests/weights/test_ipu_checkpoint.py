@@ -21,7 +21,9 @@ PROTOTYPES, PATCH, SIZE = 16, 8, 16
 
 def build_network(*, norm_last_layer=True, use_bn=False):
     backbone = build_backbone("vit_mini", patch_size=PATCH, img_size=SIZE)
-    head = DINOHead(in_dim=96, out_dim=PROTOTYPES, hidden_dim=16, use_bn=use_bn, norm_last_layer=norm_last_layer)
+    head = DINOHead(
+        in_dim=96, out_dim=PROTOTYPES, hidden_dim=16, use_bn=use_bn, norm_last_layer=norm_last_layer
+    )
     return MultiCrop(backbone, head)
 
 
@@ -35,7 +37,11 @@ def make_published(*, half=False, norm_last_layer=True, compiled=True, seed=0):
         for name, tensor in build_network().head.mlp.state_dict().items():
             model[f"{network}_head.mlp.{name}"] = torch.randn_like(tensor)
         for part in ("last_layer1", "last_layer2"):
-            norms = torch.ones(PROTOTYPES // 2, 1) if norm_last_layer else torch.rand(PROTOTYPES // 2, 1)
+            norms = (
+                torch.ones(PROTOTYPES // 2, 1)
+                if norm_last_layer
+                else torch.rand(PROTOTYPES // 2, 1)
+            )
             model |= {
                 f"{network}_head.{part}.weight_g": norms,
                 f"{network}_head.{part}.weight_v": torch.randn(PROTOTYPES // 2, 256),
@@ -44,7 +50,11 @@ def make_published(*, half=False, norm_last_layer=True, compiled=True, seed=0):
     names = [name for name in model if name.startswith("student")]
     last = [[n for n in names if n.endswith(part)] for part in ("weight_g", "weight_v")]
     wrapper = [n for n in names if n not in (*last[0], *last[1])]
-    groups = [[n for n in wrapper if model[n].ndim > 1], [n for n in wrapper if model[n].ndim == 1], *last]
+    groups = [
+        [n for n in wrapper if model[n].ndim > 1],
+        [n for n in wrapper if model[n].ndim == 1],
+        *last,
+    ]
     ends = [sum(map(len, groups[:place])) for place in range(5)]
     optimizer = {
         "state": {},
@@ -68,7 +78,12 @@ def make_published(*, half=False, norm_last_layer=True, compiled=True, seed=0):
             **{f"learningRate___specific___{n}": torch.tensor(0.5) for n in names},
             "lossScaling_FLOAT": torch.tensor(128.0),
         }
-    return {"model": model, "optimizer": optimizer, "center": torch.randn(1, PROTOTYPES), "epoch": 4}
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "center": torch.randn(1, PROTOTYPES),
+        "epoch": 4,
+    }
 
 
 def assert_equal(one, other, place=""):
@@ -85,7 +100,13 @@ def assert_equal(one, other, place=""):
 
 KINDS = pytest.mark.parametrize(
     "kind",
-    [{}, {"half": True}, {"norm_last_layer": False}, {"compiled": False}, {"half": True, "norm_last_layer": False}],
+    [
+        {},
+        {"half": True},
+        {"norm_last_layer": False},
+        {"compiled": False},
+        {"half": True, "norm_last_layer": False},
+    ],
     ids=str,
 )
 
@@ -102,15 +123,23 @@ def test_networks_and_optimizer_of_ours_take_it(kind):
     published = make_published(**kind)
     ours = read_published(published)
     student = build_network(norm_last_layer=kind.get("norm_last_layer", True))
-    student.load_state_dict({name.removeprefix("module."): t for name, t in ours["student"].items()})
+    student.load_state_dict(
+        {name.removeprefix("module."): t for name, t in ours["student"].items()}
+    )
     build_network().load_state_dict(ours["teacher"])
     optimizer = build_optimizer("adamw", student)
     optimizer.load_state_dict(ours["optimizer"])
     assert ours["epoch"] == 5 and ours["dino_loss"]["center"] is published["center"]
     if kind.get("compiled", True):
-        found = {name: optimizer.state[p] for name, p in student.named_parameters() if p in optimizer.state}
+        found = {
+            name: optimizer.state[p]
+            for name, p in student.named_parameters()
+            if p in optimizer.state
+        }
         theirs = published["optimizer"]["ipu_state"]
-        assert torch.equal(found["backbone.pos_embed"]["exp_avg"], theirs["Accl1___student.pos_embed"])
+        assert torch.equal(
+            found["backbone.pos_embed"]["exp_avg"], theirs["Accl1___student.pos_embed"]
+        )
         halves = [theirs[f"Accl2___student_head.last_layer{half}.weight_v"] for half in (1, 2)]
         assert torch.equal(found["head.last_layer.weight_v"]["exp_avg_sq"], torch.cat(halves))
         assert float(found["head.mlp.0.bias"]["step"]) == 7
@@ -132,7 +161,9 @@ def test_an_original_checkpoint_becomes_theirs_and_comes_back():
     """As the original writes it: DDP's prefix, two groups of torch's AdamW, options as a namespace, trained norms."""
     student = build_network(norm_last_layer=False)
     groups = build_optimizer("adamw", student).param_groups
-    rule = torch.optim.AdamW([{"params": groups[0]["params"]}, {"params": groups[1]["params"], "weight_decay": 0.0}])
+    rule = torch.optim.AdamW(
+        [{"params": groups[0]["params"]}, {"params": groups[1]["params"], "weight_decay": 0.0}]
+    )
     torch.stack([p.square().sum() for p in student.parameters()]).sum().backward()
     rule.step()
     original = {
@@ -156,7 +187,9 @@ def test_an_original_checkpoint_becomes_theirs_and_comes_back():
 
 
 def test_what_is_neither_is_refused_by_what_it_lacks():
-    with pytest.raises(CheckpointError, match="lacks student, teacher, optimizer, epoch, dino_loss"):
+    with pytest.raises(
+        CheckpointError, match="lacks student, teacher, optimizer, epoch, dino_loss"
+    ):
         write_published({"weight": torch.ones(1)})
     broken = make_published()
     del broken["model"]["teacher_head.last_layer2.weight_v"]
@@ -188,8 +221,8 @@ def of_odd_prototypes(ours):
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (of_sgd, "the optimiser is not AdamW with the two groups"),
-        (without_groups, "the optimiser is not AdamW with the two groups"),
+        (of_sgd, "the optimizer is not AdamW with the two groups"),
+        (without_groups, "the optimizer is not AdamW with the two groups"),
         (without_weights, "its student holds no weights by name"),
         (of_a_convnet, "the student is no vision transformer"),
         (of_odd_prototypes, f"the teacher has {PROTOTYPES - 1} prototypes"),
@@ -226,7 +259,11 @@ def test_extract_weights_gives_a_plain_backbone_of_any_checkpoint(tmp_path, form
     words = ("--weights", tmp_path / "checkpoint.pth", "--output", tmp_path / "vit_model.pth")
     extract_weights.main([*map(str, words), "--arch", "vit_mini"])
     plain = checkpoint.load_file(tmp_path / "vit_model.pth")
-    wanted = {n.removeprefix("teacher."): t for n, t in published["model"].items() if n.startswith("teacher.")}
+    wanted = {
+        n.removeprefix("teacher."): t
+        for n, t in published["model"].items()
+        if n.startswith("teacher.")
+    }
     assert_equal(dict(plain), {name: tensor.float() for name, tensor in wanted.items()})
     assert math.isclose(float(plain["cls_token"].sum()), float(wanted["cls_token"].float().sum()))
 

@@ -40,7 +40,9 @@ def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def load(path: Path | str | None, *, key: str = "teacher", **settings: Any) -> TrainedBackbone:
-    weights = WeightsConfig(pretrained_weights=None if path is None else str(path), checkpoint_key=key)
+    weights = WeightsConfig(
+        pretrained_weights=None if path is None else str(path), checkpoint_key=key
+    )
     return load_backbone(BackboneConfig(**settings), weights)
 
 
@@ -59,7 +61,12 @@ def assert_same(loaded: TrainedBackbone, expected: nn.Module) -> None:
 def test_a_plain_file_of_tensors_is_read_under_every_prefix(prefix: str, tmp_path: Path) -> None:
     loaded = load(save(tmp_path, prefixed(prefix, build())))
     assert_same(loaded, build())
-    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.in_chans) == ("vit_mini", 16, 64, 3)
+    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.in_chans) == (
+        "vit_mini",
+        16,
+        64,
+        3,
+    )
     assert loaded.normalization is None
     assert not loaded.module.training
 
@@ -67,7 +74,9 @@ def test_a_plain_file_of_tensors_is_read_under_every_prefix(prefix: str, tmp_pat
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("key", ["teacher", "student", "state_dict"])
 def test_a_checkpoint_is_read_under_every_prefix(key: str, prefix: str, tmp_path: Path) -> None:
-    others = {name: prefixed(prefix, build(9)) for name in ("teacher", "student") if key != "state_dict"}
+    others = {
+        name: prefixed(prefix, build(9)) for name in ("teacher", "student") if key != "state_dict"
+    }
     path = save(tmp_path, {**others, key: prefixed(prefix, build(1)), "epoch": 3})
     assert_same(load(path, key="teacher" if key == "state_dict" else key), build(1))
 
@@ -75,8 +84,13 @@ def test_a_checkpoint_is_read_under_every_prefix(key: str, prefix: str, tmp_path
 def test_a_checkpoint_of_the_original_with_its_head_and_namespace_is_read(tmp_path: Path) -> None:
     head = {f"module.head.mlp.{n}.weight": torch.zeros(2, 2) for n in (0, 2)}
     student = {**prefixed("module.backbone.", build(2)), **head}
-    args = argparse.Namespace(arch="vit_mini", patch_size=16, lr=0.0005, local_crops_scale=(0.05, 0.4))
-    path = save(tmp_path, {"student": student, "teacher": student, "epoch": 100, "args": args, "dino_loss": {}})
+    args = argparse.Namespace(
+        arch="vit_mini", patch_size=16, lr=0.0005, local_crops_scale=(0.05, 0.4)
+    )
+    path = save(
+        tmp_path,
+        {"student": student, "teacher": student, "epoch": 100, "args": args, "dino_loss": {}},
+    )
     loaded = load(path)
     assert_same(loaded, build(2))
     assert (loaded.arch, loaded.image_size, loaded.normalization) == ("vit_mini", 64, None)
@@ -86,7 +100,11 @@ def test_our_options_say_how_to_feed_the_backbone(tmp_path: Path) -> None:
     args = {"arch": "vit_mini", "patch_size": 8, "in_chans": 4, "global_crops_size": 48}
     normalization = {"mean": [0.5] * 4, "std": [0.25] * 4}
     module = build(3, patch_size=8, in_chans=4, img_size=48)
-    loaded = load(save(tmp_path, {"teacher": module.state_dict(), "args": args, "normalisation": normalization}))
+    loaded = load(
+        save(
+            tmp_path, {"teacher": module.state_dict(), "args": args, "normalisation": normalization}
+        )
+    )
     assert_same(loaded, module)
     assert (loaded.patch_size, loaded.in_chans, loaded.image_size) == (8, 4, 48)
     assert loaded.normalization == normalization
@@ -110,12 +128,16 @@ def test_the_architecture_is_told_from_the_tensors(arch: str, tmp_path: Path) ->
 
 def test_options_in_the_file_win_over_the_reference(tmp_path: Path) -> None:
     module = build_backbone("deit_tiny", patch_size=8, img_size=32)
-    path = save(tmp_path, {"teacher": module.state_dict(), "args": {"arch": "deit_tiny", "patch_size": 8}})
+    path = save(
+        tmp_path, {"teacher": module.state_dict(), "args": {"arch": "deit_tiny", "patch_size": 8}}
+    )
     assert (load(path).arch, load(path).patch_size) == ("deit_tiny", 8)
 
 
 def test_given_settings_win_over_the_file(tmp_path: Path) -> None:
-    path = save(tmp_path, {"teacher": build().state_dict(), "args": {"arch": "vit_tiny", "patch_size": 8}})
+    path = save(
+        tmp_path, {"teacher": build().state_dict(), "args": {"arch": "vit_tiny", "patch_size": 8}}
+    )
     with pytest.raises(WeightsError, match="vit_tiny, patch size 8"):
         load(path)
     assert_same(load(path, arch="vit_mini", patch_size=16), build())
@@ -139,7 +161,9 @@ def test_missing_tensors_are_counted_and_listed_and_nothing_is_loaded(tmp_path: 
     with pytest.raises(WeightsError) as caught:
         load(path, arch="vit_mini")
     text = str(caught.value)
-    assert f"3 of {len(build().state_dict())} backbone tensors do not fit, nothing was loaded" in text
+    assert (
+        f"3 of {len(build().state_dict())} backbone tensors do not fit, nothing was loaded" in text
+    )
     assert "norm.weight (missing)" in text
     assert "blocks.1.attn.qkv.bias (missing)" in text
     assert "cls_token ((1, 1, 5), wants (1, 1, 96))" in text
@@ -148,7 +172,9 @@ def test_missing_tensors_are_counted_and_listed_and_nothing_is_loaded(tmp_path: 
 
 
 def test_a_long_list_of_missing_tensors_is_cut(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"and \d+ more; check `arch`, `patch_size` and `checkpoint_key`"):
+    with pytest.raises(
+        WeightsError, match=r"and \d+ more; check `arch`, `patch_size` and `checkpoint_key`"
+    ):
         load(save(tmp_path, {"teacher": {"foreign": torch.zeros(1)}}), arch="vit_mini")
 
 
@@ -176,7 +202,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_network_names_what_there_is(tmp_path: Path) -> None:
     path = save(tmp_path, {"student": build().state_dict(), "epoch": 1})
-    with pytest.raises(WeightsError, match="has no network 'teacher'; it holds student, epoch: set or drop"):
+    with pytest.raises(
+        WeightsError, match="has no network 'teacher'; it holds student, epoch: set or drop"
+    ):
         load(path)
 
 
@@ -224,7 +252,10 @@ def test_without_a_path_the_mirror_folder_is_read(
         loaded = load(None, patch_size=8)
     assert_same(loaded, module)
     assert (loaded.arch, loaded.patch_size) == ("vit_small", 8)
-    assert f"the published {PUBLISHED_ROOT}dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth" in caplog.text
+    assert (
+        f"the published {PUBLISHED_ROOT}dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth"
+        in caplog.text
+    )
 
 
 @pytest.mark.usefixtures("small_vit_small")
@@ -258,15 +289,23 @@ def test_offline_the_error_names_all_ways_out(
         load(None)
     text = str(caught.value)
     assert PUBLISHED_ROOT + PUBLISHED["vit_small", 16] in text
-    assert all(word in text for word in ("`pretrained_weights`", "DINO_WEIGHTS_DIR", "`random_weights`"))
+    assert all(
+        word in text for word in ("`pretrained_weights`", "DINO_WEIGHTS_DIR", "`random_weights`")
+    )
     assert "\n" not in text
 
 
 @pytest.mark.parametrize(
     ("arch", "patch_size", "named"),
-    [("vit_tiny", 16, "vit_tiny with patch size 16"), ("vit_small", 4, "patch size 4"), ("resnet18", 16, "resnet18:")],
+    [
+        ("vit_tiny", 16, "vit_tiny with patch size 16"),
+        ("vit_small", 4, "patch size 4"),
+        ("resnet18", 16, "resnet18:"),
+    ],
 )
-def test_without_published_weights_the_error_names_the_network(arch: str, patch_size: int, named: str) -> None:
+def test_without_published_weights_the_error_names_the_network(
+    arch: str, patch_size: int, named: str
+) -> None:
     with pytest.raises(WeightsError, match="no weights are published for") as caught:
         load(None, arch=arch, patch_size=patch_size)
     assert named in str(caught.value)
@@ -280,16 +319,25 @@ def build_student(*, seed: int = 7, prototypes: int = 12, img_size: int = 64) ->
 
 
 def build_checkpoint(teacher: Mapping[str, Tensor], prototypes: int = 12) -> dict[str, Any]:
-    return {"teacher": dict(teacher), "dino_loss": {"center": torch.arange(float(prototypes))[None]}, "epoch": 4}
+    return {
+        "teacher": dict(teacher),
+        "dino_loss": {"center": torch.arange(float(prototypes))[None]},
+        "epoch": 4,
+    }
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_new_run_starts_from_backbone_head_and_center(prefix: str, tmp_path: Path) -> None:
     source, student = build_student(seed=1), build_student(seed=2)
-    center = load_initial_weights(student, str(save(tmp_path, build_checkpoint(prefixed(prefix, source)))))
+    center = load_initial_weights(
+        student, str(save(tmp_path, build_checkpoint(prefixed(prefix, source))))
+    )
     assert center is not None
     assert torch.equal(center, torch.arange(12.0)[None])
-    assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+    assert all(
+        torch.equal(student.state_dict()[name], tensor)
+        for name, tensor in source.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,11 +346,16 @@ def test_a_new_run_starts_from_backbone_head_and_center(prefix: str, tmp_path: P
         (3, "its dino_loss is a int, wants a dictionary; save it as one"),
         (torch.zeros(2), "its dino_loss is a Tensor, wants a dictionary"),
         ({"center": 0.5}, r"the center of its dino_loss is a float, wants \(1, 12\)"),
-        ({"center": torch.zeros(1, 7)}, r"the center of its dino_loss is \(1, 7\), wants \(1, 12\)"),
+        (
+            {"center": torch.zeros(1, 7)},
+            r"the center of its dino_loss is \(1, 7\), wants \(1, 12\)",
+        ),
     ],
 )
 def test_a_center_that_is_none_is_one_line(loss: Any, named: str, tmp_path: Path) -> None:
-    path = save(tmp_path, {**build_checkpoint(build_student(seed=1).state_dict()), "dino_loss": loss})
+    path = save(
+        tmp_path, {**build_checkpoint(build_student(seed=1).state_dict()), "dino_loss": loss}
+    )
     with pytest.raises(CheckpointError, match=named) as caught:
         load_initial_weights(build_student(seed=2), str(path))
     assert str(caught.value).startswith(str(path))
@@ -319,8 +372,13 @@ def test_a_head_without_a_center_starts_a_run_too(loss: Any, tmp_path: Path) -> 
 def test_a_head_of_other_prototypes_is_left_as_it_was(tmp_path: Path) -> None:
     source, student = build_student(seed=1), build_student(seed=2, prototypes=20)
     before = {name: tensor.clone() for name, tensor in student.head.state_dict().items()}
-    assert load_initial_weights(student, str(save(tmp_path, build_checkpoint(source.state_dict())))) is None
-    assert all(torch.equal(tensor, before[name]) for name, tensor in student.head.state_dict().items())
+    assert (
+        load_initial_weights(student, str(save(tmp_path, build_checkpoint(source.state_dict()))))
+        is None
+    )
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in student.head.state_dict().items()
+    )
     assert torch.equal(student.backbone.cls_token, source.backbone.cls_token)
 
 
@@ -338,26 +396,46 @@ def test_the_position_embedding_is_resampled_to_the_new_size(tmp_path: Path) -> 
     assert torch.equal(student.backbone.pos_embed[:, 0], source.pos_embed[:, 0])
 
 
-def test_what_a_file_holds_besides_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_file_holds_besides_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     head = {"head.mlp.0.weight": torch.zeros(2, 2), "head.last_layer.weight": torch.zeros(2, 2)}
     with caplog.at_level(logging.INFO):
-        load(save(tmp_path, {"teacher": {**build().state_dict(), **head, "pooler.dense.bias": torch.zeros(2)}}))
-    assert "42 of 42 backbone tensors loaded into vit_mini; not part of it: head (2), pooler (1)" in caplog.text
+        load(
+            save(
+                tmp_path,
+                {"teacher": {**build().state_dict(), **head, "pooler.dense.bias": torch.zeros(2)}},
+            )
+        )
+    assert (
+        "42 of 42 backbone tensors loaded into vit_mini; not part of it: head (2), pooler (1)"
+        in caplog.text
+    )
 
 
-@pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "reg_token", "fc_norm.weight", "norm_pre.weight"])
-def test_a_vision_transformer_with_parts_of_its_own_is_another_network(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["blocks.0.ls1.gamma", "reg_token", "fc_norm.weight", "norm_pre.weight"]
+)
+def test_a_vision_transformer_with_parts_of_its_own_is_another_network(
+    name: str, tmp_path: Path
+) -> None:
     path = save(tmp_path, {**build().state_dict(), name: torch.zeros(96)})
-    with pytest.raises(WeightsError, match=rf"it is another network, with 1 tensors .*: {name}; check `arch`"):
+    with pytest.raises(
+        WeightsError, match=rf"it is another network, with 1 tensors .*: {name}; check `arch`"
+    ):
         load(path)
 
 
-def test_a_width_that_no_architecture_has_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_width_that_no_architecture_has_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(VITS, "vit_odd", VitShape(embed_dim=24, depth=2, heads=2))
     path = save(tmp_path, build_backbone("vit_odd", img_size=32).state_dict())
     assert load(path).arch == "vit_odd"
     monkeypatch.delitem(VITS, "vit_odd")
-    with pytest.raises(WeightsError, match="no architecture of this project has its width and depth"):
+    with pytest.raises(
+        WeightsError, match="no architecture of this project has its width and depth"
+    ):
         load(path)
 
 
@@ -374,8 +452,15 @@ def build_autoencoder() -> tuple[nn.Module, dict[str, Tensor]]:
     module = timm.create_model("vit_base_patch16_224.mae", num_classes=0, **shape).eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.2)
-    decoder = {"mask_token": (1, 1, 8), "decoder_pos_embed": (1, 17, 8), "decoder_blocks.0.norm1.weight": (8,)}
-    return module, {**module.state_dict(), **{name: torch.zeros(shape) for name, shape in decoder.items()}}
+    decoder = {
+        "mask_token": (1, 1, 8),
+        "decoder_pos_embed": (1, 17, 8),
+        "decoder_blocks.0.norm1.weight": (8,),
+    }
+    return module, {
+        **module.state_dict(),
+        **{name: torch.zeros(shape) for name, shape in decoder.items()},
+    }
 
 
 @pytest.mark.usefixtures("small_vit_base")
@@ -391,7 +476,9 @@ def test_an_autoencoders_encoder_gives_timms_features(
     with torch.inference_mode():
         assert torch.allclose(loaded.module(images), module(images), atol=1e-5)
     assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_base", 16, 64)
-    assert "not part of it: mask_token (1), decoder_pos_embed (1), decoder_blocks (1)" in caplog.text
+    assert (
+        "not part of it: mask_token (1), decoder_pos_embed (1), decoder_blocks (1)" in caplog.text
+    )
 
 
 @pytest.mark.usefixtures("small_vit_base")
@@ -404,34 +491,51 @@ def test_beside_an_autoencoders_encoder_only_its_decoder_may_stay(tmp_path: Path
 
 @pytest.mark.parametrize("arch", ["mae", "mae_vit_huge_patch14"])
 def test_an_autoencoder_without_a_file_is_an_error(arch: str) -> None:
-    with pytest.raises(WeightsError, match="wants `pretrained_weights` with the encoder of a masked autoencoder"):
+    with pytest.raises(
+        WeightsError, match="wants `pretrained_weights` with the encoder of a masked autoencoder"
+    ):
         load_backbone(BackboneConfig(arch=arch), WeightsConfig(random_weights=True))
 
 
 @pytest.mark.usefixtures("small_vit_small")
-def test_a_name_of_the_hub_is_loaded_exactly_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_of_the_hub_is_loaded_exactly_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
     module = build_backbone("vit_small", patch_size=8)
     torch.save(module.state_dict(), tmp_path / "dino_deitsmall8_pretrain.pth")
     for name in ("dino_vits8", "dino_deits8"):
         assert_same(load(f"hub:{name}"), module)
         assert_same(load(f"hub:{name}", arch="vit_small", patch_size=8), module)
-    torch.save({**module.state_dict(), "head.bias": torch.zeros(3)}, tmp_path / "dino_deitsmall8_pretrain.pth")
+    torch.save(
+        {**module.state_dict(), "head.bias": torch.zeros(3)},
+        tmp_path / "dino_deitsmall8_pretrain.pth",
+    )
     with pytest.raises(WeightsError, match=r"another network, with 1 tensors .*: head\.bias"):
         load("hub:dino_vits8")
 
 
-def test_published_xcit_names_are_translated_and_all_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_xcit_names_are_translated_and_all_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The original's XCiT calls the position embedding `pos_embeder` and joins q, k and v of class attention."""
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
     module = build_backbone("xcit_nano_12_p16")
-    theirs = {name.replace("pos_embed.", "pos_embeder."): value for name, value in module.state_dict().items()}
+    theirs = {
+        name.replace("pos_embed.", "pos_embeder."): value
+        for name, value in module.state_dict().items()
+    }
     for block in range(len(module.cls_attn_blocks)):
         for kind in ("weight", "bias"):
-            parts = [theirs.pop(f"cls_attn_blocks.{block}.attn.{letter}.{kind}") for letter in "qkv"]
+            parts = [
+                theirs.pop(f"cls_attn_blocks.{block}.attn.{letter}.{kind}") for letter in "qkv"
+            ]
             theirs[f"cls_attn_blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
     torch.save(theirs, tmp_path / "weights.pth")
-    backbone, published = BackboneConfig(arch="xcit_nano_12_p16"), {("xcit_nano_12_p16", None): "folder/weights.pth"}
+    backbone, published = (
+        BackboneConfig(arch="xcit_nano_12_p16"),
+        {("xcit_nano_12_p16", None): "folder/weights.pth"},
+    )
     assert_same(load_backbone(backbone, WeightsConfig(), published=published), module)
 
 
@@ -446,7 +550,9 @@ def test_a_new_run_of_other_channels_and_patches_adapts_the_first_layer_where_se
     with caplog.at_level(logging.INFO):
         load_initial_weights(student, path, in_chans=1, patch_size=8)
     assert "first layer from 3 to 1 channels, summed" in caplog.text
-    assert torch.equal(student.backbone.blocks[0].attn.qkv.weight, build(1).blocks[0].attn.qkv.weight)
+    assert torch.equal(
+        student.backbone.blocks[0].attn.qkv.weight, build(1).blocks[0].attn.qkv.weight
+    )
 
 
 def test_a_new_run_starts_from_other_projects_files(tmp_path: Path) -> None:

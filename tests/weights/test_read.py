@@ -40,8 +40,19 @@ def assert_same(loaded: TrainedBackbone, expected: nn.Module) -> None:
 def make_folder(folder: Path, tensors: dict[str, Tensor], **changes: Any) -> Path:
     """A folder as transformers writes it, of `vit_mini`."""
     config = {
-        **{"model_type": "vit", "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3},
-        **{"intermediate_size": 192, "layer_norm_eps": 1e-6, "image_size": 64, "patch_size": 16, **changes},
+        **{
+            "model_type": "vit",
+            "hidden_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+        },
+        **{
+            "intermediate_size": 192,
+            "layer_norm_eps": 1e-6,
+            "image_size": 64,
+            "patch_size": 16,
+            **changes,
+        },
     }
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -56,13 +67,22 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "vit."])
 def test_a_hugging_face_folder_is_read(tmp_path: Path, prefix: str) -> None:
-    tensors = {f"{prefix}{name}": value for name, value in to_hugging_face(build().state_dict()).items()}
+    tensors = {
+        f"{prefix}{name}": value for name, value in to_hugging_face(build().state_dict()).items()
+    }
     tensors["pooler.dense.weight"] = torch.zeros(96, 96)
     folder = make_folder(tmp_path / "hf", tensors)
     loaded = load(folder)
     assert_same(loaded, build())
-    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.normalization) == ("vit_mini", 16, 64, None)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    assert (loaded.arch, loaded.patch_size, loaded.image_size, loaded.normalization) == (
+        "vit_mini",
+        16,
+        64,
+        None,
+    )
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    )
     assert load(folder).normalization == {"mean": [0.5] * 3, "std": [0.25] * 3}
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
@@ -75,16 +95,27 @@ def test_a_hugging_face_folder_is_read(tmp_path: Path, prefix: str) -> None:
         ({"model_type": "dinov2"}, "model_type 'dinov2', wants 'vit'"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05, wants 1e-06"),
         ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
-        ({"image_size": [64, 144]}, r"mean a projection of \(3, 16, 16\) and 37 positions; its tensors have .* and 17"),
-        ({"image_size": [32, 128]}, "is stored for images of 32 x 128 pixels; only squares are read"),
+        (
+            {"image_size": [64, 144]},
+            r"mean a projection of \(3, 16, 16\) and 37 positions; its tensors have .* and 17",
+        ),
+        (
+            {"image_size": [32, 128]},
+            "is stored for images of 32 x 128 pixels; only squares are read",
+        ),
         ({"image_size": "64"}, "are no numbers of pixels"),
         ({"patch_size": 0}, "are no numbers of pixels"),
         ({"patch_size": 8}, r"mean a projection of \(3, 8, 8\)"),
         ({"num_channels": 1}, r"mean a projection of \(1, 16, 16\)"),
-        ({"num_attention_heads": 4}, "no architecture of this project has hidden_size 96, .*num_attention_heads 4"),
+        (
+            {"num_attention_heads": 4},
+            "no architecture of this project has hidden_size 96, .*num_attention_heads 4",
+        ),
     ],
 )
-def test_a_folder_of_another_network_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+def test_a_folder_of_another_network_is_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(WeightsError, match=reason):
         load(make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()), **changes))
 
@@ -93,13 +124,19 @@ def test_the_epsilon_that_transformers_writes_where_nobody_chose_one_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    folder = make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()), layer_norm_eps=1e-12)
+    folder = make_folder(
+        tmp_path / "hf", to_hugging_face(build().state_dict()), layer_norm_eps=1e-12
+    )
     assert_same(load(folder), build())
-    assert f"{folder}: layer_norm_eps 1e-12, transformers' default; computed with 1e-06" in caplog.text
+    assert (
+        f"{folder}: layer_norm_eps 1e-12, transformers' default; computed with 1e-06" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("state", [build().state_dict(), {"state_dict": build().state_dict()}])
-def test_a_file_without_the_network_that_is_asked_for_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+def test_a_file_without_the_network_that_is_asked_for_is_refused(
+    tmp_path: Path, state: dict[str, Any]
+) -> None:
     torch.save(state, tmp_path / "w.pth")
     weights = WeightsConfig(pretrained_weights=str(tmp_path / "w.pth"), checkpoint_key="nonsense")
     with pytest.raises(WeightsError, match="has no network 'nonsense'.* drop `checkpoint_key`"):
@@ -107,7 +144,10 @@ def test_a_file_without_the_network_that_is_asked_for_is_refused(tmp_path: Path,
 
 
 def test_a_folder_whose_position_embedding_is_no_table_is_refused(tmp_path: Path) -> None:
-    tensors = {**to_hugging_face(build().state_dict()), "embeddings.position_embeddings": torch.zeros(())}
+    tensors = {
+        **to_hugging_face(build().state_dict()),
+        "embeddings.position_embeddings": torch.zeros(()),
+    }
     with pytest.raises(WeightsError, match="pos"):
         load(make_folder(tmp_path / "hf", tensors))
 
@@ -131,10 +171,16 @@ def test_paddles_safetensors_are_transposed_too(tmp_path: Path) -> None:
         ("folder/config.json", b"{", "cannot be read"),
         ("folder/config.json", b"[]", "holds a list"),
         ("folder/other", b"", "cannot be read"),
-        ("folder/config.json", b'{"model_type": "vit", "layer_norm_eps": 1e-6}', "holds none of model.safetensors"),
+        (
+            "folder/config.json",
+            b'{"model_type": "vit", "layer_norm_eps": 1e-6}',
+            "holds none of model.safetensors",
+        ),
     ],
 )
-def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+def test_missing_and_damaged_files_are_named(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     if content is not None:
@@ -156,12 +202,16 @@ def timm_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_vision_transformer_of_timm_becomes_ours_where_it_computes_the_same(timm_mirror: Path) -> None:
+def test_a_vision_transformer_of_timm_becomes_ours_where_it_computes_the_same(
+    timm_mirror: Path,
+) -> None:
     torch.manual_seed(3)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    safetensors.torch.save_file(model.state_dict(), timm_mirror / "vit_tiny_patch16_224.augreg_in21k.safetensors")
+    safetensors.torch.save_file(
+        model.state_dict(), timm_mirror / "vit_tiny_patch16_224.augreg_in21k.safetensors"
+    )
     loaded = load("timm:vit_tiny_patch16_224.augreg_in21k")
     assert (loaded.arch, loaded.patch_size, loaded.image_size) == ("vit_tiny", 16, 224)
     assert loaded.normalization == {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -182,13 +232,21 @@ def test_any_other_network_of_timm_stays_timms(timm_mirror: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda tensors: {name: tensors[name] for name in tensors if name.startswith("fc.")}, "a classifier alone"),
-        (lambda tensors: {name: tensors[name] for name in tensors if name != "bn1.bias"}, "bn1.bias"),
+        (
+            lambda tensors: {name: tensors[name] for name in tensors if name.startswith("fc.")},
+            "a classifier alone",
+        ),
+        (
+            lambda tensors: {name: tensors[name] for name in tensors if name != "bn1.bias"},
+            "bn1.bias",
+        ),
         (lambda tensors: {**tensors, "extra.weight": torch.zeros(1)}, "extra.weight"),
     ],
     ids=["classifier alone", "one missing", "one more"],
 )
-def test_a_mirrored_file_that_is_not_the_whole_network_is_refused(timm_mirror: Path, change: Any, word: str) -> None:
+def test_a_mirrored_file_that_is_not_the_whole_network_is_refused(
+    timm_mirror: Path, change: Any, word: str
+) -> None:
     tensors = timm.create_model("resnet10t").state_dict()
     path = timm_mirror / "resnet10t.c3_in1k.pth"
     torch.save(tensors, path)
@@ -199,11 +257,17 @@ def test_a_mirrored_file_that_is_not_the_whole_network_is_refused(timm_mirror: P
     assert str(path) in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_what_timm_downloads_is_taken_whole_or_not_at_all(timm_mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_timm_downloads_is_taken_whole_or_not_at_all(
+    timm_mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(3)
     tensors = timm.create_model("resnet10t").state_dict()
-    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *_, **__: dict(tensors))
-    assert torch.equal(load("timm:resnet10t.c3_in1k").module.state_dict()["bn1.weight"], tensors["bn1.weight"])
+    monkeypatch.setattr(
+        timm.models._builder, "load_state_dict_from_hf", lambda *_, **__: dict(tensors)
+    )
+    assert torch.equal(
+        load("timm:resnet10t.c3_in1k").module.state_dict()["bn1.weight"], tensors["bn1.weight"]
+    )
     del tensors["bn1.bias"]
     with pytest.raises(WeightsError, match=r"cannot be had .*bn1\.bias"):
         load("timm:resnet10t.c3_in1k")
@@ -211,7 +275,14 @@ def test_what_timm_downloads_is_taken_whole_or_not_at_all(timm_mirror: Path, mon
 
 def test_equal_names_and_shapes_are_not_enough_to_be_ours() -> None:
     """The mean of the tokens, another activation, other heads: the same file, other features."""
-    shape = {"embed_dim": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0, "img_size": 64, "num_classes": 0}
+    shape = {
+        "embed_dim": 96,
+        "depth": 3,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+        "img_size": 64,
+        "num_classes": 0,
+    }
     torch.manual_seed(0)
 
     def find(**changes: Any) -> Any:
@@ -232,16 +303,23 @@ def test_without_network_timms_names_say_what_to_do() -> None:
         read_weights("timm:vit_small_patch16_224.dino")
     text = str(caught.value)
     assert "timm:vit_small_patch16_224.dino cannot be had (no network here)" in text
-    assert "DINO_WEIGHTS_DIR" in text and "vit_small_patch16_224.dino.safetensors" in text and "\n" not in text
+    assert (
+        "DINO_WEIGHTS_DIR" in text
+        and "vit_small_patch16_224.dino.safetensors" in text
+        and "\n" not in text
+    )
 
 
 def test_an_unknown_name_of_timm_is_answered_with_the_nearest() -> None:
-    with pytest.raises(WeightsError, match=r"vit_smal_patch16_224\.dino is unknown: did you mean vit_small_patch16"):
+    with pytest.raises(
+        WeightsError, match=r"vit_smal_patch16_224\.dino is unknown: did you mean vit_small_patch16"
+    ):
         read_weights("timm:vit_smal_patch16_224.dino")
 
 
 def test_an_unknown_tag_of_timm_is_too() -> None:
     with pytest.raises(
-        WeightsError, match=r"vit_small_patch16_224\.din is unknown: did you mean vit_small_patch16_224\.d"
+        WeightsError,
+        match=r"vit_small_patch16_224\.din is unknown: did you mean vit_small_patch16_224\.d",
     ):
         read_weights("timm:vit_small_patch16_224.din")

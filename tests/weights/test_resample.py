@@ -34,7 +34,9 @@ def test_a_grid_that_is_no_square_is_refused() -> None:
 def test_a_gray_image_gives_what_its_color_copy_gave() -> None:
     weight, gray = torch.randn(5, 3, 4, 4), torch.randn(2, 1, 8, 8)
     color = torch.nn.functional.conv2d(gray.expand(-1, 3, -1, -1), weight)
-    assert torch.allclose(torch.nn.functional.conv2d(gray, adapt_channels(weight, 1)), color, atol=1e-5)
+    assert torch.allclose(
+        torch.nn.functional.conv2d(gray, adapt_channels(weight, 1)), color, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("there", "channels"), [(3, 4), (3, 2), (3, 7), (1, 3), (4, 3), (2, 6)])
@@ -55,10 +57,14 @@ def test_three_channels_are_fitted_as_timm_does() -> None:
         assert torch.allclose(adapt_channels(weight, channels), adapt_input_conv(channels, weight))
 
 
-def test_everything_is_adapted_where_it_was_asked_for_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_everything_is_adapted_where_it_was_asked_for_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     there, here = build(), build(in_chans=4, patch_size=8, img_size=96)
     with caplog.at_level(logging.INFO):
-        found = adapt_input(there.state_dict(), here.state_dict(), "FILE", new_channels=True, new_patches=True)
+        found = adapt_input(
+            there.state_dict(), here.state_dict(), "FILE", new_channels=True, new_patches=True
+        )
     here.load_state_dict(found)
     assert caplog.messages == [
         "FILE: first layer from 3 to 4 channels, repeated, times 3/4",
@@ -67,13 +73,21 @@ def test_everything_is_adapted_where_it_was_asked_for_and_said(caplog: pytest.Lo
     ]
 
 
-def test_a_resampled_patch_sees_in_an_enlarged_image_what_it_saw(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resampled_patch_sees_in_an_enlarged_image_what_it_saw(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The rule of FlexiViT (Beyer et al., 2022): enlarging patch and image together keeps the product."""
     there, here = build(patch_size=8, img_size=32), build(patch_size=16, img_size=64)
-    found = adapt_input(there.state_dict(), here.state_dict(), "FILE", new_channels=False, new_patches=True)
+    found = adapt_input(
+        there.state_dict(), here.state_dict(), "FILE", new_channels=False, new_patches=True
+    )
     flat = torch.full((1, 3, 32, 32), 0.7)
-    before = torch.nn.functional.conv2d(flat, there.state_dict()["patch_embed.proj.weight"], stride=8)
-    after = torch.nn.functional.conv2d(torch.full((1, 3, 64, 64), 0.7), found["patch_embed.proj.weight"], stride=16)
+    before = torch.nn.functional.conv2d(
+        flat, there.state_dict()["patch_embed.proj.weight"], stride=8
+    )
+    after = torch.nn.functional.conv2d(
+        torch.full((1, 3, 64, 64), 0.7), found["patch_embed.proj.weight"], stride=16
+    )
     assert torch.allclose(before, after, atol=1e-4)
 
 
@@ -89,7 +103,11 @@ def test_what_nobody_asked_for_is_an_error_that_names_both_ways(name: str, here:
     there = {"in_chans": 3, "patch_size": 16}[name]
     with pytest.raises(WeightsError) as caught:
         adapt_input(
-            build().state_dict(), build(**{name: here}).state_dict(), "FILE", new_channels=False, new_patches=False
+            build().state_dict(),
+            build(**{name: here}).state_dict(),
+            "FILE",
+            new_channels=False,
+            new_patches=False,
         )
     assert str(caught.value) == (
         f"FILE has `{name}` {there}, this network {here}: give `{name}` {there}, or `{name}` {here} to adapt it"
@@ -98,6 +116,8 @@ def test_what_nobody_asked_for_is_an_error_that_names_both_ways(name: str, here:
 
 def test_networks_of_other_kinds_have_their_first_convolution_fitted() -> None:
     there, here = build_backbone("resnet18"), build_backbone("resnet18", in_chans=1)
-    found = adapt_input(there.state_dict(), here.state_dict(), "FILE", new_channels=True, new_patches=False)
+    found = adapt_input(
+        there.state_dict(), here.state_dict(), "FILE", new_channels=True, new_patches=False
+    )
     here.load_state_dict(found)
     assert torch.allclose(here.conv1.weight, there.conv1.weight.sum(1, keepdim=True))

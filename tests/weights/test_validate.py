@@ -26,12 +26,19 @@ Change = Callable[[dict[str, Tensor]], Any]
 
 
 def load(folder: Path, change: Change) -> Any:
-    torch.save(change(dict(build_backbone("vit_mini", img_size=64).state_dict())), folder / "odd.pth")
-    return load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(folder / "odd.pth")))
+    torch.save(
+        change(dict(build_backbone("vit_mini", img_size=64).state_dict())), folder / "odd.pth"
+    )
+    return load_backbone(
+        BackboneConfig(), WeightsConfig(pretrained_weights=str(folder / "odd.pth"))
+    )
 
 
 def saying(**args: Any) -> Change:
-    return lambda tensors: {"teacher": tensors, "args": {"arch": "vit_mini", "patch_size": 16, **args}}
+    return lambda tensors: {
+        "teacher": tensors,
+        "args": {"arch": "vit_mini", "patch_size": 16, **args},
+    }
 
 
 def feeding(normalization: Any) -> Change:
@@ -40,9 +47,18 @@ def feeding(normalization: Any) -> Change:
 
 SCALAR = torch.zeros(())
 ODD: dict[str, tuple[Change, str]] = {
-    "a number as a name": (lambda tensors: {1: torch.zeros(2, 2), **tensors}, "has a int where the name of a tensor"),
-    "one deeper": (lambda tensors: {"teacher": {1: torch.zeros(2, 2), **tensors}}, "has a int where the name"),
-    "a number as a tensor": (lambda tensors: {"teacher": {**tensors, "norm.bias": 1}}, "norm.bias is a int, wants"),
+    "a number as a name": (
+        lambda tensors: {1: torch.zeros(2, 2), **tensors},
+        "has a int where the name of a tensor",
+    ),
+    "one deeper": (
+        lambda tensors: {"teacher": {1: torch.zeros(2, 2), **tensors}},
+        "has a int where the name",
+    ),
+    "a number as a tensor": (
+        lambda tensors: {"teacher": {**tensors, "norm.bias": 1}},
+        "norm.bias is a int, wants",
+    ),
     "no grid": (lambda tensors: {**tensors, "pos_embed": SCALAR}, r"pos_embed \(\(\), wants"),
     "a flat grid": (
         lambda tensors: {**tensors, "pos_embed": tensors["pos_embed"][0]},
@@ -56,7 +72,10 @@ ODD: dict[str, tuple[Change, str]] = {
         lambda tensors: {**tensors, "patch_embed.proj.weight": torch.zeros(96, 768)},
         r"patch_embed\.proj\.weight \(\(96, 768\), wants",
     ),
-    "a flat block": (lambda tensors: {**tensors, "blocks.0.mlp.fc1.weight": SCALAR}, "backbone tensors do not fit"),
+    "a flat block": (
+        lambda tensors: {**tensors, "blocks.0.mlp.fc1.weight": SCALAR},
+        "backbone tensors do not fit",
+    ),
     "parts that do not join": (
         lambda tensors: {
             **to_hugging_face(tensors),
@@ -64,18 +83,39 @@ ODD: dict[str, tuple[Change, str]] = {
         },
         r"blocks\.0\.attn\.qkv\.weight \(missing\)",
     ),
-    "a sparse tensor": (lambda tensors: {**tensors, "norm.bias": torch.ones(96).to_sparse()}, "save it dense"),
-    "a tensor without numbers": (lambda tensors: {**tensors, "norm.bias": torch.ones(96, device="meta")}, "(meta)"),
-    "a patch size in words": (saying(patch_size="abc"), "patch_size in its args is a str, wants a number of 1 or more"),
+    "a sparse tensor": (
+        lambda tensors: {**tensors, "norm.bias": torch.ones(96).to_sparse()},
+        "save it dense",
+    ),
+    "a tensor without numbers": (
+        lambda tensors: {**tensors, "norm.bias": torch.ones(96, device="meta")},
+        "(meta)",
+    ),
+    "a patch size in words": (
+        saying(patch_size="abc"),
+        "patch_size in its args is a str, wants a number of 1 or more",
+    ),
     "no channels": (saying(in_chans=0), "in_chans in its args"),
-    "a size of two numbers": (saying(global_crops_size=[64, 64]), "global_crops_size in its args is a list"),
+    "a size of two numbers": (
+        saying(global_crops_size=[64, 64]),
+        "global_crops_size in its args is a list",
+    ),
     "a number as an architecture": (saying(arch=5), "arch in its args is a int, wants a name"),
-    "no std": (feeding({"mean": [0.5] * 3}), "its normalisation wants a mean and a std"),
-    "a number as a mean": (feeding({"mean": 0.5, "std": 0.5}), "its normalisation wants"),
-    "words as a mean": (feeding({"mean": ["a", "b", "c"], "std": [1, 1, 1]}), "its normalisation wants"),
-    "a std of nothing": (feeding({"mean": [0.5] * 3, "std": [0, 1, 1]}), "its normalisation wants"),
-    "a mean that is too long": (feeding({"mean": [0.5] * 3, "std": [1, 1]}), "its normalisation wants"),
-    "a normalisation in words": (feeding("imagenet"), "its normalisation wants"),
+    "no std": (feeding({"mean": [0.5] * 3}), "its normalization must hold a mean and a std"),
+    "a number as a mean": (feeding({"mean": 0.5, "std": 0.5}), "its normalization must hold"),
+    "words as a mean": (
+        feeding({"mean": ["a", "b", "c"], "std": [1, 1, 1]}),
+        "its normalization must hold",
+    ),
+    "a std of nothing": (
+        feeding({"mean": [0.5] * 3, "std": [0, 1, 1]}),
+        "its normalization must hold",
+    ),
+    "a mean that is too long": (
+        feeding({"mean": [0.5] * 3, "std": [1, 1]}),
+        "its normalization must hold",
+    ),
+    "a normalization in words": (feeding("imagenet"), "its normalization must hold"),
 }
 
 
@@ -102,9 +142,13 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("held", [3, [torch.zeros(2)], "words", torch.zeros(2)])
-def test_a_layers_state_dict_that_is_no_dictionary_is_one_line(tmp_path: Path, reader: str, held: Any) -> None:
+def test_a_layers_state_dict_that_is_no_dictionary_is_one_line(
+    tmp_path: Path, reader: str, held: Any
+) -> None:
     torch.save({"state_dict": held}, tmp_path / "layer.pth")
-    with pytest.raises(CheckpointError, match="its state_dict is a .*, wants a dictionary; save it as one") as caught:
+    with pytest.raises(
+        CheckpointError, match="its state_dict is a .*, wants a dictionary; save it as one"
+    ) as caught:
         READERS[reader](tmp_path / "layer.pth")
     assert str(caught.value).startswith(str(tmp_path / "layer.pth"))
     assert "\n" not in str(caught.value)
@@ -112,7 +156,9 @@ def test_a_layers_state_dict_that_is_no_dictionary_is_one_line(tmp_path: Path, r
 
 def test_an_identity_that_is_no_dictionary_is_one_line(tmp_path: Path) -> None:
     torch.save({"state_dict": LinearHead(4, 2).state_dict(), "identity": 3}, tmp_path / "layer.pth")
-    with pytest.raises(CheckpointError, match=r"layer\.pth: its identity is a int, wants a dictionary"):
+    with pytest.raises(
+        CheckpointError, match=r"layer\.pth: its identity is a int, wants a dictionary"
+    ):
         load_head(LinearHead(4, 2), tmp_path / "layer.pth", {"seed": 0})
 
 
@@ -128,20 +174,35 @@ def test_options_that_say_nothing_leave_it_to_the_tensors(tmp_path: Path) -> Non
 
 
 def test_parameters_that_were_saved_themselves_are_tensors(tmp_path: Path) -> None:
-    torch.save(dict(build_backbone("vit_mini", img_size=64).named_parameters()), tmp_path / "parameters.pth")
-    assert not any(tensor.requires_grad for tensor in read_weights(str(tmp_path / "parameters.pth")).values())
+    torch.save(
+        dict(build_backbone("vit_mini", img_size=64).named_parameters()),
+        tmp_path / "parameters.pth",
+    )
+    assert not any(
+        tensor.requires_grad for tensor in read_weights(str(tmp_path / "parameters.pth")).values()
+    )
 
 
 def test_what_is_no_network_may_have_other_keys() -> None:
-    state = {"teacher": {"w": torch.zeros(2)}, "optimizer": {"state": {0: {"step": 1}}}, "history": {1: 0.5}}
+    state = {
+        "teacher": {"w": torch.zeros(2)},
+        "optimizer": {"state": {0: {"step": 1}}},
+        "history": {1: 0.5},
+    }
     assert admit(state, "FILE").keys() == state.keys()
 
 
-def test_inspect_tells_odd_values_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_tells_odd_values_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     endless: list[Any] = [1]
     for _ in range(60):
         endless = [endless, endless]
-    state = {"model": {"head.weight": torch.zeros(())}, "epoch": torch.tensor(3), "args": {"betas": endless}}
+    state = {
+        "model": {"head.weight": torch.zeros(())},
+        "epoch": torch.tensor(3),
+        "args": {"betas": endless},
+    }
     torch.save(state, tmp_path / "odd.pth")
     assert exit_code(lambda: inspect.main([str(tmp_path / "odd.pth"), "--json", "-"])) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["epoch"] == "tensor(3)"

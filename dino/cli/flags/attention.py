@@ -9,7 +9,9 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # PictureConfig
     "image_path": Spec("one or more images or folders of images; without it a drawn one"),
-    "image_size": Spec("height and width in pixels that each image is stretched to; one number: its shorter side"),
+    "image_size": Spec(
+        "height and width in pixels that each image is stretched to; one number: its shorter side"
+    ),
     # VideoConfig
     "input_path": Spec("a video file or a folder of frames"),
     "output_path": Spec("folder of frames/, attention/ and the video; made where it is missing"),

@@ -9,7 +9,8 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # OutputFileConfig
     "file_out": Spec(
-        "where to write: OUT.pth in this project's form, anything else in the other one's", spelling="--output"
+        "where to write: OUT.pth in this project's form, anything else in the other one's",
+        spelling="--output",
     ),
     # TargetConfig
     "input_size": Spec(

@@ -8,13 +8,19 @@ from dino.cli.spec import Spec
 
 FLAGS: Mapping[str, Spec] = {
     # IpuConfig
-    "pipeline": Spec("blocks of the backbone on each IPU, one number an IPU; without it all is on one IPU"),
-    "replica": Spec("copies of the model, each with its own part of a batch; under poprun it decides"),
+    "pipeline": Spec(
+        "blocks of the backbone on each IPU, one number an IPU; without it all is on one IPU"
+    ),
+    "replica": Spec(
+        "copies of the model, each with its own part of a batch; under poprun it decides"
+    ),
     "ga": Spec("micro-batches a copy accumulates before an update; the same as --accumulate_steps"),
     "di": Spec("updates a call of the compiled step"),
-    "rts": Spec("share the optimiser's state out among copies (replicated tensor sharding)"),
+    "rts": Spec("share the optimizer's state out among copies (replicated tensor sharding)"),
     "ipu_per_replica": Spec("IPUs of a copy, told to poprun's side"),
-    "output_mode": Spec("which micro-batches' centres and losses come back: all, or the last of each copy"),
+    "output_mode": Spec(
+        "which micro-batches' centers and losses come back: all, or the last of each copy"
+    ),
     "async_type": Spec(
         "rebatch: loader processes make --rebatched_worker_size images at a time; async and normal: whole batches"
     ),

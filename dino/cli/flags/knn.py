@@ -8,7 +8,7 @@ from dino.cli.spec import Spec
 
 FLAGS: Mapping[str, Spec] = {
     # VoteConfig
-    "nb_knn": Spec("numbers of neighbours to report"),
+    "nb_knn": Spec("numbers of neighbors to report"),
     "temperature": Spec("temperature of the vote"),
     "index": Spec(
         "search all training images, or by cells of them (faiss), which is faster for millions and misses some"

@@ -10,13 +10,21 @@ FLAGS: Mapping[str, Spec] = {
     # StudentConfig
     "drop_path_rate": Spec("stochastic depth of the student, 0 to 1"),
     "out_dim": Spec("prototypes K, the width of the head's output; small data sets want less"),
-    "norm_last_layer": Spec("keep the prototypes at unit length; more stable for the small networks"),
+    "norm_last_layer": Spec(
+        "keep the prototypes at unit length; more stable for the small networks"
+    ),
     "use_bn_in_head": Spec("batch norm in the head's hidden layers"),
-    "init_from": Spec("start a new run from these weights, as --pretrained_weights has them (not a resume)"),
+    "init_from": Spec(
+        "start a new run from these weights, as --pretrained_weights has them (not a resume)"
+    ),
     # TeacherConfig
-    "momentum_teacher": Spec("EMA momentum at the start, rises to 1 by a cosine; small batches want more"),
+    "momentum_teacher": Spec(
+        "EMA momentum at the start, rises to 1 by a cosine; small batches want more"
+    ),
     "warmup_teacher_temp": Spec("teacher temperature at the start"),
-    "teacher_temp": Spec("teacher temperature after its warm-up; lower it when the loss does not fall"),
+    "teacher_temp": Spec(
+        "teacher temperature after its warm-up; lower it when the loss does not fall"
+    ),
     "warmup_teacher_temp_epochs": Spec("epochs of linear temperature warm-up"),
     # OptimConfig
     "optimizer": Spec("update rule"),
@@ -35,18 +43,24 @@ FLAGS: Mapping[str, Spec] = {
     "local_crops_size": Spec("side of a local crop in pixels"),
     # TrainDataConfig
     "on_bad_image": Spec("an unreadable image ends the run, or is replaced"),
-    "augment_on": Spec("where colours, blur and normalisation are computed; host: in the loaders"),
-    "synthetic_data": Spec("no images: random pixels made once on the device, to measure its speed alone", switch=True),
+    "augment_on": Spec("where colors, blur and normalization are computed; host: in the loaders"),
+    "synthetic_data": Spec(
+        "no images: random pixels made once on the device, to measure its speed alone", switch=True
+    ),
     # RunConfig
     "accumulate_steps": Spec("batches per update; the global batch grows by this factor"),
     "recompute": Spec(
         "what the backward pass computes again and so need not be kept in memory, less and less: activations "
-        "(normalisations, GELUs), mlp (perceptrons too), blocks; a few percent slower to a fifth"
+        "(normalizations, GELUs), mlp (MLPs too), blocks; a few percent slower to a fifth"
     ),
     "saveckp_freq": Spec("keep a numbered checkpoint every so many epochs; 0 keeps none"),
-    "save_every_steps": Spec("also save every so many iterations; 0 saves at the end of each epoch only"),
+    "save_every_steps": Spec(
+        "also save every so many iterations; 0 saves at the end of each epoch only"
+    ),
     "keep_checkpoints": Spec("numbered checkpoints to keep, the newest ones; 0 keeps all"),
-    "eval_knn_every": Spec("epochs between k-NN scores on the val (or validation) folder beside the images"),
+    "eval_knn_every": Spec(
+        "epochs between k-NN scores on the val (or validation) folder beside the images"
+    ),
     "preset": Spec(
         "auto: what is not given of out_dim, momentum, temperatures, warm-ups and lr follows from the number of "
         "images, the global batch and the epochs; each with its reason"

@@ -13,5 +13,7 @@ FLAGS: Mapping[str, Spec] = {
     # LandmarkConfig
     "dataset": Spec("which of the two sets"),
     "multiscale": Spec("average the features of three sizes: 1, 1/sqrt(2) and 1/2"),
-    "crop_queries": Spec("cut each query to the box of its landmark, as the benchmark has it", switch=True),
+    "crop_queries": Spec(
+        "cut each query to the box of its landmark, as the benchmark has it", switch=True
+    ),
 }

@@ -9,7 +9,9 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # DeviceConfig
     "device": Spec("hpu where the Habana bridge is installed, else cuda where available, else cpu"),
-    "lazy_mode": Spec("hpu only: lazy execution mode or not; lazy wherever the software has it, else compiled"),
+    "lazy_mode": Spec(
+        "hpu only: lazy execution mode or not; lazy wherever the software has it, else compiled"
+    ),
     # PrecisionConfig
     "precision": Spec(
         "number format of forward and backward: ops means the two op lists decide; wins over the older flags below; "
@@ -19,8 +21,12 @@ FLAGS: Mapping[str, Spec] = {
     "hmp": Spec("mixed precision by op lists, the same as --precision ops", switch=True),
     "hmp_bf16": Spec("file of ops that run in bf16, one a line", spelling="--hmp-bf16"),
     "hmp_fp32": Spec("file of ops that run in fp32, one a line", spelling="--hmp-fp32"),
-    "hmp_opt_level": Spec("O1: the op lists decide; O2: all in bf16 but the fp32 list", spelling="--hmp-opt-level"),
-    "hmp_verbose": Spec("print each op's number format once", spelling="--hmp-verbose", switch=True),
+    "hmp_opt_level": Spec(
+        "O1: the op lists decide; O2: all in bf16 but the fp32 list", spelling="--hmp-opt-level"
+    ),
+    "hmp_verbose": Spec(
+        "print each op's number format once", spelling="--hmp-verbose", switch=True
+    ),
     "compile": Spec(
         "compile student and teacher with torch.compile; not given: on hpu with upstream's torch, which has no lazy "
         "mode, and nowhere else",
@@ -28,7 +34,9 @@ FLAGS: Mapping[str, Spec] = {
     ),
     # LaunchConfig
     "dist_url": Spec("where the processes meet: env://, tcp://host:port or file:///shared/path"),
-    "local_rank": Spec("given by torch.distributed.launch; accepted, not needed", also=("--local-rank",)),
+    "local_rank": Spec(
+        "given by torch.distributed.launch; accepted, not needed", also=("--local-rank",)
+    ),
     # BackboneConfig
     "arch": Spec(
         "vit_mini, vit_tiny, vit_small, vit_base, vit_large, deit_tiny, deit_small, any torchvision classification "
@@ -36,7 +44,9 @@ FLAGS: Mapping[str, Spec] = {
     ),
     "patch_size": Spec("side of a ViT patch in pixels; smaller is better and slower"),
     # ChannelConfig
-    "in_chans": Spec("channels of an image: 3 (colour), 1 (gray), or those of .npy files; colour ops need 3"),
+    "in_chans": Spec(
+        "channels of an image: 3 (color), 1 (gray), or those of .npy files; color ops need 3"
+    ),
     # SourceConfig
     "data_path": Spec(
         "a folder of images (with or without class folders), tar shards ('train-{000000..001023}.tar'), a text file "
@@ -53,7 +63,9 @@ FLAGS: Mapping[str, Spec] = {
     "epochs": Spec("passes over the images"),
     "seed": Spec("seed of weights, data order, crops and stochastic depth"),
     # RateConfig
-    "lr": Spec("peak learning rate for a global batch of 256; scaled linearly with the global batch"),
+    "lr": Spec(
+        "peak learning rate for a global batch of 256; scaled linearly with the global batch"
+    ),
     # NetworkConfig
     "checkpoint_key": Spec("which network of the checkpoint: teacher or student"),
     # WeightsFileConfig
@@ -66,9 +78,15 @@ FLAGS: Mapping[str, Spec] = {
     # ReportConfig
     "json": Spec("file to write the result to as one JSON object; - means a line on stdout"),
     # MaskConfig
-    "threshold": Spec("keep only the patches that hold this share of each head's attention, 0 to 1"),
+    "threshold": Spec(
+        "keep only the patches that hold this share of each head's attention, 0 to 1"
+    ),
     # StoreConfig
-    "store_on_device": Spec("keep the features on the device; false keeps them in host memory", also=("--use_cuda",)),
+    "store_on_device": Spec(
+        "keep the features on the device; false keeps them in host memory", also=("--use_cuda",)
+    ),
     # ImageSizeConfig
-    "imsize": Spec("copy detection: side in pixels of the square images become; retrieval: their longer side at most"),
+    "imsize": Spec(
+        "copy detection: side in pixels of the square images become; retrieval: their longer side at most"
+    ),
 }

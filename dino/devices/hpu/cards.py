@@ -42,23 +42,32 @@ def choose_modules(job_gpus: str, module_map: Mapping[int, int]) -> str:
     remedy = f"set {MODULES} to the modules of this job's cards"
     found = re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", job_gpus.strip())
     if found is None:
-        raise DeviceError(f"{JOB_CARDS}={job_gpus!r} is no list of cards, as 0,2 or 0-3", remedy=f"{remedy}")
+        raise DeviceError(
+            f"{JOB_CARDS}={job_gpus!r} is no list of cards, as 0,2 or 0-3", remedy=f"{remedy}"
+        )
     ends = [[int(end) for end in part.split("-")] for part in job_gpus.strip().split(",")]
     cards = [card for first, *last in ends for card in range(first, (last or [first])[0] + 1)]
-    shown = ", ".join(f"{index} -> {module}" for index, module in sorted(module_map.items())) or "none"
+    shown = (
+        ", ".join(f"{index} -> {module}" for index, module in sorted(module_map.items())) or "none"
+    )
     missing = [card for card in cards if card not in module_map]
     if missing:
         words = " ".join(QUERY)
         raise DeviceError(
-            f"{JOB_CARDS}={job_gpus}: `{words}` tells no module of card {missing[0]} ({shown})", remedy=f"{remedy}"
+            f"{JOB_CARDS}={job_gpus}: `{words}` tells no module of card {missing[0]} ({shown})",
+            remedy=f"{remedy}",
         )
     modules = [module_map[card] for card in cards]
     if len(set(modules)) < len(modules):
-        raise DeviceError(f"{JOB_CARDS}={job_gpus} names a module twice ({shown})", remedy=f"{remedy}")
+        raise DeviceError(
+            f"{JOB_CARDS}={job_gpus} names a module twice ({shown})", remedy=f"{remedy}"
+        )
     return ",".join(map(str, modules))
 
 
-def find_modules(environment: Mapping[str, str], local_rank: int, ask: Callable[[], str] | None = None) -> str | None:
+def find_modules(
+    environment: Mapping[str, str], local_rank: int, ask: Callable[[], str] | None = None
+) -> str | None:
     """The modules that this job may use, or None where Slurm does not say or the user has decided.
 
     Args:
@@ -74,7 +83,13 @@ def find_modules(environment: Mapping[str, str], local_rank: int, ask: Callable[
         return None
     for name in (MODULES, MODULE):
         if environment.get(name):
-            logger.info("%s=%s decides which cards are used, not %s=%s", name, environment[name], JOB_CARDS, told)
+            logger.info(
+                "%s=%s decides which cards are used, not %s=%s",
+                name,
+                environment[name],
+                JOB_CARDS,
+                told,
+            )
             return None
     modules = choose_modules(told, read_module_map((ask or _ask)()))
     if local_rank >= len(modules.split(",")):
@@ -89,7 +104,9 @@ def find_modules(environment: Mapping[str, str], local_rank: int, ask: Callable[
 def _ask() -> str:
     """Run hl-smi; what it does not answer is empty, and the map then incomplete."""
     try:
-        return subprocess.run(QUERY, capture_output=True, text=True, timeout=QUERY_SECONDS, check=False).stdout
+        return subprocess.run(
+            QUERY, capture_output=True, text=True, timeout=QUERY_SECONDS, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(
             f"{JOB_CARDS} is set, and `{' '.join(QUERY)}` does not tell which modules those cards are ({error})",

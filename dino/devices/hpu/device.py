@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.eager import EagerDevice
 from dino.devices.hpu.cards import MODULES, find_modules
-from dino.devices.hpu.environment import LISTS, choose_variables, complete_environment, give_lists, read_own_lists
+from dino.devices.hpu.environment import (
+    LISTS,
+    choose_variables,
+    complete_environment,
+    give_lists,
+    read_own_lists,
+)
 from dino.devices.hpu.failures import explain_failure, is_of_compiler
 from dino.devices.hpu.mode import VARIABLE, Mode, choose_mode
 from dino.devices.hpu.policy import VENDOR_BF16, VENDOR_FP32, check_policy
@@ -82,7 +88,9 @@ class HpuDevice(EagerDevice):
                 remedy="start from a Gaudi container, or use `device` cuda or cpu",
             )
         if precision == "fp16":
-            raise DeviceError("`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on hpu")
+            raise DeviceError(
+                "`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on hpu"
+            )
         mode = choose_mode(
             lazy_mode=lazy_mode,
             compiles=compiles if trains else False,
@@ -98,7 +106,9 @@ class HpuDevice(EagerDevice):
         contents = _choose_lists(precision, lists)
         _prepare(mode, contents, local_rank, output_dir)
         self._import_bridge()
-        super().__init__("hpu", torch.device("hpu"), "hccl", "bf16" if precision == "ops" else precision)
+        super().__init__(
+            "hpu", torch.device("hpu"), "hccl", "bf16" if precision == "ops" else precision
+        )
         self.precision_name, self.pins_memory = precision, choose_pinning(torch.__version__)
         self._check_lists(contents)
 
@@ -110,7 +120,8 @@ class HpuDevice(EagerDevice):
             self.metric_global = importlib.import_module(f"{BRIDGE}.hpu.metrics").metric_global
         except (ImportError, AssertionError, OSError, RuntimeError) as error:
             raise DeviceError(
-                f"the Habana bridge cannot be imported ({error})", remedy="`python -m dino.doctor` tells why"
+                f"the Habana bridge cannot be imported ({error})",
+                remedy="`python -m dino.doctor` tells why",
             ) from error
         self.cut_graph = core.mark_step
 
@@ -122,8 +133,12 @@ class HpuDevice(EagerDevice):
         """See that the bridge follows these lists; where none were given, its own decide by themselves."""
         if not contents:
             return
-        given = [frozenset(contents[name].split("\n")) if name in contents else None for name in LISTS]
-        bf16, fp32 = (own if own is not None else vendors for own, vendors in zip(given, VENDORS, strict=True))
+        given = [
+            frozenset(contents[name].split("\n")) if name in contents else None for name in LISTS
+        ]
+        bf16, fp32 = (
+            own if own is not None else vendors for own, vendors in zip(given, VENDORS, strict=True)
+        )
         try:
             proofs = check_policy(self.torch_device, self.autocast, bf16, fp32)
             self.mark_step()
@@ -133,14 +148,18 @@ class HpuDevice(EagerDevice):
                 raise
             raise DeviceError(explained) from error
         if not proofs:
-            logger.warning("the op lists differ from the vendor's in no op that could show which of them decide")
+            logger.warning(
+                "the op lists differ from the vendor's in no op that could show which of them decide"
+            )
 
     def mark_step(self) -> None:
         """Cut the lazy graph."""
         if self.lazy:
             self.cut_graph()
 
-    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+    def compile_train(
+        self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+    ) -> TrainStep:
         """See the contract; what building the networks has queued is cut off, or the first graph would hold it too."""
         self.mark_step()
         return super().compile_train(program, optimizer, micro_batches)
@@ -151,14 +170,23 @@ class HpuDevice(EagerDevice):
 
     def read_counters(self) -> dict[str, float]:
         """See the contract: what costs time on this device and grows only at first."""
-        counters = {"hpu/graph_compilations": "graph_compilation", "hpu/cpu_fallbacks": "cpu_fallback"}
+        counters = {
+            "hpu/graph_compilations": "graph_compilation",
+            "hpu/cpu_fallbacks": "cpu_fallback",
+        }
         metrics = {tag: self.metric_global(name) for tag, name in counters.items()}
-        return {tag: float(dict(metric.stats())["TotalNumber"]) for tag, metric in metrics.items() if metric}
+        return {
+            tag: float(dict(metric.stats())["TotalNumber"])
+            for tag, metric in metrics.items()
+            if metric
+        }
 
     def explain(self, error: RuntimeError) -> str | None:
         """See the contract."""
         known = explain_failure(str(error))
-        if self.compiles and (isinstance(error, torch._dynamo.exc.TorchDynamoException) or is_of_compiler(str(error))):
+        if self.compiles and (
+            isinstance(error, torch._dynamo.exc.TorchDynamoException) or is_of_compiler(str(error))
+        ):
             words = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
             return f"{known or f'the network does not compile ({words})'}; `lazy_mode` false trains it uncompiled"
         return known
@@ -202,7 +230,11 @@ def choose_pinning(torch_version: str) -> bool | str:
     Upstream's torch before 2.7 has no thread that pins for another device (dataloader.py); the vendor's has.
     """
     release = read_release(torch_version)
-    return "hpu" if is_vendor_torch(torch_version) and release is not None and release < (2, 7) else True
+    return (
+        "hpu"
+        if is_vendor_torch(torch_version) and release is not None and release < (2, 7)
+        else True
+    )
 
 
 def _is_imported_lazy() -> bool | None:
@@ -213,12 +245,16 @@ def _is_imported_lazy() -> bool | None:
     return bool(internal.is_lazy())
 
 
-def _prepare(mode: Mode, contents: Mapping[str, str], local_rank: int, output_dir: str | None) -> None:
+def _prepare(
+    mode: Mode, contents: Mapping[str, str], local_rank: int, output_dir: str | None
+) -> None:
     """Complete the environment for the bridge, or see that one that is imported already has found it so."""
     imported = BRIDGE in sys.modules
     modules = find_modules(os.environ, local_rank)
     wanted = choose_variables(mode, os.environ) | ({MODULES: modules} if modules else {})
-    complete_environment(wanted, imported=imported, release=read_release(find_version(*BRIDGE_PACKAGES)))
+    complete_environment(
+        wanted, imported=imported, release=read_release(find_version(*BRIDGE_PACKAGES))
+    )
     os.environ.update(give_lists(contents, imported=imported, output_dir=output_dir))
 
 
@@ -227,17 +263,27 @@ def _tell(mode: Mode, kept: str | None) -> None:
     if mode.warning:
         logger.warning("%s", mode.warning)
     if kept not in (None, mode.name):
-        logger.info("mode changed since the checkpoint: %s -> %s (%s)", kept, mode.name, mode.reason)
+        logger.info(
+            "mode changed since the checkpoint: %s -> %s (%s)", kept, mode.name, mode.reason
+        )
 
 
 def _choose_lists(precision: str, lists: OpLists | None) -> dict[str, str]:
     """Contents of the op lists to give the bridge, by variable; none where no autocast or its own are meant."""
     if lists is not None:
-        return {name: "\n".join(ops) for name, ops in zip(LISTS, (lists.bf16, lists.fp32), strict=True)}
+        return {
+            name: "\n".join(ops) for name, ops in zip(LISTS, (lists.bf16, lists.fp32), strict=True)
+        }
     return read_own_lists(os.environ) if precision == "bf16" else {}
 
 
 def _name_lists(precision: str) -> str:
     """Words for the log: which lists decide in a run that was given none."""
     own = [os.environ[name] for name in LISTS if os.environ.get(name)]
-    return "" if precision == "fp32" else f"op lists {', '.join(own)}" if own else "the vendor's op lists"
+    return (
+        ""
+        if precision == "fp32"
+        else f"op lists {', '.join(own)}"
+        if own
+        else "the vendor's op lists"
+    )

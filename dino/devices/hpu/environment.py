@@ -8,7 +8,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from multiprocessing.util import Finalize  # also runs where a child of multiprocessing ends, which atexit does not
+from multiprocessing.util import (
+    Finalize,  # also runs where a child of multiprocessing ends, which atexit does not
+)
 from pathlib import Path
 
 from dino.devices.hpu.mode import VARIABLE as LAZY
@@ -23,20 +25,29 @@ GELU = "PT_HPU_FORCE_TANH_FOR_GELU"
 GRADIENTS = "PT_HPU_EAGER_ENABLE_GRADIENT_VIEW_LAYOUT_OPT"
 # Where the bridge of the 1.24 line reads no op lists from (autocast_helpers.cpp), whatever a link is called.
 REFUSED = frozenset("bin boot dev etc lib lost+found proc root run sbin srv sys usr var".split())
-HARMLESS = {GELU: "takes the tanh form of GELU", GRADIENTS: "is slower in the gradients of convolutions"}
+HARMLESS = {
+    GELU: "takes the tanh form of GELU",
+    GRADIENTS: "is slower in the gradients of convolutions",
+}
 
 
 def choose_variables(mode: Mode, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a run wants, always written out; what the user has set stays."""
     told = environment.get(LAZY, "0")
     return {
-        LAZY: told if mode.lazy and told != "0" else str(int(mode.lazy)),  # 2 and 3 are lazy modes for debugging
+        LAZY: told
+        if mode.lazy and told != "0"
+        else str(int(mode.lazy)),  # 2 and 3 are lazy modes for debugging
         GELU: environment.get(GELU, "0"),  # the exact GELU of the paper's code
-        GRADIENTS: environment.get(GRADIENTS, "1"),  # the vendor's advice for vision; its default changed after 1.19
+        GRADIENTS: environment.get(
+            GRADIENTS, "1"
+        ),  # the vendor's advice for vision; its default changed after 1.19
     }
 
 
-def complete_environment(wanted: Mapping[str, str], *, imported: bool, release: Release | None) -> None:
+def complete_environment(
+    wanted: Mapping[str, str], *, imported: bool, release: Release | None
+) -> None:
     """Set the variables for the bridge; where it is imported already, compare with what it found then.
 
     Args:
@@ -59,13 +70,16 @@ def complete_environment(wanted: Mapping[str, str], *, imported: bool, release: 
     fatal = [f"{name}={wanted[name]}" for name in late if name not in HARMLESS]
     if fatal:
         raise DeviceError(
-            f"the Habana bridge was imported before {' '.join(fatal)} was set", remedy="import dino before torch"
+            f"the Habana bridge was imported before {' '.join(fatal)} was set",
+            remedy="import dino before torch",
         )
     if late:
         effects = " and ".join(HARMLESS[name] for name in late)
         names = " ".join(f"{name}={wanted[name]}" for name in late)
         logger.warning(
-            "the Habana bridge was imported before %s was set and %s; import dino before torch", names, effects
+            "the Habana bridge was imported before %s was set and %s; import dino before torch",
+            names,
+            effects,
         )
 
 
@@ -85,11 +99,15 @@ def read_own_lists(environment: Mapping[str, str]) -> dict[str, str]:
             try:
                 found[name] = Path(environment[name]).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise OptionError(f"{name}={environment[name]} cannot be read ({error})", remedy="unset it") from error
+                raise OptionError(
+                    f"{name}={environment[name]} cannot be read ({error})", remedy="unset it"
+                ) from error
     return found
 
 
-def give_lists(contents: Mapping[str, str], *, imported: bool, output_dir: str | None) -> dict[str, str]:
+def give_lists(
+    contents: Mapping[str, str], *, imported: bool, output_dir: str | None
+) -> dict[str, str]:
     """Write op lists where the bridge reads them; gives the variables that name the files.
 
     Args:
@@ -103,7 +121,8 @@ def give_lists(contents: Mapping[str, str], *, imported: bool, output_dir: str |
     if imported:
         if read_own_lists({name: os.environ.get(name, "") for name in contents}) != dict(contents):
             raise DeviceError(
-                "the Habana bridge was imported before the op lists were given", remedy="import dino before torch"
+                "the Habana bridge was imported before the op lists were given",
+                remedy="import dino before torch",
             )
         return {}
     if not contents:
@@ -124,7 +143,9 @@ def make_list_folder(output_dir: str | None) -> Path:
     for place in (os.environ.get("TMPDIR"), "/tmp", output_dir, os.curdir):
         if place and not is_refused(place):
             with contextlib.suppress(OSError):
-                folder = Path(tempfile.mkdtemp(prefix="dino_op_lists_", dir=os.path.realpath(place)))
+                folder = Path(
+                    tempfile.mkdtemp(prefix="dino_op_lists_", dir=os.path.realpath(place))
+                )
                 Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
                 return folder
     banned = " ".join(f"/{name}" for name in sorted(REFUSED))

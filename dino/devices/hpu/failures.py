@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 
 HELD = "the card cannot be acquired: another process holds it, or driver and software differ; "
-COMPILER = (
-    "the card's compiler failed: is GC_KERNEL_PATH unset, or is the software of another release than the driver? "
-)
+COMPILER = "the card's compiler failed: is GC_KERNEL_PATH unset, or is the software of another release than the driver? "
 GONE = "no card answers: processes that a Ctrl-C left behind may hold it, end them, or reload the driver; "
 MIXED = "driver and software do not go together, or another process holds the card; "
 DOCTOR = "`python -m dino.doctor` tells which"

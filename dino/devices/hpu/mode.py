@@ -92,7 +92,10 @@ def choose_mode(
         (told, f"{VARIABLE}={variable}"),
         (imported_lazy, _describe(imported_lazy)),
         (None if kept is None else kept == "lazy", KEPT),
-        (vendors, f"torch {torch_version} is {'' if vendors else 'not '}the vendor's build, which alone has lazy mode"),
+        (
+            vendors,
+            f"torch {torch_version} is {'' if vendors else 'not '}the vendor's build, which alone has lazy mode",
+        ),
     )
     lazy, reason = next((lazy, reason) for lazy, reason in deciding if lazy is not None)
     if lazy:
@@ -109,7 +112,9 @@ def choose_mode(
     return Mode(lazy=False, compiles=True, reason=reason, warning=late)
 
 
-def _check_variable(lazy_mode: bool | None, compiles: bool | None, told: bool | None, variable: str | None) -> None:
+def _check_variable(
+    lazy_mode: bool | None, compiles: bool | None, told: bool | None, variable: str | None
+) -> None:
     if lazy_mode is not None and told is not None and lazy_mode != told:
         raise OptionError(
             f"`lazy_mode` {str(lazy_mode).lower()} and {VARIABLE}={variable} contradict each other",
@@ -137,5 +142,6 @@ def _describe(imported_lazy: bool | None) -> str:
 
 def _contradiction(lazy: str) -> OptionError:
     return OptionError(
-        f"{lazy} and `compile` contradict each other: torch.compile is for eager mode", remedy="leave one out"
+        f"{lazy} and `compile` contradict each other: torch.compile is for eager mode",
+        remedy="leave one out",
     )

@@ -78,7 +78,9 @@ def plan_probes(bf16: Collection[str], fp32: Collection[str]) -> Iterator[Probe]
         more = (name for name in CALLS if name in ours and name not in vendors)
         fewer = (name for name in CALLS if name in vendors and name not in ours)
         yield from (
-            Probe(name, given, wanted) for names, wanted in ((more, cast), (fewer, given)) for name in [*names][:1]
+            Probe(name, given, wanted)
+            for names, wanted in ((more, cast), (fewer, given))
+            for name in [*names][:1]
         )
 
 

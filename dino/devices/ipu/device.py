@@ -29,7 +29,9 @@ from dino.errors import DeviceError, OptionError
 logger = logging.getLogger(__name__)
 
 WRAPPER = "poptorch"
-MEMORY_SHARE = 0.15  # of each chip's memory for temporary values of products, as the published recipes have it
+MEMORY_SHARE = (
+    0.15  # of each chip's memory for temporary values of products, as the published recipes have it
+)
 LOSS_SCALE = 128.0  # of the published recipes in half precision
 
 
@@ -37,7 +39,9 @@ class IpuDevice(Device):
     """The IPUs of one process: one copy of the model, or several."""
 
     name = "ipu"
-    torch_device = torch.device("cpu")  # the host's side; PopTorch moves what its models are called with
+    torch_device = torch.device(
+        "cpu"
+    )  # the host's side; PopTorch moves what its models are called with
     collective_backend = "gloo"
     exchanges_gradients = True
     clips_by_default = False
@@ -47,7 +51,9 @@ class IpuDevice(Device):
         "recompute": "spread the blocks over more IPUs with `pipeline`",
     }
 
-    def __init__(self, precision: str, config: IpuConfig | None = None, *, synthetic: bool = False) -> None:
+    def __init__(
+        self, precision: str, config: IpuConfig | None = None, *, synthetic: bool = False
+    ) -> None:
         """Import the wrapper.
 
         Args:
@@ -83,7 +89,7 @@ class IpuDevice(Device):
         chips = len(self.config.pipeline or (0,))
         return f"ipu, {self.precision}, {self.config.replica} x {chips} IPU{'s' * (chips > 1)}"
 
-    def place(self, batch: Any) -> Any:
+    def to_device(self, batch: Any) -> Any:
         """See the contract; the wrapper takes host tensors."""
         return batch
 
@@ -110,23 +116,32 @@ class IpuDevice(Device):
             )
         return ga
 
-    def compile_train(self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int) -> TrainStep:
+    def compile_train(
+        self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+    ) -> TrainStep:
         """See the contract; compiled at the first call.
 
         Raises:
             OptionError: A layout that the backbone, the accumulation or the processes do not fit.
         """
         if not isinstance(program, TracedProgram):
-            raise OptionError("eval_linear.py is not there on `device` ipu", remedy="use another `device`")
+            raise OptionError(
+                "eval_linear.py is not there on `device` ipu", remedy="use another `device`"
+            )
         if not hasattr(optimizer, "betas"):
             raise OptionError(
-                "`device` ipu knows `optimizer` adamw only", remedy="leave the flag out, or use another `device`"
+                "`device` ipu knows `optimizer` adamw only",
+                remedy="leave the flag out, or use another `device`",
             )
         self._check_processes()
         clipping = (
-            f"`clip_grad` {program.clip_grad:g}" if program.clip_grad else "not clipped; `clip_grad` would clip them"
+            f"`clip_grad` {program.clip_grad:g}"
+            if program.clip_grad
+            else "not clipped; `clip_grad` would clip them"
         )
-        logger.info("gradients: %s, by the norm of all together: this device has no other", clipping)
+        logger.info(
+            "gradients: %s, by the norm of all together: this device has no other", clipping
+        )
         return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]  # checked above
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -147,7 +162,10 @@ class IpuDevice(Device):
         Raises:
             OptionError: The whole step is compiled anyway.
         """
-        raise OptionError("`compile` is for other devices: `device` ipu compiles the whole step", remedy="leave it out")
+        raise OptionError(
+            "`compile` is for other devices: `device` ipu compiles the whole step",
+            remedy="leave it out",
+        )
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the contract.
@@ -157,7 +175,8 @@ class IpuDevice(Device):
         """
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
             raise OptionError(
-                "batch norm over processes is not there on `device` ipu", remedy="leave `use_bn_in_head` out"
+                "batch norm over processes is not there on `device` ipu",
+                remedy="leave `use_bn_in_head` out",
             )
         return module
 
@@ -184,7 +203,9 @@ class IpuDevice(Device):
         options.deviceIterations(config.di)
         options.autoRoundNumIPUs(True)
         options.randomSeed(seed)
-        options.outputMode(poptorch.OutputMode.All if config.output_mode == "all" else poptorch.OutputMode.Final)
+        options.outputMode(
+            poptorch.OutputMode.All if config.output_mode == "all" else poptorch.OutputMode.Final
+        )
         options.enableExecutableCaching(config.executable_cache_dir)
         options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.SameAsIpu))
         options.setAvailableMemoryProportion({f"IPU{chip}": MEMORY_SHARE for chip in range(chips)})
@@ -199,7 +220,9 @@ class IpuDevice(Device):
             options.enableSyntheticData(True)
         if config.rts:
             sharded = poptorch.TensorLocationSettings().useReplicatedTensorSharding(True)
-            options.TensorLocations.setOptimizerLocation(sharded.minElementsForReplicatedTensorSharding(chips))
+            options.TensorLocations.setOptimizerLocation(
+                sharded.minElementsForReplicatedTensorSharding(chips)
+            )
         return options
 
     def _check_processes(self) -> None:
@@ -220,13 +243,15 @@ def import_wrapper() -> Any:
     """
     if importlib.util.find_spec(WRAPPER) is None:
         raise DeviceError(
-            "`device` ipu needs PopTorch of the Poplar SDK, which is not installed", remedy="use `device` cpu"
+            "`device` ipu needs PopTorch of the Poplar SDK, which is not installed",
+            remedy="use `device` cpu",
         )
     try:
         return importlib.import_module(WRAPPER)
     except (ImportError, AssertionError) as error:
         raise DeviceError(
-            f"PopTorch is installed and cannot be imported ({error})", remedy="enable the Poplar SDK"
+            f"PopTorch is installed and cannot be imported ({error})",
+            remedy="enable the Poplar SDK",
         ) from error
 
 
@@ -251,5 +276,7 @@ def _load_op(path: str) -> None:
         ctypes.cdll.LoadLibrary(str(Path(path).resolve(strict=True)))
     except OSError as error:
         raise OptionError(
-            f"`ema_so` {path} cannot be loaded ({error})", value=path, remedy="leave it out, it is not needed"
+            f"`ema_so` {path} cannot be loaded ({error})",
+            value=path,
+            remedy="leave it out, it is not needed",
         ) from error

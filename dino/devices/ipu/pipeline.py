@@ -81,11 +81,14 @@ def place_blocks(pipeline: Sequence[int] | None, depth: int | None) -> Placement
     written = " ".join(map(str, pipeline))
     if depth is None:
         raise OptionError(
-            f"`pipeline` {written} places the blocks of a vision transformer", value=written, remedy="leave it out"
+            f"`pipeline` {written} places the blocks of a vision transformer",
+            value=written,
+            remedy="leave it out",
         )
     if sum(pipeline) != depth:
         raise OptionError(
-            f"`pipeline` {written} places {sum(pipeline)} blocks, the backbone has {depth}", value=written
+            f"`pipeline` {written} places {sum(pipeline)} blocks, the backbone has {depth}",
+            value=written,
         )
     chips = len(pipeline)
     blocks = tuple(chip for chip, count in enumerate(pipeline) for _ in range(count))

@@ -28,8 +28,16 @@ from dino.devices.ipu.traced import (
 )
 from dino.errors import DeviceError, NonFiniteError, OptionError
 
-EMA_OP = {"name": "ExpMovAvg", "domain": "com.acme", "domain_version": 1}  # in the published shared object
-STATE = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___"}  # names of AdamW's state on the device
+EMA_OP = {
+    "name": "ExpMovAvg",
+    "domain": "com.acme",
+    "domain_version": 1,
+}  # in the published shared object
+STATE = {
+    "exp_avg": "Accl1___",
+    "exp_avg_sq": "Accl2___",
+    "step": "Step___",
+}  # names of AdamW's state on the device
 
 
 @contextlib.contextmanager
@@ -97,13 +105,28 @@ class IpuStep(TrainStep):
     numbers in the same order. What is due at the end of a call is done on the host's copy when that is read.
     """
 
-    def __init__(self, device: CompilingDevice, program: TracedProgram, optimizer: Moments, micro_batches: int) -> None:
+    def __init__(
+        self,
+        device: CompilingDevice,
+        program: TracedProgram,
+        optimizer: Moments,
+        micro_batches: int,
+    ) -> None:
         """Check the layout; compile nothing yet, because networks and optimizer may still be loaded."""
-        self.device, self.program, self.optimizer, self.micro_batches = device, program, optimizer, micro_batches
+        self.device, self.program, self.optimizer, self.micro_batches = (
+            device,
+            program,
+            optimizer,
+            micro_batches,
+        )
         self.config, self.poptorch = device.config, device.poptorch
         self.accumulated = micro_batches // (self.config.replica * self.config.di)
         backbone = program.student.get_submodule("backbone")
-        depth = len([*backbone.get_submodule("blocks").children()]) if hasattr(backbone, "blocks") else None
+        depth = (
+            len([*backbone.get_submodule("blocks").children()])
+            if hasattr(backbone, "blocks")
+            else None
+        )
         self.placement = place_blocks(self.config.pipeline, depth)
         names = [name for name, _ in program.student.named_parameters()]
         least = self.placement.stages(names, program.resolutions)
@@ -134,7 +157,9 @@ class IpuStep(TrainStep):
                 self._compile(whole)
             self._set_rates(numbers)
             drawn = () if inputs.depth is None else (inputs.depth,)
-            loss, centers, statistics = self.executor(whole.fields(batch), self._rows(numbers), center, *drawn)
+            loss, centers, statistics = self.executor(
+                whole.fields(batch), self._rows(numbers), center, *drawn
+            )
         self.due = 1.0 if self.config.ema_so else numbers["momentum"]
         means = statistics.float().mean(dim=0).unbind()
         self._record((loss.float().mean(), centers.float().mean(dim=0, keepdim=True), *means))
@@ -143,7 +168,9 @@ class IpuStep(TrainStep):
         """Count what cannot be masked any more: the device has clipped and updated by itself."""
         mean = self.program.begin_average([output])()
         finite = torch.isfinite(mean.loss).float()
-        self.program.record(mean, grad_norm=torch.full_like(finite, math.nan), keep=finite, finite=finite)
+        self.program.record(
+            mean, grad_norm=torch.full_like(finite, math.nan), keep=finite, finite=finite
+        )
 
     def read_back(self) -> None:
         """See the contract."""
@@ -166,7 +193,9 @@ class IpuStep(TrainStep):
                 network.half()
             elif self.device.precision == "masterweight":
                 narrow_tokens(network, self.device.number_type)
-            for module, chip in self.placement.annotations(network) if self.config.pipeline is not None else ():
+            for module, chip in (
+                self.placement.annotations(network) if self.config.pipeline is not None else ()
+            ):
                 self.poptorch.BeginBlock(module, user_id=f"ipu{chip}", ipu_id=chip)
         if not self.config.ema_so:
             hold_as_buffers(teacher)
@@ -199,7 +228,9 @@ class IpuStep(TrainStep):
         """The device's own AdamW, with the moments of ours; everything that may change is given, or it is constant."""
         scale = self.device.loss_scale
         limit = self.program.clip_grad
-        groups = [{"params": b.parameters, "lr": 0.0, "weight_decay": 0.0} for b in self.optimizer.buckets]
+        groups = [
+            {"params": b.parameters, "lr": 0.0, "weight_decay": 0.0} for b in self.optimizer.buckets
+        ]
         rule = self.poptorch.optim.AdamW(
             groups,
             lr=0.0,
@@ -212,21 +243,31 @@ class IpuStep(TrainStep):
         named = self._named_state()
         if any(float(state["step"]) for _, state in named):
             kinds = {"learningRate": 0.0, "weightDecay": 0.0}
-            numbers = {f"{kind}___specific___{name}": torch.tensor(v) for name, _ in named for kind, v in kinds.items()}
+            numbers = {
+                f"{kind}___specific___{name}": torch.tensor(v)
+                for name, _ in named
+                for kind, v in kinds.items()
+            }
             rule.load_state_dict(
                 {
                     **rule.state_dict(),
-                    "ipu_state": {f"{STATE[key]}{name}": state[key] for name, state in named for key in STATE},
+                    "ipu_state": {
+                        f"{STATE[key]}{name}": state[key] for name, state in named for key in STATE
+                    },
                     "ipu_param": {**numbers, "lossScaling_FLOAT": torch.tensor(scale)},
                 }
             )
         return rule
 
     def _named_state(self) -> list[tuple[str, dict[str, Tensor]]]:
-        """Our optimiser's state of each parameter, by the parameter's name on the device."""
+        """Our optimizer's state of each parameter, by the parameter's name on the device."""
         assert self.whole is not None
         names = {parameter: name for name, parameter in self.whole.named_parameters()}
-        return [(names[p], self.optimizer.state[p]) for bucket in self.optimizer.buckets for p in bucket.parameters]
+        return [
+            (names[p], self.optimizer.state[p])
+            for bucket in self.optimizer.buckets
+            for p in bucket.parameters
+        ]
 
     def _fetch(self) -> None:
         """Take the device's weights and moments over; a frozen layer's moments are nothing here, as elsewhere."""
@@ -234,7 +275,10 @@ class IpuStep(TrainStep):
             self.executor.copyWeightsToHost()
             found = self.rule.state_dict()["ipu_state"]
         frozen = {
-            p for b in self.optimizer.buckets if b.last_layer and not self.trains_last_layer for p in b.parameters
+            p
+            for b in self.optimizer.buckets
+            if b.last_layer and not self.trains_last_layer
+            for p in b.parameters
         }
         states = [self.optimizer.state[parameter] for parameter in frozen]
         with torch.no_grad():
@@ -263,7 +307,9 @@ class IpuStep(TrainStep):
 
     def _rows(self, numbers: Mapping[str, float]) -> Tensor:
         """(N, 5): the inputs of each micro-batch; all but the first of an update leave the teacher as it is."""
-        rows = torch.tensor([numbers[name] for name in FIELDS], dtype=torch.float32).repeat(self.micro_batches, 1)
+        rows = torch.tensor([numbers[name] for name in FIELDS], dtype=torch.float32).repeat(
+            self.micro_batches, 1
+        )
         if not self.config.ema_so:
             momentum = rows[:, FIELDS.index("momentum")].view(self.config.di, self.accumulated, -1)
             momentum[:, 1:] = 1.0

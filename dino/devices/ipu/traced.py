@@ -95,17 +95,25 @@ class TracedStep(nn.Module):
         self.kind, self.travels = type(example), [_travels(field) for field in example]
         # Of what does not travel only the shape matters; a copy, since a view would keep the whole batch.
         self.stays = [
-            None if travels else field[:1].clone() for travels, field in zip(self.travels, example, strict=True)
+            None if travels else field[:1].clone()
+            for travels, field in zip(self.travels, example, strict=True)
         ]
         names = [name for name, _ in self.student.named_parameters()]
-        self.by_chip = {chip: [n for n in names if placement.chip_of(n) == chip] for chip in range(placement.chips)}
+        self.by_chip = {
+            chip: [n for n in names if placement.chip_of(n) == chip]
+            for chip in range(placement.chips)
+        }
 
     def fields(self, batch: Any) -> tuple[Tensor, ...]:
         """The part of a batch that goes to the device."""
         return tuple(field for field, travels in zip(batch, self.travels, strict=True) if travels)
 
     def forward(
-        self, fields: tuple[Tensor, ...], numbers: Tensor, center: Tensor, depth: Tensor | None = None
+        self,
+        fields: tuple[Tensor, ...],
+        numbers: Tensor,
+        center: Tensor,
+        depth: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """One micro-batch.
 
@@ -127,8 +135,14 @@ class TracedStep(nn.Module):
             targets = self.program.compute_targets(vectors, center, inputs["temperature"])
         _, vectors = self.student(*views, depth=None if depth is None else depth[0])
         logits = self.student.get_submodule("head.last_layer")(vectors)
-        loss = compute_loss_of_logits(logits, targets.probabilities, self.program.student_temperature)
-        statistics = (targets.entropy, targets.divergence, self.program.compute_feature_spread(features))
+        loss = compute_loss_of_logits(
+            logits, targets.probabilities, self.program.student_temperature
+        )
+        statistics = (
+            targets.entropy,
+            targets.divergence,
+            self.program.compute_feature_spread(features),
+        )
         return self.mark_loss(loss), targets.batch_center, torch.stack(statistics).reshape(1, -1)
 
     def _join(self, fields: Sequence[Tensor]) -> Any:
@@ -161,9 +175,13 @@ def compute_loss_of_logits(logits: Tensor, targets: Tensor, temperature: float) 
     views = torch.split(logits, targets.shape[1])
     both = targets.sum(dim=0)
     total = torch.zeros((), device=logits.device)
-    for view, target in zip(views, [targets[1], targets[0], *[both] * (len(views) - 2)], strict=True):
+    for view, target in zip(
+        views, [targets[1], targets[0], *[both] * (len(views) - 2)], strict=True
+    ):
         total = total - (target * F.log_softmax(view.float() / temperature, dim=-1)).sum()
-    return total / (2 * len(logits) - 2 * targets.shape[1])  # pairs of different views over all images
+    return total / (
+        2 * len(logits) - 2 * targets.shape[1]
+    )  # pairs of different views over all images
 
 
 class ErfGelu(nn.Module):

@@ -61,7 +61,11 @@ class Layout:
     def split(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Rows (B, ...) as the network gave them, by the array's name."""
         tokens = rows.reshape(len(rows), len(self.layers or (0,)), -1, self.width)
-        parts = [part for layer in range(tokens.shape[1]) for part in (tokens[:, layer, 0], tokens[:, layer, 1:])]
+        parts = [
+            part
+            for layer in range(tokens.shape[1])
+            for part in (tokens[:, layer, 0], tokens[:, layer, 1:])
+        ]
         if self.grid is None:
             parts = parts[::2]
         return {
@@ -70,30 +74,35 @@ class Layout:
         }
 
 
-def write_feature_file(options: FeatureFileConfig, run: Run) -> None:
+def write_feature_file(config: FeatureFileConfig, run: Run) -> None:
     """Describe every image and write `output`.
 
     Raises:
         DinoError: A file that cannot be written, wrong weights, missing folders, unreadable images.
     """
-    output = check_output(options.features)
-    runner = Runner(options, run)
+    output = check_output(config.features)
+    runner = Runner(config, run)
     with run.processes.rank_zero_first():
-        source = open_images(options.data.data_path)
+        source = open_images(config.data.data_path)
         check_names(source)
         stray = find_stray(source)
-        if stray and run.processes.is_first:
+        if stray and run.processes.is_rank_zero:
             logger.warning("no labels are written: %s lies in no class folder", stray)
-    descriptor, layout = build_descriptor(runner.load_backbone(), options.features)
+    descriptor, layout = build_descriptor(runner.load_backbone(), config.features)
     check_space(output, layout, len(source))
     batches = stream_features(descriptor, source, run, runner.reading)
-    if not run.processes.is_first:
+    if not run.processes.is_rank_zero:
         for _ in batches:
             pass
         return
     write_arrays(output, source, layout, (layout.split(rows.numpy()) for rows in batches))
     shapes = {name: [len(source), *shape] for name, shape in layout.shapes().items()}
-    logger.info("%s: %s of %d images", output, ", ".join(f"{name} {shapes[name]}" for name in shapes), len(source))
+    logger.info(
+        "%s: %s of %d images",
+        output,
+        ", ".join(f"{name} {shapes[name]}" for name in shapes),
+        len(source),
+    )
     runner.report({"output": str(output), "images": len(source), "arrays": shapes})
 
 
@@ -109,12 +118,18 @@ def check_output(config: FeatureConfig) -> Path:
     if path.suffix not in WRITERS:
         raise OptionError(f"`output` {path} must end in {', '.join(WRITERS)}", value=path)
     if path.suffix == ".csv" and config.patches:
-        raise OptionError("`patches` does not fit into a .csv", remedy="write .npz, .safetensors or .parquet")
+        raise OptionError(
+            "`patches` does not fit into a .csv", remedy="write .npz, .safetensors or .parquet"
+        )
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise OptionError(f"`output` {path} needs pyarrow: pip install pyarrow, or write .npz", value=path)
+        raise OptionError(
+            f"`output` {path} needs pyarrow: pip install pyarrow, or write .npz", value=path
+        )
     if not os.access(path.parent, os.W_OK) or path.is_dir():
         raise OptionError(
-            f"`output` {path} cannot be written", value=path, remedy="name a file in a folder that exists and can be"
+            f"`output` {path} cannot be written",
+            value=path,
+            remedy="name a file in a folder that exists and can be",
         )
     return path
 
@@ -125,12 +140,16 @@ def check_names(source: ImageSource) -> None:
     Raises:
         DataError: The first one.
     """
-    wrong = next((name for name in source.names if name.encode("utf-8", "replace").decode() != name), None)
+    wrong = next(
+        (name for name in source.names if name.encode("utf-8", "replace").decode() != name), None
+    )
     if wrong is not None:
         raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8", remedy="rename it")
 
 
-def build_descriptor(backbone: TrainedBackbone, config: FeatureConfig) -> tuple[TrainedBackbone, Layout]:
+def build_descriptor(
+    backbone: TrainedBackbone, config: FeatureConfig
+) -> tuple[TrainedBackbone, Layout]:
     """The backbone as it gives what was asked for, and how its rows are laid out.
 
     Raises:
@@ -142,11 +161,14 @@ def build_descriptor(backbone: TrainedBackbone, config: FeatureConfig) -> tuple[
     network = backbone.module
     if not isinstance(network, VisionTransformer):
         raise OptionError(
-            "`patches` and `layers` need a vision transformer", remedy=f"{backbone.arch} gives one vector an image"
+            "`patches` and `layers` need a vision transformer",
+            remedy=f"{backbone.arch} gives one vector an image",
         )
     depth, layers = len(network.blocks), tuple(dict.fromkeys(config.layers or ())) or None
     if layers and max(layers) > depth:
-        raise OptionError(f"`layers` {max(layers)}: {backbone.arch} has {depth} blocks", value=max(layers))
+        raise OptionError(
+            f"`layers` {max(layers)}: {backbone.arch} has {depth} blocks", value=max(layers)
+        )
     side = backbone.image_size // backbone.patch_size
     layout = Layout(layers=layers, grid=(side, side) if config.patches else None, width=width)
     module = BlockTokens(network, layers=layers or (depth,), patches=config.patches)
@@ -170,7 +192,9 @@ def check_space(output: Path, layout: Layout, count: int) -> None:
         )
 
 
-def write_arrays(output: Path, source: ImageSource, layout: Layout, batches: Iterator[Arrays]) -> None:
+def write_arrays(
+    output: Path, source: ImageSource, layout: Layout, batches: Iterator[Arrays]
+) -> None:
     """Collect the batches in scratch files and write the output, whole or not at all.
 
     Args:

@@ -24,7 +24,10 @@ PARQUET_BYTES = 2**27  # of one row group
 
 def write_npz(path: Path, source: ImageSource, arrays: Arrays) -> None:
     """An archive of numpy: `names`, of class folders `labels` and `classes`, and the arrays; opens without pickle."""
-    content: dict[str, Any] = {"names": np.array(source.names), "classes": np.array(source.classes, dtype=np.str_)}
+    content: dict[str, Any] = {
+        "names": np.array(source.names),
+        "classes": np.array(source.classes, dtype=np.str_),
+    }
     if source.labels is not None:
         content["labels"] = np.array(source.labels, dtype=np.int64)
     np.savez(path, **content | dict(arrays))
@@ -35,7 +38,11 @@ def write_safetensors(path: Path, source: ImageSource, arrays: Arrays) -> None:
 
     Written here because the library wants all arrays in memory: a length of 8 bytes, a JSON header, the raw arrays.
     """
-    tensors = dict(arrays) if source.labels is None else {**arrays, "labels": np.array(source.labels, dtype=np.int64)}
+    tensors = (
+        dict(arrays)
+        if source.labels is None
+        else {**arrays, "labels": np.array(source.labels, dtype=np.int64)}
+    )
     header: dict[str, object] = {
         "__metadata__": {"names": json.dumps(source.names), "classes": json.dumps(source.classes)}
     }
@@ -57,12 +64,20 @@ def write_csv(path: Path, source: ImageSource, arrays: Arrays) -> None:
     """One line an image: name, of class folders label and class, then `ARRAY_0`, `ARRAY_1`, ..."""
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        numbers = [f"{name}_{place}" for name, array in arrays.items() for place in range(array.shape[1])]
+        numbers = [
+            f"{name}_{place}" for name, array in arrays.items() for place in range(array.shape[1])
+        ]
         lines.writerow(["name", *(() if source.labels is None else ("label", "class")), *numbers])
         for index, name in enumerate(source.names):
-            own = () if source.labels is None else (source.labels[index], source.classes[source.labels[index]])
+            own = (
+                ()
+                if source.labels is None
+                else (source.labels[index], source.classes[source.labels[index]])
+            )
             # numpy's float32 is written with as many digits as give it back exactly
-            lines.writerow([name, *own, *(number for array in arrays.values() for number in array[index])])
+            lines.writerow(
+                [name, *own, *(number for array in arrays.values() for number in array[index])]
+            )
 
 
 def write_parquet(path: Path, source: ImageSource, arrays: Arrays) -> None:
@@ -74,9 +89,16 @@ def write_parquet(path: Path, source: ImageSource, arrays: Arrays) -> None:
     import pyarrow.parquet as pq
 
     labelled = source.labels is not None
-    fields = [("name", pa.string()), *([("label", pa.int64()), ("class", pa.string())] if labelled else [])]
+    fields = [
+        ("name", pa.string()),
+        *([("label", pa.int64()), ("class", pa.string())] if labelled else []),
+    ]
     lists = [
-        pa.field(name, pa.list_(pa.float32(), math.prod(a.shape[1:])), metadata={"shape": json.dumps(a.shape[1:])})
+        pa.field(
+            name,
+            pa.list_(pa.float32(), math.prod(a.shape[1:])),
+            metadata={"shape": json.dumps(a.shape[1:])},
+        )
         for name, a in arrays.items()
     ]
     schema = pa.schema([*(pa.field(*field) for field in fields), *lists])
@@ -87,10 +109,15 @@ def write_parquet(path: Path, source: ImageSource, arrays: Arrays) -> None:
             columns = [pa.array(source.names[part])]
             if source.labels is not None:
                 own = source.labels[part]
-                columns += [pa.array(own, pa.int64()), pa.array([source.classes[label] for label in own])]
+                columns += [
+                    pa.array(own, pa.int64()),
+                    pa.array([source.classes[label] for label in own]),
+                ]
             for name, array in arrays.items():
                 flat = pa.array(np.asarray(array[part]).ravel())
-                columns.append(pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type))
+                columns.append(
+                    pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
+                )
             file.write_table(pa.table(columns, schema=schema))
 
 

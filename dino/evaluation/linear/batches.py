@@ -15,7 +15,7 @@ from dino.data.datasets import RandomViewDataset
 from dino.data.image_source import ImageSource
 from dino.data.loaders import EpochBatches, build_train_loader
 from dino.data.photometric import build_normalization
-from dino.evaluation.features import Features, Reading, extract_features, share_of
+from dino.evaluation.features import Features, LoaderConfig, extract_features, share_of
 from dino.runtime.context import Run
 from dino.weights.load import TrainedBackbone
 
@@ -32,7 +32,7 @@ class Batches(Protocol):
         """Tuples that begin with inputs (B, ...) and labels (B,)."""
 
 
-class Lessons(NamedTuple):
+class TrainBatches(NamedTuple):
     """The batches, and what makes features (B, D) of their inputs on the device."""
 
     batches: Batches
@@ -59,8 +59,8 @@ class CachedBatches:
 
 
 def cache_lessons(
-    descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: Reading, *, seed: int
-) -> Lessons:
+    descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: LoaderConfig, *, seed: int
+) -> TrainBatches:
     """Describe the center crop of every image once.
 
     Raises:
@@ -69,10 +69,12 @@ def cache_lessons(
     features = extract_features(descriptor, source, run, reading, normalize=False)
     logger.info("features kept in host memory: %.3g GB", 4 * features.features.numel() / 1e9)
     batches = EpochBatches(len(source), reading.batch_size, seed=seed, share=share_of(run))
-    return Lessons(CachedBatches(features, batches), lambda rows: rows)
+    return TrainBatches(CachedBatches(features, batches), lambda rows: rows)
 
 
-def open_lessons(descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: Reading, *, seed: int) -> Lessons:
+def open_lessons(
+    descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: LoaderConfig, *, seed: int
+) -> TrainBatches:
     """Cut random views of every image, anew in each epoch, and describe them as they come.
 
     Raises:
@@ -89,4 +91,4 @@ def open_lessons(descriptor: TrainedBackbone, source: ImageSource, run: Run, rea
     )
     infer = run.device.compile_eval(descriptor.module)
     normalization = build_normalization(descriptor.in_chans, descriptor.normalization)
-    return Lessons(loader, lambda pixels: infer(normalization(pixels)).float())
+    return TrainBatches(loader, lambda pixels: infer(normalization(pixels)).float())

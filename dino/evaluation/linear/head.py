@@ -80,7 +80,9 @@ class LinearProgram:
         loss: () float32, sum of the steps' losses since it was last set to 0; this process's own.
     """
 
-    def __init__(self, head: LinearHead, describe: Callable[[Tensor], Tensor], processes: Processes) -> None:
+    def __init__(
+        self, head: LinearHead, describe: Callable[[Tensor], Tensor], processes: Processes
+    ) -> None:
         """Bind the head.
 
         Args:
@@ -93,7 +95,9 @@ class LinearProgram:
 
     def step(self, engine: Engine, batch: Samples, inputs: LinearInputs) -> None:
         """Train once on a batch."""
-        features = self.describe(batch.inputs).clone()  # what inference mode made cannot be learned from
+        features = self.describe(
+            batch.inputs
+        ).clone()  # what inference mode made cannot be learned from
         loss = F.cross_entropy(self.head(features), batch.labels)
         engine.backward(loss)
         self._average_gradients()
@@ -102,14 +106,20 @@ class LinearProgram:
 
     def _average_gradients(self) -> None:
         """Over processes, in one collective."""
-        gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
-        packed = self.processes.average(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, mean in zip(gradients, torch.split(packed, [part.numel() for part in gradients]), strict=True):
+        gradients = [
+            parameter.grad for parameter in self.head.parameters() if parameter.grad is not None
+        ]
+        packed = self.processes.all_reduce_mean(
+            torch.cat([gradient.flatten() for gradient in gradients])
+        )
+        for gradient, mean in zip(
+            gradients, torch.split(packed, [part.numel() for part in gradients]), strict=True
+        ):
             gradient.copy_(mean.view_as(gradient))
 
 
 class LinearScore(NamedTuple):
-    """Mean cross-entropy, and accuracies in per cent; `top5` is None for fewer than five classes."""
+    """Mean cross-entropy, and accuracies in %; `top5` is None for fewer than five classes."""
 
     loss: float
     top1: float
@@ -138,17 +148,20 @@ def score_head(
         batch_size: B.
         run: Device and processes.
     """
-    share = slice(run.processes.rank, None, run.processes.world)
+    share = slice(run.processes.rank, None, run.processes.world_size)
     sums = [0.0, 0.0, 0.0]
     for rows, labels in zip(
-        *(torch.split(part[share], batch_size) for part in (test.features, test.labels)), strict=True
+        *(torch.split(part[share], batch_size) for part in (test.features, test.labels)),
+        strict=True,
     ):
         # Always as many rows: another size would be another graph for devices that compile.
         padded = F.pad(rows, (0, 0, 0, batch_size - len(rows)))
-        logits = infer(run.device.place(padded)).cpu()[: len(rows)]
+        logits = infer(run.device.to_device(padded)).cpu()[: len(rows)]
         hits = logits.topk(min(TOP, classes)).indices == labels[:, None]
         parts = (F.cross_entropy(logits, labels, reduction="sum"), hits[:, 0].sum(), hits.sum())
         sums = [total + float(part) for total, part in zip(sums, parts, strict=True)]
-    totals = run.processes.total(run.device.place(torch.tensor(sums, dtype=torch.float32))).tolist()
+    totals = run.processes.all_reduce_sum(
+        run.device.to_device(torch.tensor(sums, dtype=torch.float32))
+    ).tolist()
     loss, top1, top5 = (total / len(test.labels) for total in totals)
     return LinearScore(loss=loss, top1=100.0 * top1, top5=100.0 * top5 if classes >= TOP else None)

@@ -17,7 +17,7 @@ from dino.evaluation.config import LinearConfig
 from dino.evaluation.linear.batches import cache_lessons, open_lessons
 from dino.evaluation.linear.head import LinearHead, LinearScore, score_head
 from dino.evaluation.linear.task import CHECKPOINT, LinearTask, load_head, open_task
-from dino.evaluation.linear.trainer import LinearTrainer, restore_layer
+from dino.evaluation.linear.trainer import LinearTrainer, restore_state
 from dino.evaluation.runner import Runner
 from dino.files import atomic_write
 from dino.models.config import BackboneConfig
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_linear(
-    options: LinearConfig,
+    config: LinearConfig,
     run: Run,
     *,
     recipe: str | None = None,
@@ -40,7 +40,7 @@ def evaluate_linear(
     """Train a linear layer on frozen features, or score one that is there; log the original's lines.
 
     Args:
-        options: The probe's settings.
+        config: The probe's settings.
         run: Device and processes.
         recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
         backbone: What is classified by; by default the one that the settings name.
@@ -53,32 +53,37 @@ def evaluate_linear(
     Raises:
         DinoError: Wrong weights, missing folders, unreadable images, a checkpoint of another run.
     """
-    runner = Runner(options, run)
-    recipe = recipe or as_recipe(options, as_dict(options))
-    if not options.linear.evaluate:
-        check_folder(options)
-    task = open_task(options, runner, backbone=backbone, splits=splits)
+    runner = Runner(config, run)
+    recipe = recipe or as_recipe(config, as_dict(config))
+    if not config.linear.evaluate:
+        check_folder(config)
+    task = open_task(config, runner, backbone=backbone, splits=splits)
     if wrap is not None:
-        task = replace(task, descriptor=replace(task.descriptor, module=wrap(task.descriptor.module)))
+        task = replace(
+            task, descriptor=replace(task.descriptor, module=wrap(task.descriptor.module))
+        )
     score, best = (
-        _score_layer(options, task, runner) if task.train is None else _train_layer(options, task, runner, recipe)
+        _score_layer(config, task, runner)
+        if task.train is None
+        else _train_layer(config, task, runner, recipe)
     )
     counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}
     runner.report({**counts, **score._asdict(), "best_top1": best})
     return score
 
 
-def check_folder(options: LinearConfig) -> None:
+def check_folder(config: LinearConfig) -> None:
     """Prove that the output folder can be written to, and refuse that of a pre-training run.
 
     Raises:
         OptionError: It cannot be used.
     """
-    if options.linear.pretrained_linear:
+    if config.linear.pretrained_linear:
         raise OptionError(
-            "`pretrained_linear` is the layer that `evaluate` scores", remedy="add `evaluate`, or leave it out"
+            "`pretrained_linear` is the layer that `evaluate` scores",
+            remedy="add `evaluate`, or leave it out",
         )
-    folder = make_output_folder(options.run.output_dir)
+    folder = make_output_folder(config.run.output_dir)
     if (folder / checkpoint.LATEST).exists():
         raise OptionError(
             f"`output_dir` {folder} is that of a pre-training run, whose log.txt would be mixed with this one's",
@@ -87,41 +92,51 @@ def check_folder(options: LinearConfig) -> None:
         )
 
 
-def _train_layer(options: LinearConfig, task: LinearTask, runner: Runner, recipe: str) -> tuple[LinearScore, float]:
+def _train_layer(
+    config: LinearConfig, task: LinearTask, runner: Runner, recipe: str
+) -> tuple[LinearScore, float]:
     assert task.train is not None
     run = runner.run
-    layer = restore_layer(options, task, run)
-    if run.processes.is_first:
-        with atomic_write(Path(options.run.output_dir) / RECIPE, "`output_dir`") as temporary:
+    layer = restore_state(config, task, run)
+    if run.processes.is_rank_zero:
+        with atomic_write(Path(config.run.output_dir) / RECIPE, "`output_dir`") as temporary:
             temporary.write_text(recipe, encoding="utf-8")
     test = runner.extract(task.descriptor, task.test, normalize=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
-    finished = layer.epoch >= options.run.epochs  # then nothing is learnt, and nothing needs to be described for it
-    make = cache_lessons if options.linear.cache_features and not finished else open_lessons
-    lessons = make(task.descriptor, task.train, run, task.reading, seed=options.run.seed)
-    score = LinearTrainer(options, run, layer, task=task, lessons=lessons, test=test).run_epochs()
+    finished = (
+        layer.epoch >= config.run.epochs
+    )  # then nothing is learnt, and nothing needs to be described for it
+    make = cache_lessons if config.linear.cache_features and not finished else open_lessons
+    train_batches = make(task.descriptor, task.train, run, task.reading, seed=config.run.seed)
+    score = LinearTrainer(
+        config, run, layer, task=task, train_batches=train_batches, test=test
+    ).run_epochs()
     return score, layer.best
 
 
-def _score_layer(options: LinearConfig, task: LinearTask, runner: Runner) -> tuple[LinearScore, float]:
+def _score_layer(
+    config: LinearConfig, task: LinearTask, runner: Runner
+) -> tuple[LinearScore, float]:
     run = runner.run
     head = LinearHead(task.width, task.classes)
     with run.processes.rank_zero_first():
-        path, published = _find_layer(options, task)
+        path, published = _find_layer(config, task)
         load_head(head, path, task.identity, published=published)
     test = runner.extract(task.descriptor, task.test, normalize=False)
     infer = run.device.compile_eval(head)
-    score = score_head(infer, test, classes=task.classes, batch_size=task.reading.batch_size, run=run)
+    score = score_head(
+        infer, test, classes=task.classes, batch_size=task.reading.batch_size, run=run
+    )
     logger.info("* %s", score.describe())
     logger.info("Accuracy of the network on the %d test images: %.1f%%", len(task.test), score.top1)
     return score, score.top1
 
 
-def _find_layer(options: LinearConfig, task: LinearTask) -> tuple[Path, bool]:
+def _find_layer(config: LinearConfig, task: LinearTask) -> tuple[Path, bool]:
     """The file of the layer to score: as named, else this folder's, else the published one; and whether it is that."""
-    own = Path(options.run.output_dir) / CHECKPOINT
-    if options.linear.pretrained_linear:
-        return Path(options.linear.pretrained_linear), False
+    own = Path(config.run.output_dir) / CHECKPOINT
+    if config.linear.pretrained_linear:
+        return Path(config.linear.pretrained_linear), False
     if own.exists():
         return own, False
     wanted = BackboneConfig(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)

@@ -19,7 +19,7 @@ from dino.data.sources import open_labelled_splits, open_validation_images
 from dino.errors import CheckpointError, OptionError, WeightsError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.descriptors import LastBlocks
-from dino.evaluation.features import Reading
+from dino.evaluation.features import LoaderConfig
 from dino.evaluation.linear.head import LinearHead
 from dino.evaluation.runner import Runner
 from dino.models.registry import is_vit, width_of
@@ -33,8 +33,15 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pth.tar"  # the original's name
 BEST = "checkpoint_best.pth.tar"  # the same of the epoch with the best top-1
 # What is known by a digest only, and what to say where it differs.
-OTHERS = {"backbone": "another backbone", "classes": "other class folders", "images": "other images"}
-SETTINGS = ("n_last_blocks", "avgpool_patchtokens")  # a layer trained with another value of these is another layer
+OTHERS = {
+    "backbone": "another backbone",
+    "classes": "other class folders",
+    "images": "other images",
+}
+SETTINGS = (
+    "n_last_blocks",
+    "avgpool_patchtokens",
+)  # a layer trained with another value of these is another layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,7 @@ class LinearTask:
     descriptor: TrainedBackbone
     train: ImageSource | None
     test: ImageSource
-    reading: Reading
+    reading: LoaderConfig
     identity: Mapping[str, Any]
 
     @property
@@ -91,7 +98,7 @@ def open_task(
             train = None
         if train is not None:
             train = train.limited(config.limit.data_limit)
-            check_count(train, config.data.batch_size_per_device * processes.world)
+            check_count(train, config.data.batch_size_per_device * processes.world_size)
         if probe.num_labels not in {None, len(test.classes)}:
             raise OptionError(
                 f"`num_labels` {probe.num_labels}: {test.root} holds {len(test.classes)} class folders",
@@ -99,7 +106,10 @@ def open_task(
                 remedy="leave the flag out to follow the folders",
             )
     backbone = backbone or runner.load_backbone()
-    identity: dict[str, Any] = {"backbone": compute_digest(backbone.module), "classes": digest_names(test.classes)}
+    identity: dict[str, Any] = {
+        "backbone": compute_digest(backbone.module),
+        "classes": digest_names(test.classes),
+    }
     if is_vit(backbone.arch):
         identity |= {name: chosen(probe, name) for name in SETTINGS}
     if train is not None:
@@ -109,7 +119,9 @@ def open_task(
             "cache_features": probe.cache_features,
         }
     descriptor = build_descriptor(backbone, config)
-    return LinearTask(descriptor=descriptor, train=train, test=test, reading=runner.reading, identity=identity)
+    return LinearTask(
+        descriptor=descriptor, train=train, test=test, reading=runner.reading, identity=identity
+    )
 
 
 def build_descriptor(backbone: TrainedBackbone, config: LinearConfig) -> TrainedBackbone:
@@ -121,13 +133,19 @@ def build_descriptor(backbone: TrainedBackbone, config: LinearConfig) -> Trained
     probe, network = config.linear, backbone.module
     if not isinstance(network, VisionTransformer):
         for name in sorted(name for name in SETTINGS if getattr(probe, name) is not None):
-            logger.warning("`%s` is of no meaning for %s, whose features are taken as they are", name, backbone.arch)
+            logger.warning(
+                "`%s` is of no meaning for %s, whose features are taken as they are",
+                name,
+                backbone.arch,
+            )
         return backbone
     depth = len(network.blocks)
     blocks = int(chosen(probe, "n_last_blocks"))
     if blocks > depth:
         raise OptionError(
-            f"`n_last_blocks` {blocks}: {backbone.arch} has {depth}", value=blocks, remedy="give that or fewer"
+            f"`n_last_blocks` {blocks}: {backbone.arch} has {depth}",
+            value=blocks,
+            remedy="give that or fewer",
         )
     module = LastBlocks(network, blocks=blocks, average_patches=bool(probe.avgpool_patchtokens))
     return replace(backbone, module=module.eval())
@@ -147,7 +165,9 @@ def digest_names(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any], *, published: bool = False) -> dict[str, Any]:
+def load_head(
+    head: LinearHead, path: Path, identity: Mapping[str, Any], *, published: bool = False
+) -> dict[str, Any]:
     """Fill a head from a file: ours, the original's or a published one; gives all that the file holds.
 
     Args:
@@ -165,7 +185,8 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any], *, publ
     for name, own in head.state_dict().items():
         if name not in tensors:
             raise WeightsError(
-                f"{path} holds no linear layer ({name} is missing)", remedy=f"eval_linear.py writes {CHECKPOINT}"
+                f"{path} holds no linear layer ({name} is missing)",
+                remedy=f"eval_linear.py writes {CHECKPOINT}",
             )
         if tensors[name].shape != own.shape:
             raise WeightsError(
@@ -177,8 +198,11 @@ def load_head(head: LinearHead, path: Path, identity: Mapping[str, Any], *, publ
         if name in then and then[name] != now:
             other = OTHERS.get(name, f"`{name}` {then[name]}, not {now}")
             raise CheckpointError(
-                f"{path} was trained with {other}", remedy="use those again, or another file or `output_dir`"
+                f"{path} was trained with {other}",
+                remedy="use those again, or another file or `output_dir`",
             )
     head.load_state_dict({name: tensors[name] for name in head.state_dict()})
-    logger.info("linear layer: %s%s", path, "" if then else ", which does not say what it belongs to")
+    logger.info(
+        "linear layer: %s%s", path, "" if then else ", which does not say what it belongs to"
+    )
     return state

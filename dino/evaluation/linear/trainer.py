@@ -14,7 +14,7 @@ from dino.config import as_dict
 from dino.errors import CheckpointError, NonFiniteError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import Features
-from dino.evaluation.linear.batches import Lessons
+from dino.evaluation.linear.batches import TrainBatches
 from dino.evaluation.linear.head import (
     LinearHead,
     LinearInputs,
@@ -36,8 +36,8 @@ LOG_EVERY = 20  # steps between two progress lines, as in the original
 
 
 @dataclass
-class Layer:
-    """A linear layer on its way: its head and momentum on the device, epochs done, best top-1 so far in per cent."""
+class ProbeState:
+    """A linear layer on its way: its head and momentum on the device, epochs done, best top-1 so far in %."""
 
     head: LinearHead
     optimizer: MomentumSGD
@@ -45,17 +45,17 @@ class Layer:
     best: float = 0.0
 
 
-def restore_layer(options: LinearConfig, task: LinearTask, run: Run) -> Layer:
+def restore_state(config: LinearConfig, task: LinearTask, run: Run) -> ProbeState:
     """A new layer, or that of the output folder's checkpoint.
 
     Raises:
         DinoError: The checkpoint is damaged or of another run.
     """
-    run.device.seed(options.run.seed)
-    head, path = LinearHead(task.width, task.classes), Path(options.run.output_dir) / CHECKPOINT
+    run.device.seed(config.run.seed)
+    head, path = LinearHead(task.width, task.classes), Path(config.run.output_dir) / CHECKPOINT
     state = load_head(head, path, task.identity) if path.exists() else None
     head.to(run.device.torch_device)
-    layer = Layer(head, MomentumSGD(head.parameters()))
+    layer = ProbeState(head, MomentumSGD(head.parameters()))
     if state is not None:
         missing = [name for name in ("epoch", "optimizer", "best_acc") if name not in state]
         if missing:
@@ -79,25 +79,34 @@ class LinearTrainer:
     """The remaining epochs of a layer."""
 
     def __init__(
-        self, options: LinearConfig, run: Run, layer: Layer, *, task: LinearTask, lessons: Lessons, test: Features
+        self,
+        config: LinearConfig,
+        run: Run,
+        layer: ProbeState,
+        *,
+        task: LinearTask,
+        train_batches: TrainBatches,
+        test: Features,
     ) -> None:
         """Bind everything; nothing is read yet.
 
         Args:
-            options: Of the run.
+            config: Of the run.
             run: Device and processes.
             layer: Where it begins; trained in place.
             task: What the layer belongs to.
-            lessons: What to learn from.
+            train_batches: What to learn from.
             test: Features of all images to score on, in host memory; they do not change from epoch to epoch.
         """
-        self.options, self.run, self.layer, self.task, self.test = options, run, layer, task, test
-        self.batches = lessons.batches
-        self.program = LinearProgram(layer.head, lessons.describe, run.processes)
+        self.config, self.run, self.layer, self.task, self.test = config, run, layer, task, test
+        self.batches = train_batches.batches
+        self.program = LinearProgram(layer.head, train_batches.describe, run.processes)
         self.step = run.device.compile_train(self.program, layer.optimizer, 1)
         self.infer = run.device.compile_eval(layer.head)
-        start, total = (epoch * len(self.batches) for epoch in (layer.epoch, options.run.epochs))
-        self.progress = Progress(total, "linear layer", start=start, shown=run.processes.is_first)
+        start, total = (epoch * len(self.batches) for epoch in (layer.epoch, config.run.epochs))
+        self.progress = Progress(
+            total, "linear layer", start=start, shown=run.processes.is_rank_zero
+        )
 
     def run_epochs(self) -> LinearScore:
         """Run them; gives the last validation's score.
@@ -106,10 +115,18 @@ class LinearTrainer:
             NonFiniteError: The loss is not finite any more.
             DinoError: An image cannot be read, or a file cannot be written.
         """
-        epochs, start = self.options.run.epochs, self.layer.epoch
-        folder = Path(self.options.run.output_dir)
-        logger.info("learning rate %g for a global batch of %d, cosine to 0", self._peak(), self._global_batch())
-        log = MetricLog(folder, epoch=start, iteration=start) if self.run.processes.is_first else None
+        epochs, start = self.config.run.epochs, self.layer.epoch
+        folder = Path(self.config.run.output_dir)
+        logger.info(
+            "learning rate %g for a global batch of %d, cosine to 0",
+            self._peak(),
+            self._global_batch(),
+        )
+        log = (
+            MetricLog(folder, epoch=start, iteration=start)
+            if self.run.processes.is_rank_zero
+            else None
+        )
         try:
             score = self._score() if start >= epochs else None
             for epoch in range(start, epochs):
@@ -134,64 +151,90 @@ class LinearTrainer:
     def _train_epoch(self, epoch: int) -> float:
         """One pass; gives the mean loss over all processes."""
         count, rate = len(self.batches), self._rate(epoch)
-        every = count if self.options.linear.cache_features else LOG_EVERY  # epochs of kept features are over at once
+        every = (
+            count if self.config.linear.cache_features else LOG_EVERY
+        )  # epochs of kept features are over at once
         self.program.loss.zero_()
         for done, batch in enumerate(self.batches.read(epoch), start=1):
-            self.step(Samples(*batch[:2]), LinearInputs(torch.tensor(rate, dtype=torch.float32, device="cpu")))
+            self.step(
+                Samples(*batch[:2]),
+                LinearInputs(torch.tensor(rate, dtype=torch.float32, device="cpu")),
+            )
             if done % every == 0 or done == count:
                 loss = float(self.program.loss) / done
-                shown = {"epoch": f"{epoch + 1}/{self.options.run.epochs}", "loss": f"{loss:.4f}", "lr": f"{rate:.3g}"}
+                shown = {
+                    "epoch": f"{epoch + 1}/{self.config.run.epochs}",
+                    "loss": f"{loss:.4f}",
+                    "lr": f"{rate:.3g}",
+                }
                 self.progress.advance(epoch * count + done, shown)
-        mean = float(self.run.processes.average(self.program.loss.clone())) / count
+        mean = float(self.run.processes.all_reduce_mean(self.program.loss.clone())) / count
         if not math.isfinite(mean):
             raise NonFiniteError(
-                f"the loss of epoch {epoch} is {mean}, and the epoch was not saved", remedy="try a lower `lr`"
+                f"the loss of epoch {epoch} is {mean}, and the epoch was not saved",
+                remedy="try a lower `lr`",
             )
         return mean
 
     def _is_validated(self, epoch: int) -> bool:
         """Whether the epoch, counted from 0, is `val_first` or a multiple of `val_freq` after it, or the last."""
-        since = epoch + 1 - self.options.linear.val_first
-        return (since >= 0 and since % self.options.linear.val_freq == 0) or epoch + 1 == self.options.run.epochs
+        since = epoch + 1 - self.config.linear.val_first
+        return (
+            since >= 0 and since % self.config.linear.val_freq == 0
+        ) or epoch + 1 == self.config.run.epochs
 
     def _rate(self, epoch: int) -> float:
         """Cosine from the peak in epoch 0 to 0, by whole epochs (torch's CosineAnnealingLR)."""
-        return 0.5 * self._peak() * (1.0 + math.cos(math.pi * epoch / self.options.run.epochs))
+        return 0.5 * self._peak() * (1.0 + math.cos(math.pi * epoch / self.config.run.epochs))
 
     def _peak(self) -> float:
-        scale = self._global_batch() / BATCH_OF_LR if self.options.linear.scale_lr else 1.0
-        return self.options.rate.lr * scale
+        scale = self._global_batch() / BATCH_OF_LR if self.config.linear.scale_lr else 1.0
+        return self.config.rate.lr * scale
 
     def _global_batch(self) -> int:
-        return self.options.data.batch_size_per_device * self.run.processes.world
+        return self.config.data.batch_size_per_device * self.run.processes.world_size
 
     def _validate(self, epoch: int) -> LinearScore:
         score, count = self._score(), len(self.test.labels)
         logger.info("* %s", score.describe())
-        logger.info("Accuracy at epoch %d of the network on the %d test images: %.1f%%", epoch, count, score.top1)
+        logger.info(
+            "Accuracy at epoch %d of the network on the %d test images: %.1f%%",
+            epoch,
+            count,
+            score.top1,
+        )
         self.layer.best = max(self.layer.best, score.top1)
         logger.info("Max accuracy so far: %.2f%%", self.layer.best)
         return score
 
     def _score(self) -> LinearScore:
         batch_size = self.task.reading.batch_size
-        return score_head(self.infer, self.test, classes=self.task.classes, batch_size=batch_size, run=self.run)
+        return score_head(
+            self.infer, self.test, classes=self.task.classes, batch_size=batch_size, run=self.run
+        )
 
     def _save(self, done: int, *, is_best: bool) -> None:
         """Write the checkpoint as the original does, so that each reads the other's; and what this run belongs to."""
         rate, peak = self._rate(done), self._peak()
         self.layer.optimizer.param_groups[0].update(lr=rate, initial_lr=peak)
-        scheduler = {"T_max": self.options.run.epochs, "eta_min": 0, "base_lrs": [peak], "last_epoch": done}
+        scheduler = {
+            "T_max": self.config.run.epochs,
+            "eta_min": 0,
+            "base_lrs": [peak],
+            "last_epoch": done,
+        }
         state = {
             "epoch": done,
             "state_dict": checkpoint.add_prefix("module.", self.layer.head.state_dict()),
             "optimizer": self.layer.optimizer.state_dict(),
             "scheduler": {**scheduler, "_step_count": done + 1, "_last_lr": [rate]},
             "best_acc": self.layer.best,
-            "args": as_dict(self.options),
+            "args": as_dict(self.config),
             "identity": dict(self.task.identity),
             "format": checkpoint.FORMAT,
         }
         # The best one first: a run that is killed in between does this epoch again, and finds it the best again.
         for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
-            checkpoint.save_file(Path(self.options.run.output_dir) / name, self.run.device.to_host(state))
+            checkpoint.save_file(
+                Path(self.config.run.output_dir) / name, self.run.device.to_host(state)
+            )

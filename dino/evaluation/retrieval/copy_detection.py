@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino.data.crops import squeeze
+from dino.data.crops import resize_square
 from dino.data.image_source import ImageSource
 from dino.data.sources import list_images
 from dino.errors import OptionError
@@ -33,10 +33,12 @@ logger = logging.getLogger(__name__)
 
 DEPTH = 20  # how far down a query's list an original counts as found
 WHITENING_EXPONENT = 0.5  # of the inverse eigenvalues; 0.5 gives every direction the same variance
-LEAST_EIGENVALUE = 1e-5  # of the largest one; smaller ones are taken as this (utils.PCA of the original)
+LEAST_EIGENVALUE = (
+    1e-5  # of the largest one; smaller ones are taken as this (utils.PCA of the original)
+)
 
 
-def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str, float]:
+def evaluate_copy_detection(config: CopyDetectionConfig, run: Run) -> dict[str, float]:
     """Describe all images, search each copy among originals and distractors, and log one result line a block.
 
     Returns:
@@ -45,12 +47,12 @@ def evaluate_copy_detection(options: CopyDetectionConfig, run: Run) -> dict[str,
     Raises:
         DinoError: Wrong weights, a network without patch tokens, missing folders, unreadable images.
     """
-    runner = Runner(options, run, keep_on_device=options.store.store_on_device)
-    copydays = open_copydays(options.data.data_path)
-    distractors = _open(options.copy_detection.distractors_path, "`distractors_path`")
-    whitening = _open(options.copy_detection.whitening_path, "`whitening_path`")
-    describer = build_describer(runner.load_backbone(), options.size.imsize)
-    cut = functools.partial(squeeze, size=options.size.imsize)
+    runner = Runner(config, run, keep_on_device=config.store.store_on_device)
+    copydays = open_copydays(config.data.data_path)
+    distractors = _open(config.copy_detection.distractors_path, "`distractors_path`")
+    whitening = _open(config.copy_detection.whitening_path, "`whitening_path`")
+    describer = build_describer(runner.load_backbone(), config.size.imsize)
+    cut = functools.partial(resize_square, size=config.size.imsize)
 
     def describe(source: ImageSource) -> Tensor:
         return runner.extract(describer, source, cut=cut, normalize=False).features
@@ -87,7 +89,9 @@ def build_describer(backbone: TrainedBackbone, size: int) -> TrainedBackbone:
             remedy="copy detection needs a vision transformer",
         )
     if size < backbone.patch_size:
-        raise OptionError(f"`imsize` {size} is less than a patch of {backbone.patch_size} pixels", value=size)
+        raise OptionError(
+            f"`imsize` {size} is less than a patch of {backbone.patch_size} pixels", value=size
+        )
     return dataclasses.replace(backbone, module=ClsGem(backbone.module))
 
 
@@ -136,7 +140,12 @@ def find_nearest(database: Tensor, queries: Tensor, depth: int) -> Tensor:
     """
     index, depth = ExactIndex(database), min(depth, len(database))
     chunks = split_queries(queries, len(database))
-    return torch.cat([index.search(chunk.to(database.device), depth).places.cpu()[:count] for chunk, count in chunks])
+    return torch.cat(
+        [
+            index.search(chunk.to(database.device), depth).places.cpu()[:count]
+            for chunk, count in chunks
+        ]
+    )
 
 
 def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]:
@@ -152,7 +161,9 @@ def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]
     scores, rows = {}, iter(nearest.numpy())
     for block in blocks:
         precisions = [
-            compute_average_precision(np.flatnonzero(np.isin(next(rows), positives)), len(positives))
+            compute_average_precision(
+                np.flatnonzero(np.isin(next(rows), positives)), len(positives)
+            )
             for positives in block.positives
         ]
         scores[block.name] = float(np.mean(precisions))

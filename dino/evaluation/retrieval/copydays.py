@@ -12,7 +12,10 @@ from dino.data.sources import list_images
 from dino.errors import DataError
 
 ORIGINAL, STRONG = "original", "strong"
-FAMILIES = ("jpegqual", "crops")  # folders of blocks, one for each JPEG quality or share of the area
+FAMILIES = (
+    "jpegqual",
+    "crops",
+)  # folders of blocks, one for each JPEG quality or share of the area
 PREFIX = 4  # characters of a file name that tell which original it is: 200002.jpg is a copy of 200000.jpg
 LAYOUT = "Copydays has the folders original and strong, and may have jpegqual/* and crops/*"
 
@@ -43,31 +46,52 @@ def open_copydays(data_path: str | None) -> Copydays:
     root = Path(data_path)
     missing = [name for name in (ORIGINAL, STRONG) if not (root / name).is_dir()]
     if missing:
-        raise DataError(f"`data_path` {root} has no folder {' and no '.join(missing)}: {LAYOUT}", value=root)
-    names = [ORIGINAL, STRONG, *(name for family in FAMILIES for name in _list_blocks(root, family))]
+        raise DataError(
+            f"`data_path` {root} has no folder {' and no '.join(missing)}: {LAYOUT}", value=root
+        )
+    names = [
+        ORIGINAL,
+        STRONG,
+        *(name for family in FAMILIES for name in _list_blocks(root, family)),
+    ]
     found = {name: list_images(root / name, "`data_path`").names for name in names}
     return Copydays(
-        source=ImageSource(root=root, names=tuple(f"{name}/{file}" for name, files in found.items() for file in files)),
-        blocks=tuple(Block(name, _match(root / name, files, found[ORIGINAL])) for name, files in found.items()),
+        source=ImageSource(
+            root=root,
+            names=tuple(f"{name}/{file}" for name, files in found.items() for file in files),
+        ),
+        blocks=tuple(
+            Block(name, _match(root / name, files, found[ORIGINAL]))
+            for name, files in found.items()
+        ),
     )
 
 
 def _list_blocks(root: Path, family: str) -> list[str]:
     """Blocks of a family by their number, as the original lists them; others after them, by name."""
     names = [folder.name for folder in (root / family).glob("*") if folder.is_dir()]
-    return [f"{family}/{name}" for name in sorted(names, key=lambda name: (not name.isdigit(), len(name), name))]
+    return [
+        f"{family}/{name}"
+        for name in sorted(names, key=lambda name: (not name.isdigit(), len(name), name))
+    ]
 
 
-def _match(block: Path, copies: Sequence[str], originals: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+def _match(
+    block: Path, copies: Sequence[str], originals: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
     """The originals of each copy: those with its prefix; else, but for strong copies, the one at its place."""
     owners: dict[str, list[int]] = {}
     for index, name in enumerate(originals):
         owners.setdefault(Path(name).name[:PREFIX], []).append(index)
     positives = tuple(tuple(owners.get(Path(name).name[:PREFIX], ())) for name in copies)
     if block.name == STRONG or all(len(found) == 1 for found in positives):
-        lost = next((name for name, found in zip(copies, positives, strict=True) if not found), None)
+        lost = next(
+            (name for name, found in zip(copies, positives, strict=True) if not found), None
+        )
         if lost is not None:
-            raise DataError(f"{block / lost}: no original's name begins with its first {PREFIX} characters")
+            raise DataError(
+                f"{block / lost}: no original's name begins with its first {PREFIX} characters"
+            )
         return positives
     if len(copies) != len(originals):
         raise DataError(

@@ -39,8 +39,13 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
     Raises:
         DinoError: Wrong weights, missing or unreadable files, images smaller than a patch.
     """
-    runner, landmark = Runner(config, run, keep_on_device=config.store.store_on_device), config.retrieval
-    landmarks = open_landmarks(config.data.data_path, landmark.dataset, crop_queries=landmark.crop_queries)
+    runner, landmark = (
+        Runner(config, run, keep_on_device=config.store.store_on_device),
+        config.retrieval,
+    )
+    landmarks = open_landmarks(
+        config.data.data_path, landmark.dataset, crop_queries=landmark.crop_queries
+    )
     backbone = runner.load_backbone(PUBLISHED_FOR_RETRIEVAL)
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
     if landmark.multiscale:
@@ -52,7 +57,9 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
     check_network(backbone, min(shapes))
     queries = len(landmarks.truths)
     database = len(shapes) - queries
-    logger.info("train: %d imgs / query: %d imgs, in %d shapes", database, queries, len(set(shapes)))
+    logger.info(
+        "train: %d imgs / query: %d imgs, in %d shapes", database, queries, len(set(shapes))
+    )
     features = describe(backbone, landmarks.source, shapes, view, runner)
     scores = score_landmarks(rank(features[:database], features[database:]), landmarks.truths)
     _log_scores(landmark.dataset, scores)
@@ -67,9 +74,9 @@ def read_shapes(source: ImageSource, view: Thumbnail, run: Run) -> list[Shape]:
         DataError: A file is no picture, or a query's box lies outside of its picture.
     """
     processes = run.processes
-    mine = range(processes.rank, len(source), processes.world)
+    mine = range(processes.rank, len(source), processes.world_size)
     found = [view.compute_size(*source.read_size(index)) for index in mine]
-    sizes = run.device.place(torch.tensor(found, dtype=torch.int32).reshape(-1, 2))
+    sizes = run.device.to_device(torch.tensor(found, dtype=torch.int32).reshape(-1, 2))
     return [(height, width) for height, width in processes.gather_rows(sizes, len(source)).tolist()]
 
 
@@ -100,7 +107,8 @@ def check_network(backbone: TrainedBackbone, shape: Shape) -> None:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
-            f"`arch` {backbone.arch} does not take images of {shape[1]} x {shape[0]}: {reason}", value=backbone.arch
+            f"`arch` {backbone.arch} does not take images of {shape[1]} x {shape[0]}: {reason}",
+            value=backbone.arch,
         ) from error
 
 
@@ -134,9 +142,13 @@ def describe(
 
 def _log_scores(name: str, scores: Mapping[str, RankingScore]) -> None:
     maps = {level: np.around(score.map * 100, decimals=2) for level, score in scores.items()}
-    precisions = {level: np.around(score.mean_precisions * 100, decimals=2) for level, score in scores.items()}
+    precisions = {
+        level: np.around(score.mean_precisions * 100, decimals=2) for level, score in scores.items()
+    }
     logger.info(">> %s: mAP M: %s, H: %s", name, maps["M"], maps["H"])
-    logger.info(">> %s: mP@k%s M: %s, H: %s", name, np.array(DEPTHS), precisions["M"], precisions["H"])
+    logger.info(
+        ">> %s: mP@k%s M: %s, H: %s", name, np.array(DEPTHS), precisions["M"], precisions["H"]
+    )
 
 
 def _name_all(scores: Mapping[str, RankingScore]) -> dict[str, float]:

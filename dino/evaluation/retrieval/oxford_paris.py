@@ -56,7 +56,9 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
         raise DataError(f"`data_path` is missing: {layout}")
     path = Path(data_path, name, f"gnd_{name}.pkl")
     if not path.is_file():
-        raise DataError(f"`data_path` {data_path}: {path} does not exist", value=data_path, remedy=f"{layout}")
+        raise DataError(
+            f"`data_path` {data_path}: {path} does not exist", value=data_path, remedy=f"{layout}"
+        )
     content = _read(path)
     try:
         found = _interpret(content, path.parent, crop_queries)
@@ -66,7 +68,8 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     missing = [image for image in found.source.names if not os.path.isfile(path.parent / image)]
     if missing:
         raise DataError(
-            f"{path} lists {missing[0]}, which does not exist", remedy=f"{len(missing)} of {len(found.source)} do not"
+            f"{path} lists {missing[0]}, which does not exist",
+            remedy=f"{len(missing)} of {len(found.source)} do not",
         )
     return found
 
@@ -85,27 +88,44 @@ def _interpret(content: Any, folder: Path, crop_queries: bool) -> Landmarks:
         raise TypeError(f"it holds a {type(content).__name__}, wants a dictionary")
     names, queries = (_read_names(content[key], key) for key in ("imlist", "qimlist"))
     entries = content["gnd"]
-    if not isinstance(entries, Sequence) or not all(isinstance(entry, Mapping) for entry in entries):
+    if not isinstance(entries, Sequence) or not all(
+        isinstance(entry, Mapping) for entry in entries
+    ):
         raise TypeError("gnd is no list of dictionaries")
     if len(entries) != len(queries):
         raise ValueError(f"gnd describes {len(entries)} queries, qimlist names {len(queries)}")
-    truths = tuple(Truth(*(_read_indices(entry[key], len(names), key) for key in Truth._fields)) for entry in entries)
+    truths = tuple(
+        Truth(*(_read_indices(entry[key], len(names), key) for key in Truth._fields))
+        for entry in entries
+    )
     if not any(len(truth.easy) + len(truth.hard) for truth in truths):
         raise ValueError("no query has an easy or hard image")
-    boxes = (*(None for _ in names), *(_read_box(entry["bbx"]) for entry in entries)) if crop_queries else None
-    return Landmarks(source=ImageSource(root=folder, names=names + queries, boxes=boxes), truths=truths)
+    boxes = (
+        (*(None for _ in names), *(_read_box(entry["bbx"]) for entry in entries))
+        if crop_queries
+        else None
+    )
+    return Landmarks(
+        source=ImageSource(root=folder, names=names + queries, boxes=boxes), truths=truths
+    )
 
 
 def _read_names(value: Any, key: str) -> tuple[str, ...]:
     names = tuple(value)
-    if not names or isinstance(value, str) or not all(isinstance(name, str) and len(name) < LONGEST for name in names):
+    if (
+        not names
+        or isinstance(value, str)
+        or not all(isinstance(name, str) and len(name) < LONGEST for name in names)
+    ):
         raise TypeError(f"{key} is no list of image names")
     return tuple(f"jpg/{name}.jpg" for name in names)
 
 
 def _read_indices(value: Any, count: int, key: str) -> np.ndarray:
     # Nothing but integers becomes an array here: numpy pads texts to the longest one, in any amount of memory.
-    integers = isinstance(value, list | tuple) and all(isinstance(index, int | np.integer) for index in value)
+    integers = isinstance(value, list | tuple) and all(
+        isinstance(index, int | np.integer) for index in value
+    )
     indices = np.asarray(value if integers or isinstance(value, np.ndarray) else None)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
         raise TypeError(f"{key} is no list of indices")
@@ -151,7 +171,9 @@ def compute_size(height: int, width: int, longest: int) -> tuple[int, int]:
         return height, width
     aspect = width / height
     if aspect > 1:
-        return _round(longest / aspect, lambda side: abs(aspect - longest / side) if side else 0), longest
+        return _round(
+            longest / aspect, lambda side: abs(aspect - longest / side) if side else 0
+        ), longest
     return longest, _round(longest * aspect, lambda side: abs(aspect - side / longest))
 
 

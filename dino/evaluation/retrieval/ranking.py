@@ -79,7 +79,9 @@ def score_ranks(ranks: np.ndarray, truths: Sequence[tuple[np.ndarray, np.ndarray
     )
 
 
-def _score_query(ranked: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> tuple[float, list[float]]:
+def _score_query(
+    ranked: np.ndarray, positives: np.ndarray, junk: np.ndarray
+) -> tuple[float, list[float]]:
     if not len(positives):
         return np.nan, [np.nan] * len(DEPTHS)
     places = np.flatnonzero(np.isin(ranked, positives))

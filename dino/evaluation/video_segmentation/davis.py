@@ -1,4 +1,4 @@
-"""Clips to segment: frames of which the first is labelled; the layout of DAVIS 2017, and how its frames are scaled.
+"""Clips to segment: frames of which the first is labeled; the layout of DAVIS 2017, and how its frames are scaled.
 
 ROOT/ImageSets/2017/val.txt      names of the sequences, one a line
 ROOT/JPEGImages/480p/SEQ/*.jpg   frames, in the order of their names
@@ -37,7 +37,8 @@ VOID = 255  # pixels that belong to nothing
 def _spread_bits(label: int) -> tuple[int, int, int]:
     """Color of a label in the palette of PASCAL VOC and DAVIS: its bits, dealt to red, green and blue from the top."""
     red, green, blue = (
-        sum((label >> (3 * level + channel) & 1) << (7 - level) for level in range(3)) for channel in range(3)
+        sum((label >> (3 * level + channel) & 1) << (7 - level) for level in range(3))
+        for channel in range(3)
     )
     return red, green, blue
 
@@ -47,7 +48,7 @@ DAVIS_PALETTE = bytes(level for label in ALL_LABELS for level in _spread_bits(la
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Consecutive frames of one size, the first of which is labelled.
+    """Consecutive frames of one size, the first of which is labeled.
 
     Attributes:
         name: Of the sequence or run, and so of the folder of its predictions.
@@ -71,7 +72,9 @@ def open_davis(data_path: str | None) -> list[Clip]:
         DataError: The folder, its list, a sequence or the labels of one are missing, or sizes differ within one.
     """
     if not data_path:
-        raise DataError(f"`data_path` is missing: name the folder of DAVIS 2017, which holds {SPLIT}")
+        raise DataError(
+            f"`data_path` is missing: name the folder of DAVIS 2017, which holds {SPLIT}"
+        )
     root = Path(data_path)
     return check_clips(_open_sequence(root, name) for name in read_split(root))
 
@@ -93,7 +96,9 @@ def read_split(root: Path) -> list[str]:
         if names.count(name) > 1:
             raise DataError(f"{path} names a sequence twice: {name}")
         if Path(name).name != name or name == "..":
-            raise DataError(f"{path} names {name}", remedy="a sequence is the name of a folder, without a slash")
+            raise DataError(
+                f"{path} names {name}", remedy="a sequence is the name of a folder, without a slash"
+            )
     return names
 
 
@@ -106,10 +111,13 @@ def list_truths(root: Path, name: str) -> tuple[Path, ...]:
     truths = list_frames(root / "Annotations" / RESOLUTION / name, ".png")
     for image in sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")):
         if not (truth := truths[0].with_name(f"{image.stem}.png")).is_file():
-            raise DataError(f"{truth} does not exist", remedy=f"it should hold the true labels of {image}")
+            raise DataError(
+                f"{truth} does not exist", remedy=f"it should hold the true labels of {image}"
+            )
     if len(truths) < 3:
         raise DataError(
-            f"{truths[0].parent} has {len(truths)} frames", remedy="first and last are not scored, so 3 are needed"
+            f"{truths[0].parent} has {len(truths)} frames",
+            remedy="first and last are not scored, so 3 are needed",
         )
     return truths
 
@@ -131,7 +139,9 @@ def list_frames(folder: Path, ending: str = ".jpg") -> tuple[Path, ...]:
     frames = tuple(sorted(folder.glob(f"*{ending}")))
     if not frames:
         raise DataError(f"{folder} holds no frame (looked for *{ending})")
-    others = sorted(path for path in set(folder.iterdir()) - set(frames) if path.suffix.lower() in EXTENSIONS)
+    others = sorted(
+        path for path in set(folder.iterdir()) - set(frames) if path.suffix.lower() in EXTENSIONS
+    )
     if others:
         logger.warning("%s is not taken: frames of %s are *%s", others[0].name, folder, ending)
     return frames
@@ -146,7 +156,10 @@ def check_clips(clips: Iterable[Clip]) -> list[Clip]:
     checked = list(clips)
     for clip in checked:
         if not clip.labels.is_file():
-            raise DataError(f"{clip.labels} does not exist", remedy=f"it should hold the labels of {clip.frames[0]}")
+            raise DataError(
+                f"{clip.labels} does not exist",
+                remedy=f"it should hold the labels of {clip.frames[0]}",
+            )
         check_sizes(clip.labels, clip.frames)
     return checked
 
@@ -165,7 +178,11 @@ def check_sizes(labels: Path, others: Iterable[Path]) -> None:
 
 def drop_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Void as background (0), where there are objects; 255 alone is an object, as in the masks of DAVIS 2016."""
-    return np.where(labels == VOID, np.uint8(0), labels) if ((labels > 0) & (labels < VOID)).any() else labels
+    return (
+        np.where(labels == VOID, np.uint8(0), labels)
+        if ((labels > 0) & (labels < VOID)).any()
+        else labels
+    )
 
 
 def compute_frame_size(height: int, width: int) -> tuple[int, int]:

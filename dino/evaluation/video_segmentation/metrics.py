@@ -22,7 +22,9 @@ RECALL_THRESHOLD = 0.5  # a frame counts as found above it
 DECAY_BINS = 4  # decay compares the first quarter of a sequence with the last
 
 
-def count_labels(truth: Labels, predicted: Labels, labels: int, ignored: int | None = None) -> NDArray[np.int64]:
+def count_labels(
+    truth: Labels, predicted: Labels, labels: int, ignored: int | None = None
+) -> NDArray[np.int64]:
     """Count pixels by true and predicted label: the confusion matrix of one frame.
 
     Args:
@@ -45,7 +47,9 @@ def compute_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Intersection over union of every label: (L, L) counts -> (L,); nan for a label that occurs nowhere."""
     hit = counts.diagonal()
     union = counts.sum(axis=0) + counts.sum(axis=1) - hit
-    shares: NDArray[np.float64] = np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
+    shares: NDArray[np.float64] = np.divide(
+        hit, union, out=np.full(len(counts), np.nan), where=union > 0
+    )
     return shares
 
 
@@ -91,12 +95,16 @@ def dilate(mask: Mask, radius: int) -> Mask:
     """
     height, width = mask.shape
     padded = np.pad(mask, radius)
-    spread = padded[:, radius : radius + width].copy()  # the mask spread sideways by `reach`, so far 0
+    spread = padded[
+        :, radius : radius + width
+    ].copy()  # the mask spread sideways by `reach`, so far 0
     dilated, reach = np.zeros_like(mask), 0
     for y in range(radius, -1, -1):
         while reach < math.isqrt(radius**2 - y**2):
             reach += 1
-            spread |= padded[:, radius - reach :][:, :width] | padded[:, radius + reach :][:, :width]
+            spread |= (
+                padded[:, radius - reach :][:, :width] | padded[:, radius + reach :][:, :width]
+            )
         dilated |= spread[radius - y :][:height] | spread[radius + y :][:height]
     return dilated
 
@@ -124,7 +132,12 @@ def summarize(values: NDArray[np.float64]) -> Measure:
 
 def average(measures: list[Measure]) -> Measure:
     """The mean of each figure over objects."""
-    return Measure(**{name: float(np.mean([getattr(m, name) for m in measures])) for name in asdict(measures[0])})
+    return Measure(
+        **{
+            name: float(np.mean([getattr(m, name) for m in measures]))
+            for name in asdict(measures[0])
+        }
+    )
 
 
 def _bounding_box(mask: Mask) -> tuple[slice, slice]:

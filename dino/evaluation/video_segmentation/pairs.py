@@ -39,11 +39,14 @@ def recognize_layout(root: Path) -> str:
     found = [DAVIS] * (root / "Annotations").is_dir() + [DRIVING] * bool(find_runs(root))
     if not found:
         raise DataError(
-            f"`dataset_path` {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} (driving runs)", value=root
+            f"`dataset_path` {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} (driving runs)",
+            value=root,
         )
     if len(found) == 2:
         raise DataError(
-            f"`dataset_path` {root} has both Annotations and driving runs", value=root, remedy="say which with `layout`"
+            f"`dataset_path` {root} has both Annotations and driving runs",
+            value=root,
+            remedy="say which with `layout`",
         )
     return found[0]
 
@@ -62,7 +65,10 @@ def list_clips(layout: str, root: Path, predictions: Path) -> list[ScoredClip]:
     runs = find_runs(root)
     if not runs:
         raise DataError(f"`dataset_path` {root} has no {RUN_LAYOUT}", value=root)
-    return [_list_run(name, run, _predictions_of(name, run == root, predictions)) for name, run in runs.items()]
+    return [
+        _list_run(name, run, _predictions_of(name, run == root, predictions))
+        for name, run in runs.items()
+    ]
 
 
 def list_unscored(clips: Sequence[ScoredClip], predictions: Path) -> list[str]:
@@ -78,10 +84,13 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
         DataError: The file cannot be read, is no label map, or has a label that is not `known`.
     """
     labels = read_label_map(path).labels
-    strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - set(known))
+    strange = sorted(
+        set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - set(known)
+    )
     if strange:
         raise DataError(
-            f"{path} has the labels {', '.join(map(str, strange[:5]))}", remedy=f"known are {_describe(known)}"
+            f"{path} has the labels {', '.join(map(str, strange[:5]))}",
+            remedy=f"known are {_describe(known)}",
         )
     return labels
 
@@ -89,7 +98,9 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
 def _list_sequence(root: Path, name: str, predictions: Path) -> ScoredClip:
     truths = list_truths(root, name)
     images = {path.stem: path for path in (root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")}
-    frames = _pair(truths[1:-1], {path.stem: n for n, path in enumerate(truths)}, images, predictions)
+    frames = _pair(
+        truths[1:-1], {path.stem: n for n, path in enumerate(truths)}, images, predictions
+    )
     return ScoredClip(name=name, first=truths[0], frames=frames, palette=DAVIS_PALETTE)
 
 
@@ -104,11 +115,16 @@ def _list_run(name: str, run: Path, predictions: Path) -> ScoredClip:
     truths = list_frames(run / LABELS, ".png")
     frames = _pair(truths, {stem: n for n, stem in enumerate(images)}, images, predictions)
     unlabelled = len(images) - len(frames)
-    return ScoredClip(name=name, first=truths[0], frames=frames, palette=DRIVING_PALETTE, unlabelled=unlabelled)
+    return ScoredClip(
+        name=name, first=truths[0], frames=frames, palette=DRIVING_PALETTE, unlabelled=unlabelled
+    )
 
 
 def _pair(
-    truths: Sequence[Path], numbers: Mapping[str, int], images: Mapping[str, Path], predictions: Path
+    truths: Sequence[Path],
+    numbers: Mapping[str, int],
+    images: Mapping[str, Path],
+    predictions: Path,
 ) -> tuple[ScoredFrame, ...]:
     """Frames of the true label maps; `numbers` has every frame of the clip by the stem of its files."""
     found = {path.stem: path for path in list_frames(predictions, ".png")}
@@ -119,7 +135,12 @@ def _pair(
     if missing:
         raise DataError(f"{predictions / missing.name} is missing, the prediction for {missing}")
     frames = tuple(
-        ScoredFrame(number=numbers[path.stem], image=images.get(path.stem), truth=path, prediction=found[path.stem])
+        ScoredFrame(
+            number=numbers[path.stem],
+            image=images.get(path.stem),
+            truth=path,
+            prediction=found[path.stem],
+        )
         for path in truths
     )
     for frame in frames:

@@ -19,7 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.1  # of the similarity's exponential; fixed in the original
-TILE = (10, 13)  # largest tile in rows and columns; measured on a CPU at 60 x 104 and 30 x 52, both are flat around it
+TILE = (
+    10,
+    13,
+)  # largest tile in rows and columns; measured on a CPU at 60 x 104 and 30 x 52, both are flat around it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,10 @@ def _cut_side(side: int, most: int, reach: int) -> list[_Strip]:
     width = min(side, length + 2 * reach)
     starts = (min(start, side - length) for start in range(0, side, length))
     corners = ((start, min(max(start - reach, 0), side - width)) for start in starts)
-    return [_Strip(range(start, start + length), range(corner, corner + width)) for start, corner in corners]
+    return [
+        _Strip(range(start, start + length), range(corner, corner + width))
+        for start, corner in corners
+    ]
 
 
 def _slice(positions: range) -> slice:
@@ -94,7 +100,8 @@ def _slice(positions: range) -> slice:
 def _build_penalty(row: _Strip, column: _Strip, offsets: tuple[int, ...], reach: int) -> Tensor:
     """(Q, 1, K) for strips of these lengths at `offsets`."""
     down, right = (
-        (torch.arange(len(strip.queries))[:, None] + offset - torch.arange(len(strip.keys))).abs() <= reach
+        (torch.arange(len(strip.queries))[:, None] + offset - torch.arange(len(strip.keys))).abs()
+        <= reach
         for strip, offset in zip((row, column), offsets, strict=True)
     )
     near = down[:, None, :, None] & right[None, :, None, :]
@@ -121,7 +128,9 @@ class Context:
             labels: (H, W, C), one-hot.
             last: How many of the last frames are kept besides, 1 or more; T = 1 + last.
         """
-        self.features, self.labels = (first.new_zeros((1 + last, *first.shape)) for first in (features, labels))
+        self.features, self.labels = (
+            first.new_zeros((1 + last, *first.shape)) for first in (features, labels)
+        )
         self.penalty = features.new_full((1 + last, 1), -torch.inf)
         # The place of the next frame is counted on the device: a number of the host would be a new graph each time.
         self.last, self.place = last, torch.zeros(1, dtype=torch.int64, device=features.device)
@@ -139,7 +148,9 @@ class Context:
 
 
 @torch.inference_mode()
-def propagate_labels(features: Tensor, context: Context, tiles: tuple[Tile, ...], *, topk: int) -> Tensor:
+def propagate_labels(
+    features: Tensor, context: Context, tiles: tuple[Tile, ...], *, topk: int
+) -> Tensor:
     """Give each position the mean label of its most similar context positions, weighted by exp(cosine / 0.1).
 
     The most similar are the `topk` over all context frames together; those as similar as the last of them count too.
@@ -157,7 +168,9 @@ def propagate_labels(features: Tensor, context: Context, tiles: tuple[Tile, ...]
     found = features.new_empty((*features.shape[:2], context.labels.shape[-1]))
     for tile in tiles:
         query = queries[tile.queries].flatten(0, 1)
-        keys, labels = (part[tile.keys].flatten(0, 2) for part in (context.features, context.labels))
+        keys, labels = (
+            part[tile.keys].flatten(0, 2) for part in (context.features, context.labels)
+        )
         scores = torch.unflatten(query @ keys.T, 1, (len(context.penalty), -1))
         scores = scores.add_(tile.penalty).add_(context.penalty).flatten(1)
         least = scores.topk(min(topk, scores.shape[1]), dim=1).values[:, -1:]
@@ -181,8 +194,12 @@ def decide_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (height, width) uint8, indices among the C labels.
     """
-    soft = F.interpolate(labels.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)[0]
-    return stretch(soft).max(dim=0).indices.to(torch.uint8)  # argmax alone takes eight times as long on a CPU
+    soft = F.interpolate(
+        labels.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False
+    )[0]
+    return (
+        stretch(soft).max(dim=0).indices.to(torch.uint8)
+    )  # argmax alone takes eight times as long on a CPU
 
 
 def stretch(soft: Tensor) -> Tensor:

@@ -13,7 +13,12 @@ from dino.data.label_maps import ScoredClip
 from dino.errors import DataError, OptionError
 from dino.evaluation.config import MetricsConfig, SegmentationMetricsConfig
 from dino.evaluation.video_segmentation.davis import Clip, check_sizes, list_truths
-from dino.evaluation.video_segmentation.pairs import DAVIS, list_clips, list_unscored, recognize_layout
+from dino.evaluation.video_segmentation.pairs import (
+    DAVIS,
+    list_clips,
+    list_unscored,
+    recognize_layout,
+)
 from dino.evaluation.video_segmentation.scores import (
     ObjectScore,
     RunScore,
@@ -43,12 +48,17 @@ def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]
     metrics = config.metrics
     check_target(metrics.csv, "`csv`")
     check_target(config.report.json)
-    root, predictions = (_existing(name, getattr(metrics, name)) for name in ("dataset_path", "prediction_path"))
+    root, predictions = (
+        _existing(name, getattr(metrics, name)) for name in ("dataset_path", "prediction_path")
+    )
     layout = metrics.layout or recognize_layout(root)
     for name in DRIVING_ONLY:
         given = getattr(config.refresh if name == "refresh_label_interval" else metrics, name)
         if layout == DAVIS and given is not None and given is not False:
-            raise OptionError(f"`{name}` is for driving runs", remedy=f"`dataset_path` {root} is taken as DAVIS 2017")
+            raise OptionError(
+                f"`{name}` is for driving runs",
+                remedy=f"`dataset_path` {root} is taken as DAVIS 2017",
+            )
     clips = list_clips(layout, root, predictions)
     if names := list_unscored(clips, predictions):
         logger.warning("not scored, since the data set has none of that name: %s", ", ".join(names))
@@ -57,12 +67,15 @@ def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]
     picture = next((frame for clip in clips for frame in clip.frames if frame.image is None), None)
     if metrics.pictures and picture:
         raise DataError(
-            f"`pictures` needs the picture of {picture.truth}, which `dataset_path` {root} lacks", value=root
+            f"`pictures` needs the picture of {picture.truth}, which `dataset_path` {root} lacks",
+            value=root,
         )
     return layout, clips
 
 
-def report_metrics(options: SegmentationMetricsConfig, layout: str, clips: Sequence[ScoredClip]) -> None:
+def report_metrics(
+    config: SegmentationMetricsConfig, layout: str, clips: Sequence[ScoredClip]
+) -> None:
     """Score label maps; print the tables and write the files that were asked for.
 
     Raises:
@@ -72,10 +85,10 @@ def report_metrics(options: SegmentationMetricsConfig, layout: str, clips: Seque
     if layout == DAVIS:
         values, rows = _report_davis(clips)
     else:
-        values, rows = _report_driving(clips, options.metrics, options.refresh.chosen_interval)
-    if options.metrics.csv:
-        write_csv(options.metrics.csv, rows)
-    write_result(options.report.json, {"layout": layout, **values})
+        values, rows = _report_driving(clips, config.metrics, config.refresh.chosen_interval)
+    if config.metrics.csv:
+        write_csv(config.metrics.csv, rows)
+    write_result(config.report.json, {"layout": layout, **values})
 
 
 def check_truths(dataset_path: Path, clips: Sequence[Clip]) -> None:
@@ -113,17 +126,28 @@ def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
 
 
 def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
-    labels = {clip.name: find_objects(clip.first) for clip in clips}  # all of them first: what is wrong shows at once
+    labels = {
+        clip.name: find_objects(clip.first) for clip in clips
+    }  # all of them first: what is wrong shows at once
     progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
-    scored = {clip.name: score_sequence(labels[clip.name], progress.follow(clip.frames)) for clip in clips}
+    scored = {
+        clip.name: score_sequence(labels[clip.name], progress.follow(clip.frames)) for clip in clips
+    }
     progress.close()
     sequences = {name: average_objects(scores) for name, scores in scored.items()}
-    objects = {f"{name}_{n}": score for name, scores in scored.items() for n, score in enumerate(scores, 1)}
-    total = average_objects(list(objects.values()))  # over objects, not sequences: the benchmark's rule
+    objects = {
+        f"{name}_{n}": score for name, scores in scored.items() for n, score in enumerate(scores, 1)
+    }
+    total = average_objects(
+        list(objects.values())
+    )  # over objects, not sequences: the benchmark's rule
     frames = {clip.name: len(clip.frames) for clip in clips}
     rows: Rows = [("kind", "name", "frames", *total.named())]
     for name, scores in scored.items():
-        rows += [("object", f"{name}_{n}", frames[name], *score.named().values()) for n, score in enumerate(scores, 1)]
+        rows += [
+            ("object", f"{name}_{n}", frames[name], *score.named().values())
+            for n, score in enumerate(scores, 1)
+        ]
         rows.append(("sequence", name, frames[name], *sequences[name].named().values()))
     rows.append(("mean", "mean over objects", sum(frames.values()), *total.named().values()))
     _print_table([row[1:] for row in rows])
@@ -138,11 +162,15 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     return {**total.named(), "frames": sum(frames.values()), **figures}, rows
 
 
-def _report_driving(clips: Sequence[ScoredClip], metrics: MetricsConfig, interval: int) -> tuple[dict[str, Any], Rows]:
+def _report_driving(
+    clips: Sequence[ScoredClip], metrics: MetricsConfig, interval: int
+) -> tuple[dict[str, Any], Rows]:
     progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
     runs = {
         clip.name: score_run(
-            progress.follow(clip.frames), num_classes=int(chosen(metrics, "num_classes")), ignored=metrics.ignore_label
+            progress.follow(clip.frames),
+            num_classes=int(chosen(metrics, "num_classes")),
+            ignored=metrics.ignore_label,
         )
         for clip in clips
     }
@@ -155,7 +183,10 @@ def _report_driving(clips: Sequence[ScoredClip], metrics: MetricsConfig, interva
         + [(name, s.frames, len(s.iou()), s.accuracy(), s.mean_iou()) for name, s in everything]
     )
     share = total.counts.sum(axis=1) / max(total.counts.sum(), 1)
-    _print_table([("class", "of pixels", "IoU")] + [(f"{c}", float(share[c]), iou) for c, iou in classes.items()])
+    _print_table(
+        [("class", "of pixels", "IoU")]
+        + [(f"{c}", float(share[c]), iou) for c, iou in classes.items()]
+    )
     unlabelled = sum(clip.unlabelled for clip in clips)
     if unlabelled:
         logger.info("%d frames have no true labels and are not scored", unlabelled)
@@ -172,7 +203,10 @@ def _report_driving(clips: Sequence[ScoredClip], metrics: MetricsConfig, interva
     for name, score in everything:
         rows += [(name, score.frames, label, iou) for label, iou in score.iou().items()]
         rows.append((name, score.frames, "mean", score.mean_iou()))
-    return {**_describe(total), "runs": {name: _describe(score) for name, score in runs.items()}}, rows
+    return {
+        **_describe(total),
+        "runs": {name: _describe(score) for name, score in runs.items()},
+    }, rows
 
 
 def _tell_of_refreshed(clips: Sequence[ScoredClip], interval: int, copied: int) -> None:
@@ -209,7 +243,9 @@ def _named(scores: Mapping[str, ObjectScore]) -> dict[str, dict[str, float]]:
 
 def _print_table(rows: Rows) -> None:
     """Names to the left, figures to the right, columns under their heads."""
-    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [
+        [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, *figures in cells:
         aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
@@ -218,7 +254,9 @@ def _print_table(rows: Rows) -> None:
 
 def _existing(name: str, path: str | None) -> Path:
     if not path:
-        raise DataError(f"`{name}` is missing: compare DATASET_PATH's label maps with PREDICTION_PATH's")
+        raise DataError(
+            f"`{name}` is missing: compare DATASET_PATH's label maps with PREDICTION_PATH's"
+        )
     if not Path(path).is_dir():
         raise DataError(f"`{name}` {path} is no folder", value=path)
     return Path(path)
@@ -227,5 +265,7 @@ def _existing(name: str, path: str | None) -> Path:
 def _without_refreshed(clip: ScoredClip, interval: int) -> ScoredClip:
     frames = tuple(frame for frame in clip.frames if frame.number % interval)
     if not frames:
-        raise DataError(f"the run {clip.name} has no frame but those that `skip_refreshed` leaves out")
+        raise DataError(
+            f"the run {clip.name} has no frame but those that `skip_refreshed` leaves out"
+        )
     return replace(clip, frames=frames)

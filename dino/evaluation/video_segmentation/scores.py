@@ -48,7 +48,8 @@ class ObjectScore:
 def average_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
     """The mean over objects, each counting alike."""
     return ObjectScore(
-        region=average([score.region for score in scores]), boundary=average([score.boundary for score in scores])
+        region=average([score.region for score in scores]),
+        boundary=average([score.boundary for score in scores]),
     )
 
 
@@ -62,7 +63,8 @@ def find_objects(annotation: Path) -> range:
     objects = range(1, int(first[first != VOID].max(initial=0)) + 1)
     if not objects:
         raise DataError(
-            f"{annotation} has no object (0 is background, {VOID} void)", remedy="wants labels of DAVIS 2017"
+            f"{annotation} has no object (0 is background, {VOID} void)",
+            remedy="wants labels of DAVIS 2017",
         )
     return objects
 
@@ -78,9 +80,16 @@ def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[Object
     """
     regions, boundaries = [], []
     for frame in frames:
-        truth, predicted = read_labels(frame.truth, ALL_LABELS), read_labels(frame.prediction, range(len(objects) + 1))
-        regions.append(compute_iou(count_labels(truth, predicted, len(ALL_LABELS)))[1 : len(objects) + 1])
-        boundaries.append([measure_boundary(truth == label, predicted == label) for label in objects])
+        truth, predicted = (
+            read_labels(frame.truth, ALL_LABELS),
+            read_labels(frame.prediction, range(len(objects) + 1)),
+        )
+        regions.append(
+            compute_iou(count_labels(truth, predicted, len(ALL_LABELS)))[1 : len(objects) + 1]
+        )
+        boundaries.append(
+            [measure_boundary(truth == label, predicted == label) for label in objects]
+        )
     found = np.nan_to_num(regions, nan=1.0)  # nothing there and nothing predicted is right
     return [
         ObjectScore(region=summarize(region), boundary=summarize(boundary))
@@ -90,7 +99,7 @@ def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[Object
 
 @dataclass(frozen=True, kw_only=True)
 class RunScore:
-    """How the pixels of a driving run, or of several, were labelled.
+    """How the pixels of a driving run, or of several, were labeled.
 
     Attributes:
         frames: Frames counted.
@@ -143,5 +152,7 @@ def score_run(frames: Iterable[ScoredFrame], *, num_classes: int, ignored: int |
 def add_runs(scores: Sequence[RunScore]) -> RunScore:
     """Several runs as one: each pixel counts alike."""
     counts = np.sum([score.counts for score in scores], axis=0)
-    frames, copied = (sum(getattr(score, name) for score in scores) for name in ("frames", "copied"))
+    frames, copied = (
+        sum(getattr(score, name) for score in scores) for name in ("frames", "copied")
+    )
     return RunScore(frames=frames, counts=counts, classes=scores[0].classes, copied=copied)

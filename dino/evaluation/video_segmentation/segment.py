@@ -26,7 +26,7 @@ from dino.data.loaders import read_views
 from dino.data.photometric import IMAGENET_STD, Normalization, build_normalization
 from dino.errors import OptionError
 from dino.evaluation.config import ClipsConfig, DavisConfig, DrivingConfig, PropagationConfig
-from dino.evaluation.features import Reading
+from dino.evaluation.features import LoaderConfig
 from dino.evaluation.runner import Runner
 from dino.evaluation.video_segmentation.davis import (
     FRAME_NORMALIZATION,
@@ -37,7 +37,12 @@ from dino.evaluation.video_segmentation.davis import (
     resize_frame,
 )
 from dino.evaluation.video_segmentation.ipace import open_runs
-from dino.evaluation.video_segmentation.propagation import Context, decide_labels, plan_tiles, propagate_labels
+from dino.evaluation.video_segmentation.propagation import (
+    Context,
+    decide_labels,
+    plan_tiles,
+    propagate_labels,
+)
 from dino.evaluation.video_segmentation.report import check_truths, report_davis
 from dino.models.dense import build_dense
 from dino.runtime.context import Run, make_output_folder
@@ -49,11 +54,11 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY = 20  # frames between two progress lines
 
 
-def segment_davis(options: DavisConfig, run: Run) -> None:
+def segment_davis(config: DavisConfig, run: Run) -> None:
     """Segment the validation split of DAVIS 2017, and score it where that is asked for.
 
     Args:
-        options: The command line of eval_video_segmentation.py.
+        config: The command line of eval_video_segmentation.py.
         run: Device and processes; whole sequences are shared out.
 
     Raises:
@@ -62,45 +67,52 @@ def segment_davis(options: DavisConfig, run: Run) -> None:
         WeightsError: The weights do not fit.
         OptionError: The output folder is not usable, or the network has no map of features.
     """
-    clips = open_davis(options.data.data_path)
-    if options.davis.score:
-        check_truths(Path(options.data.data_path or ""), clips)
-    runner = Runner(options, run)
-    found = segment_clips(clips, options, runner)
-    if options.davis.score and run.processes.is_first:
-        found["scores"] = report_davis(Path(options.data.data_path or ""), Path(options.output.output_dir))
+    clips = open_davis(config.data.data_path)
+    if config.davis.score:
+        check_truths(Path(config.data.data_path or ""), clips)
+    runner = Runner(config, run)
+    found = segment_clips(clips, config, runner)
+    if config.davis.score and run.processes.is_rank_zero:
+        found["scores"] = report_davis(
+            Path(config.data.data_path or ""), Path(config.output.output_dir)
+        )
     runner.report(found)
 
 
-def segment_runs(options: DrivingConfig, run: Run) -> None:
+def segment_runs(config: DrivingConfig, run: Run) -> None:
     """Segment driving runs, anew from the labels of every `refresh_label_interval`-th frame (the driving fork).
 
     First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
     Raises as `segment_davis`.
     """
-    clips, runner = open_runs(options.data.data_path, options.refresh.chosen_interval), Runner(options, run)
-    runner.report(segment_clips(clips, options, runner))
+    clips, runner = (
+        open_runs(config.data.data_path, config.refresh.chosen_interval),
+        Runner(config, run),
+    )
+    runner.report(segment_clips(clips, config, runner))
 
 
-def segment_clips(clips: Sequence[Clip], options: ClipsConfig, runner: Runner) -> dict[str, Any]:
+def segment_clips(clips: Sequence[Clip], config: ClipsConfig, runner: Runner) -> dict[str, Any]:
     """Write OUTPUT_DIR/NAME/FRAME.png for every frame of every clip; all are there when it returns, on any process.
 
     Args:
         clips: To segment; clips of one name are parts of one sequence.
-        options: The command line.
+        config: The command line.
         runner: Loads the backbone.
 
     Returns:
         How many sequences and frames there are, the seconds it took, and the folder.
     """
-    began, output, run = time.monotonic(), make_output_folder(options.output.output_dir), runner.run
+    began, output, run = time.monotonic(), make_output_folder(config.output.output_dir), runner.run
     _make_folders(clips, output)
     backbone = runner.load_backbone()
-    mine, done = share_clips(clips, run.processes.world)[run.processes.rank], 0
+    mine, done = share_clips(clips, run.processes.world_size)[run.processes.rank], 0
     features = extract_maps(mine, backbone, run, runner.reading)
-    progress = Progress(sum(len(clip.frames) for clip in mine), "segmentation", shown=run.processes.is_first)
+    progress = Progress(
+        sum(len(clip.frames) for clip in mine), "segmentation", shown=run.processes.is_rank_zero
+    )
     for clip in mine:
-        for number in _segment(clip, features, options.propagation, output / clip.name, run):
+        for number in _segment(clip, features, config.propagation, output / clip.name, run):
             if number == len(clip.frames) or number % PROGRESS_EVERY == 0:
                 progress.advance(done + number, {"clip": clip.name})
         done += len(clip.frames)
@@ -109,13 +121,18 @@ def segment_clips(clips: Sequence[Clip], options: ClipsConfig, runner: Runner) -
     names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
     logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
     seconds = time.monotonic() - began
-    return {"sequences": len(names), "frames": frames, "seconds": seconds, "output_dir": str(output)}
+    return {
+        "sequences": len(names),
+        "frames": frames,
+        "seconds": seconds,
+        "output_dir": str(output),
+    }
 
 
-def share_clips(clips: Sequence[Clip], world: int) -> list[list[Clip]]:
+def share_clips(clips: Sequence[Clip], world_size: int) -> list[list[Clip]]:
     """Deal clips to processes, the longest first, each to the one that has the fewest frames."""
-    hands: list[list[Clip]] = [[] for _ in range(world)]
-    frames = [0] * world
+    hands: list[list[Clip]] = [[] for _ in range(world_size)]
+    frames = [0] * world_size
     for clip in sorted(clips, key=lambda clip: -len(clip.frames)):
         least = frames.index(min(frames))
         hands[least].append(clip)
@@ -148,7 +165,11 @@ def _segment(
 
 
 def propagate_clip(
-    truth: NDArray[np.uint8], features: Iterator[Tensor], config: PropagationConfig, run: Run, name: str
+    truth: NDArray[np.uint8],
+    features: Iterator[Tensor],
+    config: PropagationConfig,
+    run: Run,
+    name: str,
 ) -> Iterator[NDArray[np.uint8]]:
     """Label every frame of a clip.
 
@@ -171,9 +192,14 @@ def propagate_clip(
     known = np.unique(small)
     lost = np.setdiff1d(truth, known)
     if len(lost):
-        logger.warning("%s: too small for a grid of %dx%d, lost: label %s", name, *grid, ", ".join(map(str, lost)))
+        logger.warning(
+            "%s: too small for a grid of %dx%d, lost: label %s",
+            name,
+            *grid,
+            ", ".join(map(str, lost)),
+        )
     chosen = F.one_hot(torch.from_numpy(np.searchsorted(known, small)), len(known))
-    context = Context(first, run.device.place(chosen.float()), last=config.n_last_frames)
+    context = Context(first, run.device.to_device(chosen.float()), last=config.n_last_frames)
     tiles = plan_tiles(grid, config.size_mask_neighborhood, first.device)
     yield truth
     for found in features:
@@ -183,7 +209,9 @@ def propagate_clip(
         yield resize_labels(known[decided.cpu().numpy()], truth.shape)
 
 
-def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, reading: Reading) -> Iterator[Tensor]:
+def extract_maps(
+    clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, reading: LoaderConfig
+) -> Iterator[Tensor]:
     """Yield the features (H, W, D) float32, of length 1, of every frame of every clip, in order.
 
     Raises:
@@ -193,7 +221,10 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
     infer, normalization = run.device.compile_eval(network), choose_normalization(backbone)
     names = tuple(str(path) for clip in clips for path in clip.frames)
     dataset = ViewDataset(
-        ImageSource(root=Path(), names=names), resize_frame, channels=backbone.in_chans, share=Share()
+        ImageSource(root=Path(), names=names),
+        resize_frame,
+        channels=backbone.in_chans,
+        share=Share(),
     )
     frames = read_views(
         dataset,
@@ -207,10 +238,13 @@ def extract_maps(clips: Sequence[Clip], backbone: TrainedBackbone, run: Run, rea
         size = min(reading.batch_size, len(clip.frames))
         for start in range(0, len(clip.frames), size):
             pixels = torch.cat(
-                [frame.pixels for frame in itertools.islice(frames, min(size, len(clip.frames) - start))]
+                [
+                    frame.pixels
+                    for frame in itertools.islice(frames, min(size, len(clip.frames) - start))
+                ]
             )
             filled = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
-            maps = F.normalize(infer(normalization(run.device.place(filled))).float(), dim=1)
+            maps = F.normalize(infer(normalization(run.device.to_device(filled))).float(), dim=1)
             yield from maps.permute(0, 2, 3, 1)[: len(pixels)].contiguous()
 
 

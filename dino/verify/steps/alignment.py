@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 from dino.config import change
 from dino.devices.config import PrecisionConfig
 from dino.training.config import AlignConfig
-from dino.verify.base import FAIL, FORMATS, PASS, THREADS, Bench, Finding, NotRunError, Result, Setting, Variant, accept
+from dino.verify.base import (
+    FAIL,
+    FORMATS,
+    PASS,
+    THREADS,
+    Bench,
+    Finding,
+    NotRunError,
+    Result,
+    Setting,
+    Variant,
+    accept,
+)
 
 if TYPE_CHECKING:
     from dino.training.alignment import Difference, Trace
@@ -65,12 +77,21 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
         bench.say("training steps")
         trace = trace_run(variant, run, bench.setting)
         fp32, own = (_load(_kept(folder, each)) for each in (FORMATS[0], variant.precision))
-        return {"table": compare_by_part(compare(trace, fp32)), "own": compare_by_part(compare(own, fp32))}
+        return {
+            "table": compare_by_part(compare(trace, fp32)),
+            "own": compare_by_part(compare(own, fp32)),
+        }
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     for precision in variant.options["formats"]:
         bench.say(precision)
-        lists = read_op_lists(PrecisionConfig(precision=precision)) if precision == FORMATS[2] else None
-        device = run if precision == FORMATS[0] else Run(device=CpuDevice(precision, lists), processes=run.processes)
+        lists = (
+            read_op_lists(PrecisionConfig(precision=precision)) if precision == FORMATS[2] else None
+        )
+        device = (
+            run
+            if precision == FORMATS[0]
+            else Run(device=CpuDevice(precision, lists), processes=run.processes)
+        )
         torch.save(vars(trace_run(variant, device, bench.setting)), _kept(folder, precision))
     return {}
 
@@ -89,23 +110,34 @@ def trace_run(
     from dino.training.plan import build_plan
 
     sizes = QUICK_SIZES if setting.is_quick else FULL_SIZES
-    options = change(AlignConfig(), {**sizes, **variant.settings(), **(more or {})})
-    steps = options.align.steps
-    plan = build_plan(options, iterations=-(-steps // options.run.epochs), world=run.processes.world)
-    batches = [type(batch)(*(field[share] for field in batch)) for batch in draw_batches(options, run.processes.world)]
-    return trace_steps(options, run, plan, batches, gradients=gradients)
+    config = change(AlignConfig(), {**sizes, **variant.settings(), **(more or {})})
+    steps = config.align.steps
+    plan = build_plan(
+        config, iterations=-(-steps // config.run.epochs), world_size=run.processes.world_size
+    )
+    batches = [
+        type(batch)(*(field[share] for field in batch))
+        for batch in draw_batches(config, run.processes.world_size)
+    ]
+    return trace_steps(config, run, plan, batches, gradients=gradients)
 
 
-def draw_batches(options: AlignConfig, world: int) -> list[Any]:
+def draw_batches(config: AlignConfig, world_size: int) -> list[Any]:
     """One batch a step for all processes together, in host memory; the same on every device."""
     from dino.data.synthetic import make_batch
     from dino.devices.cpu import CpuDevice
     from dino.training.build import build_recipe
 
-    host, images = CpuDevice("fp32"), options.data.batch_size_per_device * world
+    host, images = CpuDevice("fp32"), config.data.batch_size_per_device * world_size
     return [
-        make_batch(build_recipe(options), images, seed=seed, device=host.torch_device, place=host.place)
-        for seed in range(options.align.steps)
+        make_batch(
+            build_recipe(config),
+            images,
+            seed=seed,
+            device=host.torch_device,
+            to_device=host.to_device,
+        )
+        for seed in range(config.align.steps)
     ]
 
 
@@ -114,10 +146,17 @@ def compare_by_part(rows: Iterable[Difference]) -> dict[str, dict[str, float]]:
     grouped: dict[str, list[Difference]] = {}
     for row in rows:
         part = next((part for text, part in PARTS.items() if text in row.name), "")
-        group = f"{row.what}, {part}" if part and row.what in {"gradients", "student", "teacher"} else row.what
+        group = (
+            f"{row.what}, {part}"
+            if part and row.what in {"gradients", "student", "teacher"}
+            else row.what
+        )
         grouped.setdefault(group, []).append(row)
     return {
-        group: {"most": _largest(row.most for row in found), "mean": sum(row.mean for row in found) / len(found)}
+        group: {
+            "most": _largest(row.most for row in found),
+            "mean": sum(row.mean for row in found) / len(found),
+        }
         for group, found in grouped.items()
     }
 
@@ -138,9 +177,14 @@ def _judge(result: Result) -> Finding:
         return accept(result, PASS, "the reference, in every number format")
     limits = {group: max(LIMIT, OWN * row["most"]) for group, row in figures["own"].items()}
     apart = {group: row["most"] for group, row in figures["table"].items()}
-    wrong = sorted((group for group in apart if not apart[group] <= limits[group]), key=lambda each: -apart[each])
+    wrong = sorted(
+        (group for group in apart if not apart[group] <= limits[group]),
+        key=lambda each: -apart[each],
+    )
     if wrong:
-        parts = "; ".join(f"{group} {apart[group]:.1e} (at most {limits[group]:.1e})" for group in wrong[:3])
+        parts = "; ".join(
+            f"{group} {apart[group]:.1e} (at most {limits[group]:.1e})" for group in wrong[:3]
+        )
         remedy = f"do not train in this mode and number format ({result.variant.label})"
         return accept(result, FAIL, f"apart from the CPU: {parts}", remedy, limits=limits)
     worst = max(apart, key=lambda group: apart[group] / limits[group])

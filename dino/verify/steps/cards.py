@@ -6,14 +6,28 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dino.verify.base import FAIL, NOT_RUN, PASS, Bench, Finding, NotRunError, Result, Setting, Variant, accept
+from dino.verify.base import (
+    FAIL,
+    NOT_RUN,
+    PASS,
+    Bench,
+    Finding,
+    NotRunError,
+    Result,
+    Setting,
+    Variant,
+    accept,
+)
 from dino.verify.steps import alignment
 
 TITLE = "more than one card"
 COUNT, PAIR = "count", 2
 STEPS = 20
 LIMIT = 1e-3  # ten times that of one card's eight steps: twenty steps, and two orders of summation in each
-BYTES = {"quick": 1 << 22, "full": 1 << 28}  # of the tensor that is exchanged; gradients of a ViT-S are 1 << 27
+BYTES = {
+    "quick": 1 << 22,
+    "full": 1 << 28,
+}  # of the tensor that is exchanged; gradients of a ViT-S are 1 << 27
 REPEATS = 5
 
 
@@ -28,9 +42,15 @@ def follow(result: Result, setting: Setting) -> Sequence[Variant]:
         return []
     found = []
     for mode in setting.modes[:1] if setting.is_quick else setting.modes:
-        one = Variant(label=f"{mode}, one card", device=setting.device, mode=mode, options={"cards": 1})
+        one = Variant(
+            label=f"{mode}, one card", device=setting.device, mode=mode, options={"cards": 1}
+        )
         two = Variant(
-            label=f"{mode}, two cards", device=setting.device, mode=mode, options={"cards": PAIR}, processes=PAIR
+            label=f"{mode}, two cards",
+            device=setting.device,
+            mode=mode,
+            options={"cards": PAIR},
+            processes=PAIR,
         )
         found += [one, two]
     return found
@@ -71,11 +91,11 @@ def measure_exchange(run: Any, size: int) -> float:
     for _ in range(REPEATS + 1):
         run.device.synchronize()
         began = time.perf_counter()
-        run.processes.average(tensor)
+        run.processes.all_reduce_mean(tensor)
         run.device.synchronize()
         seconds.append(time.perf_counter() - began)
-    world = run.processes.world
-    rate: float = 2 * (world - 1) / world * size / min(seconds[1:]) / 1e9
+    world_size = run.processes.world_size
+    rate: float = 2 * (world_size - 1) / world_size * size / min(seconds[1:]) / 1e9
     return rate
 
 
@@ -97,5 +117,12 @@ def _judge(result: Result) -> Finding:
     speed = f"an exchange runs at {figures['GB/s']:.3g} GB/s"
     if not apart[worst] <= LIMIT:
         summary = f"two cards are not one: {worst} {apart[worst]:.1e} apart (at most {LIMIT:.0e}); {speed}"
-        return accept(result, FAIL, summary, f"train on one card, or in another mode than {result.variant.mode}")
-    return accept(result, PASS, f"as one card with twice the batch, {apart[worst]:.1e} apart; {speed}")
+        return accept(
+            result,
+            FAIL,
+            summary,
+            f"train on one card, or in another mode than {result.variant.mode}",
+        )
+    return accept(
+        result, PASS, f"as one card with twice the batch, {apart[worst]:.1e} apart; {speed}"
+    )

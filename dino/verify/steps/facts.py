@@ -14,7 +14,17 @@ from dino.verify.scrub import show_value
 
 TITLE = "facts"
 PACKAGES = (
-    *("torch", "torchvision", "torchaudio", "timm", "numpy", "pillow", "av", "opencv-python", "opencv-python-headless"),
+    *(
+        "torch",
+        "torchvision",
+        "torchaudio",
+        "timm",
+        "numpy",
+        "pillow",
+        "av",
+        "opencv-python",
+        "opencv-python-headless",
+    ),
     *(
         "tensorboard",
         "triton",
@@ -24,7 +34,20 @@ PACKAGES = (
         "dino-reference",
     ),
 )
-PREFIXES = ("PT_", "HABANA_", "HLS_", "HCCL_", "GC_", "SLURM_", "OMP_", "TORCH", "PYTORCH_", "CUDA_", "NCCL_", "LAZY_")
+PREFIXES = (
+    "PT_",
+    "HABANA_",
+    "HLS_",
+    "HCCL_",
+    "GC_",
+    "SLURM_",
+    "OMP_",
+    "TORCH",
+    "PYTORCH_",
+    "CUDA_",
+    "NCCL_",
+    "LAZY_",
+)
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
@@ -35,7 +58,9 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     """Ask the doctor and the system."""
     bench.say("asking the doctor")
-    report = examine(str(variant.options["device"]), Case(os.environ, product="later"))  # by the next step
+    report = examine(
+        str(variant.options["device"]), Case(os.environ, product="later")
+    )  # by the next step
     return {
         **report.as_dict(),
         "versions": {name: version for name in PACKAGES if (version := find_version(name))},
@@ -46,7 +71,11 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 def describe_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Those that the software reads, by name; values only where they can name nobody."""
-    return {name: show_value(environment[name]) for name in sorted(environment) if name.startswith(PREFIXES)}
+    return {
+        name: show_value(environment[name])
+        for name in sorted(environment)
+        if name.startswith(PREFIXES)
+    }
 
 
 def describe_host() -> dict[str, Any]:
@@ -72,6 +101,10 @@ def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
         if problems and problems[0]["blocking"]:
             found.append(accept(result, FAIL, problems[0]["cause"], problems[0]["remedy"]))
         else:
-            notes = f", {len(problems)} note{'s' * (len(problems) > 1)} of the doctor's" if problems else ""
+            notes = (
+                f", {len(problems)} note{'s' * (len(problems) > 1)} of the doctor's"
+                if problems
+                else ""
+            )
             found.append(accept(result, PASS, seen + notes))
     return found

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dino.verify.base import COMPILED, FAIL, FORMATS, PASS, Bench, Finding, Result, Setting, Variant, accept
+from dino.verify.base import (
+    COMPILED,
+    FAIL,
+    FORMATS,
+    PASS,
+    Bench,
+    Finding,
+    Result,
+    Setting,
+    Variant,
+    accept,
+)
 
 if TYPE_CHECKING:
     from dino.verify.golden_numbers import Found, Numbers
@@ -65,7 +76,9 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
             missing[name] = "its numbers are not in this package"
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             explained = device.explain(error) if isinstance(error, RuntimeError) else None
-            broken[name] = explained or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            broken[name] = (
+                explained or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            )
     return {"checks": [check._asdict() for check in checks], "broken": broken, "missing": missing}
 
 
@@ -99,15 +112,18 @@ def _judge(result: Result, figures: Mapping[str, Any]) -> Finding:
     broken = figures["broken"]
     if not wrong and not broken:
         worst = max(checks, key=lambda check: check.error / check.limit)
-        return accept(result, PASS, f"{len(checks)} numbers right; nearest to its limit: {describe(worst)}")
+        return accept(
+            result, PASS, f"{len(checks)} numbers right; nearest to its limit: {describe(worst)}"
+        )
     parts = [f"{name}: {text}" for name, text in broken.items()]
     parts += [describe(check) for check in wrong]
     more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-    remedy = (
-        f"do not train in this mode and number format ({result.variant.label}); step 4 says which operator is at fault"
-    )
+    remedy = f"do not train in this mode and number format ({result.variant.label}); step 4 says which operator is at fault"
     return accept(
-        result, FAIL, f"{len(parts)} of {len(checks) + len(broken)} wrong, first {'; '.join(parts[:3])}{more}", remedy
+        result,
+        FAIL,
+        f"{len(parts)} of {len(checks) + len(broken)} wrong, first {'; '.join(parts[:3])}{more}",
+        remedy,
     )
 
 

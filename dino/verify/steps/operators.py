@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 TITLE = "operator replay"
 BATCHES = {"quick": 1, "full": 64}
-SILENCE = {"quick": 15.0, "full": 30.0}  # seconds for one operator; a device compiles some of them first
+SILENCE = {
+    "quick": 15.0,
+    "full": 30.0,
+}  # seconds for one operator; a device compiles some of them first
 MARGIN = 5.0  # seconds before the limit in which no operator is begun any more
 RESTARTS = 5  # processes that may be lost, each to another operator
 SLOWEST = 10  # operators whose times the report holds
@@ -49,7 +52,12 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
             label=precision,
             device=setting.device,
             mode=mode,
-            options={"format": precision, "skip": [], "batch": BATCHES[setting.size], "within": SILENCE[setting.size]},
+            options={
+                "format": precision,
+                "skip": [],
+                "batch": BATCHES[setting.size],
+                "within": SILENCE[setting.size],
+            },
         )
         for precision in FORMATS
     ]
@@ -61,7 +69,9 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
     folder, options, batch = bench.setting.folder, variant.options, int(variant.options["batch"])
     kept, number_format = _kept(folder, variant.label), str(options["format"])
-    earlier = {each["operator"]: each for other in FORMATS for each in read_kept(_kept(folder, other))}
+    earlier = {
+        each["operator"]: each for other in FORMATS for each in read_kept(_kept(folder, other))
+    }
     done = {each["operator"] for each in read_kept(kept)}
     with kept.open("a", encoding="utf-8") as file:
 
@@ -89,18 +99,32 @@ def follow(result: Result, setting: Setting) -> Sequence[Variant]:
     """After a process was lost in an operator: the same without it."""
     options = result.variant.options
     lost = [*options.get("lost", ())]
-    if result.kind not in {"hang", "killed"} or not result.last or len(lost) >= RESTARTS or result.last in lost:
+    if (
+        result.kind not in {"hang", "killed"}
+        or not result.last
+        or len(lost) >= RESTARTS
+        or result.last in lost
+    ):
         return []
     with _kept(setting.folder, result.variant.label).open("a", encoding="utf-8") as file:
-        detail = {"operator": result.last, "status": "failing", "detail": result.error, "microseconds": None}
+        detail = {
+            "operator": result.last,
+            "status": "failing",
+            "detail": result.error,
+            "microseconds": None,
+        }
         file.write(json.dumps(detail) + "\n")
     skip = [*options["skip"], result.last]
-    return [replace(result.variant, options={**options, "skip": skip, "lost": [*lost, result.last]})]
+    return [
+        replace(result.variant, options={**options, "skip": skip, "lost": [*lost, result.last]})
+    ]
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
     """By number format: what is wrong first, then what the host had to run."""
-    return [_judge(result, read_kept(_kept(setting.folder, result.variant.label))) for result in results]
+    return [
+        _judge(result, read_kept(_kept(setting.folder, result.variant.label))) for result in results
+    ]
 
 
 def tell_failure(finding: Finding, setting: Setting) -> Finding:
@@ -115,23 +139,31 @@ def _judge(result: Result, outcomes: Sequence[Mapping[str, Any]]) -> Finding:
     counts = Counter(str(each["status"]) for each in outcomes)
     odd = [each for each in outcomes if each["status"] not in {"pass", "not run"}]
     times = [each["microseconds"] for each in outcomes if each["microseconds"] is not None]
-    slowest = sorted((each for each in outcomes if each["microseconds"]), key=lambda each: -each["microseconds"])
+    slowest = sorted(
+        (each for each in outcomes if each["microseconds"]), key=lambda each: -each["microseconds"]
+    )
     more: dict[str, Any] = {
         "counts": dict(counts),
         "outcomes": [dict(each) for each in odd],
         "microseconds": {
             "median": statistics.median(times) if times else None,
             "slowest": {each["operator"]: each["microseconds"] for each in slowest[:SLOWEST]},
-            "all": {each["operator"]: each["microseconds"] for each in outcomes if each["microseconds"]},
+            "all": {
+                each["operator"]: each["microseconds"] for each in outcomes if each["microseconds"]
+            },
         },
     }
     wrong = [each for each in odd if each["status"] in WRONG]
     if wrong:
         remedy = "send the report: it names the operators; until then train in a mode that steps 3, 5 and 6 found right"
-        return accept(result, FAIL, f"{len(wrong)} of {len(outcomes)}: {_name(wrong)}", remedy, **more)
+        return accept(
+            result, FAIL, f"{len(wrong)} of {len(outcomes)}: {_name(wrong)}", remedy, **more
+        )
     if odd:
         remedy = "nothing is wrong, but each fallback costs a journey to the host; send the report"
-        return accept(result, SLOW, f"{len(odd)} of {len(outcomes)} on the host: {_name(odd)}", remedy, **more)
+        return accept(
+            result, SLOW, f"{len(odd)} of {len(outcomes)} on the host: {_name(odd)}", remedy, **more
+        )
     if not counts["pass"]:
         return accept(result, NOT_RUN, "no operator was run", **more)
     left = f", {counts['not run']} not run" if counts["not run"] else ""
@@ -150,4 +182,8 @@ def _kept(folder: Path, label: str) -> Path:
 
 def read_kept(path: Path) -> list[dict[str, Any]]:
     """Outcomes of all processes of one list so far; none where nothing was begun."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )

@@ -44,11 +44,14 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
         bench.say(f"{name}, {CHECKED} x {CHECKED}")
         pair = [torch.randn(CHECKED, CHECKED, generator=generator).to(dtype) for _ in range(2)]
         expected = pair[0].double() @ pair[1].double()
-        result = product(*(device.place(each) for each in pair)).cpu().double()
+        result = product(*(device.to_device(each) for each in pair)).cpu().double()
         found["errors"][name] = float((result - expected).norm() / expected.norm())
         side = SIDES[bench.setting.size]
         bench.say(f"{name}, {side} x {side}")
-        large = [device.place(torch.randn(side, side, generator=generator).to(dtype)) for _ in range(2)]
+        large = [
+            device.to_device(torch.randn(side, side, generator=generator).to(dtype))
+            for _ in range(2)
+        ]
         seconds = _time(functools.partial(product, *large), device.synchronize)
         found["TFLOP/s"][name] = 2 * side**3 / seconds / 1e12
     return found
@@ -77,7 +80,11 @@ def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
         if wrong:
             errors = ", ".join(f"{name} is off by {figures['errors'][name]:.1e}" for name in wrong)
             remedy = f"train in another mode than {result.variant.mode}; this one multiplies matrices wrongly"
-            found.append(accept(result, FAIL, f"wrong numbers: {errors} (at most {LIMITS[wrong[0]]:g})", remedy))
+            found.append(
+                accept(
+                    result, FAIL, f"wrong numbers: {errors} (at most {LIMITS[wrong[0]]:g})", remedy
+                )
+            )
         else:
             found.append(accept(result, PASS, f"right; {rates}"))
     return found

@@ -11,7 +11,19 @@ from typing import Any
 from dino.config import change
 from dino.devices.hpu.software import BRIDGE_PACKAGES, find_version, read_release
 from dino.training.config import TrainConfig
-from dino.verify.base import COMPILED, EAGER, PASS, SLOW, Bench, Finding, NotRunError, Result, Setting, Variant, accept
+from dino.verify.base import (
+    COMPILED,
+    EAGER,
+    PASS,
+    SLOW,
+    Bench,
+    Finding,
+    NotRunError,
+    Result,
+    Setting,
+    Variant,
+    accept,
+)
 
 TITLE = "speed"
 SMALL = {
@@ -19,21 +31,46 @@ SMALL = {
     **{"local_crops_number": 2, "out_dim": 256, "batch_size_per_device": 4},
     "drop_path_rate": 0.0,  # the networks of step 5, which a compiler then knows already
 }
-REAL = {"arch": "vit_small", "batch_size_per_device": 64}  # the paper's: 2 x 224 and 8 x 96 pixels, 65536 prototypes
+REAL = {
+    "arch": "vit_small",
+    "batch_size_per_device": 64,
+}  # the paper's: 2 x 224 and 8 x 96 pixels, 65536 prototypes
 STEPS = {"quick": (2, 5), "full": (5, 20)}  # of warm-up, and timed
 SECONDS = {"quick": 5.0, "full": 10.0}  # for the timed steps
-SLOW_WORDS = {"cpu fallbacks": "operators run on the host", "graph compilations": "graphs are compiled"}
-ATTENTION, AUTOGRAD, FUSED, RECOMPUTE = "fused attention", "compiled autograd", "fused AdamW", "recompute"
+SLOW_WORDS = {
+    "cpu fallbacks": "operators run on the host",
+    "graph compilations": "graphs are compiled",
+}
+ATTENTION, AUTOGRAD, FUSED, RECOMPUTE = (
+    "fused attention",
+    "compiled autograd",
+    "fused AdamW",
+    "recompute",
+)
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
     """Every mode; in full also the largest batch (see `follow`) and each switch."""
     if setting.is_quick:
-        return [Variant(label=mode, device=setting.device, mode=mode, options={}) for mode in setting.quickest_first]
+        return [
+            Variant(label=mode, device=setting.device, mode=mode, options={})
+            for mode in setting.quickest_first
+        ]
     first = setting.modes[0]
-    plain = [Variant(label=mode, device=setting.device, mode=mode, precision="bf16") for mode in setting.quickest_first]
-    switches = [(ATTENTION, first), (ATTENTION, COMPILED), (AUTOGRAD, COMPILED), (FUSED, EAGER), (RECOMPUTE, first)]
-    environment = {"PT_HPU_USE_ATEN_SDPA": "0"}  # what it takes between 1.20 and 1.23; nothing reads it elsewhere
+    plain = [
+        Variant(label=mode, device=setting.device, mode=mode, precision="bf16")
+        for mode in setting.quickest_first
+    ]
+    switches = [
+        (ATTENTION, first),
+        (ATTENTION, COMPILED),
+        (AUTOGRAD, COMPILED),
+        (FUSED, EAGER),
+        (RECOMPUTE, first),
+    ]
+    environment = {
+        "PT_HPU_USE_ATEN_SDPA": "0"
+    }  # what it takes between 1.20 and 1.23; nothing reads it elsewhere
     return [
         *plain,
         *(
@@ -66,7 +103,11 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
     size, switch = bench.setting.size, variant.options.get("switch")
     settings = (SMALL if bench.setting.is_quick else REAL) | variant.settings()
-    settings |= {"batch_size_per_device": int(variant.options["batch"])} if "batch" in variant.options else {}
+    settings |= (
+        {"batch_size_per_device": int(variant.options["batch"])}
+        if "batch" in variant.options
+        else {}
+    )
     settings |= {"recompute": "blocks"} if switch == RECOMPUTE else {}
     options, device = change(TrainConfig(), settings), bench.opened.device
     before = device.memory_peak() or 0
@@ -74,11 +115,16 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
         bench.say("building the networks")
         work = build_workload(options, bench.opened)
         warm_up, steps = STEPS[size]
-        figures = measure_speed(work, warm_up=warm_up, steps=steps, say=bench.say, seconds=SECONDS[size])
+        figures = measure_speed(
+            work, warm_up=warm_up, steps=steps, say=bench.say, seconds=SECONDS[size]
+        )
         figures["reads freely"] = device.reads_freely
         fixed = before + count_bytes(work.program.student, work.program.teacher, work.optimizer)
         largest, _ = estimate_batch(
-            figures["memory peak"], figures["memory total"], fixed=fixed, micro_batch=options.data.batch_size_per_device
+            figures["memory peak"],
+            figures["memory total"],
+            fixed=fixed,
+            micro_batch=options.data.batch_size_per_device,
         )
         figures["largest batch"] = largest
         if switch is None and "batch" not in variant.options:
@@ -121,7 +167,11 @@ def _fuse_attention() -> AbstractContextManager[object]:
     if release < (1, 20):
         raise NotRunError(f"software {release[0]}.{release[1]} has no such switch")
     overrideable = getattr(SDPBackend, "OVERRIDEABLE", None)
-    return sdpa_kernel([overrideable]) if release >= (1, 24) and overrideable else contextlib.nullcontext()
+    return (
+        sdpa_kernel([overrideable])
+        if release >= (1, 24) and overrideable
+        else contextlib.nullcontext()
+    )
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
@@ -136,7 +186,9 @@ def _judge(result: Result) -> Finding:
         seen += f", {figures['memory peak'] / 1e9:.2f} GB"
     if "launches a step" in figures:
         seen += f", {figures['launches a step']} launches and {figures['host reads a step']} host reads a step"
-    odd = [f"{text} ({figures[name]:.0f})" for name, text in SLOW_WORDS.items() if figures.get(name)]
+    odd = [
+        f"{text} ({figures[name]:.0f})" for name, text in SLOW_WORDS.items() if figures.get(name)
+    ]
     if figures.get("host reads a step") and not figures["reads freely"]:
         odd.append("the host waits for values")
     if not odd:

@@ -17,7 +17,19 @@ from typing import Any
 
 from dino.config import change
 from dino.training.config import TrainConfig
-from dino.verify.base import FAIL, FORMATS, NOT_RUN, PASS, THREADS, Bench, Finding, Result, Setting, Variant, accept
+from dino.verify.base import (
+    FAIL,
+    FORMATS,
+    NOT_RUN,
+    PASS,
+    THREADS,
+    Bench,
+    Finding,
+    Result,
+    Setting,
+    Variant,
+    accept,
+)
 
 TITLE = "short training"
 REFERENCE = "CPU"
@@ -27,7 +39,12 @@ RATE = 0.003  # the peak learning rate for a batch of 256
 METHOD = {
     **{"patch_size": 8, "in_chans": 1, "use_bn_in_head": True, "drop_path_rate": 0.0},
     **{"global_crops_scale": (0.5, 1.0), "local_crops_scale": (0.2, 0.5), "local_crops_number": 2},
-    **{"momentum_teacher": 0.99, "warmup_teacher_temp": 0.03, "teacher_temp": 0.03, "warmup_epochs": 1},
+    **{
+        "momentum_teacher": 0.99,
+        "warmup_teacher_temp": 0.03,
+        "teacher_temp": 0.03,
+        "warmup_epochs": 1,
+    },
     **{"min_lr": 1e-5, "weight_decay_end": 0.1, "saveckp_freq": 0, "num_workers": 0},
 }
 ALIGNED = {"arch": "vit_mini", "global_crops_size": 32, "local_crops_size": 16}
@@ -58,16 +75,25 @@ class Size:
 
 SIZES = {
     "full": Size(
-        settings={"arch": "vit_micro", "global_crops_size": 40, "local_crops_size": 24, "out_dim": 256},
+        settings={
+            "arch": "vit_micro",
+            "global_crops_size": 40,
+            "local_crops_size": 24,
+            "out_dim": 256,
+        },
         epochs=20,
         batch=32,
         steps=10,
         held_out=50,
-        rounding={"fp32": 2e-4, "bf16": 2e-2},  # bf16 is assumed, seven times quick's: not measured at this size
+        rounding={
+            "fp32": 2e-4,
+            "bf16": 2e-2,
+        },  # bf16 is assumed, seven times quick's: not measured at this size
         knn=4.0,
     ),
     "quick": Size(
-        settings=ALIGNED | {"out_dim": 64, "in_chans": 3, "use_bn_in_head": False},  # what step 5 compiled
+        settings=ALIGNED
+        | {"out_dim": 64, "in_chans": 3, "use_bn_in_head": False},  # what step 5 compiled
         epochs=4,
         batch=4,
         steps=5,
@@ -101,7 +127,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 
 def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
-    """One training with `more` settings; `losses` by epoch, and `knn`, the top-1 accuracy in per cent."""
+    """One training with `more` settings; `losses` by epoch, and `knn`, the top-1 accuracy in %."""
     from dino.data.demo import CLASSES, DemoSpec, build_demo
     from dino.evaluation.knn import build_online_knn
     from dino.runtime.metrics import LOG_FILE
@@ -110,20 +136,29 @@ def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
 
     bench.say("drawing the images")
     per_class = -(-size.batch * size.steps // len(CLASSES))
-    root = build_demo(DemoSpec(train_per_class=per_class, val_per_class=size.held_out), bench.setting.folder)
-    lengths = {"epochs": size.epochs, "eval_knn_every": size.epochs, "batch_size_per_device": size.batch}
+    root = build_demo(
+        DemoSpec(train_per_class=per_class, val_per_class=size.held_out), bench.setting.folder
+    )
+    lengths = {
+        "epochs": size.epochs,
+        "eval_knn_every": size.epochs,
+        "batch_size_per_device": size.batch,
+    }
     ours = {"lr": RATE, "data_path": str(root / "train"), **lengths}
-    options = change(TrainConfig(), {**METHOD, **size.settings, **ours, **more})
-    source = check_options(options)
+    config = change(TrainConfig(), {**METHOD, **size.settings, **ours, **more})
+    source = check_options(config)
     score = build_online_knn(
-        options.data,
+        config.data,
         bench.opened,
-        image_size=options.crops.global_crops_size,
-        in_chans=options.student.chosen_in_chans,
+        image_size=config.crops.global_crops_size,
+        in_chans=config.student.chosen_in_chans,
     )
     bench.say(f"{size.epochs * size.steps} steps")
-    Trainer(options, source, bench.opened, score).train()
-    lines = [json.loads(line) for line in Path(options.run.output_dir, LOG_FILE).read_text("utf-8").splitlines()]
+    Trainer(config, source, bench.opened, score).train()
+    lines = [
+        json.loads(line)
+        for line in Path(config.run.output_dir, LOG_FILE).read_text("utf-8").splitlines()
+    ]
     return {"losses": [line["train_loss"] for line in lines], "knn": lines[-1]["knn_top1"]}
 
 
@@ -140,24 +175,35 @@ def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
 
 def _tell_reference(result: Result) -> Finding:
     losses, knn = (result.figures or {})["losses"], (result.figures or {})["knn"]
-    return accept(result, PASS, f"the reference: loss {losses[0]:.3f} to {losses[-1]:.3f}, k-NN {knn:.1f} %")
+    return accept(
+        result, PASS, f"the reference: loss {losses[0]:.3f} to {losses[-1]:.3f}, k-NN {knn:.1f} %"
+    )
 
 
 def _judge(result: Result, reference: Mapping[str, Any] | None, size: Size) -> Finding:
     figures = result.figures or {}
     seen = f"loss {_show(figures['losses'][0])} to {_show(figures['losses'][-1])}, k-NN {figures['knn']:.1f} %"
     if reference is None:
-        return accept(result, NOT_RUN, f"{seen}; the CPU's own training is missing, with which it would be compared")
+        return accept(
+            result,
+            NOT_RUN,
+            f"{seen}; the CPU's own training is missing, with which it would be compared",
+        )
     gap = find_gap(figures["losses"], reference["losses"])
     lost = reference["knn"] - figures["knn"]
-    limits = {"loss": max(LEAST, FACTOR * size.rounding[result.variant.precision]), "k-NN": size.knn}
+    limits = {
+        "loss": max(LEAST, FACTOR * size.rounding[result.variant.precision]),
+        "k-NN": size.knn,
+    }
     more = {"loss gap": gap, "k-NN lost": lost, "limits": limits}
     apart = f"a point of the loss curve is {gap:.3f} from the CPU's (at most {limits['loss']:.3f})"
     if gap <= limits["loss"] and lost <= limits["k-NN"]:
         return accept(result, PASS, f"{seen}; {apart}", **more)
     worse = f"k-NN {figures['knn']:.1f} % where the CPU has {reference['knn']:.1f} %"
     remedy = f"do not train in this mode ({result.variant.mode}): it learns something else, without an error"
-    return accept(result, FAIL, f"{apart}; {worse} (at most {limits['k-NN']:.1f} less)", remedy, **more)
+    return accept(
+        result, FAIL, f"{apart}; {worse} (at most {limits['k-NN']:.1f} less)", remedy, **more
+    )
 
 
 def find_gap(losses: Sequence[float | None], reference: Sequence[float | None]) -> float:

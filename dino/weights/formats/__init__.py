@@ -85,7 +85,9 @@ class Format:
 def list_formats() -> dict[str, Format]:
     """Every format of the folder by the name of its module, in the order in which they are asked."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
-    found: dict[str, Format] = {name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names}
+    found: dict[str, Format] = {
+        name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names
+    }
     return dict(sorted(found.items(), key=lambda pair: (pair[1].rank, pair[0])))
 
 

@@ -44,7 +44,11 @@ OUTSIDE_BLOCKS = {
 IN_BLOCKS = {
     "norm1": ("layernorm_before",),
     # one matrix here, (3 D, D), is three there
-    "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "attn.qkv": (
+        "attention.attention.query",
+        "attention.attention.key",
+        "attention.attention.value",
+    ),
     "attn.proj": ("attention.output.dense",),
     "norm2": ("layernorm_after",),
     "mlp.fc1": ("intermediate.dense",),
@@ -81,7 +85,9 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     from dino import checkpoint
 
     named = [(name.removeprefix("vit."), tensor) for name, tensor in tensors.items()]
-    return from_hugging_face(checkpoint.join_unique(named)) if is_hugging_face(dict(named)) else None
+    return (
+        from_hugging_face(checkpoint.join_unique(named)) if is_hugging_face(dict(named)) else None
+    )
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,8 +101,13 @@ def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from dino import checkpoint
 
     left, ours = dict(tensors), {}
-    for name, theirs in _name_pairs(len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")})):
-        if all(part in left and left[part].ndim for part in theirs) and len({left[part].shape for part in theirs}) == 1:
+    for name, theirs in _name_pairs(
+        len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")})
+    ):
+        if (
+            all(part in left and left[part].ndim for part in theirs)
+            and len({left[part].shape for part in theirs}) == 1
+        ):
             parts = [left.pop(part) for part in theirs]
             ours[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return checkpoint.join_unique([*left.items(), *ours.items()])
@@ -139,12 +150,19 @@ def read_folder(word: str) -> dict[str, Any]:
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if file is None:
         raise CheckpointError(f"{path} holds none of {', '.join(WEIGHTS)}")
-    about = _read_json(path / "preprocessor_config.json") if (path / "preprocessor_config.json").exists() else {}
+    about = (
+        _read_json(path / "preprocessor_config.json")
+        if (path / "preprocessor_config.json").exists()
+        else {}
+    )
     normalization = {"mean": about.get("image_mean"), "std": about.get("image_std")}
     tensors = select_network(read_weights(str(file)), "state_dict", file)
     return {
         "state_dict": tensors,
-        "args": {"arch": _find_arch(config, path), "image_size": _check_input(config, tensors, path)},
+        "args": {
+            "arch": _find_arch(config, path),
+            "image_size": _check_input(config, tensors, path),
+        },
         "normalisation": normalization if all(normalization.values()) else None,
     }
 
@@ -165,9 +183,18 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
 
     wanted = {**FIXED, "layer_norm_eps": LAYER_NORM_EPS}
     if config["layer_norm_eps"] == USUAL_EPS:
-        logger.info("%s: layer_norm_eps %g, transformers' default; computed with %g", path, USUAL_EPS, LAYER_NORM_EPS)
+        logger.info(
+            "%s: layer_norm_eps %g, transformers' default; computed with %g",
+            path,
+            USUAL_EPS,
+            LAYER_NORM_EPS,
+        )
         wanted["layer_norm_eps"] = USUAL_EPS
-    other = [f"{name} {config.get(name)!r}, wants {own!r}" for name, own in wanted.items() if config.get(name) != own]
+    other = [
+        f"{name} {config.get(name)!r}, wants {own!r}"
+        for name, own in wanted.items()
+        if config.get(name) != own
+    ]
     if other:
         raise WeightsError(f"{path} is another network than this project's ViT: {'; '.join(other)}")
 
@@ -185,13 +212,20 @@ def _check_input(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
     if not is_vision_transformer(ours):
         return []  # what is missing is listed later
     size, patch, channels = (config[name] for name in ("image_size", "patch_size", "num_channels"))
-    height, width = sides = list(size) if isinstance(size, list) and len(size) == 2 else [size, size]
+    height, width = sides = (
+        list(size) if isinstance(size, list) and len(size) == 2 else [size, size]
+    )
     try:
         said = (channels, patch, patch), 1 + (height // patch) * (width // patch)
     except (TypeError, ZeroDivisionError) as error:
-        raise WeightsError(f"{path}: image_size {size!r} and patch_size {patch!r} are no numbers of pixels") from error
+        raise WeightsError(
+            f"{path}: image_size {size!r} and patch_size {patch!r} are no numbers of pixels"
+        ) from error
     position = ours["pos_embed"]
-    found = tuple(ours["patch_embed.proj.weight"].shape[1:]), position.shape[1] if position.ndim == 3 else 0
+    found = (
+        tuple(ours["patch_embed.proj.weight"].shape[1:]),
+        position.shape[1] if position.ndim == 3 else 0,
+    )
     if said != found:
         raise WeightsError(
             f"{path}: image_size {size}, patch_size {patch}, num_channels {channels} of "
@@ -208,7 +242,12 @@ def _find_arch(config: Mapping[str, Any], path: Path) -> str:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     wanted = tuple(config.get(name) for name in names)
     for arch, shape in VITS.items():
-        if wanted == (shape.embed_dim, shape.depth, shape.heads, int(shape.embed_dim * shape.mlp_ratio)):
+        if wanted == (
+            shape.embed_dim,
+            shape.depth,
+            shape.heads,
+            int(shape.embed_dim * shape.mlp_ratio),
+        ):
             return arch
     named = ", ".join(f"{name} {value}" for name, value in zip(names, wanted, strict=True))
     raise WeightsError(f"{path}: no architecture of this project has {named}")
@@ -228,7 +267,9 @@ def write_folder(network: Network, target: Path) -> None:
 
     if not (network.is_plain_vit and network.arch):
         other = network.arch or "a network whose number of heads is not known"
-        raise WeightsError(f"{network.origin}: transformers' ViT has the shapes of vit_small and the like, not {other}")
+        raise WeightsError(
+            f"{network.origin}: transformers' ViT has the shapes of vit_small and the like, not {other}"
+        )
     make_output_folder(str(target), "`file_out`")
     for name, content in {
         "config.json": describe(network),

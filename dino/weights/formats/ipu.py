@@ -63,9 +63,19 @@ def convert_checkpoint(config: IpuCheckpointConfig) -> None:
     state = admit(checkpoint.load_file(source), source)
     theirs = is_published(state)
     checkpoint.save_file(target, read_published(state) if theirs else write_published(state))
-    logger.info("%s: %s, of the other form in %s", target, "ours" if theirs else "of the published IPU code", source)
+    logger.info(
+        "%s: %s, of the other form in %s",
+        target,
+        "ours" if theirs else "of the published IPU code",
+        source,
+    )
 
 
 FORMAT = Format(
-    rank=3, split=split_ipu, keys=("model",), kind=name_kind, config=IpuCheckpointConfig, run=convert_checkpoint
+    rank=3,
+    split=split_ipu,
+    keys=("model",),
+    kind=name_kind,
+    config=IpuCheckpointConfig,
+    run=convert_checkpoint,
 )

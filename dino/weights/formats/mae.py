@@ -11,7 +11,9 @@ from typing import Any
 from dino.errors import WeightsError
 from dino.weights.formats import Contents, Format
 
-MAE = "mae"  # an architecture's name: the ViT of a masked autoencoder's file, which its tensors tell
+MAE = (
+    "mae"  # an architecture's name: the ViT of a masked autoencoder's file, which its tensors tell
+)
 NETWORKS = {  # and what its own code calls it (models_mae.py); the tensors tell the patch
     "mae_vit_base_patch16": "vit_base",
     "mae_vit_large_patch16": "vit_large",
@@ -37,7 +39,8 @@ def name_encoder(arch: str, guessed: Mapping[str, Any]) -> str:
     """
     if "arch" not in guessed:
         raise WeightsError(
-            f"`arch` {MAE} wants `pretrained_weights` with the encoder of a masked autoencoder (a ViT)", value=MAE
+            f"`arch` {MAE} wants `pretrained_weights` with the encoder of a masked autoencoder (a ViT)",
+            value=MAE,
         )
     return NETWORKS.get(arch, str(guessed["arch"]))
 

@@ -26,7 +26,9 @@ EXTRAS = ("onnx", "onnxscript")
 TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each node
 LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
 INPUT, OUTPUT = "images", "features"  # names in the graph
-MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 refuses one without end, as it could be the number that ends a slice
+MOST_IMAGES = (
+    2**31 - 1
+)  # of a batch: torch 2.5 refuses one without end, as it could be the number that ends a slice
 BATCHES = (1, 3)  # sizes at which the graph is compared with the network
 CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
 
@@ -60,10 +62,21 @@ def write_onnx(config: ConversionConfig) -> None:
         write_graph(backbone.module, images, draft)
         difference = compare(backbone.module, images, draft)
     expected = build_normalization(backbone.in_chans, backbone.normalization)
-    logger.info("images are to be normalised: levels of 0 to 1, mean %s, std %s", expected.mean, expected.std)
+    logger.info(
+        "images are to be normalized: levels of 0 to 1, mean %s, std %s",
+        expected.mean,
+        expected.std,
+    )
     count = len(found.matched.tensors)
-    logger.info("%s: %d of %d tensors matched, for images %s", target, count, count, list(images.shape[1:]))
-    result = {"output": str(target), "matched": count, "images": list(images.shape[1:]), "difference": difference}
+    logger.info(
+        "%s: %d of %d tensors matched, for images %s", target, count, count, list(images.shape[1:])
+    )
+    result = {
+        "output": str(target),
+        "matched": count,
+        "images": list(images.shape[1:]),
+        "difference": difference,
+    }
     write_result(config.report.json, result)
 
 
@@ -75,7 +88,9 @@ def check_extras() -> None:
     """
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
-        raise OptionError(f"ONNX graphs are written by {', '.join(missing)}: pip install {' '.join(missing)}")
+        raise OptionError(
+            f"ONNX graphs are written by {', '.join(missing)}: pip install {' '.join(missing)}"
+        )
 
 
 def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
@@ -91,7 +106,8 @@ def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
     if isinstance(backbone.module, VisionTransformer):
         if min(height, width) < backbone.patch_size:
             raise OptionError(
-                f"`input_size` {height} {width} is smaller than a patch, {backbone.patch_size} pixels", value=height
+                f"`input_size` {height} {width} is smaller than a patch, {backbone.patch_size} pixels",
+                value=height,
             )
         backbone.module.fix_size(height, width)
     generator = torch.Generator().manual_seed(0)
@@ -113,14 +129,18 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
 
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     if size >= LARGEST:
-        raise OptionError(f"an ONNX file holds up to 2 GiB, and this network has {size / 2**30:.1f}")
+        raise OptionError(
+            f"an ONNX file holds up to 2 GiB, and this network has {size / 2**30:.1f}"
+        )
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     with atomic_write(target, "`file_out`") as temporary:
         try:
             export(module, images, temporary)
         except RuntimeError as error:
-            logger.info("torch %s cannot export this network as a program: it is traced", torch.__version__)
+            logger.info(
+                "torch %s cannot export this network as a program: it is traced", torch.__version__
+            )
             logger.debug("why it is traced", exc_info=error)
             trace(module, images, temporary)
 
@@ -155,7 +175,9 @@ def trace(module: nn.Module, images: Tensor, target: Path) -> None:
     axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     names: Any = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_axes": axes}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TracerWarning)  # sizes become constants, as they are meant to
+        warnings.simplefilter(
+            "ignore", TracerWarning
+        )  # sizes become constants, as they are meant to
         warnings.simplefilter("ignore", DeprecationWarning)  # of tracing itself
         try:
             torch.onnx.export(module, (images,), str(target), dynamo=False, verbose=False, **names)
@@ -191,9 +213,14 @@ def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
         features = torch.from_numpy(session.run(None, {"images": images[:batch].numpy()})[0])
         worst = max(worst, float((features - expected).abs().max() / expected.abs().max()))
     if not worst <= CLOSE:
-        raise WeightsError(f"{target.name} gives other features than the network: they differ by {worst:.1e}")
+        raise WeightsError(
+            f"{target.name} gives other features than the network: they differ by {worst:.1e}"
+        )
     logger.info(
-        "%s: features of %s images equal the network's within %.1e", target.name, " and ".join(map(str, BATCHES)), worst
+        "%s: features of %s images equal the network's within %.1e",
+        target.name,
+        " and ".join(map(str, BATCHES)),
+        worst,
     )
     return worst
 

@@ -33,7 +33,8 @@ def name_kind(contents: Contents) -> str:
         "published weights of the original": contents.word.startswith(HUB_PREFIX),
         "checkpoint of this project": isinstance(args, Mapping) and "student" in networks,
         "backbone of this project": isinstance(args, Mapping) and "teacher" in networks,
-        "checkpoint of the original": isinstance(args, argparse.Namespace) and "student" in networks,
+        "checkpoint of the original": isinstance(args, argparse.Namespace)
+        and "student" in networks,
         "linear layer": bool(names) and all(name.startswith("linear.") for name in names),
     }
     return next((kind for kind, holds in kinds.items() if holds), "")

@@ -28,7 +28,18 @@ NAME_TABLE = "StructuredToParameterName@@"  # Paddle's internal names; nothing n
 SLICES = "UnpackBigParamInfor@@"  # how tensors over 1 GiB were cut (pickle protocols 2 and 3)
 DTYPES = {"f2", "f4", "f8", "u1", "u2", "i1", "i2", "i4", "i8", "b1"}
 BROKEN = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError)
-FORMATS = {"bfloat16", "float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool"}
+FORMATS = {
+    "bfloat16",
+    "float16",
+    "float32",
+    "float64",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+}
 PROTOCOL = 4  # of the pickle; paddle.load takes 2 to 4
 
 
@@ -62,7 +73,10 @@ def read_pdparams(word: str) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     state = read_safetensors(path) if start[8:] == b"{" else read_paddle(path)
-    networks = {name: transpose_linear(value) if isinstance(value, dict) else value for name, value in state.items()}
+    networks = {
+        name: transpose_linear(value) if isinstance(value, dict) else value
+        for name, value in state.items()
+    }
     return transpose_linear(networks)
 
 
@@ -81,19 +95,25 @@ def read_paddle(path: Path) -> dict[str, Any]:
     try:
         content = plain_pickle.loads(path.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}, and a dictionary of arrays is wanted")
+            raise ValueError(
+                f"it holds a {type(content).__name__}, and a dictionary of arrays is wanted"
+            )
         return _translate(content)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except BROKEN as error:
-        raise CheckpointError(f"{path} is damaged or no file of Paddle's weights: {error}") from error
+        raise CheckpointError(
+            f"{path} is damaged or no file of Paddle's weights: {error}"
+        ) from error
 
 
 def _translate(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Arrays to tensors; a network may lie one dictionary deeper."""
     import numpy as np
 
-    found = {name: _unwrap(value) for name, value in content.items() if name not in {NAME_TABLE, SLICES}}
+    found = {
+        name: _unwrap(value) for name, value in content.items() if name not in {NAME_TABLE, SLICES}
+    }
     for name, cut in content.get(SLICES, {}).items():
         pieces = [_check_array(piece, found.pop(_check_name(piece))) for piece in cut["slices"]]
         found[name] = np.concatenate(pieces).reshape(tuple(cut["OriginShape"]))
@@ -105,7 +125,9 @@ def _translate_value(name: str, value: Any) -> Any:
         return _to_tensor(name, value)
     if isinstance(value, dict):
         inner = {_check_name(part): _unwrap(content) for part, content in value.items()}
-        return {part: _to_tensor(part, one) if _is_array(one) else one for part, one in inner.items()}
+        return {
+            part: _to_tensor(part, one) if _is_array(one) else one for part, one in inner.items()
+        }
     return value
 
 
@@ -134,7 +156,9 @@ def _check_array(name: Any, array: Any) -> np.ndarray:
     found: np.ndarray = np.asarray(array) if _is_array(array) else np.empty(0, object)
     kind = found.dtype.str.lstrip("<|")
     if kind not in DTYPES:
-        raise ValueError(f"the array {name} has the dtype {kind!r}, and little-endian numbers are read")
+        raise ValueError(
+            f"the array {name} has the dtype {kind!r}, and little-endian numbers are read"
+        )
     return found
 
 
@@ -173,12 +197,16 @@ def write_paddle(network: Network, target: Path) -> None:
     from dino.weights.convert import BACKBONE, LINEAR
 
     if not network.is_plain_vit:
-        raise WeightsError(f"{network.origin}: PASSL has the paper's vision transformers alone, not {network.arch}")
+        raise WeightsError(
+            f"{network.origin}: PASSL has the paper's vision transformers alone, not {network.arch}"
+        )
     named = {f"{BACKBONE}{name}": tensor for name, tensor in network.tensors.items()}
     named |= {f"{LINEAR[0]}{name}": tensor for name, tensor in network.linear.items()}
     other = {str(tensor.dtype).removeprefix("torch.") for tensor in named.values()} - FORMATS
     if other:
-        raise WeightsError(f"{network.origin} holds {', '.join(sorted(other))}, which Paddle's files have not")
+        raise WeightsError(
+            f"{network.origin} holds {', '.join(sorted(other))}, which Paddle's files have not"
+        )
     arrays = {name: to_array(tensor) for name, tensor in transpose_linear(named).items()}
     with atomic_write(target, "`file_out`") as temporary, temporary.open("wb") as file:
         pickle.dump(arrays, file, protocol=PROTOCOL)

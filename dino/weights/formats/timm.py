@@ -87,14 +87,18 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
             backbone: nn.Module = whole
             return backbone
         overlay = {"state_dict": _read_mirrored(name, mirrored), "num_classes": 0}
-        mended: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        mended: nn.Module = timm.create_model(
+            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
+        )
         return mended
     except DinoError:
         raise
     except Exception as error:  # timm's renaming of old files raises anything on a foreign one
         reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
         if mirrored:
-            raise WeightsError(f"{mirrored} is not {TIMM_PREFIX}{name} ({reason}): replace or remove it") from error
+            raise WeightsError(
+                f"{mirrored} is not {TIMM_PREFIX}{name} ({reason}): replace or remove it"
+            ) from error
         remedy = f"set {MIRROR} to a folder that holds {name}{ENDING}, or name a file"
         raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({reason}): {remedy}") from error
 
@@ -106,7 +110,9 @@ def _read_mirrored(name: str, mirrored: Path) -> dict[str, Tensor]:
     from dino.weights.read import read_weights, select_network
 
     timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
-    tensors = checkpoint.strip_prefixes(select_network(read_weights(str(mirrored)), "state_dict", mirrored))
+    tensors = checkpoint.strip_prefixes(
+        select_network(read_weights(str(mirrored)), "state_dict", mirrored)
+    )
     layers = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
     for layer in (layers,) if isinstance(layers, str) else layers:
         for part in ("weight", "bias"):
@@ -132,11 +138,18 @@ def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
     sizes = (cast(int, model.num_features), count_blocks(tensors))
     for arch, shape in VITS.items():
         if (shape.embed_dim, shape.depth) == sizes and not shape.conv_stem:
-            twin = build_backbone(arch, patch_size=patch_size, in_chans=channels, img_size=size).eval()
+            twin = build_backbone(
+                arch, patch_size=patch_size, in_chans=channels, img_size=size
+            ).eval()
             if _shapes(twin.state_dict()) == _shapes(tensors):
                 twin.load_state_dict(tensors)
                 if _compute_the_same(twin, model, (1, channels, size, size)):
-                    return {"arch": arch, "patch_size": patch_size, "in_chans": channels, "global_crops_size": size}
+                    return {
+                        "arch": arch,
+                        "patch_size": patch_size,
+                        "in_chans": channels,
+                        "global_crops_size": size,
+                    }
     return None
 
 
@@ -169,10 +182,15 @@ def write_timm(network: Network, target: Path) -> None:
     from dino.models.registry import list_timm_shapes
 
     name, settings = name_model(network)
-    wanted, own = list_timm_shapes(name, settings), {key: tensor.shape for key, tensor in network.tensors.items()}
+    wanted, own = (
+        list_timm_shapes(name, settings),
+        {key: tensor.shape for key, tensor in network.tensors.items()},
+    )
     wrong = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
     if wrong:
-        raise WeightsError(f"timm's {name} has other tensors than {network.origin}: {', '.join(wrong[:10])}")
+        raise WeightsError(
+            f"timm's {name} has other tensors than {network.origin}: {', '.join(wrong[:10])}"
+        )
     tensors = {key: tensor.contiguous() for key, tensor in network.tensors.items()}
     with atomic_write(target, "`file_out`") as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": "pt", "architecture": name}))
@@ -188,9 +206,13 @@ def name_model(network: Network) -> tuple[str, dict[str, Any]]:
     from dino.models.registry import describe_in_timm
 
     if not network.arch:
-        raise WeightsError(f"{network.origin}: the number of its heads is not known, so timm's network is not either")
+        raise WeightsError(
+            f"{network.origin}: the number of its heads is not known, so timm's network is not either"
+        )
     size = network.grid_size if network.is_plain_vit else network.image_size
-    return describe_in_timm(network.arch, patch_size=network.patch_size, in_chans=network.in_chans, image_size=size)
+    return describe_in_timm(
+        network.arch, patch_size=network.patch_size, in_chans=network.in_chans, image_size=size
+    )
 
 
 def phrase_loading(network: Network, target: Path) -> str:

@@ -44,7 +44,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     args = {"arch": "vit_mini", "patch_size": 8, "global_crops_size": SIZE}
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
-    torch.save({"teacher": build_backbone("vit_mini", patch_size=8, img_size=SIZE).state_dict(), "args": args}, path)
+    torch.save(
+        {
+            "teacher": build_backbone("vit_mini", patch_size=8, img_size=SIZE).state_dict(),
+            "args": args,
+        },
+        path,
+    )
     return path
 
 
@@ -68,25 +74,39 @@ def compute_tokens(images: Path, weights: Path, names: list[str] = NAMES) -> lis
     model.load_state_dict(torch.load(weights)["teacher"])
     views = torch.stack([center_crop(read_image(images / name), SIZE) for name in names])
     with torch.no_grad():
-        return [layer.numpy() for layer in model.get_intermediate_layers(build_normalization(3)(views), 3)]
+        return [
+            layer.numpy()
+            for layer in model.get_intermediate_layers(build_normalization(3)(views), 3)
+        ]
 
 
-def test_each_image_has_the_networks_output(words: list[str], images: Path, weights: Path, tmp_path: Path) -> None:
+def test_each_image_has_the_networks_output(
+    words: list[str], images: Path, weights: Path, tmp_path: Path
+) -> None:
     found = extract(tmp_path / "f.npz", *words, "--json", tmp_path / "told")
     assert found["names"].tolist() == NAMES  # of all splits, in order
     assert found["classes"].tolist() == ["ant", "bee"]
     assert found["labels"].tolist() == [name.split("/")[1] == "bee" for name in NAMES]
     assert found["features"].dtype == np.float32
-    np.testing.assert_allclose(found["features"], compute_tokens(images, weights)[-1][:, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        found["features"], compute_tokens(images, weights)[-1][:, 0], atol=1e-5
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"f.npz", "told"}
     told = json.loads((tmp_path / "told").read_text())
     assert (told["images"], told["arrays"]) == (COUNT, {"features": [COUNT, 96]})
 
 
-def test_layers_and_patches_are_those_asked_for(words: list[str], images: Path, weights: Path, tmp_path: Path) -> None:
+def test_layers_and_patches_are_those_asked_for(
+    words: list[str], images: Path, weights: Path, tmp_path: Path
+) -> None:
     tokens = compute_tokens(images, weights)
     found = extract(tmp_path / "f.npz", *words, "--layers", 3, 1, "--patches")
-    assert {name for name in found if "_" in name} == {"features_1", "features_3", "patches_1", "patches_3"}
+    assert {name for name in found if "_" in name} == {
+        "features_1",
+        "features_3",
+        "patches_1",
+        "patches_3",
+    }
     for layer in (1, 3):
         np.testing.assert_allclose(found[f"features_{layer}"], tokens[layer - 1][:, 0], atol=1e-5)
         grid = tokens[layer - 1][:, 1:].reshape(COUNT, 2, 2, 96)
@@ -135,7 +155,9 @@ def test_every_kind_of_file_is_written(kind: str, words: list[str], tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == [f"f{kind}"]
     if kind == ".safetensors":
         expected = extract(tmp_path / "f.npz", *words)
-        assert np.array_equal(load_file(tmp_path / "f.safetensors")["features"], expected["features"])
+        assert np.array_equal(
+            load_file(tmp_path / "f.safetensors")["features"], expected["features"]
+        )
 
 
 def test_a_flat_folder_has_no_labels(words: list[str], tmp_path: Path) -> None:
@@ -145,17 +167,33 @@ def test_a_flat_folder_has_no_labels(words: list[str], tmp_path: Path) -> None:
 
 
 def test_other_networks_give_one_vector(images: Path, tmp_path: Path) -> None:
-    words = ("--data_path", images / "val", "--random_weights", "--arch", "shufflenet_v2_x0_5", "--num_workers", 0)
+    words = (
+        "--data_path",
+        images / "val",
+        "--random_weights",
+        "--arch",
+        "shufflenet_v2_x0_5",
+        "--num_workers",
+        0,
+    )
     assert extract(tmp_path / "f.npz", *words)["features"].shape == (4, 1024)
-    with pytest.raises(OptionError, match="`patches` and `layers` need a vision transformer; shufflenet_v2_x0_5"):
+    with pytest.raises(
+        OptionError, match="`patches` and `layers` need a vision transformer; shufflenet_v2_x0_5"
+    ):
         extract(tmp_path / "f.npz", *words, "--patches")
 
 
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (("--output", "f.txt"), r"`output` f\.txt must end in \.npz, \.safetensors, \.parquet, \.csv"),
-        (("--output", "nowhere/f.npz"), r"`output` nowhere/f\.npz cannot be written; name a file in a folder"),
+        (
+            ("--output", "f.txt"),
+            r"`output` f\.txt must end in \.npz, \.safetensors, \.parquet, \.csv",
+        ),
+        (
+            ("--output", "nowhere/f.npz"),
+            r"`output` nowhere/f\.npz cannot be written; name a file in a folder",
+        ),
         (("--output", "f.csv", "--patches"), r"`patches` does not fit into a \.csv"),
         (("--output", "f.npz", "--layers", "4"), "`layers` 4: vit_mini has 3 blocks"),
         (("--output", "f.npz", "--layers", "0"), "--layers must be >= "),
@@ -164,7 +202,11 @@ def test_other_networks_give_one_vector(images: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_one_line(
-    words: list[str], more: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    more: tuple[str, ...],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((OptionError, DataError), match=named):
@@ -185,13 +227,16 @@ def test_a_disk_that_is_too_small_is_refused_with_both_sizes(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
     with pytest.raises(
-        OptionError, match=r"needs 5\.376e-05 GB .*\(2 x 14 images x 480 float32\) and 5e-05 GB are free"
+        OptionError,
+        match=r"needs 5\.376e-05 GB .*\(2 x 14 images x 480 float32\) and 5e-05 GB are free",
     ):
         extract(tmp_path / "f.npz", *words, "--patches")
     assert extract(tmp_path / "f.npz", *words)["features"].shape == (COUNT, 96)
 
 
-def test_a_bad_image_leaves_the_old_file_and_nothing_else(words: list[str], images: Path, tmp_path: Path) -> None:
+def test_a_bad_image_leaves_the_old_file_and_nothing_else(
+    words: list[str], images: Path, tmp_path: Path
+) -> None:
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "val" / "bee" / "001.png").write_bytes(b"no picture")
     (tmp_path / "out").mkdir()
@@ -208,9 +253,13 @@ def test_a_name_that_is_no_text_is_refused(words: list[str], tmp_path: Path) -> 
         extract(tmp_path / "f.npz", *words, "--data_path", folder)
 
 
-def test_shared_photos_have_rows_in_order(words: list[str], shared_data: Path, weights: Path, tmp_path: Path) -> None:
+def test_shared_photos_have_rows_in_order(
+    words: list[str], shared_data: Path, weights: Path, tmp_path: Path
+) -> None:
     folder = shared_data / "photos" / "val"
-    found = extract(tmp_path / "f.npz", *words, "--data_path", folder, "--batch_size_per_device", 64)
+    found = extract(
+        tmp_path / "f.npz", *words, "--data_path", folder, "--batch_size_per_device", 64
+    )
     names = found["names"].tolist()
     assert names == sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.jpg"))
     some = slice(3, None, 97)
@@ -229,4 +278,6 @@ def test_a_stray_image_takes_the_labels_away_with_a_line(
 
 def test_scratch_files_have_their_space_from_the_start(tmp_path: Path) -> None:
     array = feature_file._make_array(tmp_path / "a.npy", (1000, 64))
-    assert array.shape == (1000, 64) and (tmp_path / "a.npy").stat().st_blocks * 512 >= 4 * 64 * 1000
+    assert (
+        array.shape == (1000, 64) and (tmp_path / "a.npy").stat().st_blocks * 512 >= 4 * 64 * 1000
+    )

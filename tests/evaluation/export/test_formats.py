@@ -16,7 +16,13 @@ from safetensors import safe_open
 
 from dino.data.image_source import ImageSource
 from dino.evaluation.export import formats
-from dino.evaluation.export.formats import Arrays, write_csv, write_npz, write_parquet, write_safetensors
+from dino.evaluation.export.formats import (
+    Arrays,
+    write_csv,
+    write_npz,
+    write_parquet,
+    write_safetensors,
+)
 
 NAMES = ("ant/a.png", 'bee/b, "c".png', "bee/ü.png")
 LABELLED = ImageSource(root=Path("x"), names=NAMES, labels=(0, 1, 1), classes=("ant", "bee"))
@@ -48,8 +54,13 @@ def read_safetensors(path: Path) -> Found:
 def read_parquet(path: Path) -> Found:
     table = pyarrow.parquet.read_table(path)
     columns = table.to_pydict()
-    shapes = {field.name: json.loads(field.metadata[b"shape"]) for field in table.schema if field.metadata}
-    arrays = {name: np.array(columns[name], np.float32).reshape(-1, *shape) for name, shape in shapes.items()}
+    shapes = {
+        field.name: json.loads(field.metadata[b"shape"]) for field in table.schema if field.metadata
+    }
+    arrays = {
+        name: np.array(columns[name], np.float32).reshape(-1, *shape)
+        for name, shape in shapes.items()
+    }
     if "label" in columns:
         assert [LABELLED.classes[label] for label in columns["label"]] == columns["class"]
     return columns["name"], columns.get("label"), arrays
@@ -97,4 +108,8 @@ def test_lines_of_text_give_the_same_float32_back(
         read = [[line["features_0"], line["features_1"]] for line in lines]
         assert np.array_equal(np.array(read).astype(np.float32), array)
         if source.labels is not None:
-            assert [(line["label"], line["class"]) for line in lines] == [("0", "ant"), ("1", "bee"), ("1", "bee")]
+            assert [(line["label"], line["class"]) for line in lines] == [
+                ("0", "ant"),
+                ("1", "bee"),
+                ("1", "bee"),
+            ]

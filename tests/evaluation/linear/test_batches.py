@@ -13,7 +13,7 @@ COUNT = 11
 
 
 def plan_batches() -> EpochBatches:
-    return EpochBatches(COUNT, 2, seed=3, share=Share(rank=1, world=2))
+    return EpochBatches(COUNT, 2, seed=3, share=Share(rank=1, world_size=2))
 
 
 def test_kept_features_come_in_the_order_of_the_loader() -> None:
@@ -24,4 +24,6 @@ def test_kept_features_come_in_the_order_of_the_loader() -> None:
     found = list(batches.read(4))
     assert len(batches) == len(found) == 2
     for (rows, labels), indices in zip(found, expected, strict=True):
-        assert torch.equal(rows, data.features[indices]) and torch.equal(labels, data.labels[indices])
+        assert torch.equal(rows, data.features[indices]) and torch.equal(
+            labels, data.labels[indices]
+        )

@@ -9,7 +9,14 @@ import torch
 from dino.devices import open_device
 from dino.devices.config import DeviceConfig
 from dino.evaluation.features import Features
-from dino.evaluation.linear.head import LinearHead, LinearInputs, LinearProgram, MomentumSGD, Samples, score_head
+from dino.evaluation.linear.head import (
+    LinearHead,
+    LinearInputs,
+    LinearProgram,
+    MomentumSGD,
+    Samples,
+    score_head,
+)
 from dino.runtime.context import Run
 from dino.runtime.distributed import Launch, Processes
 from tests import hpu_simulator
@@ -20,13 +27,18 @@ RATES = (0.5, 0.4, 0.1, 0.7)
 
 @pytest.fixture
 def run(device: torch.device) -> Run:
-    return Run(device=open_device(DeviceConfig(device=device.type)), processes=Processes(Launch(), "gloo", "env://"))
+    return Run(
+        device=open_device(DeviceConfig(device=device.type)),
+        processes=Processes(Launch(), "gloo", "env://"),
+    )
 
 
 def draw_features(count: int, classes: int = CLASSES) -> Features:
     rng = np.random.RandomState(0)
     rows = torch.as_tensor(rng.standard_normal((count, WIDTH)).astype(np.float32), device="cpu")
-    return Features(features=rows, labels=torch.as_tensor(rng.randint(0, classes, count), device="cpu"))
+    return Features(
+        features=rows, labels=torch.as_tensor(rng.randint(0, classes, count), device="cpu")
+    )
 
 
 def build_head(classes: int = CLASSES) -> LinearHead:
@@ -36,7 +48,10 @@ def build_head(classes: int = CLASSES) -> LinearHead:
 
 def train(run: Run, head: LinearHead, data: Features) -> tuple[MomentumSGD, LinearProgram]:
     """One step a rate over the whole set."""
-    program, optimizer = LinearProgram(head, lambda rows: rows, run.processes), MomentumSGD(head.parameters())
+    program, optimizer = (
+        LinearProgram(head, lambda rows: rows, run.processes),
+        MomentumSGD(head.parameters()),
+    )
     step = run.device.compile_train(program, optimizer, 1)
     for rate in RATES:
         step(Samples(data.features, data.labels), LinearInputs(torch.tensor(rate, device="cpu")))
@@ -78,7 +93,9 @@ def test_the_update_and_its_state_are_those_of_torch(run: Run) -> None:
     for rate in RATES:
         reference.param_groups[0]["lr"] = rate
         reference.zero_grad()
-        torch.nn.functional.cross_entropy(theirs(data.features.to(place)), data.labels.to(place)).backward()
+        torch.nn.functional.cross_entropy(
+            theirs(data.features.to(place)), data.labels.to(place)
+        ).backward()
         reference.step()
     for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one.detach(), two.detach(), rtol=1e-5, atol=1e-7)
@@ -86,7 +103,10 @@ def test_the_update_and_its_state_are_those_of_torch(run: Run) -> None:
     assert state["param_groups"][0]["params"] == expected["param_groups"][0]["params"] == [0, 1]
     for index in (0, 1):
         torch.testing.assert_close(
-            state["state"][index]["momentum_buffer"], expected["state"][index]["momentum_buffer"], rtol=1e-5, atol=1e-7
+            state["state"][index]["momentum_buffer"],
+            expected["state"][index]["momentum_buffer"],
+            rtol=1e-5,
+            atol=1e-7,
         )
     torch.optim.SGD(build_head().parameters(), lr=1.0, momentum=0.9).load_state_dict(state)
     MomentumSGD(build_head().parameters()).load_state_dict(expected)
@@ -102,11 +122,19 @@ def test_another_rate_is_no_new_graph_and_no_host_read(run: Run) -> None:
     )
     for rate in RATES:
         with hpu_simulator.watch() as found:
-            step(Samples(data.features, data.labels), LinearInputs(torch.tensor(rate, device="cpu")))
+            step(
+                Samples(data.features, data.labels), LinearInputs(torch.tensor(rate, device="cpu"))
+            )
         seen.append(found)
     assert seen[0].new_ops
     for found in seen[2:]:
-        assert not (found.new_ops or found.new_graphs or found.host_reads or found.fallbacks or found.float64)
+        assert not (
+            found.new_ops
+            or found.new_graphs
+            or found.host_reads
+            or found.fallbacks
+            or found.float64
+        )
 
 
 @pytest.mark.parametrize("classes", [1, 3, 4, 5, 6])
@@ -115,7 +143,9 @@ def test_the_score_is_that_of_a_plain_loop(classes: int, batch_size: int, run: R
     head, data = build_head(classes), draw_features(23, classes)
     with torch.no_grad():
         head.linear.weight.mul_(50)
-    found = score_head(run.device.compile_eval(head), data, classes=classes, batch_size=batch_size, run=run)
+    found = score_head(
+        run.device.compile_eval(head), data, classes=classes, batch_size=batch_size, run=run
+    )
     top1 = top5 = loss = 0.0
     for row, truth in zip(data.features.numpy(), data.labels.tolist(), strict=True):
         logits = head.linear.weight.detach().cpu().numpy() @ row
@@ -134,8 +164,8 @@ def test_processes_count_every_image_once(monkeypatch: pytest.MonkeyPatch, run: 
     settings = {"classes": CLASSES, "batch_size": 2, "run": run}
     infer = run.device.compile_eval(head)
     whole, parts = score_head(infer, data, **settings), []
-    monkeypatch.setattr(run.processes, "total", lambda sums: sums)
-    monkeypatch.setattr(run.processes, "world", 7)  # two of them have none
+    monkeypatch.setattr(run.processes, "all_reduce_sum", lambda sums: sums)
+    monkeypatch.setattr(run.processes, "world_size", 7)  # two of them have none
     for rank in range(7):
         monkeypatch.setattr(run.processes, "rank", rank)
         parts.append(score_head(infer, data, **settings))

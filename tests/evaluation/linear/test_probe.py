@@ -26,7 +26,14 @@ from dino.data.crops import build_rng, center_crop, random_resized_crop
 from dino.data.decode import read_image
 from dino.data.photometric import build_normalization
 from dino.data.sources import open_labelled_splits
-from dino.errors import CheckpointError, DataError, DinoError, NonFiniteError, OptionError, WeightsError
+from dino.errors import (
+    CheckpointError,
+    DataError,
+    DinoError,
+    NonFiniteError,
+    OptionError,
+    WeightsError,
+)
 from dino.evaluation.linear.head import LinearHead
 from dino.evaluation.linear.task import BEST, CHECKPOINT
 from dino.models.registry import VITS, VitShape, build_backbone
@@ -37,7 +44,9 @@ from tests.running import on_simulated_card, run_alone, run_pair
 
 COLORS = ("black", "blue", "gray", "green", "red", "white")
 TRAIN, TEST, SIZE, BATCH = 8, 3, 16, 8  # images of a class, side of a view, images of a batch
-ACCURACY = re.compile(r"^Accuracy at epoch (\d+) of the network on the 18 test images: ([\d.]+)%$", re.MULTILINE)
+ACCURACY = re.compile(
+    r"^Accuracy at epoch (\d+) of the network on the 18 test images: ([\d.]+)%$", re.MULTILINE
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     args = {"arch": "vit_mini", "patch_size": 8, "global_crops_size": SIZE}
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
-    torch.save({"teacher": build_backbone("vit_mini", patch_size=8, img_size=SIZE).state_dict(), "args": args}, path)
+    torch.save(
+        {
+            "teacher": build_backbone("vit_mini", patch_size=8, img_size=SIZE).state_dict(),
+            "args": args,
+        },
+        path,
+    )
     return path
 
 
@@ -68,7 +83,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(images: Path, weights: Path) -> list[str]:
     """What every run of these tests says."""
     files = ["--data_path", str(images), "--pretrained_weights", str(weights), "--num_workers", "0"]
-    return [*files, "--n_last_blocks", "2", "--batch_size_per_device", str(BATCH), "--lr", "3", "--epochs", "3"]
+    return [
+        *files,
+        "--n_last_blocks",
+        "2",
+        "--batch_size_per_device",
+        str(BATCH),
+        "--lr",
+        "3",
+        "--epochs",
+        "3",
+    ]
 
 
 def run(*words: object) -> None:
@@ -90,7 +115,9 @@ def describe(model: VisionTransformer, pixels: list[torch.Tensor]) -> torch.Tens
     return torch.cat([tokens[:, 0] for tokens in layers], dim=1)
 
 
-def train_plainly(images: Path, weights: Path, epochs: int, stop: int | None = None) -> dict[str, Any]:
+def train_plainly(
+    images: Path, weights: Path, epochs: int, stop: int | None = None
+) -> dict[str, Any]:
     """The original's loop with torch's own optimizer and schedule; gives its checkpoint after `stop` epochs."""
     train, test = open_labelled_splits(str(images))
     model = build_backbone("vit_mini", patch_size=8, img_size=SIZE).eval()
@@ -107,29 +134,48 @@ def train_plainly(images: Path, weights: Path, epochs: int, stop: int | None = N
         order, losses = np.random.default_rng(key).permutation(len(train)).tolist(), []
         for start in range(0, len(train) - BATCH + 1, BATCH):
             batch = order[start : start + BATCH]
-            crops = [random_resized_crop(read_image(train.path(i)), build_rng(0, epoch, i), SIZE) for i in batch]
+            crops = [
+                random_resized_crop(read_image(train.path(i)), build_rng(0, epoch, i), SIZE)
+                for i in batch
+            ]
             labels = torch.tensor([train.labels[i] for i in batch])
             loss = nn.CrossEntropyLoss()(head(describe(model, crops)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        line = {"train_lr": optimizer.param_groups[0]["lr"], "train_loss": sum(losses) / len(losses), "epoch": epoch}
+        line = {
+            "train_lr": optimizer.param_groups[0]["lr"],
+            "train_loss": sum(losses) / len(losses),
+            "epoch": epoch,
+        }
         scheduler.step()
         with torch.no_grad():
             logits = head(rows)
         ranks = (logits.argsort(dim=1, descending=True) == truth[:, None]).float()
-        line |= {"test_loss": float(F.cross_entropy(logits, truth)), "test_acc1": float(ranks[:, 0].mean()) * 100}
+        line |= {
+            "test_loss": float(F.cross_entropy(logits, truth)),
+            "test_acc1": float(ranks[:, 0].mean()) * 100,
+        }
         best = max(best, line["test_acc1"])
         log.append(line | {"test_acc5": float(ranks[:, :5].sum(dim=1).mean()) * 100})
-    state = {"epoch": len(log), "state_dict": {f"module.{name}": value for name, value in head.state_dict().items()}}
-    more = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "best_acc": best}
+    state = {
+        "epoch": len(log),
+        "state_dict": {f"module.{name}": value for name, value in head.state_dict().items()},
+    }
+    more = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "best_acc": best,
+    }
     return {**state, **more, "log": log}
 
 
 def assert_same_head(folder: Path, expected: dict[str, Any], **bounds: float) -> None:
     for name, value in expected["state_dict"].items():
-        torch.testing.assert_close(head_of(folder)[name], value, **(bounds or {"rtol": 1e-4, "atol": 1e-5}))
+        torch.testing.assert_close(
+            head_of(folder)[name], value, **(bounds or {"rtol": 1e-4, "atol": 1e-5})
+        )
 
 
 def test_a_run_is_the_originals_loop(
@@ -146,14 +192,19 @@ def test_a_run_is_the_originals_loop(
     assert [(int(epoch), float(value)) for epoch, value in ACCURACY.findall(printed)] == [
         (epoch, round(line["test_acc1"], 1)) for epoch, line in enumerate(lines)
     ]
-    assert f"Max accuracy so far: {best:.2f}%" in printed and f"Top-1 test accuracy: {best:.1f}" in printed
+    assert (
+        f"Max accuracy so far: {best:.2f}%" in printed
+        and f"Top-1 test accuracy: {best:.1f}" in printed
+    )
     assert best > 60  # colors are easy
     told = json.loads((tmp_path / "found.json").read_text())
     assert (told["train"], told["test"], told["classes"], told["best_top1"]) == (48, 18, 6, best)
     assert told["top1"] == lines[-1]["test_acc1"]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("test_acc1")] == [1, 2, 3]
-    assert [event.value for event in events.Scalars("train_loss")] == pytest.approx([x["train_loss"] for x in lines])
+    assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(
+        [x["train_loss"] for x in lines]
+    )
 
 
 def test_the_checkpoint_is_read_by_the_originals_code(words: list[str], tmp_path: Path) -> None:
@@ -171,7 +222,9 @@ def test_the_checkpoint_is_read_by_the_originals_code(words: list[str], tmp_path
     assert scheduler.last_epoch == 3 and scheduler.base_lrs == [3 * BATCH / 256]
 
 
-def test_an_originals_checkpoint_is_continued(words: list[str], images: Path, weights: Path, tmp_path: Path) -> None:
+def test_an_originals_checkpoint_is_continued(
+    words: list[str], images: Path, weights: Path, tmp_path: Path
+) -> None:
     began = train_plainly(images, weights, 3, stop=2)
     began.pop("log")
     torch.save({**began, "best_acc": 100.25}, tmp_path / CHECKPOINT)
@@ -197,11 +250,15 @@ def test_a_run_that_was_cut_continues_to_the_bit(
     shutil.copy(tmp_path / "whole" / "log.txt", tmp_path / "cut")
     (tmp_path / "cut" / CHECKPOINT).write_bytes(kept[0])
     run(*words, *more, "--output_dir", tmp_path / "cut")
-    assert (tmp_path / "cut" / "log.txt").read_text() == (tmp_path / "whole" / "log.txt").read_text()
+    assert (tmp_path / "cut" / "log.txt").read_text() == (
+        tmp_path / "whole" / "log.txt"
+    ).read_text()
     assert_same_head(tmp_path / "cut", {"state_dict": head_of(tmp_path / "whole")}, rtol=0, atol=0)
 
 
-def test_a_finished_run_only_says_so(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_finished_run_only_says_so(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run(*words, "--output_dir", tmp_path)
     before, first = (tmp_path / "log.txt").read_text(), capsys.readouterr().out
     run(*words, "--output_dir", tmp_path)
@@ -211,11 +268,15 @@ def test_a_finished_run_only_says_so(words: list[str], tmp_path: Path, capsys: p
     assert (tmp_path / "log.txt").read_text() == before
 
 
-def test_kept_features_train_on_center_crops(words: list[str], images: Path, weights: Path, tmp_path: Path) -> None:
+def test_kept_features_train_on_center_crops(
+    words: list[str], images: Path, weights: Path, tmp_path: Path
+) -> None:
     """With an augmentation that is the center crop, the plain loop gives what kept features give."""
     run(*words, "--output_dir", tmp_path, "--cache_features")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{__name__}.random_resized_crop", lambda image, _rng, size: center_crop(image, size))
+        patch.setattr(
+            f"{__name__}.random_resized_crop", lambda image, _rng, size: center_crop(image, size)
+        )
         assert_same_head(tmp_path, train_plainly(images, weights, 3))
 
 
@@ -230,7 +291,14 @@ def test_two_processes_with_half_the_batch_equal_one(
         pytest.skip(f"no simulated hpu: {reason}")
     run(*words, *more, "--output_dir", tmp_path / "one")
     prepare = on_simulated_card if device == "hpu" else None
-    place = ("--output_dir", tmp_path / "two", "--device", device, "--batch_size_per_gpu", BATCH // 2)
+    place = (
+        "--output_dir",
+        tmp_path / "two",
+        "--device",
+        device,
+        "--batch_size_per_gpu",
+        BATCH // 2,
+    )
     results = run_pair(tmp_path, "eval_linear", *words, *more, *place, prepare=(prepare, prepare))
     assert [result.code for result in results] == [0, 0], results
     for line, wanted in zip(lines_of(tmp_path / "two"), lines_of(tmp_path / "one"), strict=True):
@@ -249,34 +317,92 @@ def test_a_card_gives_the_cpus_numbers(lazy: str, words: list[str], tmp_path: Pa
         assert line == pytest.approx(wanted, rel=1e-4)
 
 
-def test_validation_comes_every_so_many_epochs_and_at_the_end(words: list[str], tmp_path: Path) -> None:
+def test_validation_comes_every_so_many_epochs_and_at_the_end(
+    words: list[str], tmp_path: Path
+) -> None:
     run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 6, "--val_freq", 2)
-    assert [("test_acc1" in line) for line in lines_of(tmp_path)] == [True, False, True, False, True, True]
+    assert [("test_acc1" in line) for line in lines_of(tmp_path)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
-def test_few_classes_have_no_top_five(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_few_classes_have_no_top_five(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for split in ("train", "val"):
         for name in ("red", "blue"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
             for number in range(4):
-                Image.new("RGB", (20, 20), name).save(tmp_path / "data" / split / name / f"{number}.png")
-    files = ("--data_path", tmp_path / "data", "--pretrained_weights", weights, "--output_dir", tmp_path)
-    run(*files, "--n_last_blocks", 1, "--epochs", 2, "--batch_size_per_device", 8, "--num_workers", 0, "--lr", 3)
-    assert lines_of(tmp_path)[-1].keys() == {"train_lr", "train_loss", "test_loss", "test_acc1", "epoch"}
+                Image.new("RGB", (20, 20), name).save(
+                    tmp_path / "data" / split / name / f"{number}.png"
+                )
+    files = (
+        "--data_path",
+        tmp_path / "data",
+        "--pretrained_weights",
+        weights,
+        "--output_dir",
+        tmp_path,
+    )
+    run(
+        *files,
+        "--n_last_blocks",
+        1,
+        "--epochs",
+        2,
+        "--batch_size_per_device",
+        8,
+        "--num_workers",
+        0,
+        "--lr",
+        3,
+    )
+    assert lines_of(tmp_path)[-1].keys() == {
+        "train_lr",
+        "train_loss",
+        "test_loss",
+        "test_acc1",
+        "epoch",
+    }
     assert "Acc@5" not in capsys.readouterr().out
     assert lines_of(tmp_path)[-1]["test_acc1"] == 100.0
 
 
-def test_a_data_limit_keeps_the_share_of_every_class(words: list[str], tmp_path: Path, caplog: Any) -> None:
+def test_a_data_limit_keeps_the_share_of_every_class(
+    words: list[str], tmp_path: Path, caplog: Any
+) -> None:
     with caplog.at_level(logging.INFO):
-        run(*words, "--output_dir", tmp_path, "--data_limit", 12, "--epochs", 1, "--json", tmp_path / "found")
+        run(
+            *words,
+            "--output_dir",
+            tmp_path,
+            "--data_limit",
+            12,
+            "--epochs",
+            1,
+            "--json",
+            tmp_path / "found",
+        )
     assert json.loads((tmp_path / "found").read_text())["train"] == 12
 
 
 def test_a_network_without_blocks_gives_plain_features(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    files = ("--data_path", images, "--random_weights", "--output_dir", tmp_path, "--num_workers", 0)
+    files = (
+        "--data_path",
+        images,
+        "--random_weights",
+        "--output_dir",
+        tmp_path,
+        "--num_workers",
+        0,
+    )
     torch.manual_seed(0)
     run(
         *files,
@@ -303,10 +429,23 @@ def test_a_layer_is_scored_from_its_run_and_from_a_file(
     shutil.copytree(images / "val", tmp_path / "only" / "val")  # no train images are needed
     state = {"state_dict": head_of(tmp_path / "run")}
     torch.save(state, tmp_path / "layer.pth")
-    for place in (("--output_dir", tmp_path / "run"), ("--pretrained_linear", tmp_path / "layer.pth")):
+    for place in (
+        ("--output_dir", tmp_path / "run"),
+        ("--pretrained_linear", tmp_path / "layer.pth"),
+    ):
         capsys.readouterr()
-        run(*words, "--evaluate", *place, "--data_path", tmp_path / "only", "--json", tmp_path / "found")
-        assert f"Accuracy of the network on the 18 test images: {last:.1f}%" in capsys.readouterr().out
+        run(
+            *words,
+            "--evaluate",
+            *place,
+            "--data_path",
+            tmp_path / "only",
+            "--json",
+            tmp_path / "found",
+        )
+        assert (
+            f"Accuracy of the network on the 18 test images: {last:.1f}%" in capsys.readouterr().out
+        )
         assert json.loads((tmp_path / "found").read_text())["top1"] == pytest.approx(last)
 
 
@@ -324,23 +463,36 @@ def test_the_published_layer_is_read_from_the_mirror(
     assert "dino_deitsmall16_pretrain/dino_deitsmall16_linearweights.pth" in printed
     assert "Accuracy of the network on the 18 test images" in printed
     (tmp_path / "dino_deitsmall16_linearweights.pth").write_bytes(b"half a file")
-    with pytest.raises(CheckpointError, match=r"linearweights\.pth is damaged .*; remove it, and the published"):
+    with pytest.raises(
+        CheckpointError, match=r"linearweights\.pth is damaged .*; remove it, and the published"
+    ):
         run("--evaluate", "--data_path", images, "--num_workers", 0)
 
 
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (("--num_labels", "1000"), r"`num_labels` 1000: .*val holds 6 class folders; leave the flag out"),
+        (
+            ("--num_labels", "1000"),
+            r"`num_labels` 1000: .*val holds 6 class folders; leave the flag out",
+        ),
         (("--num_labels", "5"), r"`num_labels` 5: .* holds 6 class folders"),
         (("--n_last_blocks", "4"), "`n_last_blocks` 4: vit_mini has 3"),
-        (("--batch_size_per_device", "64"), "48 images, less than one global batch of 64; lower `batch_size"),
-        (("--pretrained_linear", "x.pth"), "`pretrained_linear` is the layer that `evaluate` scores"),
+        (
+            ("--batch_size_per_device", "64"),
+            "48 images, less than one global batch of 64; lower `batch_size",
+        ),
+        (
+            ("--pretrained_linear", "x.pth"),
+            "`pretrained_linear` is the layer that `evaluate` scores",
+        ),
         (("--data_path", "nowhere"), "`data_path` nowhere does not exist"),
         (("--val_freq", "0"), "--val_freq must be >= "),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(words: list[str], more: tuple[str, ...], named: str, tmp_path: Path) -> None:
+def test_what_cannot_be_meant_is_one_line(
+    words: list[str], more: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
     with pytest.raises((OptionError, DataError), match=named) as caught:
         run(*words, "--output_dir", tmp_path, *more)
     assert "\n" not in str(caught.value)
@@ -348,7 +500,9 @@ def test_what_cannot_be_meant_is_one_line(words: list[str], more: tuple[str, ...
 
 
 def test_a_layer_that_is_nowhere_is_never_random(words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no weights are published for vit_mini.*`pretrained_linear`"):
+    with pytest.raises(
+        WeightsError, match="no weights are published for vit_mini.*`pretrained_linear`"
+    ):
         run(*words, "--evaluate", "--output_dir", tmp_path)
     with pytest.raises(DinoError, match=r"gone\.pth does not exist"):
         run(*words, "--evaluate", "--pretrained_linear", tmp_path / "gone.pth")
@@ -362,14 +516,23 @@ def test_a_layer_of_other_features_is_refused(words: list[str], tmp_path: Path) 
             run(*words, "--output_dir", tmp_path, "--n_last_blocks", 1, *more)
 
 
-def test_a_layer_of_another_backbone_or_run_is_refused(words: list[str], weights: Path, tmp_path: Path) -> None:
+def test_a_layer_of_another_backbone_or_run_is_refused(
+    words: list[str], weights: Path, tmp_path: Path
+) -> None:
     run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
     other = torch.load(weights)
     other["teacher"]["cls_token"] += 1
     torch.save(other, tmp_path / "other.pth")
     for more in ((), ("--evaluate",)):
         with pytest.raises(CheckpointError, match="was trained with another backbone"):
-            run(*words, "--output_dir", tmp_path, "--pretrained_weights", tmp_path / "other.pth", *more)
+            run(
+                *words,
+                "--output_dir",
+                tmp_path,
+                "--pretrained_weights",
+                tmp_path / "other.pth",
+                *more,
+            )
     with pytest.raises(CheckpointError, match="was trained with `cache_features` True, not False"):
         run(*words, "--output_dir", tmp_path)
     with pytest.raises(CheckpointError, match="was trained with other images"):
@@ -382,7 +545,9 @@ def test_a_run_continues_where_a_default_is_written_out(words: list[str], tmp_pa
     assert [line["epoch"] for line in lines_of(tmp_path)] == [0, 1]
 
 
-def test_a_layer_of_other_classes_is_refused(words: list[str], images: Path, tmp_path: Path) -> None:
+def test_a_layer_of_other_classes_is_refused(
+    words: list[str], images: Path, tmp_path: Path
+) -> None:
     run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
     shutil.copytree(images / "val", tmp_path / "data" / "val")
     first = min((tmp_path / "data" / "val").iterdir())
@@ -395,7 +560,9 @@ def test_hosts_that_do_not_share_the_folder_are_refused(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
-    monkeypatch.setattr(Processes, "read_from_first", lambda _, name, here: here if name == "mode" else "0")
+    monkeypatch.setattr(
+        Processes, "read_from_first", lambda _, name, here: here if name == "mode" else "0"
+    )
     with pytest.raises(CheckpointError, match="holds epoch 1 here and 0 where rank 0 runs"):
         run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 2)
 
@@ -428,7 +595,9 @@ def test_the_folder_of_a_pre_training_run_is_left_alone(words: list[str], tmp_pa
     assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
 
 
-def test_a_loss_that_is_no_number_ends_the_run_without_saving(words: list[str], tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_without_saving(
+    words: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(NonFiniteError, match="the loss of epoch 0 is nan"):
         run(*words, "--output_dir", tmp_path, "--cache_features", "--lr", "1e38")
     assert not (tmp_path / CHECKPOINT).exists()
@@ -442,17 +611,50 @@ def test_a_bad_training_image_is_named(words: list[str], images: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["photos", "cifar10"])
-def test_shared_pictures_are_learned(name: str, words: list[str], shared_data: Path, tmp_path: Path) -> None:
+def test_shared_pictures_are_learned(
+    name: str, words: list[str], shared_data: Path, tmp_path: Path
+) -> None:
     """Even an untrained network's features of 16 pixels tell some classes apart."""
-    more = ("--data_limit", 500, "--batch_size_per_device", 100, "--epochs", 20, "--lr", 0.3, "--cache_features")
+    more = (
+        "--data_limit",
+        500,
+        "--batch_size_per_device",
+        100,
+        "--epochs",
+        20,
+        "--lr",
+        0.3,
+        "--cache_features",
+    )
     run(*words, "--data_path", shared_data / name, "--output_dir", tmp_path, *more)
     assert max(line["test_acc1"] for line in lines_of(tmp_path)) > 15  # guessing gives 10
 
 
-PASSL_RECIPE = Path(__file__).resolve().parents[3] / "dino" / "presets" / "configs" / "linear" / "vits16_passl.yaml"
+PASSL_RECIPE = (
+    Path(__file__).resolve().parents[3]
+    / "dino"
+    / "presets"
+    / "configs"
+    / "linear"
+    / "vits16_passl.yaml"
+)
 PASSL_WORDS = (  # the recipe on tiny images: what the network cannot have is changed, what the probe does is not
-    *("--config", PASSL_RECIPE, "--arch", "vit_mini", "--patch_size", 8, "-o", "Model.backbone.n_last_blocks=2"),
-    *("-o", "DataLoader.Train.loader.num_workers=0", "-o", f"DataLoader.Train.sampler.batch_size={BATCH}"),
+    *(
+        "--config",
+        PASSL_RECIPE,
+        "--arch",
+        "vit_mini",
+        "--patch_size",
+        8,
+        "-o",
+        "Model.backbone.n_last_blocks=2",
+    ),
+    *(
+        "-o",
+        "DataLoader.Train.loader.num_workers=0",
+        "-o",
+        f"DataLoader.Train.sampler.batch_size={BATCH}",
+    ),
 )
 
 
@@ -465,7 +667,9 @@ def test_the_probe_of_passl_acts(images: Path, weights: Path, tmp_path: Path) ->
     assert [line["train_lr"] for line in lines] == pytest.approx(rates)
     assert ["test_acc1" in line for line in lines] == [False, True, False, True, True]
     scores = {line["epoch"]: line["test_acc1"] for line in lines if "test_acc1" in line}
-    first_best = max(scores, key=lambda epoch: scores[epoch])  # strictly better: the first of equal ones
+    first_best = max(
+        scores, key=lambda epoch: scores[epoch]
+    )  # strictly better: the first of equal ones
     best = checkpoint.load_file(tmp_path / BEST)
     assert (best["epoch"], best["best_acc"]) == (first_best + 1, scores[first_best])
     kept = yaml.safe_load((tmp_path / RECIPE).read_text())
@@ -473,10 +677,25 @@ def test_the_probe_of_passl_acts(images: Path, weights: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(hpu_simulator.why_unavailable() is not None, reason="no simulated hpu")
-def test_the_probe_of_passl_is_the_same_on_two_cards(images: Path, weights: Path, tmp_path: Path) -> None:
-    files = ("--data_path", images, "--pretrained_weights", weights, *PASSL_WORDS, "-o", "Global.epochs=4")
+def test_the_probe_of_passl_is_the_same_on_two_cards(
+    images: Path, weights: Path, tmp_path: Path
+) -> None:
+    files = (
+        "--data_path",
+        images,
+        "--pretrained_weights",
+        weights,
+        *PASSL_WORDS,
+        "-o",
+        "Global.epochs=4",
+    )
     run(*files, "--output_dir", tmp_path / "one")
-    half = ("-o", f"DataLoader.Train.sampler.batch_size={BATCH // 2}", "--output_dir", tmp_path / "two")
+    half = (
+        "-o",
+        f"DataLoader.Train.sampler.batch_size={BATCH // 2}",
+        "--output_dir",
+        tmp_path / "two",
+    )
     cards = (on_simulated_card, on_simulated_card)
     results = run_pair(tmp_path, "eval_linear", *files, *half, "--device", "hpu", prepare=cards)
     assert [result.code for result in results] == [0, 0], results
@@ -499,4 +718,6 @@ def test_the_kept_recipe_gives_the_same_run(words: list[str], tmp_path: Path) ->
     run(*words, "--cache_features", "--output_dir", tmp_path / "first")
     run("--config", tmp_path / "first" / RECIPE, "--output_dir", tmp_path / "again")
     assert lines_of(tmp_path / "first") == lines_of(tmp_path / "again")
-    assert_same_head(tmp_path / "again", {"state_dict": head_of(tmp_path / "first")}, rtol=0, atol=0)
+    assert_same_head(
+        tmp_path / "again", {"state_dict": head_of(tmp_path / "first")}, rtol=0, atol=0
+    )

@@ -14,7 +14,12 @@ from PIL import Image
 import eval_copy_detection
 from dino.errors import DataError, OptionError
 from dino.evaluation import neighbors
-from dino.evaluation.retrieval.copy_detection import compute_whitening, find_nearest, fit_whitening, score_blocks
+from dino.evaluation.retrieval.copy_detection import (
+    compute_whitening,
+    find_nearest,
+    fit_whitening,
+    score_blocks,
+)
 from dino.evaluation.retrieval.copydays import Block
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.weights.load import load_backbone
@@ -31,11 +36,15 @@ def test_the_whitening_is_the_originals(golden: Golden, draw: Callable[..., torc
     rows = draw(700, 200, 24) @ draw(701, 24, 24)
     operator = compute_whitening((rows.T @ rows / len(rows)).numpy())
     whitened = draw(702, 10, 24).double().numpy() @ operator.T
-    np.testing.assert_allclose(whitened @ whitened.T, golden("whitening")["applied_gram"], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        whitened @ whitened.T, golden("whitening")["applied_gram"], rtol=2e-3, atol=2e-3
+    )
 
 
 def test_whitened_features_vary_alike_in_all_directions() -> None:
-    rows = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.arange(1.0, 7.0))
+    rows = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) @ torch.diag(
+        torch.arange(1.0, 7.0)
+    )
     rows -= rows.mean(dim=0)
     mean, operator = fit_whitening(rows)
     whitened = (rows - mean) @ operator.T
@@ -55,7 +64,9 @@ def test_blocks_are_scored_by_their_own_queries() -> None:
 
 def describe_plainly(paths: list[Path], weights: Path) -> np.ndarray:
     """CLS and GeM of each picture, one at a time: (N, 2 D) float64."""
-    backbone = load_backbone(BackboneConfig(), WeightsConfig(pretrained_weights=str(weights))).module
+    backbone = load_backbone(
+        BackboneConfig(), WeightsConfig(pretrained_weights=str(weights))
+    ).module
     rows = []
     for path in paths:
         with Image.open(path) as picture:
@@ -74,7 +85,11 @@ def list_block(root: Path, name: str) -> list[Path]:
 
 
 def score_plainly(
-    root: Path, weights: Path, sizes: dict[str, int], distractors: list[Path], learnt_from: list[Path]
+    root: Path,
+    weights: Path,
+    sizes: dict[str, int],
+    distractors: list[Path],
+    learnt_from: list[Path],
 ) -> list[str]:
     """The original's protocol with the number of images of each block told, and not counted."""
     queries = describe_plainly([path for name in sizes for path in list_block(root, name)], weights)
@@ -85,17 +100,25 @@ def score_plainly(
         values, vectors = np.linalg.eigh(learnt.T @ learnt / len(learnt))
         values[values < values.max() * 1e-5] = values.max() * 1e-5
         operator = np.diag(values**-0.5) @ vectors.T
-        database, queries = ((rows - learnt.mean(axis=0)) @ operator.T for rows in (database, queries))
+        database, queries = (
+            (rows - learnt.mean(axis=0)) @ operator.T for rows in (database, queries)
+        )
     lines, start = [], 0
     for name, count in sizes.items():
         precisions = []
         for place, path in enumerate(list_block(root, name)):
             query = queries[start + place]
             order = np.argsort(-(database @ query) / np.linalg.norm(database, axis=1))[:20].tolist()
-            right = [k for k, o in enumerate(originals) if o.name[:4] == path.name[:4]] if name == "strong" else [place]
+            right = (
+                [k for k, o in enumerate(originals) if o.name[:4] == path.name[:4]]
+                if name == "strong"
+                else [place]
+            )
             area, ranks = 0.0, sorted(order.index(k) for k in right if k in order)
             for found, rank in enumerate(ranks):
-                area += ((found / rank if rank else 1) + (found + 1) / (rank + 1)) / (2 * len(right))
+                area += ((found / rank if rank else 1) + (found + 1) / (rank + 1)) / (
+                    2 * len(right)
+                )
             precisions.append(area)
         assert len(precisions) == count
         lines.append(f"eval on {name} mAP={np.mean(precisions):.3f}")
@@ -160,10 +183,24 @@ def test_batches_lists_and_spellings_change_nothing(
 def test_two_processes_print_what_one_prints(
     small_set: Path, shared_data: Path, lively_weights: Path, score_lines: Lines, tmp_path: Path
 ) -> None:
-    extra = ("--distractors_path", shared_data / "copydays" / "distractors", "--whitening_path", small_set / "strong")
+    extra = (
+        "--distractors_path",
+        shared_data / "copydays" / "distractors",
+        "--whitening_path",
+        small_set / "strong",
+    )
     words = ("--data_path", small_set, "--imsize", SIZE, *extra)
     one = score_lines(eval_copy_detection, *words)
-    more = ("--device", "cpu", "--num_workers", 0, "--pretrained_weights", lively_weights, "--batch_size_per_device", 3)
+    more = (
+        "--device",
+        "cpu",
+        "--num_workers",
+        0,
+        "--pretrained_weights",
+        lively_weights,
+        "--batch_size_per_device",
+        3,
+    )
     first, second = run_pair(tmp_path, "eval_copy_detection", *words, *more)
     assert (first.code, second.code) == (0, 0), (first.text, second.text)
     assert find_results(first.text) == one and find_results(second.text) == []
@@ -173,28 +210,56 @@ def test_the_references_line_prints_on_two_cards_what_one_cpu_prints(
     small_set: Path, score_lines: Lines, launched_lines: Lines
 ) -> None:
     words = ("--data_path", small_set, "--imsize", SIZE, "--whitening_path", small_set / "strong")
-    assert launched_lines("eval_copy_detection.py", *words) == score_lines(eval_copy_detection, *words)
+    assert launched_lines("eval_copy_detection.py", *words) == score_lines(
+        eval_copy_detection, *words
+    )
 
 
-def test_what_is_wrong_is_said_before_any_work(small_set: Path, tmp_path: Path, score_lines: Lines) -> None:
+def test_what_is_wrong_is_said_before_any_work(
+    small_set: Path, tmp_path: Path, score_lines: Lines
+) -> None:
     (tmp_path / "empty").mkdir()
     for words, error, named in [
-        (("--data_path", small_set / "original"), DataError, "has no folder original and no strong"),
+        (
+            ("--data_path", small_set / "original"),
+            DataError,
+            "has no folder original and no strong",
+        ),
         (
             ("--data_path", small_set, "--distractors_path", tmp_path / "no"),
             DataError,
             "`distractors_path` .*not exist",
         ),
-        (("--data_path", small_set, "--whitening_path", tmp_path / "no"), DataError, "`whitening_path` .*not exist"),
-        (("--data_path", small_set, "--whitening_path", tmp_path / "empty"), DataError, "`whitening_path` .*no image"),
-        (("--data_path", small_set, "--imsize", 15), OptionError, "`imsize` 15 is less than a patch of 16 pixels"),
+        (
+            ("--data_path", small_set, "--whitening_path", tmp_path / "no"),
+            DataError,
+            "`whitening_path` .*not exist",
+        ),
+        (
+            ("--data_path", small_set, "--whitening_path", tmp_path / "empty"),
+            DataError,
+            "`whitening_path` .*no image",
+        ),
+        (
+            ("--data_path", small_set, "--imsize", 15),
+            OptionError,
+            "`imsize` 15 is less than a patch of 16 pixels",
+        ),
     ]:
         with pytest.raises(error, match=named):
             score_lines(eval_copy_detection, *words)
 
 
 def test_networks_without_patches_are_refused(small_set: Path) -> None:
-    words = ["--data_path", str(small_set), "--device", "cpu", "--random_weights", "--arch", "resnet18"]
+    words = [
+        "--data_path",
+        str(small_set),
+        "--device",
+        "cpu",
+        "--random_weights",
+        "--arch",
+        "resnet18",
+    ]
     with pytest.raises(OptionError, match=re.escape("`arch` resnet18 has no patch tokens")):
         eval_copy_detection.main(words)
 
@@ -205,8 +270,12 @@ def test_the_nearest_come_first_whatever_the_chunks(
 ) -> None:
     monkeypatch.setattr(neighbors, "CHUNK_NUMBERS", numbers)
     rng = np.random.RandomState(0)
-    database, queries = (F.normalize(torch.tensor(rng.randn(count, 8)).float(), dim=1) for count in (30, 9))
-    expected = np.argsort(-(queries.cpu().double().numpy() @ database.cpu().double().numpy().T), axis=1)
+    database, queries = (
+        F.normalize(torch.tensor(rng.randn(count, 8)).float(), dim=1) for count in (30, 9)
+    )
+    expected = np.argsort(
+        -(queries.cpu().double().numpy() @ database.cpu().double().numpy().T), axis=1
+    )
     found = find_nearest(database.to(device), queries.to(device), 20)
     assert np.array_equal(found.numpy(), expected[:, :20])
     assert find_nearest(database[:7].to(device), queries.to(device), 20).shape == (9, 7)

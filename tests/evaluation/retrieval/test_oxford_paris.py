@@ -54,7 +54,10 @@ def test_every_protocol_is_read(tmp_path: Path, protocol: int) -> None:
     assert found.source.names == tuple(f"jpg/{name}.jpg" for name in "abcdqr")
     assert found.source.root == tmp_path / NAME
     assert found.source.boxes == (None, None, None, None, (1, 3, 30, 20), (0, 0, 10, 10))
-    assert [[part.tolist() for part in truth] for truth in found.truths] == [[[0, 2], [1], []], [[], [3], [0, 1]]]
+    assert [[part.tolist() for part in truth] for truth in found.truths] == [
+        [[0, 2], [1], []],
+        [[], [3], [0, 1]],
+    ]
     assert {part.dtype for truth in found.truths for part in truth} == {np.dtype(np.int64)}
     assert open_set(str(tmp_path), crop_queries=False).source.boxes is None
 
@@ -76,15 +79,27 @@ def test_a_pickle_runs_nothing(tmp_path: Path, protocol: int, place: str) -> Non
     evil = Evil(os.system, f"touch {proof}")
     boxed = np.empty(1, dtype=object)
     boxed[0] = evil
-    content = {"alone": evil, "inside": build_truth() | {"more": [evil]}, "in an array": {"gnd": boxed}}[place]
-    with pytest.raises(DataError, match=rf"gnd_{NAME}\.pkl cannot be read: it holds the pickled object (posix|nt)"):
+    content = {
+        "alone": evil,
+        "inside": build_truth() | {"more": [evil]},
+        "in an array": {"gnd": boxed},
+    }[place]
+    with pytest.raises(
+        DataError, match=rf"gnd_{NAME}\.pkl cannot be read: it holds the pickled object (posix|nt)"
+    ):
         open_set(write_set(tmp_path, content, protocol=protocol))
     assert not proof.exists()
 
 
 @pytest.mark.parametrize(
     "call",
-    [(eval, "1"), (getattr, [], "append"), (np.load, "x.npy"), (functools.partial, print), (np.memmap, "x")],
+    [
+        (eval, "1"),
+        (getattr, [], "append"),
+        (np.load, "x.npy"),
+        (functools.partial, print),
+        (np.memmap, "x"),
+    ],
     ids=lambda call: call[0].__name__,
 )
 def test_only_arrays_are_built(tmp_path: Path, call: tuple[Any, ...]) -> None:
@@ -92,14 +107,19 @@ def test_only_arrays_are_built(tmp_path: Path, call: tuple[Any, ...]) -> None:
         open_set(write_set(tmp_path, Evil(*call)))
 
 
-NESTED = b")" + b"\x85" * 200_000  # tuples in a tuple: hashing or printing them overflows the C stack
+NESTED = (
+    b")" + b"\x85" * 200_000
+)  # tuples in a tuple: hashing or printing them overflows the C stack
 LONG_NAME = b"X" + (100_000).to_bytes(4, "little") + b"x" * 100_000
 HOSTILE = {
     "a deep tuple as a key": (
         b"\x80\x04}" + NESTED + b"K\x01s.",
         "cannot be read: it has a tuple of 100 values or more",
     ),
-    "a deep value": (b"\x80\x04}X\3\0\0\0gnd" + NESTED + b"s.", "cannot be read: it nests more than 100 levels deep"),
+    "a deep value": (
+        b"\x80\x04}X\3\0\0\0gnd" + NESTED + b"s.",
+        "cannot be read: it nests more than 100 levels deep",
+    ),
     "a long name 100,000 times": (
         b"\x80\x04}(X\6\0\0\0imlist](" + LONG_NAME + b"q\0" + b"h\0" * 100_000 + b"eu.",
         "imlist is no list of image names",
@@ -136,18 +156,25 @@ def test_a_truncated_file_is_one_line_wherever_it_ends(tmp_path: Path, protocol:
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
-@given(key=st.sampled_from(["", "gnd", "imlist", "qimlist", "bbx", "easy", "hard", "junk"]), value=PLAIN)
+@given(
+    key=st.sampled_from(["", "gnd", "imlist", "qimlist", "bbx", "easy", "hard", "junk"]),
+    value=PLAIN,
+)
 @example(key="bbx", value=[float("inf")] * 4)
 @example(key="easy", value=[10**30])
 @example(key="hard", value=[[0], [1, 2]])
 @example(key="imlist", value=["x" * 5000, "\0", "\ud800", "d"])
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_another_structure_is_read_or_refused_in_one_line(tmp_path: Path, key: str, value: object) -> None:
+def test_another_structure_is_read_or_refused_in_one_line(
+    tmp_path: Path, key: str, value: object
+) -> None:
     content: Any = build_truth()
     if not key:
         content = value
@@ -170,11 +197,17 @@ def test_another_structure_is_read_or_refused_in_one_line(tmp_path: Path, key: s
         (lambda truth: truth["gnd"].pop(), "gnd describes 1 queries, qimlist names 2"),
         (lambda truth: truth["gnd"][1].pop("junk"), "it has no 'junk'"),
         (lambda truth: truth["gnd"][1].pop("bbx"), "it has no 'bbx'"),
-        (lambda truth: truth["gnd"][0].update(easy=[4]), "easy has indices beyond the 4 images of imlist"),
+        (
+            lambda truth: truth["gnd"][0].update(easy=[4]),
+            "easy has indices beyond the 4 images of imlist",
+        ),
         (lambda truth: truth["gnd"][0].update(easy=[-1]), "easy has indices beyond"),
         (lambda truth: truth["gnd"][0].update(easy=[0.5]), "easy is no list of indices"),
         (lambda truth: truth.update(imlist="abcd"), "imlist is no list of image names"),
-        (lambda truth: [query.update(easy=[], hard=[]) for query in truth["gnd"]], "no query has an easy or hard"),
+        (
+            lambda truth: [query.update(easy=[], hard=[]) for query in truth["gnd"]],
+            "no query has an easy or hard",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: Any, named: str) -> None:
@@ -204,10 +237,14 @@ def test_the_shared_sets_are_read(shared_data: Path) -> None:
     for name, count in (("roxford5k", 152), ("rparis6k", 155)):
         found = open_landmarks(str(shared_data / "revisitop"), name, crop_queries=True)
         told = json.loads((shared_data / "revisitop" / name / f"gnd_{name}.json").read_text())
-        assert found.source.names == tuple(f"jpg/{image}.jpg" for image in told["imlist"] + told["qimlist"])
+        assert found.source.names == tuple(
+            f"jpg/{image}.jpg" for image in told["imlist"] + told["qimlist"]
+        )
         assert len(found.source) == count
         for truth, entry in zip(found.truths, told["gnd"], strict=True):
-            assert {key: part.tolist() for key, part in truth._asdict().items()} == {k: entry[k] for k in truth._fields}
+            assert {key: part.tolist() for key, part in truth._asdict().items()} == {
+                k: entry[k] for k in truth._fields
+            }
 
 
 def build_image(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -234,8 +271,12 @@ def test_gray_views_keep_their_channel() -> None:
     assert Thumbnail(longest=30, patch=8)(build_image(20, 30, 1)).shape == (1, 16, 24)
 
 
-@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300), st.sampled_from([1, 8, 16, 7]))
-def test_a_view_has_the_size_that_was_told(height: int, width: int, longest: int, patch: int) -> None:
+@given(
+    st.integers(1, 400), st.integers(1, 400), st.integers(1, 300), st.sampled_from([1, 8, 16, 7])
+)
+def test_a_view_has_the_size_that_was_told(
+    height: int, width: int, longest: int, patch: int
+) -> None:
     thumbnail = Thumbnail(longest=longest, patch=patch)
     view = thumbnail(torch.zeros(1, height, width, dtype=torch.uint8))
     assert tuple(view.shape[1:]) == thumbnail.compute_size(height, width)

@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino.evaluation.retrieval.oxford_paris import Truth
-from dino.evaluation.retrieval.ranking import compute_average_precision, rank, score_landmarks, score_ranks
+from dino.evaluation.retrieval.ranking import (
+    compute_average_precision,
+    rank,
+    score_landmarks,
+    score_ranks,
+)
 from dino.golden import load_settings
 from tests.evaluation.conftest import judge_plainly
 
@@ -45,7 +50,9 @@ def test_all_first_is_one_and_none_found_is_nothing() -> None:
 
 def test_scores_are_the_originals(golden: Golden) -> None:
     numbers, told = golden("retrieval"), load_settings()["retrieval_gnd"]
-    found = score_ranks(numbers["ranks"], [(np.array(entry["ok"]), np.array(entry["junk"])) for entry in told])
+    found = score_ranks(
+        numbers["ranks"], [(np.array(entry["ok"]), np.array(entry["junk"])) for entry in told]
+    )
     np.testing.assert_allclose(found.average_precisions, numbers["aps"], rtol=1e-12)
     np.testing.assert_allclose(found.precisions, numbers["prs"], rtol=1e-12)
     np.testing.assert_allclose(found.mean_precisions, numbers["pr"], rtol=1e-12)
@@ -55,7 +62,9 @@ def test_scores_are_the_originals(golden: Golden) -> None:
 @given(st.permutations(range(30)), st.lists(st.integers(0, 3), min_size=30, max_size=30))
 def test_a_ranking_is_judged_by_walking_down_it(ranked: list[int], kinds: list[int]) -> None:
     """Kinds: unrelated, easy, hard, junk."""
-    easy, hard, junk = ([image for image, kind in enumerate(kinds) if kind == wanted] for wanted in (1, 2, 3))
+    easy, hard, junk = (
+        [image for image, kind in enumerate(kinds) if kind == wanted] for wanted in (1, 2, 3)
+    )
     truth = Truth(*(np.array(part, dtype=np.int64) for part in (easy, hard, junk)))
     found = score_landmarks(np.array(ranked)[:, None], [truth])
     for level, right, ignored in (("M", easy + hard, junk), ("H", hard, junk + easy)):
@@ -78,6 +87,10 @@ def test_queries_without_positives_do_not_count() -> None:
 
 def test_the_most_similar_come_first(device: torch.device) -> None:
     rng = np.random.RandomState(0)
-    database, queries = (F.normalize(torch.tensor(rng.randn(count, 8)).float(), dim=1) for count in (40, 5))
-    expected = np.argsort(-(database.cpu().double().numpy() @ queries.cpu().double().numpy().T), axis=0)
+    database, queries = (
+        F.normalize(torch.tensor(rng.randn(count, 8)).float(), dim=1) for count in (40, 5)
+    )
+    expected = np.argsort(
+        -(database.cpu().double().numpy() @ queries.cpu().double().numpy().T), axis=0
+    )
     assert np.array_equal(rank(database.to(device), queries.to(device)), expected)

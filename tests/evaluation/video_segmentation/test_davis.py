@@ -40,12 +40,19 @@ def write_davis(root: Path, size: tuple[int, int] = (30, 20)) -> Path:
     return root
 
 
-def test_sequences_come_in_the_order_of_the_list_and_frames_in_that_of_their_names(tmp_path: Path) -> None:
-    root = write_davis(tmp_path / "JPEGImages.jpg")  # no part of the path but the layout's own is replaced
+def test_sequences_come_in_the_order_of_the_list_and_frames_in_that_of_their_names(
+    tmp_path: Path,
+) -> None:
+    root = write_davis(
+        tmp_path / "JPEGImages.jpg"
+    )  # no part of the path but the layout's own is replaced
     bee, ant = open_davis(str(root))
     assert (bee.name, ant.name) == ("bee", "ant")
     assert [path.name for path in ant.frames] == ["00000.jpg", "00001.jpg", "00002.jpg"]
-    assert ant.labels == root / "Annotations" / "480p" / "ant" / "00000.png" and ant.palette == DAVIS_PALETTE
+    assert (
+        ant.labels == root / "Annotations" / "480p" / "ant" / "00000.png"
+        and ant.palette == DAVIS_PALETTE
+    )
 
 
 def test_the_real_sequences_are_found(shared_data: Path) -> None:
@@ -58,7 +65,9 @@ def remove(*parts: str) -> Callable[[Path], None]:
 
 
 def enlarge(*parts: str) -> Callable[[Path], None]:
-    return lambda root: Image.new("P" if parts[-1].endswith("png") else "RGB", (31, 20)).save(root.joinpath(*parts))
+    return lambda root: Image.new("P" if parts[-1].endswith("png") else "RGB", (31, 20)).save(
+        root.joinpath(*parts)
+    )
 
 
 def empty_list(root: Path) -> None:
@@ -76,22 +85,38 @@ def name_instead(names: str) -> Callable[[Path], None]:
         (empty_list, r"val.txt names no sequence"),
         (name_instead("cow"), r"JPEGImages/480p/cow does not exist"),
         (name_instead("ant\nbee\nant"), r"val.txt names a sequence twice: ant"),
-        (name_instead("ant\n../bee"), r"val.txt names \.\./bee; a sequence is the name of a folder"),
+        (
+            name_instead("ant\n../bee"),
+            r"val.txt names \.\./bee; a sequence is the name of a folder",
+        ),
         (name_instead(".."), r"val.txt names \.\.; a sequence is the name of a folder"),
         (remove("JPEGImages", "480p", "bee", "00000.jpg"), r"JPEGImages/480p/bee holds no frame"),
-        (remove("Annotations", "480p", "ant", "00000.png"), r"ant/00000.png does not exist; .* labels of .*00000.jpg"),
-        (enlarge("JPEGImages", "480p", "ant", "00002.jpg"), r"ant/00002.jpg is 31x20 pixels, .*00000.png 30x20"),
-        (enlarge("Annotations", "480p", "ant", "00000.png"), r"ant/00000.jpg is 30x20 pixels, .*00000.png 31x20"),
+        (
+            remove("Annotations", "480p", "ant", "00000.png"),
+            r"ant/00000.png does not exist; .* labels of .*00000.jpg",
+        ),
+        (
+            enlarge("JPEGImages", "480p", "ant", "00002.jpg"),
+            r"ant/00002.jpg is 31x20 pixels, .*00000.png 30x20",
+        ),
+        (
+            enlarge("Annotations", "480p", "ant", "00000.png"),
+            r"ant/00000.jpg is 30x20 pixels, .*00000.png 31x20",
+        ),
     ],
 )
-def test_what_is_wrong_is_named_before_the_work(damage: Callable[[Path], None], named: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_named_before_the_work(
+    damage: Callable[[Path], None], named: str, tmp_path: Path
+) -> None:
     root = write_davis(tmp_path)
     damage(root)
     with pytest.raises(DataError, match=named):
         open_davis(str(root))
 
 
-def test_a_picture_of_another_ending_is_named_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_picture_of_another_ending_is_named_in_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write_davis(tmp_path) / "JPEGImages" / "480p" / "ant"
     assert len(open_davis(str(tmp_path))) == 2 and not caplog.records
     (folder / "00001.jpg").rename(folder / "00001.JPG")
@@ -109,8 +134,18 @@ def test_no_path_is_answered_by_what_it_should_hold(path: str | None) -> None:
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [
-        *[(480, 854, (480, 832)), (854, 480, (832, 480)), (480, 910, (480, 896)), (1080, 1920, (480, 832))],
-        *[(600, 960, (480, 768)), (67, 101, (480, 704)), (480, 480, (480, 448)), (481, 480, (448, 480))],
+        *[
+            (480, 854, (480, 832)),
+            (854, 480, (832, 480)),
+            (480, 910, (480, 896)),
+            (1080, 1920, (480, 832)),
+        ],
+        *[
+            (600, 960, (480, 768)),
+            (67, 101, (480, 704)),
+            (480, 480, (480, 448)),
+            (481, 480, (448, 480)),
+        ],
     ],
 )
 def test_the_short_side_becomes_480_and_the_long_one_a_multiple_of_64(
@@ -152,8 +187,14 @@ def test_the_palettes_have_a_color_for_every_byte() -> None:
 
 
 def test_the_palettes_are_those_of_the_data_sets(shared_data: Path) -> None:
-    assert read_label_map(next(shared_data.glob("davis/Annotations/480p/*/*.png"))).palette == DAVIS_PALETTE
-    assert read_label_map(next(shared_data.glob("ipace/*/segmentation/*.png"))).palette == DRIVING_PALETTE
+    assert (
+        read_label_map(next(shared_data.glob("davis/Annotations/480p/*/*.png"))).palette
+        == DAVIS_PALETTE
+    )
+    assert (
+        read_label_map(next(shared_data.glob("ipace/*/segmentation/*.png"))).palette
+        == DRIVING_PALETTE
+    )
 
 
 def test_void_is_background_beside_objects_only() -> None:

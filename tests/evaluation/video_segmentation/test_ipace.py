@@ -12,7 +12,9 @@ from dino.evaluation.video_segmentation.davis import Clip
 from dino.evaluation.video_segmentation.ipace import open_runs
 
 
-def write_run(run: Path, count: int = 5, labelled: range = range(0, 5, 2), size: tuple[int, int] = (30, 20)) -> Path:
+def write_run(
+    run: Path, count: int = 5, labelled: range = range(0, 5, 2), size: tuple[int, int] = (30, 20)
+) -> Path:
     """Gray frames named like time stamps, and label maps for some of them."""
     for part in ("image", "segmentation"):
         (run / part).mkdir(parents=True, exist_ok=True)
@@ -35,7 +37,9 @@ def test_a_run_is_cut_where_labels_are_due(tmp_path: Path) -> None:
 
 
 @given(count=st.integers(1, 30), interval=st.integers(1, 40))
-def test_every_frame_is_in_one_clip(tmp_path_factory: pytest.TempPathFactory, count: int, interval: int) -> None:
+def test_every_frame_is_in_one_clip(
+    tmp_path_factory: pytest.TempPathFactory, count: int, interval: int
+) -> None:
     run = tmp_path_factory.mktemp("run", numbered=True)
     (run / "image").mkdir()
     for number in range(count):
@@ -44,8 +48,12 @@ def test_every_frame_is_in_one_clip(tmp_path_factory: pytest.TempPathFactory, co
         patch.setattr("dino.evaluation.video_segmentation.ipace.check_clips", list)
         clips = open_runs(str(run), interval)
     assert [path for clip in clips for path in clip.frames] == sorted((run / "image").iterdir())
-    assert {len(clip.frames) for clip in clips[:-1]} <= {interval} and 1 <= len(clips[-1].frames) <= interval
-    assert [clip.labels.stem for clip in clips] == [f"{start:03}" for start in range(0, count, interval)]
+    assert {len(clip.frames) for clip in clips[:-1]} <= {interval} and 1 <= len(
+        clips[-1].frames
+    ) <= interval
+    assert [clip.labels.stem for clip in clips] == [
+        f"{start:03}" for start in range(0, count, interval)
+    ]
 
 
 def test_runs_of_a_folder_come_by_name_and_other_folders_do_not_matter(tmp_path: Path) -> None:
@@ -59,10 +67,14 @@ def test_the_words_image_and_jpg_elsewhere_in_the_path_stay(tmp_path: Path) -> N
     """The fork replaces both in the whole path."""
     root = tmp_path / "image_jpg" / "image"
     run = write_run(root / "run_image.jpg", count=1)
-    assert [clip.labels for clip in open_runs(str(root), 50)] == [run / "segmentation" / "1625481130.png"]
+    assert [clip.labels for clip in open_runs(str(root), 50)] == [
+        run / "segmentation" / "1625481130.png"
+    ]
 
 
-def test_a_run_given_as_the_working_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_given_as_the_working_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(write_run(tmp_path / "run"))
     assert open_runs(".", 50)[0].name == "run"
 
@@ -78,7 +90,8 @@ def test_links_go_by_their_own_names(tmp_path: Path) -> None:
 def test_missing_labels_are_named_where_they_are_due(tmp_path: Path) -> None:
     write_run(tmp_path / "run", labelled=range(0, 3, 2))
     with pytest.raises(
-        DataError, match=r"run/segmentation/1625481134.png does not exist; .* of .*image/1625481134.jpg"
+        DataError,
+        match=r"run/segmentation/1625481134.png does not exist; .* of .*image/1625481134.jpg",
     ):
         open_runs(str(tmp_path), 2)
     assert len(open_runs(str(tmp_path), 5)) == 1
@@ -87,7 +100,9 @@ def test_missing_labels_are_named_where_they_are_due(tmp_path: Path) -> None:
 def test_a_size_of_its_own_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     Image.new("RGB", (32, 20)).save(run / "image" / "1625481133.jpg")
-    with pytest.raises(DataError, match=r"image/1625481133.jpg is 32x20 pixels, .*1625481132.png 30x20"):
+    with pytest.raises(
+        DataError, match=r"image/1625481133.jpg is 32x20 pixels, .*1625481132.png 30x20"
+    ):
         open_runs(str(tmp_path), 2)
 
 
@@ -95,7 +110,11 @@ def test_no_frames_no_run_and_no_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "image").mkdir(parents=True)
     (tmp_path / "half" / "segmentation").mkdir(parents=True)
     (tmp_path / "none").mkdir()
-    for path, named in (("run", "image holds no frame"), ("half", "half/image does not exist"), ("none", "no run")):
+    for path, named in (
+        ("run", "image holds no frame"),
+        ("half", "half/image does not exist"),
+        ("none", "no run"),
+    ):
         with pytest.raises(DataError, match=named):
             open_runs(str(tmp_path / path), 50)
     with pytest.raises(DataError, match="nowhere does not exist"):

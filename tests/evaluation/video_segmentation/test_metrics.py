@@ -64,8 +64,15 @@ SIZES = st.integers(1, 24)
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), height=SIZES, width=SIZES, share=st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]))
-def test_the_boundary_is_where_a_block_of_four_differs(seed: int, height: int, width: int, share: float) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    height=SIZES,
+    width=SIZES,
+    share=st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]),
+)
+def test_the_boundary_is_where_a_block_of_four_differs(
+    seed: int, height: int, width: int, share: float
+) -> None:
     mask = draw_mask(seed, height, width, share)
     assert np.array_equal(find_boundary(mask), plain_boundary(mask))
 
@@ -78,14 +85,24 @@ def test_dilation_reaches_every_pixel_within_the_radius_and_no_other(
     mask = draw_mask(seed, height, width, 0.02)
     points, set_pixels = np.argwhere(np.ones_like(mask)), np.argwhere(mask)
     distances = ((points[:, None] - set_pixels[None]) ** 2).sum(axis=2)
-    assert np.array_equal(dilate(mask, radius), (distances <= radius**2).any(axis=1).reshape(mask.shape))
+    assert np.array_equal(
+        dilate(mask, radius), (distances <= radius**2).any(axis=1).reshape(mask.shape)
+    )
 
 
 @settings(max_examples=25, deadline=None)
-@given(seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)), height=st.integers(5, 150), width=st.integers(5, 150))
-def test_the_boundary_measure_is_that_of_all_pairs(seeds: tuple[int, int], height: int, width: int) -> None:
+@given(
+    seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)),
+    height=st.integers(5, 150),
+    width=st.integers(5, 150),
+)
+def test_the_boundary_measure_is_that_of_all_pairs(
+    seeds: tuple[int, int], height: int, width: int
+) -> None:
     truth, predicted = draw_blob(seeds[0], height, width), draw_blob(seeds[1], height, width)
-    assert measure_boundary(truth, predicted) == pytest.approx(plain_measure(truth, predicted), abs=1e-12)
+    assert measure_boundary(truth, predicted) == pytest.approx(
+        plain_measure(truth, predicted), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,9 +115,19 @@ def test_the_boundary_measure_is_that_of_all_pairs(seeds: tuple[int, int], heigh
         ("empty", "blob", 0.0),
     ],
 )
-def test_without_a_boundary_on_either_side_f_is_1_and_on_one_side_0(truth: str, predicted: str, value: float) -> None:
-    masks = {"empty": np.zeros((20, 30), bool), "full": np.ones((20, 30), bool), "blob": np.eye(20, 30) > 0}
-    assert measure_boundary(masks[truth], masks[predicted]) == value == plain_measure(masks[truth], masks[predicted])
+def test_without_a_boundary_on_either_side_f_is_1_and_on_one_side_0(
+    truth: str, predicted: str, value: float
+) -> None:
+    masks = {
+        "empty": np.zeros((20, 30), bool),
+        "full": np.ones((20, 30), bool),
+        "blob": np.eye(20, 30) > 0,
+    }
+    assert (
+        measure_boundary(masks[truth], masks[predicted])
+        == value
+        == plain_measure(masks[truth], masks[predicted])
+    )
 
 
 def test_boundaries_further_apart_than_the_tolerance_do_not_match() -> None:
@@ -129,7 +156,9 @@ def test_counts_and_iou_are_those_of_sets_of_pixels(
     for label, iou in enumerate(compute_iou(counts)):
         ours, theirs = (predicted == label) & valid, (truth == label) & valid
         assert counts[label, label] == (ours & theirs).sum()
-        expected = (ours & theirs).sum() / (ours | theirs).sum() if (ours | theirs).any() else np.nan
+        expected = (
+            (ours & theirs).sum() / (ours | theirs).sum() if (ours | theirs).any() else np.nan
+        )
         assert iou == pytest.approx(expected, nan_ok=True)
 
 

@@ -10,8 +10,20 @@ import pytest
 from PIL import Image
 
 from dino.errors import DataError
-from dino.evaluation.video_segmentation.pairs import list_clips, list_unscored, read_labels, recognize_layout
-from tests.label_folders import PALETTE, make_davis, make_predictions, make_runs, save_image, save_labels
+from dino.evaluation.video_segmentation.pairs import (
+    list_clips,
+    list_unscored,
+    read_labels,
+    recognize_layout,
+)
+from tests.label_folders import (
+    PALETTE,
+    make_davis,
+    make_predictions,
+    make_runs,
+    save_image,
+    save_labels,
+)
 
 LABELS = np.eye(8, 12)
 NONE = np.empty(0)
@@ -37,7 +49,10 @@ def test_davis_pairs_all_but_the_first_and_the_last_frame(tmp_path: Path) -> Non
     assert [clip.name for clip in clips] == ["cat", "dog"]
     assert [frame.number for frame in clips[0].frames] == [1, 2]
     frame = clips[0].frames[0]
-    assert frame.truth == root / "Annotations/480p/cat/00001.png" and frame.prediction == out / "cat/00001.png"
+    assert (
+        frame.truth == root / "Annotations/480p/cat/00001.png"
+        and frame.prediction == out / "cat/00001.png"
+    )
     assert frame.image == root / "JPEGImages/480p/cat/00001.jpg"
     assert clips[0].first == root / "Annotations/480p/cat/00000.png"
 
@@ -45,21 +60,32 @@ def test_davis_pairs_all_but_the_first_and_the_last_frame(tmp_path: Path) -> Non
 def test_davis_needs_no_pictures_and_no_prediction_of_what_is_not_scored(tmp_path: Path) -> None:
     root = make_davis(tmp_path / "davis", {"cat": [LABELS] * 4}, images=False)
     out = make_predictions(tmp_path / "out", {"cat": [LABELS] * 2}, start=1)
-    assert [frame.image for clip in list_clips("davis", root, out) for frame in clip.frames] == [None, None]
+    assert [frame.image for clip in list_clips("davis", root, out) for frame in clip.frames] == [
+        None,
+        None,
+    ]
 
 
 def test_runs_pair_the_frames_that_have_labels_and_keep_their_place(tmp_path: Path) -> None:
     root, out = driving(tmp_path)
     clips = list_clips("driving", root, out)
-    assert {clip.name: [frame.number for frame in clip.frames] for clip in clips} == {"run_a": [0, 2], "run_b": [0]}
+    assert {clip.name: [frame.number for frame in clip.frames] for clip in clips} == {
+        "run_a": [0, 2],
+        "run_b": [0],
+    }
     assert [clip.unlabelled for clip in clips] == [1, 0]
     frame = clips[0].frames[1]
-    assert (frame.image, frame.truth) == (root / "run_a/image/00002.jpg", root / "run_a/segmentation/00002.png")
+    assert (frame.image, frame.truth) == (
+        root / "run_a/image/00002.jpg",
+        root / "run_a/segmentation/00002.png",
+    )
     assert frame.prediction == out / "run_a/00002.png"
 
 
 @pytest.mark.parametrize("predictions", ["out", "out/run_a"])
-def test_one_run_finds_its_predictions_in_its_folder_or_at_once(tmp_path: Path, predictions: str) -> None:
+def test_one_run_finds_its_predictions_in_its_folder_or_at_once(
+    tmp_path: Path, predictions: str
+) -> None:
     root, out = driving(tmp_path)
     (clip,) = list_clips("driving", root / "run_a", tmp_path / predictions)
     assert clip.name == "run_a" and clip.frames[0].prediction == out / "run_a/00000.png"
@@ -98,7 +124,9 @@ def test_a_folder_of_neither_or_of_both_layouts_is_an_error(tmp_path: Path) -> N
 
 def test_shared_data_is_found(shared_data: Path) -> None:
     root = shared_data / "ipace"
-    assert recognize_layout(root) == "driving" and recognize_layout(shared_data / "davis") == "davis"
+    assert (
+        recognize_layout(root) == "driving" and recognize_layout(shared_data / "davis") == "davis"
+    )
     clips = list_clips("davis", shared_data / "davis", shared_data / "davis_results" / "osvos")
     assert {clip.name: len(clip.frames) for clip in clips} == {
         "blackswan": 48,
@@ -181,7 +209,9 @@ FAULTS: dict[str, tuple[str, Callable[[Path, Path], object], str]] = {
     ),
     "two frames": (
         "davis",
-        lambda root, out: [next(root.glob(f"*/480p/dog/00002.{end}")).unlink() for end in ("png", "jpg")],
+        lambda root, out: [
+            next(root.glob(f"*/480p/dog/00002.{end}")).unlink() for end in ("png", "jpg")
+        ],
         r"dog has 2 frames; .* 3 are needed",
     ),
     "a damaged file": (
@@ -214,7 +244,9 @@ def test_predictions_of_nothing_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("palette", [None, (9, 9, 9, 1, 2, 3), PALETTE])
-def test_labels_are_palette_indices_or_gray_levels(tmp_path: Path, palette: tuple[int, ...] | None) -> None:
+def test_labels_are_palette_indices_or_gray_levels(
+    tmp_path: Path, palette: tuple[int, ...] | None
+) -> None:
     path = save_labels(tmp_path / "a.png", LABELS, palette)
     labels = read_labels(path, range(2))
     assert labels.dtype == np.uint8 and np.array_equal(labels, LABELS)

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.evaluation.video_segmentation import propagation
-from dino.evaluation.video_segmentation.propagation import Context, decide_labels, plan_tiles, propagate_labels, stretch
+from dino.evaluation.video_segmentation.propagation import (
+    Context,
+    decide_labels,
+    plan_tiles,
+    propagate_labels,
+    stretch,
+)
 from tests import hpu_simulator
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -24,15 +30,23 @@ CPU = torch.device("cpu")
 def test_golden_numbers(golden: Golden, draw: Draw, device: torch.device) -> None:
     numbers = golden("video_propagation")
     base = draw(800, 54, 16)
-    frames = [F.normalize(base + 0.3 * draw(810 + i, 54, 16), dim=1).reshape(6, 9, 16) for i in range(5)]
-    first = F.one_hot(torch.as_tensor(numbers["first_labels"].astype(np.int64), device="cpu"), 3).float().to(device)
+    frames = [
+        F.normalize(base + 0.3 * draw(810 + i, 54, 16), dim=1).reshape(6, 9, 16) for i in range(5)
+    ]
+    first = (
+        F.one_hot(torch.as_tensor(numbers["first_labels"].astype(np.int64), device="cpu"), 3)
+        .float()
+        .to(device)
+    )
     context, tiles = Context(frames[0], first, last=4), plan_tiles((6, 9), 2, device)
     for index, frame in enumerate(frames[1:], start=1):
         labels = propagate_labels(frame, context, tiles, topk=5)
         context.add(frame, labels)
         found = labels.cpu().permute(2, 0, 1).numpy()
         np.testing.assert_allclose(found, numbers[f"seg/{index}"][0], atol=1e-5)
-    np.testing.assert_allclose(stretch(labels.permute(2, 0, 1)).cpu().numpy(), numbers["norm_mask"], atol=1e-5)
+    np.testing.assert_allclose(
+        stretch(labels.permute(2, 0, 1)).cpu().numpy(), numbers["norm_mask"], atol=1e-5
+    )
 
 
 def propagate_by_loops(
@@ -52,7 +66,9 @@ def propagate_by_loops(
             ]
             least = sorted((score for score, _ in near), reverse=True)[:topk][-1]
             chosen = [(math.exp(score / 0.1), label) for score, label in near if score >= least]
-            found[row, column] = sum(weight * label for weight, label in chosen) / sum(weight for weight, _ in chosen)
+            found[row, column] = sum(weight * label for weight, label in chosen) / sum(
+                weight for weight, _ in chosen
+            )
     return found
 
 
@@ -61,7 +77,9 @@ def draw_features(rng: np.random.Generator, shape: tuple[int, ...], *, tied: boo
     if not tied:
         drawn = rng.standard_normal((*shape, 8)).astype(np.float32)
         return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
-    return np.eye(3, dtype=np.float32)[rng.integers(0, 3, shape)] * rng.choice([-1, 1], (*shape, 1)).astype(np.float32)
+    return np.eye(3, dtype=np.float32)[rng.integers(0, 3, shape)] * rng.choice(
+        [-1, 1], (*shape, 1)
+    ).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -100,12 +118,16 @@ def test_it_is_a_plain_loop(case: Case) -> None:
     rng, grid = np.random.default_rng(case.seed), (case.height, case.width)
     features = draw_features(rng, (case.frames + 1, *grid), tied=case.tied)
     soft = rng.random((case.frames, *grid, case.labels)).astype(np.float32)
-    expected = propagate_by_loops(features[-1], features[:-1], soft, radius=case.radius, topk=case.topk)
+    expected = propagate_by_loops(
+        features[-1], features[:-1], soft, radius=case.radius, topk=case.topk
+    )
     tensors, known = torch.from_numpy(features), torch.from_numpy(soft)
     context = Context(tensors[0], known[0], last=max(1, case.frames - 1 + case.empty))
     for index in range(1, case.frames):
         context.add(tensors[index], known[index])
-    found = propagate_labels(tensors[-1], context, plan_tiles(grid, case.radius, CPU), topk=case.topk)
+    found = propagate_labels(
+        tensors[-1], context, plan_tiles(grid, case.radius, CPU), topk=case.topk
+    )
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
@@ -118,25 +140,39 @@ def test_the_oldest_frame_but_the_first_gives_way(device: torch.device) -> None:
         if newest:
             context.add(alike, torch.eye(6)[newest][None, None])
         found = propagate_labels(alike, context, plan_tiles((1, 1), 0, device), topk=9)[0, 0]
-        torch.testing.assert_close(found, torch.tensor([1 / len(kept) if label in kept else 0 for label in range(6)]))
+        torch.testing.assert_close(
+            found, torch.tensor([1 / len(kept) if label in kept else 0 for label in range(6)])
+        )
 
 
 @settings(max_examples=100, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 110), radius=st.integers(0, 30))
-def test_tiles_of_one_size_cover_the_grid_and_hold_every_neighborhood(height: int, width: int, radius: int) -> None:
+def test_tiles_of_one_size_cover_the_grid_and_hold_every_neighborhood(
+    height: int, width: int, radius: int
+) -> None:
     tiles = plan_tiles((height, width), radius, CPU)
     covered = np.zeros((height, width), dtype=int)
     numbers = torch.arange(height * width).reshape(height, width)
     for tile in tiles:
         covered[tile.queries] += 1
     assert covered.min() == 1
-    assert len({(numbers[tile.queries].shape, numbers[tile.keys[1:]].shape, tile.penalty.shape) for tile in tiles}) == 1
+    assert (
+        len(
+            {
+                (numbers[tile.queries].shape, numbers[tile.keys[1:]].shape, tile.penalty.shape)
+                for tile in tiles
+            }
+        )
+        == 1
+    )
     for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1]):
         queries, keys = numbers[tile.queries].flatten(), numbers[tile.keys[1:]].flatten()
         for place in {0, len(queries) // 2, len(queries) - 1}:
             row, column = divmod(int(queries[place]), width)
             reach = radius or 1000
-            block = numbers[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1]
+            block = numbers[
+                max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1
+            ]
             assert set(keys[tile.penalty[place, 0] == 0].tolist()) == set(block.flatten().tolist())
 
 
@@ -145,7 +181,9 @@ class Largest(TorchDispatchMode):
 
     numbers = 0
 
-    def __torch_dispatch__(self, op: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, op: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         made = op(*args, **(kwargs or {}))  # type: ignore[operator]
         self.numbers = max(self.numbers, made.numel() if isinstance(made, torch.Tensor) else 0)
         return made
@@ -159,14 +197,19 @@ def test_memory_does_not_grow_with_the_square_of_the_grid(device: torch.device) 
     with Largest() as largest:
         propagate_labels(features, context, tiles, topk=5)
     assert largest.numbers < 8 * (grid[0] * grid[1]) ** 2 / 200
-    assert sum({tile.penalty.data_ptr(): tile.penalty.numel() for tile in tiles}.values()) < 8 * 6240 * 384
+    assert (
+        sum({tile.penalty.data_ptr(): tile.penalty.numel() for tile in tiles}.values())
+        < 8 * 6240 * 384
+    )
 
 
 def test_a_frame_is_one_label_a_pixel(device: torch.device) -> None:
     """Against norm_mask and the interpolation by a factor, as the original writes them."""
     soft = torch.rand(6, 10, 3, device="cpu")
     soft[..., 2] *= 0.05  # a faint label wins where it is at its strongest
-    scaled = F.interpolate(soft.permute(2, 0, 1)[None], scale_factor=8, mode="bilinear", align_corners=False)[0]
+    scaled = F.interpolate(
+        soft.permute(2, 0, 1)[None], scale_factor=8, mode="bilinear", align_corners=False
+    )[0]
     for channel in scaled:
         channel -= channel.min()
         channel /= channel.max()
@@ -177,8 +220,12 @@ def test_a_frame_is_one_label_a_pixel(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("device")
-@pytest.mark.parametrize(("levels", "expected"), [((1.0,), 0), ((0.0, 1.0), 1), ((0.25, 0.75), 1), ((0.5, 0.5), 0)])
-def test_labels_that_are_the_same_everywhere_are_not_stretched(levels: tuple[float, ...], expected: int) -> None:
+@pytest.mark.parametrize(
+    ("levels", "expected"), [((1.0,), 0), ((0.0, 1.0), 1), ((0.25, 0.75), 1), ((0.5, 0.5), 0)]
+)
+def test_labels_that_are_the_same_everywhere_are_not_stretched(
+    levels: tuple[float, ...], expected: int
+) -> None:
     """There the original divides by zero."""
     found = decide_labels(torch.tensor(levels).expand(3, 4, len(levels)), (24, 32)).cpu()
     assert set(found.flatten().tolist()) == {expected}
@@ -199,7 +246,12 @@ def test_after_the_first_frames_a_card_sees_nothing_new(device: torch.device) ->
     with hpu_simulator.watch() as seen:
         for index in range(2, 6):
             step(index)
-    assert (seen.host_reads, seen.new_ops, dict(seen.fallbacks), dict(seen.float64)) == ([], [], {}, {})
+    assert (seen.host_reads, seen.new_ops, dict(seen.fallbacks), dict(seen.float64)) == (
+        [],
+        [],
+        {},
+        {},
+    )
     assert seen.ops and seen.uploads.count == 0
 
 
@@ -209,6 +261,8 @@ def test_the_tile_does_not_matter(monkeypatch: pytest.MonkeyPatch, device: torch
     for tile in ((10, 13), (1, 1), (7, 30), (20, 21)):
         monkeypatch.setattr(propagation, "TILE", tile)
         tiles = plan_tiles((20, 21), 4, device)
-        found.append(propagate_labels(features[1], Context(features[0], labels, last=1), tiles, topk=5))
+        found.append(
+            propagate_labels(features[1], Context(features[0], labels, last=1), tiles, topk=5)
+        )
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=1e-5, rtol=0)

@@ -28,14 +28,18 @@ def run(*words: object) -> int:
 
 
 def davis(folder: Path) -> tuple[object, ...]:
-    root = make_davis(folder / "davis", {"cat": [RIGHT] * 5, "dog": [RIGHT + 2 * (np.eye(20, 30) > 0)] * 3})
+    root = make_davis(
+        folder / "davis", {"cat": [RIGHT] * 5, "dog": [RIGHT + 2 * (np.eye(20, 30) > 0)] * 3}
+    )
     out = make_predictions(folder / "out", {"cat": [HALF] * 5, "dog": [RIGHT] * 3})
     return ("--dataset_path", root, "--prediction_path", out)
 
 
 def driving(folder: Path) -> tuple[object, ...]:
     root = make_runs(folder / "runs", {"run_a": [RIGHT] * 5, "run_b": [RIGHT] * 2})
-    out = make_predictions(folder / "out", {"run_a": [RIGHT, HALF, RIGHT, HALF, RIGHT], "run_b": [RIGHT, NOTHING]})
+    out = make_predictions(
+        folder / "out", {"run_a": [RIGHT, HALF, RIGHT, HALF, RIGHT], "run_b": [RIGHT, NOTHING]}
+    )
     return ("--dataset_path", root, "--prediction_path", out)
 
 
@@ -53,18 +57,26 @@ def table(text: str, head: str) -> list[list[str]]:
     return [line.split() for line in lines[start:end]]
 
 
-def test_davis_prints_objects_sequences_and_their_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_davis_prints_objects_sequences_and_their_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*davis(tmp_path), "--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json") == 0
     text = capsys.readouterr().out
     rows = {" ".join(row[:-8]): row[-8:] for row in table(text, "name")[1:]}
     assert list(rows) == ["cat_1", "cat", "dog_1", "dog_2", "dog_3", "dog", "mean over objects"]
-    assert rows["cat_1"][0] == "3" and rows["cat_1"][2] == "0.5000" and rows["mean over objects"][0] == "4"
+    assert (
+        rows["cat_1"][0] == "3"
+        and rows["cat_1"][2] == "0.5000"
+        and rows["mean over objects"][0] == "4"
+    )
     values = json.loads((tmp_path / "a.json").read_text())
     assert values["layout"] == "davis" and values["frames"] == 4
     objects = values["objects"]
     assert objects["cat_1"]["J-Mean"] == 0.5 and objects["cat_1"]["J-Recall"] == 0.0
     for name in ("J-Mean", "F-Recall", "J&F-Mean"):
-        assert values[name] == pytest.approx(np.mean([figures[name] for figures in objects.values()]))
+        assert values[name] == pytest.approx(
+            np.mean([figures[name] for figures in objects.values()])
+        )
         of_dog = [figures[name] for key, figures in objects.items() if key.startswith("dog")]
         assert values["sequences"]["dog"][name] == pytest.approx(np.mean(of_dog))
     assert values["J&F-Mean"] == pytest.approx((values["J-Mean"] + values["F-Mean"]) / 2)
@@ -81,7 +93,9 @@ def test_the_score_of_predictions_just_written_is_that_of_the_command(tmp_path: 
     assert {"layout": "davis", **report_davis(tmp_path / "davis", tmp_path / "out")} == values
 
 
-def test_driving_prints_runs_classes_and_the_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_driving_prints_runs_classes_and_the_total(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*driving(tmp_path), "--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json") == 0
     text = capsys.readouterr().out
     values = json.loads((tmp_path / "a.json").read_text())
@@ -121,12 +135,17 @@ def test_skipping_by_another_interval_than_that_of_the_predictions_is_told(
 ) -> None:
     words = (*driving(tmp_path), "--skip_refreshed", "--refresh_label_interval")
     assert run(*words, 3) == 0  # run_a 1 2 4, run_b 1
-    assert "2 frames are counted whose predictions are their true labels to the pixel" in capsys.readouterr().out
+    assert (
+        "2 frames are counted whose predictions are their true labels to the pixel"
+        in capsys.readouterr().out
+    )
     assert run(*words, 2) == 0
     assert "to the pixel" not in capsys.readouterr().out
 
 
-def test_frames_without_labels_are_counted_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frames_without_labels_are_counted_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = driving(tmp_path)
     (tmp_path / "runs/run_a/segmentation/00001.png").unlink()
     assert run(*words) == 0
@@ -136,7 +155,10 @@ def test_frames_without_labels_are_counted_in_a_line(tmp_path: Path, capsys: pyt
 def test_a_class_that_is_ignored_has_no_row(tmp_path: Path) -> None:
     assert run(*driving(tmp_path), "--ignore_label", 0, "--json", tmp_path / "a.json") == 0
     values = json.loads((tmp_path / "a.json").read_text())
-    assert values["classes"] == pytest.approx({"1": 400 / 560}) and values["mean_iou"] == values["classes"]["1"]
+    assert (
+        values["classes"] == pytest.approx({"1": 400 / 560})
+        and values["mean_iou"] == values["classes"]["1"]
+    )
 
 
 def test_ignoring_all_gives_null(tmp_path: Path) -> None:
@@ -154,7 +176,10 @@ def test_files_that_cannot_be_written_are_named_before_the_work(
 ) -> None:
     assert run(*davis(tmp_path), flag, tmp_path / "none" / "a.txt") == 2
     printed = capsys.readouterr()
-    assert f"{flag} {tmp_path}/none/a.txt cannot be written" in printed.err and "J&F-Mean" not in printed.out
+    assert (
+        f"{flag} {tmp_path}/none/a.txt cannot be written" in printed.err
+        and "J&F-Mean" not in printed.out
+    )
 
 
 def test_one_of_several_processes_scores(
@@ -179,19 +204,38 @@ def test_void_is_drawn_as_wrong_for_it_counts_as_background(tmp_path: Path) -> N
     assert run(*words, "--pictures", tmp_path) == 0
     with Image.open(tmp_path / "cat" / "00001.jpg") as picture:
         error = np.asarray(picture).astype(int)[-20:, -30:]
-    assert abs(error[14:, 2:] - (255, 0, 0)).max() < 30 and abs(error[6:10, 7:13] - (255, 0, 0)).max() > 100
+    assert (
+        abs(error[14:, 2:] - (255, 0, 0)).max() < 30
+        and abs(error[6:10, 7:13] - (255, 0, 0)).max() > 100
+    )
 
 
 def test_pictures_are_drawn_for_every_run(tmp_path: Path) -> None:
     assert run(*driving(tmp_path), "--pictures", tmp_path / "pictures") == 0
-    found = {path.relative_to(tmp_path / "pictures").as_posix() for path in (tmp_path / "pictures").rglob("*.*")}
+    found = {
+        path.relative_to(tmp_path / "pictures").as_posix()
+        for path in (tmp_path / "pictures").rglob("*.*")
+    }
     frames = {f"run_a/{n:05}.jpg" for n in range(5)} | {f"run_b/{n:05}.jpg" for n in range(2)}
     assert found == frames | {f"run_{run}.{ending}" for run in "ab" for ending in ("png", "mp4")}
 
 
-def test_real_sequences_as_the_benchmark_prints_them(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--data_path", shared_data / "davis", "--prediction_path", shared_data / "davis_results" / "osvos") == 0
-    assert "DAVIS 2017: J&F-Mean 0.8396  J-Mean 0.8105  J-Recall 0.8615  J-Decay 0.1825" in capsys.readouterr().out
+def test_real_sequences_as_the_benchmark_prints_them(
+    shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(
+            "--data_path",
+            shared_data / "davis",
+            "--prediction_path",
+            shared_data / "davis_results" / "osvos",
+        )
+        == 0
+    )
+    assert (
+        "DAVIS 2017: J&F-Mean 0.8396  J-Mean 0.8105  J-Recall 0.8615  J-Decay 0.1825"
+        in capsys.readouterr().out
+    )
 
 
 def test_real_runs_predicted_by_their_labels(shared_data: Path, tmp_path: Path) -> None:
@@ -209,9 +253,15 @@ def test_real_runs_predicted_by_their_labels(shared_data: Path, tmp_path: Path) 
         ((), "--dataset_path is missing"),
         (("--dataset_path", "nowhere"), "--dataset_path nowhere is no folder"),
         (("--dataset_path", "davis"), "--prediction_path is missing"),
-        (("--dataset_path", "davis", "--prediction_path", "none"), "--prediction_path none is no folder"),
+        (
+            ("--dataset_path", "davis", "--prediction_path", "none"),
+            "--prediction_path none is no folder",
+        ),
         (("--dataset_path", "out", "--prediction_path", "out"), "has neither Annotations"),
-        (("--dataset_path", "davis", "--prediction_path", "out", "--layout", "driving"), "has no RUN/image"),
+        (
+            ("--dataset_path", "davis", "--prediction_path", "out", "--layout", "driving"),
+            "has no RUN/image",
+        ),
         (
             ("--dataset_path", "davis", "--prediction_path", "out", "--ignore_label", "0"),
             "--ignore_label is for driving",
@@ -220,7 +270,10 @@ def test_real_runs_predicted_by_their_labels(shared_data: Path, tmp_path: Path) 
             ("--dataset_path", "davis", "--prediction_path", "out", "--csv", "none/a.csv"),
             "none/a.csv cannot be written",
         ),
-        (("--dataset_path", "davis", "--prediction_path", "out", "--pictures", "a.txt"), "--pictures a.txt cannot be"),
+        (
+            ("--dataset_path", "davis", "--prediction_path", "out", "--pictures", "a.txt"),
+            "--pictures a.txt cannot be",
+        ),
     ],
 )
 def test_wrong_words_end_with_2_and_one_line(
@@ -247,12 +300,16 @@ def test_a_label_beyond_the_classes_ends_with_2_and_names_the_file(
     assert "out/run_b/00001.png has the labels 27; known are 0 to 26" in capsys.readouterr().err
 
 
-def test_skipping_all_frames_of_a_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipping_all_frames_of_a_run_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*driving(tmp_path), "--skip_refreshed", "--refresh_label_interval", 1) == 2
     assert "run_a has no frame but" in capsys.readouterr().err
 
 
-def test_pictures_without_images_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_without_images_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = davis(tmp_path)
     (tmp_path / "davis/JPEGImages/480p/dog/00001.jpg").unlink()
     assert run(*words, "--pictures", tmp_path / "pictures") == 2
@@ -260,7 +317,9 @@ def test_pictures_without_images_are_an_error(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "pictures").exists()
 
 
-def test_predictions_of_nothing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_of_nothing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = davis(tmp_path)
     make_predictions(tmp_path / "out", {"bird": [RIGHT]})
     assert run(*words) == 0

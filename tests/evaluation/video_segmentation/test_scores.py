@@ -65,29 +65,42 @@ def boundary_by_distances(truth: np.ndarray, predicted: np.ndarray) -> float:
         padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
         blocks = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]])
         edges.append(blocks.any(axis=0) & ~blocks.all(axis=0))
-        distances.append(cv2.distanceTransform((~edges[-1]).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
+        distances.append(
+            cv2.distanceTransform((~edges[-1]).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        )
     radius = np.ceil(0.008 * np.linalg.norm(truth.shape)) + 1e-3
     precision = (distances[0][edges[1]] <= radius).mean()
     recall = (distances[1][edges[0]] <= radius).mean()
     return 2 * precision * recall / (precision + recall)
 
 
-def test_real_sequences_score_as_the_benchmark_and_as_an_independent_statement(shared_data: Path) -> None:
+def test_real_sequences_score_as_the_benchmark_and_as_an_independent_statement(
+    shared_data: Path,
+) -> None:
     clips = list_clips("davis", shared_data / "davis", shared_data / "davis_results" / "osvos")
-    with (shared_data / "davis_results" / "expected_osvos.csv").open(encoding="utf-8", newline="") as file:
+    with (shared_data / "davis_results" / "expected_osvos.csv").open(
+        encoding="utf-8", newline=""
+    ) as file:
         expected = {row[0]: row[1:] for row in csv.reader(file)}
     found = []
     for clip in clips:
         for number, score in enumerate(score_clip(clip), 1):
-            assert [f"{score.region.mean:.6f}", f"{score.boundary.mean:.6f}"] == expected[f"{clip.name}_{number}"]
-            assert (score.region.mean, score.boundary.mean) == pytest.approx(score_independently(clip, number))
+            assert [f"{score.region.mean:.6f}", f"{score.boundary.mean:.6f}"] == expected[
+                f"{clip.name}_{number}"
+            ]
+            assert (score.region.mean, score.boundary.mean) == pytest.approx(
+                score_independently(clip, number)
+            )
             found.append(score)
     total = average_objects(found).named()
     assert len(found) == 5
     assert f"{total['J&F-Mean']:.6f}" == expected["GLOBAL J&F-Mean"][0]
     for letter, column in (("J", 0), ("F", 1)):
         names = [f"{letter}-{figure}" for figure in ("Mean", "Recall", "Decay")]
-        assert " ".join(f"{total[name]:.6f}" for name in names) == expected[f"GLOBAL {' '.join(names)}"][column]
+        assert (
+            " ".join(f"{total[name]:.6f}" for name in names)
+            == expected[f"GLOBAL {' '.join(names)}"][column]
+        )
 
 
 def score_independently(clip: ScoredClip, number: int) -> tuple[float, float]:
@@ -113,7 +126,10 @@ def test_a_data_set_predicted_by_itself_scores_1(shared_data: Path) -> None:
 
 def test_first_and_last_frame_do_not_count(tmp_path: Path) -> None:
     right, wrong = place((1, 2)), place((1, 20))
-    assert score_clip(sequence(tmp_path, [right] * 4, [wrong, right, right, wrong]))[0].region.mean == 1.0
+    assert (
+        score_clip(sequence(tmp_path, [right] * 4, [wrong, right, right, wrong]))[0].region.mean
+        == 1.0
+    )
 
 
 def test_an_object_that_is_neither_there_nor_predicted_scores_1(tmp_path: Path) -> None:
@@ -159,7 +175,9 @@ def test_classes_of_a_run_are_counted_over_all_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ignored", [1, 255])
-def test_the_ignored_label_is_no_class_and_its_pixels_do_not_count(tmp_path: Path, ignored: int) -> None:
+def test_the_ignored_label_is_no_class_and_its_pixels_do_not_count(
+    tmp_path: Path, ignored: int
+) -> None:
     truth = place((3, 2), (ignored, 8), label_of_rest=2)
     predicted = place((3, 2), (3, 8), (ignored, 20), label_of_rest=2)
     score = score_driving(run(tmp_path, [truth], [predicted]), num_classes=4, ignored=ignored)
@@ -174,20 +192,27 @@ def test_a_run_of_ignored_pixels_has_no_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("truth", "predicted", "file"), [(4, 1, "segmentation"), (1, 4, "run"), (255, 1, "segmentation")]
+    ("truth", "predicted", "file"),
+    [(4, 1, "segmentation"), (1, 4, "run"), (255, 1, "segmentation")],
 )
 def test_a_label_that_is_no_class_is_an_error_that_names_the_file(
     tmp_path: Path, truth: int, predicted: int, file: str
 ) -> None:
     clip = run(tmp_path, [place((truth, 2))], [place((predicted, 2))])
-    with pytest.raises(DataError, match=rf"{file}/00000\.png has the labels (4|255); known are 0 to 3$"):
+    with pytest.raises(
+        DataError, match=rf"{file}/00000\.png has the labels (4|255); known are 0 to 3$"
+    ):
         score_driving(clip, num_classes=4, ignored=None)
 
 
 def test_runs_add_up_pixel_by_pixel(tmp_path: Path) -> None:
     truth, empty = place((1, 2)), EMPTY
     scores = [
-        score_driving(run(tmp_path / name, [truth] * frames, [predicted] * frames), num_classes=2, ignored=None)
+        score_driving(
+            run(tmp_path / name, [truth] * frames, [predicted] * frames),
+            num_classes=2,
+            ignored=None,
+        )
         for name, frames, predicted in (("good", 3, truth), ("bad", 1, empty))
     ]
     assert add_runs(scores).iou() == pytest.approx({0: (3 * 564 + 564) / (3 * 564 + 600), 1: 3 / 4})

@@ -36,7 +36,8 @@ from tests.running import on_simulated_card, run_alone, run_pair
 PATCH = 32  # pixels; coarse, so that a frame takes 30 ms
 VIDEO, DRIVING = "eval_video_segmentation", "eval_ipace_segmentation"
 needs_card = pytest.mark.skipif(
-    hpu_simulator.why_unavailable() is not None, reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}"
+    hpu_simulator.why_unavailable() is not None,
+    reason=f"no simulated hpu: {hpu_simulator.why_unavailable()}",
 )
 
 
@@ -46,7 +47,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     args = {"arch": "vit_mini", "patch_size": PATCH, "global_crops_size": 224}
     path = tmp_path_factory.mktemp("weights") / "checkpoint.pth"
-    torch.save({"teacher": build_backbone("vit_mini", patch_size=PATCH).state_dict(), "args": args}, path)
+    torch.save(
+        {"teacher": build_backbone("vit_mini", patch_size=PATCH).state_dict(), "args": args}, path
+    )
     return path
 
 
@@ -58,7 +61,10 @@ def paint(size: tuple[int, int], number: int) -> tuple[Image.Image, Image.Image]
     labels = np.zeros((height, width), dtype=np.uint8)
     for label, (color, top) in enumerate((((250, 40, 30), 0.1), ((30, 60, 240), 0.5)), start=1):
         left = int(width * (0.1 + 0.05 * number * label))
-        place = (slice(int(height * top), int(height * (top + 0.35))), slice(left, left + width // 3))
+        place = (
+            slice(int(height * top), int(height * (top + 0.35))),
+            slice(left, left + width // 3),
+        )
         pixels[place], labels[place] = color, label
     return Image.fromarray(pixels), Image.fromarray(labels)
 
@@ -87,9 +93,20 @@ def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_davis(tmp_path_factory.mktemp("davis"), sizes)
 
 
-def segment(main: Callable[[list[str]], None], weights: Path, data: object, output: Path, *words: object) -> Path:
+def segment(
+    main: Callable[[list[str]], None], weights: Path, data: object, output: Path, *words: object
+) -> Path:
     """Run a command in this process."""
-    basis = ("--pretrained_weights", weights, "--data_path", data, "--output_dir", output, "--device", "cpu")
+    basis = (
+        "--pretrained_weights",
+        weights,
+        "--data_path",
+        data,
+        "--output_dir",
+        output,
+        "--device",
+        "cpu",
+    )
     main([*map(str, basis), "--num_workers", "0", *map(str, words)])
     return output
 
@@ -109,18 +126,30 @@ def differing(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 @pytest.fixture(scope="module")
 def on_cpu(davis: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process on the CPU makes of the painted sequences."""
-    return segment(eval_video_segmentation.main, weights, davis, tmp_path_factory.mktemp("cpu") / "out")
+    return segment(
+        eval_video_segmentation.main, weights, davis, tmp_path_factory.mktemp("cpu") / "out"
+    )
 
 
-def segment_as_the_original(network: torch.nn.Module, frames: list[Path], labels: Path) -> list[np.ndarray]:
+def segment_as_the_original(
+    network: torch.nn.Module, frames: list[Path], labels: Path
+) -> list[np.ndarray]:
     """The original's evaluation of one sequence, stated plainly: all positions with all, no tiles, no buffers."""
 
     def read(path: Path) -> torch.Tensor:
         image = cv2.imread(str(path))
         height, width = image.shape[:2]
-        size = (480, 480 * height // width // 64 * 64) if height > width else (480 * width // height // 64 * 64, 480)
-        scaled = torch.from_numpy(cv2.resize(image, size)[:, :, ::-1].astype(np.float32) / 255).permute(2, 0, 1)
-        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.228, 0.224, 0.225]])[:, :, None, None]
+        size = (
+            (480, 480 * height // width // 64 * 64)
+            if height > width
+            else (480 * width // height // 64 * 64, 480)
+        )
+        scaled = torch.from_numpy(
+            cv2.resize(image, size)[:, :, ::-1].astype(np.float32) / 255
+        ).permute(2, 0, 1)
+        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.228, 0.224, 0.225]])[
+            :, :, None, None
+        ]
         return (scaled - mean) / deviation
 
     def extract(frame: torch.Tensor) -> torch.Tensor:
@@ -131,15 +160,26 @@ def segment_as_the_original(network: torch.nn.Module, frames: list[Path], labels
     rows, columns = first.shape[1] // PATCH, first.shape[2] // PATCH
     small = np.array(Image.fromarray(truth).resize((columns, rows), 0))
     places = np.stack(np.mgrid[:rows, :columns], axis=-1).reshape(-1, 2)
-    near = torch.from_numpy((np.abs(places[:, None] - places[None]).max(axis=2) <= 12).astype(np.float32))
-    context = [(extract(first), F.one_hot(torch.from_numpy(small).long()).reshape(rows * columns, -1).float())]
+    near = torch.from_numpy(
+        (np.abs(places[:, None] - places[None]).max(axis=2) <= 12).astype(np.float32)
+    )
+    context = [
+        (
+            extract(first),
+            F.one_hot(torch.from_numpy(small).long()).reshape(rows * columns, -1).float(),
+        )
+    ]
     decided = [truth]
     for path in frames[1:]:
         used = [context[0], *context[1:][-7:]]
         target = extract(read(path))
-        affinity = torch.cat([torch.exp(target @ features.T / 0.1) * near for features, _ in used], dim=1)
+        affinity = torch.cat(
+            [torch.exp(target @ features.T / 0.1) * near for features, _ in used], dim=1
+        )
         affinity[affinity < affinity.topk(5, dim=1).values[:, -1:]] = 0
-        soft = affinity / affinity.sum(dim=1, keepdim=True) @ torch.cat([known for _, known in used])
+        soft = (
+            affinity / affinity.sum(dim=1, keepdim=True) @ torch.cat([known for _, known in used])
+        )
         context.append((target, soft))
         maps = soft.T.reshape(1, -1, rows, columns)
         maps = F.interpolate(maps, scale_factor=PATCH, mode="bilinear", align_corners=False)[0]
@@ -159,8 +199,12 @@ def test_label_maps_are_the_originals(davis: Path, weights: Path, on_cpu: Path) 
     expected = {}
     for name in ("wide", "tall", "still"):
         frames = sorted((davis / "JPEGImages" / "480p" / name).iterdir())
-        maps = segment_as_the_original(network, frames, davis / "Annotations" / "480p" / name / "00000.png")
-        expected |= {f"{name}/{path.stem}.png": found for path, found in zip(frames, maps, strict=True)}
+        maps = segment_as_the_original(
+            network, frames, davis / "Annotations" / "480p" / name / "00000.png"
+        )
+        expected |= {
+            f"{name}/{path.stem}.png": found for path, found in zip(frames, maps, strict=True)
+        }
     found = read_all(on_cpu)
     assert differing(found, expected) < 1e-3  # rounding, at borders
     assert set(np.unique(found["wide/00004.png"]).tolist()) == {0, 1, 2}
@@ -183,16 +227,22 @@ def link_davis(source: Path, target: Path, frames: int, labels: int) -> Path:
     return target
 
 
-def test_real_frames_are_segmented_as_the_original_does(shared_data: Path, weights: Path, tmp_path: Path) -> None:
+def test_real_frames_are_segmented_as_the_original_does(
+    shared_data: Path, weights: Path, tmp_path: Path
+) -> None:
     """The first frames of two real sequences; colors are DAVIS's, the first frame's labels are the annotation."""
     data = link_davis(shared_data / "davis", tmp_path / "davis", frames=4, labels=1)
-    output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--num_workers", 1)
+    output = segment(
+        eval_video_segmentation.main, weights, data, tmp_path / "out", "--num_workers", 1
+    )
     network = build_backbone("vit_mini", patch_size=PATCH).eval()
     network.load_state_dict(torch.load(weights)["teacher"])
     for name in ("dog", "horsejump-high"):
         first = data / "Annotations" / "480p" / name / "00000.png"
         with torch.inference_mode():
-            expected = segment_as_the_original(network, sorted((data / "JPEGImages/480p" / name).iterdir()), first)
+            expected = segment_as_the_original(
+                network, sorted((data / "JPEGImages/480p" / name).iterdir()), first
+            )
         for number, labels in enumerate(expected):
             found = read_label_map(output / name / f"{number:05}.png")
             assert found.palette == DAVIS_PALETTE and (found.labels != labels).mean() < 1e-3
@@ -204,7 +254,9 @@ def test_what_was_segmented_is_scored_as_by_the_command_for_it(
 ) -> None:
     """On the composed sequences, whose masks are exact."""
     data, told = shared_data / "davis_synth", tmp_path / "told.json"
-    output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--evaluate", "--json", told)
+    output = segment(
+        eval_video_segmentation.main, weights, data, tmp_path / "out", "--evaluate", "--json", told
+    )
     assert "J&F-Mean" in capsys.readouterr().out
     alone = tmp_path / "alone.json"
     words = ("--dataset_path", data, "--prediction_path", output, "--json", alone)
@@ -218,14 +270,27 @@ def test_what_was_segmented_is_scored_as_by_the_command_for_it(
 def test_frames_keep_their_names_and_sizes_and_the_result_is_told(
     davis: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    output = segment(eval_video_segmentation.main, weights, davis, tmp_path, "--json", tmp_path / "r.json", "--bs", 9)
+    output = segment(
+        eval_video_segmentation.main,
+        weights,
+        davis,
+        tmp_path,
+        "--json",
+        tmp_path / "r.json",
+        "--bs",
+        9,
+    )
     told = json.loads((tmp_path / "r.json").read_text())
     assert (told["sequences"], told["frames"], told["output_dir"]) == (3, 10, str(output))
     printed = capsys.readouterr().out
     assert f"10 frames of 3 sequences are segmented in {output}" in printed and "10/10" in printed
     (tmp_path / "r.json").unlink()
     shapes = {name: labels.shape for name, labels in read_all(output).items()}
-    assert shapes["tall/00003.png"] == (101, 67) and shapes["wide/00004.png"] == (120, 213) and len(shapes) == 10
+    assert (
+        shapes["tall/00003.png"] == (101, 67)
+        and shapes["wide/00004.png"] == (120, 213)
+        and len(shapes) == 10
+    )
 
 
 @pytest.mark.parametrize("words", [("--batch_size_per_device", 3), ("--num_workers", 2)])
@@ -236,7 +301,9 @@ def test_how_frames_are_fed_does_not_matter(
     assert differing(read_all(output), read_all(on_cpu)) < 1e-3
 
 
-def test_two_processes_write_what_one_writes(davis: Path, weights: Path, on_cpu: Path, tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(
+    davis: Path, weights: Path, on_cpu: Path, tmp_path: Path
+) -> None:
     words = ("--pretrained_weights", weights, "--data_path", davis, "--num_workers", 0)
     results = run_pair(tmp_path, VIDEO, *words, "--output_dir", tmp_path / "out", "--device", "cpu")
     assert [result.code for result in results] == [0, 0], results
@@ -248,36 +315,70 @@ def dawdle() -> None:
     """Let the second process take longer than a collective may."""
     share = rooms.share_clips
 
-    def share_and_wait(clips: Sequence[Clip], world: int) -> list[list[Clip]]:
+    def share_and_wait(clips: Sequence[Clip], world_size: int) -> list[list[Clip]]:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
         time.sleep(3 * int(os.environ["RANK"]))
-        return share(clips, world)
+        return share(clips, world_size)
 
     rooms.share_clips = share_and_wait
 
 
 def test_a_process_that_is_done_waits_without_a_limit(weights: Path, tmp_path: Path) -> None:
     data = write_davis(tmp_path / "data", {"wide": (2, (64, 48)), "tall": (2, (48, 64))})
-    words = ("--pretrained_weights", weights, "--data_path", data, "--num_workers", 0, "--device", "cpu")
-    results = run_pair(tmp_path, VIDEO, *words, "--output_dir", tmp_path / "out", prepare=(dawdle, dawdle))
+    words = (
+        "--pretrained_weights",
+        weights,
+        "--data_path",
+        data,
+        "--num_workers",
+        0,
+        "--device",
+        "cpu",
+    )
+    results = run_pair(
+        tmp_path, VIDEO, *words, "--output_dir", tmp_path / "out", prepare=(dawdle, dawdle)
+    )
     assert [result.code for result in results] == [0, 0], results
     assert len(read_all(tmp_path / "out")) == 4
 
 
 @needs_card
-def test_cards_write_what_the_cpu_writes(davis: Path, weights: Path, on_cpu: Path, tmp_path: Path) -> None:
-    words = ("--pretrained_weights", weights, "--data_path", davis, "--device", "hpu", "--num_workers", 0)
+def test_cards_write_what_the_cpu_writes(
+    davis: Path, weights: Path, on_cpu: Path, tmp_path: Path
+) -> None:
+    words = (
+        "--pretrained_weights",
+        weights,
+        "--data_path",
+        davis,
+        "--device",
+        "hpu",
+        "--num_workers",
+        0,
+    )
     alone = run_alone(
-        tmp_path, VIDEO, *words, "--output_dir", tmp_path / "one", "--lazy_mode", "true", prepare=on_simulated_card
+        tmp_path,
+        VIDEO,
+        *words,
+        "--output_dir",
+        tmp_path / "one",
+        "--lazy_mode",
+        "true",
+        prepare=on_simulated_card,
     )
     cards = (on_simulated_card, on_simulated_card)
     pair = run_pair(tmp_path, VIDEO, *words, "--output_dir", tmp_path / "two", prepare=cards)
-    assert [alone.code, *(result.code for result in pair)] == [0, 0, 0], [alone.text, *(r.text for r in pair)]
+    assert [alone.code, *(result.code for result in pair)] == [0, 0, 0], [
+        alone.text,
+        *(r.text for r in pair),
+    ]
     for name in ("one", "two"):
         assert differing(read_all(tmp_path / name), read_all(on_cpu)) < 1e-3
 
 
-def write_run(run: Path, count: int = 5, labelled: range = range(0, 5, 2), palette: bytes | None = None) -> Path:
+def write_run(
+    run: Path, count: int = 5, labelled: range = range(0, 5, 2), palette: bytes | None = None
+) -> Path:
     """Painted frames with the labels 3, 12 and 26."""
     for part in ("image", "segmentation"):
         (run / part).mkdir(parents=True)
@@ -298,7 +399,9 @@ def test_runs_start_anew_from_true_labels(weights: Path, tmp_path: Path) -> None
     write_run(tmp_path / "runs" / "image of run", palette=own)
     write_run(tmp_path / "runs" / "gray", count=2)
     words = ("--refresh_label_interval", 2, "--path_to_mae_repo", "anywhere")
-    output = segment(eval_ipace_segmentation.main, weights, tmp_path / "runs", tmp_path / "out", *words)
+    output = segment(
+        eval_ipace_segmentation.main, weights, tmp_path / "runs", tmp_path / "out", *words
+    )
     found = read_all(output)
     assert sorted(found) == [
         *(f"gray/16254811{n:02}.png" for n in range(2)),
@@ -308,7 +411,11 @@ def test_runs_start_anew_from_true_labels(weights: Path, tmp_path: Path) -> None
     for number in (0, 2, 4):
         name = f"16254811{number:02}.png"
         assert (found[f"image of run/{name}"] == read_label_map(truth / name).labels).all()
-    assert {label for labels in found.values() for label in np.unique(labels).tolist()} == {3, 12, 26}
+    assert {label for labels in found.values() for label in np.unique(labels).tolist()} == {
+        3,
+        12,
+        26,
+    }
     assert read_label_map(output / "image of run" / "1625481103.png").palette == own
     assert read_label_map(output / "gray" / "1625481101.png").palette == DRIVING_PALETTE
     rest = tmp_path / "rest"
@@ -326,10 +433,23 @@ def test_runs_start_anew_from_true_labels(weights: Path, tmp_path: Path) -> None
 def test_runs_are_shared_out_over_cards(weights: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     words = ("--refresh_label_interval", 2)
-    expected = read_all(segment(eval_ipace_segmentation.main, weights, run, tmp_path / "cpu", *words))
-    basis = ("--pretrained_weights", weights, "--data_path", run, "--device", "hpu", "--num_workers", 0)
+    expected = read_all(
+        segment(eval_ipace_segmentation.main, weights, run, tmp_path / "cpu", *words)
+    )
+    basis = (
+        "--pretrained_weights",
+        weights,
+        "--data_path",
+        run,
+        "--device",
+        "hpu",
+        "--num_workers",
+        0,
+    )
     cards = (on_simulated_card, on_simulated_card)
-    pair = run_pair(tmp_path, DRIVING, *basis, *words, "--output_dir", tmp_path / "out", prepare=cards)
+    pair = run_pair(
+        tmp_path, DRIVING, *basis, *words, "--output_dir", tmp_path / "out", prepare=cards
+    )
     assert [result.code for result in pair] == [0, 0], pair
     assert differing(read_all(tmp_path / "out"), expected) < 1e-3
 
@@ -337,7 +457,15 @@ def test_runs_are_shared_out_over_cards(weights: Path, tmp_path: Path) -> None:
 def segment_elsewhere(folder: Path, script: str, card: bool, pair: bool, *words: object) -> Path:
     """Run a command on the CPU or a simulated card, in one process or two."""
     prepare, output = on_simulated_card if card else None, folder / "out"
-    words = (*words, "--device", "hpu" if card else "cpu", "--num_workers", 0, "--output_dir", output)
+    words = (
+        *words,
+        "--device",
+        "hpu" if card else "cpu",
+        "--num_workers",
+        0,
+        "--output_dir",
+        output,
+    )
     if pair:
         results = run_pair(folder, script, *words, prepare=(prepare, prepare))
     else:
@@ -348,7 +476,11 @@ def segment_elsewhere(folder: Path, script: str, card: bool, pair: bool, *words:
 
 ELSEWHERE = pytest.mark.parametrize(
     ("card", "pair"),
-    [(False, True), pytest.param(True, False, marks=needs_card), pytest.param(True, True, marks=needs_card)],
+    [
+        (False, True),
+        pytest.param(True, False, marks=needs_card),
+        pytest.param(True, True, marks=needs_card),
+    ],
 )
 
 
@@ -362,15 +494,30 @@ def test_real_runs_are_segmented_alike_everywhere_and_scored(
         for part in ("image", "segmentation"):
             link_start(source / part, runs / source.name / part, 3 - number)
     words = ("--refresh_label_interval", 2)
-    expected = read_all(segment(eval_ipace_segmentation.main, weights, runs, tmp_path / "cpu", *words))
+    expected = read_all(
+        segment(eval_ipace_segmentation.main, weights, runs, tmp_path / "cpu", *words)
+    )
     basis = ("--pretrained_weights", weights, "--data_path", runs, *words)
     output = segment_elsewhere(tmp_path, DRIVING, card, pair, *basis)
     assert len(expected) == 5 and differing(read_all(output), expected) < 1e-3
     told = tmp_path / "told.json"
-    scoring = ("--dataset_path", runs, "--prediction_path", output, "--skip_refreshed", *words, "--json", told)
+    scoring = (
+        "--dataset_path",
+        runs,
+        "--prediction_path",
+        output,
+        "--skip_refreshed",
+        *words,
+        "--json",
+        told,
+    )
     compute_segmentation_metrics.main([*map(str, scoring)])
     scores = json.loads(told.read_text())
-    assert scores["frames"] == 2 and set(scores["classes"]) == {"3", "26"} and 0.5 < scores["mean_iou"] < 1
+    assert (
+        scores["frames"] == 2
+        and set(scores["classes"]) == {"3", "26"}
+        and 0.5 < scores["mean_iou"] < 1
+    )
 
 
 @ELSEWHERE
@@ -380,7 +527,9 @@ def test_real_sequences_are_segmented_alike_everywhere_and_scored(
     data = link_davis(shared_data / "davis", tmp_path / "davis", frames=3, labels=3)
     told = [tmp_path / "one.json", tmp_path / "other.json"]
     words = ("--evaluate", "--json", told[0])
-    expected = read_all(segment(eval_video_segmentation.main, weights, data, tmp_path / "cpu", *words))
+    expected = read_all(
+        segment(eval_video_segmentation.main, weights, data, tmp_path / "cpu", *words)
+    )
     basis = ("--pretrained_weights", weights, "--data_path", data, "--evaluate", "--json", told[1])
     output = segment_elsewhere(tmp_path, VIDEO, card, pair, *basis)
     assert len(expected) == 6 and differing(read_all(output), expected) < 1e-3
@@ -398,13 +547,17 @@ def test_a_convnet_and_real_runs(shared_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save({"teacher": build_backbone("resnet18").state_dict()}, tmp_path / "resnet.pth")
     words = ("--arch", "resnet18")
-    output = segment(eval_ipace_segmentation.main, tmp_path / "resnet.pth", run, tmp_path / "out", *words)
+    output = segment(
+        eval_ipace_segmentation.main, tmp_path / "resnet.pth", run, tmp_path / "out", *words
+    )
     found = read_all(output)
     assert len(found) == 3 and {labels.shape for labels in found.values()} == {(480, 854)}
     assert all(set(np.unique(labels).tolist()) == {3, 26} for labels in found.values())
 
 
-def test_void_is_not_carried_along_and_predictions_can_be_scored(weights: Path, tmp_path: Path) -> None:
+def test_void_is_not_carried_along_and_predictions_can_be_scored(
+    weights: Path, tmp_path: Path
+) -> None:
     """The first frame's file is its annotation as it is; a mask of 0 and 255 has an object of that label."""
     data = write_davis(tmp_path / "data", {"wide": (3, (64, 48))})
     folder = data / "Annotations" / "480p" / "wide"
@@ -413,7 +566,9 @@ def test_void_is_not_carried_along_and_predictions_can_be_scored(weights: Path, 
     for number in range(3):
         Image.fromarray(labels).save(folder / f"{number:05}.png")
     told = tmp_path / "told.json"
-    output = segment(eval_video_segmentation.main, weights, data, tmp_path / "out", "--evaluate", "--json", told)
+    output = segment(
+        eval_video_segmentation.main, weights, data, tmp_path / "out", "--evaluate", "--json", told
+    )
     assert 0 < json.loads(told.read_text())["scores"]["J&F-Mean"] <= 1
     found = read_all(output)
     assert (found["wide/00000.png"] == labels).all()
@@ -423,27 +578,36 @@ def test_void_is_not_carried_along_and_predictions_can_be_scored(weights: Path, 
     assert set(np.unique(found["wide/00002.png"]).tolist()) == {0, 255}
 
 
-@given(lengths=st.lists(st.integers(1, 99), max_size=20), world=st.integers(1, 8))
-def test_clips_are_shared_out_by_their_frames(lengths: list[int], world: int) -> None:
+@given(lengths=st.lists(st.integers(1, 99), max_size=20), world_size=st.integers(1, 8))
+def test_clips_are_shared_out_by_their_frames(lengths: list[int], world_size: int) -> None:
     clips = [
-        Clip(name=f"{n}", frames=(Path(),) * length, labels=Path(), palette=b"") for n, length in enumerate(lengths)
+        Clip(name=f"{n}", frames=(Path(),) * length, labels=Path(), palette=b"")
+        for n, length in enumerate(lengths)
     ]
-    hands = share_clips(clips, world)
-    assert len(hands) == world and hands == share_clips(clips, world)
-    assert sorted(clip.name for hand in hands for clip in hand) == sorted(clip.name for clip in clips)
+    hands = share_clips(clips, world_size)
+    assert len(hands) == world_size and hands == share_clips(clips, world_size)
+    assert sorted(clip.name for hand in hands for clip in hand) == sorted(
+        clip.name for clip in clips
+    )
     loads = [sum(len(clip.frames) for clip in hand) for hand in hands]
     assert max(loads) - min(loads) <= max(lengths, default=0)
-    assert max(loads) <= sum(lengths) / world + max(lengths, default=0)
+    assert max(loads) <= sum(lengths) / world_size + max(lengths, default=0)
 
 
 def test_masked_autoencoders_are_read_as_they_are(weights: Path, tmp_path: Path) -> None:
     """Their file holds an encoder of our names, a decoder that does not matter, and no options that we know."""
     network = torch.load(weights)["teacher"]
-    model = {**network, "mask_token": torch.zeros(1, 1, 8), "decoder_blocks.0.norm1.weight": torch.zeros(8)}
+    model = {
+        **network,
+        "mask_token": torch.zeros(1, 1, 8),
+        "decoder_blocks.0.norm1.weight": torch.zeros(8),
+    }
     torch.save({"model": model}, tmp_path / "mae.pth")
     run = write_run(tmp_path / "run", count=3)
     words = ("--arch", "mae", "--path_to_mae_repo", "nowhere", "--patch_size", PATCH)
-    found = segment(eval_ipace_segmentation.main, tmp_path / "mae.pth", run, tmp_path / "mae", *words)
+    found = segment(
+        eval_ipace_segmentation.main, tmp_path / "mae.pth", run, tmp_path / "mae", *words
+    )
     expected = segment(eval_ipace_segmentation.main, weights, run, tmp_path / "vit")
     assert differing(read_all(found), read_all(expected)) == 0
     with pytest.raises(WeightsError, match="`arch` mae wants `pretrained_weights`"):
@@ -451,7 +615,9 @@ def test_masked_autoencoders_are_read_as_they_are(weights: Path, tmp_path: Path)
         segment(eval_ipace_segmentation.main, tmp_path / "odd.pth", run, tmp_path / "out", *words)
 
 
-def test_labels_that_are_too_small_are_told(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_labels_that_are_too_small_are_told(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run = write_run(tmp_path / "run", count=2)
     path = run / "segmentation" / "1625481100.png"
     with Image.open(path) as picture:
@@ -471,7 +637,9 @@ def label_all(folder: Path, damage: str) -> None:
     if damage == "more":
         first.save(folder / "00003.png")
     if damage == "mask":
-        Image.fromarray(np.where(np.array(first), 255, 0).astype(np.uint8)).save(folder / "00000.png")
+        Image.fromarray(np.where(np.array(first), 255, 0).astype(np.uint8)).save(
+            folder / "00000.png"
+        )
 
 
 @pytest.mark.parametrize(
@@ -492,7 +660,10 @@ def label_all(folder: Path, damage: str) -> None:
 def test_what_is_wrong_ends_with_2_and_is_named(
     damage: str, error: type[DinoError], named: str, weights: Path, tmp_path: Path
 ) -> None:
-    data, output = write_davis(tmp_path / "data", {"tall": (1, (67, 101)), "wide": (3, (64, 48))}), tmp_path / "out"
+    data, output = (
+        write_davis(tmp_path / "data", {"tall": (1, (67, 101)), "wide": (3, (64, 48))}),
+        tmp_path / "out",
+    )
     frames, words = data / "JPEGImages" / "480p" / "wide", ()
     if damage == "broken":
         whole = (frames / "00002.jpg").read_bytes()
@@ -510,7 +681,9 @@ def test_what_is_wrong_ends_with_2_and_is_named(
         label_all(data / "Annotations/480p/wide", damage)
         weights, words = tmp_path / "not read yet", ("--evaluate",)
     else:
-        for path in [data / damage] if (data / damage).is_file() else list((data / damage).iterdir()):
+        for path in (
+            [data / damage] if (data / damage).is_file() else list((data / damage).iterdir())
+        ):
             path.unlink()
     with pytest.raises(error, match=named) as caught:
         segment(eval_video_segmentation.main, weights, data, output, *words)

@@ -8,7 +8,13 @@ real compiler takes, stochastic rounding, or the device's random numbers.
 from __future__ import annotations
 
 from . import optim, options
-from ._context import Error, RecoverableError, UnrecoverableError, createPoptorchError, isRunningOnIpu
+from ._context import (
+    Error,
+    RecoverableError,
+    UnrecoverableError,
+    createPoptorchError,
+    isRunningOnIpu,
+)
 from ._executor import PoplarExecutor
 from .enums import (
     AutoStage,

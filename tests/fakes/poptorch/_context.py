@@ -45,7 +45,9 @@ class Context:
         """A block begins."""
         if ipu_id is None:
             if self.strict_blocks:
-                raise AssertionError("poptorch.AutoStage.SameAsIpu was selected but no IPU was specified")
+                raise AssertionError(
+                    "poptorch.AutoStage.SameAsIpu was selected but no IPU was specified"
+                )
             ipu_id = self.last_used
         self.visits.append((str(user_id), ipu_id))
         self.switches += ipu_id != self.last_used

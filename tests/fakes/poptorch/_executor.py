@@ -17,7 +17,9 @@ from .optim import SGD, DeviceOptimizer
 from .options import Options, PipelinedExecution, ShardedExecution
 
 MACHINE = {"ipus": 64, "in_use": 0}  # what a test may change
-EMA_ORDER = {"order": "after"}  # of deferred ops and the weight update: PopART leaves it open with accumulation
+EMA_ORDER = {
+    "order": "after"
+}  # of deferred ops and the weight update: PopART leaves it open with accumulation
 SHAPED_BY_VALUES = {"aten::nonzero", "aten::masked_select"}
 ADVICE = "Create a new wrapper or call destroy() to recompile."
 
@@ -29,10 +31,18 @@ class _Tracing(TorchDispatchMode):
         context = _context.running
         name = func._schema.name
         if name == "aten::_local_scalar_dense":
-            raise Error("aten::item is only supported in eager mode, but was intercepted in static dispatch mode")
-        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if name == "aten::index" else []
+            raise Error(
+                "aten::item is only supported in eager mode, but was intercepted in static dispatch mode"
+            )
+        masks = (
+            [i for i in args[1] if i is not None and i.dtype == torch.bool]
+            if name == "aten::index"
+            else []
+        )
         if masks or name in SHAPED_BY_VALUES:
-            raise createPoptorchError(f"{name}: the shape of the result depends on values, and a graph has fixed ones")
+            raise createPoptorchError(
+                f"{name}: the shape of the result depends on values, and a graph has fixed ones"
+            )
         if context.active is None:
             raise createPoptorchError("No active Block, all the ops must belong to a Block")
         for value in _leaves((args, kwargs or {})):
@@ -44,7 +54,11 @@ class _Tracing(TorchDispatchMode):
 class _DeviceOps(TorchFunctionMode):
     """Ops that mean something else on the device: GELU is always its tanh form, half inputs cast float weights."""
 
-    CASTING = (torch.nn.functional.linear, torch.nn.functional.conv2d, torch.nn.functional.layer_norm)
+    CASTING = (
+        torch.nn.functional.linear,
+        torch.nn.functional.conv2d,
+        torch.nn.functional.layer_norm,
+    )
     CASTING += (torch.conv2d,)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -72,7 +86,10 @@ def _host_type(name):
 
         return call
 
-    return {method: synced(method) for method in ("state_dict", "parameters", "named_parameters", "buffers", "forward")}
+    return {
+        method: synced(method)
+        for method in ("state_dict", "parameters", "named_parameters", "buffers", "forward")
+    }
 
 
 class PoplarExecutor:
@@ -85,9 +102,15 @@ class PoplarExecutor:
         options._freeze()
         self._options = options.clone()
         if self._options.defaultOutputMode():
-            self._options.output_mode = int(enums.OutputMode.Final if training else enums.OutputMode.All)
+            self._options.output_mode = int(
+                enums.OutputMode.Final if training else enums.OutputMode.All
+            )
         self._options._freeze()
-        self._training, self._user_model, self._model = training, user_model or model, copy.copy(model)
+        self._training, self._user_model, self._model = (
+            training,
+            user_model or model,
+            copy.copy(model),
+        )
         self._optimizer = self._new_optimizer = optimizer
         self._tensors, self._replica_buffers, self._device_optimizer = None, None, None
         self._attached, self._stale, self._inputs = False, False, None
@@ -101,7 +124,9 @@ class PoplarExecutor:
             self._user_model.__dict__["_executor"] = self
             self._model.__dict__.pop("_executor", None)
         elif self._options.Training.gradient_accumulation != 1:
-            raise createPoptorchError("You must set the gradient accumulation to 1 for inference models")
+            raise createPoptorchError(
+                "You must set the gradient accumulation to 1 for inference models"
+            )
 
     # What the model is.
     @property
@@ -132,7 +157,9 @@ class PoplarExecutor:
         parameters, buffers = self._host_tensors()
         with torch.no_grad():
             for name, tensor in {**parameters, **buffers}.items():
-                source = self._tensors[name] if name in self._tensors else self._replica_buffers[0][name]
+                source = (
+                    self._tensors[name] if name in self._tensors else self._replica_buffers[0][name]
+                )
                 tensor.copy_(source)
         self._stale = False
 
@@ -209,7 +236,11 @@ class PoplarExecutor:
             self._optimizer = optimizer
 
     def _read_optimizer_state(self):
-        return self._device_optimizer.read() if self.isCompiled() and self._device_optimizer is not None else None
+        return (
+            self._device_optimizer.read()
+            if self.isCompiled() and self._device_optimizer is not None
+            else None
+        )
 
     # Compilation.
     def compile(self, *args, **kwargs):
@@ -245,9 +276,13 @@ class PoplarExecutor:
                     f"Options.Training.gradientAccumulation({self._options.Training.gradient_accumulation})"
                 )
         parameters, buffers = self._host_tensors()
-        tensors = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in parameters.items()}
+        tensors = {
+            n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in parameters.items()
+        }
         replicas = range(self._options.replication_factor)
-        self._replica_buffers = [{n: b.detach().clone() for n, b in buffers.items()} for _ in replicas]
+        self._replica_buffers = [
+            {n: b.detach().clone() for n, b in buffers.items()} for _ in replicas
+        ]
         self._trace(tensors, inputs)
         self._acquire()
         self._tensors, self._inputs = tensors, inputs
@@ -283,7 +318,11 @@ class PoplarExecutor:
             )
         self._ipus = power
         strategy = object.__getattribute__(self._options, "_strategy")
-        if isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution) and context.visits:
+        if (
+            isinstance(strategy, PipelinedExecution)
+            and not isinstance(strategy, ShardedExecution)
+            and context.visits
+        ):
             forward = context.switches + 1
             stages = 2 * forward - 1 if self._training else forward
             ga, name = self._options.Training.gradient_accumulation, "Training.gradientAccumulation"
@@ -307,7 +346,9 @@ class PoplarExecutor:
 
     def __call__(self, *args, **kwargs):
         if self._options.connection_type == enums.ConnectionType.Never:
-            raise AssertionError("Trying to run a model on an offline device (ConnectionType.Never)")
+            raise AssertionError(
+                "Trying to run a model on an offline device (ConnectionType.Never)"
+            )
         inputs = self._bind(args, kwargs)
         if self._tensors is None:
             self._compile(inputs)
@@ -323,13 +364,18 @@ class PoplarExecutor:
         with torch.no_grad():
             return [
                 self._forward(
-                    {**self._tensors, **self._replica_buffers[k % replicas]}, _cut(inputs, k, count), _blank()
+                    {**self._tensors, **self._replica_buffers[k % replicas]},
+                    _cut(inputs, k, count),
+                    _blank(),
                 )
                 for k in range(count)
             ]
 
     def _train(self, inputs):
-        ga, replicas = self._options.Training.gradient_accumulation, self._options.replication_factor
+        ga, replicas = (
+            self._options.Training.gradient_accumulation,
+            self._options.replication_factor,
+        )
         count, outputs = self._count(), []
         for iteration in range(self._options.device_iterations):
             deferred = {}
@@ -348,7 +394,10 @@ class PoplarExecutor:
 
     def _update(self, micro_batches, deferred):
         self._reduce(micro_batches)
-        steps = [self._device_optimizer.step, lambda: [function(*inputs) for inputs, function in deferred.values()]]
+        steps = [
+            self._device_optimizer.step,
+            lambda: [function(*inputs) for inputs, function in deferred.values()],
+        ]
         with torch.no_grad():
             for step in steps if EMA_ORDER["order"] == "after" else reversed(steps):
                 step()
@@ -363,7 +412,10 @@ class PoplarExecutor:
     def _reduce(self, micro_batches):
         """Mean over accumulation, replicas and processes, less the loss scale."""
         processes = self._options.Distributed.numProcesses
-        mean = self._options.Training.accumulation_and_replication_reduction_type == enums.ReductionType.Mean
+        mean = (
+            self._options.Training.accumulation_and_replication_reduction_type
+            == enums.ReductionType.Mean
+        )
         divisor = self._device_optimizer.loss_scaling * (micro_batches * processes if mean else 1)
         for tensor in self._tensors.values():
             if tensor.requires_grad:
@@ -386,7 +438,10 @@ class PoplarExecutor:
 def _map(function, first, *others):
     """Apply to the leaves of nested tuples, lists and dicts of one form."""
     if isinstance(first, dict):
-        return {key: _map(function, value, *(other[key] for other in others)) for key, value in first.items()}
+        return {
+            key: _map(function, value, *(other[key] for other in others))
+            for key, value in first.items()
+        }
     if isinstance(first, (tuple, list)):
         return type(first)(_map(function, *parts) for parts in zip(first, *others, strict=True))
     return function(first, *others)
@@ -408,7 +463,11 @@ def _enter(value):
         return type(value)(_enter(part) for part in value)
     if not isinstance(value, torch.Tensor):
         return value
-    narrower = {torch.int64: torch.int32, torch.float64: torch.float32, torch.bfloat16: torch.float32}
+    narrower = {
+        torch.int64: torch.int32,
+        torch.float64: torch.float32,
+        torch.bfloat16: torch.float32,
+    }
     return value.detach().to(narrower.get(value.dtype, value.dtype)).contiguous()
 
 
@@ -447,11 +506,15 @@ def _compare(expected, inputs):
     for name, value in expected.items():
         old, new = _leaves(value), _leaves(inputs[name])
         if len(old) != len(new):
-            raise createPoptorchError(f"Length mismatch for {name}: expected {len(old)} but got {len(new)}. {ADVICE}")
+            raise createPoptorchError(
+                f"Length mismatch for {name}: expected {len(old)} but got {len(new)}. {ADVICE}"
+            )
         for before, now in zip(old, new, strict=True):
             if type(before) is not type(now) or not isinstance(before, torch.Tensor):
                 if before is not now and before != now:
-                    raise createPoptorchError(f"Value mismatch for {name}: expected {before} but got {now}. {ADVICE}")
+                    raise createPoptorchError(
+                        f"Value mismatch for {name}: expected {before} but got {now}. {ADVICE}"
+                    )
             elif before.dtype != now.dtype:
                 text = f"Data type mismatch for {name}: expected {before.dtype} but got {now.dtype}"
                 raise createPoptorchError(f"{text}. {ADVICE}")

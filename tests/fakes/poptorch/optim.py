@@ -34,7 +34,9 @@ class Optimizer:
     def state_dict(self):
         own = super().state_dict()
         own["state"] = {}
-        found = self._executor._read_optimizer_state() if self._executor is not None else self._loaded
+        found = (
+            self._executor._read_optimizer_state() if self._executor is not None else self._loaded
+        )
         return {**own, **(found or {"ipu_state": None, "ipu_param": None})}
 
     def load_state_dict(self, state):
@@ -84,7 +86,9 @@ class AdamW(Optimizer, torch.optim.AdamW):
             raise ValueError("Only non-amsgrad AdamW optimizers are supported.")
         given = _given(arguments, self._group_vars)
         torch.optim.AdamW.__init__(self, params, **given)
-        self.variable_attrs = VariableAttributes([*given, *_given(arguments, ["loss_scaling"])], self._group_vars)
+        self.variable_attrs = VariableAttributes(
+            [*given, *_given(arguments, ["loss_scaling"])], self._group_vars
+        )
         self.loss_scaling = 1.0 if loss_scaling is None else float(loss_scaling)
         self.max_grad_norm = float("inf") if max_grad_norm is None else float(max_grad_norm)
 
@@ -115,7 +119,9 @@ class SGD(Optimizer, torch.optim.SGD):
         arguments = locals()
         given = _given(arguments, self._group_vars)
         torch.optim.SGD.__init__(self, params, **given)
-        self.variable_attrs = VariableAttributes([*given, *_given(arguments, ["loss_scaling"])], self._group_vars)
+        self.variable_attrs = VariableAttributes(
+            [*given, *_given(arguments, ["loss_scaling"])], self._group_vars
+        )
         self.loss_scaling = 1.0 if loss_scaling is None else float(loss_scaling)
         self.max_grad_norm = float("inf") if max_grad_norm is None else float(max_grad_norm)
 
@@ -132,7 +138,10 @@ class DeviceOptimizer:
         self.names = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         wanted = inspect.signature(kinds[self.kind].__init__).parameters
         groups = [
-            {**{key: value for key, value in group.items() if key in wanted}, "params": [tensors[n] for n in part]}
+            {
+                **{key: value for key, value in group.items() if key in wanted},
+                "params": [tensors[n] for n in part],
+            }
             for group, part in zip(optimizer.param_groups, self.names, strict=True)
         ]
         self.rule = kinds[self.kind](groups, lr=0.0)
@@ -156,11 +165,15 @@ class DeviceOptimizer:
     def step(self):
         """Un-scale has happened; clip by the global norm, then torch's rule."""
         if self.max_grad_norm != float("inf"):
-            parameters = [p for group in self.rule.param_groups for p in group["params"] if p.grad is not None]
+            parameters = [
+                p for group in self.rule.param_groups for p in group["params"] if p.grad is not None
+            ]
             norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters]))
             for parameter in parameters:
                 parameter.grad *= self.max_grad_norm / max(float(norm), self.max_grad_norm)
-        halves = [p for group in self.rule.param_groups for p in group["params"] if p.dtype == torch.half]
+        halves = [
+            p for group in self.rule.param_groups for p in group["params"] if p.dtype == torch.half
+        ]
         self._step_half(halves) if halves else self.rule.step()
 
     def _step_half(self, halves):
@@ -182,7 +195,12 @@ class DeviceOptimizer:
                     self.rule.state[parameter] = self.rule.state.pop(twin)
                 group["params"][place] = parameter
 
-    PREFIXES = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___", "momentum_buffer": "Accl___"}
+    PREFIXES = {
+        "exp_avg": "Accl1___",
+        "exp_avg_sq": "Accl2___",
+        "step": "Step___",
+        "momentum_buffer": "Accl___",
+    }
 
     def read(self):
         """The state by the device's names."""
@@ -190,20 +208,37 @@ class DeviceOptimizer:
         for group, names in zip(self.rule.param_groups, self.names, strict=True):
             for parameter, name in zip(group["params"], names, strict=True):
                 own = self.rule.state.get(parameter, {})
-                found = {f"{prefix}{name}": own[key] for key, prefix in self.PREFIXES.items() if key in own}
-                state.update({key: value.clone() for key, value in found.items() if value is not None})
+                found = {
+                    f"{prefix}{name}": own[key]
+                    for key, prefix in self.PREFIXES.items()
+                    if key in own
+                }
+                state.update(
+                    {key: value.clone() for key, value in found.items() if value is not None}
+                )
                 param[f"learningRate___specific___{name}"] = torch.tensor(float(group["lr"]))
-                param[f"weightDecay___specific___{name}"] = torch.tensor(float(group["weight_decay"]))
+                param[f"weightDecay___specific___{name}"] = torch.tensor(
+                    float(group["weight_decay"])
+                )
         return {"ipu_state": state, "ipu_param": param}
 
     def write(self, state, tensors):
         """Continue from a state read before."""
-        known = {f"{prefix}{name}" for prefix in self.PREFIXES.values() for part in self.names for name in part}
+        known = {
+            f"{prefix}{name}"
+            for prefix in self.PREFIXES.values()
+            for part in self.names
+            for name in part
+        }
         unknown = set(state) - known
         if unknown:
             raise Error(f"The optimizer state holds the unknown tensors {sorted(unknown)}")
         for part in self.names:
             for name in part:
-                found = {k: state[f"{p}{name}"].clone() for k, p in self.PREFIXES.items() if f"{p}{name}" in state}
+                found = {
+                    k: state[f"{p}{name}"].clone()
+                    for k, p in self.PREFIXES.items()
+                    if f"{p}{name}" in state
+                }
                 if found:
                     self.rule.state[tensors[name]] = found

@@ -22,10 +22,16 @@ class OptionsDict:
         for option, value in kwargs.items():
             self.checkIsFrozen(option)
             if option not in self._values:
-                raise AssertionError(f"Invalid option {option}, valid options are {sorted(self._values)}")
+                raise AssertionError(
+                    f"Invalid option {option}, valid options are {sorted(self._values)}"
+                )
             wanted = type(self._values[option])
-            if not isinstance(value, wanted) and not (issubclass(wanted, int) and isinstance(value, int)):
-                raise AssertionError(f"Unexpected type {type(value)} for option {option}. Expected {wanted}")
+            if not isinstance(value, wanted) and not (
+                issubclass(wanted, int) and isinstance(value, int)
+            ):
+                raise AssertionError(
+                    f"Unexpected type {type(value)} for option {option}. Expected {wanted}"
+                )
             self._values[option] = value
 
     def createOrSet(self, **kwargs):
@@ -54,7 +60,9 @@ class OptionsDict:
 
     def __deepcopy__(self, memory):
         twin = type(self).__new__(type(self))
-        object.__setattr__(twin, "_values", copy.deepcopy(object.__getattribute__(self, "_values"), memory))
+        object.__setattr__(
+            twin, "_values", copy.deepcopy(object.__getattribute__(self, "_values"), memory)
+        )
         object.__setattr__(twin, "_is_frozen", False)
         return twin
 
@@ -142,7 +150,9 @@ class _TensorLocationOptions(OptionsDict):
         super().__init__(location_optimizer={})
 
     def setOptimizerLocation(self, location):
-        assert isinstance(location, TensorLocationSettings), "'location' must be a TensorLocationSettings"
+        assert isinstance(location, TensorLocationSettings), (
+            "'location' must be a TensorLocationSettings"
+        )
         self.createOrSet(location_optimizer=dict(location.location))
         return self
 
@@ -206,7 +216,12 @@ class Options(OptionsDict):
             available_memory_proportion={},
         )
         popart = _PopartOptions()
-        groups = (_TrainingOptions(popart), _PrecisionOptions(popart), _TensorLocationOptions(), _DistributedOptions())
+        groups = (
+            _TrainingOptions(popart),
+            _PrecisionOptions(popart),
+            _TensorLocationOptions(),
+            _DistributedOptions(),
+        )
         for name, group in zip(self.GROUPS, (*groups, popart), strict=True):
             object.__setattr__(self, f"_group_{name}", group)
         object.__setattr__(self, "_strategy", PipelinedExecution(enums.AutoStage.SameAsIpu))

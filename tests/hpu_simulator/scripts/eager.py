@@ -35,7 +35,9 @@ with watch() as seen:
 assert len(seen.new_ops) == 1 and "weight=0.5" in seen.new_ops[0]
 
 linear = torch.nn.Linear(4, 4).to("hpu")
-compiled = torch.compile(lambda t: F.softmax(linear(t), -1).sum(), backend="hpu_backend", dynamic=False)
+compiled = torch.compile(
+    lambda t: F.softmax(linear(t), -1).sum(), backend="hpu_backend", dynamic=False
+)
 with watch() as seen:
     compiled(x).backward()
 assert [graph.closed_by for graph in seen.new_graphs] == ["torch.compile"] * 2
@@ -61,7 +63,9 @@ with watch() as seen:
 assert [join.kind for join in seen.joins] == ["manual_seed", "copy from pinned memory"]
 with watch() as seen:
     compiled(x).backward()
-assert [launch.operator for launch in seen.launches].count("graph") == 2, "a compiled graph is one launch"
+assert [launch.operator for launch in seen.launches].count("graph") == 2, (
+    "a compiled graph is one launch"
+)
 assert "aten::addmm" not in seen.launches.within("")
 
 assert _release.name == "1.24" and _release.read_variable("PT_HPU_LAZY_MODE") == "0"
@@ -75,9 +79,18 @@ with watch() as seen:
 assert not seen.fallbacks and len(seen.calls("_safe_softmax")) == 1
 with watch() as seen:
     parameters = [[torch.ones(2, device="hpu")] for _ in range(4)]
-    decay = {"beta1": 0.9, "beta2": 0.9, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False, "maximize": False}
+    decay = {
+        "beta1": 0.9,
+        "beta2": 0.9,
+        "weight_decay": 0.0,
+        "eps": 1e-8,
+        "amsgrad": False,
+        "maximize": False,
+    }
     torch._fused_adamw_(*parameters, [], [torch.ones((), device="hpu")], lr=0.1, **decay)
-    torch._fused_adamw_(*parameters, [], [torch.ones((), device="hpu")], lr=torch.ones((), device="hpu"), **decay)
+    torch._fused_adamw_(
+        *parameters, [], [torch.ones((), device="hpu")], lr=torch.ones((), device="hpu"), **decay
+    )
 assert list(seen.fallbacks) == ["aten::_fused_adamw_.tensor_lr"]
 
 with pytest.raises(metrics.MetricNotFoundError), metric_localcontext("no such metric"):
@@ -92,7 +105,11 @@ with tempfile.TemporaryDirectory(dir=os.path.realpath("/tmp")) as folder:
     os.symlink("/etc/passwd", link)
     for path, names, said in (
         (accepted, ["mm"], "line 2: unknown 'iadd'"),
-        ("/etc/passwd", ["bmm"], "/etc/passwd is in a folder that is not allowed; the default list holds"),
+        (
+            "/etc/passwd",
+            ["bmm"],
+            "/etc/passwd is in a folder that is not allowed; the default list holds",
+        ),
         (link, ["bmm"], f"{link} is in a folder that is not allowed; the default list holds"),
         (folder, ["bmm"], f"{folder} cannot be read; the default list holds"),
         ("", ["bmm"], ""),

@@ -8,7 +8,13 @@ import torch
 
 from tests.hpu_simulator import leave, load, watch
 
-FAULTS = ("refuse:aten::sin", "wrong:aten::cos", "wrong:aten::_foreach_mul", "wrong:aten::gt", "oom:aten::tan")
+FAULTS = (
+    "refuse:aten::sin",
+    "wrong:aten::cos",
+    "wrong:aten::_foreach_mul",
+    "wrong:aten::gt",
+    "oom:aten::tan",
+)
 MORE = ("kill:aten::exp", "hang:aten::log", "fallback:aten::sqrt")
 os.environ["HPU_SIMULATOR_FAULT"] = ",".join((*FAULTS, *MORE))
 load()
@@ -43,7 +49,10 @@ with watch() as seen:
     x.sqrt()
 assert seen.fallbacks == {"aten::sqrt": 1}
 
-for text, reason in (("break:aten::mm", "one of refuse, wrong"), ("wrong:aten::matmul", "got 'aten::matmul'")):
+for text, reason in (
+    ("break:aten::mm", "one of refuse, wrong"),
+    ("wrong:aten::matmul", "got 'aten::matmul'"),
+):
     with pytest.raises(ValueError, match=reason):
         _simulated.read_faults(text, {"aten::mm"})
 assert _simulated.read_faults("", {"aten::mm"}) == []

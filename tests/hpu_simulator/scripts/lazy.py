@@ -39,7 +39,9 @@ OPERATORS = {
     "softmax": lambda a, b, i: F.log_softmax(a / 0.1, dim=-1),
     "norm": lambda a, b, i: F.layer_norm(F.normalize(a), (6,)),
     "views": lambda a, b, i: a.view(2, 12).unfold(1, 4, 4).transpose(0, 1).reshape(-1)[3:9].flip(0),
-    "reductions": lambda a, b, i: torch.stack([a.sum(), a.mean(), a.std(), a.max(), a.norm(), a.median()]),
+    "reductions": lambda a, b, i: torch.stack(
+        [a.sum(), a.mean(), a.std(), a.max(), a.norm(), a.median()]
+    ),
     "selection": lambda a, b, i: torch.cat(
         [a.topk(3).values, a.sort(dim=0).values[:, :2], a.gather(1, a.argsort())], dim=1
     ),
@@ -50,7 +52,9 @@ OPERATORS = {
     "attention": lambda a, b, i: F.scaled_dot_product_attention(i, i, i),
     "where": lambda a, b, i: torch.where(a > 0, a, 0.0).clamp(max=1.0).pow(2).lerp(b, 0.3),
     "in place": lambda a, b, i: a.clone().mul_(b).add_(1, alpha=2).sqrt_().nan_to_num_(),
-    "foreach": lambda a, b, i: torch._foreach_mul(torch._foreach_add([a, b], [b, a], alpha=3), 0.5)[1],
+    "foreach": lambda a, b, i: torch._foreach_mul(torch._foreach_add([a, b], [b, a], alpha=3), 0.5)[
+        1
+    ],
     "out": lambda a, b, i: torch.mul(a, b, out=torch.empty(0, device=a.device)),
 }
 
@@ -66,7 +70,9 @@ def test_operators_give_what_the_cpu_gives(name):
 def test_gradients_are_those_of_the_cpu():
     def run(device):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.LayerNorm(196), nn.GELU(approximate="tanh"))
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 2), nn.Flatten(), nn.LayerNorm(196), nn.GELU(approximate="tanh")
+        )
         model = model.to(device)
         model(IMAGES.to(device)).square().mean().backward()
         return [parameter.grad.cpu() for parameter in model.parameters()]
@@ -100,7 +106,8 @@ def test_tensors_live_on_their_device():
 
 def test_types_are_narrower_than_they_look():
     with pytest.raises(
-        RuntimeError, match=r"cast Long to Int, Input values range \[5, 1099511627776\] exceeds Int range"
+        RuntimeError,
+        match=r"cast Long to Int, Input values range \[5, 1099511627776\] exceeds Int range",
     ):
         torch.tensor([5, 2**40]).to("hpu")
     with pytest.raises(RuntimeError, match="Complex datatype is not supported on HPU device"):
@@ -118,7 +125,10 @@ def test_random_numbers_repeat():
         return [torch.rand(4, device="hpu").tolist(), torch.randperm(5, device="hpu").tolist()]
 
     assert draw() == draw()
-    assert torch.rand(3, device="hpu", generator=torch.Generator("hpu").manual_seed(1)).device.type == "hpu"
+    assert (
+        torch.rand(3, device="hpu", generator=torch.Generator("hpu").manual_seed(1)).device.type
+        == "hpu"
+    )
 
 
 def test_host_reads_are_counted_with_their_caller():
@@ -130,7 +140,14 @@ def test_host_reads_are_counted_with_their_caller():
         x.tolist()
         x.nonzero()
         str(x)
-    assert [read.kind for read in seen.host_reads] == ["item", "copy", "item", "copy", "nonzero", "print"]
+    assert [read.kind for read in seen.host_reads] == [
+        "item",
+        "copy",
+        "item",
+        "copy",
+        "nonzero",
+        "print",
+    ]
     assert seen.host_reads[0].where.startswith("lazy.py:")
     with watch() as seen:
         buffer = torch.empty(4, 6).pin_memory()
@@ -208,7 +225,9 @@ def test_closures_run_at_the_cut():
 
 def test_autocast_gives_the_types_of_the_bridge():
     vectors, images = torch.rand(2, 5, 6, device="hpu"), torch.rand(2, 3, 8, 8, device="hpu")
-    norm, conv, linear = (m.to("hpu") for m in (nn.LayerNorm(6), nn.Conv2d(3, 6, 4), nn.Linear(6, 6)))
+    norm, conv, linear = (
+        m.to("hpu") for m in (nn.LayerNorm(6), nn.Conv2d(3, 6, 4), nn.Linear(6, 6))
+    )
     with torch.autocast("hpu", dtype=torch.bfloat16):
         hidden = linear(norm(vectors))
         types = {
@@ -254,7 +273,10 @@ def test_waits_for_the_bridges_threads_are_counted():
         mark_step()
         x.mul(1.75)
         mark_step()
-    assert [join.kind for join in seen.joins] == ["a number that is new", "copy into a tensor in use"]
+    assert [join.kind for join in seen.joins] == [
+        "a number that is new",
+        "copy into a tensor in use",
+    ]
     assert seen.joins[0].where.startswith("lazy.py:")
 
 
@@ -281,13 +303,18 @@ def test_memory_is_counted():
     assert not hasattr(torch.hpu, "empty_cache") and not hasattr(torch.hpu, "amp")
 
 
-NOT_IN_THE_FACTS = {_release.table["missing_metric"], "DevMemMetric"}  # the first by its name only, the other is later
+NOT_IN_THE_FACTS = {
+    _release.table["missing_metric"],
+    "DevMemMetric",
+}  # the first by its name only, the other is later
 
 
 def test_the_package_has_the_bridges_signatures():
     path = Path(os.environ.get("HABANA_API", "missing"))
     if not path.is_file():
-        pytest.skip("no recorded facts: shared/facts/habana_api.json is missing beside the checkout")
+        pytest.skip(
+            "no recorded facts: shared/facts/habana_api.json is missing beside the checkout"
+        )
     facts, wrong, unknown = json.loads(path.read_text()), [], []
     for file in sorted((PACKAGE / "habana_frameworks").rglob("*.py")):
         parts = file.relative_to(PACKAGE).with_suffix("").parts
@@ -298,11 +325,15 @@ def test_the_package_has_the_bridges_signatures():
             continue
         module = __import__(name, fromlist=["_"])
         for member, value in vars(module).items():
-            if getattr(value, "__module__", None) != name or not (inspect.isfunction(value) or inspect.isclass(value)):
+            if getattr(value, "__module__", None) != name or not (
+                inspect.isfunction(value) or inspect.isclass(value)
+            ):
                 continue
             fact = facts.get(f"{name}.{member}")
             if fact is None:
-                unknown += [f"{name}.{member}"] * (not member.startswith("_") and member not in NOT_IN_THE_FACTS)
+                unknown += [f"{name}.{member}"] * (
+                    not member.startswith("_") and member not in NOT_IN_THE_FACTS
+                )
             elif inspect.isfunction(value) and fact["kind"] == "function":
                 wrong += compare_signature(f"{name}.{member}", value, fact)
     assert (wrong, unknown) == ([], [])
@@ -313,7 +344,9 @@ def compare_signature(name, function, fact):
     parameters = inspect.signature(function).parameters.values()
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     names = [stars.get(p.kind, "") + p.name for p in parameters]
-    defaults = {p.name: repr(p.default) for p in parameters if p.default is not inspect.Parameter.empty}
+    defaults = {
+        p.name: repr(p.default) for p in parameters if p.default is not inspect.Parameter.empty
+    }
     expected = {key: str(value) for key, value in fact.get("defaults", {}).items()}
     same = names == fact["args"] and defaults == expected
     return [] if same else [f"{name}{names}{defaults}, not {fact['args']}{expected}"]

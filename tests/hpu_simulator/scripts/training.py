@@ -26,7 +26,9 @@ from dino.training.step import DinoProgram, StepInputs  # noqa: E402
 def build_network() -> MultiCrop:
     """A tiny student or teacher."""
     backbone = build_backbone("vit_mini", patch_size=8, img_size=16)
-    return MultiCrop(backbone, DINOHead(in_dim=backbone.embed_dim, out_dim=16, hidden_dim=32)).to(DEVICE)
+    return MultiCrop(backbone, DINOHead(in_dim=backbone.embed_dim, out_dim=16, hidden_dim=32)).to(
+        DEVICE
+    )
 
 
 def draw_batch(step: int) -> Crops:

@@ -20,12 +20,19 @@ def judge(step, setting, *results):
 
 
 FACTS = {"facts": [], "versions": {"torch": "2.10"}, "host": {"cores of this process": 8}}
-NOTE, BLOCK = ({"cause": kind, "remedy": f"mend {kind}", "blocking": kind == "block"} for kind in ("note", "block"))
+NOTE, BLOCK = (
+    {"cause": kind, "remedy": f"mend {kind}", "blocking": kind == "block"}
+    for kind in ("note", "block")
+)
 
 
 @pytest.mark.parametrize(
     ("problems", "status", "summary"),
-    [([], "pass", "torch 2.10, 8 cores"), ([NOTE], "pass", "1 note"), ([NOTE, BLOCK], "fail", "block")],
+    [
+        ([], "pass", "torch 2.10, 8 cores"),
+        ([NOTE], "pass", "1 note"),
+        ([NOTE, BLOCK], "fail", "block"),
+    ],
 )
 def test_facts_fail_where_the_doctor_says_that_nothing_can_run(problems, status, summary, setting):
     found = judge(facts, setting, result("machine", {**FACTS, "problems": problems}))[0]
@@ -46,12 +53,19 @@ def checks(**errors):
 @pytest.mark.parametrize(
     ("figures", "status", "told"),
     [
-        ({"checks": checks(head=1e-6, loss=5e-5)}, "pass", "2 numbers right; nearest to its limit: loss 5.0e-05"),
+        (
+            {"checks": checks(head=1e-6, loss=5e-5)},
+            "pass",
+            "2 numbers right; nearest to its limit: loss 5.0e-05",
+        ),
         ({"checks": checks(head=1e-6, loss=2e-4)}, "fail", "1 of 2 wrong, first loss 2.0e-04"),
         ({"checks": checks(head=math.inf)}, "fail", "1 of 1 wrong"),
         ({"checks": checks(head=math.nan)}, "fail", "1 of 1 wrong"),
         (
-            {"checks": checks(head=0.0), "broken": {"ViT": "RuntimeError: aten::gelu is not yet supported"}},
+            {
+                "checks": checks(head=0.0),
+                "broken": {"ViT": "RuntimeError: aten::gelu is not yet supported"},
+            },
             "fail",
             "aten::gelu",
         ),
@@ -69,9 +83,21 @@ def outcome(operator, status="pass", detail="", microseconds=10.0):
 @pytest.mark.parametrize(
     ("outcomes", "status", "told"),
     [
-        ([outcome("aten::mm"), outcome("aten::add", microseconds=30.0)], "pass", "2 of 2 right; a launch takes 20 us"),
-        ([outcome("aten::mm"), outcome("aten::x", "not run", "torch has none", None)], "pass", "1 not run"),
-        ([outcome("aten::mm", "fell back", "the host"), outcome("aten::add")], "slow", "aten::mm fell back (the host)"),
+        (
+            [outcome("aten::mm"), outcome("aten::add", microseconds=30.0)],
+            "pass",
+            "2 of 2 right; a launch takes 20 us",
+        ),
+        (
+            [outcome("aten::mm"), outcome("aten::x", "not run", "torch has none", None)],
+            "pass",
+            "1 not run",
+        ),
+        (
+            [outcome("aten::mm", "fell back", "the host"), outcome("aten::add")],
+            "slow",
+            "aten::mm fell back (the host)",
+        ),
         (
             [outcome("aten::mm", "fell back"), outcome("aten::gelu", "inaccurate", "1e-1")],
             "fail",
@@ -106,7 +132,10 @@ def test_a_process_that_is_lost_in_an_operator_is_begun_again_without_it(setting
     lost = replay(kind="killed", error="killed by SIGKILL", last="aten::gelu")
     again = operators.follow(lost, setting)
     assert [each.options["skip"] for each in again] == [["aten::gelu"]]
-    assert operators.read_kept(setting.folder / "operators_fp32.jsonl")[0]["detail"] == "killed by SIGKILL"
+    assert (
+        operators.read_kept(setting.folder / "operators_fp32.jsonl")[0]["detail"]
+        == "killed by SIGKILL"
+    )
     same = Result(variant=again[0], kind="hang", error="no word", last="aten::gelu")
     assert operators.follow(same, setting) == [] == operators.follow(replay(), setting)
     assert operators.follow(replay(kind="time", last="aten::mm"), setting) == []
@@ -129,7 +158,9 @@ def table(**most):
 def test_steps_are_as_the_cpu_within_what_the_format_costs_there(apart, own, status, setting):
     figures = {"table": table(loss=1e-6, student=apart), "own": table(loss=0.0, student=own)}
     found = judge(alignment, setting, result("lazy bf16", figures))[0]
-    assert found.status == status and (status == "pass" or found.summary.startswith("apart from the CPU: student"))
+    assert found.status == status and (
+        status == "pass" or found.summary.startswith("apart from the CPU: student")
+    )
 
 
 def test_tensors_are_grouped_by_what_and_where():
@@ -140,14 +171,18 @@ def test_tensors_are_grouped_by_what_and_where():
         "backbone.blocks.1.attn.proj.bias": 3.0,
         "head.last_layer.weight_v": 2.0,
     }
-    rows = [Difference(what="student", name=name, most=most, mean=0.5) for name, most in names.items()]
+    rows = [
+        Difference(what="student", name=name, most=most, mean=0.5) for name, most in names.items()
+    ]
     rows.append(Difference(what="loss", name="3 steps", most=math.nan, mean=math.nan))
     grouped = alignment.compare_by_part(rows)
     assert grouped["student, attention"] == {"most": 3.0, "mean": 0.5}
     assert grouped["student, last layer"]["most"] == 2.0 and grouped["loss"]["most"] == math.inf
 
 
-REFERENCE = Result(variant=Variant(label="CPU", device="cpu"), figures={"losses": [4.0, 3.5, 3.0], "knn": 50.0})
+REFERENCE = Result(
+    variant=Variant(label="CPU", device="cpu"), figures={"losses": [4.0, 3.5, 3.0], "knn": 50.0}
+)
 KNN = training.SIZES[QUICK].knn
 
 
@@ -173,13 +208,23 @@ def test_without_the_cpus_training_nothing_is_said(setting):
     assert judge(training, setting, result("eager fp32", REFERENCE.figures))[0].status == "not run"
 
 
-SPEED = {"images/s": 100.0, "batch": 4, "memory peak": 10**9, "reads freely": False, "launches a step": 40}
+SPEED = {
+    "images/s": 100.0,
+    "batch": 4,
+    "memory peak": 10**9,
+    "reads freely": False,
+    "launches a step": 40,
+}
 
 
 @pytest.mark.parametrize(
     ("more", "status", "told"),
     [
-        ({"host reads a step": 0, "cpu fallbacks": 0.0, "graph compilations": 0.0}, "pass", "40 launches"),
+        (
+            {"host reads a step": 0, "cpu fallbacks": 0.0, "graph compilations": 0.0},
+            "pass",
+            "40 launches",
+        ),
         ({"host reads a step": 2}, "slow", "the host waits"),
         ({"host reads a step": 2, "reads freely": True}, "pass", "2 host reads"),
         ({"host reads a step": 0, "cpu fallbacks": 5.0}, "slow", "operators run on the host (5)"),
@@ -196,7 +241,9 @@ def test_the_largest_batch_follows_of_a_modes_memory_in_full_only(setting):
     measured = Result(variant=variant("lazy"), figures={"largest batch": 224})
     assert [each.options for each in speed.follow(measured, full)] == [{"batch": 224}]
     assert speed.follow(measured, setting) == []
-    switched = Result(variant=variant("lazy", options={"switch": "recompute"}), figures={"largest batch": 224})
+    switched = Result(
+        variant=variant("lazy", options={"switch": "recompute"}), figures={"largest batch": 224}
+    )
     assert speed.follow(switched, full) == []
 
 
@@ -215,12 +262,16 @@ def test_two_cards_are_one(figures, status, setting):
 
 
 def test_where_there_are_two_cards_one_and_two_are_compared(setting):
-    count = lambda number: Result(variant=cards.list_variants(setting)[0], figures={"cards": number})  # noqa: E731
+    def count(number):
+        return Result(variant=cards.list_variants(setting)[0], figures={"cards": number})
+
     assert [each.processes for each in cards.follow(count(8), setting)] == [1, 2]
     assert cards.follow(count(1), setting) == []
 
 
-@pytest.mark.parametrize("step", [facts, product, golden, operators, alignment, training, speed, cards])
+@pytest.mark.parametrize(
+    "step", [facts, product, golden, operators, alignment, training, speed, cards]
+)
 @pytest.mark.parametrize("size", ["quick", "full"])
 def test_labels_are_unique_and_modes_are_the_devices(step, size, setting):
     chosen = Setting(device="hpu", size=size, modes=setting.modes, folder=setting.folder)

@@ -102,7 +102,9 @@ def test_a_new_format_is_written_recognized_and_read_by_every_command(
 
 
 @pytest.mark.usefixtures("toy")
-def test_the_tensors_of_a_new_format_are_known_in_torchs_files_too(weights: Path, tmp_path: Path) -> None:
+def test_the_tensors_of_a_new_format_are_known_in_torchs_files_too(
+    weights: Path, tmp_path: Path
+) -> None:
     original = dino.load(weights)
     named = {f"toy/{name}": tensor for name, tensor in original.state_dict().items()}
     torch.save({"invented": named}, tmp_path / "toy.pth")
@@ -127,14 +129,26 @@ def test_the_files_of_a_new_format_may_be_damaged_and_name_no_folder(
     assert code == 2 and "folder.toy tells no form" in text
 
 
-def test_without_the_file_nobody_knows_the_format(weights: Path, tmp_path: Path, command: Command) -> None:
+def test_without_the_file_nobody_knows_the_format(
+    weights: Path, tmp_path: Path, command: Command
+) -> None:
     assert "toy" not in list_formats()
     code, text = command(main, "convert", weights, tmp_path / "out.toy", "--to", "toy")
-    assert code == 2 and "--to must be one of huggingface, timm, paddle, onnx, ipu (got toy)" in text
+    assert (
+        code == 2 and "--to must be one of huggingface, timm, paddle, onnx, ipu (got toy)" in text
+    )
 
 
 def test_formats_are_asked_in_a_fixed_order() -> None:
-    assert list(list_formats()) == ["huggingface", "onnx", "ipu", "mae", "original", "timm", "paddle"]
+    assert list(list_formats()) == [
+        "huggingface",
+        "onnx",
+        "ipu",
+        "mae",
+        "original",
+        "timm",
+        "paddle",
+    ]
     assert list(list_converters()) == ["huggingface", "timm", "paddle", "onnx", "ipu"]
 
 
@@ -163,7 +177,9 @@ def test_formats_are_listed_without_torch() -> None:
     heavy = "{'torch', 'numpy', 'safetensors', 'timm', 'onnx'}"
     text = f"import sys; from dino.weights import formats; formats.list_formats(); print({heavy} & {{*sys.modules}})"
     root = Path(dino.__file__).parents[1]
-    ended = subprocess.run([sys.executable, "-c", text], cwd=root, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", text], cwd=root, capture_output=True, text=True, check=False
+    )
     assert (ended.returncode, ended.stdout) == (0, "set()\n"), ended.stderr
 
 

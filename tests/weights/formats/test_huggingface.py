@@ -31,14 +31,18 @@ def transformers() -> ModuleType:
 
 def compare(transformers: ModuleType, folder: Path, module: Any, *shape: int) -> None:
     """Last hidden state, CLS and attentions of both on the same images."""
-    theirs = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager").eval()
+    theirs = transformers.ViTModel.from_pretrained(
+        folder, add_pooling_layer=False, attn_implementation="eager"
+    ).eval()
     images = torch.randn(2, *shape)
     with torch.inference_mode():
         found = theirs(images, output_attentions=True)
         tokens = module.get_intermediate_layers(images)[0]
         assert torch.allclose(found.last_hidden_state, tokens, atol=1e-5)
         assert torch.allclose(found.last_hidden_state[:, 0], module(images), atol=1e-5)
-        assert torch.allclose(found.attentions[-1], module.get_last_selfattention(images), atol=1e-5)
+        assert torch.allclose(
+            found.attentions[-1], module.get_last_selfattention(images), atol=1e-5
+        )
 
 
 def save(folder: Path, module: torch.nn.Module) -> Path:
@@ -77,7 +81,9 @@ def test_transformers_own_interpolation_differs_by_what_the_page_says(
     torch.manual_seed(11)
     module = build_backbone("vit_small", img_size=224).eval()
     assert command(convert_huggingface, save(tmp_path, module), tmp_path / "theirs")[0] == 0
-    theirs = transformers.ViTModel.from_pretrained(tmp_path / "theirs", add_pooling_layer=False).eval()
+    theirs = transformers.ViTModel.from_pretrained(
+        tmp_path / "theirs", add_pooling_layer=False
+    ).eval()
     images = torch.randn(1, 3, 320, 320)
     with torch.inference_mode():
         found = theirs(images, interpolate_pos_encoding=True).last_hidden_state[:, 0]
@@ -89,8 +95,18 @@ def test_what_transformers_saves_becomes_ours(
     transformers: ModuleType, tmp_path: Path, command: Command, reload: Any
 ) -> None:
     config = transformers.ViTConfig(
-        **{"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192},
-        **{"image_size": 64, "patch_size": 16, "layer_norm_eps": 1e-6, "attn_implementation": "eager"},
+        **{
+            "hidden_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "intermediate_size": 192,
+        },
+        **{
+            "image_size": 64,
+            "patch_size": 16,
+            "layer_norm_eps": 1e-6,
+            "attn_implementation": "eager",
+        },
     )
     torch.manual_seed(5)
     transformers.ViTModel(config).save_pretrained(tmp_path / "theirs")
@@ -106,7 +122,9 @@ def test_a_folder_says_how_our_evaluations_prepare_an_image(
     weights: Path, shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
     assert command(convert_huggingface, weights, tmp_path / "theirs")[0] == 0
-    processor = pytest.importorskip("transformers").AutoImageProcessor.from_pretrained(tmp_path / "theirs")
+    processor = pytest.importorskip("transformers").AutoImageProcessor.from_pretrained(
+        tmp_path / "theirs"
+    )
     picture = Image.open(next((shared_data / "photos" / "val").rglob("*.jpg"))).convert("RGB")
     found = torch.from_numpy(processor(picture, return_tensors="np")["pixel_values"][0])
     view = center_crop(torch.from_numpy(np.array(picture)).permute(2, 0, 1), 64)
@@ -118,7 +136,9 @@ def test_a_folder_says_how_our_evaluations_prepare_an_image(
     assert found.shape == expected.shape and (found - expected).abs().max() <= 2 * level
 
 
-def test_our_own_normalization_comes_back(weights: Path, tmp_path: Path, command: Command, reload: Any) -> None:
+def test_our_own_normalization_comes_back(
+    weights: Path, tmp_path: Path, command: Command, reload: Any
+) -> None:
     assert command(convert_huggingface, weights, tmp_path / "theirs")[0] == 0
     assert equal_tensors(reload(tmp_path / "theirs"), reload(weights))
     assert command(convert_huggingface, tmp_path / "theirs", tmp_path / "back.pth")[0] == 0
@@ -127,7 +147,9 @@ def test_our_own_normalization_comes_back(weights: Path, tmp_path: Path, command
 
 
 @pytest.mark.parametrize("arch", ["vit_micro", "resnet18"])
-def test_what_transformers_vit_cannot_hold_is_refused(tmp_path: Path, command: Command, arch: str) -> None:
+def test_what_transformers_vit_cannot_hold_is_refused(
+    tmp_path: Path, command: Command, arch: str
+) -> None:
     path = save(tmp_path, build_backbone(arch, img_size=64))
     code, text = command(convert_huggingface, path, tmp_path / "theirs", "--arch", arch)
     assert code == 2 and f"not {arch}" in text and not (tmp_path / "theirs").exists()

@@ -15,7 +15,9 @@ def test_hugging_face_names_and_back(arch: str) -> None:
     ours = build_backbone(arch, img_size=32).state_dict()
     theirs = to_hugging_face(ours)
     assert is_hugging_face(theirs) and not is_hugging_face(ours)
-    blocks = sum(name.startswith("blocks.") for name in ours) // 12  # as many of weights and biases in one block
+    blocks = (
+        sum(name.startswith("blocks.") for name in ours) // 12
+    )  # as many of weights and biases in one block
     assert len(theirs) == len(ours) + 4 * blocks
     back = from_hugging_face({**theirs, "pooler.dense.bias": torch.zeros(3)})
     assert back.pop("pooler.dense.bias").shape == (3,)
@@ -57,4 +59,7 @@ def test_a_tensor_under_two_names_is_an_error(second: str) -> None:
 
 def test_our_names_stay() -> None:
     ours = build_backbone("vit_mini", img_size=32).state_dict()
-    assert rename_to_ours({f"module.backbone.{name}": tensor for name, tensor in ours.items()}).keys() == ours.keys()
+    assert (
+        rename_to_ours({f"module.backbone.{name}": tensor for name, tensor in ours.items()}).keys()
+        == ours.keys()
+    )

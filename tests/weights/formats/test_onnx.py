@@ -27,16 +27,23 @@ def test_features_are_the_networks_at_two_batch_sizes_and_no_square(
 ) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    code, text = command(convert_onnx, weights, tmp_path / "model.onnx", "--input_size", 96, 64, "--json", "-")
+    code, text = command(
+        convert_onnx, weights, tmp_path / "model.onnx", "--input_size", 96, 64, "--json", "-"
+    )
     assert code == 0 and "traced" not in text, text
     module, lines = lively(), text.splitlines()
-    assert lines[-2] == f"{tmp_path / 'model.onnx'}: 42 of 42 tensors matched, for images [3, 96, 64]"
+    assert (
+        lines[-2] == f"{tmp_path / 'model.onnx'}: 42 of 42 tensors matched, for images [3, 96, 64]"
+    )
     assert 0 < json.loads(lines[-1])["difference"] < 1e-5
     for batch in (1, 5):
         images = torch.randn(batch, 3, 96, 64)
         with torch.inference_mode():
             expected = module(images).numpy()
-        assert np.abs(run_graph(tmp_path / "model.onnx", images) - expected).max() < 1e-4 * np.abs(expected).max()
+        assert (
+            np.abs(run_graph(tmp_path / "model.onnx", images) - expected).max()
+            < 1e-4 * np.abs(expected).max()
+        )
     assert onnx.compare(module, images, tmp_path / "model.onnx") < 1e-5
     torch.nn.init.constant_(module.norm.bias, 3.0)
     with pytest.raises(WeightsError, match="gives other features than the network"):
@@ -65,7 +72,10 @@ def test_a_network_that_torch_cannot_export_as_a_program_is_traced(
     monkeypatch.setattr(onnx, "export", refuse)
     module, images = lively(), torch.randn(3, 3, 64, 64)
     onnx.write_graph(module, images, tmp_path / "model.onnx")
-    assert f"torch {torch.__version__} cannot export this network as a program: it is traced" in caplog.text
+    assert (
+        f"torch {torch.__version__} cannot export this network as a program: it is traced"
+        in caplog.text
+    )
     assert onnx.compare(module, images, tmp_path / "model.onnx") < 1e-5
 
 
@@ -88,7 +98,9 @@ def test_a_missing_library_is_named_with_its_command(
     weights: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     found = onnx.importlib.util.find_spec
-    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    monkeypatch.setattr(
+        onnx.importlib.util, "find_spec", lambda name: None if name == missing else found(name)
+    )
     code, text = command(convert_onnx, weights, tmp_path / "model.onnx")
     assert code == 2 and text.splitlines()[-1].endswith(f"pip install {missing}")
     assert not (tmp_path / "model.onnx").exists()
@@ -107,13 +119,21 @@ def test_without_onnxruntime_the_graph_is_written_and_that_is_said(
     [
         ((), "name what to write, as the second word or with --output: OUT.onnx"),
         (("--output", "weights.pth/x/model.onnx"), "cannot be written to"),
-        (("--output", "model.onnx", "--json", "nowhere/a.json"), "--json nowhere/a.json cannot be written"),
+        (
+            ("--output", "model.onnx", "--json", "nowhere/a.json"),
+            "--json nowhere/a.json cannot be written",
+        ),
         (("--output", "model.onnx", "--input_size", "64", "64", "64"), "give height and width"),
         (("--output", "model.onnx", "--input_size", "8"), "smaller than a patch"),
     ],
 )
 def test_wrong_words_are_refused(
-    weights: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, words: Any, reason: str
+    weights: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    words: Any,
+    reason: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, text = command(convert_onnx, "--pretrained_weights", weights, *words)
@@ -123,7 +143,9 @@ def test_wrong_words_are_refused(
 def test_torchs_exported_program_goes_to_disk_and_back(tmp_path: Path, lively: Any) -> None:
     module = lively()
     batch = torch.export.Dim("batch", max=64)  # torch 2.5 wants an end
-    program = torch.export.export(module, (torch.randn(2, 3, 64, 96),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(
+        module, (torch.randn(2, 3, 64, 96),), dynamic_shapes=({0: batch},)
+    )
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     for count in (1, 3):

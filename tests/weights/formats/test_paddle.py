@@ -36,37 +36,58 @@ def test_features_are_those_that_passls_own_model_gave(
     path = shared_data / "passl" / f"{name}.pdparams"
     if converted:
         code, text = command(convert_paddle, path, tmp_path / "ours.pth")
-        assert code == 0 and f"{path} -> {tmp_path / 'ours.pth'}: 30 of 30 tensors matched\n" in text
+        assert (
+            code == 0 and f"{path} -> {tmp_path / 'ours.pth'}: 30 of 30 tensors matched\n" in text
+        )
         path = tmp_path / "ours.pth"
     module = reload(path)
-    with np.load(shared_data / "passl" / "sample_dino_tiny_io.npz") as recorded, torch.inference_mode():
+    with (
+        np.load(shared_data / "passl" / "sample_dino_tiny_io.npz") as recorded,
+        torch.inference_mode(),
+    ):
         images = torch.from_numpy(recorded["x"])
         layers = torch.stack(module.get_intermediate_layers(images, 2))
-        found = {"cls": module(images), "last_blocks": layers, "attn_last": module.get_last_selfattention(images)}
+        found = {
+            "cls": module(images),
+            "last_blocks": layers,
+            "attn_last": module.get_last_selfattention(images),
+        }
         for kind, value in found.items():
             assert value.shape == recorded[kind].shape
             assert np.abs(value.numpy() - recorded[kind]).max() < TOLERANCE, kind
 
 
 @pytest.mark.usefixtures("sample_shape")
-def test_a_probes_layer_gives_passls_logits(shared_data: Path, tmp_path: Path, command: Command, reload: Any) -> None:
-    path, ours = shared_data / "passl" / "sample_dino_tiny_linearprobe.pdparams", tmp_path / "ours.pth"
+def test_a_probes_layer_gives_passls_logits(
+    shared_data: Path, tmp_path: Path, command: Command, reload: Any
+) -> None:
+    path, ours = (
+        shared_data / "passl" / "sample_dino_tiny_linearprobe.pdparams",
+        tmp_path / "ours.pth",
+    )
     code, text = command(convert_paddle, path, ours)
     assert code == 0 and "32 of 32 tensors matched\n" in text
     head = LinearHead(128, 10)
     load_head(head, ours, {})
-    with np.load(shared_data / "passl" / "sample_dino_tiny_linearprobe_io.npz") as recorded, torch.inference_mode():
+    with (
+        np.load(shared_data / "passl" / "sample_dino_tiny_linearprobe_io.npz") as recorded,
+        torch.inference_mode(),
+    ):
         tokens = reload(ours).get_intermediate_layers(torch.from_numpy(recorded["x"]), 1)[0]
         features = torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)], dim=-1).flatten(1)
         assert np.abs(head(features).numpy() - recorded["logits"]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["sample_dino_tiny", "sample_dino_tiny_linearprobe"])
-def test_passls_files_come_back_to_the_bit(shared_data: Path, tmp_path: Path, command: Command, name: str) -> None:
+def test_passls_files_come_back_to_the_bit(
+    shared_data: Path, tmp_path: Path, command: Command, name: str
+) -> None:
     path = shared_data / "passl" / f"{name}.pdparams"
     assert command(convert_paddle, path, tmp_path / "ours.pth")[0] == 0
     assert command(convert_paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams")[0] == 0
-    before, after = (pickle.loads(file.read_bytes()) for file in (path, tmp_path / "theirs.pdparams"))
+    before, after = (
+        pickle.loads(file.read_bytes()) for file in (path, tmp_path / "theirs.pdparams")
+    )
     del before["StructuredToParameterName@@"]
     assert before.keys() == after.keys()
     for key, array in before.items():
@@ -83,25 +104,36 @@ def test_ours_go_there_and_come_back_to_the_bit(
     written = pickle.loads((tmp_path / "theirs.pdparams").read_bytes())
     assert all(name.startswith("backbone.") for name in written)
     own = lively().state_dict()
-    assert np.array_equal(written["backbone.blocks.0.attn.proj.weight"], own["blocks.0.attn.proj.weight"].numpy().T)
+    assert np.array_equal(
+        written["backbone.blocks.0.attn.proj.weight"], own["blocks.0.attn.proj.weight"].numpy().T
+    )
 
 
-def test_bfloat16_is_stored_as_its_bits_and_comes_back(tmp_path: Path, command: Command, lively: Any) -> None:
+def test_bfloat16_is_stored_as_its_bits_and_comes_back(
+    tmp_path: Path, command: Command, lively: Any
+) -> None:
     own = {name: tensor.bfloat16() for name, tensor in lively().state_dict().items()}
     torch.save(own, tmp_path / "ours.pth")
     assert command(convert_paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams")[0] == 0
-    assert {array.dtype for array in pickle.loads((tmp_path / "theirs.pdparams").read_bytes()).values()} == {
-        np.dtype("uint16")
-    }
+    assert {
+        array.dtype for array in pickle.loads((tmp_path / "theirs.pdparams").read_bytes()).values()
+    } == {np.dtype("uint16")}
     assert command(convert_paddle, tmp_path / "theirs.pdparams", tmp_path / "back.pth")[0] == 0
     back = torch.load(tmp_path / "back.pth", weights_only=True)["teacher"]
     assert all(torch.equal(back[f"backbone.{name}"], tensor) for name, tensor in own.items())
 
 
-def test_a_linear_layer_of_its_own_file_is_joined(weights: Path, tmp_path: Path, command: Command) -> None:
+def test_a_linear_layer_of_its_own_file_is_joined(
+    weights: Path, tmp_path: Path, command: Command
+) -> None:
     layer = {"module.linear.weight": torch.randn(5, 96), "module.linear.bias": torch.randn(5)}
     torch.save({"state_dict": layer, "epoch": 3}, tmp_path / "checkpoint.pth.tar")
-    words = (weights, tmp_path / "theirs.pdparams", "--pretrained_linear", tmp_path / "checkpoint.pth.tar")
+    words = (
+        weights,
+        tmp_path / "theirs.pdparams",
+        "--pretrained_linear",
+        tmp_path / "checkpoint.pth.tar",
+    )
     code, text = command(convert_paddle, *words)
     assert code == 0 and "44 of 44 tensors matched" in text
     written = pickle.loads((tmp_path / "theirs.pdparams").read_bytes())
@@ -115,7 +147,9 @@ def test_a_linear_layer_of_its_own_file_is_joined(weights: Path, tmp_path: Path,
     assert code == 2 and "holds no linear layer" in text
 
 
-@pytest.mark.parametrize(("weight", "bias"), [((7, 999), (7,)), ((7, 96), (3,)), ((7, 96, 1), (7,)), ((7, 0), (7,))])
+@pytest.mark.parametrize(
+    ("weight", "bias"), [((7, 999), (7,)), ((7, 96), (3,)), ((7, 96, 1), (7,)), ((7, 0), (7,))]
+)
 def test_a_linear_layer_of_another_shape_is_refused(
     weights: Path, tmp_path: Path, command: Command, weight: tuple[int, ...], bias: tuple[int, ...]
 ) -> None:
@@ -123,8 +157,14 @@ def test_a_linear_layer_of_another_shape_is_refused(
     torch.save({"state_dict": layer}, tmp_path / "layer.pth")
     words = (weights, tmp_path / "theirs.pdparams", "--pretrained_linear", tmp_path / "layer.pth")
     code, text = command(convert_paddle, *words)
-    assert code == 2 and "a linear layer has (C, n x 96) and (C,), not" in text and not words[1].exists()
-    torch.save({"teacher": torch.load(weights)["teacher"], "state_dict": layer}, tmp_path / "both.pth")
+    assert (
+        code == 2
+        and "a linear layer has (C, n x 96) and (C,), not" in text
+        and not words[1].exists()
+    )
+    torch.save(
+        {"teacher": torch.load(weights)["teacher"], "state_dict": layer}, tmp_path / "both.pth"
+    )
     assert command(convert_paddle, tmp_path / "both.pth", words[1])[0] == 2
 
 
@@ -156,7 +196,10 @@ def test_what_is_missing_or_too_much_is_listed_and_nothing_is_written(
     (tmp_path / "theirs.pdparams").write_bytes(pickle.dumps(arrays, protocol=4))
     code, text = command(convert_paddle, tmp_path / "theirs.pdparams", tmp_path / "ours.pth")
     assert code == 2 and "norm.bias (missing)" in text
-    arrays |= {"backbone.norm.bias": np.zeros(96, np.float32), "backbone.dist_token": np.zeros(96, np.float32)}
+    arrays |= {
+        "backbone.norm.bias": np.zeros(96, np.float32),
+        "backbone.dist_token": np.zeros(96, np.float32),
+    }
     (tmp_path / "theirs.pdparams").write_bytes(pickle.dumps(arrays, protocol=4))
     code, text = command(convert_paddle, tmp_path / "theirs.pdparams", tmp_path / "ours.pth")
     assert code == 2 and "another network, with 1 tensors" in text and "dist_token" in text
@@ -164,9 +207,13 @@ def test_what_is_missing_or_too_much_is_listed_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("arch", ["vit_micro", "resnet18"])
-def test_a_network_that_passl_has_not_is_refused(tmp_path: Path, command: Command, arch: str) -> None:
+def test_a_network_that_passl_has_not_is_refused(
+    tmp_path: Path, command: Command, arch: str
+) -> None:
     torch.save(build_backbone(arch, img_size=32).state_dict(), tmp_path / "ours.pth")
-    code, text = command(convert_paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams", "--arch", arch)
+    code, text = command(
+        convert_paddle, tmp_path / "ours.pth", tmp_path / "theirs.pdparams", "--arch", arch
+    )
     assert code == 2 and f"PASSL has the paper's vision transformers alone, not {arch}" in text
 
 
@@ -183,7 +230,9 @@ def test_parameters_go_and_numbers_that_paddle_has_not_are_refused(
     assert not (tmp_path / "other.pdparams").exists()
 
 
-def test_loading_a_pdparams_needs_no_conversion(weights: Path, tmp_path: Path, command: Command, reload: Any) -> None:
+def test_loading_a_pdparams_needs_no_conversion(
+    weights: Path, tmp_path: Path, command: Command, reload: Any
+) -> None:
     assert command(convert_paddle, weights, tmp_path / "theirs.pdparams")[0] == 0
     module: nn.Module = reload(tmp_path / "theirs.pdparams")
     assert equal_tensors(module, reload(weights))

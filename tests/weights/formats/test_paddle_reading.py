@@ -19,12 +19,17 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from dino.errors import CheckpointError
 from dino.weights.formats.paddle import NAME_TABLE, SLICES, read_paddle
 
-ARRAYS = {"matrix": np.arange(6, dtype=np.float32).reshape(2, 3), "number": np.float32(2.5).reshape(())}
+ARRAYS = {
+    "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "number": np.float32(2.5).reshape(()),
+}
 
 
 def write(folder: Path, content: Any, protocol: int = 4) -> Path:
     path = folder / "weights.pdparams"
-    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=protocol))
+    path.write_bytes(
+        content if isinstance(content, bytes) else pickle.dumps(content, protocol=protocol)
+    )
     return path
 
 
@@ -37,7 +42,9 @@ def assert_equal(found: dict[str, Any], expected: dict[str, np.ndarray]) -> None
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize("kind", [dict, collections.OrderedDict])
-def test_names_and_arrays_come_out_as_they_went_in(tmp_path: Path, protocol: int, kind: type) -> None:
+def test_names_and_arrays_come_out_as_they_went_in(
+    tmp_path: Path, protocol: int, kind: type
+) -> None:
     content = kind({**ARRAYS, NAME_TABLE: {"matrix": "linear_0.w_0"}})
     assert_equal(read_paddle(write(tmp_path, content, protocol)), ARRAYS)
 
@@ -67,12 +74,16 @@ def test_any_array_is_read(array: np.ndarray) -> None:
 
 def test_bfloat16_is_read_from_its_bits(tmp_path: Path) -> None:
     wanted = torch.tensor([1.0, -2.5, 3e20], dtype=torch.bfloat16)
-    found = read_paddle(write(tmp_path, {"a": wanted.view(torch.int16).numpy().view(np.uint16)}))["a"]
+    found = read_paddle(write(tmp_path, {"a": wanted.view(torch.int16).numpy().view(np.uint16)}))[
+        "a"
+    ]
     assert found.dtype == torch.bfloat16 and torch.equal(found, wanted)
 
 
 def test_a_network_may_lie_deeper_its_tensors_paired_with_their_names(tmp_path: Path) -> None:
-    inner = collections.OrderedDict((name, (f"param_{name}", array)) for name, array in ARRAYS.items())
+    inner = collections.OrderedDict(
+        (name, (f"param_{name}", array)) for name, array in ARRAYS.items()
+    )
     found = read_paddle(write(tmp_path, {"state_dict": inner, "epoch": 3, "note": "text"}))
     assert (found["epoch"], found["note"]) == (3, "text")
     assert_equal(found["state_dict"], ARRAYS)
@@ -107,7 +118,11 @@ def claim(shape: tuple[int, ...], raw: bytes = b"1234", kind: str = "f4") -> byt
     pickler = pickle.Pickler(file, protocol=4)
     pickler.fast = True
     pickler.dump(shape)
-    return (head + file.getvalue()[2:-1] + tail).replace(b"\x02f4", b"\x02" + kind.encode()).replace(b"\0\0\0\0", raw)
+    return (
+        (head + file.getvalue()[2:-1] + tail)
+        .replace(b"\x02f4", b"\x02" + kind.encode())
+        .replace(b"\0\0\0\0", raw)
+    )
 
 
 def text(word: str) -> bytes:
@@ -126,9 +141,18 @@ ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85C\x01b
 FLOAT = b"cnumpy\ndtype\n(X\x02\0\0\0f4\x89\x88tR"
 
 REFUSED = {
-    "a deep tuple as a key": (b"\x80\x04}" + DEEP + b"K\x01s.", "a tuple of 100 values or more where a key belongs"),
-    "a deep tuple as a dtype": (b"\x80\x04}" + text("a") + b"cnumpy\ndtype\n" + DEEP + b"\x85Rs.", "a tuple where"),
-    "a deep tuple as an object's name": (b"\x80\x04" + DEEP + text("x") + b"\x93.", "a tuple where a str belongs"),
+    "a deep tuple as a key": (
+        b"\x80\x04}" + DEEP + b"K\x01s.",
+        "a tuple of 100 values or more where a key belongs",
+    ),
+    "a deep tuple as a dtype": (
+        b"\x80\x04}" + text("a") + b"cnumpy\ndtype\n" + DEEP + b"\x85Rs.",
+        "a tuple where",
+    ),
+    "a deep tuple as an object's name": (
+        b"\x80\x04" + DEEP + text("x") + b"\x93.",
+        "a tuple where a str belongs",
+    ),
     "a deep tuple as a shape": (
         b"\x80\x04}" + text("a") + ARRAY + b"(K\x01" + DEEP + FLOAT + b"\x89C\x04\0\0\0\0tbs.",
         "a tuple where a int belongs",
@@ -137,14 +161,30 @@ REFUSED = {
         b"\x80\x04}" + text("a") + FLOAT + b"(K\x03" + DEEP + b"tbs.",
         "a tuple where a str belongs",
     ),
-    "a shared tuple as a key": (b"\x80\x04}(" + share(59) + b"u.", "a tuple of 100 values or more where a key belongs"),
+    "a shared tuple as a key": (
+        b"\x80\x04}(" + share(59) + b"u.",
+        "a tuple of 100 values or more where a key belongs",
+    ),
     "a shared tuple as a shape": (
-        b"\x80\x04}" + text("a") + ARRAY + b"(K\x01(" + share(40) + b"t" + FLOAT + b"\x89C\x04\0\0\0\0tbs.",
+        b"\x80\x04}"
+        + text("a")
+        + ARRAY
+        + b"(K\x01("
+        + share(40)
+        + b"t"
+        + FLOAT
+        + b"\x89C\x04\0\0\0\0tbs.",
         "claims a shape",
     ),
     "a shape of a million sides": (claim((2**2000,) * 100_000), "claims a shape"),
-    "a tuple as a piece of a tensor": (pickle.dumps({SLICES: PAIR}, protocol=2), "a tuple where a str belongs"),
-    "a number as a key": (pickle.dumps({1: np.zeros((2, 2), "f4")}, protocol=4), "a int where a str belongs"),
+    "a tuple as a piece of a tensor": (
+        pickle.dumps({SLICES: PAIR}, protocol=2),
+        "a tuple where a str belongs",
+    ),
+    "a number as a key": (
+        pickle.dumps({1: np.zeros((2, 2), "f4")}, protocol=4),
+        "a int where a str belongs",
+    ),
     "nothing as a key": (pickle.dumps({None: 3}, protocol=4), "a NoneType where a str belongs"),
     "a call of os.system": (pickle.dumps({"a": Call(os.system, "touch RAN")}), "system"),
     "a call of eval": (pickle.dumps({"a": Call(eval, "open('RAN', 'w')")}), "eval"),
@@ -209,8 +249,12 @@ def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
 
 
 @given(place=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 400))
-def test_no_damage_gives_anything_but_an_answer_or_the_one_error(place: int, byte: int, cut: int) -> None:
-    honest = bytearray(pickle.dumps({**ARRAYS, "inner": {"x": ("name", ARRAYS["matrix"])}}, protocol=4))
+def test_no_damage_gives_anything_but_an_answer_or_the_one_error(
+    place: int, byte: int, cut: int
+) -> None:
+    honest = bytearray(
+        pickle.dumps({**ARRAYS, "inner": {"x": ("name", ARRAYS["matrix"])}}, protocol=4)
+    )
     honest[place % len(honest)] = byte
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), bytes(honest[: len(honest) - cut % 40]))

@@ -44,10 +44,16 @@ def save(folder: Path, module: torch.nn.Module) -> Path:
 def test_timm_gives_the_same_features(
     tmp_path: Path, command: Command, lively: Any, arch: str, settings: dict[str, Any], size: int
 ) -> None:
-    module = lively(arch, **settings) if arch.startswith("vit") else build_backbone(arch, **settings).eval()
+    module = (
+        lively(arch, **settings)
+        if arch.startswith("vit")
+        else build_backbone(arch, **settings).eval()
+    )
     channels = settings.get("in_chans", 3)
     words = ("--arch", arch) if arch.startswith("vit") else ("--arch", arch, "--in_chans", channels)
-    code, text = command(convert_timm, save(tmp_path, module), tmp_path / "theirs.safetensors", *words)
+    code, text = command(
+        convert_timm, save(tmp_path, module), tmp_path / "theirs.safetensors", *words
+    )
     assert code == 0, text
     count = len(module.state_dict())
     assert text.splitlines()[-1].endswith(f"{count} of {count} tensors matched")
@@ -66,7 +72,9 @@ def test_another_size_is_baked_in(tmp_path: Path, command: Command, lively: Any)
         assert torch.allclose(create(text)(images), module(images), atol=1e-5)
 
 
-def test_a_file_of_timm_with_its_classifier_becomes_ours(tmp_path: Path, command: Command, reload: Any) -> None:
+def test_a_file_of_timm_with_its_classifier_becomes_ours(
+    tmp_path: Path, command: Command, reload: Any
+) -> None:
     torch.manual_seed(4)
     model = library.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64).eval()
     safetensors.torch.save_file(model.state_dict(), tmp_path / "theirs.safetensors")
@@ -75,15 +83,26 @@ def test_a_file_of_timm_with_its_classifier_becomes_ours(tmp_path: Path, command
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         found = reload(tmp_path / "ours.pth")(images)
-        assert torch.allclose(found, model.forward_head(model.forward_features(images), pre_logits=True), atol=1e-5)
+        assert torch.allclose(
+            found, model.forward_head(model.forward_features(images), pre_logits=True), atol=1e-5
+        )
 
 
-def test_networks_of_timm_and_torchvision_go_there_and_back(tmp_path: Path, command: Command, reload: Any) -> None:
+def test_networks_of_timm_and_torchvision_go_there_and_back(
+    tmp_path: Path, command: Command, reload: Any
+) -> None:
     for arch in ("xcit_nano_12_p16", "timm:resnet10t"):
         module = build_backbone(arch).eval()
-        code, text = command(convert_timm, save(tmp_path, module), tmp_path / "theirs.safetensors", "--arch", arch)
+        code, text = command(
+            convert_timm, save(tmp_path, module), tmp_path / "theirs.safetensors", "--arch", arch
+        )
         assert code == 0, text
-        assert command(convert_timm, tmp_path / "theirs.safetensors", tmp_path / "back.pth", "--arch", arch)[0] == 0
+        assert (
+            command(
+                convert_timm, tmp_path / "theirs.safetensors", tmp_path / "back.pth", "--arch", arch
+            )[0]
+            == 0
+        )
         assert equal_tensors(reload(tmp_path / "back.pth"), module)
         images = torch.randn(1, 3, 224, 224)
         with torch.inference_mode():
@@ -92,15 +111,22 @@ def test_networks_of_timm_and_torchvision_go_there_and_back(tmp_path: Path, comm
 
 @pytest.mark.parametrize(
     ("arch", "reason"),
-    [("vit_micro", "timm has no network like vit_micro, which embeds"), ("googlenet", "timm has no network like")],
+    [
+        ("vit_micro", "timm has no network like vit_micro, which embeds"),
+        ("googlenet", "timm has no network like"),
+    ],
 )
-def test_what_timm_has_not_is_refused(tmp_path: Path, command: Command, arch: str, reason: str) -> None:
+def test_what_timm_has_not_is_refused(
+    tmp_path: Path, command: Command, arch: str, reason: str
+) -> None:
     path = save(tmp_path, build_backbone(arch, img_size=64))
     code, text = command(convert_timm, path, tmp_path / "theirs.safetensors", "--arch", arch)
     assert code == 2 and reason in text and not (tmp_path / "theirs.safetensors").exists()
 
 
-def test_a_vit_of_unknown_heads_is_refused(shared_data: Path, tmp_path: Path, command: Command) -> None:
+def test_a_vit_of_unknown_heads_is_refused(
+    shared_data: Path, tmp_path: Path, command: Command
+) -> None:
     words = (shared_data / "passl" / "sample_dino_tiny.pdparams", tmp_path / "theirs.safetensors")
     code, text = command(convert_timm, *words)
     assert code == 2 and "the number of its heads is not known" in text

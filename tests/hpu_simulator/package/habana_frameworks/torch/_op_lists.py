@@ -22,7 +22,10 @@ def choose_policies() -> dict[str, str]:
     return {
         **dict.fromkeys(DEFAULTS["promote"], "promote"),
         **dict.fromkeys(fp32, "fp32"),
-        **{name: "lower_first" if name in DEFAULTS["lower_first_arg"] else "lower" for name in lower},
+        **{
+            name: "lower_first" if name in DEFAULTS["lower_first_arg"] else "lower"
+            for name in lower
+        },
     }
 
 
@@ -32,7 +35,10 @@ def read_list(variable: str, default: list[str]) -> list[str]:
     if not path:
         return default
     if Path(path).resolve().parts[1] in rules["refused_folders"]:
-        return _warn(f"{variable}: {path} is in a folder that is not allowed; the default list holds", default)
+        return _warn(
+            f"{variable}: {path} is in a folder that is not allowed; the default list holds",
+            default,
+        )
     try:
         lines = Path(path).read_bytes().decode().removesuffix("\n").split("\n")
     except OSError:
@@ -42,10 +48,15 @@ def read_list(variable: str, default: list[str]) -> list[str]:
 
 def _keep_known(variable: str, lines: list[str]) -> list[str]:
     """The lines that name an operator of torch; says on stderr which they are, and of each other one that it is not."""
-    names = {full.removeprefix("aten::").split(".")[0] for full in torch._C._dispatch_get_all_op_names()}
+    names = {
+        full.removeprefix("aten::").split(".")[0] for full in torch._C._dispatch_get_all_op_names()
+    }
     for number, line in enumerate(lines, start=1):
         if line not in names:
-            print(f"[WARNING][PT_BRIDGE][AUTOCAST] {variable}: line {number}: unknown {line!r}", file=sys.stderr)
+            print(
+                f"[WARNING][PT_BRIDGE][AUTOCAST] {variable}: line {number}: unknown {line!r}",
+                file=sys.stderr,
+            )
     known = [line for line in lines if line in names]
     print(f"[DEBUG][PT_BRIDGE][AUTOCAST] {variable}: {' '.join(known)}", file=sys.stderr)
     return known

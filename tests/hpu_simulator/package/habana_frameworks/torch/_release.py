@@ -23,7 +23,9 @@ def read_table(release: str) -> dict[str, Any]:
     """
     tables = json.loads((SIMULATOR / "releases.json").read_text())
     if release not in tables:
-        raise ValueError(f"HPU_SIMULATOR_RELEASE: expected one of {', '.join(tables)}, got {release!r}")
+        raise ValueError(
+            f"HPU_SIMULATOR_RELEASE: expected one of {', '.join(tables)}, got {release!r}"
+        )
     table, names = tables[release], set()
     for file in table["native"]:
         lines = (SIMULATOR / file).read_text().splitlines()

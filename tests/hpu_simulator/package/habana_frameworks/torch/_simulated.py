@@ -14,7 +14,9 @@ from . import _op_lists
 from ._release import SIMULATOR, read_variable, table
 
 # The number operands that lazy mode uploads as tensors; every other number is part of the graph.
-UPLOADED = [f"{op}.other" for op in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")]
+UPLOADED = [
+    f"{op}.other" for op in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")
+]
 UPLOADED += ["add.alpha", "addcmul.value", "addcdiv.value"]
 FAULTS = ("refuse", "wrong", "hang", "oom", "kill", "fallback")  # in HPU_SIMULATOR_FAULT
 
@@ -54,12 +56,18 @@ def read_faults(text: str, operators: Collection[str]) -> list[tuple[str, str]]:
     Raises:
         ValueError: A kind that does not exist, or an operator that never reaches the card.
     """
-    faults = [(kind, name) for kind, _, name in (part.partition(":") for part in text.split(",") if part)]
+    faults = [
+        (kind, name) for kind, _, name in (part.partition(":") for part in text.split(",") if part)
+    ]
     for kind, name in faults:
         if kind not in FAULTS:
-            raise ValueError(f"HPU_SIMULATOR_FAULT: expected one of {', '.join(FAULTS)}, got {kind!r}")
+            raise ValueError(
+                f"HPU_SIMULATOR_FAULT: expected one of {', '.join(FAULTS)}, got {kind!r}"
+            )
         if name not in operators:
-            raise ValueError(f"HPU_SIMULATOR_FAULT: expected an operator of the card as aten::mm, got {name!r}")
+            raise ValueError(
+                f"HPU_SIMULATOR_FAULT: expected an operator of the card as aten::mm, got {name!r}"
+            )
     return faults
 
 

@@ -105,7 +105,9 @@ def current_device():
 
 def set_device(device):
     """Choose the only card."""
-    index = torch.device(device).index if isinstance(device, str) else getattr(device, "index", device)
+    index = (
+        torch.device(device).index if isinstance(device, str) else getattr(device, "index", device)
+    )
     if index:
         raise AssertionError(f"hpu: invalid device index {index}, a process has one device")
 

@@ -16,7 +16,9 @@ def is_lazy():
 def lazy_only(func):
     """A function that does nothing in eager mode, and never returns anything."""
     if not is_lazy():
-        logging.getLogger(__name__).warning("Calling %s function does not have any effect.", func.__name__)
+        logging.getLogger(__name__).warning(
+            "Calling %s function does not have any effect.", func.__name__
+        )
 
     @functools.wraps(func)
     def call(*args, **kwargs):

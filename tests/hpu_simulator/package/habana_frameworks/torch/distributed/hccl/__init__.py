@@ -160,7 +160,9 @@ class ProcessGroupHCCL(dist.ProcessGroup):
 
 
 def _create_process_group_hccl(backend_opts, pg_opts):
-    return ProcessGroupHCCL(backend_opts.store, backend_opts.group_rank, backend_opts.group_size, backend_opts.group_id)
+    return ProcessGroupHCCL(
+        backend_opts.store, backend_opts.group_rank, backend_opts.group_size, backend_opts.group_id
+    )
 
 
 def _restrict_torch():
@@ -211,6 +213,8 @@ def _hide_from_compiler():
 
 if not hasattr(dist.Backend, "HCCL"):
     _hide_from_compiler()
-    dist.Backend.register_backend("hccl", _create_process_group_hccl, extended_api=True, devices=["hpu"])
+    dist.Backend.register_backend(
+        "hccl", _create_process_group_hccl, extended_api=True, devices=["hpu"]
+    )
     _restrict_torch()
 initialize_distributed_hpu()

@@ -25,14 +25,22 @@ class _Run(torch.fx.Interpreter):
     def run_node(self, n: torch.fx.Node) -> object:
         """See the base class."""
         result, promised = super().run_node(n), n.meta.get("val")
-        if not isinstance(promised, torch.Tensor) or n.op != "call_function" or result.stride() == promised.stride():
+        if (
+            not isinstance(promised, torch.Tensor)
+            or n.op != "call_function"
+            or result.stride() == promised.stride()
+        ):
             return result
-        return torch.empty_strided(promised.shape, promised.stride(), dtype=result.dtype, device="hpu").copy_(result)
+        return torch.empty_strided(
+            promised.shape, promised.stride(), dtype=result.dtype, device="hpu"
+        ).copy_(result)
 
 
 def _compile(graph_module: torch.fx.GraphModule, example_inputs: list[object]) -> object:
     """Count a graph, then run it operator by operator."""
-    inputs = [f"input {tuple(x.shape)} {x.dtype}" for x in example_inputs if isinstance(x, torch.Tensor)]
+    inputs = [
+        f"input {tuple(x.shape)} {x.dtype}" for x in example_inputs if isinstance(x, torch.Tensor)
+    ]
     nodes = [node.format_node() or str(node) for node in graph_module.graph.nodes]
     _simulated.device.add_compiled(inputs + nodes)
     return make_boxed_func(_Run(graph_module).run)
