@@ -74,7 +74,7 @@ class Bench:
 
     def batch(self, seed=0):
         size = self.options.data.batch_size_per_device * self.parts
-        settings = {"device": torch.device("cpu"), "place": lambda tensor: tensor}
+        settings = {"device": torch.device("cpu"), "to_device": lambda tensor: tensor}
         return make_batch(build_recipe(self.options), size, seed=seed, **settings)
 
     def tensors(self):

@@ -233,7 +233,7 @@ def count_live(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tup
     enlarge = attention_video.enlarge
     monkeypatch.setattr(attention_video, "open_frames", lambda _: source)
     monkeypatch.setattr(
-        attention_video, "enlarge", lambda *given: pictures.watch(enlarge(*given).copy())
+        attention_video, "upsample_nearest", lambda *given: pictures.watch(enlarge(*given).copy())
     )
     run_main(*TINY, "--input_path", folder / "in", "--output_path", folder)
     monkeypatch.undo()
