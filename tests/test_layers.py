@@ -349,3 +349,16 @@ def test_no_file_names_a_machine_or_a_package_registry(word):
 def test_scripts_are_thin(path):
     assert len(read(path).splitlines()) <= LONGEST_SCRIPT
     assert not [node.name for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
+
+
+def test_no_named_tuple_is_generic():
+    """Python 3.10 refuses the class where it is defined, and type checkers do not say so."""
+    wrong = [
+        f"{name_of(path)}:{node.lineno} {node.name}"
+        for path in CODE
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+        and "NamedTuple" in (bases := " ".join(ast.unparse(base) for base in node.bases))
+        and "Generic" in bases
+    ]
+    assert wrong == []

@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; flags of main_dino.py may follow and win over the recipe."""
     words = ["--config", RECIPE, "--data_path", "demo", "--output_dir", "output/demo"]
     began = time.monotonic()
-    parsed = parse_command(
+    config, given, reasons = parse_command(
         TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset, about=ABOUT
     )
-    scores, paths = run_demo(parsed.config, as_recipe(*parsed))
+    scores, paths = run_demo(config, as_recipe(config, given, reasons))
     lines = ["", f"{'k-NN top-1 (20 neighbors)':<30} {'%':>6}", "-" * 37]
     lines += [f"{name:<30} {score:6.1f}" for name, score in scores.items()]
     lines += ["", *(f"{name:<15} {path}" for name, path in paths.items())]

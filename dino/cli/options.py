@@ -47,26 +47,12 @@ def flags_of(config: type) -> Iterator[Flag]:
             )
 
 
-class Parsed(typing.NamedTuple, typing.Generic[Config]):
-    """A resolved command line.
-
-    Attributes:
-        config: Every setting.
-        given: Names of those that a flag or the recipe set.
-        reasons: Why a value was chosen that nobody gave, by setting.
-    """
-
-    config: Config
-    given: frozenset[str]
-    reasons: Mapping[str, str] = {}
-
-
 Completion = Callable[[Config, Collection[str]], tuple[Config, Mapping[str, str]]]
 
 
 def parse(config: type[Config], argv: Sequence[str] | None = None, about: Help = NO_HELP) -> Config:
     """Resolve a config by a command line; see `parse_command`."""
-    return parse_command(config, argv, about=about).config
+    return parse_command(config, argv, about=about)[0]
 
 
 def parse_command(
@@ -75,7 +61,7 @@ def parse_command(
     complete: Completion[Config] | None = None,
     *,
     about: Help = NO_HELP,
-) -> Parsed[Config]:
+) -> tuple[Config, frozenset[str], Mapping[str, str]]:
     """Resolve a config by a command line: flag, else `-o`, else recipe (`--config`), else default.
 
     Args:
@@ -84,6 +70,10 @@ def parse_command(
         complete: Chooses values that were not given and need more than the command line, with reasons; runs before the
             options are printed.
         about: What `--help` says.
+
+    Returns:
+        The config, the names of the settings that a flag or the recipe gave, and the reasons for values that were
+        chosen instead.
 
     Raises:
         OptionError: An unknown flag or recipe key (the nearest known one is named), or a value that does not fit.
@@ -113,7 +103,7 @@ def parse_command(
     if printed:
         sys.stdout.write(as_recipe(resolved, values_of, reasons) if is_rank_zero() else "")
         raise SystemExit(0)
-    return Parsed(resolved, frozenset(values_of), reasons)
+    return resolved, frozenset(values_of), reasons
 
 
 def positional_to_flags(argv: Sequence[str] | None, *words: str) -> list[str]:

@@ -106,7 +106,7 @@ def test_a_recipe_wins_over_the_defaults_of_the_command(recipe):
 
 
 def test_a_value_equal_to_the_default_is_given_all_the_same():
-    assert parse_command(Toy, ["--size", "3"]).given == {"size"}
+    assert parse_command(Toy, ["--size", "3"])[1] == {"size"}
 
 
 def test_a_derived_setting_that_nobody_gave_is_none_and_shown_as_the_references_number(
@@ -144,9 +144,9 @@ def test_what_completes_a_config_sees_what_was_given_and_its_reasons_are_kept():
             "depth": "so said the images"
         }
 
-    parsed = parse_command(Toy, ["--size", "4"], complete)
-    assert seen == [{"size"}] and parsed.config.more.depth == 1
-    assert parsed.given == {"size"} and parsed.reasons == {"depth": "so said the images"}
+    config, given, reasons = parse_command(Toy, ["--size", "4"], complete)
+    assert seen == [{"size"}] and config.more.depth == 1
+    assert given == {"size"} and reasons == {"depth": "so said the images"}
 
 
 def test_the_last_of_two_equal_flags_counts():

@@ -290,10 +290,10 @@ def test_words_carry_what_flags_and_recipe_say(tmp_path):
     assert (
         "--hmp" in words and "--epochs=7" in words and not any("comment" in word for word in words)
     )
-    again = parse_command(TrainConfig, words)
+    again, given, _ = parse_command(TrainConfig, words)
     for group in TrainConfig.__dataclass_fields__:
-        assert getattr(again.config, group) == getattr(options, group)
-    assert again.given == named - {"nodes", "comment"}
+        assert getattr(again, group) == getattr(options, group)
+    assert given == named - {"nodes", "comment"}
 
 
 @pytest.fixture

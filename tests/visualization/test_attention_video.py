@@ -230,7 +230,7 @@ def count_live(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tup
             del array
 
     source = FrameSource(path=folder, count=count, rate=None, read=read)
-    enlarge = attention_video.enlarge
+    enlarge = attention_video.upsample_nearest
     monkeypatch.setattr(attention_video, "open_frames", lambda _: source)
     monkeypatch.setattr(
         attention_video, "upsample_nearest", lambda *given: pictures.watch(enlarge(*given).copy())
