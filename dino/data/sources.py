@@ -10,7 +10,7 @@ from dino.data.decode import EXTENSIONS
 from dino.data.demo import build_demo
 from dino.data.image_source import ImageSource
 from dino.data.index import list_files
-from dino.data.list_files import read_list
+from dino.data.image_list import read_list
 from dino.data.shards import ENDING, find_shards, is_pattern, list_members
 from dino.errors import DataError
 

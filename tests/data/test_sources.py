@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 from dino.data import sources
 from dino.data.image_source import ImageSource
-from dino.data.list_files import name_lines
+from dino.data.image_list import name_lines
 from dino.data.sources import (
     find_images,
     list_images,
