@@ -138,9 +138,7 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except Exception as error:  # noqa: BLE001 - damaged files raise all kinds of errors
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: {_reason(error)}"
-        ) from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {_reason(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(
             f"{path} must hold a dictionary of tensors (got {type(state).__name__})"
@@ -270,7 +268,7 @@ def _allowing() -> contextlib.AbstractContextManager[object]:
 
 
 def _allowed() -> list[Any]:
-    """Non-tensor types that may be unpickled; numpy 1 and 2 name the scalar constructor differently."""
+    """Types allowed besides tensors; numpy 1 and 2 name the scalar constructor differently."""
     types = [
         type(np.dtype(scalar)) for scalar in (np.float64, np.float32, np.int64, np.int32, np.bool_)
     ]

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dino.data import sources
-from dino.data.image_source import ImageSource
 from dino.data.image_list import name_lines
+from dino.data.image_source import ImageSource
 from dino.data.sources import (
     find_images,
     list_images,
