@@ -77,7 +77,7 @@ class CropDataset(Dataset[Crops | DataError]):
                 )
             except DataError as error:
                 if not self.skip_bad:
-                    return DataError(f"{error}", remedy="set `on_bad_image` to skip to replace it")
+                    return DataError(f"{error}", remedy="use `on_bad_image` skip to replace it")
                 logger.warning("%s; skipped", error)
         return DataError(f"none of the {len(self.source)} images can be read")
 

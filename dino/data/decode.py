@@ -80,7 +80,7 @@ def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = N
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
         raise DataError(f"{path} cannot be decoded: {error}") from error
     if pixels.shape[2] != channels:
-        raise DataError(f"{path} must have `in_chans` {channels} channels (got {pixels.shape[2]})")
+        raise DataError(f"{path} has {pixels.shape[2]} channels, but `in_chans` is {channels}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

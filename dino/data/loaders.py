@@ -104,8 +104,8 @@ def check_count(source: ImageSource, global_batch: int) -> None:
     """
     if len(source) < global_batch:
         raise DataError(
-            f"{source.root} must hold at least one global batch of {global_batch} images"
-            f" (got {len(source)})",
+            f"{source.root} holds {len(source)} images,"
+            f" less than one global batch of {global_batch}",
             remedy="lower `batch_size_per_device` (or `accumulate_steps`)",
         )
 

@@ -95,7 +95,7 @@ def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
                 f"{note} is damaged: {error}", remedy="pack into an empty folder"
             ) from error
         differing = [
-            f"{key}: was {theirs.get(key)}, now {value}"
+            f"{key} was {theirs.get(key)} and is now {value}"
             for key, value in ours.items()
             if theirs.get(key) != value
         ]

@@ -154,7 +154,7 @@ def to_pixels(image: Any, channels: int, name: str) -> Tensor:
         raise DataError(f"{name} must be {WANTED} (got {_describe(image)})")
     if image.shape[0] != channels:
         raise DataError(
-            f"{name} must have `in_chans` {channels} channels (got {image.shape[0]})",
+            f"{name} has {image.shape[0]} channels, but `in_chans` is {channels}",
             value=image.shape[0],
         )
     if 0 in image.shape:
