@@ -259,7 +259,7 @@ def test_nothing_is_called(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        PlainPickleError, match="the pickled object .*, and only lists, numbers, texts and arrays"
+        PlainPickleError, match="the pickled object .*, but only lists, numbers, texts and arrays"
     ):
         loads(pickle.dumps([Call(*call)], protocol=protocol))
     assert not Path("RAN").exists()

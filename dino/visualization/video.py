@@ -142,7 +142,7 @@ def _open_folder(folder: Path) -> FrameSource:
     )
     if not paths:
         raise DataError(
-            f"`input_path` {folder} has no frames (looked for {' '.join(EXTENSIONS)})",
+            f"`input_path` {folder} holds no frame (looked for {' '.join(EXTENSIONS)})",
             value=folder,
         )
     for one, other in itertools.pairwise(paths):  # equal names are adjacent in this order

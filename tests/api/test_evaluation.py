@@ -319,7 +319,7 @@ def test_attention_sizes(backbone: nn.Module) -> None:
     for size, text in ((0, "must be >= 1"), ((8, 8, 8), "got 3 numbers"), ("8", "of type int")):
         with pytest.raises(OptionError, match=f"`image_size`.* {text}"):
             dino.attention(backbone, Pictures(1), image_size=size)
-    with pytest.raises(DataError, match="not one patch of 8 pixels fits into 4 x 4"):
+    with pytest.raises(DataError, match="must be at least one patch of 8 pixels .got 4 x 4"):
         dino.attention(backbone, Pictures(1), image_size=(4, 4), device="cpu")
     with pytest.raises(
         TypeError, match=r"only vision transformers have attention maps \(got Pair\)"
