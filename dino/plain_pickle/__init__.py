@@ -15,8 +15,8 @@ Accepted, in protocols 0 to 5, from Python 2 or 3 and from numpy 1 or 2:
 
 Everything else is rejected, and so is anything beyond the limits in `limits.py`: levels of
 containers, number of values (a shared value counts at each occurrence), bytes of array data, size
-of integers and of keys. Memory and time are proportional to the size of the file, and so is the cost
-of processing the result.
+of integers and of keys. Memory and time are proportional to the size of the file, and so is the
+cost of processing the result.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _expect_bytes(raw: Any) -> bytes | bytearray | str:
 def _expect_shape(value: Any) -> tuple[int, ...]:
     sides: tuple[int, ...] = expect(value, tuple)
     if len(sides) > MOST_SIDES or any(expect(side, int) < 0 for side in sides):
-        raise PlainPickleError("an array in it claims an impossible shape")
+        raise PlainPickleError("an array in it claims a shape that is impossible")
     return sides
 
 

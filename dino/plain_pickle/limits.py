@@ -55,7 +55,7 @@ def check_key(key: Any) -> None:
             parts.extend(part[:MOST_KEY])
             if len(parts) > MOST_KEY:
                 raise PlainPickleError(
-                    f"it has a tuple of {MOST_KEY} or more values where a key belongs"
+                    f"it has a tuple of {MOST_KEY} values or more where a key belongs"
                 )
         elif not _is_atom(part):
             raise PlainPickleError(f"it has a {_name_type(part)} where a key belongs")
@@ -82,7 +82,7 @@ def check_result(root: Any, size: int) -> None:
             opened.add(id(value))
             waiting = [part for part in inner if id(part) not in finished]
             if any(id(part) in opened for part in waiting):
-                raise PlainPickleError("a container in it contains itself")
+                raise PlainPickleError("a container in it holds itself")
             path.extend(waiting)
             continue
         finished[id(value)] = values, levels = _add_up(

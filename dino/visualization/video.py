@@ -1,8 +1,8 @@
 """Reading frames from a video or a folder, and writing videos, one frame at a time.
 
 PyAV decodes and encodes. Its wheel includes ffmpeg with an H.264 encoder, and its errors are
-exceptions. OpenCV's wheel writes only MPEG-4 part 2, which browsers do not play, and reads a damaged
-video as if it were complete.
+exceptions. OpenCV's wheel writes only MPEG-4 part 2, which browsers do not play, and reads a
+damaged video as if it were complete.
 """
 
 from __future__ import annotations

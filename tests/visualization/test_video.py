@@ -297,5 +297,8 @@ def test_nothing_there_is_one_line(tmp_path: Path, name: str) -> None:
 
 def test_a_video_of_other_channels_is_refused(tmp_path: Path) -> None:
     source = open_frames(make_video(tmp_path / "v.mp4"))
-    with pytest.raises(DataError, match=r"wants 4 channels; give a folder of \.npy frames"):
+    with pytest.raises(
+        DataError,
+        match=r"cannot have the 4 channels of this backbone; give a folder of \.npy frames",
+    ):
         next(source.read(4))
