@@ -70,7 +70,7 @@ def keep_constant(make: Callable[..., Tensor], device: torch.device, arguments: 
 
 
 def _on_device(make: Callable[..., Tensor], device: torch.device, arguments: Any) -> Tensor:
-    """Build a constant each time on the host: it takes microseconds, and traced graphs own it."""
+    """Rebuild a constant on the host, where traced graphs must own it; cache it elsewhere."""
     return make(arguments) if device.type == "cpu" else keep_constant(make, device, arguments)
 
 

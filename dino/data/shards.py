@@ -170,9 +170,9 @@ def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members]:
     images: list[Found] = []
     places: list[tuple[int, int, int]] = []
     with Index("shards", "\n".join(os.path.abspath(path) for path in shards)) as index:
-        for number, found in enumerate(_look_into(shards, stamps, index)):
-            images += found
-            places += [(number, image.offset, image.size) for image in found]
+        for number, contents in enumerate(_look_into(shards, stamps, index)):
+            images += contents
+            places += [(number, image.offset, image.size) for image in contents]
     return images, Members(
         tuple(zip(shards, stamps, strict=True)), np.array(places, dtype=np.int64).reshape(-1, 3)
     )

@@ -185,15 +185,15 @@ def visualize_attention(config: AttentionConfig, run: Run) -> list[Path]:
         DinoError: Wrong weights, an architecture without attention maps, missing or unreadable
             images, or an output path that is not writable.
     """
-    given = config.pictures.image_path or ()
+    inputs = config.pictures.image_path or ()
     check_size("`image_size`", config.pictures.image_size)
     if not run.processes.is_rank_zero:
         return []
-    paths = [image for path in given for image in find_images(path, "`image_path`")]
+    paths = [image for path in inputs for image in find_images(path, "`image_path`")]
     output = make_output_folder(config.output.output_dir)
     check_target(config.report.json)
     reader = open_attention(config, run)
-    alone = not given or (len(given) == 1 and Path(given[0]).is_file())
+    alone = not inputs or (len(inputs) == 1 and Path(inputs[0]).is_file())
     folders = [output] if alone else [output / name for name in name_folders(paths)]
     sheet, progress, entries = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
     images: Sequence[Path | None] = paths or [None]
