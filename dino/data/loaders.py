@@ -33,9 +33,8 @@ logger = logging.getLogger(__name__)
 
 USUAL_WORKERS = 10  # per device, as the reference
 TOGETHER = 16  # items sent at once if they are not stacked
-PREFETCH = (
-    2  # batches a worker prepares ahead; more cost memory and cannot make up for slow workers
-)
+# Batches per worker, ready or in progress. More cost memory and cannot offset a lack of cores.
+PREFETCH = 2
 FILES_OF_BATCH = 8  # tensors of one batch, each an open file in transit, with some to spare
 OTHER_FILES = 512  # everything else a run has open: pipes, logs, sockets, libraries
 # Quota and period of a container (cgroup v2), in microseconds.

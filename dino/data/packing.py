@@ -115,7 +115,7 @@ def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
 def _write_shard(
     shard: Path, source: ImageSource, indices: range, packing: Packing, pool: ThreadPoolExecutor
 ) -> None:
-    labelled, read = set[str](), partial(_read, source, shorter_side=packing.shorter_side)
+    labeled, read = set[str](), partial(_read, source, shorter_side=packing.shorter_side)
     with atomic_write(shard, alone=True) as temporary, temporary.open("wb") as file:
         with tarfile.open(
             fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8"
@@ -123,9 +123,9 @@ def _write_shard(
             for index, content in zip(indices, pool.map(read, indices), strict=True):
                 name, sample = source.names[index], sample_of(source.names[index])
                 _add(tar, name, content)
-                if source.labels is not None and sample not in labelled:
+                if source.labels is not None and sample not in labeled:
                     _add(tar, f"{sample}{LABEL}", str(source.labels[index]).encode())
-                    labelled.add(sample)
+                    labeled.add(sample)
         file.flush()
         os.fsync(file.fileno())
 
