@@ -5,8 +5,8 @@
     backbone = dino.load("checkpoint.pth")
     features = dino.embed(backbone, "photos/")
 
-Importing this package imports neither torch nor numpy; the functions below import them when they are first used.
-`docs/python.md` shows each one, `docs/architecture.md` the rooms underneath.
+Importing this package imports neither torch nor numpy; the functions below do so on first use.
+`docs/python.md` shows how to use each one. `docs/architecture.md` describes the code underneath.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "pretrain",
 ]
 
-# `import torch` would import vendors' bridges by itself, before their environment is complete: `devices` does it.
+# `import torch` would load vendor bridges before their environment is complete; `devices` does it.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 

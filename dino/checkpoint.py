@@ -1,8 +1,9 @@
-"""The checkpoint file: read, written whole or not at all, and its names.
+"""Reading and atomically writing checkpoint files.
 
-The keys are those of the original (`student`, `teacher`, `optimizer`, `epoch`, `args`, `dino_loss`, `fp16_scaler`), so
-that its evaluation code reads our files; `resume` holds what exact continuation needs besides. Our files hold tensors
-and plain values only and open with `torch.load(weights_only=True)`.
+The keys are the original's (`student`, `teacher`, `optimizer`, `epoch`, `args`, `dino_loss`,
+`fp16_scaler`), so that its evaluation code can read our files. `resume` holds what exact
+continuation needs in addition. Our files hold only tensors and plain values and can be opened with
+`torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from dino.plain_pickle.nesting import check_torch_file
 LATEST = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
 TEACHER = "teacher_backbone.pth"
-FORMAT = 2  # of our own checkpoints; those without the key are of the first
-OWN_KEYS = ("resume", "identity")  # of a run's and of a linear probe's checkpoint
+FORMAT = 2  # of our own checkpoints; a file without the key has format 1
+OWN_KEYS = ("resume", "identity")  # of training checkpoints and of linear-probe checkpoints
 
 
 def save_file(path: Path, state: Mapping[str, Any] | Tensor) -> None:
-    """Write a file whole or not at all: a temporary file beside it, fsync, rename.
+    """Write a file atomically: write a temporary file alongside, fsync, rename.
 
     Raises:
-        CheckpointError: The folder cannot be written to, or the disk is full; the old file is untouched.
+        CheckpointError: The folder is not writable, or the disk is full; the old file is untouched.
     """
     with _temporary(path) as temporary, temporary.open("wb") as file:
         torch.save(state if isinstance(state, Tensor) else dict(state), file)
@@ -43,7 +44,9 @@ def save_file(path: Path, state: Mapping[str, Any] | Tensor) -> None:
 
 
 def save_latest(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write `checkpoint.pth` and keep the one before it as `checkpoint_previous.pth`; one of them is always whole.
+    """Write `checkpoint.pth` and keep its predecessor as `checkpoint_previous.pth`.
+
+    At least one of the two is intact at any time.
 
     Raises:
         CheckpointError: As `save_file`.
@@ -56,12 +59,12 @@ def save_latest(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def keep_copy(folder: Path, epoch: int, keep: int) -> None:
-    """Keep the newest checkpoint as `checkpointNNNN.pth` too (no bytes are copied) and drop the oldest such ones.
+    """Also keep the newest checkpoint as `checkpointNNNN.pth` (a hard link); prune the oldest.
 
     Args:
         folder: The run's output folder.
         epoch: The number N, as in the original.
-        keep: How many numbered ones stay; 0 for all.
+        keep: How many numbered checkpoints to keep; 0 keeps all.
     """
     with _temporary(folder / f"checkpoint{epoch:04}.pth") as temporary:
         _duplicate(folder / LATEST, temporary)
@@ -71,43 +74,44 @@ def keep_copy(folder: Path, epoch: int, keep: int) -> None:
 
 
 def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path, list[str]] | None:
-    """Read the newest whole checkpoint of a run.
+    """Read the newest intact checkpoint of a run.
 
     Args:
         folder: The run's output folder.
-        set_aside: Rename damaged files to `*.damaged`, so that the next save does not take them for good ones, and
-            remove what a killed process left half-written.
+        set_aside: Rename damaged files to `*.damaged`, so that the next save does not mistake them
+            for intact ones, and delete partial files left by a killed process.
 
     Returns:
-        The state, its file and one line for every newer file that was damaged; None where there is no checkpoint.
+        The state, its file and one line per newer damaged file; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: There are checkpoints and none can be read.
+        CheckpointError: There are checkpoints, but none can be read.
     """
     for stale in folder.glob(".*.pth.*.tmp") if set_aside else ():
         stale.unlink()
-    found = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).exists()]
+    candidates = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).exists()]
     damaged: list[str] = []
-    for path in found:
+    for path in candidates:
         try:
             state = load_file(path)
         except CheckpointError as error:
             damaged.append(str(error))
             continue
-        for newer in found[: len(damaged)] if set_aside else ():
+        for newer in candidates[: len(damaged)] if set_aside else ():
             newer.rename(newer.with_name(f"{newer.name}.damaged"))
         return state, path, damaged
     if damaged:
         raise CheckpointError(
-            f"{'; '.join(damaged)}", remedy="remove them to start anew, or use another `output_dir`"
+            "; ".join(damaged),
+            remedy="remove them to start from scratch, or use another `output_dir`",
         )
     return None
 
 
 def read_mode(folder: Path | str) -> str | None:
-    """The execution mode of the run whose newest whole checkpoint is here; None where there is none, or it says none.
+    """Execution mode of the run whose newest intact checkpoint is in `folder`; None if unknown.
 
-    Read before the device is there, since a device takes its mode when it is opened.
+    Called before the device is opened, because opening fixes the device's mode.
     """
     for name in (LATEST, PREVIOUS):
         with contextlib.suppress(CheckpointError):
@@ -117,27 +121,27 @@ def read_mode(folder: Path | str) -> str | None:
 
 
 def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
-    """Read a checkpoint or weights file into host memory, unpickling nothing but tensors and plain values.
+    """Read a checkpoint or weights file into host memory; only tensors and plain values unpickle.
 
-    Beyond torch's own allow-list, `argparse.Namespace` and numpy's numbers may occur: the original saves both.
+    `argparse.Namespace` and numpy scalars are allowed in addition, because the original saves both.
 
     Args:
         path: The file.
-        mapped: Leave the tensors on disk until they are looked at: quick where only the plain values are wanted.
+        mapped: Leave the tensors on disk until first use; fast if only plain values are needed.
 
     Raises:
-        CheckpointError: Missing, damaged, foreign, or with anything else pickled in it.
+        CheckpointError: The file is missing, damaged, foreign, or holds other pickled objects.
     """
     try:
         with _allowing():
             state = load_tensors(path, mapped=mapped)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
-    except Exception as error:  # noqa: BLE001 - damaged files raise anything, and all of it means the same
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {_reason(error)}") from error
+    except Exception as error:  # noqa: BLE001 - damaged files raise all kinds of errors
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {_reason(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(
-            f"{path} holds a {type(state).__name__}, wants a dictionary of tensors"
+            f"{path} must hold a dictionary of tensors (got {type(state).__name__})"
         )
     written = state.get("format")
     if isinstance(written, int) and written > FORMAT and any(key in state for key in OWN_KEYS):
@@ -149,14 +153,14 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
 
 
 def load_tensors(path: Path | str, *, mapped: bool = False) -> Any:
-    """`torch.load` of tensors and plain values into host memory, for files of any origin.
+    """`torch.load` of tensors and plain values into host memory, safe for files of any origin.
 
     Args:
         path: The file.
-        mapped: Leave the tensors on disk until they are used.
+        mapped: Leave the tensors on disk until first use.
 
     Raises:
-        Exception: Any kind, for files that are damaged or hold more; the process survives.
+        Exception: Of any type, if the file is damaged or holds more; the process survives.
     """
     check_torch_file(path)
     return torch.load(
@@ -165,7 +169,7 @@ def load_tensors(path: Path | str, *, mapped: bool = False) -> Any:
 
 
 def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The options a checkpoint was made with, whether it holds a dictionary (ours) or a namespace (the original's)."""
+    """The options stored in a checkpoint, from a dictionary (ours) or a namespace (original's)."""
     args = state.get("args")
     return (
         dict(args)
@@ -177,7 +181,7 @@ def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without `module.` and `backbone.` in front, in either order, as the original's evaluations strip them.
+    """Strip leading `module.` and `backbone.`, in any order, as the original's evaluations do.
 
     Raises:
         CheckpointError: As `join_unique`.
@@ -188,29 +192,29 @@ def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join_unique(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors by their new names.
+    """Collect renamed tensors into a dictionary.
 
     Raises:
-        CheckpointError: Two have the same one, and nobody can say which is meant.
+        CheckpointError: Two tensors have the same new name, so the intended one is ambiguous.
     """
-    found: dict[str, Tensor] = {}
+    unique: dict[str, Tensor] = {}
     for name, tensor in named:
-        if name in found:
+        if name in unique:
             raise CheckpointError(
                 f"the weights file holds {name} twice, under different names",
                 remedy="remove one of the two",
             )
-        found[name] = tensor
-    return found
+        unique[name] = tensor
+    return unique
 
 
 def add_prefix(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names with `prefix` in front."""
+    """Prepend `prefix` to every name."""
     return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of torch's text, without its advice to unpickle anything."""
+    """The first sentence of torch's message, without its advice to unpickle everything."""
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign:
         return (
@@ -225,7 +229,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """As `atomic_write`, and the new name is on disk when the block ends."""
+    """As `atomic_write`, and the new name is on disk once the block ends."""
     try:
         with atomic_write(path) as temporary:
             yield temporary
@@ -238,7 +242,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _duplicate(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system has no hard links, copy it."""
+    """Give a file a second name; copy it if the file system has no hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -258,23 +262,24 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _allowing() -> contextlib.AbstractContextManager[object]:
-    """Older torch (that of the last Poplar SDK) cannot be told: there the original's namespaces are foreign."""
-    known = hasattr(torch.serialization, "safe_globals")
-    return torch.serialization.safe_globals(_allowed()) if known else contextlib.nullcontext()
+    """Context that allows `_allowed()`; torch before 2.5 lacks it and rejects namespaces."""
+    supported = hasattr(torch.serialization, "safe_globals")
+    return torch.serialization.safe_globals(_allowed()) if supported else contextlib.nullcontext()
 
 
 def _allowed() -> list[Any]:
-    """What may be unpickled besides tensors; numpy 1 and 2 name the constructor of a number differently in files."""
-    kinds = [
-        type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    """Types allowed besides tensors; numpy 1 and 2 name the scalar constructor differently."""
+    types = [
+        type(np.dtype(scalar)) for scalar in (np.float64, np.float32, np.int64, np.int32, np.bool_)
     ]
-    return [argparse.Namespace, np.dtype, *kinds, *SCALARS]
+    return [argparse.Namespace, np.dtype, *types, *SCALARS]
 
 
 def _name_scalar(module: str) -> Callable[..., Any]:
-    """Numpy's constructor of a number under a module's name, by which torch finds it in a file.
+    """Numpy's scalar constructor under a module's name, as torch looks it up in a file.
 
-    From 2.6 on torch takes pairs of object and name; 2.5 reads the name off the object, as all later ones do.
+    Since 2.6, torch accepts pairs of object and name; 2.5 reads the name off the object, and later
+    releases still do.
     """
     construct = np.float64(0).__reduce__()[0]
 

@@ -1,7 +1,8 @@
-"""Settings as values: small frozen dataclasses, each beside what it sets, and how they are read as one flat table.
+"""Settings as small frozen dataclasses, defined next to the code they configure.
 
-A setting whose default is None is derived: from a file, from the size of the run, from the machine. Where nothing tells
-otherwise it is the reference's number, which `derived` declares; that number is what is shown and stored.
+A setting whose default is None is derived: from a file, from the size of the run, or from the
+machine. If nothing determines it, it takes the reference value declared by `derived`, which is also
+the value that is displayed and stored.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from dino.errors import OptionError, nearest
 
 Config = TypeVar("Config")
 
-RECIPE = "recipe.yaml"  # the name under which a run keeps its settings, beside its checkpoint
-UNSET = "defaults"  # key of a recipe: the settings that nobody had given
+RECIPE = "recipe.yaml"  # a run's settings, stored alongside its checkpoint
+UNSET = "defaults"  # key of a recipe: the settings that were left at their defaults
 REFERENCE, LIMITS = "reference", "limits"  # keys of a field's metadata
-# What settings are called elsewhere, where the spelling alone would lead to another one.
+# Other projects' names for settings, where the closest spelling would suggest the wrong setting.
 SYNONYMS = {
     "batch_size": "batch_size_per_device",
     "k": "nb_knn",
@@ -37,12 +38,12 @@ SYNONYMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a setting may be.
+    """The allowed values of a setting.
 
     Attributes:
         choices: Allowed values.
-        least: Smallest number, or smallest of each of several.
-        most: Largest.
+        least: Smallest allowed number; applies to each item of a tuple.
+        most: Largest allowed number.
     """
 
     choices: tuple[str, ...] | None = None
@@ -50,14 +51,14 @@ class Limits:
     most: float | None = None
 
     def check(self, label: str, value: Any) -> None:
-        """Refuse a value out of the limits; None is always allowed.
+        """Reject a value outside the limits; None is always allowed.
 
         Args:
-            label: What the error calls the setting.
-            value: Of it.
+            label: The setting's name in the error.
+            value: The setting's value.
 
         Raises:
-            OptionError: It names the setting, the limit and the value.
+            OptionError: The value is out of limits; names the setting, the limit and the value.
         """
         for part in value if isinstance(value, tuple) else (value,):
             if part is None:
@@ -66,7 +67,7 @@ class Limits:
                 raise OptionError(
                     f"{label} must be one of {', '.join(self.choices)} (got {part!r})", value=value
                 )
-            # Written so that nan, which no comparison holds for, is out of any bounds.
+            # Written so that nan, for which every comparison is false, is out of bounds.
             above = self.least is None or part >= self.least
             if not (above and (self.most is None or part <= self.most)):
                 raise OptionError(
@@ -100,7 +101,7 @@ def derived(
     least: float | None = None,
     most: float | None = None,
 ) -> Any:
-    """Declare a setting that is derived unless it is given; `reference` is the reference implementation's value."""
+    """Declare a setting that is derived unless set; `reference` is the original's value."""
     return dataclasses.field(
         default=None,
         metadata={LIMITS: Limits(choices=choices, least=least, most=most), REFERENCE: reference},
@@ -108,7 +109,7 @@ def derived(
 
 
 def chosen(group: Any, name: str) -> Any:
-    """The value of a setting, or the reference's where it is None."""
+    """The value of a setting, or its reference value if it is None."""
     value = getattr(group, name)
     if value is None:
         field = next(field for field in dataclasses.fields(group) if field.name == name)
@@ -117,7 +118,7 @@ def chosen(group: Any, name: str) -> Any:
 
 
 def list_settings(config: Any) -> Iterator[tuple[str, str]]:
-    """(group, setting) of a config whose fields are groups, in order."""
+    """Yield (group, setting) of a config whose fields are groups, in order."""
     for group in dataclasses.fields(config):
         for setting in dataclasses.fields(getattr(config, group.name)):
             yield group.name, setting.name
@@ -132,16 +133,16 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
-    """A config with the given settings, and defaults for the others.
+    """Build a config from the given settings, with defaults for the rest.
 
     Args:
         config: Class whose fields are groups of settings.
-        settings: Values by name. Lists count as tuples, one value as a tuple of one, paths as text, whole numbers of
-            any library as int.
+        settings: Values by name. Lists are accepted as tuples, a single value as a tuple of one,
+            paths as text, and integers of any library as int.
 
     Raises:
-        TypeError: No setting has such a name; the nearest one is named.
-        OptionError: A value is of another type, or out of its limits.
+        TypeError: There is no setting with that name; the message suggests the closest one.
+        OptionError: A value has the wrong type or is out of limits.
     """
     defaults = config()
     declared = {
@@ -159,13 +160,13 @@ def build(config: type[Config], settings: Mapping[str, Any]) -> Config:
 
 
 def _name_nearest(name: str, known: Collection[str]) -> str:
-    """The remedy for an unknown name: what it is called here, else the name that is spelled most like it."""
+    """Remedy for an unknown name: its synonym in this project, else the closest spelling."""
     meant = SYNONYMS.get(name)
     return f"did you mean {meant}?" if meant in known else nearest(name, list(known), cutoff=0.6)
 
 
 def _fit(name: str, value: Any, annotation: Any) -> Any:
-    """`value` as the type that a setting declares, where it is one."""
+    """Convert `value` to the declared type of a setting, or raise OptionError."""
     wanted = annotation
     if isinstance(annotation, types.UnionType):
         if value is None:
@@ -195,15 +196,15 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
 
 
 def change(config: Config, values: Mapping[str, Any]) -> Config:
-    """The same config with other values, by setting.
+    """A copy of the config with some settings replaced.
 
     Raises:
-        KeyError: A setting that the config does not have.
+        KeyError: The config has no such setting.
     """
-    place = {name: group for group, name in list_settings(config)}
+    owner = {name: group for group, name in list_settings(config)}
     groups: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        groups.setdefault(place[name], {})[name] = value
+        groups.setdefault(owner[name], {})[name] = value
     replaced = {
         group: dataclasses.replace(getattr(config, group), **fields)
         for group, fields in groups.items()
@@ -213,40 +214,40 @@ def change(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def as_recipe(config: Any, given: Collection[str], reasons: Mapping[str, str] | None = None) -> str:
-    """Write a config as a recipe that gives the same run again, with every value in it.
+    """Write a config as a recipe with every value, which reproduces the run.
 
     Args:
         config: Groups of settings.
-        given: Names of the settings that somebody gave; `defaults` in the recipe names the others: as long as their
-            value is the default, they count as not given when the recipe is read.
-        reasons: Why a value was chosen, by setting; stands beside it.
+        given: Names of the settings that were set explicitly. The recipe lists the others under
+            `defaults`; while their value equals the default, reading the recipe leaves them unset.
+        reasons: Why a value was chosen, by setting; written as a comment on its line.
     """
     reasons = reasons or {}
     lines = ["# every flag as it was resolved; read it with --config"]
     for name, value in as_dict(config).items():
-        beside = f"  # {reasons[name]}" if name in reasons else ""
-        lines.append(_write_line(name, value) + beside)
+        comment = f"  # {reasons[name]}" if name in reasons else ""
+        lines.append(_write_line(name, value) + comment)
     unset = [name for name in as_dict(config) if name not in given and name not in reasons]
-    return "\n".join([*lines, "# flags that nobody had set", _write_line(UNSET, unset), ""])
+    return "\n".join([*lines, "# flags that were not set", _write_line(UNSET, unset), ""])
 
 
 def _write_line(name: str, value: Any) -> str:
-    """One line of YAML, however long."""
+    """One line of YAML, regardless of length."""
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    body = text.removesuffix("...\n").strip()  # yaml ends a document that is a bare word with dots
+    body = text.removesuffix("...\n").strip()  # yaml ends a bare scalar document with dots
     return f"{name}: {body}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """Where results go."""
+    """Where results are written."""
 
     output_dir: str = "."
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochConfig(OutputConfig):
-    """How long, and with which random numbers."""
+    """Training length and random seed."""
 
     epochs: int = setting(100, least=1)
     seed: int = setting(0, least=0)
@@ -254,13 +255,13 @@ class EpochConfig(OutputConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
-    """How large a step is."""
+    """The learning rate."""
 
     lr: float = setting(0.0005, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Results for programs; people read the log lines."""
+    """Machine-readable results; the log lines are for people."""
 
     json: str | None = None

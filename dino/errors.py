@@ -1,4 +1,4 @@
-"""The errors that users meet, and the exit code each one ends a command with."""
+"""The errors that users see, and the exit code of each."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 
 class DinoError(Exception):
-    """An end that is explained in one line; `exit_code` is what the shell sees.
+    """A failure explained in one line; `exit_code` is what the shell sees.
 
-    The text names settings between backticks, as Python has them: "`lr` must be >= 0"; the command line writes each as
-    its flag.
+    The text names settings in backticks, as Python spells them: "`lr` must be >= 0". The command
+    line writes them as flags.
 
     Attributes:
-        value: What was got, where it is one value.
-        remedy: What to do; the end of the line.
+        value: The rejected value, if there is a single one.
+        remedy: What to do about it; appended to the text.
     """
 
     exit_code = 2
 
     def __init__(self, text: str, *, value: Any = None, remedy: str | None = None) -> None:
-        """Keep what is wrong, the value and the remedy."""
+        """Store the text, the value and the remedy."""
         super().__init__(f"{text}; {remedy}" if remedy else text)
         self.value, self.remedy = value, remedy
 
     @property
     def setting(self) -> str | None:
-        """The setting that is wrong, the first that the text names; None where it names none."""
+        """The setting at fault: the first one named in the text, or None."""
         named = re.search(r"`([a-z][a-z0-9_]*)`", str(self))
         return named[1] if named else None
 
@@ -40,7 +40,7 @@ class CheckFailed(DinoError):
 
 
 class OptionError(DinoError):
-    """A flag, or a combination of flags, that cannot be meant."""
+    """A flag, or a combination of flags, that is invalid."""
 
 
 class DataError(DinoError):
@@ -48,7 +48,7 @@ class DataError(DinoError):
 
 
 class CheckpointError(DinoError):
-    """A checkpoint that is damaged, foreign, or belongs to another run."""
+    """A checkpoint that is damaged, from other software, or from another run."""
 
 
 class WeightsError(DinoError):
@@ -60,7 +60,7 @@ class DeviceError(DinoError):
 
 
 class NonFiniteError(DinoError):
-    """The loss or the gradients stayed non-finite; nothing was saved since."""
+    """The loss or the gradients stayed non-finite; nothing has been saved since."""
 
     exit_code = 3
 
@@ -72,10 +72,10 @@ class Interrupted(DinoError):
 
 
 class PeerFailed(DinoError):
-    """Another process of the run failed; ends with that one's exit code."""
+    """Another process of the run failed; this one exits with the same code."""
 
     def __init__(self, code: int, rank: str, text: str) -> None:
-        """Keep the code; `text` is what the process `rank` said."""
+        """Store the exit code; `text` is the message of process `rank`."""
         super().__init__(f"ended because rank {rank} did: {text}")
         self.exit_code = code
 
@@ -83,7 +83,7 @@ class PeerFailed(DinoError):
 def nearest(
     word: str, known: Sequence[str], families: Sequence[str] = (), *, cutoff: float = 0.5
 ) -> str:
-    """The remedy for an unknown word: the nearest known one, or the list of all, or of families where all are many."""
+    """Remedy for an unknown word: the closest known one, else all of them (or their families)."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return (
         f"did you mean {close[0]}?"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and those that come with the package."""
+"""Atomic file writes, and lookup of the presets shipped with the package."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dino.errors import OptionError
 
 
 def find_preset(name: str) -> Path:
-    """A file that a user names: in the current folder, else the one of that name that comes with the package.
+    """Resolve a file name given by the user: the working directory first, then shipped presets.
 
-    So "configs/vits16.yaml" and "ops_bf16.txt" are found from any folder, and one's own come first.
+    "configs/vits16.yaml" and "ops_bf16.txt" resolve from any directory; the user's files win.
     """
     own = Path(name)
     shipped = Path(str(importlib.resources.files("dino"))) / "presets" / name
@@ -25,16 +25,17 @@ def find_preset(name: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, flag: str | None = None, *, alone: bool = False) -> Iterator[Path]:
-    """Give a name beside `path` to write to; it takes its place when the block ends well and vanishes when it does not.
+    """Yield a temporary name next to `path`; rename it to `path` on success, else delete it.
 
     Args:
-        path: The file, or a folder that is not there yet.
-        flag: Which flag named it, for the error; empty where none did. Without one the system's errors are left alone.
-        alone: No other process writes it. The name is then always the same, and what a killed process left is reused.
+        path: The file, or a folder that does not exist yet.
+        flag: The flag to name in the error; may be empty. With None, OSErrors pass through.
+        alone: No other process writes this path. The temporary name is then fixed, and whatever a
+            killed process left there is reused.
 
     Raises:
-        OptionError: The file cannot be written, where `flag` is given.
-        OSError: The same, where it is not.
+        OptionError: The file cannot be written and `flag` is not None.
+        OSError: The file cannot be written and `flag` is None.
     """
     temporary = path.with_name(
         f"{path.name}.partial" if alone else f".{path.name}.{os.getpid()}.tmp"
@@ -58,20 +59,20 @@ def atomic_write(path: Path, flag: str | None = None, *, alone: bool = False) ->
 
 @contextlib.contextmanager
 def atomic_draft(path: Path, flag: str) -> Iterator[Path]:
-    """Give a path of the same name elsewhere, to write a file or a folder of files to and to check what was written.
+    """Yield a path of the same name in a temporary folder, for writing and then checking output.
 
-    When the block ends well, what was written takes the place of `path`, or of the files of the same names in it; when
-    it does not, what was there before is untouched.
+    On success, the output replaces `path`; a folder's files replace those of the same names in
+    `path`. On failure, existing files are left untouched.
 
     Args:
-        path: The file or folder that the user named.
-        flag: Which flag named it, for the error.
+        path: The file or folder named by the user.
+        flag: The flag to name in the error.
 
     Raises:
-        OptionError: It cannot be written.
+        OptionError: The output cannot be written.
     """
     try:
-        # on the same disk, so that renaming is enough
+        # On the same disk, so that a rename suffices.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             yield draft

@@ -273,14 +273,14 @@ def test_a_file_of_another_kind_is_an_error_of_one_sentence(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load_file(path)
-    assert str(caught.value).startswith(f"{path} is damaged or no checkpoint: ")
+    assert str(caught.value).startswith(f"{path} is damaged or not a checkpoint: ")
     assert "weights_only=False" not in str(caught.value)
 
 
 def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
         file.writestr("readme.txt", "hello")
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
         checkpoint.load_file(tmp_path / "a.pth")
 
 
@@ -288,7 +288,7 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
 def test_a_file_that_holds_no_dictionary_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "a.pth")
     with pytest.raises(
-        CheckpointError, match=f"holds a {type(value).__name__}, wants a dictionary"
+        CheckpointError, match=f"must hold a dictionary of tensors .got {type(value).__name__}"
     ):
         checkpoint.load_file(tmp_path / "a.pth")
 
@@ -486,7 +486,7 @@ CRASHES = {
 def test_a_file_that_would_crash_the_interpreter_is_refused(tmp_path, name, legacy):
     write_pickle(tmp_path / "c.pth", CRASHES[name], legacy=legacy)
     with pytest.raises(
-        CheckpointError, match=r"c\.pth is damaged or no checkpoint: its tuples nest"
+        CheckpointError, match=r"c\.pth is damaged or not a checkpoint: its tuples nest"
     ):
         checkpoint.load_file(tmp_path / "c.pth")
 

@@ -154,7 +154,7 @@ def _check_output(path: Path) -> None:
 
 def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[str]:
     """Lines for what is worth training on; an image that no line can name becomes a finding of its own."""
-    from dino.data.list_files import name_lines
+    from dino.data.image_list import name_lines
 
     left_out = set().union(*(found[kind] for kind in LEFT_OUT if kind in found))
     names, found["unlistable"] = [], {}

@@ -1,1 +1,1 @@
-"""From files to batches of views."""
+"""The data pipeline: from image files to batches of views."""

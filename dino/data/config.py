@@ -1,4 +1,4 @@
-"""Which images, who reads them, and how they are cut."""
+"""Which images to read, how to read them, and how to crop them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dino.config import derived, setting
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig:
-    """Multi-crop: two global views and some local ones (paper, section 3.1)."""
+    """Multi-crop: two global views and several local ones (paper, section 3.1)."""
 
     global_crops_scale: tuple[float, float] = (0.4, 1.0)
     local_crops_number: int = setting(8, least=0)
@@ -20,7 +20,7 @@ class CropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Which images, and who reads them."""
+    """Which images to read, and with how many workers."""
 
     data_path: str | None = None
     num_workers: int | None = derived(10, least=0)
@@ -28,21 +28,21 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(SourceConfig):
-    """Which images, and how they are fed."""
+    """Which images to read, and how to batch them."""
 
     batch_size_per_device: int = setting(32, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitConfig:
-    """How many of the images to train on."""
+    """How many of the images to use."""
 
     data_limit: int | None = setting(None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDataConfig(LimitConfig):
-    """What only training asks of its images."""
+    """Settings that only training has for its images."""
 
     on_bad_image: str = setting("raise", choices=("raise", "skip"))
     augment_on: str = setting("device", choices=("device", "host"))

@@ -1,8 +1,8 @@
-"""One image to its uint8 crops, and the numbers that say what the device shall do with each.
+"""From one image to its uint8 crops and the parameters of their photometric augmentation.
 
-Everything that is random about image i in epoch e is drawn here, from a generator seeded by (seed, e, i) alone, so
-that crops do not depend on workers, processes, batches or interruptions. The distributions are those of the
-original's DataAugmentationDINO. Shapes: V views, C channels, S side.
+All randomness for image i in epoch e is drawn here, from a generator seeded by (seed, e, i) alone.
+Crops therefore do not depend on workers, processes, batches or interruptions. The distributions are
+those of the original's DataAugmentationDINO. Shapes: V views, C channels, S side.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ BLUR_RADIUS = (0.1, 2.0)  # pixels, on crops of the original's sizes
 BLUR_RANGE = BLUR_RADIUS[1] - BLUR_RADIUS[0]
 ORIGINAL_SIZES = (224, 96)  # global, local
 CROP_TRIES = 10
-RANDOM_SCALE = (0.08, 1.0)  # share of the area of a random crop (torchvision's RandomResizedCrop)
-RESIZE_RATIO = (
-    256 / 224
-)  # evaluation: shorter side of the resized image over the center crop's side
-REDUCING_GAP = 2.0  # Pillow's thumbnail: sizes beyond twice the wanted one are first averaged down by whole factors
+RANDOM_SCALE = (0.08, 1.0)  # area fraction of a random crop (torchvision's RandomResizedCrop)
+RESIZE_RATIO = 256 / 224  # evaluation: shorter side after resizing / side of the center crop
+# Pillow's thumbnail: sizes beyond twice the target are first averaged down by integer factors.
+REDUCING_GAP = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRecipe:
-    """How views of one kind are cut and changed.
+    """How one group of views is cropped and augmented.
 
     Attributes:
         size: Side in pixels.
-        scale: Smallest and largest share of the image's area.
-        blur: Chance of blur.
-        blur_scale: Factor on the blur's radius; smaller crops than the original's are blurred in proportion, or a
-            radius meant for 224 pixels would wipe a crop of 32 out.
-        solarize: Chance of solarization.
+        scale: Smallest and largest fraction of the image's area.
+        blur: Probability of blur.
+        blur_scale: Factor on the blur radius. Crops smaller than the original's are blurred in
+            proportion; a radius meant for 224 pixels would wipe out a crop of 32.
+        solarize: Probability of solarization.
     """
 
     size: int
@@ -57,7 +56,7 @@ class ViewRecipe:
 
     @property
     def chances(self) -> tuple[float, ...]:
-        """Of flip, jitter, gray, blur and solarization (the original's DataAugmentationDINO)."""
+        """Probabilities of flip, jitter, gray, blur and solarization (DataAugmentationDINO)."""
         return 0.5, 0.8, 0.2, self.blur, self.solarize
 
 
@@ -73,7 +72,7 @@ class CropRecipe:
     channels: int = 3
 
     def global_recipes(self) -> tuple[ViewRecipe, ViewRecipe]:
-        """The first global view is always blurred, the second rarely, and it alone is solarized."""
+        """The first view is always blurred; the second is blurred rarely and may be solarized."""
         blur_scale = min(1.0, self.global_size / ORIGINAL_SIZES[0])
         first = ViewRecipe(
             size=self.global_size, scale=self.global_scale, blur=1.0, blur_scale=blur_scale
@@ -81,7 +80,7 @@ class CropRecipe:
         return first, replace(first, blur=0.1, solarize=0.2)
 
     def local_recipes(self) -> tuple[ViewRecipe, ...]:
-        """Every local view is blurred half of the time."""
+        """Every local view is blurred with probability 0.5."""
         blur_scale = min(1.0, self.local_size / ORIGINAL_SIZES[1])
         view = ViewRecipe(
             size=self.local_size, scale=self.local_scale, blur=0.5, blur_scale=blur_scale
@@ -90,14 +89,14 @@ class CropRecipe:
 
 
 class Crops(NamedTuple):
-    """The views of one image; of a batch, with B in front.
+    """The views of one image, or of a batch with a leading B.
 
     Attributes:
-        global_pixels: (2, S, S, C) uint8, as decoders lay them out; (2, C, S, S) float32 once they are augmented.
+        global_pixels: (2, S, S, C) uint8, as decoded; (2, C, S, S) float32 once augmented.
         global_parameters: (2, PARAMETERS) float32.
-        local_pixels: (V - 2, s, s, C), as the global ones.
+        local_pixels: (V - 2, s, s, C), like the global ones.
         local_parameters: (V - 2, PARAMETERS) float32.
-        replaced: () int64, how many unreadable images were passed over to find this one.
+        replaced: () int64, how many unreadable images were skipped to find this one.
     """
 
     global_pixels: Tensor
@@ -110,13 +109,13 @@ class Crops(NamedTuple):
 def cut_crops(
     image: Tensor, recipe: CropRecipe, rng: np.random.Generator, replaced: int = 0
 ) -> Crops:
-    """Cut all views of an image and draw their photometric parameters.
+    """Crop all views of an image and draw their photometric parameters.
 
     Args:
         image: (C, H, W) uint8.
-        recipe: Which views.
+        recipe: Which views to crop.
         rng: The image's own generator.
-        replaced: Passed on.
+        replaced: Stored in the result.
     """
     global_pixels, global_parameters = _cut_views(
         image, recipe.global_recipes(), recipe.global_size, rng
@@ -138,25 +137,25 @@ def _cut_views(
     image: Tensor, views: tuple[ViewRecipe, ...], size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     pixels = np.empty((len(views), size, size, image.shape[0]), dtype=np.uint8)
-    for place, view in enumerate(views):
+    for row, view in enumerate(views):
         box = draw_box(image.shape[1], image.shape[2], view.scale, rng)
-        pixels[place] = resize_crop(image, box, (size, size)).permute(1, 2, 0).numpy()
+        pixels[row] = resize_crop(image, box, (size, size)).permute(1, 2, 0).numpy()
     return torch.from_numpy(pixels), torch.from_numpy(draw_parameters(views, rng))
 
 
 def draw_box(
     height: int, width: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw a box of random area and shape (torchvision's RandomResizedCrop.get_params).
+    """Draw a box of random area and aspect ratio (torchvision's RandomResizedCrop.get_params).
 
     Args:
         height: H of the image in pixels.
         width: W of the image in pixels.
-        scale: Smallest and largest share of the image's area.
+        scale: Smallest and largest fraction of the image's area.
         rng: The image's generator.
 
     Returns:
-        Top, left, height, width in pixels; the middle of the image where ten tries do not fit into it.
+        Top, left, height, width in pixels; the image's center if ten random boxes do not fit.
     """
     low, high = math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])
     for _ in range(CROP_TRIES):
@@ -177,7 +176,7 @@ def draw_box(
 
 
 def draw_parameters(views: Sequence[ViewRecipe], rng: np.random.Generator) -> np.ndarray:
-    """Draw the (V, PARAMETERS) float32 numbers of V views; `data/photometric` names the columns."""
+    """Draw (V, PARAMETERS) float32 parameters of V views; `data/photometric` names the columns."""
     drawn = rng.random((len(views), photometric.PARAMETERS))
     rows = drawn.astype(np.float32)
     rows[:, photometric.FLAGS] = drawn[:, photometric.FLAGS] < np.reshape(
@@ -195,14 +194,13 @@ def draw_parameters(views: Sequence[ViewRecipe], rng: np.random.Generator) -> np
 def resize_crop(
     image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int], *, mode: str = "bicubic"
 ) -> Tensor:
-    """Cut a box (top, left, height, width) and resize it, antialiased: (C, H, W) -> (C, *size), uint8."""
+    """Crop a box (top, left, height, width), resize it antialiased to (C, *size); uint8."""
     top, left, height, width = box
     part = np.ascontiguousarray(
         image.permute(1, 2, 0).numpy()[top : top + height, left : left + width]
     )
-    views = torch.from_numpy(part)[None].permute(
-        0, 3, 1, 2
-    )  # known as channels last, torch's fast way through it
+    # Laid out as channels last, for which torch's resize is fastest.
+    views = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
     return (
         views[0]
         if (height, width) == size
@@ -211,7 +209,7 @@ def resize_crop(
 
 
 def random_resized_crop(image: Tensor, rng: np.random.Generator, size: int) -> Tensor:
-    """The view that classifiers are trained on: a random bilinear crop, flipped half of the time.
+    """A training view for classifiers: a random bilinear crop, flipped with probability 0.5.
 
     Args:
         image: (C, H, W) uint8.
@@ -219,7 +217,7 @@ def random_resized_crop(image: Tensor, rng: np.random.Generator, size: int) -> T
         size: Side in pixels.
 
     Returns:
-        (C, size, size) uint8, as torchvision's RandomResizedCrop and RandomHorizontalFlip draw it.
+        (C, size, size) uint8, as from torchvision's RandomResizedCrop and RandomHorizontalFlip.
     """
     box = draw_box(image.shape[1], image.shape[2], RANDOM_SCALE, rng)
     view = resize_crop(image, box, (size, size), mode="bilinear")
@@ -227,12 +225,12 @@ def random_resized_crop(image: Tensor, rng: np.random.Generator, size: int) -> T
 
 
 def resize_square(image: Tensor, size: int) -> Tensor:
-    """The whole image as a square, its shape not kept: (C, H, W) -> (C, size, size) uint8."""
+    """Stretch the whole image to a square: (C, H, W) -> (C, size, size) uint8."""
     return resize_crop(image, (0, 0, *image.shape[1:]), (size, size))
 
 
 def scale_shorter(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """Height and width in pixels once the shorter of them is `shorter`; the longer one is rounded down."""
+    """Height and width in pixels with the shorter side scaled to `shorter`; rounds down."""
     return (
         (shorter, shorter * width // height)
         if height <= width
@@ -241,12 +239,12 @@ def scale_shorter(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 
 def resize_whole(image: Tensor, size: tuple[int, ...] | None) -> Tensor:
-    """Resize an image as torchvision's `Resize` does by default (bilinear, antialiased): (C, H, W) uint8 -> the same.
+    """Resize an image as torchvision's `Resize` does by default (bilinear, antialiased).
 
     Args:
-        image: (C, H, W) uint8.
-        size: Height and width, to which the image is stretched; or one number, its shorter side, which keeps the
-            aspect; or None, which leaves it as it is.
+        image: (C, H, W) uint8; so is the result.
+        size: (height, width) stretches the image. A single number is the length of the shorter
+            side and keeps the aspect ratio. None returns the image unchanged.
     """
     if size is None:
         return image
@@ -256,7 +254,10 @@ def resize_whole(image: Tensor, size: tuple[int, ...] | None) -> Tensor:
 
 
 def center_crop(image: Tensor, size: int) -> Tensor:
-    """The evaluation view: shorter side to `size` * 256 / 224, then the middle; (C, H, W) -> (C, size, size) uint8."""
+    """The evaluation view: resize the shorter side to `size` * 256 / 224, then crop the center.
+
+    (C, H, W) -> (C, size, size) uint8.
+    """
     height, width = image.shape[1:]
     scaled = scale_shorter(height, width, round(size * RESIZE_RATIO))
     resized = resize_crop(image, (0, 0, height, width), scaled)
@@ -265,15 +266,15 @@ def center_crop(image: Tensor, size: int) -> Tensor:
 
 
 def resize_bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) uint8 -> (C, *size) uint8, bilinear without smoothing and rounded, by OpenCV."""
-    # Loaders share the cores already; and where OpenCV's threads are OpenMP's or TBB's, they do not outlive a fork.
+    """Bilinear resize by OpenCV without antialiasing: (C, H, W) uint8 -> (C, *size) uint8."""
+    # Loaders already share the cores, and OpenMP or TBB threads of OpenCV do not survive a fork.
     cv2.setNumThreads(1)
     scaled = cv2.resize(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), size[::-1])
     return torch.from_numpy(scaled.reshape(*size, len(image))).permute(2, 0, 1)
 
 
 def resize_lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) uint8, C 1 or 3, channels last in memory -> (C, *size) uint8, as Pillow's thumbnails are scaled."""
+    """Resize as Pillow's thumbnails: (C, H, W) uint8, C 1 or 3, channels last -> (C, *size)."""
     picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
     resized = picture.resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
     return torch.from_numpy(np.array(resized)).reshape(*size, -1).permute(2, 0, 1)

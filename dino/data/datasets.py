@@ -1,4 +1,4 @@
-"""Images by index: what a loader process makes of one image, or the error that stops the run.
+"""Datasets of images: what a loader process returns for one index.
 
 Shapes: B images, C channels, H W pixels.
 """
@@ -46,14 +46,14 @@ class CropDataset(Dataset[Crops | DataError]):
         skip_bad: bool,
         host_normalization: Normalization | None = None,
     ) -> None:
-        """Keep the list and the recipe; nothing is read yet.
+        """Store the source and the recipe; nothing is read yet.
 
         Args:
             source: The images.
-            recipe: Which views.
-            seed: Of all crops.
-            skip_bad: Unreadable images give way to the next one.
-            host_normalization: Augment here, to float32 views, and not on the device.
+            recipe: Which views to crop.
+            seed: Seed of all crops.
+            skip_bad: Replace an unreadable image with the next one.
+            host_normalization: Augment on the host, to float32 views, instead of on the device.
         """
         self.host_normalization = host_normalization
         self.source = source
@@ -62,13 +62,13 @@ class CropDataset(Dataset[Crops | DataError]):
         self.skip_bad = skip_bad
 
     def __getitem__(self, key: tuple[int, int]) -> Crops | DataError:
-        """Crops of image `index` in `epoch`; an unreadable image gives way to the next one where that is allowed."""
+        """Crops of image `index` in `epoch`; `skip_bad` replaces an unreadable one by the next."""
         epoch, index = key
         rng = build_rng(self.seed, epoch, index)
         for replaced in range(len(self.source)):
-            other = (index + replaced) % len(self.source)
+            candidate = (index + replaced) % len(self.source)
             try:
-                image = self.source.read(other, self.recipe.channels, whole=True)
+                image = self.source.read(candidate, self.recipe.channels, whole=True)
                 crops = cut_crops(image, self.recipe, rng, replaced)
                 return (
                     crops
@@ -77,13 +77,13 @@ class CropDataset(Dataset[Crops | DataError]):
                 )
             except DataError as error:
                 if not self.skip_bad:
-                    return DataError(f"{error}", remedy="`on_bad_image` skip would replace it")
+                    return DataError(f"{error}", remedy="use `on_bad_image` skip to replace it")
                 logger.warning("%s; skipped", error)
         return DataError(f"none of the {len(self.source)} images can be read")
 
 
 def augment_crops(crops: Crops, normalization: Normalization) -> Crops:
-    """One image's crops with float32 views for pixels, as the device would make them."""
+    """Augment one image's crops to float32 views, as the device would."""
     views = augment(
         crops.global_pixels.movedim(-1, 1), crops.global_parameters, normalization, eager=True
     )
@@ -106,7 +106,7 @@ class LabelledBatch(NamedTuple):
 
 
 class RandomViewDataset(Dataset[LabelledBatch | DataError]):
-    """(epoch, index) -> one random view of an image with label and index, or the error that stops the run."""
+    """(epoch, index) -> a random view of an image, or the error that stops the run."""
 
     def __init__(
         self,
@@ -116,25 +116,26 @@ class RandomViewDataset(Dataset[LabelledBatch | DataError]):
         channels: int,
         seed: int,
     ) -> None:
-        """Keep the list; nothing is read yet.
+        """Store the source; nothing is read yet.
 
         Args:
             source: The images.
-            cut: (C, H, W) uint8 of any size and the image's generator to the view; it travels to the loader processes.
+            cut: Maps (C, H, W) uint8 of any size and the image's generator to the view. It is
+                pickled for the loader processes.
             channels: C.
-            seed: Of all views.
+            seed: Seed of all views.
         """
         self.source, self.cut, self.channels, self.seed = source, cut, channels, seed
 
     def __getitem__(self, key: tuple[int, int]) -> LabelledBatch | DataError:
-        """The view of image `index` in `epoch`, without B."""
+        """The view of image `index` in `epoch`, without the B dimension."""
         epoch, index = key
         rng = build_rng(self.seed, epoch, index)
         return _read_view(self.source, index, lambda image: self.cut(image, rng), self.channels)
 
 
 class ViewDataset(Dataset[LabelledBatch | DataError]):
-    """Place in this process's share -> one view of an image with label and index."""
+    """Position in this process's share -> one view of an image with its label and index."""
 
     def __init__(
         self,
@@ -145,14 +146,15 @@ class ViewDataset(Dataset[LabelledBatch | DataError]):
         share: Share,
         shapes: Sequence[Shape] | None = None,
     ) -> None:
-        """Keep the list; rank r of w reads images r, r + w, r + 2w, ...
+        """Store the source; rank r of w reads images r, r + w, r + 2w, ...
 
         Args:
             source: The images.
-            cut: (C, H, W) uint8 of any size to the view, (C, H, W) uint8; it travels to the loader processes.
+            cut: Maps (C, H, W) uint8 of any size to the view, (C, H, W) uint8. It is pickled for
+                the loader processes.
             channels: C.
-            share: This process's.
-            shapes: (H, W) of each image's view, where they differ; a batch then ends where the shape changes.
+            share: This process's share.
+            shapes: (H, W) of each image's view if they differ; a new shape starts a new batch.
         """
         self.source, self.cut, self.channels, self.shapes = source, cut, channels, shapes
         self.indices = range(share.rank, len(source), share.world_size)
@@ -161,20 +163,19 @@ class ViewDataset(Dataset[LabelledBatch | DataError]):
         """Images of this process."""
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> LabelledBatch | DataError:
-        """One image, without B, or the error that stops the run."""
-        return _read_view(self.source, self.indices[place], self.cut, self.channels)
+    def __getitem__(self, position: int) -> LabelledBatch | DataError:
+        """One image without the B dimension, or the error that stops the run."""
+        return _read_view(self.source, self.indices[position], self.cut, self.channels)
 
     def plan(self, batch_size: int) -> Iterator[list[int]]:
-        """Yield the places of each batch: in order, at most so many, all of one shape."""
+        """Yield the positions of each batch: in order, at most `batch_size`, all of one shape."""
         shapes = self.shapes
         for _, run in itertools.groupby(
-            range(len(self)), lambda place: shapes and shapes[self.indices[place]]
+            range(len(self)), lambda position: shapes and shapes[self.indices[position]]
         ):
-            places = list(run)
-            yield from (
-                places[start : start + batch_size] for start in range(0, len(places), batch_size)
-            )
+            positions = list(run)
+            for start in range(0, len(positions), batch_size):
+                yield positions[start : start + batch_size]
 
 
 def _read_view(

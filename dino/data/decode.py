@@ -1,7 +1,8 @@
-"""One file to one array of pixels, with the file's name in every error.
+"""Decoding one file to one array of pixels; every error includes the file's name.
 
-Conversions, all documented in docs/data.md: the EXIF orientation is applied; palette, CMYK, gray and bilevel pictures
-become RGB (or gray, for one channel); alpha is dropped; 16-bit levels keep their upper byte.
+Conversions (see docs/data.md): the EXIF orientation is applied. Palette, CMYK, gray and bilevel
+pictures become RGB (or gray, for one channel). Alpha is dropped. 16-bit levels keep their upper
+byte.
 """
 
 from __future__ import annotations
@@ -33,12 +34,8 @@ EXTENSIONS = (
 )
 MODES = {1: "L", 3: "RGB"}
 ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-MIRRORED = (
-    2,
-    4,
-    5,
-    7,
-)  # EXIF orientations that are no mere rotation; a camera's unknown values mean upright
+# EXIF orientations other than pure rotations; unknown values mean upright.
+MIRRORED = (2, 4, 5, 7)
 SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -46,14 +43,14 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class Stored(Protocol):
-    """An image that is no file of its own; `str` gives the name for error texts, ending like a file's."""
+    """An image inside another file; `str` is its name in errors, with a file's extension."""
 
     def read(self) -> bytes:
         """Its content."""
 
 
 def is_picture(path: str) -> bool:
-    """Whether a path is that of one image, by its ending."""
+    """Whether a path has the extension of an image."""
     return path.lower().endswith(EXTENSIONS)
 
 
@@ -61,15 +58,16 @@ def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = N
     """Decode an image.
 
     Args:
-        path: A picture, or an `.npy` file of uint8 (H, W, C); or the like stored elsewhere.
-        channels: C; pictures give 1 or 3, `.npy` files any number.
-        box: The part of a picture to keep, as it is stored, before it is turned upright.
+        path: A picture, or an `.npy` file of uint8 (H, W, C); or either stored elsewhere.
+        channels: C: 1 or 3 for pictures, any number for `.npy` files.
+        box: The region of a picture to keep, in stored coordinates (before EXIF orientation).
 
     Returns:
         (C, H, W) uint8, channels last in memory.
 
     Raises:
-        DataError: The file is missing, damaged, no picture, or has other channels; the text names it.
+        DataError: The file is missing, damaged, not a picture, or has a different number of
+            channels; the text names it.
     """
     try:
         pixels = (
@@ -79,18 +77,19 @@ def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = N
         )
     except DataError:
         raise
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
         raise DataError(f"{path} cannot be decoded: {error}") from error
     if pixels.shape[2] != channels:
-        raise DataError(f"{path} has {pixels.shape[2]} channels, `in_chans` asks for {channels}")
+        raise DataError(f"{path} has {pixels.shape[2]} channels, but `in_chans` is {channels}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def read_size(path: str | Path | Stored, box: Box | None = None) -> tuple[int, int]:
-    """(H, W) of what `read_image` gives for a picture, from the file's header.
+    """(H, W) of the picture that `read_image` would return, read from the file's header.
 
     Raises:
-        DataError: The file is missing, no picture, or the box lies outside of it; the text names the file.
+        DataError: The file is missing or not a picture, or the box is outside it; the text names
+            the file.
     """
     try:
         with Image.open(_content(path)) as picture:
@@ -105,7 +104,7 @@ def _clip(box: Box | None, picture: Image.Image) -> Box:
     left, top, right, bottom = box or (0, 0, *picture.size)
     inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        raise ValueError(f"the box {box} holds no pixel of its {picture.width} x {picture.height}")
+        raise ValueError(f"the box {box} has no pixel inside {picture.width} x {picture.height}")
     return inside
 
 
@@ -136,7 +135,7 @@ def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> 
 
 def to_levels(picture: Image.Image, channels: int) -> np.ndarray:
     """A picture of any mode as (H, W, C) uint8; C is 1 or 3."""
-    if picture.mode.startswith("I"):  # 16 bits a level, in whichever byte order
+    if picture.mode.startswith("I"):  # 16 bits a level, in either byte order
         picture = Image.fromarray(
             (np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
         )
@@ -145,11 +144,11 @@ def to_levels(picture: Image.Image, channels: int) -> np.ndarray:
 
 
 def _read_jpeg(content: bytes, orientation: int) -> np.ndarray | None:
-    """The same levels as Pillow's in two thirds of its time; None for what Pillow shall read, or refuse."""
+    """As Pillow, in two thirds of the time; None for files that Pillow has to read or reject."""
     complete = content.endswith(END_OF_JPEG) or content.rfind(END_OF_JPEG) > content.rfind(
         SCAN_OF_JPEG
     )
-    if not complete or orientation in MIRRORED:  # OpenCV would fill up with gray what is missing
+    if not complete or orientation in MIRRORED:  # OpenCV fills missing parts with gray
         return None
     encoded = np.frombuffer(content, dtype=np.uint8)
     try:
@@ -166,5 +165,5 @@ def _read_jpeg(content: bytes, orientation: int) -> np.ndarray | None:
 def _read_array(path: str | Path | Stored) -> np.ndarray:
     pixels: np.ndarray = np.load(_content(path), allow_pickle=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
-        raise DataError(f"{path} holds {pixels.dtype} {pixels.shape}, wants uint8 (H, W, C)")
+        raise DataError(f"{path} must hold uint8 (H, W, C) (got {pixels.dtype} {pixels.shape})")
     return pixels

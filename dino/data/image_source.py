@@ -1,4 +1,4 @@
-"""A list of images, read by index."""
+"""A list of images that are read by index."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """A list of images, each in a file of its own or a member of a shard.
+    """A list of images, each a file or a member of a shard.
 
     Attributes:
-        root: Folder that `names` are relative to, or that the shards lie in.
-        names: File names, in the order of the data set's indices.
-        labels: Class index of each name, or None where there are no class folders.
+        root: Folder that `names` are relative to, or that contains the shards.
+        names: File names, in the order of the dataset's indices.
+        labels: Class index of each image, or None without class folders.
         classes: Class names, sorted.
-        boxes: The part of each picture that is meant, in pixels of the stored picture, or None where all of it is.
-        members: Where the images lie in shards, or None where they are files.
+        boxes: The region of each picture to use, in pixels of the stored picture; None for all of
+            a picture, or for all of every picture.
+        members: Locations of the images in shards, or None if they are files.
     """
 
     root: Path
@@ -48,52 +49,51 @@ class ImageSource:
         return self.members.member(index, self.names[index]) if self.members else self.path(index)
 
     def read(self, index: int, channels: int, *, whole: bool = False) -> Tensor:
-        """Image `index`, or the part of it that is meant, as (C, H, W) uint8.
+        """Image `index`, cropped to its box if it has one, as (C, H, W) uint8.
 
         Args:
-            index: Of the image.
+            index: Index of the image.
             channels: C.
-            whole: Read all of it, whatever part is meant.
+            whole: Ignore the box and read the whole image.
 
         Raises:
-            DataError: It cannot be read as an image of so many channels.
+            DataError: It cannot be read as an image with that many channels.
         """
         return read_image(self.file(index), channels, None if whole else self.box(index))
 
     def read_labelled(self, index: int, channels: int) -> tuple[Tensor, int]:
-        """Image `index`, as `read` gives it, and its label, -1 where it has none.
+        """Image `index` as `read` returns it, and its label, or -1 without labels.
 
         Raises:
-            DataError: It cannot be read as an image of so many channels.
+            DataError: It cannot be read as an image with that many channels.
         """
         return self.read(index, channels), -1 if self.labels is None else self.labels[index]
 
     def box(self, index: int) -> Box | None:
-        """The part of image `index` that is meant."""
+        """The region of image `index` to use; None for all of it."""
         return self.boxes[index] if self.boxes else None
 
     def read_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of picture `index`, or of its box, from the file's header.
+        """(H, W) of picture `index`, or of its box, read from the file's header.
 
         Raises:
-            DataError: The file is missing or no picture, or the box lies outside of it.
+            DataError: The file is missing or not a picture, or the box is outside it.
         """
         return read_size(self.file(index), self.box(index))
 
     def fingerprint(self) -> str:
-        """A digest of the names, equal for equal data wherever it is mounted."""
-        return hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()[
-            :16
-        ]
+        """A digest of the names: equal for equal data, wherever it is mounted."""
+        names = "\n".join(self.names).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names).hexdigest()[:16]
 
     def limited(self, limit: int | None) -> ImageSource:
-        """At most `limit` images, evenly spaced, so that every class folder keeps its share."""
+        """At most `limit` images, evenly spaced, so that classes keep their proportions."""
         if limit is None or limit >= len(self):
             return self
         return self.selected([index * len(self) // limit for index in range(limit)])
 
     def selected(self, indices: Sequence[int]) -> ImageSource:
-        """The images of these indices, in their order."""
+        """The images with the given indices, in the given order."""
         labels = None if self.labels is None else tuple(self.labels[index] for index in indices)
         boxes = None if self.boxes is None else tuple(self.boxes[index] for index in indices)
         names = tuple(self.names[index] for index in indices)

@@ -1,9 +1,9 @@
-"""What large folders and shards hold, remembered between runs: listed once, and again only where something changed.
+"""A cache of what large folders and shards contain; only what changed is listed again.
 
-An index file lies in the cache folder and belongs to one folder (or set of shards). It holds records: of each folder
-(or shard) a stamp and what was found there. A record is believed while the stamp is what the disk says now. Indexes are
-a matter of speed alone: a missing, damaged or foreign file means to look again, a cache that cannot be written to means
-to look each time, and any of the files may be deleted at any time.
+An index file in the cache folder belongs to one folder (or set of shards). It stores one record per
+sub-folder (or shard): a stamp and the contents. A record is valid while its stamp matches the disk.
+Indexes only save time: if a file is missing, damaged or foreign, the disk is listed again; if the
+cache is not writable, it is listed every time. Any index file may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from dino.files import atomic_write
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it whenever equal records would mean something else
-WORTH = 20_000  # entries; fewer are looked up quicker than explained
-# A folder may change again within one tick of a disk's clock (2 s on FAT, 1 s on some network disks), after it was
-# listed; what changed so lately is listed again next time.
+WORTH = 20_000  # entries; below this, listing is fast enough without an index
+# A folder may change again within one tick of the disk's clock (2 s on FAT, 1 s on some network
+# disks) after it was listed. Anything that changed this recently is listed again next time.
 FRESH = 3_000_000_000  # ns
 
 Stamp = tuple[int, ...]
-NO_STAMP: Stamp = ()  # what no file has
+NO_STAMP: Stamp = ()  # matches no file
 
 
 def find_cache_root() -> Path:
@@ -42,25 +42,28 @@ def find_cache_root() -> Path:
 
 
 def read_stamp(path: str | Path) -> Stamp:
-    """Size in bytes, and the times of the last change of content and of attributes in ns since 1970.
+    """Size in bytes, then the times of last content and attribute change in ns since 1970.
 
-    The second time is one that copying programs cannot set back. A folder's size is left out (0): it says nothing more.
+    Copying programs cannot set back the second time. A folder's size carries no information and is
+    0.
 
     Raises:
         OSError: There is no such file or folder.
     """
-    found = os.stat(path)
-    return 0 if stat.S_ISDIR(found.st_mode) else found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = os.stat(path)
+    size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    return size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class Index:
-    """The records of one folder or set of shards; a context in which they are looked up and renewed.
+    """The records of one folder or set of shards, as a context in which they are read and updated.
 
-    Processes that list the same large folder at once do it once: one goes on, the others wait and read what it found.
+    If several processes list the same large folder at once, one lists it; the others wait and read
+    its records.
     """
 
     def __init__(self, kind: str, place: str) -> None:
-        """Read what is known of `place`, an absolute path or several."""
+        """Read the stored records of `place`, an absolute path or several."""
         self.place, self.key = place, [VERSION, kind, place]
         digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         self.path = find_cache_root() / "index" / f"{kind}-{digest}.json"
@@ -71,11 +74,11 @@ class Index:
         self.locked = False
 
     def __enter__(self) -> Index:
-        """Nothing to open: most folders are small and leave no trace in the cache."""
+        """Open nothing: most folders are small and leave no trace in the cache."""
         return self
 
     def look_up(self, name: str, stamp: Stamp) -> Any:
-        """What was found in folder or shard `name` when it had this stamp; None if that is not known."""
+        """The contents of folder or shard `name` at this stamp; None if not recorded."""
         record = self.known.get(name)
         if record is None or tuple(record[0]) != stamp:
             return None
@@ -83,13 +86,13 @@ class Index:
         return record[1]
 
     def store(self, name: str, stamp: Stamp, found: Any, count: int) -> None:
-        """Remember what was found in `name` when it had this stamp; may wait for another process that lists it too.
+        """Record the contents of `name` at this stamp; may wait for another process listing it.
 
         Args:
-            name: Of the folder or shard.
-            stamp: From before it was looked into, so that a change meanwhile is noticed.
-            found: A JSON value.
-            count: Entries in it.
+            name: The folder or shard.
+            stamp: Taken before listing, so that a concurrent change is noticed.
+            found: The contents, a JSON value.
+            count: Number of entries in it.
         """
         lasting = max(stamp[1:]) < time.time_ns() - FRESH
         self.records[name] = [stamp if lasting else NO_STAMP, found]
@@ -103,7 +106,7 @@ class Index:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write what is new, if it was worth it, and let waiting processes go on."""
+        """Write the new records if there are enough of them, and release waiting processes."""
         with self.doors:
             if self.locked and error is None and self.records != self.known:
                 self._write()
@@ -111,24 +114,24 @@ class Index:
     def _lock(self) -> None:
         self.locked = True
         logger.info(
-            "listing %s, which takes a while; the next time it is quick",
+            "listing %s; this takes a while, but will be fast next time",
             self.place.partition("\n")[0],
         )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # The system frees this lock even when the process is killed, so none is ever stale.
+            # The system frees this lock even if the process is killed, so it is never stale.
             door = self.doors.enter_context(self.path.with_suffix(".lock").open("w"))
             fcntl.flock(door, fcntl.LOCK_EX)
         except OSError as error:
             logger.warning(
-                "no index is kept in %s: %s; set DINO_CACHE_DIR to a writable folder",
+                "cannot write the index %s: %s; set DINO_CACHE_DIR to a writable folder",
                 self.path,
                 error,
             )
         self.known = self._read()
 
     def _read(self) -> dict[str, list[Any]]:
-        """The records on disk; none where the file is missing, damaged or about something else."""
+        """The records on disk; empty if the file is missing, damaged or for something else."""
         try:
             digest, _, body = self.path.read_bytes().partition(b"\n")
             if hashlib.sha256(body).hexdigest().encode() != digest:
@@ -145,20 +148,20 @@ class Index:
                 temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         except OSError as error:
             logger.warning(
-                "no index is kept in %s: %s; set DINO_CACHE_DIR to a writable folder",
+                "cannot write the index %s: %s; set DINO_CACHE_DIR to a writable folder",
                 self.path,
                 error,
             )
 
 
 def list_files(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
-    """Names of all files below `root` that end so (in either case), relative to it.
+    """Yield the names of all files below `root` with these extensions, relative to it.
 
-    Each folder's own files stand before those of the folders in it; both are sorted. Links are followed.
+    A folder's own files come before those of its sub-folders; both are sorted. Links are followed.
 
     Args:
         root: The folder.
-        endings: In lower case, with the dot.
+        endings: Extensions in lower case, with the dot; matched in either case.
 
     Raises:
         OSError: A folder cannot be read.
@@ -170,18 +173,18 @@ def list_files(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
 def _walk(root: Path, folder: str, endings: tuple[str, ...], index: Index) -> Iterator[str]:
     path = os.path.join(root, folder)
     stamp = read_stamp(path)
-    known = index.look_up(folder, stamp)
-    if known is None:
-        known = _list(path, endings)
-        index.store(folder, stamp, known, sum(map(len, known)))
-    files, folders = known
+    listing = index.look_up(folder, stamp)
+    if listing is None:
+        listing = _list(path, endings)
+        index.store(folder, stamp, listing, sum(map(len, listing)))
+    files, folders = listing
     yield from (os.path.join(folder, name) for name in files)
     for name in folders:
         yield from _walk(root, os.path.join(folder, name), endings, index)
 
 
 def _list(path: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Files that end so and folders right in a folder, each sorted."""
+    """Files with these extensions and sub-folders, directly in a folder, each sorted."""
     files, folders = [], []
     with os.scandir(path) as entries:
         for entry in entries:

@@ -1,6 +1,7 @@
-"""What is wrong with an image file, and which files of a source are worth training on.
+"""Checking image files: which of them are corrupt, tiny, oddly stored or duplicates.
 
-Corrupt is what training itself could not read: the same decoder says so. Letters: N images, C channels.
+A file is corrupt if training could not read it; the same decoder decides. Letters: N images,
+C channels.
 """
 
 from __future__ import annotations
@@ -17,21 +18,19 @@ from dino.data.decode import read_image
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
-USUAL_MODES = {
-    "L",
-    "RGB",
-}  # Pillow's names; all others lose or change something on the way to pixels
+# Pillow's names; other modes lose or change information in decoding.
+USUAL_MODES = {"L", "RGB"}
 DIGEST_BYTES = 16
 
 
 class Inspection(NamedTuple):
-    """What one file is like.
+    """Findings about one file.
 
     Attributes:
         corrupt: Why it cannot be read, or None.
-        tiny: Its size, if that is too small, or None.
-        odd: How it is stored, if that is unusual, or None.
-        digest: Of the file's bytes; equal files have equal ones. Empty if it cannot be read.
+        tiny: Its size if that is too small, or None.
+        odd: How it is stored if that is unusual, or None.
+        digest: Digest of the file's bytes; empty if it cannot be read.
     """
 
     corrupt: str | None
@@ -41,15 +40,15 @@ class Inspection(NamedTuple):
 
 
 class InspectionDataset(Dataset[Inspection]):
-    """Index -> what that file is like."""
+    """Index -> findings about that file."""
 
     def __init__(self, source: ImageSource, *, channels: int, min_size: int) -> None:
-        """Keep the list; nothing is read yet.
+        """Store the source; nothing is read yet.
 
         Args:
             source: The images.
-            channels: C that training will ask for.
-            min_size: Pixels; an image whose shorter side has fewer is tiny.
+            channels: C that training will use.
+            min_size: In pixels; an image with a shorter side below this is tiny.
         """
         self.source, self.channels, self.min_size = source, channels, min_size
 
@@ -58,7 +57,7 @@ class InspectionDataset(Dataset[Inspection]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Inspection:
-        """Decode one file whole."""
+        """Decode and inspect one file."""
         path = self.source.path(index)
         try:
             _, height, width = read_image(path, self.channels).shape
@@ -71,7 +70,9 @@ class InspectionDataset(Dataset[Inspection]):
 
 
 def find_oddity(path: Path) -> str | None:
-    """What decoding changes or leaves away beyond turning gray into color (docs/data.md), or None.
+    """What decoding changes or drops, other than turning gray into color, or None.
+
+    See docs/data.md.
 
     Raises:
         OSError: The file cannot be read.
@@ -80,38 +81,37 @@ def find_oddity(path: Path) -> str | None:
         return None
     with Image.open(path) as picture:
         frames = getattr(picture, "n_frames", 1)
-        stored = (
-            str(picture.tile[0][3]) if picture.tile else ""
-        )  # "RGB;16B" becomes RGB without a word
+        # Pillow turns "RGB;16B" into RGB silently.
+        stored = str(picture.tile[0][3]) if picture.tile else ""
         if picture.mode not in USUAL_MODES:
             return f"mode {picture.mode}"
         if ";16" in stored:
             return "16 bits a level"
         if "transparency" in picture.info:
             return f"mode {picture.mode} with transparency"
-    return f"{frames} frames, of which the first counts" if frames > 1 else None
+    return f"{frames} frames, of which only the first is used" if frames > 1 else None
 
 
 class Digests:
-    """The digests of N files in 16 bytes each, to find equal ones without keeping anything else."""
+    """The digests of N files in 16 bytes each, for finding equal files in little memory."""
 
     def __init__(self, count: int) -> None:
-        """None is known yet."""
+        """Start without any digest."""
         self.rows = np.zeros((count, DIGEST_BYTES), np.uint8)
         self.known = np.zeros(count, bool)
 
     def keep(self, index: int, digest: bytes) -> None:
-        """Remember one; an empty one stands for a file that equals no other."""
+        """Record one digest; an empty one marks a file that equals no other."""
         if digest:
             self.rows[index], self.known[index] = np.frombuffer(digest, np.uint8), True
 
     def find_duplicates(self) -> dict[int, int]:
-        """Each later one of equal files to the first one of them, in order."""
-        places = np.flatnonzero(self.known)
-        halves = self.rows[places].view(np.uint64)
-        order = np.lexsort(halves.T)  # stable: of equal ones the first stays in front
+        """Map each duplicate to the first file equal to it, in order."""
+        positions = np.flatnonzero(self.known)
+        halves = self.rows[positions].view(np.uint64)
+        order = np.lexsort(halves.T)  # stable: the first of equal ones stays first
         repeats = np.zeros(len(order), bool)
         repeats[1:] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
         first = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(order))))
-        later, earlier = places[order[repeats]], places[order[first[repeats]]]
+        later, earlier = positions[order[repeats]], positions[order[first[repeats]]]
         return dict(sorted(zip(later.tolist(), earlier.tolist(), strict=True)))

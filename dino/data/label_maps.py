@@ -1,4 +1,4 @@
-"""Label maps on disk: indexed PNGs, whose pixels are labels and whose palette says in which colors to show them."""
+"""Label maps: indexed PNGs whose pixels are labels and whose palette holds the display colors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ScoredFrame:
     """The files of one frame.
 
     Attributes:
-        number: Place among all frames of the clip, from 0, scored or not.
-        image: The picture that was segmented; None where the data set came without pictures.
-        truth: True labels.
-        prediction: Predicted labels.
+        number: Index among all frames of the clip, scored or not, from 0.
+        image: The segmented picture; None if the dataset has no pictures.
+        truth: File of the true labels.
+        prediction: File of the predicted labels.
     """
 
     number: int
@@ -38,11 +38,11 @@ class ScoredClip:
     """A DAVIS sequence or a driving run.
 
     Attributes:
-        name: Of the sequence or run.
+        name: Name of the sequence or run.
         first: Its first true label map.
-        frames: Those to score, in order.
-        palette: Colors for label maps that have none.
-        unlabelled: Frames of a run that have no true labels, and so cannot be scored.
+        frames: The frames to score, in order.
+        palette: Colors for label maps without a palette.
+        unlabelled: Number of frames without true labels, which cannot be scored.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ScoredClip:
 
 
 class LabelMap(NamedTuple):
-    """Labels (H, W) uint8, and the file's palette of 3 bytes a label, or None where it has none."""
+    """Labels (H, W) uint8, and the file's palette of 3 bytes per label, or None."""
 
     labels: NDArray[np.uint8]
     palette: bytes | None
@@ -63,28 +63,26 @@ def read_label_map(path: Path) -> LabelMap:
     """Read an indexed, gray or bilevel picture of at most 8 bits.
 
     Raises:
-        DataError: The file is missing, damaged or no label map; the text names it.
+        DataError: The file is missing, damaged or not a label map; the text names it.
     """
     try:
         with Image.open(path) as picture:
             mode, labels = picture.mode, np.array(picture).astype(np.uint8)
             palette = bytes(picture.getpalette() or ()) or None
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files, and all of it means the same
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
         raise DataError(f"{path} cannot be decoded: {error}") from error
     if mode not in MODES:
-        raise DataError(
-            f"{path} is no label map: wants an indexed or gray 8-bit PNG, not one of mode {mode}"
-        )
+        raise DataError(f"{path} must be an indexed or gray 8-bit PNG label map (got mode {mode})")
     return LabelMap(labels, palette)
 
 
 def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Nearest labels at another size, height and width, by Pillow's rule."""
+    """Resize to (height, width) with nearest labels, by Pillow's rule."""
     return np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def write_label_map(path: Path, labels: NDArray[np.uint8], palette: bytes) -> None:
-    """Write (H, W) labels as an indexed PNG, whole or not at all.
+    """Write (H, W) labels as an indexed PNG, atomically.
 
     Raises:
         OptionError: The folder cannot be written to.

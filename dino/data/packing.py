@@ -1,4 +1,4 @@
-"""Images to tar shards that webdataset reads too: equal images give equal shards, whole or not at all."""
+"""Packing images into webdataset-compatible tar shards, atomically and reproducibly."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dino.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise it whenever equal images would give other shards
-QUALITY = 95  # of a JPEG that was scaled; Pillow's documentation advises against more
+VERSION = 1  # raise it whenever equal images would yield other shards
+QUALITY = 95  # of a scaled JPEG; Pillow's documentation advises against more
 SMOOTH = {"P": "RGB", "PA": "RGBA", "1": "L"}
 ORIENTATION = ExifTags.Base.Orientation
 
@@ -33,8 +33,9 @@ class Packing:
     """How images are packed.
 
     Attributes:
-        shard_size: Images in a shard; the last one may hold fewer.
-        shorter_side: Pixels to which pictures with a longer shorter side are scaled; None leaves all as they are.
+        shard_size: Images per shard; the last shard may hold fewer.
+        shorter_side: Pictures with a longer shorter side are scaled down to this many pixels; None
+            keeps all unchanged.
     """
 
     shard_size: int
@@ -44,43 +45,42 @@ class Packing:
 def pack_images(
     source: ImageSource, folder: Path, packing: Packing, *, workers: int
 ) -> Iterator[tuple[Path, int]]:
-    """Write the shards that are not there yet.
+    """Write the shards that do not exist yet.
 
-    A sample is an image under its own name and, where there are labels, a .cls member with its class number.
+    A sample is an image under its own name and, with labels, a .cls member with its class number.
 
     Args:
         source: The images; their order is kept.
-        folder: Where to write `NAME-000000.tar` and on, NAME being that of the source's folder.
-        packing: How.
+        folder: Where to write `NAME-000000.tar` and so on; NAME is that of the source's folder.
+        packing: How to pack.
         workers: Threads that read and scale.
 
     Yields:
         Each shard, and the number of images packed up to its end.
 
     Raises:
-        DataError: An image cannot be read, a shard cannot be written, or shards of other images are there.
+        DataError: An image cannot be read, a shard cannot be written, or `folder` contains shards
+            of other images.
     """
     name, size = source.root.resolve().name, packing.shard_size
     try:
         _claim(folder / f"{name}.json", source, packing)
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             for number, start in enumerate(range(0, len(source), size)):
-                shard, indices = (
-                    folder / f"{name}-{number:06}{ENDING}",
-                    range(start, min(start + size, len(source))),
-                )
+                shard = folder / f"{name}-{number:06}{ENDING}"
+                indices = range(start, min(start + size, len(source)))
                 if not shard.exists():
                     _write_shard(shard, source, indices, packing, pool)
                 yield shard, indices.stop
     except OSError as error:
         raise DataError(
             f"packing {source.root} into {folder}: {error}",
-            remedy="the same command goes on from here",
+            remedy="run the same command again to continue",
         ) from error
 
 
 def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
-    """Say beside the shards what they are made of; refuse to add to those of other images."""
+    """Note next to the shards what they contain; refuse to add to shards of other images."""
     ours = {
         "version": VERSION,
         "images": len(source),
@@ -95,18 +95,18 @@ def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
                 f"{note} is damaged: {error}", remedy="pack into an empty folder"
             ) from error
         differing = [
-            f"{key} {theirs.get(key)} then, {value} now"
+            f"{key} was {theirs.get(key)} and is now {value}"
             for key, value in ours.items()
             if theirs.get(key) != value
         ]
         if differing:
             raise DataError(
-                f"{note.parent} holds shards packed otherwise ({', '.join(differing)})",
-                remedy="name another folder",
+                f"{note.parent} holds shards packed differently ({', '.join(differing)})",
+                remedy="choose another folder",
             )
     elif next(note.parent.glob(f"{note.stem}-*{ENDING}"), None):
         raise DataError(
-            f"{note.parent} holds shards of unknown origin", remedy="name another folder"
+            f"{note.parent} holds shards of unknown origin", remedy="choose another folder"
         )
     with atomic_write(note, alone=True) as temporary:
         temporary.write_bytes(json.dumps(ours).encode())
@@ -115,7 +115,7 @@ def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
 def _write_shard(
     shard: Path, source: ImageSource, indices: range, packing: Packing, pool: ThreadPoolExecutor
 ) -> None:
-    labelled, read = set[str](), partial(_read, source, shorter_side=packing.shorter_side)
+    labeled, read = set[str](), partial(_read, source, shorter_side=packing.shorter_side)
     with atomic_write(shard, alone=True) as temporary, temporary.open("wb") as file:
         with tarfile.open(
             fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8"
@@ -123,48 +123,47 @@ def _write_shard(
             for index, content in zip(indices, pool.map(read, indices), strict=True):
                 name, sample = source.names[index], sample_of(source.names[index])
                 _add(tar, name, content)
-                if source.labels is not None and sample not in labelled:
+                if source.labels is not None and sample not in labeled:
                     _add(tar, f"{sample}{LABEL}", str(source.labels[index]).encode())
-                    labelled.add(sample)
+                    labeled.add(sample)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """A member with no owner and no time, so that equal content is equal bytes."""
+    """Add a member without owner and time, so that equal content yields equal bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 
 
 def _read(source: ImageSource, index: int, *, shorter_side: int | None) -> bytes:
-    """The content of an image, scaled down where that is asked for; what cannot be decoded stays as it is."""
+    """The bytes of an image, scaled down if required; unchanged if it cannot be decoded."""
     content = source.path(index).read_bytes()
     if shorter_side is None:
         return content
     try:
         return scale_picture(content, shorter_side)
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        logger.warning("%s cannot be scaled and is packed as it is: %s", source.path(index), error)
+        logger.warning("%s cannot be scaled and is packed unchanged: %s", source.path(index), error)
         return content
 
 
 def scale_picture(content: bytes, shorter_side: int) -> bytes:
-    """Scale a picture file down (antialiased bicubic) until its shorter side has so many pixels; keep its format.
+    """Scale a picture file down (antialiased bicubic) to a shorter side in pixels, same format.
 
-    A picture that is no larger is given back as it is. Of the EXIF data the orientation stays.
+    Smaller pictures are returned unchanged. Of the EXIF data, only the orientation is kept.
 
     Raises:
-        Exception: Whatever the decoder raises on a damaged file, or on a format that it cannot write.
+        Exception: Any error of the decoder on a damaged file, or on a format it cannot write.
     """
     with Image.open(io.BytesIO(content)) as picture:
         shorter = min(picture.size)
         if shorter <= shorter_side:
             return content
         size = [max(1, round(side * shorter_side / shorter)) for side in picture.size]
-        smooth = picture.convert(
-            SMOOTH.get(picture.mode, picture.mode)
-        )  # the others have no levels to average
+        # Other modes have no levels to average.
+        smooth = picture.convert(SMOOTH.get(picture.mode, picture.mode))
         exif = Image.Exif()
         if ORIENTATION in picture.getexif():
             exif[ORIENTATION] = picture.getexif()[ORIENTATION]

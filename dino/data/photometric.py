@@ -1,8 +1,9 @@
-"""Photometric augmentation of whole batches on the device: fixed shapes, no host reads, probabilities as masks.
+"""Photometric augmentation of whole batches on the device.
 
-The same sequence as the original's Pillow transforms (its DataAugmentationDINO): flip, color jitter, gray, blur,
-solarize, normalize. What happens to which image was drawn with the crops (`data/crops`) and arrives as numbers.
-Pixels are floats in [0, 255] until they are normalized. Shapes: B images, C channels, S side.
+Shapes are fixed, nothing is read back to the host, and probabilities are masks. The sequence is
+that of the original's Pillow transforms (DataAugmentationDINO): flip, color jitter, gray, blur,
+solarize, normalize. The parameters of each image are drawn with its crops (`data/crops`). Pixels
+are floats in [0, 255] until they are normalized. Shapes: B images, C channels, S side.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
-CACHED_NUMBERS = (
-    160_000  # floats of the views that a CPU augments at a time: one of 224 pixels, five of 96
-)
-BLUR_LEAST = 1e-9  # of the middle's weight; less is nothing: denormal weights make a CPU a hundred times slower
+# Floats of the views that a CPU augments at a time: one view of 224 pixels, five of 96.
+CACHED_NUMBERS = 160_000
+# Relative to the center weight. Smaller weights become 0: denormals slow a CPU down a hundredfold.
+BLUR_LEAST = 1e-9
 BLUR_STRIP = 32  # rows blurred by one matrix
-BLUR_REACH = 6  # pixels; Pillow's blur of the largest radius, 2, reaches this far
+BLUR_REACH = 6  # pixels; the reach of Pillow's blur at the largest radius, 2
 
-# Columns of a view's parameter row. ORDER holds the position (0 to 3) of brightness, contrast, saturation and hue.
+# Columns of a view's parameter row. ORDER holds the positions (0 to 3) of brightness, contrast,
+# saturation and hue.
 FLIP, JITTER, GRAY, BLUR, SOLARIZE = range(5)
 FLAGS = slice(5)
 FACTORS = slice(5, 9)
@@ -38,7 +40,7 @@ HUE = 3  # index among the four jitter operations
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """Mean and standard deviation a channel of pixels scaled to [0, 1]."""
+    """Mean and standard deviation per channel, of pixels scaled to [0, 1]."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -52,7 +54,7 @@ class Normalization:
 
 
 def place_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Numbers as a float32 tensor; a device gets them once, and not at every step."""
+    """Numbers as a float32 tensor; an accelerator receives them once, not at every step."""
     return _on_device(_make_numbers, device, values)
 
 
@@ -62,20 +64,20 @@ def _make_numbers(values: tuple[Any, ...]) -> Tensor:
 
 @functools.cache
 def keep_constant(make: Callable[..., Tensor], device: torch.device, arguments: Any) -> Tensor:
-    """What `make` gives, on a device, once a process."""
+    """The result of `make` on a device, computed once per process."""
     with torch.inference_mode(False):
         return make(arguments).to(device)
 
 
 def _on_device(make: Callable[..., Tensor], device: torch.device, arguments: Any) -> Tensor:
-    """On the host a constant is made anew: that takes microseconds, and a graph that is traced there owns its own."""
+    """Rebuild a constant on the host, where traced graphs must own it; cache it elsewhere."""
     return make(arguments) if device.type == "cpu" else keep_constant(make, device, arguments)
 
 
 def build_normalization(
     in_chans: int, stored: Mapping[str, Sequence[float]] | None = None
 ) -> Normalization:
-    """What a weights file says (`stored`), else ImageNet's constants for 3 channels, their average for others."""
+    """`stored` from a weights file, else ImageNet's constants, averaged unless C is 3."""
     if stored is not None:
         return Normalization(mean=tuple(stored["mean"]), std=tuple(stored["std"]))
     if in_chans == 3:
@@ -87,14 +89,15 @@ def build_normalization(
 def augment(
     pixels: Tensor, parameters: Tensor, normalization: Normalization, *, eager: bool = False
 ) -> Tensor:
-    """The whole chain for one group of views.
+    """Augment one group of views.
 
     Args:
-        pixels: (B, C, S, S) uint8. Saturation, hue and gray need C = 3 and are left out otherwise.
-        parameters: (B, PARAMETERS) float32, one row an image, as `data/crops` draws them.
+        pixels: (B, C, S, S) uint8. Saturation, hue and gray need C = 3 and are skipped otherwise.
+        parameters: (B, PARAMETERS) float32, one row per image, as drawn by `data/crops`.
         normalization: Mean and standard deviation.
-        eager: For a host's own memory: work is done in parts that stay in its cache, and what no image of a part needs
-            is left out. An accelerator would have to wait for such a look at the parameters, and a compiler refuse it.
+        eager: For host memory only. Processes parts that fit in the cache and skips operations
+            that no image of a part needs. On an accelerator, inspecting the parameters would
+            force a synchronization, and compilers reject it.
 
     Returns:
         (B, C, S, S) float32, normalized.
@@ -114,7 +117,7 @@ def _augment(
     def change(views: Tensor, flag: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
         if eager and not flag.any():
             return views
-        # A weight of 0 or 1 picks exactly; picking by a mask takes a CPU four times longer.
+        # Weights of 0 and 1 select exactly; selecting with a mask takes a CPU four times longer.
         return (
             operation(views)
             if eager and flag.all()
@@ -136,13 +139,13 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
 
 
 def jitter_color(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool = False) -> Tensor:
-    """Brightness, contrast, saturation and hue, each image in its own order.
+    """Apply brightness, contrast, saturation and hue in each image's own order.
 
-    Three of the four are blends, so an image goes through at most three of them before its turn of hue and three
-    after; a blend that is not due has factor 1 and changes nothing.
+    Three of the four are blends, so an image goes through at most three before hue and three after
+    it. A blend that is not due has factor 1 and changes nothing.
 
     Args:
-        pixels: (B, C, S, S) float in [0, 255]; with C other than 3 saturation and hue change nothing.
+        pixels: (B, C, S, S) float in [0, 255]; saturation and hue change nothing unless C is 3.
         factors: (B, 4): blend factors (1 changes nothing) and the hue shift in turns, -0.5 to 0.5.
         order: (B, 4): the position, 0 to 3, at which each operation is due.
         eager: See `augment`.
@@ -160,12 +163,10 @@ def jitter_color(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool 
 
 
 def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor, eager: bool) -> Tensor:
-    turn = (
-        order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()
-    )  # positions 0 to 2 among the three blends
-    due = (
-        turn[:, None] == place_constant((0.0, 1.0, 2.0), pixels.device)[:, None]
-    ).float()  # (B, 3, 3), one 1 a row
+    # Positions 0 to 2 among the three blends.
+    turn = order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()
+    positions = place_constant((0.0, 1.0, 2.0), pixels.device)[:, None]
+    due = (turn[:, None] == positions).float()  # (B, 3, 3), one 1 per row
     factors = (due * factors[:, None]).sum(dim=2)
     for position in range(HUE):
         factor = factors[:, position].reshape(-1, 1, 1, 1)
@@ -180,18 +181,19 @@ def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor, eager: bool)
 
 
 def blend_(pixels: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's blend with black (brightness), mean luma (contrast) or luma (saturation), cut to whole levels, in place.
+    """Pillow's blend with a reference, rounded down to integer levels, in place.
 
     Args:
-        pixels: (B, C, S, S) float, whole levels in [0, 255].
-        reference: Broadcastable to `pixels`.
-        factor: (B, 1, 1, 1); 1 leaves `pixels`, 0 gives the reference.
+        pixels: (B, C, S, S) float, integer levels in [0, 255].
+        reference: Black (brightness), mean luma (contrast) or luma (saturation); broadcastable to
+            `pixels`.
+        factor: (B, 1, 1, 1); 1 keeps `pixels`, 0 yields the reference.
     """
     return pixels.lerp_(reference, 1.0 - factor).clamp_(0.0, 255.0).floor_()
 
 
 def compute_gray(pixels: Tensor) -> Tensor:
-    """Luma of (B, 3, S, S) as (B, 1, S, S); for any other number of channels their mean."""
+    """Luma of (B, 3, S, S) as (B, 1, S, S); the mean over channels unless C is 3."""
     if pixels.shape[1] != len(LUMA):
         return pixels.mean(dim=1, keepdim=True)
     red, green, blue = torch.split(pixels, 1, dim=1)
@@ -200,16 +202,17 @@ def compute_gray(pixels: Tensor) -> Tensor:
 
 
 def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of each image and leave its value and chroma.
+    """Rotate the hue of each image, keeping value and chroma.
 
-    A color is value v and chroma c at a hue; channel n in (5, 3, 1) of the result is
-    v - c max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 and h the hue in sixths (Smith, 1978, in its branch-free
-    form). For h in [0, 6) that is v + c - c min(2, max(1, abs(abs(h - m) - 3))) with m in (3, 5, 1). The hue itself
-    lies (c - r + g + b - min) / c away from red, 0 to 3, towards green where g >= b and else towards blue.
+    For value v, chroma c and hue h in sixths, channel n in (5, 3, 1) of the result is
+    v - c max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 (Smith, 1978, in branch-free form).
+    For h in [0, 6), that is v + c - c min(2, max(1, abs(abs(h - m) - 3))) with m in (3, 5, 1).
+    The hue's distance from red is (c - r + g + b - min) / c, 0 to 3, towards green if g >= b and
+    towards blue otherwise.
 
     Args:
-        pixels: (B, 3, S, S) float, whole levels in [0, 255].
-        turns: (B,) shift in turns; 0 gives `pixels` back.
+        pixels: (B, 3, S, S) float, integer levels in [0, 255].
+        turns: (B,) shift in turns; 0 returns `pixels` unchanged.
     """
     value, least = pixels.amax(dim=1, keepdim=True), pixels.amin(dim=1, keepdim=True)
     chroma = value - least
@@ -222,14 +225,15 @@ def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     return torch.addcmul(value + chroma, chroma, bend, value=-1.0).round_()
 
 
-HUE_MIDDLES = (3.0, 5.0, 1.0)  # sixths of a turn: where red, green and blue are lowest
+HUE_MIDDLES = (3.0, 5.0, 1.0)  # sixths of a turn, at which red, green and blue are lowest
 
 
 def blur(pixels: Tensor, radius: Tensor) -> Tensor:
-    """Gaussian blur of each image with its own radius (standard deviation), edges repeated.
+    """Gaussian blur of each image with its own radius (standard deviation); edges are repeated.
 
-    Matrix products, because with so many kernels, one an image, they are faster than grouped convolutions; over
-    strips of BLUR_STRIP rows or columns, because a kernel reaches no farther than one strip and its margins.
+    Uses matrix products, which are faster than grouped convolutions with one kernel per image. They
+    run over strips of BLUR_STRIP rows or columns, because a kernel reaches only one strip and its
+    margins.
 
     Args:
         pixels: (B, C, S, S) float.
@@ -254,7 +258,7 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
 
 
 def _make_taps(strip: int) -> Tensor:
-    """(taps, strip (strip + margins)) float32: 1 where a tap of an output row lies on an input row."""
+    """(taps, strip (strip + margins)) float32: 1 where a tap of an output row hits an input row."""
     return (
         torch.eye(strip + 2 * BLUR_REACH, device="cpu")
         .unfold(0, strip, 1)
@@ -264,5 +268,5 @@ def _make_taps(strip: int) -> Tensor:
 
 
 def solarize(pixels: Tensor) -> Tensor:
-    """Invert all levels from 127.5 (which stands for Pillow's 128) up; `pixels` (B, C, S, S) in [0, 255]."""
+    """Invert levels >= 127.5 (equivalent to Pillow's 128); `pixels` (B, C, S, S) in [0, 255]."""
     return torch.minimum(pixels, 255.0 - pixels)

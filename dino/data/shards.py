@@ -1,7 +1,7 @@
-"""Images in tar files, as the webdataset library lays them out, read by place: an index says where each member lies.
+"""Images in tar files in the layout of webdataset, read by index through each member's offset.
 
-A streaming reader gives images in the order of its shards and shuffles within a buffer. Here every image has an index,
-as in a folder, so that order, shares, crops and resuming are those of a folder, to the image.
+A streaming reader yields images in shard order and shuffles within a buffer. Here every image has
+an index, as in a folder; order, shares, crops and resuming are therefore identical to a folder's.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dino.errors import DataError
 ENDING = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 LABEL = ".cls"
-AT_ONCE = 16  # shards that are scanned together: on a network disk the time is spent waiting
+AT_ONCE = 16  # shards scanned concurrently; on a network disk, most of the time is waiting
 GROUP = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 class Found(NamedTuple):
-    """An image in a shard, as an index remembers it: its label is that of a .cls member beside it."""
+    """An image in a shard, as stored in an index; its label comes from a .cls member."""
 
     name: str
     offset: int
@@ -49,11 +49,11 @@ class Member:
     size: int
 
     def __str__(self) -> str:
-        """SHARD/NAME, for error texts; ends like the image."""
+        """SHARD/NAME, for errors; has the image's extension."""
         return f"{self.shard}/{self.name}"
 
     def read(self) -> bytes:
-        """Its content: one open and one read.
+        """Read the content with one open and one read.
 
         Raises:
             DataError: The shard has changed since the run began.
@@ -63,78 +63,78 @@ class Member:
             content = os.pread(file.fileno(), self.size, self.offset)
         if len(content) < self.size or read_stamp(self.shard) != self.stamp:
             raise DataError(
-                f"{self.shard} has changed since the run began", remedy="start it again"
+                f"{self.shard} has changed since the run began", remedy="restart the run"
             )
         return content
 
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Where N images lie.
+    """Locations of N images.
 
     Attributes:
         shards: Path and stamp of each tar file.
-        places: Number of the shard, offset and size in bytes of each image, int64 (N, 3).
+        places: Shard number, offset and size in bytes of each image, int64 (N, 3).
     """
 
     shards: tuple[tuple[Path, Stamp], ...]
     places: np.ndarray
 
     def member(self, index: int, name: str) -> Member:
-        """Image `index`, which is called `name`."""
+        """Image `index`, under the given name."""
         number, offset, size = self.places[index].tolist()
         shard, stamp = self.shards[number]
         return Member(shard, stamp, name, offset, size)
 
     def selected(self, indices: Sequence[int]) -> Members:
-        """The images of these indices, in their order."""
+        """The images with the given indices, in the given order."""
         return replace(self, places=self.places[np.asarray(indices, dtype=np.int64)])
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path is meant as tar shards; an existing folder or file of another kind is not."""
+    """Whether a path denotes tar shards; an existing path of another kind does not."""
     return path.endswith((ENDING, *PACKED)) or (ENDING in path and not os.path.exists(path))
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Write out `{000..012}` and `{one,two}`, the last group running fastest, as a shell does.
+    """Expand `{000..012}` and `{one,two}` as a shell does: the last group varies fastest.
 
     Raises:
-        DataError: A range that falls, or braces of any other form.
+        DataError: A range is descending, or braces have any other form.
     """
-    found = GROUP.search(pattern)
-    if found is None:
+    group = GROUP.search(pattern)
+    if group is None:
         if "{" in pattern or "}" in pattern:
             raise DataError(
-                f"{pattern}: braces hold a range, as {{000..012}}, or a list, as {{one,two}}, not nested"
+                f"{pattern}: braces must hold a range ({{000..012}}) or a list ({{one,two}}),"
+                " and must not be nested"
             )
         return [pattern]
-    first, last, choices = found.groups()
+    first, last, choices = group.groups()
     if first is not None and int(first) > int(last):
         raise DataError(
-            f"{pattern}: {{{first}..{last}}} falls", remedy=f"write {{{last}..{first}}}"
+            f"{pattern}: {{{first}..{last}}} is descending", remedy=f"write {{{last}..{first}}}"
         )
     padded = any(len(end) > 1 and end[0] == "0" for end in (first, last) if end)
     width = max(len(first), len(last)) if padded else 0
-    words = (
-        choices.split(",")
-        if first is None
-        else [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
-    )
-    tails = expand_braces(pattern[found.end() :])
+    if first is None:
+        words = choices.split(",")
+    else:
+        words = [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
+    tails = expand_braces(pattern[group.end() :])
     return [
         f"{head}{word}{tail}"
-        for head in expand_braces(pattern[: found.start()])
+        for head in expand_braces(pattern[: group.start()])
         for word in words
         for tail in tails
     ]
 
 
 def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
-    """The tar files that a pattern of braces and wildcards names, in its order; those of one wildcard sorted.
+    """List the tar files that braces and wildcards name, in order; each wildcard's are sorted.
 
     Raises:
-        DataError: A shard is missing, named twice or packed, or a wildcard matches nothing.
+        DataError: A shard is missing, named twice or compressed, or a wildcard matches nothing.
     """
     names = [pattern] if os.path.exists(pattern) else expand_braces(pattern)
     wild = [name for name in names if not os.path.exists(name) and glob.has_magic(name)]
@@ -143,40 +143,36 @@ def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
     missing = [name for name in names if not matches.get(name, os.path.exists(name))]
     if missing:
         raise DataError(
-            f"{flag} {pattern}: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}"
+            f"{flag} {pattern}: {len(missing)} of {len(names)} shards are missing,"
+            f" the first is {missing[0]}"
         )
-    repeated = next(
-        (
-            path
-            for path, after in zip(sorted(paths), sorted(paths)[1:], strict=False)
-            if path == after
-        ),
-        None,
-    )
+    in_order = sorted(paths)
+    repeated = next((a for a, b in zip(in_order, in_order[1:], strict=False) if a == b), None)
     if repeated:
         raise DataError(f"{flag} {pattern} names the shard {repeated} twice")
     odd = next((path for path in paths if not path.endswith(ENDING)), None)
     if odd:
         raise DataError(
-            f"{flag} {pattern}: {odd} is no plain {ENDING} file",
-            remedy="unpack compressed ones, they have no places",
+            f"{flag} {pattern}: {odd} is not an uncompressed {ENDING} file",
+            remedy="decompress it, because compressed files cannot be read by offset",
         )
     return tuple(map(Path, paths))
 
 
 def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members]:
-    """Every image of the shards, in their order.
+    """List the images of all shards, in order.
 
     Raises:
-        DataError: A shard is no tar file, cut short, without images, or has images that are links.
+        DataError: A shard is not a tar file, is truncated, has no images, or has images that are
+            links.
     """
     stamps = [_stamp(path) for path in shards]
     images: list[Found] = []
     places: list[tuple[int, int, int]] = []
     with Index("shards", "\n".join(os.path.abspath(path) for path in shards)) as index:
-        for number, found in enumerate(_look_into(shards, stamps, index)):
-            images += found
-            places += [(number, image.offset, image.size) for image in found]
+        for number, contents in enumerate(_look_into(shards, stamps, index)):
+            images += contents
+            places += [(number, image.offset, image.size) for image in contents]
     return images, Members(
         tuple(zip(shards, stamps, strict=True)), np.array(places, dtype=np.int64).reshape(-1, 3)
     )
@@ -192,31 +188,26 @@ def _stamp(shard: Path) -> Stamp:
 def _look_into(
     shards: Sequence[Path], stamps: Sequence[Stamp], index: Index
 ) -> Iterator[list[Found]]:
-    """What each shard holds, from the index where that knows it."""
+    """Yield the contents of each shard, from the index if recorded there."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for start in range(0, len(shards), AT_ONCE):
-            some = list(
-                zip(
-                    map(str, shards[start : start + AT_ONCE]),
-                    stamps[start : start + AT_ONCE],
-                    strict=True,
-                )
-            )
-            known = {name: index.look_up(name, stamp) for name, stamp in some}
-            unknown = [(name, stamp) for name, stamp in some if known[name] is None]
-            for (name, stamp), found in zip(
-                unknown, pool.map(scan_shard, [name for name, _ in unknown]), strict=True
-            ):
-                known[name] = found
-                index.store(name, stamp, found, len(found))
-            yield from ([Found(*image) for image in found] for found in known.values())
+            names = map(str, shards[start : start + AT_ONCE])
+            batch = list(zip(names, stamps[start : start + AT_ONCE], strict=True))
+            contents = {name: index.look_up(name, stamp) for name, stamp in batch}
+            unknown = [(name, stamp) for name, stamp in batch if contents[name] is None]
+            scans = pool.map(scan_shard, [name for name, _ in unknown])
+            for (name, stamp), images in zip(unknown, scans, strict=True):
+                contents[name] = images
+                index.store(name, stamp, images, len(images))
+            for images in contents.values():
+                yield [Found(*image) for image in images]
 
 
 def scan_shard(path: str) -> list[Found]:
-    """The images of one tar file, from its headers alone.
+    """List the images of one tar file, from its headers alone.
 
     Raises:
-        DataError: It is no tar file, cut short, without images, or has images that are links.
+        DataError: It is not a tar file, is truncated, has no images, or has images that are links.
     """
     images: list[Found] = []
     labels: dict[str, int] = {}
@@ -230,13 +221,13 @@ def scan_shard(path: str) -> list[Found]:
                     if not member.isreg() or member.issparse():
                         raise DataError(
                             f"{path} holds {name} as a link",
-                            remedy="pack it with the files themselves",
+                            remedy="pack the files themselves",
                         )
                     images.append(Found(name, member.offset_data, member.size, None))
             _check_end(tar, path)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
-            f"{path} is no tar file or cut short ({error})", remedy="copy or pack it again"
+            f"{path} is not a tar file or is truncated ({error})", remedy="copy or pack it again"
         ) from error
     if not images:
         raise DataError(f"{path} holds no image (looked for {' '.join(EXTENSIONS)})")
@@ -244,7 +235,7 @@ def scan_shard(path: str) -> list[Found]:
 
 
 def sample_of(name: str) -> str:
-    """What members of one sample share, in webdataset's words its key: the name up to the base name's first dot."""
+    """The key of a webdataset sample: a member's name up to the first dot of its base name."""
     folder, base = os.path.split(name)
     return os.path.join(folder, base.partition(".")[0])
 
@@ -253,16 +244,16 @@ def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int
     file = tar.extractfile(member)
     text = file.read().strip() if file else b""
     if not text.isdigit():
-        raise DataError(f"{path}: {member.name} holds {text[:20]!r}, no class number")
+        raise DataError(f"{path}: {member.name} must hold a class number (got {text[:20]!r})")
     return int(text)
 
 
 def _check_end(tar: tarfile.TarFile, path: str) -> None:
-    """A tar file ends with a block of zeros; tarfile takes damage and a missing end for one too."""
+    """Check for the final block of zeros; tarfile accepts damage or a missing end as an end."""
     file = tar.fileobj
     assert file is not None
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise DataError(
-            f"{path} is damaged or cut short at byte {tar.offset}", remedy="copy or pack it again"
+            f"{path} is damaged or truncated at byte {tar.offset}", remedy="copy or pack it again"
         )

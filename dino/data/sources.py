@@ -1,4 +1,4 @@
-"""Where images come from: a folder with or without class folders, tar shards, a list of files, or `demo`."""
+"""Where images come from: folders with or without classes, tar shards, a list file, or `demo`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from pathlib import Path
 
 from dino.data.decode import EXTENSIONS
 from dino.data.demo import build_demo
+from dino.data.image_list import read_list
 from dino.data.image_source import ImageSource
 from dino.data.index import list_files
-from dino.data.list_files import read_list
 from dino.data.shards import ENDING, find_shards, is_pattern, list_members
 from dino.errors import DataError
 
 VALIDATION = ("val", "validation")
 FLAG = "`data_path`"
-ASK = "name a folder of images, tar shards, a text file that lists images, or `data_path` demo to try without any"
+ASK = (
+    "name a folder of images, tar shards, a text file that lists images,"
+    " or `data_path` demo to try it without your own"
+)
 
 
 def open_training_source(data_path: str | None, limit: int | None = None) -> ImageSource:
-    """List the images to train on; of a folder that holds train and val splits, the train split.
+    """List the training images; in a folder with train and val splits, those of the train split.
 
     Raises:
-        DataError: No path, a path that does not exist, or no image in it.
+        DataError: The path is not set, does not exist, or has no images.
     """
     root = _existing(data_path)
     if root.is_dir() and holds_splits(root):
@@ -32,16 +35,17 @@ def open_training_source(data_path: str | None, limit: int | None = None) -> Ima
 
 
 def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSource]:
-    """List the train and the validation images of a folder that holds both, each with class folders.
+    """List the train and validation images of a folder that has both, each with class folders.
 
     Raises:
-        DataError: A split is missing, has no class folders, or the two do not have the same classes.
+        DataError: A split is missing or has no class folders, or their classes differ.
     """
     root = _existing(data_path)
     folder = _validation_folder(root)
     if folder is None or not holds_splits(root):
         raise DataError(
-            f"`data_path` {root} needs the folders train and val (or validation), with class folders in each",
+            f"`data_path` {root} needs the folders train and val (or validation),"
+            " with class folders in each",
             value=root,
         )
     train = _labelled(root / "train")
@@ -49,10 +53,10 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
 
 
 def open_validation_images(data_path: str | None) -> ImageSource:
-    """List the validation images of a folder, for which no train images need to be there.
+    """List the validation images of a folder; it does not need train images.
 
     Raises:
-        DataError: The folder is missing, or has no class folders.
+        DataError: The folder is missing or has no class folders.
     """
     root = _existing(data_path)
     folder = _validation_folder(root)
@@ -65,12 +69,12 @@ def open_validation_images(data_path: str | None) -> ImageSource:
 
 
 def open_images(data_path: str | None) -> ImageSource:
-    """List every image there is: below a folder, whatever splits it holds, in shards, or in a text file.
+    """List all images: of a folder including its splits, of shards, or of a text file.
 
-    Of a folder with train and val splits the labels are those of the class folders in the splits, not the splits.
+    In a folder with train and val splits, labels come from the class folders inside the splits.
 
     Raises:
-        DataError: No path, a path that does not exist, or no image in it.
+        DataError: The path is not set, does not exist, or has no images.
     """
     root = _existing(data_path)
     return _open(root, level=1 if root.is_dir() and holds_splits(root) else 0)
@@ -79,29 +83,31 @@ def open_images(data_path: str | None) -> ImageSource:
 def open_online_splits(
     data_path: str | None, limit: int | None = None
 ) -> tuple[ImageSource, ImageSource]:
-    """List the training images and the validation images that stand beside them, for the k-NN score during training.
+    """List the training images and the validation images next to them, for k-NN in training.
 
     Raises:
-        DataError: The images have no class folders, or no val (or validation) folder stands beside them.
+        DataError: The images have no class folders, or there is no val (or validation) folder next
+            to them.
     """
     train = open_training_source(data_path, limit)
     folder = _validation_folder(train.root.parent)
     if train.labels is None or folder is None:
         raise DataError(
-            f"`eval_knn_every` needs class folders in {train.root} and a folder val (or validation) beside it"
+            f"`eval_knn_every` needs class folders in {train.root} and a folder val"
+            " (or validation) next to it"
         )
     return train, _labelled(folder, like=train)
 
 
 def list_images(path: Path, flag: str) -> ImageSource:
-    """List the images of a folder, however deep they lie in it, or of a text file that names them.
+    """List the images of a folder and its sub-folders, or of a text file that names them.
 
     Args:
         path: The folder or file.
-        flag: Which flag it came from, for error texts.
+        flag: The flag to name in errors.
 
     Raises:
-        DataError: It does not exist, cannot be read, or holds no image.
+        DataError: It does not exist, cannot be read, or has no images.
     """
     if not path.exists():
         raise DataError(
@@ -111,14 +117,14 @@ def list_images(path: Path, flag: str) -> ImageSource:
 
 
 def find_images(path: str, flag: str) -> tuple[Path, ...]:
-    """A file itself, or every image of a folder and of the folders in it, sorted.
+    """The file itself, or all images of a folder and its sub-folders, sorted.
 
     Args:
         path: File or folder.
-        flag: Which flag named it, for the error.
+        flag: The flag to name in errors.
 
     Raises:
-        DataError: There is no such path, or no image in it.
+        DataError: The path does not exist or has no images.
     """
     root = Path(path)
     if root.is_file():
@@ -130,7 +136,7 @@ def find_images(path: str, flag: str) -> tuple[Path, ...]:
 
 
 def find_stray(source: ImageSource) -> Path | None:
-    """The image that keeps class folders from being labels: the first in no folder, where others are in one."""
+    """The first image outside any folder, if others are in folders and so cannot get labels."""
     stray = next((name for name in source.names if os.sep not in name), None)
     return (
         source.root / stray
@@ -154,12 +160,12 @@ def _validation_folder(root: Path) -> Path | None:
 
 
 def holds_splits(root: Path) -> bool:
-    """Whether a folder's images are those of its folders train and val (or validation)."""
+    """Whether a folder is divided into the splits train and val (or validation)."""
     return (root / "train").is_dir() and _validation_folder(root) is not None
 
 
 def _open(root: Path, level: int = 0) -> ImageSource:
-    """The images that `data_path` means: those of shards, of a folder of shards, or files."""
+    """Open `data_path`: shards by pattern, a list file, a folder of images, or of shards."""
     if is_pattern(str(root)) and not root.is_dir():
         return _list_shards(find_shards(str(root), FLAG))
     source = _list_files(root, FLAG, level)
@@ -168,7 +174,7 @@ def _open(root: Path, level: int = 0) -> ImageSource:
     if len(kinds) > 1:
         raise DataError(
             f"{FLAG} {root} holds shards of several sets ({', '.join(kinds[:5])})",
-            remedy=f"name one's, as {root}/*.tar",
+            remedy=f"choose one of them, such as {root}/NAME-*{ENDING}",
         )
     return _list_shards(shards) if shards else _not_empty(source, root, FLAG)
 
@@ -195,7 +201,7 @@ def _list_files(root: Path, flag: str, level: int) -> ImageSource:
 
 
 def _list_shards(shards: Sequence[Path]) -> ImageSource:
-    """Classes are folders in the members' names or, where .cls members say otherwise, the numbers in those."""
+    """Classes are the folders in the members' names, or the numbers of .cls members if any."""
     images, members = list_members(shards)
     names = tuple(image.name for image in images)
     labels, classes = _label_by_folder(names, 0)
@@ -209,7 +215,7 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
 def _label_by_folder(
     names: tuple[str, ...], level: int
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """Labels and classes of images whose classes are the folders `level` levels down; None where one has no folder."""
+    """Labels and classes from the folders `level` levels down; None if an image is in none."""
     folders = [_class_folder(name, level) for name in names]
     if not all(folders):
         return None, ()
@@ -227,13 +233,13 @@ def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
     source = _open(root)
     if source.labels is None:
         raise DataError(
-            f"{root} needs one folder a class",
-            remedy=f"{find_stray(source) or source.path(0)} lies in none",
+            f"{root} needs one folder per class",
+            remedy=f"{find_stray(source) or source.path(0)} is not in one",
         )
     if like is not None and source.classes != like.classes:
         odd = sorted(set(source.classes) ^ set(like.classes))
         raise DataError(
             f"{root} and {like.root} do not have the same classes",
-            remedy=f"in only one of them: {', '.join(odd[:5])}",
+            remedy=f"only one of them has {', '.join(odd[:5])}",
         )
     return source

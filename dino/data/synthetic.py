@@ -1,4 +1,4 @@
-"""Batches of pixels that nobody photographed: what a device can do when nothing has to be read."""
+"""Random batches, for measuring a device without reading images."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from dino.data.crops import CropRecipe, Crops, ViewRecipe, draw_parameters
 from dino.data.image_source import ImageSource
 from dino.data.photometric import PARAMETERS
 
-IMAGENET = 1281167  # images of its training set, so that an epoch is as long
+IMAGENET = 1281167  # training images of ImageNet, for epochs of the same length
 
 
 def make_synthetic_source(count: int) -> ImageSource:
-    """A list of `count` images that no file holds."""
+    """A list of `count` images without files."""
     return ImageSource(root=Path("synthetic data"), names=("",) * count)
 
 
 class SyntheticLoader:
-    """In place of a training loader: one batch, made once where it is used, over and over."""
+    """Stands in for a training loader: repeats one batch that was made on the device."""
 
     workers = 0
 
     def __init__(self, batch: Crops, batches: int) -> None:
-        """Give `batch` so many times an epoch."""
+        """Yield `batch` `batches` times per epoch."""
         self.batch, self.batches = batch, batches
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches per epoch."""
         return self.batches
 
     def read(self, epoch: int, start: int = 0) -> Iterator[Crops]:
-        """Yield the rest of an epoch from `start` on."""
+        """Yield the batches of an epoch from `start` on."""
         yield from (self.batch for _ in range(start, self.batches))
 
 
@@ -48,14 +48,14 @@ def make_batch(
     device: torch.device,
     to_device: Callable[[Any], Any],
 ) -> Crops:
-    """Draw pixels on the device, and what is to be done with each view as the loaders draw it.
+    """Draw random pixels on the device, and parameters as the loaders draw them.
 
     Args:
-        recipe: Which views.
+        recipe: Which views to make.
         batch_size: B.
-        seed: Of all of it; the pixels also depend on the device.
+        seed: Seed of pixels and parameters; the pixels also depend on the device.
         device: Where the pixels are drawn.
-        to_device: Brings the drawn parameters there.
+        to_device: Moves the drawn parameters there.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -65,9 +65,8 @@ def make_batch(
             batch_size, len(views), PARAMETERS
         )
         shape = (batch_size, len(views), size, size, recipe.channels)
-        return (torch.rand(shape, device=device) * 256).to(torch.uint8), to_device(
-            torch.from_numpy(parameters)
-        )
+        pixels = (torch.rand(shape, device=device) * 256).to(torch.uint8)
+        return pixels, to_device(torch.from_numpy(parameters))
 
     global_views = draw(recipe.global_recipes(), recipe.global_size)
     local_views = draw(recipe.local_recipes(), recipe.local_size)

@@ -1,4 +1,4 @@
-"""Images that a program hands over: a torch Dataset, or a list of PIL images, arrays, tensors and paths."""
+"""Images from a user's program: a torch Dataset or a list of PIL images, arrays, tensors, paths."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, kw_only=True)
 class UserSource(ImageSource):
-    """Images by index of something with `__len__` and `__getitem__`, as torch's map-style data sets are.
+    """Images from an object with `__len__` and `__getitem__`, such as a map-style torch Dataset.
 
     Attributes:
-        images: Gives an image, or a tuple that begins with one; travels to the loader processes.
-        positions: Index in `images` of each image here.
-        in_memory: Whether reading an image is no work, so that loader processes would only copy it.
+        images: Yields images or tuples that begin with one; pickled for the loader processes.
+        positions: Index in `images` of each image of this source.
+        in_memory: Whether images are in memory, so that loader processes would only copy them.
     """
 
     images: Any = field(compare=False)
     positions: tuple[int, ...]
     in_memory: bool = False
 
-    def read(self, index: int, channels: int, *, whole: bool = False) -> Tensor:  # noqa: ARG002 - there are no parts
+    def read(self, index: int, channels: int, *, whole: bool = False) -> Tensor:  # noqa: ARG002
         """Image `index` as (C, H, W) uint8.
 
         Raises:
-            DataError: It cannot be had, is no image, or has other channels.
+            DataError: It cannot be read, is not an image, or has other channels.
         """
         return self.read_labelled(index, channels)[0]
 
     def read_labelled(self, index: int, channels: int) -> tuple[Tensor, int]:
-        """Image `index` and its label: that of the data set, else that of the item, (image, label, ...), else -1.
+        """Image `index` and its label: the dataset's, else the item's (image, label, ...), else -1.
 
         Raises:
-            DataError: It cannot be had, is no image, or has other channels.
+            DataError: It cannot be read, is not an image, or has other channels.
         """
         position = self.positions[index]
         try:
@@ -58,18 +58,18 @@ class UserSource(ImageSource):
             pixels = to_pixels(image, channels, f"image {position} of the data set")
         except DataError:
             raise
-        except Exception as error:  # noqa: BLE001 - the program's own code raises anything
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
             raise DataError(
                 f"image {position} of the data set cannot be read: {type(error).__name__}: {error}"
             ) from error
         return pixels, label if self.labels is None else self.labels[index]
 
     def fingerprint(self) -> str:
-        """A digest of the length alone: what a program makes up has no names."""
+        """A digest of the length alone, because these images have no stable names."""
         return hashlib.sha256(f"{len(self)} images of a program".encode()).hexdigest()[:16]
 
     def selected(self, indices: Sequence[int]) -> UserSource:
-        """The images of these indices, in their order."""
+        """The images with the given indices, in the given order."""
         return replace(
             self,
             names=tuple(self.names[index] for index in indices),
@@ -79,37 +79,36 @@ class UserSource(ImageSource):
 
 
 def wrap_images(images: Any, *, labels: Sequence[int] | None = None) -> UserSource:
-    """Take a program's images as a source.
+    """Wrap a user's images as a source.
 
     Args:
-        images: Has `__len__` and `__getitem__`; items are images or tuples (image, label, ...). A tensor (N, C, H, W)
-            or a list will do, and so will one picture.
-        labels: Class index of each image; by default `images.targets` or `images.labels`, where these are whole
-            numbers, else those of the items as they are read.
+        images: An object with `__len__` and `__getitem__` whose items are images or tuples (image,
+            label, ...); also a list, a tensor (N, C, H, W), or a single picture.
+        labels: Class index of each image; by default `images.targets` or `images.labels` if these
+            are integers, else the labels of the items as they are read.
 
     Raises:
-        DataError: It has no length or no items, or not as many labels as images.
+        DataError: It has no length or no items, or the number of labels differs from it.
     """
     images = [images] if isinstance(images, Image.Image) else images
     unsized = not hasattr(images, "__len__") or not hasattr(images, "__getitem__")
     if unsized or isinstance(images, IterableDataset):
         raise DataError(
-            f"images must be a path, or a list or map-style data set of images (got {type(images).__name__})",
-            remedy="put a single image into a list; write an iterable-style data set to tar shards first",
+            "images must be a path, or a list or map-style data set of images"
+            f" (got {type(images).__name__})",
+            remedy="put a single image into a list; write an iterable-style data set to tar shards",
         )
     if not len(images):
         raise DataError("the data set holds no image")
     numbers = _find_labels(images) if labels is None else tuple(labels)
     if numbers is not None and len(numbers) != len(images):
-        raise DataError(f"there are {len(numbers)} labels for {len(images)} images")
+        raise DataError(f"labels must be {len(images)}, one per image (got {len(numbers)})")
     paths = isinstance(images, list | tuple) and all(
         isinstance(image, str | os.PathLike) for image in images
     )
     return UserSource(
         root=Path(type(images).__name__),
-        names=tuple(os.fspath(image) for image in images)
-        if paths
-        else tuple(map(str, range(len(images)))),
+        names=tuple(map(os.fspath, images) if paths else map(str, range(len(images)))),
         labels=numbers,
         classes=_find_classes(images),
         images=images,
@@ -119,9 +118,9 @@ def wrap_images(images: Any, *, labels: Sequence[int] | None = None) -> UserSour
 
 
 def read_labels(images: Any) -> list[int] | None:
-    """The labels that the items of a data set hold, (image, label, ...); None where one holds none.
+    """Read the labels of a dataset's items (image, label, ...); None if any item has none.
 
-    Every item is read for it, and its image with it.
+    Reads every item, including its image.
     """
     labels = []
     for index in range(len(images)):
@@ -132,15 +131,16 @@ def read_labels(images: Any) -> list[int] | None:
 
 
 def to_pixels(image: Any, channels: int, name: str) -> Tensor:
-    """An image as (C, H, W) uint8 in host memory.
+    """Convert an image to (C, H, W) uint8 in host memory.
 
     Args:
-        image: Of any kind that is taken; pictures are converted as those in files are, but not turned upright.
+        image: Any supported image. Pictures are converted like files, but EXIF orientation is
+            ignored.
         channels: C.
-        name: Of the image, for the error.
+        name: The image's name in the error.
 
     Raises:
-        DataError: It is no image, or has other channels; the text names what was got.
+        DataError: It is not an image, or has other channels; the text includes what was given.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), channels)
@@ -154,23 +154,23 @@ def to_pixels(image: Any, channels: int, name: str) -> Tensor:
         raise DataError(f"{name} must be {WANTED} (got {_describe(image)})")
     if image.shape[0] != channels:
         raise DataError(
-            f"{name} has {image.shape[0]} channels, `in_chans` asks for {channels}",
+            f"{name} has {image.shape[0]} channels, but `in_chans` is {channels}",
             value=image.shape[0],
         )
     if 0 in image.shape:
-        raise DataError(f"{name} is empty: {tuple(image.shape)}")
+        raise DataError(f"{name} must not be empty (got shape {tuple(image.shape)})")
     return image.cpu()
 
 
 def _split(item: Any) -> tuple[Any, int]:
-    """Image and label of a data set's item; -1 where it is an image alone, or what stands beside it is no class."""
+    """Image and label of a dataset's item; the label is -1 if missing or not an integer."""
     if not isinstance(item, tuple | list) or not item:
         return item, NO_LABEL
     return item[0], _read_label(item[1]) if len(item) > 1 else NO_LABEL
 
 
 def _read_label(value: Any) -> int:
-    """A whole number of any library as int, else -1."""
+    """An integer of any library as int, else -1."""
     try:
         return operator.index(value)
     except TypeError:
@@ -178,30 +178,28 @@ def _read_label(value: Any) -> int:
 
 
 def _find_labels(images: Any) -> tuple[int, ...] | None:
-    """What the data set says of its labels without reading an image, as torchvision's do."""
-    found = getattr(images, "targets", getattr(images, "labels", None))
+    """Labels that a dataset offers without reading images, as torchvision's datasets do."""
+    targets = getattr(images, "targets", getattr(images, "labels", None))
     if (
-        found is None
+        targets is None
         or getattr(images, "target_transform", None) is not None
-        or not isinstance(found, Iterable)
+        or not isinstance(targets, Iterable)
     ):
         return None
-    labels = tuple(_read_label(label) for label in found)
+    labels = tuple(_read_label(label) for label in targets)
     return None if NO_LABEL in labels else labels
 
 
 def _find_classes(images: Any) -> tuple[str, ...]:
-    """Names of the classes, as torchvision's data sets have them; none where there are none."""
-    found = getattr(images, "classes", ())
-    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
+    """Class names, if the dataset has them as torchvision's do, else ()."""
+    classes = getattr(images, "classes", ())
+    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
 
 
 def _describe(image: Any) -> str:
-    """What was got in place of an image."""
+    """Describe a rejected image for the error."""
     if isinstance(image, Tensor | np.ndarray):
         return f"{image.dtype} {tuple(image.shape)}"
-    return (
-        f"a picture of mode {image.mode}"
-        if isinstance(image, Image.Image)
-        else type(image).__name__
-    )
+    if isinstance(image, Image.Image):
+        return f"a picture of mode {image.mode}"
+    return type(image).__name__

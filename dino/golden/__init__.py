@@ -1,6 +1,6 @@
-"""What the original implementation computes on fixed inputs; README.md beside this file says how each number was made.
+"""Results of the original implementation on fixed inputs; README.md in this folder documents each.
 
-Tests compare with them, and so does whoever wants to know what a machine computes.
+Tests and `dino verify` compare against them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-    """Every array of one file, such as "loss", by its key.
+    """Load all arrays of one file, such as "loss", by key.
 
     Raises:
-        FileNotFoundError: There is no file of that name.
+        FileNotFoundError: There is no file with that name.
     """
     with (
         resources.files(__name__).joinpath(f"{name}.npz").open("rb") as file,
@@ -26,7 +26,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def load_settings() -> dict[str, Any]:
-    """What goes with the arrays and is none: the ground truth of the ranking, which parameters decay."""
+    """Load the non-array settings: ranking ground truth and which parameters decay."""
     settings: dict[str, Any] = json.loads(
         resources.files(__name__).joinpath("meta.json").read_text(encoding="utf-8")
     )
@@ -34,5 +34,5 @@ def load_settings() -> dict[str, Any]:
 
 
 def draw(key: int, *shape: int) -> np.ndarray:
-    """The float32 input that the numbers call `draw(key, *shape)`: standard normal, by its key as the seed."""
+    """The float32 input written as `draw(key, *shape)`: standard normal, with `key` as the seed."""
     return np.random.RandomState(key).standard_normal(shape).astype(np.float32)

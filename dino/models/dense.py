@@ -1,4 +1,4 @@
-"""From a backbone to a map of features: one vector a patch of a ViT, one a position of a convnet's last feature map."""
+"""Dense feature maps of a backbone: one vector per ViT patch, or per position of a convnet."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dino.errors import OptionError
 from dino.models.vit import VisionTransformer
 
-# Names that torchvision's networks give to the part whose output is the last feature map, width first: swin, ResNet and
-# its kin, RegNet, MNASNet, ShuffleNet, GoogLeNet, Inception; all others call it features.
+# Names, in torchvision's networks, of the module that outputs the last feature map. By priority:
+# swin, ResNet and related, RegNet, MNASNet, ShuffleNet, GoogLeNet, Inception; others: features.
 LAST_MAPS = (
     "permute",
     "layer4",
@@ -26,7 +26,7 @@ LAST_MAPS = (
 
 
 class PatchMap(nn.Module):
-    """The last block's normalized patch tokens of a ViT, without CLS (extract_feature of the original)."""
+    """Normalized patch tokens of a ViT's last block, no CLS (the original's extract_feature)."""
 
     def __init__(self, network: VisionTransformer) -> None:
         """Wrap a network."""
@@ -34,16 +34,17 @@ class PatchMap(nn.Module):
         self.network, self.patch_size = network, network.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) -> (B, D, H, W), H and W the whole patches that fit.
+        """(B, C, height, width) -> (B, D, H, W), with H and W the number of whole patches.
 
         Raises:
-            OptionError: Not one fits.
+            OptionError: The image is smaller than one patch.
         """
         height, width = images.shape[-2:]
         rows = height // self.patch_size
         if not rows or width < self.patch_size:
             raise OptionError(
-                f"`patch_size` {self.patch_size}: not one patch fits into {height} x {width} pixels",
+                f"`patch_size` {self.patch_size} must not exceed the image's"
+                f" {height} x {width} pixels",
                 value=self.patch_size,
             )
         patches = self.network.get_intermediate_layers(images)[0][:, 1:]
@@ -51,7 +52,7 @@ class PatchMap(nn.Module):
 
 
 class LastMap(nn.Module):
-    """The last of the feature maps that a network of timm names."""
+    """The last feature map of a timm network."""
 
     def __init__(self, network: Any) -> None:
         """Wrap a network."""
@@ -67,7 +68,7 @@ class LastMap(nn.Module):
 
 
 def build_dense(network: nn.Module, arch: str) -> nn.Module:
-    """Make a module (B, C, height, width) -> (B, D, H, W) of a backbone; the weights are shared.
+    """Build a module (B, C, height, width) -> (B, D, H, W) that shares a backbone's weights.
 
     Args:
         network: The backbone.
@@ -80,12 +81,13 @@ def build_dense(network: nn.Module, arch: str) -> nn.Module:
         return PatchMap(network)
     if hasattr(network, "forward_intermediates"):
         return LastMap(network)
-    parts = dict(network.named_children())
-    last = next((name for name in LAST_MAPS if name in parts), None)
+    children = dict(network.named_children())
+    last = next((name for name in LAST_MAPS if name in children), None)
     if last is None:
         raise OptionError(
-            f"`arch` {arch} has no map of features",
+            f"`arch` {arch} has no feature map",
             value=arch,
-            remedy="name a ViT or a convnet (resnet50)",
+            remedy="choose a ViT or a convnet (resnet50)",
         )
-    return nn.Sequential(*itertools.islice(parts.values(), 1 + list(parts).index(last))).eval()
+    count = 1 + list(children).index(last)
+    return nn.Sequential(*itertools.islice(children.values(), count)).eval()

@@ -1,6 +1,6 @@
-"""Stochastic depth (Huang et al., 2016): residual branches that are dropped for whole images, in training only.
+"""Stochastic depth (Huang et al., 2016): drops residual branches for whole images in training.
 
-L blocks of two branches each, B images.
+Letters: L blocks of two branches each, B images.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 
 def draw_depth(rates: Sequence[float], images: int, key: Sequence[int]) -> np.ndarray:
-    """What both branches of each block are multiplied with: 0, or what keeps the expectation.
+    """Factors for both branches of each block: 0, or the value that preserves the expectation.
 
     Args:
         rates: Drop probability of each of L blocks, 0 to 1.
-        images: How many are drawn for.
-        key: Whole numbers from 0 on; equal ones give equal factors.
+        images: Number of images.
+        key: Integers >= 0; equal keys yield equal factors.
 
     Returns:
-        (2 L, images) float32; rows are block by block, attention before perceptron.
+        (2 L, images) float32; rows are ordered by block, attention before perceptron.
     """
     dropped = np.repeat(np.asarray(rates, dtype=np.float32), 2)[:, None]
     kept = np.random.default_rng(key).random((len(dropped), images), dtype=np.float32) >= dropped
@@ -32,16 +32,16 @@ def draw_depth(rates: Sequence[float], images: int, key: Sequence[int]) -> np.nd
 class DropPath(nn.Module):
     """The factors of one block.
 
-    A training run gives the factors, since it must be able to give the same again; else they are drawn here.
+    A training run passes the factors in, so that they can be reproduced; otherwise they are drawn.
     """
 
     def __init__(self, rate: float) -> None:
-        """Remember the drop probability, 0 to 1."""
+        """Store the drop probability, 0 to 1."""
         super().__init__()
         self.rate = rate
 
     def forward(self, branch: Tensor, given: Tensor | None = None) -> Tensor | None:
-        """The factor of each image of a branch (B, N, D): (B, 1, 1), or None for 1; kept ones keep the expectation."""
+        """Factor per image of a branch (B, N, D): (B, 1, 1), or None for 1 everywhere."""
         if self.rate == 0.0 or not self.training:
             return None
         if given is not None:
@@ -51,5 +51,5 @@ class DropPath(nn.Module):
 
 
 def scale_branch(branch: Tensor, factor: Tensor | None) -> Tensor:
-    """(B, N, D) times (B, 1, 1), in the branch's type."""
+    """Multiply (B, N, D) by (B, 1, 1) in the branch's dtype."""
     return branch if factor is None else branch * factor.to(branch.dtype)

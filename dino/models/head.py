@@ -1,6 +1,7 @@
-"""The projection head: perceptron, L2 normalization, weight-normed prototypes (paper, section 3.1; DINOHead there).
+"""The projection head: perceptron, L2 normalization, weight-normed prototypes.
 
-Shapes: B vectors, D backbone width, K prototypes.
+See section 3.1 of the paper and the original's DINOHead. Shapes: B vectors, D backbone width,
+K prototypes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dino.models.vit import init_linear
 class PrototypeLayer(nn.Module):
     """Linear layer without bias whose rows are `weight_g * weight_v / |weight_v|`.
 
-    The two parameters bear the names that torch's first weight norm gave them, which checkpoints hold; as plain
-    parameters they can be deep-copied at any time.
+    The two parameters keep the names of torch's first weight norm, as found in checkpoints. Being
+    plain parameters, they can be deep-copied at any time.
     """
 
     def __init__(self, dim: int, prototypes: int, *, trainable_norm: bool) -> None:
-        """Make K = `prototypes` rows of `dim` numbers and length 1; `trainable_norm` lets the lengths learn."""
+        """Create K = `prototypes` unit-length rows; `trainable_norm` makes lengths trainable."""
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=trainable_norm)
         self.weight_v = nn.Parameter(nn.Linear(dim, prototypes, bias=False).weight.detach())
@@ -32,14 +33,14 @@ class PrototypeLayer(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """Features to prototype logits.
+    """Maps features to prototype logits.
 
     Args:
         in_dim: Backbone width D.
         out_dim: Prototypes K.
-        use_bn: Batch norm after each hidden layer.
+        use_bn: Use batch norm after each hidden layer.
         norm_last_layer: Keep the prototypes at length 1.
-        layers: Linear layers before the prototypes.
+        layers: Number of linear layers before the prototypes.
         hidden_dim: Width of the hidden layers.
         bottleneck_dim: Width of the normalized vector.
     """
@@ -55,14 +56,12 @@ class DINOHead(nn.Module):
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
     ) -> None:
-        """Make and initialize the head."""
+        """Create and initialize the head."""
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (layers - 1)
-        hidden = [
-            part
-            for pair in zip(widths, widths[1:], strict=False)
-            for part in _hidden(*pair, use_bn=use_bn)
-        ]
+        hidden: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            hidden += _hidden(inputs, outputs, use_bn=use_bn)
         last = nn.Linear(widths[-1], bottleneck_dim)
         self.mlp = nn.Sequential(*hidden, last) if hidden else last
         self.apply(init_linear)
@@ -76,7 +75,7 @@ class DINOHead(nn.Module):
         return logits
 
     def project(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, bottleneck_dim), rows of length 1: what the last layer takes."""
+        """(B, D) -> (B, bottleneck_dim), rows of length 1: the input of the last layer."""
         return F.normalize(self.mlp(features), dim=-1)
 
 

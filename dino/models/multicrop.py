@@ -1,4 +1,4 @@
-"""A backbone and a head that see several resolutions in one call (MultiCropWrapper in the original)."""
+"""A backbone and a head for several resolutions in one call (the original's MultiCropWrapper)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dino.models.head import DINOHead
 
 
 class MultiCrop(nn.Module):
-    """Run the backbone once a resolution, and the head once over everything but for its last layer.
+    """Runs the backbone once per resolution, and the head once over all except its last layer.
 
-    The prototypes' product is left to the caller, since the logits of all views together are large.
+    The caller computes the product with the prototypes, because the logits of all views are large.
     """
 
     def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
@@ -21,11 +21,11 @@ class MultiCrop(nn.Module):
         self.head = head
 
     def forward(self, *views: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Each view group (n_i, C, S_i, S_i) -> features (sum n_i, D) and projected vectors, in the given order.
+        """View groups (n_i, C, S_i, S_i) -> features (sum n_i, D) and projected vectors, in order.
 
         Args:
             views: The groups.
-            depth: (2 L, sum n_i) float32, what the L blocks of a vision transformer multiply their branches with.
+            depth: (2 L, sum n_i) float32, branch factors of the L blocks of a vision transformer.
         """
         if depth is None:
             features = torch.cat([self.backbone(view) for view in views])

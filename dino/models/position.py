@@ -1,7 +1,7 @@
-"""A position embedding for images of another size, interpolated as the original does: a product with two matrices.
+"""The original's interpolation of position embeddings, written as two matrix products.
 
-Bicubic interpolation is linear in the embedding. A compiler that meets it as an operator writes some hundred of its own
-in its place, and adds up gradients by index; two products it leaves as they are.
+Bicubic interpolation is linear in the embedding. Compilers expand the operator to about a hundred
+of their own and accumulate gradients by index; they leave two matrix products as they are.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def scale_position(
     patch_size: int,
     kept: Mapping[int, Tensor] = NOTHING,
 ) -> Tensor:
-    """Position embedding (1, N, D) for an image of `height` x `width` pixels, bicubic from that of a square.
+    """Position embedding (1, N, D) for a `height` x `width` image, bicubic from a square one.
 
-    Computed in float32 at least, whatever autocast is on, and given back in the type of `embedding`.
+    Computed in float32 or better regardless of autocast; returned in the dtype of `embedding`.
 
     Args:
         embedding: (1, 1 + side * side, D).
-        height: Of the image in pixels.
-        width: Of the image in pixels.
+        height: Image height in pixels.
+        width: Image width in pixels.
         patch_size: Side of a patch in pixels.
-        kept: What `compute_weights` gave, by its `count`; made anew where it is not there.
+        kept: Results of `compute_weights` by `count`; missing ones are computed.
     """
     side = math.isqrt(embedding.shape[1] - 1)
     rows, columns = height // patch_size, width // patch_size
@@ -43,12 +43,11 @@ def scale_position(
     dtype = torch.promote_types(embedding.dtype, torch.float32)
 
     def weigh(count: int) -> Tensor:
-        weights = (
-            kept[count] if count in kept else compute_weights(count, side, dtype, embedding.device)
-        )
-        return weights.to(dtype)
+        if count in kept:
+            return kept[count].to(dtype)
+        return compute_weights(count, side, dtype, embedding.device)
 
-    # Devices without autocast (torch's meta) refuse to have it switched off.
+    # Devices without autocast (torch's meta) do not allow disabling it.
     exact = (
         contextlib.nullcontext()
         if embedding.is_meta
@@ -65,13 +64,12 @@ def scale_position(
 def compute_weights(
     count: int, side: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> Tensor:
-    """What each of `count` patches in a line takes of each of `side`: (count, side), rows of sum 1.
+    """Weights of `side` stored patches for each of `count` in a line: (count, side), rows sum to 1.
 
-    The original asks for 0.1 patch more than it needs (interpolate_pos_encoding, its issue 8) so that rounding never
-    loses a row; the scale that follows from it is part of every published number, so it stays.
+    The original requests 0.1 patch more than needed (interpolate_pos_encoding, its issue 8), so
+    that rounding never loses a row. The resulting scale is part of every published number.
     """
-    lines = torch.eye(side, dtype=dtype, device=device).reshape(
-        1, side, side, 1
-    )  # channels, patches, 1
+    # Channels, patches, 1.
+    lines = torch.eye(side, dtype=dtype, device=device).reshape(1, side, side, 1)
     scaled = F.interpolate(lines, scale_factor=((count + 0.1) / side, 1.0), mode="bicubic")
     return scaled.reshape(side, count).T.contiguous()

@@ -1,6 +1,6 @@
-"""Backbones by name: our vision transformers, torchvision's classification models, timm's.
+"""Backbones by name: our vision transformers, torchvision's classification models, and timm's.
 
-Every builder gives a module (B, C, H, W) -> features (B, D) that knows its `embed_dim` D.
+Every builder returns a module (B, C, H, W) -> features (B, D) with the attribute `embed_dim` D.
 """
 
 from __future__ import annotations
@@ -30,18 +30,15 @@ class VitShape:
 
 
 VITS = {
-    "vit_mini": VitShape(
-        embed_dim=96, depth=3, heads=3, mlp_ratio=2.0
-    ),  # for tests; the size of the IPU port's own
-    "vit_micro": VitShape(
-        embed_dim=128, depth=3, heads=4, conv_stem=True
-    ),  # for small images on a laptop
+    # For tests; the size that the IPU port uses in its own.
+    "vit_mini": VitShape(embed_dim=96, depth=3, heads=3, mlp_ratio=2.0),
+    # For small images on a laptop.
+    "vit_micro": VitShape(embed_dim=128, depth=3, heads=4, conv_stem=True),
     "vit_tiny": VitShape(embed_dim=192, depth=12, heads=3),
     "vit_small": VitShape(embed_dim=384, depth=12, heads=6),
     "vit_base": VitShape(embed_dim=768, depth=12, heads=12),
-    "vit_large": VitShape(
-        embed_dim=1024, depth=24, heads=16
-    ),  # of masked autoencoders; none of the paper's
+    # These two are from masked autoencoders and not in the paper.
+    "vit_large": VitShape(embed_dim=1024, depth=24, heads=16),
     "vit_huge": VitShape(embed_dim=1280, depth=32, heads=16),
 }
 VITS |= {"deit_tiny": VITS["vit_tiny"], "deit_small": VITS["vit_small"]}
@@ -55,24 +52,23 @@ FAMILIES = (
 
 
 def check_arch(arch: str) -> None:
-    """Refuse an unknown architecture before anything is built.
+    """Reject an unknown architecture before anything is built.
 
     Raises:
-        OptionError: No builder knows the name (the nearest known one is named, else the families), or its library is
-            not installed.
+        OptionError: No builder knows the name (the text suggests the closest one, else the
+            families), or its library is not installed.
     """
     if arch in VITS:
         return
     if _is_of_timm(arch):
         timm = open_library("timm", purpose=f"`arch` {arch}")
-        found, others = timm.is_model(_timm_name(arch)), _xcit_names()
+        exists, others = timm.is_model(_timm_name(arch)), _xcit_names()
     else:
-        models = open_library(
-            "torchvision", purpose=f"`arch` {arch}, which is none of ours,"
-        ).models
+        purpose = f"`arch` {arch}, which is not built in,"
+        models = open_library("torchvision", purpose=purpose).models
         others = models.list_models(module=models)
-        found = arch in others
-    if not found:
+        exists = arch in others
+    if not exists:
         raise OptionError(
             f"`arch` {arch} is unknown: {nearest(arch, [*VITS, *others], families=FAMILIES)}",
             value=arch,
@@ -80,7 +76,7 @@ def check_arch(arch: str) -> None:
 
 
 def is_vit(arch: str) -> bool:
-    """Whether the name is one of our vision transformers, the only ones with patches, tokens and attention maps."""
+    """Whether the name is one of our vision transformers, which have tokens and attention maps."""
     return arch in VITS
 
 
@@ -98,7 +94,7 @@ def build_backbone(
         arch: A name that `check_arch` accepts.
         patch_size: Side of a patch in pixels; ViT only.
         in_chans: Channels C of an image.
-        img_size: Side in pixels the ViT's position embedding is stored for.
+        img_size: Side in pixels of the images that the ViT's position embedding is stored for.
         drop_path_rate: Stochastic depth, 0 to 1; ViT and timm only.
 
     Returns:
@@ -121,52 +117,52 @@ def build_backbone(
         model: nn.Module = timm.create_model(
             _timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate
         )
-        model.embed_dim = model.num_features  # as `width_of` wants it
+        model.embed_dim = model.num_features  # for `width_of`
         return model
     return _build_torchvision(arch, in_chans)
 
 
 def width_of(backbone: nn.Module) -> int:
-    """Width D of the features of a backbone, or of what is built around one."""
+    """Width D of the features of a backbone, or of a module built around one."""
     return cast(int, backbone.embed_dim)
 
 
 def expect_sizes(backbone: nn.Module, sides: Iterable[int]) -> None:
-    """Let a backbone prepare for square images of these sides in pixels; others are taken too, with more work each."""
+    """Prepare a backbone for square images of these sides in pixels; other sizes are slower."""
     if isinstance(backbone, VisionTransformer):
         backbone.expect_sizes(sides)
 
 
 def set_recompute(backbone: nn.Module, what: str) -> None:
-    """Let a backbone compute again in the backward pass what it then need not keep.
+    """Make a backbone recompute activations in the backward pass instead of storing them.
 
     Args:
-        backbone: As `build_backbone` gives it.
-        what: `nothing`; `activations`, what normalizations and GELUs give; `mlp`, all within a perceptron too;
-            or `blocks`, all within a block.
+        backbone: A result of `build_backbone`.
+        what: `nothing`; `activations`, the outputs of normalizations and GELUs; `mlp`, also
+            everything within a perceptron; or `blocks`, everything within a block.
 
     Raises:
-        OptionError: This backbone cannot.
+        OptionError: This backbone does not support it.
     """
     if isinstance(backbone, VisionTransformer):
         backbone.set_recompute(what)
     elif what != "nothing" and not (what == "blocks" and _recompute_in_timm(backbone)):
         raise OptionError(
-            f"`recompute` {what} is for vision transformers, and blocks for those of timm that "
-            "offer it and have no batch norm",
+            f"`recompute` {what} needs a vision transformer; timm networks that support it and"
+            " have no batch norm can recompute blocks",
             value=what,
             remedy="leave it out",
         )
 
 
 def _recompute_in_timm(backbone: nn.Module) -> bool:
-    """Let a network of timm compute its blocks again, if it can; batch norm would count every batch twice."""
+    """Enable checkpointing of timm blocks if supported; batch norm would see each batch twice."""
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in backbone.modules()):
         return False
     try:
         switch = cast(Callable[[bool], None], backbone.set_grad_checkpointing)
         switch(True)
-    except (AttributeError, AssertionError):  # not of timm; of timm without this
+    except (AttributeError, AssertionError):  # not a timm network, or one without this feature
         return False
     return True
 
@@ -174,13 +170,14 @@ def _recompute_in_timm(backbone: nn.Module) -> bool:
 def describe_in_timm(
     arch: str, *, patch_size: int, in_chans: int, image_size: tuple[int, int]
 ) -> tuple[str, dict[str, Any]]:
-    """The name in timm of a backbone of ours, and the settings in which it differs from the model of that name.
+    """The timm name closest to one of our backbones, and the settings that differ from it.
 
     Args:
         arch: A name that `check_arch` accepts.
         patch_size: Side of a patch in pixels; ViT only.
         in_chans: Channels C of an image.
-        image_size: Height and width in pixels that the position embedding is stored for; ViT only.
+        image_size: Height and width in pixels of the images that the position embedding is stored
+            for; ViT only.
 
     Raises:
         OptionError: timm has no such network, or is not installed.
@@ -197,7 +194,7 @@ def describe_in_timm(
     shape = VITS[arch]
     if shape.conv_stem:
         raise OptionError(
-            f"timm has no network like {arch}, which embeds patches by several convolutions"
+            f"timm has no network like {arch}, which embeds patches with several convolutions"
         )
     name = f"{arch.replace('deit_', 'vit_')}_patch{patch_size}_224"
     if not timm.is_model(name):
@@ -208,7 +205,7 @@ def describe_in_timm(
 
 
 def list_timm_shapes(name: str, settings: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Shape by name of every tensor of a model of timm, which is not filled with anything."""
+    """Shape of every tensor of a timm model by name; no memory is allocated for them."""
     timm = open_library("timm", purpose=name)
     with torch.device("meta"):
         return {
@@ -218,14 +215,14 @@ def list_timm_shapes(name: str, settings: Mapping[str, Any]) -> dict[str, torch.
 
 
 def _is_of_timm(arch: str) -> bool:
-    """Whether timm is asked for a name: for XCiT and `timm:NAME` alone."""
+    """Whether timm builds this architecture: only XCiT and `timm:NAME`."""
     return arch.startswith((TIMM_PREFIX, XCIT_PREFIX))
 
 
 def _timm_name(arch: str) -> str:
-    """The name in timm of an architecture of `_is_of_timm`; any other as it is."""
+    """The timm name of an architecture for which `_is_of_timm` holds; other names unchanged."""
     if arch.startswith(XCIT_PREFIX) and arch not in _xcit_names():
-        return f"{arch}_224"  # the original's hub names end before the size
+        return f"{arch}_224"  # names in the original's hub omit the size
     return arch.removeprefix(TIMM_PREFIX)
 
 
@@ -247,16 +244,14 @@ def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
 
 
 def _classifier(model: nn.Module) -> tuple[str, int]:
-    """Name and input width of the layer that gives the classes: the last linear one, else the last convolution."""
-    parts = dict(model.named_modules())
+    """Name and input width of the classifier: the last linear layer, else the last convolution."""
+    modules = dict(model.named_modules())
     linear = [
-        (name, part.in_features) for name, part in parts.items() if isinstance(part, nn.Linear)
+        (name, part.in_features) for name, part in modules.items() if isinstance(part, nn.Linear)
     ]
-    return (
-        linear[-1]
-        if linear
-        else [(n, p.in_channels) for n, p in parts.items() if isinstance(p, nn.Conv2d)][-1]
-    )
+    if linear:
+        return linear[-1]
+    return [(n, m.in_channels) for n, m in modules.items() if isinstance(m, nn.Conv2d)][-1]
 
 
 def _change_input(model: nn.Module, in_chans: int) -> None:

@@ -1,6 +1,7 @@
-"""Vision transformer with a CLS token, under the parameter names of the original (its vision_transformer.py).
+"""Vision transformer with a CLS token and the parameter names of the original.
 
-Shapes: B images, C channels, H W pixels, N tokens (CLS first, then the patches row by row), D width.
+See the original's vision_transformer.py. Shapes: B images, C channels, H W pixels, N tokens (CLS
+first, then the patches row by row), D width.
 """
 
 from __future__ import annotations
@@ -15,79 +16,34 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dino.models.depth import DropPath, scale_branch
+from dino.models.patch_embed import ConvStem, PatchEmbed
 from dino.models.position import compute_weights, scale_position
 
-LAYER_NORM_EPS = 1e-6  # the original's, smaller than torch's default
-
-
-class PatchEmbed(nn.Module):
-    """Cut an image into patches and project each to D numbers."""
-
-    def __init__(self, *, patch_size: int, in_chans: int, embed_dim: int) -> None:
-        """Make the projection; it is a convolution whose stride is the patch."""
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N - 1, D); rows and columns that fill no patch are dropped."""
-        patches: Tensor = self.proj(images)
-        return patches.flatten(2).transpose(1, 2)
-
-
-class ConvStem(nn.Module):
-    """Patches embedded by small convolutions, one for each halving of the side, instead of one large one.
-
-    After Xiao et al., 2021 (Early Convolutions Help Transformers See Better), with group norm for their batch norm, so
-    that images stay independent of each other. A small network learns from far fewer images this way.
-    """
-
-    def __init__(self, *, patch_size: int, in_chans: int, embed_dim: int) -> None:
-        """Make the convolutions; the width doubles at each, and what is odd of the patch is left to the projection."""
-        super().__init__()
-        halvings = (patch_size & -patch_size).bit_length() - 1
-        widths = [in_chans, *(embed_dim >> left for left in reversed(range(halvings)))]
-        self.patch_size = patch_size
-        self.convs = nn.Sequential(
-            *(_halve(*pair) for pair in zip(widths, widths[1:], strict=False))
-        )
-        rest = patch_size >> halvings
-        self.proj = nn.Conv2d(widths[-1], embed_dim, kernel_size=rest, stride=rest)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N - 1, D); rows and columns that fill no patch are dropped."""
-        height, width = (side - side % self.patch_size for side in images.shape[-2:])
-        patches: Tensor = self.proj(self.convs(images[..., :height, :width]))
-        return patches.flatten(2).transpose(1, 2)
-
-
-def _halve(inputs: int, outputs: int) -> nn.Module:
-    conv = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return nn.Sequential(conv, nn.GroupNorm(1, outputs), nn.ReLU())
+LAYER_NORM_EPS = 1e-6  # as the original; smaller than torch's default
 
 
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
     def __init__(self, dim: int, heads: int) -> None:
-        """Make the query, key, value and output projections for D = `dim`."""
+        """Create the query, key, value and output projections for D = `dim`."""
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D), without ever holding the N x N weights."""
+        """(B, N, D) -> (B, N, D), without storing the N x N weights."""
         return self.mix(self.qkv(tokens))
 
     def mix(self, qkv: Tensor) -> Tensor:
-        """Projected tokens (B, N, 3 D) -> (B, N, D)."""
+        """Attend with projected tokens: (B, N, 3 D) -> (B, N, D)."""
         mixed = F.scaled_dot_product_attention(*self._split(qkv))
         tokens: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return tokens
 
     def compute_weights(self, tokens: Tensor, queries: slice) -> Tensor:
-        """Attention of the chosen query tokens, (B, N, D) -> (B, heads, len(queries), N); rows sum to 1."""
+        """Attention of the selected queries: (B, N, D) -> (B, heads, len(queries), N)."""
         query, key, _ = self._split(self.qkv(tokens))
         scores: Tensor = query[:, :, queries] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         return scores.softmax(dim=-1)
@@ -102,7 +58,7 @@ class Mlp(nn.Module):
     """The two-layer perceptron of a block."""
 
     def __init__(self, dim: int, hidden: int) -> None:
-        """Make the two layers for D = `dim`."""
+        """Create the two layers for D = `dim`."""
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
@@ -113,7 +69,7 @@ class Mlp(nn.Module):
         return self.project(self.fc1(tokens))
 
     def project(self, hidden: Tensor) -> Tensor:
-        """What the first layer gave, (B, N, hidden) -> (B, N, D)."""
+        """Apply GELU and the second layer: (B, N, hidden) -> (B, N, D)."""
         tokens: Tensor = self.fc2(self.act(hidden))
         return tokens
 
@@ -122,9 +78,9 @@ class Block(nn.Module):
     """One transformer block, normalized before each branch."""
 
     def __init__(self, *, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
-        """Make the block for D = `dim`."""
+        """Create the block for D = `dim`."""
         super().__init__()
-        self.recompute = "nothing"  # or activations, mlp, blocks: see `set_recompute`
+        self.recompute = "nothing"  # or activations, mlp, blocks; see `set_recompute`
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, heads)
         self.drop_path = DropPath(drop_path)
@@ -134,8 +90,8 @@ class Block(nn.Module):
     def forward(
         self, tokens: Tensor, depth: tuple[Tensor | None, Tensor | None] = (None, None)
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D); `depth` are the factors of both branches, (B,) float32 each."""
-        # Drawn here where they are not given, so that computing again draws none.
+        """(B, N, D) -> (B, N, D); `depth` holds the factors of both branches, (B,) float32 each."""
+        # Missing factors are drawn here, outside of what is recomputed.
         factors = self.drop_path(tokens, depth[0]), self.drop_path(tokens, depth[1])
         if self.recompute == "nothing" or not torch.is_grad_enabled():
             return self._run(tokens, *factors)
@@ -148,42 +104,42 @@ class Block(nn.Module):
         return tokens + scale_branch(self.mlp(self.norm2(tokens)), fed)
 
     def _run_lean(self, tokens: Tensor, attended: Tensor | None, fed: Tensor | None) -> Tensor:
-        """The same, and what costs little to compute is not kept: normalized tokens and what GELU gives.
+        """As `_run`, but recompute cheap results: normalized tokens and GELU outputs.
 
-        With `mlp` neither is what goes into the GELU, at the price of the first of the two layers.
+        `mlp` also recomputes the GELU's input, at the cost of running the first layer again.
         """
-        qkv = run_again(lambda given: self.attn.qkv(self.norm1(given)), tokens)
+        qkv = run_again(lambda inputs: self.attn.qkv(self.norm1(inputs)), tokens)
         tokens = tokens + scale_branch(self.attn.mix(qkv), attended)
         if self.recompute == "mlp":
-            branch = run_again(lambda given: self.mlp(self.norm2(given)), tokens)
+            branch = run_again(lambda inputs: self.mlp(self.norm2(inputs)), tokens)
         else:
-            hidden = run_again(lambda given: self.mlp.fc1(self.norm2(given)), tokens)
+            hidden = run_again(lambda inputs: self.mlp.fc1(self.norm2(inputs)), tokens)
             branch = run_again(self.mlp.project, hidden)
         return tokens + scale_branch(branch, fed)
 
 
-def run_again(function: Callable[..., Tensor], *given: Tensor | None) -> Tensor:
-    """Run, keep `given` alone for the backward pass, and compute the rest there again.
+def run_again(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """Run a function, store only its inputs, and recompute the rest in the backward pass.
 
-    There it stops as soon as it has what the backward pass needs: a linear layer at the end does not run twice.
+    Recomputing stops once the backward pass has what it needs; a final linear layer runs once.
     """
-    result: Tensor = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result
 
 
 class VisionTransformer(nn.Module):
-    """Images to one CLS feature each.
+    """Maps each image to one CLS feature.
 
     Args:
-        img_size: Side in pixels of the square image whose grid the position embedding is stored for.
+        img_size: Side in pixels of the square image that the position embedding is stored for.
         patch_size: Side of a patch in pixels.
         in_chans: Channels C.
         embed_dim: Width D, a multiple of `heads`.
         depth: Number of blocks.
         heads: Attention heads.
-        mlp_ratio: Hidden width of each perceptron over D.
-        drop_path_rate: Stochastic depth of the last block, 0 to 1; it grows linearly from 0 at the first.
-        conv_stem: Embed patches by `ConvStem`, not by one projection as the original does.
+        mlp_ratio: Hidden width of each perceptron divided by D.
+        drop_path_rate: Stochastic depth of the last block, 0 to 1; grows linearly from 0.
+        conv_stem: Embed patches with `ConvStem` instead of the original's single projection.
     """
 
     def __init__(
@@ -199,7 +155,7 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         conv_stem: bool = False,
     ) -> None:
-        """Make and initialize the network: truncated normal (0.02) weights, zero biases, as the original."""
+        """Create the network; weights truncated normal (0.02), biases zero, as the original."""
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size
@@ -228,8 +184,8 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: Normalized.
-            depth: (2 L, B) float32, the factor of each image at both branches of each of L blocks, in training only;
-                None to draw it here.
+            depth: (2 L, B) float32, each image's factors for both branches of the L blocks, in
+                training only; None to draw them here.
         """
         tokens = self._embed(images)
         rows = (None,) * 2 * len(self.blocks) if depth is None else depth.unbind()
@@ -239,7 +195,7 @@ class VisionTransformer(nn.Module):
         return normalized[:, 0]
 
     def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
-        """Normalized tokens (B, N, D) of the last `n` blocks, the last one last."""
+        """Normalized tokens (B, N, D) of the last `n` blocks, the last block last."""
         tokens, kept = self._embed(images), []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
@@ -252,7 +208,7 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: (B, C, H, W).
-            queries: Which tokens ask; `slice(0, 1)` is the CLS row alone and never holds an N x N tensor.
+            queries: Which tokens attend; `slice(0, 1)` is only CLS and avoids an N x N tensor.
         """
         tokens = self._embed(images)
         *others, last = self._list_blocks()
@@ -261,7 +217,7 @@ class VisionTransformer(nn.Module):
         return last.attn.compute_weights(last.norm1(tokens), queries)
 
     def set_recompute(self, what: str) -> None:
-        """Let each block compute again in the backward pass what `dino.models.registry.set_recompute` says."""
+        """Set what each block recomputes; see `dino.models.registry.set_recompute`."""
         for block in self._list_blocks():
             block.recompute = what
 
@@ -269,12 +225,12 @@ class VisionTransformer(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     def fix_size(self, height: int, width: int) -> None:
-        """Store the position embedding of images of `height` x `width` pixels, the only ones from then on."""
+        """Store the position embedding of `height` x `width` pixels, the only size from now on."""
         self.pos_embed = nn.Parameter(self._position(height, width).detach(), requires_grad=False)
         self.fixed_size = (height, width)
 
     def expect_sizes(self, sides: Iterable[int]) -> None:
-        """Keep what square images of these sides in pixels need, beside the weights and in no checkpoint."""
+        """Cache position weights for square images of these sides, outside of checkpoints."""
         grid = math.isqrt(self.pos_embed.shape[1] - 1)
         for count in {side // self.patch_size for side in sides} - {grid}:
             self.register_buffer(
@@ -284,23 +240,24 @@ class VisionTransformer(nn.Module):
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
-        height, width = map(int, images.shape[-2:])  # tensors, where torch.jit traces
+        height, width = map(int, images.shape[-2:])  # tensors under torch.jit tracing
         return tokens + self._position(height, width)
 
     def _position(self, height: int, width: int) -> Tensor:
         """Position embedding (1, N, D) for an image of `height` x `width` pixels."""
         if (height, width) == self.fixed_size:
             return self.pos_embed
-        names = {
-            side // self.patch_size: f"position_{side // self.patch_size}"
-            for side in (height, width)
+        counts = {side // self.patch_size for side in (height, width)}
+        kept = {
+            count: getattr(self, f"position_{count}")
+            for count in counts
+            if hasattr(self, f"position_{count}")
         }
-        kept = {count: getattr(self, name) for count, name in names.items() if hasattr(self, name)}
         return scale_position(self.pos_embed, height, width, self.patch_size, kept)
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise a linear layer as the original does; leave other modules alone."""
+    """Initialize a linear layer as the original does; leave other modules unchanged."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

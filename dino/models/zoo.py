@@ -1,6 +1,6 @@
-"""The libraries of other networks, imported where one is asked for: our vision transformers need neither.
+"""Lazy imports of libraries with other networks; our vision transformers need neither.
 
-Beside a vendor's torch they may be missing: pip cannot install timm there without replacing that torch.
+They may be missing next to a vendor's torch: pip cannot install timm without replacing that torch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ from types import ModuleType
 from dino.errors import OptionError
 
 REMEDIES = {
-    "timm": "pip install --no-deps timm (beside a vendor's torch; elsewhere pip install -r requirements-torch.txt)",
-    "torchvision": "pip install -r requirements-torch.txt (beside a vendor's torch: the build for that torch)",
+    "timm": (
+        "pip install --no-deps timm (next to a vendor's torch;"
+        " elsewhere pip install -r requirements-torch.txt)"
+    ),
+    "torchvision": (
+        "pip install -r requirements-torch.txt (next to a vendor's torch: the build for that torch)"
+    ),
 }
 
 

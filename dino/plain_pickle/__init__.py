@@ -1,19 +1,22 @@
 """Read a pickle of plain values without unpickling it.
 
-Unpickling runs what a file asks for, and even an unpickler that looks up no names can be crashed: hashing a tuple that
-is nested 200,000 deep overflows the C stack. This package interprets the opcodes itself. It knows those that plain
-values need, calls nothing that a file names, and bounds what a file can cost.
+Unpickling runs what a file asks for. Even an unpickler that looks up no names can be crashed:
+hashing a tuple nested 200,000 levels deep overflows the C stack. This package interprets the
+opcodes itself. It supports only those needed for plain values, never calls anything that a file
+names, and bounds the resources a file can consume.
 
 Accepted, in protocols 0 to 5, from Python 2 or 3 and from numpy 1 or 2:
 
-- None, bool, int, float, str, bytes, list, tuple and dict. A `collections.OrderedDict` becomes a dict, a byte string of
-  Python 2 a str (by Latin-1, as with `pickle.loads(data, encoding="latin1")`).
-- numpy arrays and scalars of booleans, integers, floats, complex numbers and text, in any byte and memory order; and
-  arrays of objects, if these are accepted themselves.
+- None, bool, int, float, str, bytes, list, tuple and dict. A `collections.OrderedDict` becomes a
+  dict. A byte string of Python 2 becomes a str (by Latin-1, as with
+  `pickle.loads(data, encoding="latin1")`).
+- numpy arrays and scalars of booleans, integers, floats, complex numbers and text, in any byte and
+  memory order; and arrays of objects that are accepted themselves.
 
-Everything else is refused. So is what exceeds a limit of `limits.py`: levels of containers, values (a shared one counts
-as often as it occurs), bytes of array data, size of integers and of keys. Memory and time are proportional to the size
-of the file, and so is the cost of whatever is done with the result.
+Everything else is rejected, and so is anything beyond the limits in `limits.py`: levels of
+containers, number of values (a shared value counts at each occurrence), bytes of array data, size
+of integers and of keys. Memory and time are proportional to the size of the file, and so is the
+cost of processing the result.
 """
 
 from __future__ import annotations
@@ -33,11 +36,12 @@ def loads(data: bytes) -> Any:
         data: The content of the file.
 
     Returns:
-        What `pickle.loads(data, encoding="latin1")` returns. Arrays have memory of their own and are writable.
+        The result of `pickle.loads(data, encoding="latin1")`. Arrays own their memory and are
+        writable.
 
     Raises:
-        PlainPickleError: The bytes are not a whole pickle, or hold more than plain values within the limits. No other
-            error is raised, whatever the bytes are.
+        PlainPickleError: The bytes are not a complete pickle, or hold more than plain values within
+            the limits. No other error is raised for any input.
     """
     machine = Machine(data)
     try:

@@ -1,4 +1,4 @@
-"""The few calls that plain pickles contain, by name: numpy's arrays, and what old protocols write as calls."""
+"""The few calls in plain pickles, by name: numpy arrays, and what old protocols write as calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Named:
-    """An object that the pickle looks up: only ever its name."""
+    """A global that the pickle refers to; only its name is kept."""
 
     name: str
     description: ClassVar[str] = "name of a function or class"
@@ -43,78 +43,75 @@ class Dtype:
 
 
 class Budget:
-    """What may still be copied, so that a file cannot unfold to more than its size."""
+    """How much may still be copied, so that a file cannot unfold to more than its size."""
 
     def __init__(self, size: int) -> None:
-        """Start with `size` bytes of array data and as many of encoded text."""
+        """Start with `size` bytes of array data and `size` bytes of encoded text."""
         self.left = {"arrays": size, "text": size}
 
     def spend(self, what: str, size: int) -> None:
-        """Take `size` bytes."""
+        """Deduct `size` bytes."""
         self.left[what] -= size
         if self.left[what] < 0:
-            raise PlainPickleError("it repeats its content to more than the file holds")
+            raise PlainPickleError("it repeats its content to more bytes than the file has")
 
 
 def build_array(dtype: Any, raw: Any, shape: Any, order: str, budget: Budget) -> np.ndarray:
-    """Build an array, after its claims are checked against its content and before anything is allocated."""
-    kind, sides = expect(dtype, Dtype).kind, _expect_shape(shape)
-    content = expect(raw, list) if kind.hasobject else _expect_bytes(raw)
-    size = math.prod(sides) * (1 if kind.hasobject else kind.itemsize)
+    """Build an array after checking its claims against its content, before any allocation."""
+    numpy_type, sides = expect(dtype, Dtype).kind, _expect_shape(shape)
+    has_objects = numpy_type.hasobject
+    content = expect(raw, list) if has_objects else _expect_bytes(raw)
+    size = math.prod(sides) * (1 if has_objects else numpy_type.itemsize)
+    claim = f"an array in it claims the shape {shorten(str(sides))}"
     if size != len(content):
-        raise PlainPickleError(
-            f"an array in it claims the shape {shorten(str(sides))} of {kind}, and has {len(content)} bytes"
-        )
+        raise PlainPickleError(f"{claim} of {numpy_type}, but has {len(content)} bytes")
     if not size and math.prod(side or 1 for side in sides) > MOST_ROWS:
-        raise PlainPickleError(
-            f"an array in it claims the shape {shorten(str(sides))}, and has no content"
-        )
+        raise PlainPickleError(f"{claim}, but has no content")
     budget.spend("arrays", size)
     layout: Literal["F", "C"] = "F" if order == "F" else "C"
-    if kind.hasobject:
+    if has_objects:
         return _build_objects(list(content), sides, layout)
     data = bytearray(content.encode("latin1") if isinstance(content, str) else content)
-    if kind.kind == "U" and size and np.frombuffer(data, f"{kind.byteorder}u4").max() > UNICODE_END:
-        raise PlainPickleError("an array in it holds text that is not Unicode")
-    found: np.ndarray = np.ndarray(sides, kind, data, order=layout)
-    return found
+    if numpy_type.kind == "U" and size:
+        if np.frombuffer(data, f"{numpy_type.byteorder}u4").max() > UNICODE_END:
+            raise PlainPickleError("an array in it holds text that is not Unicode")
+    array: np.ndarray = np.ndarray(sides, numpy_type, data, order=layout)
+    return array
 
 
 def _build_objects(values: list[Any], sides: tuple[int, ...], order: Any) -> np.ndarray:
     flat = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):  # numpy would unpack lists that are assigned at once
-        flat[place] = value
-    return np.asarray(
-        flat.reshape(sides), order=order
-    )  # listed in C order, whatever the memory order
+    for index, value in enumerate(values):  # a single assignment would unpack lists
+        flat[index] = value
+    # Values are listed in C order, whatever the memory order.
+    return np.asarray(flat.reshape(sides), order=order)
 
 
 def _expect_bytes(raw: Any) -> bytes | bytearray | str:
-    """Protocol 5 has a bytearray; Python 2 wrote a byte string, which was read as text."""
+    """Accept bytes, protocol 5's bytearray, or Python 2's byte string, which was read as text."""
     return raw if isinstance(raw, bytearray | str) else expect(raw, bytes)
 
 
 def _expect_shape(value: Any) -> tuple[int, ...]:
     sides: tuple[int, ...] = expect(value, tuple)
     if len(sides) > MOST_SIDES or any(expect(side, int) < 0 for side in sides):
-        raise PlainPickleError("an array in it claims a shape that none can have")
+        raise PlainPickleError("an array in it claims a shape that is impossible")
     return sides
 
 
 def set_state(target: Any, state: Any, budget: Budget) -> Any:
-    """Give an array its content, or a dtype its byte order.
+    """Set an array's content or a dtype's byte order.
 
     Returns:
-        What takes the place of `target`.
+        The object that replaces `target`.
     """
     expect(state, tuple)
     if isinstance(target, Array) and target.value is None:
         _, shape, dtype, is_fortran, raw = state
         target.value = build_array(dtype, raw, shape, "F" if is_fortran else "C", budget)
         return target.value
-    simple = isinstance(target, Dtype) and all(
-        part is None for part in state[2:5]
-    )  # no fields, no parts
+    # The parts 2 to 4 describe sub-arrays and fields.
+    simple = isinstance(target, Dtype) and all(part is None for part in state[2:5])
     if not simple or expect(state[1], str) not in {"<", ">", "|"}:
         raise PlainPickleError("an object in it has a state that cannot be read")
     target.kind = target.kind.newbyteorder(state[1])
@@ -122,16 +119,17 @@ def set_state(target: Any, state: Any, budget: Budget) -> Any:
 
 
 def look_up(name: str) -> Named:
-    """A name, if a plain pickle may have it."""
+    """Resolve a name if plain pickles may contain it."""
     if name not in CALLS and name != "numpy.ndarray":
         raise PlainPickleError(
-            f"it holds the pickled object {shorten(name)}, and only lists, numbers, texts and arrays are read"
+            f"it holds the pickled object {shorten(name)},"
+            " but only lists, numbers, texts and arrays are read"
         )
     return Named(name)
 
 
 def call(name: str, arguments: Arguments, budget: Budget) -> Any:
-    """What a call of `name` results in; done here, without the object of that name."""
+    """Emulate a call of `name` without using the object of that name."""
     if name not in CALLS:
         raise PlainPickleError(f"it calls {name}")
     return CALLS[name](arguments, budget)
@@ -146,7 +144,8 @@ def _start_array(arguments: Arguments, _: Budget) -> Array:
 def _start_dtype(arguments: Arguments, _: Budget) -> Dtype:
     if not KINDS.fullmatch(expect(arguments[0], str)):
         raise PlainPickleError(
-            f"it has an array of dtype {shorten(arguments[0])!r}, and numbers and texts are read"
+            f"it has an array of dtype {shorten(arguments[0])!r},"
+            " but only numbers and texts are read"
         )
     return Dtype(np.dtype(arguments[0]))
 
@@ -159,7 +158,7 @@ def _build_scalar(arguments: Arguments, budget: Budget) -> Any:
 
 
 def _build_from_buffer(arguments: Arguments, budget: Budget) -> np.ndarray:
-    """Protocol 5. Order K has the axes as a permutation of those that the buffer has in C order."""
+    """Protocol 5. In order K, `axes` permutes the axes that the buffer has in C order."""
     raw, dtype, shape, order, *axes = arguments
     if expect(dtype, Dtype).kind.hasobject or expect(order, str) not in {"C", "F", "K", "A"}:
         raise PlainPickleError("it has an array with a buffer that cannot be read")
@@ -185,7 +184,7 @@ def _start_bytes(arguments: Arguments, _: Budget) -> bytes:
 
 
 def _encode(arguments: Arguments, budget: Budget) -> bytes:
-    """How protocols 0 to 2 write bytes."""
+    """Decode bytes as protocols 0 to 2 write them."""
     text, encoding = arguments
     if expect(encoding, str) not in {"latin1", "latin-1"}:
         raise PlainPickleError(
@@ -196,7 +195,7 @@ def _encode(arguments: Arguments, budget: Budget) -> bytes:
     return checked.encode("latin1")
 
 
-# numpy 1 and 2 have another name for the same module, and so have Python 2 and 3.
+# Module names differ between numpy 1 and 2, and between Python 2 and 3.
 CALLS: Mapping[str, Callable[[Arguments, Budget], Any]] = {
     **dict.fromkeys(
         (f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")), _start_array

@@ -1,4 +1,4 @@
-"""What a plain pickle may hold, and how much of it."""
+"""What a plain pickle may contain, and how much of it."""
 
 from __future__ import annotations
 
@@ -8,52 +8,47 @@ from typing import Any
 
 import numpy as np
 
-MOST_LEVELS = 100  # of containers in one another; none may hold itself
-MOST_VALUES = 10_000_000  # in the result, a shared value counted wherever it occurs; larger files: one for each byte
+MOST_LEVELS = 100  # of nested containers; none may contain itself
+# In the result, counting shared values at each occurrence; for larger files, one per byte.
+MOST_VALUES = 10_000_000
 MOST_ROWS = 2**20  # of an array without content, which may claim any shape
-MOST_SIDES = 32  # of an array; numpy 1 has no more
+MOST_SIDES = 32  # dimensions of an array, as in numpy 1
 MOST_INT = 1024  # bytes of an integer
-MOST_DIGITS = 2500  # of a number written as text, since int() takes quadratic time
-MOST_KEY = 100  # values in a tuple that is a dictionary's key
+MOST_DIGITS = 2500  # of a number written as text, because int() takes quadratic time
+MOST_KEY = 100  # values in a tuple used as a dictionary key
 
 ATOMS = {type(None), bool, int, float, str, bytes}
-DAMAGE = (
-    ValueError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-)  # raised by damaged pickles
+# Raised by damaged pickles.
+DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error)
 
 
 class PlainPickleError(ValueError):
-    """The bytes are not a whole pickle, or hold more than plain values."""
+    """The bytes are not a complete pickle, or hold more than plain values."""
 
 
 def expect(value: Any, kind: type) -> Any:
-    """Check a type before a value is hashed, compared or printed, which may overflow the stack or never end."""
+    """Check a type before hashing, comparing or printing, which may overflow the stack or hang."""
     if type(value) is not kind:
         raise PlainPickleError(f"it has a {_name_type(value)} where a {_name_kind(kind)} belongs")
     return value
 
 
 def shorten(text: str) -> str:
-    """Text from a file for a message of one line."""
+    """Shorten and sanitize text from a file for a one-line message."""
     return "".join(sign if sign.isprintable() else "?" for sign in text[:80]) + (
         "..." if len(text) > 80 else ""
     )
 
 
 def check_int(value: int) -> int:
-    """Refuse integers whose arithmetic takes long."""
+    """Reject integers whose arithmetic is slow."""
     if value.bit_length() > 8 * MOST_INT:
         raise PlainPickleError(f"it has an integer of more than {MOST_INT} bytes")
     return value
 
 
 def check_key(key: Any) -> None:
-    """Refuse keys that cannot be hashed safely: tuples are hashed recursively, shared parts again each time."""
+    """Reject keys that are unsafe to hash: hashing a tuple recurses and revisits shared parts."""
     parts = [key]
     for part in parts:  # grows during the loop
         if type(part) is tuple:
@@ -67,7 +62,7 @@ def check_key(key: Any) -> None:
 
 
 def check_result(root: Any, size: int) -> None:
-    """Refuse a result that holds a stand-in or itself, or is too large when shared values are written out.
+    """Reject a result that contains a placeholder or itself, or that is too large when unfolded.
 
     Args:
         root: The result.
@@ -100,9 +95,9 @@ def check_result(root: Any, size: int) -> None:
 
 
 def _add_up(own: int, inner: list[tuple[int, int]]) -> tuple[int, int]:
-    return own + sum(values for values, _ in inner), 1 + max(
-        (levels for _, levels in inner), default=0
-    )
+    values = own + sum(count for count, _ in inner)
+    levels = 1 + max((depth for _, depth in inner), default=0)
+    return values, levels
 
 
 def _is_atom(value: Any) -> bool:
@@ -124,12 +119,12 @@ def _name_type(value: Any) -> str:
 
 
 def _name_kind(kind: type) -> str:
-    """In words, for stand-ins."""
+    """A readable name, also for placeholders."""
     return getattr(kind, "description", kind.__name__)
 
 
 def _list_parts(container: Any) -> Iterable[Any]:
-    """Values only: keys were checked when they were put in."""
+    """Values only; keys were checked when they were inserted."""
     if isinstance(container, np.ndarray):
         return container.flat
     return container.values() if isinstance(container, dict) else container

@@ -1,4 +1,4 @@
-"""The stack machine that runs the opcodes of a plain pickle; `pickletools` documents each of them."""
+"""The stack machine that executes a plain pickle's opcodes; see `pickletools` for each of them."""
 
 from __future__ import annotations
 
@@ -24,75 +24,73 @@ class Machine:
         """Start before the first byte of `data`."""
         self.data, self.place = data, 0
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # stacks that marks have put aside
+        self.below: list[list[Any]] = []  # stacks set aside by marks
         self.memo: dict[int, Any] = {}
         self.budget = Budget(len(data))
 
     def run(self) -> Any:
-        """The value that the pickle holds; may still contain stand-ins, itself, and any depth.
+        """Execute the pickle; the result may contain placeholders, itself, and any depth.
 
         Raises:
-            PlainPickleError: An opcode, object or array that plain pickles do not have.
-            ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error: The pickle is damaged.
+            PlainPickleError: It has an opcode, object or array that plain pickles do not have.
+            ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error: The pickle is
+                damaged.
         """
         while (code := self.take(1)) != pickle.STOP:
             if code in PUSHES:
-                value = PUSHES[code](self)  # may put another stack in the place of this one
+                value = PUSHES[code](self)  # may replace the current stack
                 self.stack.append(value)
             elif code in CHANGES:
                 CHANGES[code](self)
             else:
-                known = next(
-                    (each for each in pickletools.opcodes if each.code == code.decode("latin1")),
-                    None,
-                )
-                name = known.name if known else repr(code)
+                codes = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+                name = codes.get(code.decode("latin1"), repr(code))
                 raise PlainPickleError(f"it uses the opcode {name}, which plain values do not need")
         return self.pop(1)[0]
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
+        """Consume the next `count` bytes."""
         start, self.place = self.place, self.place + count
         if self.place > len(self.data):
             raise PlainPickleError(
-                f"it is damaged: it has {len(self.data)} bytes where {self.place} are needed"
+                f"it is damaged: it has {len(self.data)} bytes, but needs {self.place}"
             )
         return self.data[start : self.place]
 
     def take_number(self, form: str) -> Any:
-        """The next number, in a format of `struct`."""
+        """Consume a number in a `struct` format."""
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def take_counted(self, form: str) -> bytes:
-        """The next bytes, after their count."""
+        """Consume bytes preceded by their count."""
         return self.take(self.take_number(form))
 
     def take_line(self) -> bytes:
-        """The bytes before the next line break."""
+        """Consume the bytes up to the next line break, which is dropped."""
         end = self.data.find(b"\n", self.place)
         if end < 0:
             raise PlainPickleError(f"it is damaged near byte {self.place}: a line has no end")
         return self.take(end + 1 - self.place)[:-1]
 
     def take_digits(self) -> bytes:
-        """A line that is a number."""
+        """Consume a line that is a number."""
         line = self.take_line()
         if len(line) > MOST_DIGITS:
             raise PlainPickleError(f"it has a number of more than {MOST_DIGITS} digits")
         return line
 
     def mark(self) -> None:
-        """Begin a group of values."""
+        """Start a group of values."""
         self.below.append(self.stack)
         self.stack = []
 
     def pop_mark(self) -> list[Any]:
-        """The values since the last mark."""
+        """Pop the values since the last mark."""
         values, self.stack = self.stack, self.below.pop()
         return values
 
     def pop(self, count: int) -> list[Any]:
-        """The last values."""
+        """Pop the last `count` values."""
         start = len(self.stack) - count
         if start < 0:
             raise PlainPickleError(f"it is damaged near byte {self.place}: a value is missing")
@@ -101,11 +99,11 @@ class Machine:
         return values
 
     def memorize(self, number: int) -> None:
-        """Number the top of the stack."""
+        """Store the top of the stack under a number."""
         self.memo[number] = self.stack[-1]
 
     def recall(self, number: int) -> Any:
-        """The value of this number; an array itself once it has its content."""
+        """The value stored under a number; for an array with content, the array itself."""
         value = self.memo[number]
         return value.value if isinstance(value, Array) and value.value is not None else value
 
@@ -114,20 +112,20 @@ class Machine:
         expect(self.stack[-1], list).extend(values)
 
     def fill_dict(self, values: list[Any]) -> None:
-        """Put keys and values into the dictionary on top of the stack."""
+        """Insert keys and values into the dictionary on top of the stack."""
         _put(expect(self.stack[-1], dict), values)
 
     def name_object(self, module: Any, name: Any) -> Named:
-        """The object of this name, as a name."""
+        """Resolve a global to a placeholder that holds only its name."""
         return look_up(f"{expect(module, str)}.{expect(name, str)}")
 
     def reduce(self) -> Any:
-        """The result of a call."""
+        """Pop a callable and its arguments, and return the result of the call."""
         called, arguments = self.pop(2)
         return call(expect(called, Named).name, expect(arguments, tuple), self.budget)
 
     def build(self) -> None:
-        """Give the object on top of the stack its state."""
+        """Pop an object and its state, and push the object with that state."""
         target, state = self.pop(2)
         self.stack.append(set_state(target, state, self.budget))
 
@@ -140,7 +138,7 @@ def _put(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
 
 
 def _read_int(machine: Machine) -> Any:
-    """Protocols 0 and 1 write booleans as 00 and 01."""
+    """Read an integer, or a boolean, which protocols 0 and 1 write as 00 and 01."""
     line = machine.take_digits()
     return line == b"01" if line in {b"00", b"01"} else check_int(int(line))
 
@@ -152,20 +150,20 @@ def _read_long(form: str) -> Callable[[Machine], int]:
 
 
 def _read_string(machine: Machine) -> str:
-    """Python 2's repr of a byte string."""
+    """Read Python 2's repr of a byte string."""
     line = machine.take_line().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in {b"'", b'"'}:
         raise PlainPickleError(f"it is damaged near byte {machine.place}: a string has no quotes")
     return ESCAPE.sub(_unescape, line[1:-1]).decode("latin1")
 
 
-def _unescape(found: re.Match[bytes]) -> bytes:
-    sign = found[1]
-    return bytes([int(sign[1:], 16)]) if len(sign) == 3 else ESCAPED[sign]
+def _unescape(match: re.Match[bytes]) -> bytes:
+    escape = match[1]
+    return bytes([int(escape[1:], 16)]) if len(escape) == 3 else ESCAPED[escape]
 
 
-def _read_bytes(form: str, kind: Callable[[bytes], Any] = bytes) -> Callable[[Machine], Any]:
-    return lambda machine: kind(machine.take_counted(form))
+def _read_bytes(form: str, convert: Callable[[bytes], Any] = bytes) -> Callable[[Machine], Any]:
+    return lambda machine: convert(machine.take_counted(form))
 
 
 def _read_latin1(form: str) -> Callable[[Machine], str]:
@@ -183,10 +181,10 @@ def _read_number(form: str) -> Callable[[Machine], Any]:
 def _check_protocol(machine: Machine) -> None:
     protocol = machine.take_number("B")
     if protocol > NEWEST:
-        raise PlainPickleError(f"it has protocol {protocol}, and 0 to {NEWEST} are read")
+        raise PlainPickleError(f"its protocol must be 0 to {NEWEST} (got {protocol})")
 
 
-# Opcodes that push one value; what they take from the stack and from the bytes, they take themselves.
+# Opcodes that push one value; each consumes its own operands from the stack and the bytes.
 PUSHES: Mapping[bytes, Callable[[Machine], Any]] = {
     pickle.NONE: lambda _: None,
     pickle.NEWTRUE: lambda _: True,
@@ -229,7 +227,7 @@ PUSHES: Mapping[bytes, Callable[[Machine], Any]] = {
     pickle.STACK_GLOBAL: lambda machine: machine.name_object(*machine.pop(2)),
     pickle.REDUCE: Machine.reduce,
 }
-# Opcodes that change what is there.
+# Opcodes that modify existing state.
 CHANGES: Mapping[bytes, Callable[[Machine], None]] = {
     pickle.PROTO: _check_protocol,
     pickle.FRAME: lambda machine: machine.take_number("<Q"),

@@ -1,7 +1,7 @@
-"""How deep tuples nest in a pickle that another reader will read, told by its opcodes alone.
+"""Checks, from opcodes alone, how deep tuples nest in a pickle that another reader will load.
 
-torch's reader of weights builds dictionaries and looks values up with whatever a file gives as a key. Hashing a tuple
-recurses without a limit and visits shared parts again each time, so a small file could crash or block the process.
+torch's weights-only reader builds dictionaries with any key that a file specifies. Hashing a tuple
+recurses without limit and revisits shared parts, so a small file could crash or hang the process.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import IO, NamedTuple
 
 from dino.plain_pickle.limits import DAMAGE, MOST_LEVELS, MOST_VALUES, PlainPickleError
 
-LEGACY_PICKLES = (
-    5  # at the start of a file from before torch 1.6: magic number, protocol, system, content, keys
-)
+# Number of pickles at the start of a file from before torch 1.6: magic number, protocol, system,
+# content, keys.
+LEGACY_PICKLES = 5
 ARCHIVE = b"PK\x03\x04"
 COUNTED = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
@@ -23,18 +23,18 @@ GETS = {"GET", "BINGET", "LONG_BINGET"}
 
 
 class Nesting(NamedTuple):
-    """Of one value on the stack; anything but a tuple ends the recursion."""
+    """Nesting of one value on the stack; anything but a tuple ends the recursion."""
 
     levels: int = 0
     values: int = 1
 
 
 def check_torch_file(path: Path | str) -> None:
-    """Refuse a file of `torch.save` whose tuples nest or repeat their parts beyond the limits of plain pickles.
+    """Reject a `torch.save` file whose tuples nest or repeat beyond the limits of plain pickles.
 
     Raises:
         OSError: The file cannot be read.
-        PlainPickleError: It is damaged, or its tuples exceed the limits.
+        PlainPickleError: The file is damaged, or its tuples exceed the limits.
     """
     try:
         with Path(path).open("rb") as file:
@@ -48,7 +48,7 @@ def check_torch_file(path: Path | str) -> None:
     except PlainPickleError:
         raise
     except (*DAMAGE, zipfile.BadZipFile, NotImplementedError) as error:
-        raise PlainPickleError(f"it is not a whole file of torch.save: {error}") from error
+        raise PlainPickleError(f"it is not a complete torch.save file: {error}") from error
 
 
 def _check_archive(file: IO[bytes]) -> None:
@@ -94,7 +94,7 @@ def check_tuples(file: IO[bytes]) -> None:
 def _apply(
     opcode: pickletools.OpcodeInfo, stack: list[Nesting], below: list[list[Nesting]]
 ) -> list[Nesting]:
-    """The stack after an opcode that makes no tuple."""
+    """The stack after an opcode that does not create a tuple."""
     taken = list(opcode.stack_before)
     if pickletools.markobject in taken:
         stack = below.pop()

@@ -1,1 +1,1 @@
-"""Pictures of what a backbone attends to."""
+"""Pictures and videos of attention maps and segmentations."""

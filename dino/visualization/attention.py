@@ -1,4 +1,4 @@
-"""Where the CLS token of the last block looks: a map for each head (the original's visualize_attention.py).
+"""Attention maps of the last block's CLS token, per head (the original's visualize_attention.py).
 
 Shapes: B images, C channels, H x W pixels, P side of a patch, h x w patches.
 """
@@ -44,12 +44,12 @@ from dino.weights.load import load_backbone
 
 logger = logging.getLogger(__name__)
 
-DRAWN_SIZE = 480  # pixels, side of the picture that stands in where none is given
+DRAWN_SIZE = 480  # pixels, side of the picture drawn if no image is given
 SHEET = "sheet.png"
 
 
 class ClsAttention(nn.Module):
-    """The maps of a backbone as a module, for devices to compile."""
+    """A backbone's attention maps as a module that devices can compile."""
 
     def __init__(self, backbone: VisionTransformer) -> None:
         """Wrap a backbone."""
@@ -57,7 +57,7 @@ class ClsAttention(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        """Attention of the CLS token to every patch: (B, C, H, W) -> (B, heads, h, w), without an N x N tensor."""
+        """Attention of CLS to each patch: (B, C, H, W) -> (B, heads, h, w); no N x N tensor."""
         row = self.backbone.get_last_selfattention(images, queries=slice(0, 1))[:, :, 0, 1:]
         return torch.unflatten(
             row, -1, [side // self.backbone.patch_size for side in images.shape[-2:]]
@@ -65,9 +65,10 @@ class ClsAttention(nn.Module):
 
 
 def keep_mass(maps: Tensor, share: float) -> Tensor:
-    """The patches that hold a share of each map's attention, the strongest ones (the original's `th_attn`).
+    """The strongest patches that hold a share of each map's attention (the original's `th_attn`).
 
-    Sorted upwards, a patch is kept once the running sum exceeds 1 - `share`: the smallest set that holds the share.
+    In ascending order, a patch is kept once the running sum exceeds 1 - `share`. This is the
+    smallest set that holds the share.
 
     Args:
         maps: (..., h, w), not negative.
@@ -83,15 +84,15 @@ def keep_mass(maps: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionReader:
-    """A backbone on the run's device that gives attention maps of pixels.
+    """A backbone on the run's device that computes attention maps of pixels.
 
     Attributes:
         patch_size: P.
         in_chans: C.
         infer: (B, C, H, W) normalized on the device -> (B, heads, h, w).
-        normalization: That the backbone was trained with.
-        run: Where it computes.
-        told: Sizes whose cut was logged.
+        normalization: The normalization used in training.
+        run: The run that provides the device.
+        told: Sizes whose cropping was logged.
     """
 
     patch_size: int
@@ -106,36 +107,36 @@ class AttentionReader:
         return self.infer(self.normalization(self.run.device.to_device(pixels))).float().cpu()
 
     def cut(self, image: Tensor, size: tuple[int, ...] | None, name: object) -> Tensor:
-        """The view whose maps are read: resized (`resize_whole`), then as many patches as fit, from the top left.
+        """Resize an image (`resize_whole`), then crop it to whole patches from the top left.
 
         Raises:
-            DataError: Not one patch fits; the text names the image.
+            DataError: The image is smaller than one patch; the text names it.
         """
         resized, patch = resize_whole(image, size), self.patch_size
         height, width = resized.shape[1:]
         view = resized[:, : height - height % patch, : width - width % patch]
         if 0 in view.shape:
             raise DataError(
-                f"{name}: not one patch of {patch} pixels fits into {height} x {width}",
-                remedy="give a larger size",
+                f"{name} must be at least one patch of {patch} pixels (got {height} x {width})",
+                remedy="use a larger size",
             )
         if view.shape != resized.shape and (height, width) not in self.told:
             self.told.add((height, width))
             logger.info(
-                "%d x %d pixels are no multiple of the patch size %d: cut to %d x %d",
+                "%d x %d pixels are not a multiple of the patch size %d: cropped to %d x %d",
                 *(height, width, patch, *view.shape[1:]),
             )
         return view
 
 
 def open_attention(config: FrozenConfig, run: Run) -> AttentionReader:
-    """Load the vision transformer that the options mean.
+    """Load the vision transformer that the settings specify.
 
     Raises:
         OptionError: The architecture has no attention maps.
         WeightsError: The weights do not fit.
     """
-    # which network an autoencoder has, only the file tells
+    # The architecture of an autoencoder is known only from its file.
     if config.backbone.arch and not is_autoencoder(config.backbone.arch):
         check_arch(config.backbone.arch)
         _check_vit(config.backbone.arch)
@@ -156,76 +157,72 @@ def _check_vit(arch: str) -> None:
         raise OptionError(
             f"`arch` {arch} has no attention maps",
             value=arch,
-            remedy=f"vision transformers have: {', '.join(VITS)}",
+            remedy=f"choose a vision transformer: {', '.join(VITS)}",
         )
 
 
 def check_size(setting: str, size: tuple[int, ...] | None) -> None:
-    """Refuse more numbers than height and width.
+    """Reject more than two numbers.
 
     Raises:
-        OptionError: With the setting.
+        OptionError: The text names the setting.
     """
     if size is not None and len(size) > 2:
         raise OptionError(
-            f"{setting} got {len(size)} numbers, wants height and width, or the shorter side alone"
+            f"{setting} must be height and width, or the shorter side (got {len(size)} numbers)"
         )
 
 
 def visualize_attention(config: AttentionConfig, run: Run) -> list[Path]:
-    """Write the maps of every image, and one contact sheet of them all; gives a folder an image.
+    """Write the attention maps of every image and a contact sheet; return one folder per image.
 
-    Files of an image: `img.png` (what the backbone sees), `attention.npy` (heads, h, w) float32, and for each head J
-    and for the mean over heads `attn-headJ.png`, `overlay-headJ.png` and, with a threshold T, `mask_thT_headJ.png`.
-    One process does all the work. Where an image cannot be read, the sheet and `json` tell of those before it.
+    Files of an image: `img.png` (the backbone's input), `attention.npy` (heads, h, w) float32, and
+    for each head J and the mean over heads `attn-headJ.png`, `overlay-headJ.png` and, with a
+    threshold T, `mask_thT_headJ.png`. One process does all the work. If an image cannot be read,
+    the sheet and `json` contain the images before it.
 
     Raises:
-        DinoError: Wrong weights, an architecture without maps, missing or unreadable images, no place to write to.
+        DinoError: Wrong weights, an architecture without attention maps, missing or unreadable
+            images, or an output path that is not writable.
     """
-    given = config.pictures.image_path or ()
+    inputs = config.pictures.image_path or ()
     check_size("`image_size`", config.pictures.image_size)
     if not run.processes.is_rank_zero:
         return []
-    paths = [image for path in given for image in find_images(path, "`image_path`")]
+    paths = [image for path in inputs for image in find_images(path, "`image_path`")]
     output = make_output_folder(config.output.output_dir)
     check_target(config.report.json)
     reader = open_attention(config, run)
-    alone = not given or (len(given) == 1 and Path(given[0]).is_file())
+    alone = not inputs or (len(inputs) == 1 and Path(inputs[0]).is_file())
     folders = [output] if alone else [output / name for name in name_folders(paths)]
-    sheet, progress, found = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
+    sheet, progress, entries = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
     images: Sequence[Path | None] = paths or [None]
     try:
         for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
             view, heads = _read(path, config.pictures.image_size, reader)
             maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
-            _save_maps(
-                make_output_folder(str(folder)), to_picture(view), maps, config.mask.threshold
-            )
+            target = make_output_folder(str(folder))
+            _save_maps(target, to_picture(view), maps, config.mask.threshold)
             sheet.add(to_picture(view), maps.numpy())
-            found.append(
-                {"image": path and str(path), "folder": str(folder), "grid": list(heads.shape[1:])}
-            )
+            grid = list(heads.shape[1:])
+            entries.append({"image": path and str(path), "folder": str(folder), "grid": grid})
             progress.advance(done)
-    finally:  # one bad image in a folder does not take the sheet of those before it along
+    finally:  # one bad image must not lose the sheet of those before it
         progress.close()
-        if found:
+        if entries:
             sheets = [str(path) for path in sheet.close()]
-            logger.info(
-                "attention maps of %d image%s: %s",
-                len(found),
-                "s" * (len(found) > 1),
-                " ".join(sheets),
-            )
-            write_result(config.report.json, {"images": found, "sheets": sheets})
+            plural = "s" * (len(entries) > 1)
+            logger.info("attention maps of %d image%s: %s", len(entries), plural, " ".join(sheets))
+            write_result(config.report.json, {"images": entries, "sheets": sheets})
     return folders
 
 
 def name_folders(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each image: its own without the extension, and a number where that is taken."""
+    """A folder name per image: its file name without extension, numbered if already taken."""
     taken, names = {SHEET}, []
     for path in paths:
         name, number = path.stem, 1
-        while name.casefold() in taken:  # some file systems do not tell A from a
+        while name.casefold() in taken:  # some file systems ignore case
             number += 1
             name = f"{path.stem}-{number}"
         taken.add(name.casefold())
@@ -243,18 +240,18 @@ def _read(
 
 
 def _draw(channels: int) -> Tensor:
-    """A picture where none is given: no package that this one needs brings a photograph, so it is one of the demo's."""
+    """Draw a demo image, because no dependency of this package includes a photograph."""
     if channels > 3:
         raise DataError(
-            f"`image_path` is missing: this backbone wants .npy files of {channels} channels"
+            f"`image_path` is missing: this backbone needs .npy files of {channels} channels"
         )
-    logger.info("no `image_path`: an image of the embedded demo data set")
+    logger.info("no `image_path`: using an image of the built-in demo data set")
     drawn = draw_image(0, 0, "val", spec=DemoSpec(image_size=DRAWN_SIZE))
     return torch.from_numpy(drawn).permute(2, 0, 1)[:channels]
 
 
 def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | None) -> None:
-    """Write one image's files; `maps` are the heads' and, last, their mean."""
+    """Write one image's files; `maps` are those of the heads, then their mean."""
     patch_size = picture.shape[0] // maps.shape[1]
     names = [*(f"head{number}" for number in range(len(maps) - 1)), "mean"]
     save_picture(folder / "img.png", picture)
@@ -266,10 +263,8 @@ def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | N
         save_picture(folder / f"overlay-{name}.png", overlay(picture, heat))
     if threshold is not None:
         for name, kept in zip(names, keep_mass(maps, threshold).numpy(), strict=True):
-            save_picture(
-                folder / f"mask_th{threshold}_{name}.png",
-                draw_mask(picture, upsample_nearest(kept, patch_size)),
-            )
+            masked = draw_mask(picture, upsample_nearest(kept, patch_size))
+            save_picture(folder / f"mask_th{threshold}_{name}.png", masked)
 
 
 def draw_sheet(
@@ -280,13 +275,13 @@ def draw_sheet(
     normalization: Normalization,
     target: Path,
 ) -> Path:
-    """Write one contact sheet of center crops.
+    """Write a contact sheet of center crops.
 
     Args:
         backbone: In eval mode, on the host.
         paths: Image files.
-        size: Side in pixels of the center crop that the backbone sees.
-        normalization: That the backbone was trained with.
+        size: Side in pixels of the center crop that the backbone receives.
+        normalization: The normalization used in training.
         target: PNG to write.
 
     Raises:

@@ -1,6 +1,7 @@
-"""A video of what the CLS token attends to, averaged over the heads (the original's video_generation.py).
+"""Videos of CLS attention averaged over the heads (the original's video_generation.py).
 
-Frames stream from the decoder through the device to the encoder: memory does not depend on their number.
+Frames stream from the decoder through the device to the encoder, so memory does not depend on their
+number.
 """
 
 from __future__ import annotations
@@ -34,19 +35,23 @@ from dino.visualization.video import FrameSource, open_frames, write_video
 
 logger = logging.getLogger(__name__)
 
-BATCH = 4  # frames that a device sees at a time; of 480p at patch size 8 each has 6,421 tokens
-FRAMES, ATTENTION = "frames", "attention"  # folders, named as the original does
+BATCH = 4  # frames per device batch; at 480p and patch size 8, each has 6,421 tokens
+FRAMES, ATTENTION = "frames", "attention"  # folder names of the original
 PROGRESS_EVERY = 20  # frames between two progress lines
 
 
 def generate_video(config: AttentionVideoConfig, run: Run) -> Path:
-    """Write `video.mp4` (or avi) to the output path; gives its path.
+    """Write `video.mp4` (or avi) to the output path and return its path.
 
-    Beside it stand `attention/attn-NAME.jpg`, the frames of the video, and, where the input is a video,
-    `frames/NAME.jpg`, its frames as they are; those of an earlier run go. One process does all the work.
+    Also writes the frames of the video, `attention/attn-NAME.jpg`, and, if the input is a video,
+    its frames, `frames/NAME.jpg`. Frames of an earlier run are removed. One process does all the
+    work.
 
     Raises:
-        DinoError: Wrong weights, an architecture without maps, missing or unreadable frames, no place to write to.
+        DinoError: Wrong weights, an architecture without attention maps, missing or unreadable
+            frames, or an output path that is not writable.
+    """
+    """
     """
     target = Path(config.video.output_path) / f"video.{config.video.video_format}"
     if not run.processes.is_rank_zero:
@@ -66,21 +71,22 @@ def generate_video(config: AttentionVideoConfig, run: Run) -> Path:
             writer.write(picture)
             if writer.count % PROGRESS_EVERY == 0 or writer.count == source.count:
                 progress.advance(writer.count)
-    found = {"video": str(target), "frames": writer.count, "size": writer.size, "fps": rate}
+    result = {"video": str(target), "frames": writer.count, "size": writer.size, "fps": rate}
     logger.info(
-        "video: %(video)s, %(frames)d frames of %(size)s pixels (height, width) at %(fps)g frames/s",
-        found,
+        "video: %(video)s, %(frames)d frames of %(size)s pixels (height, width)"
+        " at %(fps)g frames/s",
+        result,
     )
-    write_result(config.report.json, found)
+    write_result(config.report.json, result)
     return target
 
 
 def _check(config: AttentionVideoConfig, target: Path) -> None:
-    """Refuse what cannot be meant, before anything is loaded or written."""
+    """Reject invalid combinations before anything is loaded or written."""
     video = config.video
     if video.input_path is None:
         raise DataError("`input_path` is missing", remedy="give a video file or a folder of frames")
-    given = Path(video.input_path)
+    source = Path(video.input_path)
     check_size("`resize`", video.resize)
     unused = [
         name
@@ -89,24 +95,24 @@ def _check(config: AttentionVideoConfig, target: Path) -> None:
     ]
     if video.video_only and unused:
         raise OptionError(
-            "`video_only` makes a video of pictures as they are",
-            remedy=f"`{unused[0]}` cannot change them",
+            "`video_only` makes a video of unchanged pictures",
+            remedy=f"leave out `{unused[0]}`",
         )
-    if video.video_only and given.is_file():
+    if video.video_only and source.is_file():
         raise OptionError(
-            "`video_only` makes a video of a folder of pictures",
-            remedy=f"`input_path` {given} is a file",
+            f"`video_only` needs a folder of pictures (got the file {source})",
+            remedy="give their folder as `input_path`",
         )
-    if given.resolve() == target.resolve():
+    if source.resolve() == target.resolve():
         raise OptionError(
-            f"`input_path` {given} would be overwritten by the video",
-            value=given,
-            remedy="name another `output_path`",
+            f"`input_path` {source} would be overwritten by the video",
+            value=source,
+            remedy="choose another `output_path`",
         )
-    if not video.video_only and given.resolve() == (target.parent / ATTENTION).resolve():
+    if not video.video_only and source.resolve() == (target.parent / ATTENTION).resolve():
         raise OptionError(
-            f"`input_path` {given} is where the attention goes",
-            value=given,
+            f"`input_path` {source} is the folder that the attention maps are written to",
+            value=source,
             remedy="add `video_only` to make a video of it",
         )
 
@@ -114,12 +120,12 @@ def _check(config: AttentionVideoConfig, target: Path) -> None:
 def _draw_attention(
     source: FrameSource, reader: AttentionReader, config: AttentionVideoConfig, output: Path
 ) -> Iterator[Pixels]:
-    """Each frame's map in colors, (H, W, 3), written to `output`/attention before it is given."""
+    """Yield each frame's colored map (H, W, 3) after writing it to `output`/attention."""
     folder = make_output_folder(str(output / ATTENTION), "`output_path`")
     size = min(BATCH, source.count or BATCH)
     views, written = _read_views(source, reader, config.video.resize, output), set[str]()
     while batch := list(itertools.islice(views, size)):
-        # A last batch that is not full would be another graph for devices that compile, so it is filled up.
+        # Compiling devices would need another graph for an incomplete last batch, so pad it.
         pixels = F.pad(
             torch.stack([view for _, view in batch]), (*(0, 0) * 3, 0, size - len(batch))
         )
@@ -136,7 +142,7 @@ def _draw_attention(
 def _read_views(
     source: FrameSource, reader: AttentionReader, size: tuple[int, ...] | None, output: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each frame's name and view (C, H, W) uint8, all of one size; a video's frames are written to `output`/frames."""
+    """Yield names and views (C, H, W) uint8 of one size; save a video's frames in `frames`."""
     folder = (
         make_output_folder(str(output / FRAMES), "`output_path`") if source.path.is_file() else None
     )
@@ -150,8 +156,8 @@ def _read_views(
         if view.shape != first:
             sizes = [" x ".join(map(str, shape[1:])) for shape in (view.shape, first)]
             raise DataError(
-                f"{source.path}: {name} is {sizes[0]}, the frames before it {sizes[1]}",
-                remedy="give `resize` H W",
+                f"{source.path}: {name} is {sizes[0]}, but the frames before it are {sizes[1]}",
+                remedy="set `resize` H W",
             )
         yield name, view
     if folder is not None:
@@ -159,7 +165,7 @@ def _read_views(
 
 
 def _remove_stale(folder: Path, pattern: str, written: set[str]) -> None:
-    """Remove the pictures of an earlier, longer run, which `video_only` would append to these."""
+    """Remove pictures of an earlier, longer run, which `video_only` would otherwise append."""
     for path in folder.glob(pattern):
         if path.name not in written:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What attention maps are of, and where they go."""
+"""Settings of attention maps and videos."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dino.runtime.config import FrozenConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Which patches of an attention map count."""
+    """How attention maps are thresholded."""
 
     threshold: float | None = setting(None, least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Which images the attention maps are of."""
+    """Which images to draw attention maps of."""
 
     image_path: tuple[str, ...] | None = None
     image_size: tuple[int, ...] = setting((480, 480), least=1)
@@ -26,7 +26,7 @@ class PictureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(FrozenConfig):
-    """Draw what the CLS token of a vision transformer attends to: a map for each head of the last block."""
+    """Draw the CLS attention of a vision transformer: one map per head of the last block."""
 
     backbone: BackboneConfig = SmallPatchConfig()
     pictures: PictureConfig = PictureConfig()
@@ -36,7 +36,7 @@ class AttentionConfig(FrozenConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
-    """From frames to a video."""
+    """How frames become a video."""
 
     input_path: str | None = None
     output_path: str = "./"
@@ -48,7 +48,7 @@ class VideoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionVideoConfig(FrozenConfig):
-    """Make a video of what the CLS token of a vision transformer attends to, averaged over the heads."""
+    """Make a video of the CLS attention of a vision transformer, averaged over the heads."""
 
     backbone: BackboneConfig = SmallPatchConfig()
     video: VideoConfig = VideoConfig()

@@ -1,6 +1,6 @@
-"""Where predicted label maps go wrong: image, truth, prediction and error side by side; contact sheets and videos.
+"""Pictures of segmentation errors: image, truth, prediction and error as contact sheet and video.
 
-Shapes: H, W pixels of a frame; h, w of a picture of four panels.
+Shapes: H, W pixels of a frame; h, w pixels of a picture with four panels.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from dino.runtime.progress import Progress
 from dino.visualization.pictures import Pixels, save_picture
 from dino.visualization.video import write_video
 
-PANEL_WIDTH = 480  # pixels, the most
-CAPTION = 16  # pixels, height of the line above the panels
+PANEL_WIDTH = 480  # pixels, at most
+CAPTION = 16  # pixels, height of the caption above each panel
 SHEET_FRAMES = 8
 FPS = 10  # slow enough to see where an error begins
 WRONG = (255, 0, 0)
 
 
 def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None) -> None:
-    """Write FOLDER/CLIP/FRAME.jpg for every frame, and the clip as a contact sheet CLIP.png and a video CLIP.mp4.
+    """Write FOLDER/CLIP/FRAME.jpg per frame, and per clip a contact sheet and a video.
+
+    These are CLIP.png and CLIP.mp4.
 
     Args:
-        clips: All of their frames have an image, of their label maps' size.
-        folder: Made where it is missing.
-        ignored: A true label whose pixels are never wrong.
+        clips: Clips whose frames all have an image of the size of their label maps.
+        folder: Created if missing.
+        ignored: A true label whose pixels never count as errors.
 
     Raises:
         DataError: A file cannot be decoded.
@@ -45,12 +47,12 @@ def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None
 
 
 def draw_frame(frame: ScoredFrame, colors: Pixels, ignored: int | None) -> Pixels:
-    """Draw image, truth and prediction in color over the image, and the wrong pixels in red: (h, w, 3) uint8.
+    """Draw image, truth and prediction as color overlays, and errors in red: (h, w, 3) uint8.
 
     Args:
-        frame: With an image.
-        colors: (256, 3) uint8, of each label.
-        ignored: A true label whose pixels are never wrong.
+        frame: A frame with an image.
+        colors: (256, 3) uint8, the color of each label.
+        ignored: A true label whose pixels never count as errors.
 
     Raises:
         DataError: A file cannot be decoded.
@@ -71,7 +73,7 @@ def draw_frame(frame: ScoredFrame, colors: Pixels, ignored: int | None) -> Pixel
 
 
 def read_colors(path: Path, palette: bytes) -> Pixels:
-    """Colors of all labels, (256, 3) uint8: a label map's own, and `palette` for those that it has none for."""
+    """Colors of all labels, (256, 3) uint8: a label map's own, completed from `palette`."""
     colors: Pixels = np.frombuffer(palette, dtype=np.uint8).reshape(-1, 3).copy()
     own = np.frombuffer(read_label_map(path).palette or b"", dtype=np.uint8).reshape(-1, 3)
     colors[: len(own)] = own
@@ -83,11 +85,11 @@ def _draw_clip(clip: ScoredClip, folder: Path, ignored: int | None, progress: Pr
     chosen = set(np.linspace(0, len(clip.frames) - 1, SHEET_FRAMES).round().astype(int).tolist())
     sheet = []
     with write_video(folder / f"{clip.name}.mp4", rate=FPS) as video:
-        for place, frame in enumerate(progress.follow(clip.frames)):
+        for index, frame in enumerate(progress.follow(clip.frames)):
             drawn = draw_frame(frame, colors, ignored)
             save_picture(folder / clip.name / f"{frame.truth.stem}.jpg", drawn)
             video.write(drawn)
-            if place in chosen:
+            if index in chosen:
                 sheet.append(drawn)
     save_picture(folder / f"{clip.name}.png", np.concatenate(sheet))
 
@@ -97,14 +99,14 @@ def _blend(image: Pixels, colors: Pixels) -> Pixels:
 
 
 def _join(panels: Sequence[tuple[str, Pixels]]) -> Pixels:
-    """Panels (H, W, 3) in a row, each under its caption, at most PANEL_WIDTH wide."""
+    """Arrange captioned panels (H, W, 3) in a row, each at most PANEL_WIDTH wide."""
     height, width = panels[0][1].shape[:2]
     scale = min(1, PANEL_WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     joined = Image.new("RGB", (size[0] * len(panels), size[1] + CAPTION))
     write = ImageDraw.Draw(joined)
-    for place, (caption, panel) in enumerate(panels):
+    for index, (caption, panel) in enumerate(panels):
         picture = Image.fromarray(panel.astype(np.uint8)).resize(size, Image.Resampling.BOX)
-        joined.paste(picture, (place * size[0], CAPTION))
-        write.text((place * size[0] + 4, 2), caption, fill="white")
+        joined.paste(picture, (index * size[0], CAPTION))
+        write.text((index * size[0] + 4, 2), caption, fill="white")
     return np.asarray(joined)

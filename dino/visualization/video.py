@@ -1,7 +1,8 @@
-"""Frames from a video file or a folder, and frames to a video file: one at a time, however many there are.
+"""Reading frames from a video or a folder, and writing videos, one frame at a time.
 
-PyAV decodes and encodes (its wheel brings ffmpeg with an H.264 encoder, and its errors are exceptions, where OpenCV's
-wheel writes only MPEG-4 part 2, which browsers do not play, and ends a damaged video as if it were whole).
+PyAV decodes and encodes. Its wheel includes ffmpeg with an H.264 encoder, and its errors are
+exceptions. OpenCV's wheel writes only MPEG-4 part 2, which browsers do not play, and reads a
+damaged video as if it were complete.
 """
 
 from __future__ import annotations
@@ -32,28 +33,29 @@ from dino.visualization.pictures import Pixels
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = {1: "gray", 3: "rgb24"}  # ffmpeg's names of pixel formats, by channels
-# Encoders by file extension, the best first: not every build of ffmpeg has x264. The original wrote MPEG-4 into both.
+LAYOUTS = {1: "gray", 3: "rgb24"}  # ffmpeg's pixel formats by number of channels
+# Encoders by extension, best first: not every ffmpeg has x264. The original wrote MPEG-4 into both.
 ENCODERS = {".mp4": ("libx264", "libopenh264", "mpeg4"), ".avi": ("mpeg4",)}
-# Constant quality. x264: 18 of 0 to 51 is visually near lossless. MPEG-4: scale 3 of 1 to 31, in ffmpeg's unit of 118.
+# Constant quality. x264: 18 of 0 to 51 is visually near lossless. MPEG-4: scale 3 of 1 to 31, in
+# ffmpeg's unit of 118.
 QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": str(3 * 118)}}
-SEGMENT = bytes.fromhex(
-    "18538067"
-)  # the element of a Matroska file that holds all but its first few bytes
+# The element of a Matroska file that contains everything after its first few bytes.
+SEGMENT = bytes.fromhex("18538067")
 LARGEST_TICK = 65535  # MPEG-4 counts the ticks of a second in 16 bits
-REPAIR = "fetch it again, or let `ffmpeg -i OLD NEW` keep what is whole"
+REPAIR = "download it again, or recover the intact part with `ffmpeg -i OLD NEW`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSource:
-    """Where frames come from.
+    """A source of frames.
 
     Attributes:
         path: The file or folder.
-        count: Frames, as far as a video's header tells; 0 where it does not.
-        rate: Frames a second of a video, its average where they vary; None for a folder.
-        read: Number of channels C -> the name (without extension) and the pixels (C, H, W) uint8 of each frame, from
-            the first on; raises DataError at a frame that cannot be decoded. A video gives 1 channel (gray) or 3.
+        count: Number of frames according to a video's header; 0 if unknown.
+        rate: Frames per second of a video, on average if it varies; None for a folder.
+        read: Number of channels C -> name (without extension) and pixels (C, H, W) uint8 of each
+            frame, from the first on. Raises DataError at a frame that cannot be decoded. Videos
+            have 1 channel (gray) or 3.
     """
 
     path: Path
@@ -63,13 +65,13 @@ class FrameSource:
 
 
 def open_frames(path: Path) -> FrameSource:
-    """Look at a video file, or list a folder of frames in the order of the numbers in their names.
+    """Inspect a video file, or list a folder of frames in the order of the numbers in their names.
 
     Args:
-        path: What `input_path` names.
+        path: The setting `input_path`.
 
     Raises:
-        DataError: Nothing there, no frames in it, or no video.
+        DataError: The path does not exist, has no frames, or is not a video.
     """
     if path.is_dir():
         return _open_folder(path)
@@ -83,7 +85,7 @@ def open_frames(path: Path) -> FrameSource:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise DataError(
-                    f"`input_path` {path} has no pictures in it ({container.format.long_name})",
+                    f"`input_path` {path} has no video stream ({container.format.long_name})",
                     value=path,
                 )
             stream = container.streams.video[0]
@@ -96,12 +98,12 @@ def open_frames(path: Path) -> FrameSource:
             f"`input_path` {path} cannot be read as a video: {error.strerror}", value=path
         ) from error
     if not readable:
-        raise DataError(f"`input_path` {path} is a video without a frame", value=path)
+        raise DataError(f"`input_path` {path} is a video without frames", value=path)
     if "matroska" in container.format.name and _count_bytes_promised(path) > path.stat().st_size:
         raise DataError(
-            f"`input_path` {path} was cut off: it is shorter than its header says",
+            f"`input_path` {path} is truncated: it is shorter than its header says",
             value=path,
-            remedy=f"{REPAIR}",
+            remedy=REPAIR,
         )
     return FrameSource(
         path=path,
@@ -112,10 +114,10 @@ def open_frames(path: Path) -> FrameSource:
 
 
 def _count_promised(stream: VideoStream) -> int:
-    """Packets that a video's header counts, 0 where it counts none.
+    """Number of packets according to a video's header; 0 if unknown.
 
-    A trimmed mp4 still counts all, and leaves out of its index what was trimmed; PyAV shows the index from release 17.
-    The index of an avi tells nothing: ffmpeg makes one of what is there.
+    The header of a trimmed mp4 counts all packets, but its index lacks the trimmed ones; PyAV
+    exposes the index since release 17. An avi's index is no help: ffmpeg rebuilds it from the file.
     """
     indexed = (
         len(getattr(stream, "index_entries", ())) if "mp4" in stream.container.format.name else 0
@@ -124,13 +126,12 @@ def _count_promised(stream: VideoStream) -> int:
 
 
 def _count_bytes_promised(path: Path) -> int:
-    """Size of a Matroska file (mkv, webm) by its header, which counts no frames; 0 of a live recording (RFC 8794)."""
+    """Size of a Matroska file (mkv, webm) by its header; 0 for a live recording (RFC 8794)."""
     with path.open("rb") as file:
         head = file.read(4096)
     start = head.find(SEGMENT) + len(SEGMENT)
-    width = (
-        9 - head[start].bit_length()
-    )  # bytes of the size: as many as its first one has leading zeros, and that one
+    # Bytes of the size: the number of leading zeros of its first byte, plus one.
+    width = 9 - head[start].bit_length()
     size, unknown = int.from_bytes(head[start : start + width], "big"), (1 << 7 * width) - 1
     return 0 if size & unknown == unknown else start + width + (size & unknown)
 
@@ -144,10 +145,11 @@ def _open_folder(folder: Path) -> FrameSource:
             f"`input_path` {folder} holds no frame (looked for {' '.join(EXTENSIONS)})",
             value=folder,
         )
-    for one, other in itertools.pairwise(paths):  # equal names stand side by side in this order
+    for one, other in itertools.pairwise(paths):  # equal names are adjacent in this order
         if one.stem == other.stem:
             raise DataError(
-                f"`input_path` {folder}: {one.name} and {other.name} would both be frame {one.stem}",
+                f"`input_path` {folder}: {one.name} and {other.name} would both be"
+                f" frame {one.stem}",
                 value=folder,
             )
 
@@ -159,27 +161,26 @@ def _open_folder(folder: Path) -> FrameSource:
 
 
 def _order(path: Path) -> tuple[list[Any], str]:
-    """By the numbers in a name and not by their digits: frame-9999 comes before frame-10000."""
+    """Sort key that compares numbers in names by value: frame-9999 comes before frame-10000."""
     parts = re.split(r"([0-9]+)", path.stem)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Tensor]]:
-    """The frames of a video; `promised` is the number that its header counts, 0 where it counts none."""
+    """Yield the frames of a video; `promised` is the header's packet count, 0 if unknown."""
     if channels not in LAYOUTS:
         raise DataError(
-            f"`input_path` {path}: this backbone wants {channels} channels",
+            f"`input_path` {path}: a video cannot have the {channels} channels of this backbone",
             value=path,
             remedy="give a folder of .npy frames",
         )
     packets, done = 0, 0
     try:
         with av.open(str(path)) as container:
-            # Without threads: ffmpeg's threads for frames lose its errors.
+            # Single-threaded, because ffmpeg's frame threads lose errors.
             for packet in container.demux(video=0):
-                packets += (
-                    packet.size > 0 and not packet.is_corrupt
-                )  # a packet is corrupt where the file ends in it
+                # A packet is corrupt if the file ends inside it.
+                packets += packet.size > 0 and not packet.is_corrupt
                 for frame in packet.decode():
                     yield f"frame-{done:04}", _read_pixels(frame, channels)
                     done += 1
@@ -187,27 +188,26 @@ def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Ten
         raise DataError(
             f"`input_path` {path} is damaged after frame {done}: {error.strerror}",
             value=path,
-            remedy=f"{REPAIR}",
+            remedy=REPAIR,
         ) from error
     if packets < promised:
         raise DataError(
-            f"`input_path` {path} was cut off: {packets} of its {promised} frames are there",
+            f"`input_path` {path} is truncated: it has {packets} of {promised} frames",
             value=path,
-            remedy=f"{REPAIR}",
+            remedy=REPAIR,
         )
 
 
 def _read_pixels(frame: av.VideoFrame, channels: int) -> Tensor:
-    """(C, H, W) uint8, turned as the video says, which phones use."""
+    """(C, H, W) uint8, rotated as the video's metadata says; phones rely on that."""
     pixels = frame.to_ndarray(format=LAYOUTS[channels]).reshape(frame.height, frame.width, channels)
     return torch.from_numpy(np.rot90(pixels, _count_turns(frame)).copy()).permute(2, 0, 1)
 
 
 def _count_turns(frame: av.VideoFrame) -> int:
-    """Quarter turns, counterclockwise, that bring a frame upright; PyAV gives the angle itself from 14.2 on only."""
-    matrix = frame.side_data.get(
-        "DISPLAYMATRIX"
-    )  # of 3 x 3 int32, the first two its cosine and sine
+    """Counterclockwise quarter turns that bring a frame upright; PyAV has the angle since 14.2."""
+    # 3 x 3 int32, beginning with cosine and sine.
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return 0
     cosine, sine = np.frombuffer(bytes(cast(SupportsBytes, matrix)), np.int32)[:2].tolist()
@@ -215,10 +215,10 @@ def _count_turns(frame: av.VideoFrame) -> int:
 
 
 class VideoWriter:
-    """Appends frames to a video; `write_video` opens and closes it."""
+    """Appends frames to a video that `write_video` opens and closes."""
 
     def __init__(self, container: OutputContainer, path: Path, rate: float) -> None:
-        """Add the stream; its size is that of the first frame."""
+        """Add the stream; the first frame determines its size."""
         self.container, self.path, self.count = container, path, 0
         self.size: tuple[int, int] | None = None
         encoder = next(name for name in ENCODERS[path.suffix] if name in av.codecs_available)
@@ -227,15 +227,14 @@ class VideoWriter:
         stream = container.add_stream(encoder, rate=exact, options=QUALITY.get(encoder, {}))
         assert isinstance(stream, VideoStream)
         self.stream = stream
-        self.stream.pix_fmt = (
-            "yuv420p"  # the one that every player shows; it halves colors, so sides are even
-        )
+        # Every player supports this format. It halves the color resolution, so sides are even.
+        self.stream.pix_fmt = "yuv420p"
 
     def write(self, frame: Pixels) -> None:
-        """Append a frame (H, W, 3) uint8 RGB; an odd side gets one more row or column, a copy of the last.
+        """Append a frame (H, W, 3) uint8 RGB; the last row or column of an odd side is repeated.
 
         Raises:
-            DataError: The frame has another size than the first one.
+            DataError: The frame's size differs from the first frame's.
         """
         height, width = frame.shape[:2]
         if self.size is None:
@@ -244,40 +243,39 @@ class VideoWriter:
         if self.size != (height, width):
             first = " x ".join(map(str, self.size))
             raise DataError(
-                f"{self.path}: frame {self.count + 1} is {height} x {width}, those before it {first}"
+                f"{self.path}: frame {self.count + 1} is {height} x {width},"
+                f" but those before it are {first}"
             )
         even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         self.count += 1
 
     def finish(self) -> None:
-        """Write what the encoder still holds.
+        """Write what the encoder still buffers.
 
         Raises:
-            DataError: There was no frame.
+            DataError: There were no frames.
         """
         if not self.count:
-            raise DataError(f"{self.path}: there is no frame to make a video of")
+            raise DataError(f"{self.path}: there are no frames to make a video of")
         self.container.mux(self.stream.encode(None))
 
 
 @contextlib.contextmanager
 def write_video(path: Path, *, rate: float) -> Iterator[VideoWriter]:
-    """Write a video, frame by frame: it appears at the end of the block, whole, or not at all.
+    """Write a video frame by frame; the file appears atomically at the end of the block.
 
     Args:
-        path: A file in a folder that exists; .mp4 (H.264) or .avi (MPEG-4).
-        rate: Frames a second, above 0.
+        path: A file in an existing folder; .mp4 (H.264) or .avi (MPEG-4).
+        rate: Frames per second, above 0.
 
     Raises:
-        OptionError: Another extension, or the file cannot be written.
+        OptionError: The extension is unsupported, or the file cannot be written.
         DataError: No frame was written.
     """
     if path.suffix not in ENCODERS:
-        raise OptionError(
-            f"{path} is no name of a video", remedy=f"it must end with {' or '.join(ENCODERS)}"
-        )
-    # The index of an mp4 goes to its front, so that it plays while it still loads.
+        raise OptionError(f"a video's name must end with {' or '.join(ENCODERS)} (got {path})")
+    # The index of an mp4 goes to the front, so that it plays while downloading.
     options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
     with atomic_write(path, "") as temporary:
         try:

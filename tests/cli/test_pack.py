@@ -74,7 +74,7 @@ def test_a_run_that_was_stopped_goes_on_to_equal_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(packing, "_add", full)
         with pytest.raises(
-            DataError, match="No space left on device; the same command goes on from here"
+            DataError, match="No space left on device; run the same command again to continue"
         ):
             pack(images, tmp_path / "out")
     left = {path.name for path in (tmp_path / "out").iterdir()}
@@ -95,8 +95,8 @@ def test_what_a_killed_run_left_is_written_over(images: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--shard_size", "2"], "shard_size 3 then, 2 now"),
-        (["--shorter_side", "8"], "shorter_side None then, 8 now"),
+        (["--shard_size", "2"], "shard_size was 3 and is now 2"),
+        (["--shorter_side", "8"], "shorter_side was None and is now 8"),
     ],
 )
 def test_shards_packed_otherwise_are_not_added_to(
@@ -110,7 +110,7 @@ def test_shards_packed_otherwise_are_not_added_to(
 def test_shards_of_other_images_are_not_added_to(images: Path, tmp_path: Path) -> None:
     pack(images, tmp_path / "out")
     next(images.rglob("*.jpg")).unlink()
-    with pytest.raises(DataError, match="images 7 then, 6 now"):
+    with pytest.raises(DataError, match="images was 7 and is now 6"):
         pack(images, tmp_path / "out")
     (tmp_path / "out" / "photos.json").unlink()
     with pytest.raises(DataError, match="unknown origin"):

@@ -73,7 +73,7 @@ def test_an_image_that_cannot_be_meant_is_refused(label: int, index: int, split:
     [("image_size", 0), ("train_per_class", 0), ("val_per_class", -1), ("seed", -1)],
 )
 def test_a_specification_out_of_bounds_is_refused(name: str, value: int) -> None:
-    with pytest.raises(DataError, match=f"{name} is {value}"):
+    with pytest.raises(DataError, match=rf"{name} must be >= \d \(got {value}\)"):
         replace(DemoSpec(), **{name: value})
 
 

@@ -53,7 +53,7 @@ def test_transparency_sixteen_bits_and_further_frames_are_odd(
         name: inspect(tmp_path / name).odd for name in ("clear.png", "moving.webp", "deep.png")
     }
     assert found["clear.png"] == "mode RGB with transparency"
-    assert found["moving.webp"] == "2 frames, of which the first counts"
+    assert found["moving.webp"] == "2 frames, of which only the first is used"
     assert str(found["deep.png"]).startswith("mode I")
 
 

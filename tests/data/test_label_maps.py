@@ -36,7 +36,9 @@ def test_gray_and_bilevel_maps_have_no_palette(mode: str, values: set[int], tmp_
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "LA"])
 def test_other_pictures_are_refused(mode: str, tmp_path: Path) -> None:
     Image.new(mode, (6, 4)).save(tmp_path / "map.png")
-    with pytest.raises(DataError, match=f"map.png is no label map: .* not one of mode {mode}"):
+    with pytest.raises(
+        DataError, match=f"map.png must be an indexed .* label map .got mode {mode}"
+    ):
         read_label_map(tmp_path / "map.png")
 
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset
@@ -33,9 +33,9 @@ from dino.data.crops import (
 )
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.decode import read_image
+from dino.data.epoch_batches import EpochBatches
 from dino.data.image_source import ImageSource
 from dino.data.loaders import (
-    EpochBatches,
     TrainLoader,
     build_train_loader,
     choose_workers,
@@ -102,14 +102,6 @@ def read_error(batches: Iterator) -> str:
     pytest.fail("the batches ended without an error")
 
 
-def read_batches(
-    count: int, batch_size: int, share: Share, *, seed: int, epoch: int
-) -> list[set[int]]:
-    batches = EpochBatches(count, batch_size, seed=seed, share=share)
-    batches.begin(epoch)
-    return [{index for _, index in batch} for batch in batches]
-
-
 def test_a_batch_has_fixed_shapes(source: ImageSource) -> None:
     batch = next(build(source).read(0))
     assert batch.global_pixels.shape == (4, 2, 16, 16, 3)
@@ -148,56 +140,6 @@ def test_the_crops_in_a_batch_are_those_of_its_indices(source: ImageSource) -> N
         expected = cut_crops(read_image(source.path(index)), RECIPE, build_rng(5, epoch, index))
         assert torch.equal(batch.global_pixels[place], expected.global_pixels)
         assert torch.equal(batch.local_parameters[place], expected.local_parameters)
-
-
-@settings(deadline=None)
-@given(
-    count=st.integers(1, 300),
-    batch_size=st.integers(1, 9),
-    world_size=st.integers(1, 4),
-    seed=st.integers(0, 2**32),
-    epoch=st.integers(0, 1000),
-)
-def test_processes_share_the_batches_of_one(
-    count: int, batch_size: int, world_size: int, seed: int, epoch: int
-) -> None:
-    shares = [Share(rank=rank, world_size=world_size) for rank in range(world_size)]
-    parts = [read_batches(count, batch_size, share, seed=seed, epoch=epoch) for share in shares]
-    whole = read_batches(count, batch_size * world_size, Share(), seed=seed, epoch=epoch)
-    assert [set.union(*batch) for batch in zip(*parts, strict=True)] == whole
-    assert all(len(batch) == batch_size for part in parts for batch in part)
-
-
-@settings(deadline=None)
-@given(
-    count=st.integers(1, 300),
-    batch_size=st.integers(1, 40),
-    seed=st.integers(0, 9),
-    start=st.integers(0, 9),
-)
-def test_a_short_rest_is_dropped_and_no_image_comes_twice(
-    count: int, batch_size: int, seed: int, start: int
-) -> None:
-    batches = EpochBatches(count, batch_size, seed=seed, share=Share())
-    whole = list(batches)
-    seen = [index for batch in whole for _, index in batch]
-    assert len(whole) == len(batches) == count // batch_size
-    assert len(seen) == len(set(seen)) == count - count % batch_size
-    assert set(seen) <= set(range(count))
-    batches.begin(0, start)
-    assert list(batches) == whole[start:]
-
-
-def test_every_epoch_and_every_seed_has_another_order() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        batches = EpochBatches(50, 50, seed=seed, share=Share())
-        batches.begin(epoch)
-        return [index for _, index in next(iter(batches))]
-
-    orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
-    assert all(sorted(one) == list(range(50)) for one in orders)
-    assert len(set(map(tuple, orders))) == 9
-    assert order(1, 2) == order(1, 2)
 
 
 def test_fewer_images_than_a_global_batch_are_refused(source: ImageSource) -> None:
@@ -551,7 +493,9 @@ def test_random_views_are_a_function_of_seed_epoch_and_image(source: ImageSource
                 random_resized_crop(read_image(source.path(place)), build_rng(5, 2, place), 16),
             )
             assert int(label) == (source.labels or ())[place]
-    expected = read_batches(COUNT, 4, ALONE, seed=5, epoch=2)
+    order = EpochBatches(COUNT, 4, seed=5, share=ALONE)
+    order.begin(2)
+    expected = [{index for _, index in keys} for keys in order]
     assert [set(batch.indices.tolist()) for batch in whole] == expected
     assert_equal_batches(list(build_views(source, workers=2).read(2)), whole)
     halves = [

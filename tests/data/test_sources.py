@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dino.data import sources
+from dino.data.image_list import name_lines
 from dino.data.image_source import ImageSource
-from dino.data.list_files import name_lines
 from dino.data.sources import (
     find_images,
     list_images,
@@ -109,13 +109,13 @@ def test_a_list_file_may_hold_blank_lines_and_windows_line_ends(tmp_path: Path) 
 
 def test_a_line_that_is_no_image_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.png\nb.doc\n")
-    with pytest.raises(DataError, match=r"list\.txt lists 'b\.doc', which is no image name"):
+    with pytest.raises(DataError, match=r"list\.txt lists 'b\.doc', which is not an image name"):
         open_training_source(str(tmp_path / "list.txt"))
 
 
 def test_a_picture_given_as_a_list_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, ("a.png",))
-    with pytest.raises(DataError, match=r"a\.png is no text file"):
+    with pytest.raises(DataError, match=r"a\.png is not a text file"):
         open_training_source(str(tmp_path / "a.png"))
 
 
@@ -203,13 +203,13 @@ def test_missing_splits_are_named(tmp_path: Path) -> None:
 def test_splits_without_class_folders_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "train", ("a.png",))
     fill(tmp_path / "val", ("a.png",))
-    with pytest.raises(DataError, match="needs one folder a class"):
+    with pytest.raises(DataError, match="needs one folder per class"):
         open_labelled_splits(str(tmp_path))
 
 
 def test_classes_that_differ_are_named(tmp_path: Path) -> None:
     fill_splits(tmp_path, ("ant", "bee"), ("ant", "cow"))
-    with pytest.raises(DataError, match="in only one of them: bee, cow"):
+    with pytest.raises(DataError, match="only one of them has bee, cow"):
         open_labelled_splits(str(tmp_path))
 
 
@@ -315,7 +315,7 @@ def test_validation_images_need_no_training_images(tmp_path: Path, validation: s
     fill(tmp_path / validation, ("ant/a.png", "bee/b.png"))
     assert open_validation_images(str(tmp_path)).classes == ("ant", "bee")
     fill(tmp_path / validation, ("c.png",))
-    with pytest.raises(DataError, match="needs one folder a class"):
+    with pytest.raises(DataError, match="needs one folder per class"):
         open_validation_images(str(tmp_path))
 
 

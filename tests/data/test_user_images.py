@@ -112,9 +112,9 @@ def test_what_is_no_image_is_named(image: Any, got: str) -> None:
 
 def test_wrong_channels_and_no_pixels_are_named() -> None:
     for image, channels, text in (
-        (PIXELS, 1, "it has 3 channels, `in_chans` asks for 1"),
-        (PIXELS[..., 0], 3, "it has 1 channels, `in_chans` asks for 3"),
-        (PIXELS[:0], 3, "it is empty"),
+        (PIXELS, 1, "it has 3 channels, but `in_chans` is 1"),
+        (PIXELS[..., 0], 3, "it has 1 channels, but `in_chans` is 3"),
+        (PIXELS[:0], 3, "it must not be empty"),
         (Image.fromarray(PIXELS), 5, r"must be .*\(got a picture of mode RGB\)"),
     ):
         with pytest.raises(DataError, match=text):
@@ -150,7 +150,7 @@ def test_labels_come_from_the_data_set_where_it_says_them() -> None:
     ):
         source = wrap_images(Listed(*items, **about))
         assert source.labels is None and source.read_labelled(1, 3)[1] == 1
-    with pytest.raises(DataError, match="there are 1 labels for 2 images"):
+    with pytest.raises(DataError, match="labels must be 2, one per image .got 1"):
         wrap_images(Listed(*items, targets=[5]))
 
 

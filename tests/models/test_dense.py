@@ -34,7 +34,8 @@ def test_a_vits_map_is_its_patch_tokens_row_by_row(height: int, width: int) -> N
 @pytest.mark.parametrize("size", [(63, 64), (64, 63)])
 def test_an_image_without_room_for_a_patch_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(
-        OptionError, match=f"`patch_size` 64: not one patch fits into {size[0]} x {size[1]} pixels"
+        OptionError,
+        match=f"`patch_size` 64 must not exceed the image.s {size[0]} x {size[1]} pixels",
     ):
         compute_map(build_backbone("vit_mini", patch_size=64, img_size=64), *size)
 
@@ -73,5 +74,5 @@ def test_other_networks_have_one_too(arch: str, shape: tuple[int, ...]) -> None:
 
 
 def test_a_network_without_a_map_is_refused_by_name() -> None:
-    with pytest.raises(OptionError, match="`arch` odd has no map of features"):
+    with pytest.raises(OptionError, match="`arch` odd has no feature map"):
         build_dense(nn.Linear(3, 3), "odd")

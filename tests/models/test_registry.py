@@ -133,7 +133,7 @@ def test_blocks_of_timms_networks_are_computed_again_too():
 def test_what_cannot_be_computed_again_is_refused(arch, what):
     backbone = build_backbone(arch)
     set_recompute(backbone, "nothing")
-    with pytest.raises(OptionError, match=f"^`recompute` {what} is for vision transformers"):
+    with pytest.raises(OptionError, match=f"^`recompute` {what} needs a vision transformer"):
         set_recompute(backbone, what)
 
 

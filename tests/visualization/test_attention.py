@@ -253,7 +253,7 @@ def test_one_number_keeps_the_aspect_and_two_stretch(
     )
     run_main(*TINY, *words, "--image_size", *size)
     assert np.load(tmp_path / "out" / "attention.npy").shape == (HEADS, *grid)
-    cut = "64 x 116 pixels are no multiple of the patch size 16: cut to 64 x 112"
+    cut = "64 x 116 pixels are not a multiple of the patch size 16: cropped to 64 x 112"
     assert (cut in capsys.readouterr().out) == (len(size) == 1)
 
 
@@ -317,7 +317,9 @@ def test_without_an_image_it_draws_one_and_says_so(
 ) -> None:
     for folder in ("one", "two"):
         run_main(*TINY, "--image_size", 32, "--output_dir", tmp_path / folder)
-    assert "no --image_path: an image of the embedded demo data set" in capsys.readouterr().out
+    assert (
+        "no --image_path: using an image of the built-in demo data set" in capsys.readouterr().out
+    )
     first, second = ((tmp_path / folder / "img.png").read_bytes() for folder in ("one", "two"))
     assert first == second and np.asarray(Image.open(tmp_path / "one" / "img.png")).std() > 20
 
@@ -366,20 +368,20 @@ def test_maps_of_many_channels_need_arrays(tmp_path: Path) -> None:
         (
             ("--image_size", "1", "2", "3"),
             OptionError,
-            "^`image_size` got 3 numbers, wants height and width",
+            "^`image_size` must be height and width, or the shorter side .got 3 numbers",
         ),
         (("--json", "{}/no/a.json"), OptionError, "^`json` .* cannot be written; name a file"),
         (
             ("--image_size", "4"),
             DataError,
-            "not one patch of 8 pixels fits into 4 x 4; give a larger size",
+            "must be at least one patch of 8 pixels .got 4 x 4.; use a larger size",
         ),
         (("--image_size", "0"), OptionError, "^--image_size must be >= 1"),
         (("--threshold", "1.5"), OptionError, "^--threshold must be between 0 and 1"),
         (
             ("--arch", "resnet50"),
             OptionError,
-            "^`arch` resnet50 has no attention maps; vision transformers have: vit_",
+            "^`arch` resnet50 has no attention maps; choose a vision transformer: vit_",
         ),
         (
             ("--arch", "vit_smal"),

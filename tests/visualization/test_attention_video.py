@@ -130,7 +130,7 @@ def test_a_video_gives_its_frames_its_attention_and_its_speed(
     words = ("--input_path", video, "--output_path", out, "--resize", 45, 67, "--patch_size", 16)
     run_main(*TINY, *words, "--video_format", "avi", "--json", "-")
     shown = capsys.readouterr().out
-    assert "45 x 67 pixels are no multiple of the patch size 16: cut to 32 x 64" in shown
+    assert "45 x 67 pixels are not a multiple of the patch size 16: cropped to 32 x 64" in shown
     assert "frames of car-roundabout_3s_25fps.mp4  20/75" in shown and "  75/75" in shown
     assert json.loads(shown.splitlines()[-1]) == {
         "video": str(out / "video.avi"),
@@ -230,10 +230,12 @@ def count_live(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tup
             del array
 
     source = FrameSource(path=folder, count=count, rate=None, read=read)
-    enlarge = attention_video.upsample_nearest
+    upsample = attention_video.upsample_nearest
     monkeypatch.setattr(attention_video, "open_frames", lambda _: source)
     monkeypatch.setattr(
-        attention_video, "upsample_nearest", lambda *given: pictures.watch(enlarge(*given).copy())
+        attention_video,
+        "upsample_nearest",
+        lambda *values: pictures.watch(upsample(*values).copy()),
     )
     run_main(*TINY, "--input_path", folder / "in", "--output_path", folder)
     monkeypatch.undo()
@@ -289,7 +291,7 @@ def damaged(folder: Path) -> Path:
     ("prepare", "text"),
     [
         (cut_off, r"cut\.mp4 is damaged after frame \d+: Invalid data"),
-        (mixed_sizes, r"003 is 16 x 32, the frames before it 16 x 16; give `resize` H W"),
+        (mixed_sizes, r"003 is 16 x 32, but the frames before it are 16 x 16; set `resize` H W"),
         (damaged, r"005\.png cannot be decoded"),
     ],
 )
@@ -309,16 +311,20 @@ def test_frames_that_cannot_be_read_leave_no_video(
         ((), DataError, "^`input_path` is missing; give a video file or a folder of frames$"),
         (("--input_path", "nowhere"), DataError, "^`input_path` nowhere does not exist"),
         (("--input_path", "{}"), DataError, r"holds no frame \(looked for \.jpg"),
-        (("--input_path", "{}", "--resize", "1", "2", "3"), OptionError, "^`resize` got 3 numbers"),
+        (
+            ("--input_path", "{}", "--resize", "1", "2", "3"),
+            OptionError,
+            "^`resize` must be .*got 3 numbers",
+        ),
         (
             ("--input_path", "{}/in/000.png", "--video_only"),
             OptionError,
-            "makes a video of a folder .* is a file$",
+            "needs a folder of pictures .got the file .*; give their folder",
         ),
         (
             ("--input_path", "{}", "--video_only", "--threshold", "0.5"),
             OptionError,
-            "`threshold` cannot change them",
+            "unchanged pictures; leave out `threshold`",
         ),
         (("--input_path", "{}/out/video.mp4"), OptionError, "would be overwritten by the video"),
         (

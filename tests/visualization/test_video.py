@@ -100,7 +100,7 @@ def test_a_block_that_fails_leaves_no_video_and_keeps_the_old_one(tmp_path: Path
 
 def test_a_video_without_frames_is_an_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match="there is no frame to make a video of"),
+        pytest.raises(DataError, match="there are no frames to make a video of"),
         write_video(tmp_path / "v.mp4", rate=1),
     ):
         pass
@@ -109,7 +109,7 @@ def test_a_video_without_frames_is_an_error(tmp_path: Path) -> None:
 
 def test_a_frame_of_another_size_is_an_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match="frame 2 is 10 x 12, those before it 12 x 10"),
+        pytest.raises(DataError, match="frame 2 is 10 x 12, but those before it are 12 x 10"),
         write_video(tmp_path / "v.mp4", rate=1) as writer,
     ):
         writer.write(make_frame(0, 12, 10))
@@ -176,7 +176,8 @@ def test_a_video_that_was_cut_off_is_an_error(tmp_path: Path, cut: str, name: st
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(
         DataError,
-        match=r"v\.\w+ (cannot be read as a video|is damaged after frame|was cut off: \d+ of its 30 frames)",
+        match=r"v\.\w+ (cannot be read as a video|is damaged after frame"
+        r"|is truncated: it has \d+ of 30 frames)",
     ):
         read_all(open_frames(path))
 
@@ -211,7 +212,8 @@ def test_a_matroska_file_that_was_cut_off_is_an_error(
     ends = make_matroska(tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[: ends[frames]])
     with pytest.raises(
-        DataError, match=rf"{name} was cut off: it is shorter than its header says; fetch it again"
+        DataError,
+        match=rf"{name} is truncated: it is shorter than its header says; download it again",
     ):
         open_frames(tmp_path / name)
 
@@ -253,7 +255,7 @@ def test_sound_without_pictures_is_one_line(tmp_path: Path) -> None:
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(DataError, match=r"sound\.wav has no pictures in it"):
+    with pytest.raises(DataError, match=r"sound\.wav has no video stream"):
         open_frames(tmp_path / "sound.wav")
 
 
@@ -295,5 +297,8 @@ def test_nothing_there_is_one_line(tmp_path: Path, name: str) -> None:
 
 def test_a_video_of_other_channels_is_refused(tmp_path: Path) -> None:
     source = open_frames(make_video(tmp_path / "v.mp4"))
-    with pytest.raises(DataError, match=r"wants 4 channels; give a folder of \.npy frames"):
+    with pytest.raises(
+        DataError,
+        match=r"cannot have the 4 channels of this backbone; give a folder of \.npy frames",
+    ):
         next(source.read(4))

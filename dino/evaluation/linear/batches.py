@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dino.data.crops import random_resized_crop
 from dino.data.datasets import RandomViewDataset
+from dino.data.epoch_batches import EpochBatches
 from dino.data.image_source import ImageSource
-from dino.data.loaders import EpochBatches, build_train_loader
+from dino.data.loaders import build_train_loader
 from dino.data.photometric import build_normalization
 from dino.evaluation.features import Features, LoaderConfig, extract_features, share_of
 from dino.runtime.context import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dino.data.datasets import Share
-from dino.data.loaders import EpochBatches
+from dino.data.epoch_batches import EpochBatches
 from dino.evaluation.features import Features
 from dino.evaluation.linear.batches import CachedBatches
 

@@ -648,7 +648,7 @@ def label_all(folder: Path, damage: str) -> None:
         ("Annotations/480p/tall/00000.png", DataError, "tall/00000.png does not exist"),
         ("JPEGImages/480p/wide", DataError, "wide holds no frame"),
         ("broken", DataError, "00002.jpg cannot be decoded"),
-        ("colour", DataError, "00000.png is no label map"),
+        ("colour", DataError, "00000.png must be an indexed or gray 8-bit PNG label map"),
         ("onto labels", OptionError, "would overwrite the true labels"),
         ("file", OptionError, "out/tall cannot be written to"),
         ("middle", DataError, r"00001.png does not exist; .* true labels of .*00001.jpg"),
