@@ -78,7 +78,7 @@ def test_training_gives_the_cpus_numbers_and_a_checkpoint_like_its(
     assert result.code == 0, result.text
     assert "device: ipu, float32, 2 x 1 IPU (as asked)" in result.text
     assert (
-        "global batch 4 images an update: peak learning rate 7.8125e-06 = --lr 0.0005 * 4 / 256"
+        "global batch 4 images per update: peak learning rate 7.8125e-06 = --lr 0.0005 * 4 / 256"
         in result.text
     )
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
