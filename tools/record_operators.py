@@ -68,7 +68,8 @@ def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]
     from dino.data.photometric import keep_constant
     from dino.devices import open_device
     from dino.runtime.context import Run
-    from dino.runtime.distributed import Launch, Processes
+    from dino.runtime.distributed import Processes
+    from dino.runtime.launch import Launch
     from dino.training.config import TrainConfig
 
     recorded = {}

@@ -13,7 +13,7 @@ from dino.devices.base import Device
 from dino.errors import OptionError
 from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
-from dino.runtime.distributed import read_launch
+from dino.runtime.launch import read_launch
 from dino.training.config import RunConfig, TrainConfig
 
 logger = logging.getLogger(__name__)

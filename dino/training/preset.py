@@ -97,7 +97,7 @@ def apply_preset(
 
     # Imported here because they import torch, which --help does not need.
     from dino.data.sources import open_training_source
-    from dino.runtime.distributed import read_launch
+    from dino.runtime.launch import read_launch
 
     world_size = read_launch(os.environ).world_size
     source = source or open_training_source(config.data.data_path, config.train_data.data_limit)

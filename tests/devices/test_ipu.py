@@ -14,7 +14,8 @@ from dino.devices.ipu.traced import ErfGelu, hold_as_buffers, name_tensors, repl
 from dino.errors import DeviceError, NonFiniteError, OptionError
 from dino.models.head import DINOHead
 from dino.runtime.context import Run
-from dino.runtime.distributed import Launch, Processes
+from dino.runtime.distributed import Processes
+from dino.runtime.launch import Launch
 from dino.training import build
 from dino.training.build import build_networks, build_program, build_recipe
 from dino.training.checks import check_device

@@ -126,7 +126,7 @@ class HpuDevice(EagerDevice):
         self.cut_graph = core.mark_step
 
     def describe(self) -> str:
-        """See the contract."""
+        """See the base class."""
         return f"hpu, {self.precision_name}, {self.mode} mode{', ' * bool(self.lists)}{self.lists}"
 
     def _check_lists(self, contents: Mapping[str, str]) -> None:
@@ -160,16 +160,16 @@ class HpuDevice(EagerDevice):
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> TrainStep:
-        """See the contract; what building the networks has queued is cut off, or the first graph would hold it too."""
+        """See the base class; what building the networks has queued is cut off, or the first graph would hold it too."""
         self.mark_step()
         return super().compile_train(program, optimizer, micro_batches)
 
     def compile_module(self, module: nn.Module) -> nn.Module:
-        """See the contract."""
+        """See the base class."""
         return cast(nn.Module, torch.compile(module, backend="hpu_backend", dynamic=False))
 
     def read_counters(self) -> dict[str, float]:
-        """See the contract: what costs time on this device and grows only at first."""
+        """See the base class: what costs time on this device and grows only at first."""
         counters = {
             "hpu/graph_compilations": "graph_compilation",
             "hpu/cpu_fallbacks": "cpu_fallback",
@@ -182,7 +182,7 @@ class HpuDevice(EagerDevice):
         }
 
     def explain(self, error: RuntimeError) -> str | None:
-        """See the contract."""
+        """See the base class."""
         known = explain_failure(str(error))
         if self.compiles and (
             isinstance(error, torch._dynamo.exc.TorchDynamoException) or is_of_compiler(str(error))
@@ -192,7 +192,7 @@ class HpuDevice(EagerDevice):
         return known
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """See the contract; no HPU graph, which exists in lazy mode only and overwrites the last call's output."""
+        """See the base class; no HPU graph, which exists in lazy mode only and overwrites the last call's output."""
         infer = super().compile_eval(module)
 
         def infer_and_cut(images: Tensor) -> Tensor:
@@ -203,24 +203,24 @@ class HpuDevice(EagerDevice):
         return infer_and_cut
 
     def synchronize(self) -> None:
-        """See the contract."""
+        """See the base class."""
         self.hpu.synchronize()
 
     @property
     def reserved_cores(self) -> int:  # type: ignore[override]  # known once the mode is
-        """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
+        """See the base class: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
         return 0 if self.lazy else 2
 
     def count_cards(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return int(self.hpu.device_count())
 
     def memory_peak(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return int(self.hpu.max_memory_allocated())
 
     def memory_total(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return int(self.hpu.memory_stats()["Limit"])
 
 

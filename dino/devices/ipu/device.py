@@ -85,20 +85,20 @@ class IpuDevice(Device):
         return self.config.loss_scale or (1.0 if self.precision == "float32" else LOSS_SCALE)
 
     def describe(self) -> str:
-        """See the contract."""
+        """See the base class."""
         chips = len(self.config.pipeline or (0,))
         return f"ipu, {self.precision}, {self.config.replica} x {chips} IPU{'s' * (chips > 1)}"
 
     def to_device(self, batch: Any) -> Any:
-        """See the contract; the wrapper takes host tensors."""
+        """See the base class; the wrapper takes host tensors."""
         return batch
 
     def autocast(self) -> AbstractContextManager[object]:
-        """See the contract; the number format is part of the compiled step."""
+        """See the base class; the number format is part of the compiled step."""
         return contextlib.nullcontext()
 
     def count_micro_batches(self, accumulate_steps: int) -> int:
-        """See the contract: accumulated ones of each copy and each update of a call."""
+        """See the base class: accumulated ones of each copy and each update of a call."""
         return self.accumulated(accumulate_steps) * self.config.replica * self.config.di
 
     def accumulated(self, accumulate_steps: int) -> int:
@@ -119,7 +119,7 @@ class IpuDevice(Device):
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> TrainStep:
-        """See the contract; compiled at the first call.
+        """See the base class; compiled at the first call.
 
         Raises:
             OptionError: A layout that the backbone, the accumulation or the processes do not fit.
@@ -145,7 +145,7 @@ class IpuDevice(Device):
         return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]  # checked above
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """See the contract."""
+        """See the base class."""
         replace_gelu(module, widened=False)
         executor = self.poptorch.inferenceModel(module.eval(), self.poptorch.Options())
 
@@ -157,7 +157,7 @@ class IpuDevice(Device):
         return infer
 
     def compile_module(self, module: nn.Module) -> nn.Module:
-        """See the contract.
+        """See the base class.
 
         Raises:
             OptionError: The whole step is compiled anyway.
@@ -168,7 +168,7 @@ class IpuDevice(Device):
         )
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
-        """See the contract.
+        """See the base class.
 
         Raises:
             OptionError: There is batch norm.
@@ -181,15 +181,15 @@ class IpuDevice(Device):
         return module
 
     def to_host(self, state: Any) -> Any:
-        """See the contract; weights of half precision become float32, which every device reads."""
+        """See the base class; weights of half precision become float32, which every device reads."""
         host = super().to_host(state)
         return host.float() if isinstance(host, Tensor) and host.dtype == torch.float16 else host
 
     def synchronize(self) -> None:
-        """See the contract; a call returns when it is done."""
+        """See the base class; a call returns when it is done."""
 
     def memory_peak(self) -> int | None:
-        """See the contract."""
+        """See the base class."""
         return None
 
     def build_options(self, *, accumulated: int, chips: int, seed: int) -> Any:

@@ -145,7 +145,7 @@ class IpuStep(TrainStep):
         self.trains_last_layer = 0.0
 
     def __call__(self, batch: Any, inputs: Any) -> None:
-        """See the contract."""
+        """See the base class."""
         numbers = {name: float(getattr(inputs, name)) for name in FIELDS}
         if self.executor is not None and numbers["train_last_layer"] != self.trains_last_layer:
             self._release()
@@ -173,7 +173,7 @@ class IpuStep(TrainStep):
         )
 
     def read_back(self) -> None:
-        """See the contract."""
+        """See the base class."""
         if self.executor is None:
             return
         self._fetch()
