@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(asked: str | None) -> str:
-    """Return the device's name: as asked, else hpu if the bridge is installed, else cuda, else cpu."""
+    """Return the device's name: as asked, else hpu (if the bridge is installed), cuda or cpu."""
     if asked:
         return asked
     if is_bridge_installed():

@@ -27,13 +27,13 @@ class Engine(Protocol):
     fuses_updates: bool
 
     def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
-        """Yield the micro-batches; a data parallel `network` exchanges gradients only in the last."""
+        """Yield the micro-batches; a data parallel `network` exchanges gradients in the last."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which forward passes run in the chosen number format."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch's loss (), divided by the number of micro-batches."""
+        """Add the gradients of a micro-batch's loss (), divided by the number of micro-batches."""
 
     def unscale(self) -> Tensor | None:
         """Remove the loss scale () from the gradients and return it, or None without a scale.
@@ -132,7 +132,7 @@ class Device(abc.ABC):
         """Replace batch norm with one that has statistics over all processes."""
 
     def explain(self, error: RuntimeError) -> str | None:
-        """Return one line of cause and remedy for an error of the device (memory, driver), or None."""
+        """Return one line of cause and remedy for a device error (memory, driver), or None."""
         return None
 
     def read_counters(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Batch norm over all processes with plain collectives, for devices without torch's SyncBatchNorm."""
+"""Batch norm over all processes with plain collectives, for devices without SyncBatchNorm."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class CpuDevice(EagerDevice):
         return super().compile_train(program, optimizer, micro_batches)
 
     def count_cards(self) -> int:
-        """See the base class; the number of cores, since any number of processes can share a CPU."""
+        """See the base class; the number of cores, since processes can share a CPU."""
         return len(os.sched_getaffinity(0))
 
     def memory_peak(self) -> int:

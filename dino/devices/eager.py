@@ -87,7 +87,7 @@ class EagerDevice(Device):
         return torch.amp.GradScaler(self.torch_device.type) if self.precision == "fp16" else None
 
     def mark_step(self) -> None:
-        """Mark the end of a phase (forward, backward, update); lazy devices cut their graph here."""
+        """End a phase (forward, backward, update); lazy devices cut their graph here."""
 
 
 class EagerStep(TrainStep):
@@ -114,7 +114,7 @@ class EagerStep(TrainStep):
         self.device.mark_step()
 
     def upload(self, inputs: Any) -> Any:
-        """Copy a named tuple of host tensors to the device in one transfer; None fields stay None."""
+        """Copy a named tuple of host tensors to the device in one transfer; None stays None."""
         fields = {name: field for name, field in inputs._asdict().items() if field is not None}
         packed = self.device.to_device(torch.cat([field.reshape(-1) for field in fields.values()]))
         parts = torch.split(packed, [field.numel() for field in fields.values()])

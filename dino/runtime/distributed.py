@@ -105,7 +105,7 @@ class Processes:
         return torch.stack(gathered, dim=1).flatten(0, 1)[:count]
 
     def read_from_first(self, name: str, value: str) -> str:
-        """Return rank 0's `value` for this name on every process, at any time (through the store)."""
+        """Return rank 0's `value` for this name on every process; it goes through the store."""
         if self.store is None:
             return value
         if self.is_rank_zero:

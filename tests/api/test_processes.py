@@ -40,7 +40,7 @@ def test_a_later_call_does_not_read_what_an_earlier_one_wrote(
     left = iter(opened)
     monkeypatch.setattr(distributed, "_met", {})
     monkeypatch.setattr(distributed, "_open_store", lambda *_: next(left))
-    place = Launch(rank=0, world=2)
+    place = Launch(rank=0, world_size=2)
     first, second, third = (distributed._meet(place, "env://") for _ in range(3))
     first.set("iteration", "0")
     second.set("iteration", "3")

@@ -126,7 +126,7 @@ class IpuDevice(Device):
         """
         if not isinstance(program, TracedProgram):
             raise OptionError(
-                "eval_linear.py is not there on `device` ipu", remedy="use another `device`"
+                "eval_linear.py is not supported on `device` ipu", remedy="use another `device`"
             )
         if not hasattr(optimizer, "betas"):
             raise OptionError(
@@ -175,7 +175,7 @@ class IpuDevice(Device):
         """
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
             raise OptionError(
-                "batch norm over processes is not there on `device` ipu",
+                "batch norm over processes is not supported on `device` ipu",
                 remedy="leave `use_bn_in_head` out",
             )
         return module
