@@ -103,10 +103,10 @@ def choose_mode(
     if kept in ("eager", "compiled"):
         return Mode(lazy=False, compiles=kept == "compiled", reason=KEPT, warning=late)
     if variable_lazy is False:
-        # The variable selects eager mode in the vendor's torch; upstream's has no other.
+        # The variable selects eager mode in the vendor's torch; in upstream's it changes nothing.
         return Mode(lazy=False, compiles=not vendors, reason=reason)
     if vendors and late is None:
-        late = f"{reason}, so this run is compiled and not lazy; for lazy mode import dino before torch"
+        late = f"{reason}, so this run is compiled; for lazy mode import dino before torch"
     return Mode(lazy=False, compiles=True, reason=reason, warning=late)
 
 
@@ -133,7 +133,8 @@ def _check_imported(imported_lazy: bool, lazy_mode: bool | None, compiles: bool 
         setting = "`compile`" if lazy_mode is None else f"`lazy_mode` {str(lazy_mode).lower()}"
         raise DeviceError(
             f"{setting}: {_describe(imported_lazy)}",
-            remedy=f"import dino before torch, or set {VARIABLE}={int(wanted)} before Python starts",
+            remedy="import dino before torch, "
+            f"or set {VARIABLE}={int(wanted)} before Python starts",
         )
 
 
