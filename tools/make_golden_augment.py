@@ -120,25 +120,28 @@ def choose_parameters() -> Arrays:
 
 def compute(parameters: Arrays) -> Arrays:
     """Compute `image` and `normalised` of every crop, operation and chain in `parameters`."""
-    found: Arrays = {}
+    results: Arrays = {}
     for key, value in parameters.items():
         whole, name = key.rsplit("/", 1)
         photo, case = whole.split("/")[0], whole.split("/")[-1]
         if name == "params":
             picture = Image.fromarray(parameters[f"{photo}/photo"])
-            found[f"{whole}/image"] = np.asarray(
+            results[f"{whole}/image"] = np.asarray(
                 crop(picture, value.tolist(), int(parameters[f"{whole}/size"]))
             )
         elif name == "param":
             base = cut_base(parameters, photo)
-            found[f"{whole}/image"] = np.asarray(change(base, case.split("_")[0], float(value)))
+            results[f"{whole}/image"] = np.asarray(change(base, case.split("_")[0], float(value)))
         elif name == "order":
             factors = parameters[f"{whole}/factors"]
             jitter = {JITTER[index]: float(factors[index]) for index in value}
             flags, radius = parameters[f"{whole}/flags"], float(parameters[f"{whole}/radius"])
             image = run_chain(cut_base(parameters, photo), flags, jitter, radius)
-            found |= {f"{whole}/image": np.asarray(image), f"{whole}/normalised": normalize(image)}
-    return found
+            results |= {
+                f"{whole}/image": np.asarray(image),
+                f"{whole}/normalised": normalize(image),
+            }
+    return results
 
 
 def cut_base(parameters: Arrays, photo: str) -> Image.Image:

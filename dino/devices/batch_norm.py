@@ -40,7 +40,7 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...), computed in fp32.
 
-        In training, statistics are over all dimensions but C, and over all processes.
+        In training, statistics are over all dimensions except C, and over all processes.
         """
         if not self.training:
             return super().forward(inputs)

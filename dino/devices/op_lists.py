@@ -186,7 +186,7 @@ def _read_names(file: str, spelling: str) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
-            f"{spelling} {file} cannot be read ({error})", remedy="give a file with one op a line"
+            f"{spelling} {file} cannot be read ({error})", remedy="give a file with one op per line"
         ) from error
     functions, names = find_functions(), []
     for number, line in enumerate(lines, start=1):

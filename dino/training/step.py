@@ -160,7 +160,7 @@ class DinoProgram:
                 StepOutput(loss.detach(), *targets[1:], compute_feature_spread(features))
             )
             if len(outputs) == engine.micro_batches:  # overlaps with the last backward pass
-                averaged = self.begin_average(outputs)
+                finish_average = self.begin_average(outputs)
             self.enter("backward")
             engine.backward(loss)
 
@@ -169,7 +169,7 @@ class DinoProgram:
         grad_norm, gradients_finite = clip_gradients(
             self.student.parameters(), self.clip_grad, fused=engine.fuses_updates
         )
-        mean = averaged()
+        mean = finish_average()
         loss_finite = torch.isfinite(mean.loss).float()
         keep = gradients_finite * loss_finite
         keep_last_layer = keep * inputs.train_last_layer

@@ -1,8 +1,9 @@
 """Find the cards of a shared Slurm node that belong to this job. Needs no torch.
 
 On such a node Slurm does not keep a job away from the cards of others. Its only hint is
-SLURM_JOB_GPUS, the indices of the cards. The bridge needs module numbers, whose order differs from
-node to node. If HABANA_VISIBLE_MODULES or HLS_MODULE_ID is set, it decides, and hl-smi is not run.
+SLURM_JOB_GPUS, the indices of the cards. The bridge needs module numbers, and their order differs
+from node to node. If HABANA_VISIBLE_MODULES or HLS_MODULE_ID is set, it decides, and hl-smi is not
+run.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ class HpuDevice(EagerDevice):
         self.hpu.synchronize()
 
     @property
-    def reserved_cores(self) -> int:  # type: ignore[override]  # known once the mode is
+    def reserved_cores(self) -> int:  # type: ignore[override]  # depends on the mode
         """See the base class; eager and compiled mode keep two threads busy (docs/gaudi.md)."""
         return 0 if self.lazy else 2
 

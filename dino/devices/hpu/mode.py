@@ -58,9 +58,10 @@ def choose_mode(
     torch_version: str | None = None,
     kept: str | None = None,
 ) -> Mode:
-    """Choose a mode; the first of these that is known decides.
+    """Choose a mode.
 
-    The order is: settings, variable, imported bridge, checkpoint, and lazy mode if torch has it.
+    The first of these that is set decides: settings, variable, imported bridge, checkpoint. Else
+    the mode is lazy if torch has it.
 
     Args:
         lazy_mode: The setting, or None if it is not set.
@@ -127,8 +128,8 @@ def _check_variable(
 
 
 def _check_imported(imported_lazy: bool, lazy_mode: bool | None, compiles: bool | None) -> None:
-    """Check the settings against an imported bridge, whose mode this process cannot change."""
-    wanted = lazy_mode if lazy_mode is not None else False if compiles else None
+    """Check the settings against an imported bridge; this process cannot change its mode."""
+    wanted = False if compiles and lazy_mode is None else lazy_mode
     if wanted is not None and wanted != imported_lazy:
         setting = "`compile`" if lazy_mode is None else f"`lazy_mode` {str(lazy_mode).lower()}"
         raise DeviceError(
