@@ -75,7 +75,7 @@ class Bench:
 
     def batch(self, seed=0):
         size = self.options.data.batch_size_per_device * self.parts
-        settings = {"device": torch.device("cpu"), "place": lambda tensor: tensor}
+        settings = {"device": torch.device("cpu"), "to_device": lambda tensor: tensor}
         return make_batch(build_recipe(self.options), size, seed=seed, **settings)
 
     def tensors(self):
@@ -329,7 +329,7 @@ def test_what_poptorch_refuses_is_one_line(poptorch):
     ("words", "text"),
     [
         ("--ga 2 --accumulate_steps 3", "`ga` 2 and `accumulate_steps` 3 contradict each other"),
-        ("--optimizer sgd", "`optimizer` adamw only"),
+        ("--optimizer sgd", "supports only `optimizer` adamw"),
         ("--pipeline 2 2", "places 4 blocks, the backbone has 3"),
         (
             "--precision bf16",
