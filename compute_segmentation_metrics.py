@@ -1,4 +1,7 @@
-"""Scores of predicted label maps: `compute_segmentation_metrics.py --dataset_path DAVIS --prediction_path OUT`."""
+"""Score predicted label maps.
+
+python compute_segmentation_metrics.py --dataset_path DAVIS --prediction_path OUT
+"""
 
 import sys
 

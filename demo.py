@@ -1,4 +1,4 @@
-"""`make demo`: pre-train a small ViT on the embedded data set, score it by k-NN, draw what it attends to."""
+"""`make demo`: pre-train a small ViT on the built-in data set, score it by k-NN, draw attention."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Copy detection score of a frozen backbone: `python eval_copy_detection.py --data_path COPYDAYS`."""
+"""Score copy detection of a frozen backbone: `eval_copy_detection.py --data_path COPYDAYS`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Retrieval score of a frozen backbone: `python eval_image_retrieval.py --data_path REVISITED`."""
+"""Score retrieval with a frozen backbone: `eval_image_retrieval.py --data_path REVISITED`."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Driving runs by label propagation: `python eval_ipace_segmentation.py --data_path RUNS --pretrained_weights FILE`."""
+"""Score label propagation on driving runs.
+
+python eval_ipace_segmentation.py --data_path RUNS --pretrained_weights FILE
+"""
 
 import sys
 

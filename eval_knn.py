@@ -1,4 +1,7 @@
-"""k-NN score of a frozen backbone: `python eval_knn.py --data_path DATA --pretrained_weights checkpoint.pth`."""
+"""Score a frozen backbone by k-NN.
+
+python eval_knn.py --data_path DATA --pretrained_weights checkpoint.pth
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Linear probe of a frozen backbone: `python eval_linear.py --data_path DATA --pretrained_weights checkpoint.pth`."""
+"""Score a frozen backbone with a linear probe.
+
+python eval_linear.py --data_path DATA --pretrained_weights checkpoint.pth
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""DAVIS 2017 by label propagation: `python eval_video_segmentation.py --data_path DAVIS --pretrained_weights FILE`."""
+"""Score label propagation on DAVIS 2017.
+
+python eval_video_segmentation.py --data_path DAVIS --pretrained_weights FILE
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Features of images in one file: `python extract_features.py --data_path IMAGES --output features.npz`."""
+"""Extract the features of images to one file.
+
+python extract_features.py --data_path IMAGES --output features.npz
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""A checkpoint's backbone by itself: `python extract_weights.py --weights checkpoint.pth --output vit_model.pth`."""
+"""Extract the backbone from a checkpoint.
+
+python extract_weights.py --weights checkpoint.pth --output vit_model.pth
+"""
 
 import sys
 

@@ -1,7 +1,9 @@
-"""The published backbones by the original's names: `torch.hub.load(PATH, "dino_vits16", source="local")`.
+"""The published backbones under the original's names, for torch.hub.
 
-Each takes `pretrained` (True: the published weights, from the folder DINO_WEIGHTS_DIR or downloaded) and the settings
-`in_chans`, `img_size` and `drop_path_rate`, and gives a module in training mode: (B, C, H, W) -> features (B, D).
+Example: `torch.hub.load(PATH, "dino_vits16", source="local")`. Each function takes `pretrained`
+(True: the published weights, from the folder DINO_WEIGHTS_DIR or downloaded) and the settings
+`in_chans`, `img_size` and `drop_path_rate`. It returns a module in training mode:
+(B, C, H, W) -> features (B, D).
 """
 
 from __future__ import annotations
@@ -13,11 +15,8 @@ from dino.weights.hub import load_published as _load_published
 if TYPE_CHECKING:
     from torch import nn
 
-dependencies = [
-    "numpy",
-    "torch",
-    "yaml",
-]  # XCiT asks for timm, and ResNet-50 for torchvision, when it is built
+# XCiT also needs timm, and ResNet-50 needs torchvision; both are imported only when built.
+dependencies = ["numpy", "torch", "yaml"]
 
 
 def dino_vits16(pretrained: bool = True, **settings: float) -> nn.Module:
@@ -65,4 +64,4 @@ def dino_xcit_medium_24_p8(pretrained: bool = True, **settings: float) -> nn.Mod
     return _load_published("dino_xcit_medium_24_p8", pretrained=pretrained, **settings)
 
 
-dino_deits16, dino_deits8 = dino_vits16, dino_vits8  # the older names of the same networks
+dino_deits16, dino_deits8 = dino_vits16, dino_vits8  # older names of the same networks

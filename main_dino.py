@@ -1,4 +1,7 @@
-"""Pre-train with DINO: `python main_dino.py --data_path demo --output_dir ./output/demo`; `--help` lists the flags."""
+"""Pre-train with DINO; `--help` lists the flags.
+
+python main_dino.py --data_path demo --output_dir ./output/demo
+"""
 
 import sys
 

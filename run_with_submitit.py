@@ -1,4 +1,7 @@
-"""Submit main_dino.py with its flags: `python run_with_submitit.py --nodes 2 --ngpus 8 --data_path DATA ...`."""
+"""Submit main_dino.py with its flags to Slurm.
+
+python run_with_submitit.py --nodes 2 --ngpus 8 --data_path DATA ...
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Attention as a video: `python video_generation.py --input_path video.mp4 --pretrained_weights checkpoint.pth`."""
+"""Draw attention as a video.
+
+python video_generation.py --input_path video.mp4 --pretrained_weights checkpoint.pth
+"""
 
 import sys
 

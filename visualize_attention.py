@@ -1,4 +1,7 @@
-"""Attention maps: `python visualize_attention.py --image_path image.jpg --pretrained_weights checkpoint.pth`."""
+"""Draw the attention maps of an image.
+
+python visualize_attention.py --image_path image.jpg --pretrained_weights checkpoint.pth
+"""
 
 import sys
 

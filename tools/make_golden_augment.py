@@ -1,9 +1,10 @@
-"""Write dino/golden/augment.npz: a painted picture, and what Pillow and torchvision make of it.
+"""Write dino/golden/augment.npz: a painted picture, and its versions from Pillow and torchvision.
 
     python tools/make_golden_augment.py [FILE]
 
-The original augments Pillow images by these very functions (DataAugmentationDINO of facebookresearch/dino), so their
-results are the numbers to meet. Run it again only to change what is compared; tests/test_golden.py computes it anew.
+The original augments Pillow images with these same functions (DataAugmentationDINO of
+facebookresearch/dino), so their results are the reference. Run this again only to change what is
+compared; tests/test_golden.py recomputes the file.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from dino.data.demo import paint  # noqa: E402
 from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 
 FILE = Path(__file__).resolve().parents[1] / "dino" / "golden" / "augment.npz"
-HEIGHT, WIDTH = 500, 335  # of a usual photograph
+HEIGHT, WIDTH = 500, 335  # of a typical photograph
 LABEL, SEED = 6, 4  # a ringed hexagon in many colors: curved edges at all scales
-BOXES = (  # top, left, height, width, side of the crop: from shrinking fourfold to enlarging fourfold
+BOXES = (  # top, left, height, width, side of the crop: from 4x smaller to 4x larger
     (67, 0, 329, 335, 224),
     (10, 20, 120, 160, 40),
     (0, 0, 500, 335, 64),
@@ -35,17 +36,13 @@ BOXES = (  # top, left, height, width, side of the crop: from shrinking fourfold
     (120, 90, 41, 54, 96),
     (476, 311, 24, 24, 96),
 )
-# The crop that operations and chains start from. Shrunk more (from 260 pixels), its edges would be denser than a
-# photograph's, and Pillow's blur, which is made of boxes, 1.1 levels from a Gaussian's mean where this one is 0.5.
+# The crop that operations and chains start from. A crop that is reduced more (from 260 pixels) has
+# denser edges than a photograph. Pillow's blur, which is made of boxes, is then 1.1 levels from a
+# Gaussian's mean, instead of 0.5.
 BASE = 1
 CHAINS = 8
-FLAGS = {
-    "flip": 4,
-    "jitter": 6,
-    "gray": 2,
-    "blur": 4,
-    "solarize": 3,
-}  # in how many chains each is set
+# The number of chains in which each flag is set.
+FLAGS = {"flip": 4, "jitter": 6, "gray": 2, "blur": 4, "solarize": 3}
 JITTER = ("brightness", "contrast", "saturation", "hue")
 OPERATIONS: Mapping[str, Sequence[float]] = {
     **{"brightness": (0.6, 0.85, 1.4), "contrast": (0.6, 0.85, 1.4), "saturation": (0.8, 1.2)},
@@ -55,19 +52,22 @@ Arrays = dict[str, np.ndarray]
 
 
 def paint_picture() -> np.ndarray:
-    """The middle columns of a painted square, without the painter's noise, which no file can pack: (H, W, 3) uint8."""
+    """Paint a square and return its middle columns, (H, W, 3) uint8.
+
+    It has no noise, because noise cannot be compressed.
+    """
     square = paint(LABEL, HEIGHT, np.random.default_rng(SEED))
     left = (HEIGHT - WIDTH) // 2
     return np.rint(square[:, left : left + WIDTH].clip(0, 1) * 255).astype(np.uint8)
 
 
 def crop(picture: Image.Image, box: Sequence[int], size: int) -> Image.Image:
-    """Cut (top, left, height, width) and resize it to a square of `size` pixels, bicubic and antialiased."""
+    """Crop (top, left, height, width) and resize it to `size` pixels, bicubic and antialiased."""
     return TF.resized_crop(picture, *box, [size, size], interpolation=InterpolationMode.BICUBIC)
 
 
 def change(picture: Image.Image, operation: str, value: float) -> Image.Image:
-    """One operation by its name; flip, gray and solarize have no value."""
+    """Apply one operation by its name; flip, gray and solarize ignore the value."""
     if operation == "flip":
         return TF.hflip(picture)
     if operation == "gray":
@@ -82,7 +82,7 @@ def change(picture: Image.Image, operation: str, value: float) -> Image.Image:
 def run_chain(
     picture: Image.Image, flags: Sequence[bool], jitter: Mapping[str, float], radius: float
 ) -> Image.Image:
-    """Flip, jitter in the order of `jitter`, gray, blur, solarize, each where its flag is set."""
+    """Flip, jitter (in the order of `jitter`), gray, blur, solarize, each if its flag is set."""
     steps = {name: [(name, radius)] for name in FLAGS} | {"jitter": list(jitter.items())}
     for name, flag in zip(FLAGS, flags, strict=True):
         for operation, value in steps[name] if flag else ():
@@ -91,12 +91,12 @@ def run_chain(
 
 
 def normalize(picture: Image.Image) -> np.ndarray:
-    """(3, S, S) float32 with ImageNet's mean and standard deviation."""
+    """Return (3, S, S) float32, normalized with ImageNet's mean and standard deviation."""
     return TF.normalize(TF.to_tensor(picture), IMAGENET_MEAN, IMAGENET_STD).numpy()
 
 
 def choose_parameters() -> Arrays:
-    """The picture and all that is asked of it, by key."""
+    """Return the picture and the parameters of all crops, operations and chains, by key."""
     chosen: Arrays = {"0/photo": paint_picture(), "0/base_crop_index": np.array(BASE)}
     for index, (*box, size) in enumerate(BOXES):
         chosen |= {f"0/crop/{index}/params": np.array(box), f"0/crop/{index}/size": np.array(size)}
@@ -119,30 +119,33 @@ def choose_parameters() -> Arrays:
 
 
 def compute(parameters: Arrays) -> Arrays:
-    """The keys `image` and `normalised` of every picture, crop, operation and chain that `parameters` asks for."""
-    found: Arrays = {}
+    """Compute `image` and `normalised` of every crop, operation and chain in `parameters`."""
+    results: Arrays = {}
     for key, value in parameters.items():
         whole, name = key.rsplit("/", 1)
         photo, case = whole.split("/")[0], whole.split("/")[-1]
         if name == "params":
             picture = Image.fromarray(parameters[f"{photo}/photo"])
-            found[f"{whole}/image"] = np.asarray(
+            results[f"{whole}/image"] = np.asarray(
                 crop(picture, value.tolist(), int(parameters[f"{whole}/size"]))
             )
         elif name == "param":
             base = cut_base(parameters, photo)
-            found[f"{whole}/image"] = np.asarray(change(base, case.split("_")[0], float(value)))
+            results[f"{whole}/image"] = np.asarray(change(base, case.split("_")[0], float(value)))
         elif name == "order":
             factors = parameters[f"{whole}/factors"]
             jitter = {JITTER[index]: float(factors[index]) for index in value}
             flags, radius = parameters[f"{whole}/flags"], float(parameters[f"{whole}/radius"])
             image = run_chain(cut_base(parameters, photo), flags, jitter, radius)
-            found |= {f"{whole}/image": np.asarray(image), f"{whole}/normalised": normalize(image)}
-    return found
+            results |= {
+                f"{whole}/image": np.asarray(image),
+                f"{whole}/normalised": normalize(image),
+            }
+    return results
 
 
 def cut_base(parameters: Arrays, photo: str) -> Image.Image:
-    """The crop of a picture that its operations and chains start from."""
+    """Return the crop of a picture that its operations and chains start from."""
     base = f"{photo}/crop/{int(parameters[f'{photo}/base_crop_index'])}"
     picture = Image.fromarray(parameters[f"{photo}/photo"])
     return crop(picture, parameters[f"{base}/params"].tolist(), int(parameters[f"{base}/size"]))

@@ -1,21 +1,20 @@
-"""Make the project's virtual environment and install requirement files into it; a vendor's torch is never replaced.
+"""Make the virtual environment and install requirements, without replacing a vendor's torch.
 
     python3 tools/make_venv.py .venv [requirements-torch.txt requirements.txt]
 
-Where the interpreter has torch already (a Gaudi container carries the vendor's own build), the environment sees its
-packages, and pip is not asked for torch, torchvision or timm, which demand of one another what the vendor's are not.
-What was installed is recorded after pip has succeeded: an interrupted set-up is taken up again, a complete one costs
-no time. Exit codes: 0 done, 1 pip failed, 2 wrong input or a machine that lacks something.
+If the interpreter already has torch (a Gaudi container has the vendor's own build), the environment
+sees the interpreter's packages. pip then does not install torch, torchvision or timm, because their
+requirements on one another exclude the vendor's builds. Installed files are recorded after pip has
+succeeded: an interrupted setup is resumed, and a complete one costs no time.
+Exit codes: 0 done, 1 pip failed, 2 wrong input or something missing on this machine.
 """
 
 import sys
 
-if sys.version_info < (
-    3,
-    10,
-):  # before the other imports, some of which such interpreters do not have
+# This is before the other imports, because older interpreters lack some of them.
+if sys.version_info < (3, 10):
     sys.stderr.write(
-        "make_venv: needs Python >= 3.10, this is %d.%d; set PYTHON to a newer\n"
+        "make_venv: needs Python >= 3.10, this is %d.%d; set PYTHON to a newer one\n"
         % sys.version_info[:2]
     )
     sys.exit(2)
@@ -35,26 +34,27 @@ DEFAULTS = [
 
 
 def stop(text: object, *, code: int = 2) -> NoReturn:
-    """End with one line that names the value and the remedy."""
+    """Exit with a one-line message that names the value and the remedy."""
     sys.stderr.write(f"make_venv: {text}\n")
     sys.exit(code)
 
 
 def find_version(name: str) -> str:
-    """Version of a package of this interpreter by its metadata, "" without."""
+    """Return the version of an installed package from its metadata, or ""."""
     return next((package.version for package in metadata.distributions(name=name)), "")
 
 
 def find_kept() -> dict[str, str]:
-    """Name -> version of torch and what belongs to it in this interpreter, none imported; empty without a torch."""
-    there = {
-        name: find_version(name) for name in FAMILY if getattr(util.find_spec(name), "origin", None)
-    }
-    return there if "torch" in there else {}
+    """Return name -> version of this interpreter's torch packages, or {} without torch.
+
+    Nothing is imported.
+    """
+    installed = [name for name in FAMILY if getattr(util.find_spec(name), "origin", None)]
+    return {name: find_version(name) for name in installed} if "torch" in installed else {}
 
 
 def check_kept(kept: dict[str, str], lines: dict[str, str]) -> None:
-    """Stop where torch or torchvision is missing beside the other, or older than its line `name>=bound`."""
+    """Stop if torch or torchvision is missing next to the other, or older than its requirement."""
     owner = f"torch {kept.get('torch')} of {sys.executable} is kept, but"
     other = "or set PYTHON to an interpreter without torch"
     for name in set(FAMILY) & lines.keys() if kept else ():
@@ -65,18 +65,21 @@ def check_kept(kept: dict[str, str], lines: dict[str, str]) -> None:
         have, bound = (re.search(r"(\d+)\.(\d+)", text) for text in (kept[name], lines[name]))
         if have and bound and [*map(int, have.groups())] < [*map(int, bound.groups())]:
             stop(
-                f"{owner} {name} {kept[name]} is older than the required {lines[name]}; take a newer one, {other}"
+                f"{owner} {name} {kept[name]} is older than the required {lines[name]}; "
+                f"install a newer one, {other}"
             )
 
 
 def create(target: Path, *, shared: bool) -> None:
-    """Create the environment, or repair a half-made one; it sees this interpreter's packages if `shared`."""
+    """Create or repair the environment; if `shared`, it sees this interpreter's packages."""
     words = ["--system-site-packages"] if shared else []
     if subprocess.run([sys.executable, "-m", "venv", *words, target]).returncode:
         stop(
-            f"{sys.executable} -m venv failed, see above; on Debian and Ubuntu: apt-get install python3-venv"
+            f"{sys.executable} -m venv failed, see above; "
+            "on Debian and Ubuntu: apt-get install python3-venv"
         )
-    # The option shows the base interpreter's packages; where this one is an environment itself, its own are elsewhere.
+    # The option shows only the base interpreter's packages; if this interpreter is in an
+    # environment itself, its own packages are elsewhere.
     hook = "".join(
         f"import site; site.addsitedir({folder!r})\n" for folder in site.getsitepackages() if shared
     )
@@ -85,7 +88,7 @@ def create(target: Path, *, shared: bool) -> None:
 
 
 def install(target: Path, lines: dict[str, str], kept: dict[str, str]) -> None:
-    """Install the requirements (package name -> line); what is kept, and a `cv2` of another owner, stays."""
+    """Install the requirements (package name -> line); leave `kept` and another package's `cv2`."""
     left = {*FAMILY, "timm"} if kept else set()
     folders = [*map(str, target.glob("lib/python*/site-packages")), *(sys.path if kept else [])]
     if not any(metadata.distributions(name="opencv-python-headless", path=folders)):
@@ -93,44 +96,32 @@ def install(target: Path, lines: dict[str, str], kept: dict[str, str]) -> None:
             {"opencv-python-headless"} if machinery.PathFinder.find_spec("cv2", folders) else set()
         )
     pins = [f"{name}=={version}" for name, version in kept.items() if version]
-    if kept and find_version("numpy").startswith(
-        "1."
-    ):  # a torch that was built with numpy 1 does not work with 2
+    if kept and find_version("numpy").startswith("1."):  # torch built for numpy 1 fails with 2
         pins.append("numpy<2")
     (target / "constraints.txt").write_text("\n".join(pins), encoding="utf-8")
-    steps = [
-        [
-            "-c",
-            f"{target}/constraints.txt",
-            *(line for name, line in lines.items() if name not in left),
-        ]
-    ]
-    if (
-        kept and "timm" in lines
-    ):  # alone, since it demands torchvision; the hub is its only other need that is not ours
+    wanted = [line for name, line in lines.items() if name not in left]
+    steps = [["-c", f"{target}/constraints.txt", *wanted]]
+    # timm is installed by itself because it requires torchvision; of its other requirements, only
+    # the hub is not ours as well.
+    if kept and "timm" in lines:
         steps = [[*steps[0], "huggingface_hub"], ["--no-deps", lines["timm"]]]
     for words in steps:
-        pip = [
-            f"{target}/bin/python",
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-input",
-        ]
-        if subprocess.run([*pip, *words]).returncode:
+        pip = [f"{target}/bin/python", "-m", "pip", "install"]
+        options = ["--disable-pip-version-check", "--no-input"]
+        if subprocess.run([*pip, *options, *words]).returncode:
             beside = f" while {', '.join(pins)} of the interpreter stays" if pins else ""
             stop(
-                f"pip could not install the requirements{beside}; its reason is above; then run again",
+                f"pip could not install the requirements{beside}; "
+                "fix the error above, then run again",
                 code=1,
             )
 
 
 def main(target: Path = Path(".venv"), *requirements: Path) -> None:
-    """Make the environment, or complete the one that is there."""
+    """Make the environment, or complete an existing one."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in requirements or DEFAULTS}
-    place, is_made = target / "made-with.json", (target / "bin" / "pip").exists()
-    record = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+    file, is_made = target / "made-with.json", (target / "bin" / "pip").exists()
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     is_own = target.exists() and target.samefile(sys.prefix)  # as after `source .venv/bin/activate`
     kept = record["kept"] if record and is_own else find_kept()
     prefix = Path(sys.prefix if kept else sys.base_prefix).resolve()
@@ -138,7 +129,8 @@ def main(target: Path = Path(".venv"), *requirements: Path) -> None:
     origin = record.get("made_with", "something else" if kept else home)
     if is_made and not is_own and origin != home:
         stop(
-            f"{target} was made with {origin}, this is {home}; set PYTHON to the former, or make clean to start anew"
+            f"{target} was made with {origin}, this is {home}; "
+            "set PYTHON to the former, or make clean to start over"
         )
     if texts.items() <= record.get("installed", {}).items():
         return
@@ -147,14 +139,13 @@ def main(target: Path = Path(".venv"), *requirements: Path) -> None:
     check_kept(kept, lines)
     target.mkdir(parents=True, exist_ok=True)
     record = {"made_with": home, "kept": kept, "installed": {}} | record
-    place.write_text(
-        json.dumps(record), encoding="utf-8"
-    )  # first, so that whatever is interrupted is taken up again
+    # Written first, so that an interrupted setup can be resumed.
+    file.write_text(json.dumps(record), encoding="utf-8")
     if not is_made:
         create(target, shared=bool(kept))
     install(target, lines, kept)
     record["installed"] |= texts
-    place.write_text(json.dumps(record), encoding="utf-8")
+    file.write_text(json.dumps(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

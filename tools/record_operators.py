@@ -1,13 +1,14 @@
-"""Record the unique operators of one training step on the simulated Gaudi, for `python -m dino.verify`.
+"""Record the unique operators of one training step on the simulated Gaudi, for `dino.verify`.
 
     python tools/record_operators.py
 
-Writes dino/verify/operators_vit_small.json. The step is the product's own: ViT-S/16 with its defaults (2 views of 224
-and 8 of 96 pixels, 65536 prototypes, AdamW, clipping, stochastic depth 0.1), augmentation included, the first one of a
-run. It runs on fake tensors of the simulated card, which have sizes and types but no memory, so that a batch of 64
-costs no more than one of 1; what the card's autocast and torch's dispatcher decide is decided as on the card. A mode
-above them sees what is left for a backend. Operators are the same if they differ only in floating-point numbers, or
-in how far behind the beginning of its memory a tensor begins.
+This writes dino/verify/operators_vit_small.json. The step is the first real step of a run: ViT-S/16
+with its defaults (2 views of 224 and 8 of 96 pixels, 65536 prototypes, AdamW, clipping, stochastic
+depth 0.1), including augmentation. It runs on fake tensors of the simulated card, which have sizes
+and types but no memory, so a batch of 64 costs no more than a batch of 1. The card's autocast and
+torch's dispatcher decide as on the card, and a mode above them sees the operators that reach a
+backend. Operators count as equal if they differ only in floating-point numbers, or in the offset of
+a tensor in its memory.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from tests.running import SERVER, on_simulated_card  # noqa: E402
 
 NETWORK = ("--arch", "vit_small", "--patch_size", "16")
 MODE = ("--device", "hpu", "--lazy_mode", "false")  # the operators are the same in all modes
-LEFT_OUT = {"layout", "pin_memory"}  # keywords that say nothing on one device
+LEFT_OUT = {"layout", "pin_memory"}  # keywords without meaning on a single device
 KEEPING = ("clone", "_to_copy", "empty_like", "empty_strided", "new_empty_strided")
-MOST = 10  # tensors of a list that stands where it is used
+MOST = 10  # longest list of tensors that is written inline
 
 Entry = list[Any]  # operator, arguments, keywords, types of the results
 
 
 def main() -> None:
-    """Record every format and batch, and write the file."""
+    """Record all number formats and batch sizes, and write the file."""
     steps = record_all(operator_list.FORMATS, operator_list.BATCHES)
     path = ROOT / "dino" / "verify" / operator_list.FILE
     path.write_text(write(steps), encoding="utf-8")
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def record_all(formats: Sequence[str], batches: Sequence[int]) -> dict[str, dict[int, list[Entry]]]:
-    """Record each format in a process of its own, since the bridge reads its op lists once."""
+    """Record each format in a separate process, because the bridge reads its op lists only once."""
     with concurrent.futures.ProcessPoolExecutor(
         2, mp_context=SERVER, max_tasks_per_child=1
     ) as pool:
@@ -62,35 +63,29 @@ def record_all(formats: Sequence[str], batches: Sequence[int]) -> dict[str, dict
 
 
 def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]:
-    """Record one format, in a process that has not imported the bridge yet."""
+    """Record one format in a process that has not imported the bridge yet."""
     on_simulated_card()
     from dino.cli.options import parse
     from dino.data.photometric import keep_constant
     from dino.devices import open_device
     from dino.runtime.context import Run
-    from dino.runtime.distributed import Launch, Processes
+    from dino.runtime.distributed import Processes
+    from dino.runtime.launch import Launch
     from dino.training.config import TrainConfig
 
     recorded = {}
     for batch in batches:
-        words = [
-            *NETWORK,
-            *MODE,
-            "--precision",
-            number_format,
-            "--batch_size_per_device",
-            str(batch),
-        ]
-        config = parse(TrainConfig, words)
+        flags = ["--precision", number_format, "--batch_size_per_device", str(batch)]
+        config = parse(TrainConfig, [*NETWORK, *MODE, *flags])
         device = open_device(config.device, precision=config.precision)
         run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
-        keep_constant.cache_clear()  # those of the last step belong to its fake tensors
+        keep_constant.cache_clear()  # the cached constants are the last step's fake tensors
         recorded[batch] = record_step(config, run)
     return recorded
 
 
 def record_step(config: Any, run: Any) -> list[Entry]:
-    """The unique operators of the first step."""
+    """Return the unique operators of the first step."""
     from dino.data.synthetic import make_batch
     from dino.devices.cpu import CpuDevice
     from dino.training.build import build_networks, build_program, build_recipe
@@ -120,7 +115,7 @@ def record_step(config: Any, run: Any) -> list[Entry]:
 
 @contextlib.contextmanager
 def drawing_nothing() -> Iterator[None]:
-    """Networks get whatever is in their memory: only their shapes count, and drawing takes seconds."""
+    """Skip the initialization of networks: only shapes count, and drawing takes seconds."""
     before = {
         name: getattr(nn.init, name) for name in ("trunc_normal_", "kaiming_uniform_", "uniform_")
     }
@@ -134,22 +129,20 @@ def drawing_nothing() -> Iterator[None]:
 
 
 def make_fake(network: nn.Module, fake: FakeTensorMode) -> None:
-    """Replace parameters and buffers by tensors without memory."""
+    """Replace parameters and buffers with tensors without memory."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            made = nn.Parameter(
-                fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad
-            )
-            module._parameters[name] = made
+            tensor = fake.from_tensor(parameter.detach())
+            module._parameters[name] = nn.Parameter(tensor, parameter.requires_grad)
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = fake.from_tensor(buffer)
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down each new operator that takes or gives a tensor of the device."""
+    """Records each new operator that takes or returns a tensor on the device."""
 
     def __init__(self) -> None:
-        """Nothing so far."""
+        """Start without entries."""
         super().__init__()
         self.entries: dict[str, Entry] = {}
 
@@ -158,33 +151,31 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """See torch."""
         kwargs = kwargs or {}
-        given = [*args, *kwargs.values()]
-        # In-place operators change their arguments, so these are written down before.
+        inputs = [*args, *kwargs.values()]
+        # In-place operators change their arguments, so these are described first.
         described = [
             describe(list(args)),
             {k: describe(v) for k, v in kwargs.items() if k not in LEFT_OUT},
         ]
         result = pack(operator, operator(*args, **kwargs))
         results = list(operator_list.find_leaves(result, torch.Tensor))
-        tensors = [*operator_list.find_leaves(given, torch.Tensor), *results]
+        tensors = [*operator_list.find_leaves(inputs, torch.Tensor), *results]
         if operator.namespace == "aten" and any(tensor.device.type != "cpu" for tensor in tensors):
             described[1] = {key: value for key, value in described[1].items() if value is not None}
-            entry = [
-                str(operator),
-                *described,
-                " ".join(describe(tensor.dtype) for tensor in results),
-            ]
+            types_of_results = " ".join(describe(tensor.dtype) for tensor in results)
+            entry = [str(operator), *described, types_of_results]
             self.entries.setdefault(identify(entry), entry)
         return result
 
 
 def pack(operator: Any, result: Any) -> Any:
-    """What a kernel of the card gives is contiguous, where a fake tensor follows the strides of the inputs.
+    """Make a result contiguous, as the card's kernels do; fake tensors follow the inputs' strides.
 
-    Views share their input's memory, and copies keep its strides.
+    Exceptions are views, which share their input's memory, and copies, which keep its strides.
     """
     name = operator.overloadpacket.__name__
-    if name in KEEPING or any(each.alias_info is not None for each in operator._schema.returns):
+    is_view = any(value.alias_info is not None for value in operator._schema.returns)
+    if name in KEEPING or is_view:
         return result
     if isinstance(result, list | tuple):
         return type(result)(pack(operator, item) for item in result)
@@ -192,13 +183,13 @@ def pack(operator: Any, result: Any) -> Any:
 
 
 def identify(entry: Entry) -> str:
-    """What makes an operator the same: no floating-point number, and not how far in its memory a tensor begins."""
+    """Return the key of an operator; it ignores floating-point numbers and offsets in memory."""
     text = re.sub(r"-?\d+\.\d+(e[+-]\d+)?|-?\d+e[+-]\d+|-?Infinity", "0.0", json.dumps(entry))
     return re.sub(r"\+[1-9]\d*\]", "+1]", text)
 
 
 def describe(value: Any) -> Any:
-    """A value as the file has it."""
+    """Return a value as it is written to the file."""
     if isinstance(value, torch.Tensor):
         return operator_list.write_spec(measure(value))
     if isinstance(value, list | tuple):
@@ -206,13 +197,13 @@ def describe(value: Any) -> Any:
     if isinstance(value, torch.device):
         return operator_list.DEVICE if value.type != "cpu" else "cpu"
     if isinstance(value, torch.dtype | torch.memory_format):
-        known = {**operator_list.TYPES, **operator_list.SPECIAL}
-        return next(word for word, meaning in known.items() if meaning == value)
+        names = {**operator_list.TYPES, **operator_list.SPECIAL}
+        return next(name for name, meaning in names.items() if meaning == value)
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def measure(tensor: torch.Tensor) -> operator_list.Spec:
-    """Type, sizes and place of a tensor; the stride of a dimension of 1 means nothing."""
+    """Return type, sizes and layout of a tensor; the stride of a dimension of 1 is ignored."""
     plain = tensor.is_contiguous() and tensor.storage_offset() == 0
     stride = [
         step if size > 1 else 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
@@ -227,18 +218,15 @@ def measure(tensor: torch.Tensor) -> operator_list.Spec:
 
 
 def write(steps: dict[str, dict[int, list[Entry]]]) -> str:
-    """The file: an operator of several steps stands there once, and so does a long list of tensors."""
+    """Return the file's text; shared operators and long lists of tensors are written once."""
     lists: dict[str, int] = {}
     numbers: dict[str, int] = {}
     operators: list[Entry] = []
     places: dict[str, dict[str, list[int]]] = {}
 
     def share(value: Any) -> Any:
-        if (
-            isinstance(value, list)
-            and len(value) > MOST
-            and all(isinstance(item, str) for item in value)
-        ):
+        is_long = isinstance(value, list) and len(value) > MOST
+        if is_long and all(isinstance(item, str) for item in value):
             return f"*{lists.setdefault(json.dumps(value), len(lists))}"
         return value
 
@@ -266,7 +254,7 @@ def write(steps: dict[str, dict[int, list[Entry]]]) -> str:
 
 
 def find_torch() -> str:
-    """The installed torch, as "2.9"; another one may compose its operators of others."""
+    """Return the version of torch, such as "2.9"; others may decompose operators differently."""
     return ".".join(torch.__version__.split(".")[:2])
 
 

@@ -42,7 +42,8 @@ def align(config: AlignConfig) -> list[Difference]:
     from dino.devices import open_device
     from dino.devices.cpu import CpuDevice
     from dino.runtime.context import Run
-    from dino.runtime.distributed import Launch, Processes
+    from dino.runtime.distributed import Processes
+    from dino.runtime.launch import Launch
     from dino.training.alignment import compare, trace_steps
     from dino.training.build import build_recipe
     from dino.training.plan import build_plan

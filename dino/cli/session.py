@@ -40,7 +40,7 @@ class _Spelling(logging.Formatter):
 
 def set_up_logging() -> int:
     """Plain lines on stdout from rank 0; warnings, with the rank, from the others; gives this process's rank."""
-    from dino.runtime.distributed import read_launch
+    from dino.runtime.launch import read_launch
 
     rank = read_launch(os.environ).rank
     handler = logging.StreamHandler(sys.stdout)

@@ -1,6 +1,7 @@
-"""Everything that knows which chip it runs on; nothing outside this folder does.
+"""All code that depends on the chip; nothing outside this folder does.
 
-Importing it imports neither torch nor a device: the doctor asks `hpu.software` and `hpu.mode` where torch is broken.
+Importing this package imports neither torch nor a device, so that the doctor can use `hpu.software`
+and `hpu.mode` even if torch is broken.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(asked: str | None) -> str:
-    """The device's name: as asked, else hpu where the bridge is installed, else cuda where available, else cpu."""
+    """Return the device's name: as asked, else hpu (if the bridge is installed), cuda or cpu."""
     if asked:
         return asked
     if is_bridge_installed():
@@ -43,16 +44,17 @@ def open_device(
     """Open the device of this process; without `precision` it computes in fp32.
 
     Args:
-        config: Which device.
-        local_rank: Of this process on its host.
-        precision: In which number format training computes.
-        compiled: How a step is compiled, for devices that compile all of it.
-        synthetic: No images are read, where the device can make them up itself.
-        output_dir: Of a training run: a device with several execution modes keeps that of the checkpoint there.
+        config: Which device to open.
+        local_rank: Rank of this process on its host.
+        precision: The number format for training.
+        compiled: How to compile a step, for devices that compile all of it.
+        synthetic: Whether no images are read; some devices then generate their own input.
+        output_dir: A training run's output folder. A device with several execution modes keeps the
+            mode of the checkpoint there.
 
     Raises:
-        DeviceError: The device, or the number format on it, is not available here.
-        OptionError: Settings that contradict each other.
+        DeviceError: The device or its number format is not available here.
+        OptionError: Settings contradict each other.
     """
     from dino.devices.precision import resolve_precision
 
@@ -100,8 +102,8 @@ def _read_lists(precision: PrecisionConfig) -> OpLists:
 
 
 def _refuse_foreign(compiled: IpuConfig | None, name: str) -> None:
-    usual, given = vars(IpuConfig()), vars(compiled or IpuConfig())
-    foreign = sorted(setting for setting in usual if given[setting] != usual[setting])
+    defaults, values = vars(IpuConfig()), vars(compiled or IpuConfig())
+    foreign = sorted(setting for setting in defaults if values[setting] != defaults[setting])
     if foreign:
         raise OptionError(
             f"`{foreign[0]}` is for `device` ipu only, and this is {name}", remedy="leave it out"
@@ -111,10 +113,11 @@ def _refuse_foreign(compiled: IpuConfig | None, name: str) -> None:
 def _open_whole(
     number_format: str, compiled: IpuConfig | None, synthetic: bool, compiles: bool | None
 ) -> IpuDevice:
-    """The device that compiles the whole step."""
+    """Open the device that compiles the whole step."""
     from dino.devices.ipu.device import IpuDevice
 
-    number_format = "float32" if number_format == "fp32" else number_format  # an evaluation's
+    # Evaluations ask for fp32.
+    number_format = "float32" if number_format == "fp32" else number_format
     device = IpuDevice(number_format, compiled, synthetic=synthetic)
     device.compiles = bool(compiles)
     return device

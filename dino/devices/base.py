@@ -1,4 +1,4 @@
-"""What every device offers, and what it runs as a training step."""
+"""The interface of a device, and of the training step that it runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 
 class Engine(Protocol):
-    """A device as a step sees it that runs operator by operator, bound to the step's optimizer.
+    """The view of a device that a step has if it runs operator by operator.
+
+    An engine is bound to the step's optimizer.
 
     Attributes:
-        micro_batches: Equal parts that a batch is trained in, with one update.
-        reads_freely: Whether the host may look at a value without waiting for it.
-        fuses_updates: Whether torch's fused AdamW and its norms of lists run here.
+        micro_batches: Number of equal parts of a batch; all of them make one update.
+        reads_freely: Whether the host can read a value without waiting for it.
+        fuses_updates: Whether torch's fused AdamW and its norms of tensor lists run here.
     """
 
     micro_batches: int
@@ -25,23 +27,26 @@ class Engine(Protocol):
     fuses_updates: bool
 
     def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
-        """Yield the micro-batches; until the last one, a data parallel `network` exchanges no gradients."""
+        """Yield the micro-batches; a data parallel `network` exchanges gradients in the last."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Forward passes inside it run in the chosen number format."""
+        """Return a context in which forward passes run in the chosen number format."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch's loss (), divided by the number of micro-batches."""
+        """Add the gradients of a micro-batch's loss (), divided by the number of micro-batches."""
 
     def unscale(self) -> Tensor | None:
-        """After all backward passes: take the loss scale () out of the gradients and return it; None without one."""
+        """Remove the loss scale () from the gradients and return it, or None without a scale.
+
+        Called after all backward passes.
+        """
 
     def update(self, inputs: Any) -> None:
-        """Let the optimizer step with `inputs`, and the loss scale follow."""
+        """Step the optimizer with `inputs`, then update the loss scale."""
 
 
 class TrainProgram(Protocol):
-    """What a training step computes."""
+    """The computation of a training step."""
 
     def step(self, engine: Engine, batch: Any, inputs: Any) -> None:
         """Train once.
@@ -49,63 +54,74 @@ class TrainProgram(Protocol):
         Args:
             engine: Splits the batch, runs backward passes and updates.
             batch: A tensor or a named tuple of tensors, on the device.
-            inputs: A named tuple of what changes from step to step, on the device.
+            inputs: A named tuple of the inputs that change from step to step, on the device.
         """
 
 
 class Device(abc.ABC):
-    """One accelerator (or the CPU) as the rest of the house sees it."""
+    """One accelerator (or the CPU), as the rest of the package uses it.
+
+    Attributes:
+        name: cpu, cuda, hpu or ipu.
+        torch_device: Where tensors are.
+        collective_backend: gloo, nccl or hccl.
+        pins_memory: Whether loaders pin memory; a device name if torch needs one.
+        fuses_updates: Whether torch's fused AdamW and its norms of tensor lists run here.
+        reads_freely: Whether the host can read a value of a step without waiting for it.
+        reserved_cores: Host cores that a process keeps busy in addition to its loaders.
+        loader_start: Start method of loader processes; None for torch's default.
+        parallel_settings: Arguments of DistributedDataParallel on this device.
+        clips_by_default: Whether gradients are clipped if `clip_grad` is not set.
+        refused: Unsupported settings of a run -> what to do instead.
+        exchanges_gradients: Whether the device's step averages gradients over processes itself.
+        updates_per_step: Updates in one call of a training step.
+        compiles: Whether networks are compiled for training.
+        mode: The execution mode, if the device has several; a checkpoint keeps it.
+        caution: One line of advice for training in this mode, or None.
+    """
 
     name: str
     torch_device: torch.device
     collective_backend: str
-    pins_memory: bool | str = (
-        False  # whether loaders pin memory; a name where torch must be told for which device
-    )
-    fuses_updates = False  # whether torch's fused AdamW and its norms of lists run here
-    reads_freely = False  # whether the host may look at a value of a step without waiting for it
-    reserved_cores = 0  # of the host, that a process of this device keeps busy beside its loaders
-    loader_start: str | None = None  # how loader processes start, where torch's default does not do
-    parallel_settings: Mapping[str, Any] = {}  # what DistributedDataParallel wants on this device
-    clips_by_default = True  # whether gradients are clipped where nothing says so
-    refused: Mapping[
-        str, str
-    ] = {}  # settings of a run that it does not support: what to do instead
-    exchanges_gradients = False  # whether its own step averages gradients over processes
-    updates_per_step = 1  # updates that one call of a training step makes
-    compiles = (
-        False  # whether the networks are compiled for training, as asked for or as the device chose
-    )
-    mode: str | None = (
-        None  # the execution mode, where the device has several; a checkpoint keeps it
-    )
-    caution: str | None = None  # what somebody who trains in this mode should know, in one line
+    pins_memory: bool | str = False
+    fuses_updates = False
+    reads_freely = False
+    reserved_cores = 0
+    loader_start: str | None = None
+    parallel_settings: Mapping[str, Any] = {}
+    clips_by_default = True
+    refused: Mapping[str, str] = {}
+    exchanges_gradients = False
+    updates_per_step = 1
+    compiles = False
+    mode: str | None = None
+    caution: str | None = None
 
     @abc.abstractmethod
     def describe(self) -> str:
-        """One line for the log: chip, mode, number format."""
+        """Return one line for the log: chip, mode, number format."""
 
     @abc.abstractmethod
     def to_device(self, batch: Any) -> Any:
-        """Move a tensor or a named tuple of tensors to the device, without waiting where it can."""
+        """Move a tensor or a named tuple of tensors to the device, without waiting if possible."""
 
     @abc.abstractmethod
     def autocast(self) -> AbstractContextManager[object]:
-        """Forward passes inside it run in the chosen number format."""
+        """Return a context in which forward passes run in the chosen number format."""
 
     def count_micro_batches(self, accumulate_steps: int) -> int:
-        """Equal parts of the batch that one call of a training step takes from the loader."""
+        """Return the number of micro-batches in a batch that one call of a training step takes."""
         return accumulate_steps
 
     @abc.abstractmethod
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> TrainStep:
-        """Make the step that runs `program` once over `micro_batches` equal parts of a batch."""
+        """Build the step that runs `program` once over `micro_batches` equal parts of a batch."""
 
     @abc.abstractmethod
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Make the fastest callable for inference."""
+        """Build the fastest callable for inference."""
 
     @abc.abstractmethod
     def compile_module(self, module: nn.Module) -> nn.Module:
@@ -113,34 +129,37 @@ class Device(abc.ABC):
 
     @abc.abstractmethod
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
-        """Replace batch norm by one whose statistics span all processes."""
+        """Replace batch norm with one that has statistics over all processes."""
 
     def explain(self, error: RuntimeError) -> str | None:
-        """One line of cause and remedy for an error of the device itself (its memory, its driver), or None."""
+        """Return one line of cause and remedy for a device error (memory, driver), or None."""
         return None
 
     def read_counters(self) -> dict[str, float]:
-        """Running counts by TensorBoard tag of what should not happen in the steady state; read on log lines."""
+        """Return counts, by TensorBoard tag, of events that should not occur in the steady state.
+
+        They are read at log lines.
+        """
         return {}
 
     @abc.abstractmethod
     def synchronize(self) -> None:
-        """Wait until everything queued has run."""
+        """Wait until all queued work has run."""
 
     def count_cards(self) -> int:
-        """How many processes of this host can have a device of this kind each."""
+        """Return how many processes on this host can each have a device of this type."""
         return 1
 
     def memory_peak(self) -> int | None:
-        """Largest memory use so far in bytes, or None where the device does not tell."""
+        """Return the peak memory use in bytes, or None if the device does not report it."""
         return None
 
     def memory_total(self) -> int | None:
-        """All memory that there is in bytes, or None where the device does not tell."""
+        """Return the total memory in bytes, or None if the device does not report it."""
         return None
 
     def seed(self, value: int) -> None:
-        """Restart the random numbers of the device and of the host's torch."""
+        """Seed the random generators of the device and of the host's torch."""
         torch.manual_seed(value)
 
     def to_host(self, state: Any) -> Any:
@@ -163,25 +182,25 @@ class TrainStep(abc.ABC):
 
         Args:
             batch: In host memory.
-            inputs: The program's named tuple of float32 tensors in host memory; a field may be None.
+            inputs: The program's named tuple of float32 tensors in host memory; fields may be None.
         """
 
     def read_back(self) -> None:  # noqa: B027 - most steps work on the networks themselves
-        """Bring networks and optimizer to where the step is; called before anyone reads them."""
+        """Bring networks and optimizer up to date; called before they are read."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the step itself remembers between calls (a loss scale)."""
+        """Return the state of the step itself (a loss scale)."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most steps remember nothing
-        """Continue from `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most have no state
+        """Load `state_dict`."""
 
 
 def split_batch(batch: Any, parts: int) -> Iterator[Any]:
-    """Cut every tensor of a named tuple into equal parts along its first dimension."""
+    """Split every tensor of a named tuple into equal parts along its first dimension."""
     if parts == 1:
         yield batch
         return
-    pieces = [field.chunk(parts) for field in batch]
-    for piece in zip(*pieces, strict=True):
-        yield type(batch)(*piece)
+    chunks = [field.chunk(parts) for field in batch]
+    for fields in zip(*chunks, strict=True):
+        yield type(batch)(*fields)

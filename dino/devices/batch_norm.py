@@ -1,4 +1,4 @@
-"""Batch norm whose statistics span all processes, from plain collectives, for devices that torch's own one refuses."""
+"""Batch norm over all processes with plain collectives, for devices without SyncBatchNorm."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def synchronize(module: nn.Module) -> nn.Module:
 
 
 class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batches of all processes, by an all-reduce that gradients flow through."""
+    """Batch norm over the batches of all processes, using an all-reduce with gradients."""
 
-    # Statistics are always tracked here, so none of them is None as torch allows.
+    # Statistics are always tracked here, so they are never None as torch allows.
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -30,7 +30,7 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @classmethod
     def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> AllReduceBatchNorm:
-        """Take over the parameters and buffers themselves of an ordinary batch norm."""
+        """Build one that shares the parameters and buffers of an ordinary batch norm."""
         adopted = cls(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
         )
@@ -38,7 +38,10 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         return adopted.train(norm.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...), normalized over all processes' B and the dots while training; fp32 inside."""
+        """(B, C, ...) -> (B, C, ...), computed in fp32.
+
+        In training, statistics are over all dimensions except C, and over all processes.
+        """
         if not self.training:
             return super().forward(inputs)
         values = inputs.float()
@@ -46,11 +49,11 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = values.new_full((1,), inputs.numel() / inputs.shape[1])
         summed = all_reduce(torch.cat([values.sum(dims), count]))
         total, counts = torch.split(summed, [self.num_features, 1])
-        centerd = values - (total / counts).reshape(shape)
-        variance = all_reduce(centerd.square().sum(dims)) / counts
+        centered = values - (total / counts).reshape(shape)
+        variance = all_reduce(centered.square().sum(dims)) / counts
         self._update_running((total / counts).detach(), (variance * counts / (counts - 1)).detach())
         scale = (variance + self.eps).rsqrt() * self.weight
-        normalized: Tensor = centerd * scale.reshape(shape) + self.bias.reshape(shape)
+        normalized: Tensor = centered * scale.reshape(shape) + self.bias.reshape(shape)
         return normalized.to(inputs.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
@@ -59,4 +62,4 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, self.momentum)
 
     def _check_input_dim(self, inputs: Tensor) -> None:
-        """Any number of dimensions from 2 on."""
+        """Accept any number of dimensions from 2 up."""

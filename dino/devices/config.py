@@ -1,4 +1,4 @@
-"""What devices are asked: which one, in which number format, how a whole step is compiled."""
+"""Settings of devices: which one, its number format, and how a whole step is compiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """In which number formats training computes; the optimizer is always fp32."""
+    """The number formats of training; the optimizer is always fp32."""
 
     precision: str | None = setting(
         None, choices=("fp32", "bf16", "fp16", "ops", "float32", "float16", "masterweight")
@@ -33,7 +33,10 @@ class PrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IpuConfig:
-    """What only a device asks that compiles the whole step (ipu); names and defaults of the published IPU code."""
+    """Settings of a device that compiles the whole step (ipu).
+
+    Names and defaults are those of the published IPU code.
+    """
 
     pipeline: tuple[int, ...] | None = setting(None, least=0)
     replica: int = setting(1, least=1)

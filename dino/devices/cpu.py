@@ -17,13 +17,10 @@ from dino.devices.op_lists import OpLists
 from dino.errors import DeviceError
 
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container (cgroup v2), in bytes
-RECENT = hasattr(
-    torch, "get_autocast_dtype"
-)  # torch 2.4, which has the kernels; beside PopTorch there is 2.0
-KEPT = {
-    -3: 1 << 27,
-    -1: 1 << 30,
-}  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (malloc.h) in bytes, in this order
+# torch 2.4 or newer, which has the kernels; PopTorch comes with torch 2.0.
+RECENT = hasattr(torch, "get_autocast_dtype")
+# glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h) in bytes, to be set in this order.
+KEPT = {-3: 1 << 27, -1: 1 << 30}
 
 
 class CpuDevice(EagerDevice):
@@ -33,52 +30,55 @@ class CpuDevice(EagerDevice):
     reads_freely = True
 
     def __init__(self, precision: str, lists: OpLists | None = None) -> None:
-        """Open it.
+        """Open the CPU.
 
         Raises:
-            DeviceError: fp16, which has no loss scaling here.
+            DeviceError: The format is fp16, which has no loss scaling here.
         """
         if precision == "fp16":
             raise DeviceError(
                 "`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on the cpu"
             )
         if lists is not None:
-            restore_attention()  # torch 2.5 lets nobody replace what Python has replaced already
+            restore_attention()  # torch 2.5 cannot replace a kernel that Python already replaced
         super().__init__("cpu", torch.device("cpu"), "gloo", precision, lists)
 
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> TrainStep:
-        """See the contract; this process keeps what it frees, and its attention in bfloat16 is ours, from now on."""
+        """See the base class.
+
+        From then on this process keeps freed memory and uses our attention for bfloat16.
+        """
         keep_freed_memory()
         if self.precision == "bf16" and RECENT:
             widen_backward()
         return super().compile_train(program, optimizer, micro_batches)
 
     def count_cards(self) -> int:
-        """See the contract; any number, so as many as have a core."""
+        """See the base class; the number of cores, since processes can share a CPU."""
         return len(os.sched_getaffinity(0))
 
     def memory_peak(self) -> int:
-        """See the contract; of the whole process, its libraries included."""
+        """See the base class; the peak of the whole process, including its libraries."""
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def memory_total(self) -> int:
-        """See the contract; of the host, or what a container may use of it."""
+        """See the base class; the host's memory, or the container's limit."""
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # no such limit: the file is not there, or says max
+        # Without a limit the file is missing or contains "max".
+        with contextlib.suppress(OSError, ValueError):
             limits.append(int(MEMORY_LIMIT.read_text(encoding="ascii")))
         return min(limits)
 
 
 def keep_freed_memory() -> None:
-    """Let malloc hand freed memory out again where it would give it back: every new page costs a fault.
+    """Make malloc reuse freed memory instead of returning it, because every new page costs a fault.
 
-    A step frees and takes the same sizes over and over, and by default every tensor above 32 MB is mapped anew. This
-    holds for the whole process and for those that it forks: each keeps up to 1 GB that it once used. A C library that
-    refuses the first setting (an old one) or has none is left as it is: the second alone would make things slower.
+    A step allocates and frees the same sizes again and again, and by default every tensor above
+    32 MB is mapped again. The setting applies to the whole process and its forks; each keeps up to
+    1 GB. If the C library lacks or rejects the first setting (an old one), nothing changes: the
+    second setting alone would be slower.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

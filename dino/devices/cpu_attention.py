@@ -1,7 +1,8 @@
-"""Attention in bfloat16 on the CPU whose backward pass computes in float32.
+"""Attention in bfloat16 on the CPU with a backward pass in float32.
 
-torch's flash kernel for CPUs takes three to six times as long backwards in bfloat16 as in float32 (torch 2.15, AMX).
-Forward it is as fast, and only there the smaller type saves what matters: memory that waits for the backward pass.
+The backward pass of torch's flash kernel for CPUs takes three to six times as long in bfloat16 as
+in float32 (torch 2.15, AMX). The forward pass is equally fast in both. The smaller type is useful
+only there: it saves memory that is kept for the backward pass.
 Shapes: B images, h heads, N tokens, d width of a head.
 """
 
@@ -28,7 +29,7 @@ KEY = "AutocastCPU"
 class _WideBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Each (B, h, N, d)."""
+        """Attend; all tensors are (B, h, N, d)."""
         mixed: Tensor
         mixed, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value
@@ -48,14 +49,14 @@ class _WideBackward(torch.autograd.Function):
 
 @functools.cache
 def widen_backward() -> torch.library.Library:
-    """Replace, in this whole process, what bfloat16 autocast on the CPU makes of scaled_dot_product_attention."""
+    """Replace scaled_dot_product_attention under bfloat16 autocast on the CPU, process-wide."""
     kernels = open_kernels()
     replace_kernel(kernels, "scaled_dot_product_attention", _attend, KEY)
     return kernels
 
 
 def restore_attention() -> None:
-    """Give torch its own back, if it was replaced."""
+    """Restore torch's own attention if it was replaced."""
     if widen_backward.cache_info().currsize:
         close_kernels(widen_backward())
         widen_backward.cache_clear()
@@ -63,21 +64,22 @@ def restore_attention() -> None:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu")
-    given = [
-        part if part.dtype == torch.float64 else part.to(dtype) for part in (query, key, value)
+    cast = [
+        tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+        for tensor in (query, key, value)
     ]
     torch_attention: Callable[..., Tensor] = F.scaled_dot_product_attention
     plain = not rest and all(option is None or option is False for option in options.values())
     with torch.autocast("cpu", enabled=False):
-        if not plain or not _fits(*given):
-            attended: Tensor = torch_attention(*given, *rest, **options)
+        if not plain or not _fits(*cast):
+            attended: Tensor = torch_attention(*cast, *rest, **options)
             return attended
-        mixed: Tensor = _WideBackward.apply(*given)
+        mixed: Tensor = _WideBackward.apply(*cast)
         return mixed
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the kernel may have them as they are; it does not check, and torch has other ways for the rest."""
+    """Whether the kernel accepts these tensors; it does not check, and torch handles the others."""
     return (
         query.dim() == key.dim() == 4
         and key.shape == value.shape

@@ -24,70 +24,70 @@ class CudaDevice(EagerDevice):
         """Open GPU `local_rank`.
 
         Raises:
-            DeviceError: No GPU, or fewer than processes on this host.
+            DeviceError: There is no GPU, or this host has more processes than GPUs.
         """
         if not torch.cuda.is_available():
             raise DeviceError(
-                "`device` cuda: torch finds no GPU here (nvidia-smi tells why)",
+                "`device` cuda: torch finds no GPU here (nvidia-smi shows why)",
                 remedy="use `device` cpu",
             )
         if local_rank >= torch.cuda.device_count():
             raise DeviceError(
-                f"process {local_rank} of this host has no GPU: there are {torch.cuda.device_count()}"
+                f"process {local_rank} on this host has no GPU: "
+                f"there are {torch.cuda.device_count()}",
+                remedy="start one process per GPU",
             )
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True  # shapes never change
-        torch.backends.cudnn.allow_tf32 = (
-            precision != "fp32"
-        )  # torch rounds convolutions, but not products, by default
+        # By default torch rounds convolutions to TF32, but not matrix products.
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
         super().__init__("cuda", torch.device("cuda", local_rank), "nccl", precision, lists)
         self.copies = build_stream()
 
     def describe(self) -> str:
-        """See the contract."""
+        """See the base class."""
         return f"cuda ({torch.cuda.get_device_name()}), {self.precision}"
 
     def to_device(self, batch: Any) -> Any:
-        """See the contract; what lies in pinned memory is copied on a stream of its own.
+        """See the base class; pinned memory is copied on a separate stream.
 
-        The host runs ahead of the device, so it places the next batch while this one computes, and on the stream that
-        computes the copy would wait for its turn. Not verified on hardware.
+        The host runs ahead of the device and uploads the next batch while this one computes. On the
+        computing stream, the copy would have to wait. Not verified on hardware.
         """
         if not isinstance(batch, Tensor) or not batch.is_pinned():
             return super().to_device(batch)
         with torch.cuda.stream(self.copies):
-            placed = batch.to(self.torch_device, non_blocking=True)
+            uploaded = batch.to(self.torch_device, non_blocking=True)
         computing = torch.cuda.current_stream()
         computing.wait_stream(self.copies)
-        placed.record_stream(
-            computing
-        )  # or the memory could go to the next copy while this stream still reads it
-        return placed
+        # Otherwise the next copy could reuse the memory while this stream still reads it.
+        uploaded.record_stream(computing)
+        return uploaded
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
-        """See the contract; torch's own has fused kernels here."""
+        """See the base class; torch's SyncBatchNorm has fused kernels here."""
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
         return convert(module)
 
     def explain(self, error: RuntimeError) -> str | None:
-        """See the contract."""
+        """See the base class."""
         if isinstance(error, torch.cuda.OutOfMemoryError):
             remedy = "lower `batch_size_per_device`, or train with `recompute` blocks"
             return f"the GPU's memory is full ({str(error).splitlines()[0]}); {remedy}"
         return None
 
     def synchronize(self) -> None:
-        """See the contract."""
+        """See the base class."""
         torch.cuda.synchronize()
 
     def count_cards(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return torch.cuda.device_count()
 
     def memory_peak(self) -> int | None:
-        """See the contract."""
+        """See the base class."""
         return torch.cuda.max_memory_allocated()
 
     def memory_total(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return torch.cuda.mem_get_info()[1]

@@ -1,4 +1,4 @@
-"""Devices that run a step operator by operator: cpu and cuda as they are, hpu with hooks."""
+"""Devices that run a step operator by operator: cpu, cuda, and hpu with additional hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EagerDevice(Device):
-    """Everything that does not depend on the vendor."""
+    """The part of an eager device that does not depend on the vendor."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class EagerDevice(Device):
         precision: str,
         lists: OpLists | None = None,
     ) -> None:
-        """Remember the device and the number format: fp32, bf16, fp16, or ops, which `lists` then describe."""
+        """Set the device and the number format: fp32, bf16, fp16, or ops, which needs `lists`."""
         self.name = name
         self.torch_device = torch_device
         self.collective_backend = collective_backend
@@ -37,17 +37,17 @@ class EagerDevice(Device):
         self.casting = CastingOps(torch_device.type, lists) if lists is not None else None
 
     def describe(self) -> str:
-        """See the contract."""
+        """See the base class."""
         return f"{self.name}, {self.precision}"
 
     def to_device(self, batch: Any) -> Any:
-        """See the contract."""
+        """See the base class."""
         if isinstance(batch, Tensor):
             return batch.to(self.torch_device, non_blocking=True)
         return type(batch)(*(self.to_device(field) for field in batch))
 
     def autocast(self) -> AbstractContextManager[object]:
-        """See the contract."""
+        """See the base class."""
         if self.casting is not None:
             return self.casting.autocast()
         if self.precision == "fp32":
@@ -57,11 +57,11 @@ class EagerDevice(Device):
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> TrainStep:
-        """See the contract."""
+        """See the base class."""
         return EagerStep(self, program, optimizer, micro_batches)
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """See the contract."""
+        """See the base class."""
         module = module.to(self.torch_device).eval()
 
         @torch.inference_mode()
@@ -72,26 +72,26 @@ class EagerDevice(Device):
         return infer
 
     def compile_module(self, module: nn.Module) -> nn.Module:
-        """See the contract."""
+        """See the base class."""
         return cast(nn.Module, torch.compile(module))
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
-        """See the contract."""
+        """See the base class."""
         return synchronize(module)
 
     def synchronize(self) -> None:
-        """See the contract; on the CPU nothing is queued."""
+        """See the base class; on the CPU nothing is queued."""
 
     def build_scaler(self) -> torch.amp.GradScaler | None:
-        """A loss scale where the number format needs one (fp16)."""
+        """Build a loss scaler if the number format needs one (fp16)."""
         return torch.amp.GradScaler(self.torch_device.type) if self.precision == "fp16" else None
 
     def mark_step(self) -> None:
-        """Called after forward, backward and update; lazy devices cut their graph here."""
+        """End a phase (forward, backward, update); lazy devices cut their graph here."""
 
 
 class EagerStep(TrainStep):
-    """A program's step operator by operator: its engine, and what happens before and after."""
+    """Runs a program's step operator by operator, and is its engine."""
 
     def __init__(
         self,
@@ -101,28 +101,24 @@ class EagerStep(TrainStep):
         micro_batches: int,
     ) -> None:
         """Bind a program to its optimizer."""
-        self.device, self.program, self.optimizer, self.micro_batches = (
-            device,
-            program,
-            optimizer,
-            micro_batches,
-        )
+        self.device, self.program = device, program
+        self.optimizer, self.micro_batches = optimizer, micro_batches
         self.reads_freely, self.fuses_updates = device.reads_freely, device.fuses_updates
         self.scaler = device.build_scaler()
 
     def __call__(self, batch: Any, inputs: Any) -> None:
-        """See the contract."""
+        """See the base class."""
         numbers = self.upload(inputs)
         self.optimizer.zero_grad(set_to_none=True)
         self.program.step(self, self.device.to_device(batch), numbers)
         self.device.mark_step()
 
     def upload(self, inputs: Any) -> Any:
-        """A named tuple of host tensors to the device, as one copy; fields that are None stay so."""
-        given = {name: field for name, field in inputs._asdict().items() if field is not None}
-        packed = self.device.to_device(torch.cat([field.reshape(-1) for field in given.values()]))
-        parts = torch.split(packed, [field.numel() for field in given.values()])
-        pairs = zip(given.items(), parts, strict=True)
+        """Copy a named tuple of host tensors to the device in one transfer; None stays None."""
+        fields = {name: field for name, field in inputs._asdict().items() if field is not None}
+        packed = self.device.to_device(torch.cat([field.reshape(-1) for field in fields.values()]))
+        parts = torch.split(packed, [field.numel() for field in fields.values()])
+        pairs = zip(fields.items(), parts, strict=True)
         return inputs._replace(**{name: part.reshape(field.shape) for (name, field), part in pairs})
 
     def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
@@ -160,10 +156,10 @@ class EagerStep(TrainStep):
             self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """See the contract."""
+        """See the base class."""
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See the contract."""
+        """See the base class."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)

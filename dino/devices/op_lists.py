@@ -1,8 +1,9 @@
-"""Mixed precision by two lists of ops, the policy of the Habana bridge, on any device.
+"""Mixed precision from two lists of ops (the policy of the Habana bridge) on any device.
 
-An op in the first list runs in bf16, one in the second in fp32, the few of PROMOTED in the widest type among their
-inputs, and every other op in whatever its inputs have. A name stands for all its overloads but the in-place ones, which
-no autocast touches. Only floating-point inputs up to 32 bits are cast; of a normalization only the first.
+Ops in the first list run in bf16, those in the second in fp32. Ops in PROMOTED run in the widest
+type of their inputs, and all others in the type that their inputs have. A name covers all overloads
+except the in-place ones, which autocast never changes. Only floating-point inputs of up to 32 bits
+are cast, and only the first input of a normalization.
 """
 
 from __future__ import annotations
@@ -24,24 +25,14 @@ from dino.files import find_preset
 
 logger = logging.getLogger(__name__)
 
-# Names in the Gaudi reference's own lists that are no ATen function: what they mean, or None where they mean nothing.
+# Names in the Gaudi reference's lists that are not ATen functions -> their meaning, or None.
 TRANSLATED = {
     "cross_entropy": "cross_entropy_loss",
     "truediv": "div",
     "iadd": None,  # in place, and autocast leaves in-place ops alone
 }
-PROMOTED = (
-    "add",
-    "addcdiv",
-    "addcmul",
-    "cat",
-    "div",
-    "exp",
-    "mul",
-    "pow",
-    "stack",
-    "sub",
-)  # the bridge's, fixed
+# The bridge's own list, which cannot be changed.
+PROMOTED = ("add", "addcdiv", "addcmul", "cat", "div", "exp", "mul", "pow", "stack", "sub")
 FIRST_INPUT_ONLY = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
 NOT_COMPUTING = frozenset(
     {"clone", "empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"}
@@ -50,7 +41,10 @@ NOT_COMPUTING = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class OpLists:
-    """Names of ATen functions that run in bf16 and in fp32; none is in both. `source` names where they come from."""
+    """Names of ATen functions that run in bf16 and in fp32; no name is in both.
+
+    `source` says where the lists come from.
+    """
 
     bf16: tuple[str, ...]
     fp32: tuple[str, ...]
@@ -58,43 +52,44 @@ class OpLists:
 
     @property
     def promoted(self) -> tuple[str, ...]:
-        """Those that take the widest type among their inputs."""
+        """Names of ops that run in the widest type of their inputs."""
         return tuple(name for name in PROMOTED if name not in {*self.bf16, *self.fp32})
 
     def describe(self) -> Iterator[str]:
-        """One line an op: its name and what is decided for it."""
-        for kind, names in (
+        """Yield one line per op: its name and its number format."""
+        for number_format, names in (
             ("bf16", self.bf16),
             ("fp32", self.fp32),
             ("the widest of its inputs", self.promoted),
         ):
-            yield from (f"op {name}: {kind}" for name in names)
+            yield from (f"op {name}: {number_format}" for name in names)
 
 
 def read_op_lists(config: PrecisionConfig) -> OpLists:
-    """Read the two files that `hmp_bf16` and `hmp_fp32` name; level O2 puts all other ops into bf16.
+    """Read the two files that `hmp_bf16` and `hmp_fp32` name; level O2 runs all other ops in bf16.
 
     Raises:
-        OptionError: A file is missing, or holds a name that no op has; the text names line and nearest op.
+        OptionError: A file is missing or holds an unknown op; the message names the line and the
+            nearest op.
     """
-    low, high = (
-        _read_names(config.hmp_bf16, "`hmp_bf16`"),
-        _read_names(config.hmp_fp32, "`hmp_fp32`"),
-    )
+    low = _read_names(config.hmp_bf16, "`hmp_bf16`")
+    high = _read_names(config.hmp_fp32, "`hmp_fp32`")
     if config.hmp_opt_level == "O2":
         low = [*low, *(name for name in find_computing_ops() if name not in high)]
     both = [name for name in high if name in low]
     if both:
-        logger.warning("%s: in both op lists, bf16 wins as on the card", ", ".join(both))
-    source = (
-        f"op lists {config.hmp_bf16}, {config.hmp_fp32}{' (O2)' * (config.hmp_opt_level == 'O2')}"
-    )
+        logger.warning("%s: in both op lists; bf16 wins, as on the card", ", ".join(both))
+    level = " (O2)" if config.hmp_opt_level == "O2" else ""
+    source = f"op lists {config.hmp_bf16}, {config.hmp_fp32}{level}"
     only_high = tuple(name for name in dict.fromkeys(high) if name not in both)
     return OpLists(bf16=tuple(dict.fromkeys(low)), fp32=only_high, source=source)
 
 
 def find_functions() -> frozenset[str]:
-    """Names that a list may hold: ATen functions that are neither in place nor a backward pass (bridge, gen_op.py)."""
+    """Return the names that a list may hold, by the bridge's own rule (gen_op.py).
+
+    These are the ATen functions that are neither in place nor part of a backward pass.
+    """
     names = {full.removeprefix("aten::").split(".")[0] for full in _all_names()}
     return frozenset(
         n for n in names if not n.endswith(("_", "_out")) and "backward" not in n and "cud" not in n
@@ -102,27 +97,23 @@ def find_functions() -> frozenset[str]:
 
 
 def find_computing_ops() -> list[str]:
-    """Those that compute something from tensors: no views, no copies, nothing that is private to torch."""
-    names = find_functions() - NOT_COMPUTING
-    return sorted(
-        name
-        for name in names
-        if not name.startswith("_") and any(map(_computes, find_overloads(name)))
-    )
+    """Return the functions that compute something from tensors: no views, copies, private ones."""
+    public = [name for name in find_functions() - NOT_COMPUTING if not name.startswith("_")]
+    return sorted(name for name in public if any(map(_computes, find_overloads(name))))
 
 
 def find_overloads(name: str) -> list[torch._ops.OpOverload]:
-    """All functional overloads of an ATen function."""
+    """Return all functional overloads of an ATen function."""
     packet = getattr(torch.ops.aten, name)
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
     return [overload for overload in overloads if not overload._schema.is_mutable]
 
 
 class CastingOps:
-    """The policy as autocast kernels of cpu or cuda, in place of torch's own, until `close`."""
+    """The policy as autocast kernels for cpu or cuda, which replace torch's own until `close`."""
 
     def __init__(self, device_type: str, lists: OpLists) -> None:
-        """Replace what autocast does on `device_type`, in this whole process."""
+        """Replace the autocast kernels of `device_type`, process-wide."""
         self.device_type, self.key = device_type, f"Autocast{device_type.upper()}"
         self.kernels = open_kernels()
         casts: dict[str, Callable[[Iterable[Tensor]], torch.dtype]] = {
@@ -139,12 +130,12 @@ class CastingOps:
                 replace_kernel(self.kernels, overload, kernel, self.key)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Ops inside follow the lists."""
-        # Torch's cache of cast weights belongs to the kernels that are replaced.
+        """Return a context in which ops follow the lists."""
+        # Torch's cache of cast weights belongs to the replaced kernels.
         return torch.autocast(self.device_type, dtype=torch.bfloat16, cache_enabled=False)
 
     def close(self) -> None:
-        """Give torch its own autocast back."""
+        """Restore torch's own autocast."""
         close_kernels(self.kernels)
 
     def _build_kernel(
@@ -174,9 +165,8 @@ class CastingOps:
 
     def _find_eligible(self, values: Iterable[Any]) -> Iterator[Tensor]:
         for value in values:
-            yield from filter(
-                self._is_eligible, value if isinstance(value, list | tuple) else [value]
-            )
+            items = value if isinstance(value, list | tuple) else [value]
+            yield from filter(self._is_eligible, items)
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, list | tuple):
@@ -196,35 +186,29 @@ def _read_names(file: str, spelling: str) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
-            f"{spelling} {file} cannot be read ({error})", remedy="give a file with one op a line"
+            f"{spelling} {file} cannot be read ({error})", remedy="give a file with one op per line"
         ) from error
-    known, names = find_functions(), []
+    functions, names = find_functions(), []
     for number, line in enumerate(lines, start=1):
         name = line.split("#")[0].strip()
         if not name:
             continue
         if name in TRANSLATED:
             meaning = TRANSLATED[name]
-            logger.info(
-                "%s line %d: %s %s",
-                file,
-                number,
-                name,
-                f"means {meaning}" if meaning else "is ignored: no op",
-            )
+            effect = f"means {meaning}" if meaning else "is ignored: no op"
+            logger.info("%s line %d: %s %s", file, number, name, effect)
             names += [meaning] if meaning else []
-        elif name in known:
+        elif name in functions:
             names.append(name)
         else:
-            raise OptionError(
-                f"{spelling} {file} line {number}: no op is named {name!r}: {nearest(name, sorted(known))}"
-            )
+            hint = nearest(name, sorted(functions))
+            raise OptionError(f"{spelling} {file} line {number}: no op is named {name!r}: {hint}")
     return names
 
 
 @functools.cache
 def _all_names() -> tuple[str, ...]:
-    """Every ATen operator as `aten::name.overload`."""
+    """Return all ATen operators as `aten::name.overload`."""
     return tuple(
         name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")
     )
@@ -235,10 +219,10 @@ def _has_kernel(full: str, key: str) -> bool:
 
 
 def _computes(overload: torch._ops.OpOverload) -> bool:
-    """From a tensor to a new tensor."""
+    """Whether an operator turns a tensor into a new tensor."""
     schema = overload._schema
-    takes = any("Tensor" in str(argument.type) for argument in schema.arguments)
-    gives = any(
+    takes_tensor = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    returns_new = any(
         "Tensor" in str(result.type) and result.alias_info is None for result in schema.returns
     )
-    return takes and gives
+    return takes_tensor and returns_new

@@ -1,4 +1,4 @@
-"""Which number format the settings mean."""
+"""Find the number format that the settings select."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ SAME = {"float32": "fp32", "float16": "fp16"}  # the published IPU code's names
 
 
 def resolve_precision(config: PrecisionConfig, device: str) -> str:
-    """Translate the old and the new settings into fp32, bf16, fp16 or ops; for ipu, into that device's own three names.
+    """Resolve the old and the new settings to fp32, bf16, fp16 or ops, or to one of ipu's formats.
 
-    `precision` wins; `hmp` means ops; `use_fp16` (on by default, as in the reference) acts on cuda only.
+    `precision` wins. `hmp` means ops. `use_fp16` (on by default, as in the reference) affects cuda
+    only.
 
     Raises:
-        OptionError: Two settings were given that contradict each other, or a format that the device does not have.
+        OptionError: Two settings contradict each other, or the device does not have the format.
     """
     if device == "ipu":
         return _resolve_whole(config)
@@ -27,31 +28,31 @@ def resolve_precision(config: PrecisionConfig, device: str) -> str:
     if config.precision in SAME:
         config = replace(config, precision=SAME[config.precision])
     fp16_asked = config.use_fp16 and device == "cuda"
-    wanted = {
+    requests = {
         **({f"`precision` {config.precision}": config.precision} if config.precision else {}),
         **({"`hmp`": "ops"} if config.hmp else {}),
         **({"`use_fp16` true": "fp16"} if fp16_asked else {}),
     }
-    if len(set(wanted.values())) > 1:
+    if len(set(requests.values())) > 1:
         raise OptionError(
-            f"{' and '.join(wanted)} contradict each other", remedy="give one of them"
+            f"{' and '.join(requests)} contradict each other", remedy="give one of them"
         )
     if config.precision == "fp16" and config.use_fp16 is False:
         raise OptionError(
             "`precision` fp16 and `use_fp16` false contradict each other", remedy="give one of them"
         )
     default = "fp16" if device == "cuda" and config.use_fp16 is not False else "fp32"
-    return next(iter(wanted.values()), default)
+    return next(iter(requests.values()), default)
 
 
 def _resolve_whole(config: PrecisionConfig) -> str:
     names = {"fp32": "float32", "fp16": "float16"}
-    wanted = config.precision or "float32"
-    wanted = "ops" if config.hmp else names.get(wanted, wanted)
-    if wanted not in ("float32", "float16", "masterweight"):
-        asked = "`hmp`" if config.hmp else f"`precision` {wanted}"
+    resolved = config.precision or "float32"
+    resolved = "ops" if config.hmp else names.get(resolved, resolved)
+    if resolved not in ("float32", "float16", "masterweight"):
+        asked = "`hmp`" if config.hmp else f"`precision` {resolved}"
         raise OptionError(
-            f"{asked} is not there on `device` ipu",
+            f"{asked} is not supported on `device` ipu",
             remedy="give `precision` float32, float16 or masterweight",
         )
-    return wanted
+    return resolved

@@ -1,6 +1,6 @@
-"""What torch leaves without types, private functions among it, under the types that it has.
+"""Typed wrappers for functions that torch leaves untyped, private ones included.
 
-A checker takes an untyped function for one of any type; given its own here, what calls it is checked again.
+A type checker accepts any use of an untyped function; with these wrappers it checks the callers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.distributed.nn import functional
 
-all_reduce: Callable[[Tensor], Tensor] = (
-    functional.all_reduce
-)  # the sum over all processes; gradients flow through
+# The sum over all processes; gradients flow through it.
+all_reduce: Callable[[Tensor], Tensor] = functional.all_reduce
 
 
 def build_stream() -> torch.cuda.Stream:
-    """A stream beside the one that computes."""
+    """Build a stream next to the computing one."""
     build: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
     return build()
 
@@ -29,7 +28,7 @@ def run_backward(loss: Tensor) -> None:
 
 
 def open_kernels() -> torch.library.Library:
-    """Kernels of our own for torch's operators, which `replace_kernel` adds to and `close_kernels` takes out again."""
+    """Open a set of kernels for torch's operators, for `replace_kernel` and `close_kernels`."""
     build: Callable[[str, str], torch.library.Library] = torch.library.Library
     return build("aten", "IMPL")
 
@@ -40,7 +39,7 @@ def replace_kernel(
     kernel: Callable[..., object],
     key: str,
 ) -> None:
-    """Let torch call `kernel` for an operator at one dispatch key, in this whole process."""
+    """Make torch call `kernel` for an operator at one dispatch key, process-wide."""
     replace: Callable[[str | torch._ops.OpOverload, Callable[..., object], str], None] = (
         kernels.impl
     )
@@ -48,12 +47,12 @@ def replace_kernel(
 
 
 def close_kernels(kernels: torch.library.Library) -> None:
-    """Give torch its own kernels back."""
+    """Restore torch's own kernels."""
     close: Callable[[], None] = kernels._destroy
     close()
 
 
 def flash_attention_enabled() -> bool:
-    """Whether flash attention may be used, on whatever device: the setting is torch.cuda's by name alone."""
+    """Whether flash attention is enabled, on any device (the setting is torch.cuda's by name)."""
     enabled: Callable[[], bool] = torch.backends.cuda.flash_sdp_enabled
     return enabled()

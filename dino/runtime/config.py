@@ -1,4 +1,4 @@
-"""How processes find each other; what every command that runs a frozen backbone asks."""
+"""Settings for how processes find each other, and for commands that run a frozen backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dino.models.config import BackboneConfig, WeightsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """How the processes of one run find each other; the launcher's environment says the rest."""
+    """How the processes of one run find each other; the launcher's environment has the rest."""
 
     dist_url: str = "env://"
     local_rank: int = 0
@@ -19,7 +19,7 @@ class LaunchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenConfig:
-    """What every command that runs a frozen backbone asks."""
+    """Settings shared by all commands that run a frozen backbone."""
 
     device: DeviceConfig = DeviceConfig()
     launch: LaunchConfig = LaunchConfig()

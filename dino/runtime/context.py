@@ -1,4 +1,4 @@
-"""One run of a command: its device, its processes, its log lines; all closed on the way out."""
+"""One run of a command: its device and its processes, both closed at the end."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from dino.devices.base import Device
 from dino.devices.config import DeviceConfig, IpuConfig, PrecisionConfig
 from dino.errors import DeviceError, OptionError
 from dino.runtime.config import LaunchConfig
-from dino.runtime.distributed import Processes, export_launch, read_launch
+from dino.runtime.distributed import Processes
 from dino.runtime.failures import FailureWatch
+from dino.runtime.launch import export_launch, read_launch
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the work needs to know about where it runs."""
+    """Where the work runs: its device and its processes."""
 
     device: Device
     processes: Processes
@@ -46,18 +47,18 @@ def open_run(
     output_dir: str | None = None,
     phrase: Callable[[str], str] = str,
 ) -> Iterator[Run]:
-    """Open the device (`dino.devices.open_device`) and meet the other processes; close all at the end.
+    """Open the device (`dino.devices.open_device`), join the other processes; close all at the end.
 
-    `phrase` rewrites what this process says, before it ends, about another one's failure.
+    `phrase` rewrites the message that this process prints if another process failed.
 
     Raises:
         DinoError: The device or the meeting point is not usable.
     """
-    place = read_launch(os.environ)
-    export_launch(place, launch.dist_url)
+    position = read_launch(os.environ)
+    export_launch(position, launch.dist_url)
     opened = open_device(
         device,
-        local_rank=place.local_rank,
+        local_rank=position.local_rank,
         precision=precision,
         compiled=compiled,
         synthetic=synthetic,
@@ -68,12 +69,12 @@ def open_run(
         "device: %s (%s), %d process%s",
         opened.describe(),
         chosen,
-        place.world_size,
-        "es" * (place.world_size > 1),
+        position.world_size,
+        "es" * (position.world_size > 1),
     )
     if opened.caution:
         logger.info("%s", opened.caution)
-    processes = Processes(place, opened.collective_backend, launch.dist_url)
+    processes = Processes(position, opened.collective_backend, launch.dist_url)
     watch = FailureWatch(processes, phrase)
     try:
         _check_mode(opened, processes)
@@ -90,28 +91,33 @@ def open_run(
 
 
 def _check_mode(device: Device, processes: Processes) -> None:
-    """All processes run in one execution mode: each decided for itself, by its host's variables and files."""
+    """Check that all processes chose the same mode; each decided from its host's environment."""
     here = device.mode or "none"
     first = processes.read_from_first("mode", here)
     if here != first:
         raise DeviceError(
             f"this process runs in {here} mode and rank 0 in {first} mode",
-            remedy="give all the same variables and an `output_dir` that all hosts share, or say `lazy_mode`",
+            remedy="give all processes the same variables and a shared `output_dir`, "
+            "or set `lazy_mode`",
         )
 
 
 class StopRequest:
-    """Remembers that a signal came, so that the loop can save and leave; a second Ctrl-C ends it at once."""
+    """Records that a signal arrived, so that the loop can save and stop.
+
+    A second Ctrl-C stops it at once.
+    """
 
     def __init__(self, signals: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
-        """No signal yet; outside of the main thread none can be listened to."""
+        """Start without a signal; outside the main thread, signals cannot be caught."""
         self.signals, self.signal = signals, cast("signal.Signals | None", None)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Catch the signals inside the block and restore their handlers after it."""
-        hears = threading.current_thread() is threading.main_thread()
-        before = {name: signal.signal(name, self._remember) for name in self.signals if hears}
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        caught = self.signals if in_main_thread else ()
+        before = {name: signal.signal(name, self._remember) for name in caught}
         try:
             yield self
         finally:
@@ -119,7 +125,7 @@ class StopRequest:
                 signal.signal(name, handler)
 
     def __bool__(self) -> bool:
-        """Whether one came."""
+        """Whether a signal has arrived."""
         return self.signal is not None
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
@@ -130,7 +136,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def leaving_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception, so that what it made on disk is taken away."""
+    """Make SIGTERM raise SystemExit inside the block, so that it removes its temporary files."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -143,10 +149,10 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 
 def make_output_folder(path: str, flag: str = "`output_dir`") -> Path:
-    """Make the folder that `flag` names, and prove that it can be written to.
+    """Make the folder that `flag` names and check that it is writable.
 
     Raises:
-        OptionError: It cannot.
+        OptionError: The folder cannot be made or written to.
     """
     folder, probe = Path(path), Path(path) / f".writable.{os.getpid()}"
     try:

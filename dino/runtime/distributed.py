@@ -1,17 +1,14 @@
-"""The processes of one run: who they are, how they meet, and the few things they exchange.
+"""The processes of one run: how they join, and what they exchange.
 
-Everything works with one process too, without a process group and without a port.
+Everything also works with one process, without a process group and without a port.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -22,86 +19,29 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from dino.errors import OptionError
+from dino.runtime.launch import Launch
 
-JOIN_TIMEOUT = timedelta(
-    minutes=30
-)  # as long as a collective may take: one rank may be writing a checkpoint
-LOOK_EVERY = 0.2  # seconds between two looks of a process that waits for others without a limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """What the launcher's environment says about this process."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-
-
-# Rank, world, local rank and local world of torchrun (and torch.distributed.launch), mpirun and srun. Slurm's are those
-# of a step: a script that runs python in an allocation without srun is a single process.
-LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
-)
-
-
-def read_launch(environment: Mapping[str, str]) -> Launch:
-    """Tell this process's place from the environment; without a launcher it is alone.
-
-    Raises:
-        OptionError: A launcher's variable holds no number, or a rank beyond the world.
-    """
-    for rank, world_size, local_rank, local_world_size in LAUNCHERS:
-        if rank in environment and world_size in environment:
-            launch = Launch(
-                rank=_number(environment, rank),
-                world_size=_number(environment, world_size),
-                local_rank=_number(environment, local_rank, "0"),
-                local_world_size=_number(environment, local_world_size, environment[world_size]),
-            )
-            if not 0 <= launch.rank < launch.world_size:
-                raise OptionError(
-                    f"{rank}={launch.rank} and {world_size}={launch.world_size} do not go together"
-                )
-            return launch
-    return Launch()
-
-
-JOBS = (
-    "SLURM_JOB_ID",
-    "SLURM_STEP_ID",
-    "PMIX_NAMESPACE",
-    "OMPI_MCA_ess_base_jobid",
-)  # what tells jobs apart
+# The limit of a collective; it is long because one rank may be writing a checkpoint.
+JOIN_TIMEOUT = timedelta(minutes=30)
+LOOK_EVERY = 0.2  # seconds between polls of a process that waits for others without a limit
 
 
 class Processes:
     """The process group of a run, or the absence of one."""
 
     def __init__(self, launch: Launch, backend: str, dist_url: str) -> None:
-        """Meet the other processes, if there are any.
+        """Join the other processes, if there are any.
 
         Args:
-            launch: This process's place, exported.
+            launch: This process's position, already exported.
             backend: gloo, nccl or hccl.
             dist_url: `env://`, `tcp://host:port` or `file:///shared/path`.
 
         Raises:
             OptionError: The meeting point is not usable.
         """
-        self.rank, self.world_size, self.local_world_size = (
-            launch.rank,
-            launch.world_size,
-            launch.local_world_size,
-        )
+        self.rank, self.world_size = launch.rank, launch.world_size
+        self.local_world_size = launch.local_world_size
         self.store: Store | None = None
         if launch.world_size > 1:
             self.store = _meet(launch, dist_url)
@@ -117,17 +57,17 @@ class Processes:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, the one that logs and saves."""
+        """Whether this is rank 0, which logs and saves."""
         return self.rank == 0
 
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
-        """Mean over processes, in place."""
+        """Average a tensor over processes, in place."""
         return self.all_reduce_mean_async(tensor)()
 
     def all_reduce_mean_async(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Begin to take the mean over processes, in place; what is given waits for it and gives the tensor.
+        """Start averaging over processes, in place; returns a function that waits for the tensor.
 
-        It is a sum and a division, because hccl has no mean.
+        The mean is a sum and a division because hccl has no mean.
         """
         if self.world_size == 1:
             return lambda: tensor
@@ -140,17 +80,17 @@ class Processes:
         return finish
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over processes, in place."""
+        """Sum a tensor over processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather_rows(self, rows: Tensor, count: int) -> Tensor:
-        """Join every process's rows in data set order.
+        """Gather the rows of all processes in data set order.
 
         Args:
-            rows: (n, D) of this process: those of images rank, rank + world, rank + 2 world, ...
-            count: N over all processes.
+            rows: (n, D) of this process, for images rank, rank + world, rank + 2 world, ...
+            count: N, the number of rows over all processes.
 
         Returns:
             (N, D) on every process.
@@ -160,12 +100,12 @@ class Processes:
         longest = -(-count // self.world_size)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded)
-        return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        return torch.stack(gathered, dim=1).flatten(0, 1)[:count]
 
     def read_from_first(self, name: str, value: str) -> str:
-        """The `value` that rank 0 gave under this name, on every process; through the store, so at any time."""
+        """Return rank 0's `value` for this name on every process; it goes through the store."""
         if self.store is None:
             return value
         if self.is_rank_zero:
@@ -178,20 +118,21 @@ class Processes:
             dist.barrier()
 
     def wait_for_all(self, name: str) -> None:
-        """Wait for all processes to get to the one place of this name, however long that takes.
+        """Wait until all processes have reached the point of this name, however long that takes.
 
-        They look in the store, since a collective ends after JOIN_TIMEOUT. A process that failed ends them (failures).
+        They poll the store, because a collective ends after JOIN_TIMEOUT. If a process fails, all
+        end (`runtime/failures.py`).
         """
         if self.store is None:
             return
         write(self.store, f"{name}_{self.rank}", "")
         while not all(is_written(self.store, f"{name}_{rank}") for rank in range(self.world_size)):
             time.sleep(LOOK_EVERY)
-        self.barrier()  # a moment: nobody leaves, and takes the store along, before all have looked
+        self.barrier()  # brief: no process may leave and end the store before all have polled it
 
     @contextlib.contextmanager
     def rank_zero_first(self) -> Iterator[None]:
-        """Rank 0 runs the block, then all others: for downloads and generated data."""
+        """Run the block on rank 0, then on all others: for downloads and generated data."""
         if not self.is_rank_zero:
             self.barrier()
         try:
@@ -201,41 +142,42 @@ class Processes:
                 self.barrier()
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
 def write(store: Store, key: str, value: str) -> None:
-    """Set a key that others look for with `is_written`."""
+    """Set a key that other processes test with `is_written`."""
     store.set(key, value)
     store.add(f"{key} written", 1)
 
 
 def is_written(store: Store, key: str) -> bool:
-    """Whether a key is there, without waiting for it; by a counter, since older torch's stores have no `check`."""
+    """Whether a key is set, without waiting; counts, because older torch's stores lack `check`."""
     count: int = store.add(f"{key} written", 0)
     return count > 0
 
 
 class StopAgreement:
-    """All processes stop after the same iteration, agreed through the store and not by a collective a step.
+    """Makes all processes stop after the same iteration, through the store, without collectives.
 
-    A process that wants to stop writes so when it next logs; every process reads the store when it logs. The iterations
-    between two log lines exchange gradients, so what one wrote at a log line all see at the next.
+    A process that needs to stop writes a key at its next log line; every process reads the store at
+    its log lines. The iterations between two log lines exchange gradients, so all processes see at
+    the next log line what one wrote at this one.
     """
 
     KEY = "stop_at_log_line"
 
     def __init__(self, processes: Processes) -> None:
-        """Start without a wish to stop."""
+        """Start without a request to stop."""
         self.store, self.lines = processes.store, 0
 
     def check(self, wanted: bool) -> bool:
-        """Called by every process at each log line; True means stop now.
+        """Return whether to stop now; every process calls this at each log line.
 
         Args:
-            wanted: Whether this process got a signal.
+            wanted: Whether this process received a signal.
         """
         self.lines += 1
         if self.store is None:
@@ -245,34 +187,19 @@ class StopAgreement:
         return is_written(self.store, self.KEY) and self.lines >= int(self.store.get(self.KEY))
 
 
-def export_launch(launch: Launch, dist_url: str) -> None:
-    """Say in torchrun's variables what any launcher said in its own, before a vendor's bridge reads them.
-
-    Raises:
-        OptionError: The launcher does not say where to meet.
-    """
-    if launch.world_size == 1:
-        return
-    if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
-        _name_meeting_point(launch)
-    place = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "LOCAL_RANK": launch.local_rank}
-    for name, value in place.items():
-        os.environ.setdefault(name, str(value))
-
-
-_met: dict[
-    tuple[Any, ...], tuple[Store, int]
-] = {}  # stores that this process met others over, and its runs there
+# Stores that this process has joined, and the number of its runs on each.
+_met: dict[tuple[Any, ...], tuple[Store, int]] = {}
 
 
 def _meet(launch: Launch, dist_url: str) -> Store:
-    """The store of a run: of a program's later ones that of its first, with names of their own.
+    """Return the store of a run; later runs of a program reuse the first one's with a prefix.
 
-    What an earlier run wrote is still there, and a server that closes with one run would take the next one's along.
+    The prefix separates them from what earlier runs wrote. Reuse is needed because a store server
+    that closed with one run would also end the next one's.
     """
-    place = (launch, dist_url, os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
-    store, runs = _met.get(place) or (_open_store(launch, dist_url), 0)
-    _met[place] = store, runs + 1
+    key = (launch, dist_url, os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    store, runs = _met.get(key) or (_open_store(launch, dist_url), 0)
+    _met[key] = store, runs + 1
     return PrefixStore(f"run_{runs}", store) if runs else store
 
 
@@ -291,44 +218,9 @@ def _open_store(launch: Launch, dist_url: str) -> Store:
 
 
 def _wait_until_all_joined(store: Store, rank: int, world_size: int) -> None:
-    """Nobody goes on before all are in the group: one whose work is done at once would leave while others still join.
+    """Wait until all processes have joined; a quick one could otherwise leave too early.
 
-    torch waited like this itself once, and does not any more (TORCH_DIST_INIT_BARRIER).
+    torch used to wait like this and no longer does (TORCH_DIST_INIT_BARRIER).
     """
     store.set(f"joined_{rank}", "")
     store.wait([f"joined_{other}" for other in range(world_size)], JOIN_TIMEOUT)
-
-
-def _name_meeting_point(launch: Launch) -> None:
-    """Under srun and mpirun nobody sets MASTER_ADDR; take the first host, and a port of this job's own."""
-    jobs = [os.environ[name] for name in JOBS if name in os.environ]
-    if "MASTER_PORT" not in os.environ and not jobs:
-        raise OptionError(
-            "the launcher names no job to derive a port from",
-            remedy="set MASTER_ADDR and MASTER_PORT",
-        )
-    os.environ["MASTER_ADDR"] = (
-        "127.0.0.1" if launch.local_world_size == launch.world_size else _first_host()
-    )
-    os.environ.setdefault("MASTER_PORT", str(20000 + zlib.crc32(" ".join(jobs).encode()) % 20000))
-
-
-def _first_host() -> str:
-    command = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise OptionError(
-            f"processes on several hosts, and Slurm does not name the first ({error})",
-            remedy="set MASTER_ADDR and MASTER_PORT",
-        ) from error
-
-
-def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
-    text = environment.get(name, default or "").split("(")[0].split(",")[0]  # Slurm writes "8(x2)"
-    try:
-        return int(text)
-    except ValueError:
-        raise OptionError(
-            f"the environment's {name}={text!r} is no number", remedy="is the launcher set up?"
-        ) from None

@@ -1,7 +1,8 @@
-"""One process's failure ends all of them, soon and with the same exit code, also where a collective would wait for it.
+"""If one process fails, all others end soon and with the same exit code, even inside a collective.
 
-A process that fails says so in the store that the processes met over. Every process has a thread that looks there,
-since its main thread may be waiting in a collective that can never end (with NCCL and HCCL, until their timeout).
+A failing process writes its error to the store of the process group. Every process has a thread
+that watches the store, because its main thread may wait in a collective that never ends (with NCCL
+and HCCL, until their timeout).
 """
 
 from __future__ import annotations
@@ -21,59 +22,54 @@ from dino.runtime.distributed import Processes, is_written, write
 KEY = "failure"
 SEEN = "failure_seen"
 LOOK_EVERY = 1.0  # seconds
-LINGER = (
-    5.0  # seconds that the failed process stays for the others to read: rank 0 may hold the store
-)
-AGREED = (Interrupted, NonFiniteError)  # ends that all processes decide alike
+# Seconds that a failed process waits for the others to read its error: rank 0 may host the store.
+LINGER = 5.0
+AGREED = (Interrupted, NonFiniteError)  # raised by all processes at the same point
 
 
 class FailureWatch:
-    """Looks for failures of other processes while a run lasts, and announces this process's own."""
+    """Watches for failures of other processes during a run, and announces this process's own."""
 
     def __init__(self, processes: Processes, phrase: Callable[[str], str] = str) -> None:
-        """Start looking, where there is more than one process; `phrase` rewrites what is said of a failure."""
+        """Start watching if there are several processes; `phrase` rewrites the failure message."""
         self.phrase = phrase
-        self.rank, self.others, self.store = (
-            processes.rank,
-            processes.world_size - 1,
-            processes.store,
-        )
+        self.rank, self.others = processes.rank, processes.world_size - 1
+        self.store = processes.store
         self.closed = threading.Event()
         if self.store is not None:
             threading.Thread(target=self._look, args=(self.store,), daemon=True).start()
 
     def announce(self, error: BaseException) -> None:
-        """Tell the other processes why this one ends, and wait until they know.
+        """Tell the other processes why this one ends, and wait until they have read it.
 
         Raises:
-            PeerFailed: `error` only follows from another process's failure, which is the one to report.
+            PeerFailed: `error` is a consequence of another process's failure, which is reported
+                instead.
         """
         self.close()
         if self.store is None or isinstance(error, AGREED):
             return
-        found = None
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the store is gone, and with it rank 0: it knows, or nobody can
-            found = _read(self.store)
-            if found is None:
+        failure = None
+        with contextlib.suppress(RuntimeError):  # the store ended with rank 0: nobody can be told
+            failure = _read(self.store)
+            if failure is None:
                 self._tell(self.store, error)
-        if found is not None and not isinstance(error, DinoError):
-            raise PeerFailed(*found) from None
+        if failure is not None and not isinstance(error, DinoError):
+            raise PeerFailed(*failure) from None
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop watching."""
         self.closed.set()
 
     def _look(self, store: Store) -> None:
         while not self.closed.wait(LOOK_EVERY):
             try:
-                found = _read(store)
-            except RuntimeError:  # the store is gone, and with it rank 0: the launcher's business
+                failure = _read(store)
+            except RuntimeError:  # the store ended with rank 0: the launcher handles that
                 return
-            if found is not None and not self.closed.is_set():
+            if failure is not None and not self.closed.is_set():
                 store.add(SEEN, 1)
-                error = PeerFailed(*found)
+                error = PeerFailed(*failure)
                 sys.stderr.write(
                     f"[rank {self.rank}] {type(error).__name__}: {self.phrase(str(error))}\n"
                 )
@@ -90,7 +86,7 @@ class FailureWatch:
 
 
 def _read(store: Store) -> tuple[int, str, str] | None:
-    """Exit code, rank and text of the first failure."""
+    """Return exit code, rank and text of the first failure, or None."""
     if not is_written(store, KEY):
         return None
     code, rank, text = store.get(KEY).decode().split(" ", 2)

@@ -1,4 +1,4 @@
-"""Where numbers go: log.txt, one JSON object an epoch, and TensorBoard; rank 0 only."""
+"""Metric outputs: log.txt (one JSON object per epoch), TensorBoard, JSON and CSV; rank 0 only."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ EVENTS = "tensorboard"
 
 
 class MetricLog:
-    """The two records of a run, continued where a resumed run left off."""
+    """The two records of a run, log.txt and TensorBoard; a resumed run continues them."""
 
     def __init__(self, folder: Path, *, epoch: int, iteration: int) -> None:
-        """Open both; lines and events from `epoch` and `iteration` on are taken back, they will be written anew.
+        """Open both and drop lines and events from `epoch` and `iteration` on.
+
+        The run writes these again.
 
         Raises:
             OptionError: The folder cannot be written to.
@@ -40,7 +42,7 @@ class MetricLog:
         )
 
     def write_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write TensorBoard scalars, one a tag."""
+        """Write TensorBoard scalars, one per tag."""
         for tag, value in values.items():
             self.events.add_scalar(tag, value, step)
 
@@ -71,37 +73,39 @@ class MetricLog:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.txt, a mapping an epoch; lines that are no JSON objects are left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """Read a log.txt, one mapping per epoch; skip lines that are not JSON objects."""
+    history: list[dict[str, Any]] = []
+    if not path.exists():
+        return history
+    for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
             values = json.loads(line)
-            found += [values] if isinstance(values, dict) else []
-    return found
+            history += [values] if isinstance(values, dict) else []
+    return history
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; they become null, at any depth."""
+    """Replace NaN and infinity by None at any depth, because JSON does not have them."""
     if isinstance(value, Mapping):
         return {name: _finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_target(path: str | None, flag: str = "`json`") -> None:
-    """Refuse, before long work, a file to write whose folder is missing or cannot be written to.
+    """Check, before long work, that a file can be written: its folder exists and is writable.
 
     Raises:
-        OptionError: It is.
+        OptionError: The file cannot be written.
     """
     if path and path != "-" and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
         raise OptionError(
             f"{flag} {path} cannot be written",
-            remedy="name a file in a folder that exists and can be",
+            remedy="name a file in an existing, writable folder",
         )
 
 
 def write_result(target: str | None, values: Mapping[str, Any]) -> None:
-    """Write what a command found as one JSON object: to a file, whole or not at all, or with `-` as a line on stdout.
+    """Write a command's result as one JSON object: atomically to a file, or to stdout for `-`.
 
     Raises:
         OptionError: The file cannot be written.
@@ -115,7 +119,7 @@ def write_result(target: str | None, values: Mapping[str, Any]) -> None:
 
 
 def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows, the column names first, as a CSV file, whole or not at all; a nan is an empty cell.
+    """Write rows, column names first, atomically to a CSV file; a NaN becomes an empty cell.
 
     Raises:
         OptionError: The file cannot be written.
@@ -127,7 +131,7 @@ def write_csv(target: str, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def write_events(folder: Path, values: Mapping[str, float]) -> None:
-    """Write single TensorBoard scalars, one a tag, at step 0.
+    """Write TensorBoard scalars, one per tag, at step 0.
 
     Raises:
         OptionError: The folder cannot be written to.
@@ -139,7 +143,7 @@ def write_events(folder: Path, values: Mapping[str, float]) -> None:
 
 
 def _open_events(folder: Path, purge_step: int | None = None) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second or more
+    from torch.utils.tensorboard import SummaryWriter  # imported here: it takes a second or more
 
     try:
         return SummaryWriter(str(folder), purge_step=purge_step)
@@ -148,7 +152,7 @@ def _open_events(folder: Path, purge_step: int | None = None) -> SummaryWriter:
 
 
 def _epoch_of(line: str) -> float:
-    """The epoch of a JSON line; a line cut short by a crash counts as the last."""
+    """Return the epoch of a JSON line; infinity for a line that a crash truncated."""
     try:
         return float(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The line the user watches: a bar on a terminal, plain lines elsewhere; only rank 0 shows it."""
+"""Progress display: a bar on a terminal, plain lines elsewhere; only rank 0 shows it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,15 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts steps towards a total and shows values beside them."""
+    """Counts steps toward a total and shows values next to them."""
 
     def __init__(self, total: int, title: str, *, start: int = 0, shown: bool = True) -> None:
         """Begin at step `start` of `total`."""
-        self.total, self.title, self.start, self.done, self.shown = (
-            total,
-            title,
-            start,
-            start,
-            shown,
-        )
+        self.total, self.title, self.shown = total, title, shown
+        self.start = self.done = start
         self.began = time.monotonic()
-        live = (
-            sys.stderr.isatty() or "ipykernel" in sys.modules
-        )  # a notebook redraws a line as a terminal does
+        # A notebook redraws a line as a terminal does.
+        live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = (
             tqdm(total=total, desc=title, initial=start, dynamic_ncols=True)
             if shown and live
@@ -38,17 +32,17 @@ class Progress:
         )
 
     def advance(self, done: int, values: Mapping[str, str] | None = None) -> None:
-        """Show that `done` steps are complete, with `values` beside them."""
+        """Show that `done` steps are complete, with `values` next to them."""
         step, self.done = done - self.done, done
         if self.bar is not None:
             self.bar.update(step)
             self.bar.set_postfix(values or {})
         elif self.shown:
-            beside = "  ".join(f"{name} {value}" for name, value in (values or {}).items())
-            logger.info("%s  %d/%d  %s  eta %s", self.title, done, self.total, beside, self.eta())
+            shown = "  ".join(f"{name} {value}" for name, value in (values or {}).items())
+            logger.info("%s  %d/%d  %s  eta %s", self.title, done, self.total, shown, self.eta())
 
     def follow(self, items: Iterable[Item], *, every: int = 100) -> Iterator[Item]:
-        """Yield items, one a step; without a terminal a line follows every so many of them, and the last one."""
+        """Yield items, one per step; without a terminal, log every `every` items and at the end."""
         before = done = self.done
         for done, item in enumerate(items, before + 1):
             yield item
@@ -58,17 +52,17 @@ class Progress:
             self.advance(done)
 
     def eta(self) -> str:
-        """Time left at the pace so far, as h:mm:ss."""
+        """Return the time left at the pace so far, as h:mm:ss."""
         pace = (time.monotonic() - self.began) / max(self.done - self.start, 1)
         return format_seconds(pace * (self.total - self.done))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""A few steps of training as numbers, and how far apart two devices end: `python -m dino.devices.align`, and verify.
+"""A few training steps as numbers, and how far two devices diverge; for `dino align` and `verify`.
 
 Shapes: K prototypes.
 """
@@ -28,9 +28,9 @@ class Trace:
 
     Attributes:
         losses: () of each step.
-        gradients: By parameter, (steps, ...): what the optimizer took in.
-        student: By parameter, after the last step.
-        teacher: As the student.
+        gradients: By parameter, (steps, ...): the gradients that the optimizer used.
+        student: Weights by parameter, after the last step.
+        teacher: The same for the teacher.
         center: (1, K) after the last step.
     """
 
@@ -43,7 +43,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far the numbers of one tensor are apart, over the largest of them where that is above 1."""
+    """How far apart two versions of a tensor are, relative to its largest number or to 1."""
 
     what: str
     name: str
@@ -60,29 +60,32 @@ def trace_steps(
     gradients: bool = True,
     tested: Device | None = None,
 ) -> Trace:
-    """Train on `batches`, one a step, from the weights of `seed`.
+    """Train on `batches`, one per step, starting from the weights that `seed` draws.
 
-    Gradients come from the optimizer's first moments, m' = b m + (1 - b) g, which every device gives back.
+    Gradients are inferred from the optimizer's first moments, m' = b m + (1 - b) g, which every
+    device returns.
 
     Args:
-        config: Of the networks.
-        run: Where; each of several processes takes its own batches.
-        plan: Of the inputs of each step.
-        batches: In host memory, each what one call of the device under test takes.
-        gradients: Whether to keep every step's.
-        tested: The device under test, whose micro-batches stochastic depth is drawn for; by default the run's.
+        config: The run's settings.
+        run: Device and processes; each process passes its own batches.
+        plan: Provides the inputs of each step.
+        batches: In host memory; each is what one call on the device under test takes.
+        gradients: Whether to keep the gradients of every step.
+        tested: The device under test; stochastic depth is drawn for its micro-batches. Defaults to
+            the run's device.
     """
     device = run.device
     student, teacher = build_networks(config, run)
     program = build_program(config, student, teacher, run)
     optimizer = build_optimizer("adamw", student, fused=device.fuses_updates, eps=config.optim.eps)
-    parts = device.count_micro_batches(config.run.accumulate_steps)
-    step = device.compile_train(program, optimizer, parts)
+    micro_batches = device.count_micro_batches(config.run.accumulate_steps)
+    step = device.compile_train(program, optimizer, micro_batches)
     draws = StepDraws(config, student, tested or device, run.processes.rank)
     trace, moments = Trace(), []
     for iteration, batch in enumerate(batches):
         before = program.meters.clone()
-        step(batch, plan.inputs(iteration, join_draws(draws.begin(iteration), parts, draws.views)))
+        depth = join_draws(draws.begin(iteration), micro_batches, draws.views)
+        step(batch, plan.inputs(iteration, depth))
         step.read_back()
         trace.losses.append((program.meters - before).cpu()[METERS.index("loss")])
         if not gradients:
@@ -100,9 +103,9 @@ def trace_steps(
 
 
 def join_draws(depth: Tensor | None, parts: int, views: int) -> Tensor | None:
-    """Stochastic depth of `parts` large micro-batches from that of many small ones of `views` views each.
+    """Merge the stochastic depth of many small micro-batches into that of `parts` larger ones.
 
-    (n, 2 L, V b) -> (parts, 2 L, V b n / parts): images are ordered by view first.
+    (n, 2 L, V b) -> (parts, 2 L, V b n / parts) with V = `views`; images are ordered by view first.
     """
     if depth is None:
         return None
@@ -111,16 +114,16 @@ def join_draws(depth: Tensor | None, parts: int, views: int) -> Tensor | None:
 
 
 def _find_gradients(moments: Sequence[Mapping[str, Tensor]], decay: float) -> dict[str, Tensor]:
-    found = {}
+    gradients = {}
     for name in moments[0]:
-        after = torch.stack([each[name] for each in moments])
+        after = torch.stack([by_name[name] for by_name in moments])
         before = torch.cat([torch.zeros_like(after[:1]), after[:-1]])
-        found[name] = (after - decay * before) / (1 - decay)
-    return found
+        gradients[name] = (after - decay * before) / (1 - decay)
+    return gradients
 
 
 def compare(one: Trace, other: Trace) -> Iterator[Difference]:
-    """Yield the differences of two traces of the same steps: loss, center, then each parameter's."""
+    """Yield the differences between two traces of the same steps: loss, center, each parameter."""
 
     def differ(what: str, name: str, left: Tensor, right: Tensor) -> Difference:
         apart = (left.float() - right.float()).abs() / right.float().abs().max().clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""From options to the pieces of a run: networks, loader, program."""
+"""Build the pieces of a run from its settings: networks, loader, program."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from dino.training.step import DinoProgram
 
 
 def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]:
-    """Build student and teacher, equal at first, on the device.
+    """Build student and teacher on the device; both start with the same weights.
 
     Raises:
-        OptionError: The architecture refuses the crop sizes or the number of channels.
+        OptionError: The architecture does not accept the crop sizes or the number of channels.
     """
     run.device.seed(config.run.seed)
     student = build_network(
@@ -52,7 +52,8 @@ def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]
     device = run.device
     if run.processes.world_size > 1:
         student, teacher = (
-            cast(MultiCrop, device.synchronize_batch_norm(each)) for each in (student, teacher)
+            cast(MultiCrop, device.synchronize_batch_norm(network))
+            for network in (student, teacher)
         )
     return student.to(device.torch_device), teacher.to(device.torch_device)
 
@@ -60,10 +61,10 @@ def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]
 def build_loader(
     config: TrainConfig, source: ImageSource, run: Run
 ) -> TrainLoader | SyntheticLoader:
-    """Build the loader of this process's share of the crops.
+    """Build the loader for this process's share of the crops.
 
     Raises:
-        DataError: Fewer images than one global batch.
+        DataError: There are fewer images than one global batch needs.
     """
     processes, data = run.processes, config.data
     batch_size = data.batch_size_per_device * run.device.count_micro_batches(
@@ -85,7 +86,7 @@ def build_loader(
     return build_train_loader(
         CropDataset(
             source,
-            build_recipe(config),
+            recipe,
             seed=config.run.seed,
             skip_bad=skip_bad,
             host_normalization=build_normalization(config.student.chosen_in_chans)
@@ -106,7 +107,7 @@ def build_loader(
 
 
 def build_recipe(config: TrainConfig) -> CropRecipe:
-    """How many views an image has, and how they are cut."""
+    """Return how many views an image has and how they are cropped."""
     crops = config.crops
     return CropRecipe(
         global_size=crops.global_crops_size,
@@ -119,10 +120,10 @@ def build_recipe(config: TrainConfig) -> CropRecipe:
 
 
 def choose_piece(config: IpuConfig, batch_size: int) -> int | None:
-    """Images that a loader process hands over at a time; None for whole batches.
+    """Return how many images a loader process passes on at a time; None for whole batches.
 
     Raises:
-        OptionError: More than a batch.
+        OptionError: The number exceeds the batch.
     """
     if config.async_type != "rebatch":
         return None
@@ -139,7 +140,7 @@ def choose_piece(config: IpuConfig, batch_size: int) -> int | None:
 def build_program(
     config: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run
 ) -> DinoProgram:
-    """Bind the networks to the step, data parallel and compiled where asked for."""
+    """Bind the networks to the step; wrap them for data parallelism and compile them if needed."""
     forward_student: nn.Module = student
     forward_teacher: nn.Module = teacher
     if run.processes.world_size > 1 and not run.device.exchanges_gradients:
@@ -165,7 +166,10 @@ def build_program(
 
 
 def choose_clipping(optim: OptimConfig, device: Device) -> float:
-    """The largest norm of a gradient, 0 for none: what is given, else the reference's where the device clips."""
+    """Return the largest gradient norm; 0 disables clipping.
+
+    An explicit `clip_grad` wins, then the reference's default if the device clips by default.
+    """
     if optim.clip_grad is None and not device.clips_by_default:
         return 0.0
     return float(chosen(optim, "clip_grad"))
@@ -192,7 +196,7 @@ def build_network(
 
 
 def _check_crops(backbone: nn.Module, config: TrainConfig, sizes: Iterable[int]) -> None:
-    """Let the untrained network refuse a size now and not in the first step."""
+    """Run the untrained network on each size, so that a bad size fails before the first step."""
     was_training = backbone.training
     for size in sizes:
         try:

@@ -1,4 +1,4 @@
-"""Wrong input stops here, in one line, before anything is built."""
+"""Reject wrong input with a one-line error before anything is built."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from dino.devices.base import Device
 from dino.errors import OptionError
 from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
-from dino.runtime.distributed import read_launch
+from dino.runtime.launch import read_launch
 from dino.training.config import RunConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
 
 def check_options(config: TrainConfig, source: ImageSource | None = None) -> ImageSource:
-    """Check every option against itself, the others and the images.
+    """Check every setting by itself, against the others and against the images.
 
     Args:
         config: The run's settings.
-        source: The images; by default those of `data_path`.
+        source: The images; defaults to those in `data_path`.
 
     Returns:
         The images to train on.
 
     Raises:
-        DinoError: What is wrong, where, and what to do.
+        DinoError: A setting is wrong; the message says which one and what to do.
     """
     check_settings(config)
     source = check_images(config, source)
@@ -39,10 +39,10 @@ def check_options(config: TrainConfig, source: ImageSource | None = None) -> Ima
 
 
 def check_settings(config: TrainConfig) -> None:
-    """Check every option against itself and the others.
+    """Check every setting by itself and against the others.
 
     Raises:
-        OptionError: What is wrong, and what to do.
+        OptionError: A setting is wrong; the message says what to do.
     """
     check_arch(config.backbone.chosen_arch)
     check_scales(config)
@@ -51,10 +51,10 @@ def check_settings(config: TrainConfig) -> None:
 
 
 def check_images(config: TrainConfig, source: ImageSource | None = None) -> ImageSource:
-    """List the images, and check that there are enough.
+    """List the images and check that there are enough.
 
     Raises:
-        DataError: There are none, or too few.
+        DataError: There are no images, or too few.
     """
     source = source or open_source(config)
     if config.run.eval_knn_every:
@@ -69,11 +69,11 @@ def check_images(config: TrainConfig, source: ImageSource | None = None) -> Imag
 
 
 def open_source(config: TrainConfig) -> ImageSource:
-    """The images to train on, or as many that do not exist.
+    """Open the images to train on, or a synthetic source of the same length.
 
     Raises:
-        DataError: No path, a path that does not exist, or no image in it.
-        OptionError: Both images and none, or none and a score of them.
+        DataError: The path is missing, does not exist, or holds no image.
+        OptionError: `synthetic_data` is combined with `data_path` or `eval_knn_every`.
     """
     if not config.train_data.synthetic_data:
         return open_training_source(config.data.data_path, config.train_data.data_limit)
@@ -90,25 +90,25 @@ def open_source(config: TrainConfig) -> ImageSource:
 
 
 def check_scales(config: TrainConfig) -> None:
-    """The areas of crops are ranges.
+    """Check that the crop scales are ranges of areas.
 
     Raises:
-        OptionError: One is not.
+        OptionError: A scale is not a range within 0 to 1.
     """
     for name in ("global_crops_scale", "local_crops_scale"):
         low, high = getattr(config.crops, name)
         if not 0 < low <= high <= 1:
             raise OptionError(
-                f"`{name}` {low} {high} is no range of areas",
-                remedy="give two numbers above 0, at most 1, rising",
+                f"`{name}` must be two rising numbers above 0 and at most 1 (got {low} {high})",
+                remedy="give the smallest area first, then the largest",
             )
 
 
 def check_sizes(config: TrainConfig) -> None:
-    """Crops hold at least one patch; a size that patches do not fill is used and named.
+    """Check that crops hold at least one patch; warn about sizes that patches do not fill.
 
     Raises:
-        OptionError: A crop smaller than a patch.
+        OptionError: A crop is smaller than a patch.
     """
     if not is_vit(config.backbone.chosen_arch):
         return
@@ -119,7 +119,7 @@ def check_sizes(config: TrainConfig) -> None:
         size = getattr(config.crops, name)
         if size < patch:
             raise OptionError(
-                f"`{name}` {size} is less than `patch_size` {patch}",
+                f"`{name}` must be at least `patch_size` {patch} (got {size})",
                 value=size,
                 remedy=f"make it a multiple of {patch}",
             )
@@ -131,10 +131,10 @@ def check_sizes(config: TrainConfig) -> None:
 
 
 def check_warmups(config: TrainConfig) -> None:
-    """A warm-up that is given must fit into the run; the default one is shortened when the run is planned.
+    """Check that explicit warm-ups fit into the run; `build_plan` shortens a default one.
 
     Raises:
-        OptionError: It does not fit.
+        OptionError: A warm-up is longer than the run.
     """
     for name, value in (
         ("warmup_epochs", config.optim.warmup_epochs),
@@ -144,21 +144,21 @@ def check_warmups(config: TrainConfig) -> None:
             raise OptionError(
                 f"`{name}` {value} is longer than the run of `epochs` {config.run.epochs}",
                 value=value,
-                remedy="lower the one or raise the other",
+                remedy=f"lower `{name}` or raise `epochs`",
             )
 
 
 def check_device(config: TrainConfig, device: Device) -> None:
-    """The device can do all that is asked.
+    """Check that the device supports all settings of the run.
 
     Raises:
-        OptionError: It cannot; the text says what to do instead.
+        OptionError: It does not support one; the message says what to do instead.
     """
     values, usual = vars(config.run), vars(RunConfig())
     for name, remedy in device.refused.items():
         if values[name] != usual[name]:
             raise OptionError(
-                f"`{name}` is not there on `device` {device.name}",
+                f"`{name}` is not supported on `device` {device.name}",
                 value=values[name],
                 remedy=remedy,
             )

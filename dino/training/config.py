@@ -1,4 +1,4 @@
-"""What a pre-training run is asked."""
+"""Settings of a pre-training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dino.runtime.config import LaunchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(ChannelConfig):
-    """What the student's network has beyond the backbone's name."""
+    """The student network: head, stochastic depth and initial weights."""
 
     drop_path_rate: float = setting(0.1, least=0, most=1)
     out_dim: int = setting(65536, least=2)
@@ -48,7 +48,7 @@ class OptimConfig(RateConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(EpochConfig):
-    """What pre-training asks besides: how large an update is, and how often to save and score."""
+    """How large an update is, and how often to save and score."""
 
     accumulate_steps: int = setting(1, least=1)
     recompute: str = setting("nothing", choices=("nothing", "activations", "mlp", "blocks"))
@@ -80,7 +80,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """What a device is compared with."""
+    """The reference that a device is compared with, and how closely it must match."""
 
     reference: str = setting("cpu", choices=("hpu", "cuda", "cpu"))
     steps: int = setting(8, least=2)
@@ -89,10 +89,11 @@ class ComparisonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig(TrainConfig):
-    """Some steps of training on two devices, from the same weights and pixels.
+    """A few training steps on two devices, from the same weights and pixels.
 
-    Small, and in float32 fit for comparison: where a gradient is 0 but for rounding (the keys' bias), a small eps would
-    make a whole step of the rounding.
+    The defaults make a small run that can be compared in float32. `eps` is large because some
+    gradients are 0 except for rounding (the keys' bias): a small `eps` would turn that rounding
+    into a full step.
     """
 
     backbone: BackboneConfig = BackboneConfig(arch="vit_mini")

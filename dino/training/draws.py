@@ -1,4 +1,7 @@
-"""What a step draws besides its crops: by (seed, iteration, rank, micro-batch), so that nothing random is saved."""
+"""Random draws of a step other than its crops.
+
+They are keyed by (seed, iteration, rank, micro-batch), so checkpoints hold no generator state.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,21 @@ from dino.training.config import TrainConfig
 
 
 class StepDraws:
-    """Stochastic depth of our vision transformers, drawn on the host; a seed for networks that draw by themselves."""
+    """Stochastic depth for our vision transformers, or a seed for networks that draw themselves.
+
+    Stochastic depth is drawn on the host.
+    """
 
     def __init__(
         self, config: TrainConfig, student: MultiCrop, device: Device, rank: int = 0
     ) -> None:
-        """Look at the student.
+        """Find out what the student needs.
 
         Args:
-            config: Of the run.
-            student: As `build_networks` gives it.
-            device: The one that trains.
-            rank: Of this process.
+            config: The run's settings.
+            student: From `build_networks`.
+            device: The device that trains.
+            rank: Rank of this process.
         """
         self.device, self.seed, self.rank = device, config.run.seed, rank
         self.micro_batches = device.count_micro_batches(config.run.accumulate_steps)
@@ -40,9 +46,10 @@ class StepDraws:
         self.seeds = draws_by_itself(student.backbone, config)
 
     def begin(self, iteration: int) -> Tensor | None:
-        """Factors of all branches, (micro-batches, 2 L, V B) float32 in host memory; None without stochastic depth.
+        """Return the branch factors, (micro-batches, 2 L, V B) float32 in host memory.
 
-        Where the student draws by itself, torch's generators start anew. That makes some devices wait.
+        Returns None without stochastic depth. If the student draws by itself, this reseeds torch's
+        generators, which makes some devices wait.
         """
         key = (self.seed, iteration, self.rank)
         if self.seeds:
@@ -57,16 +64,18 @@ class StepDraws:
 
 
 def find_rates(backbone: nn.Module) -> tuple[float, ...]:
-    """Drop probability of each block, or nothing where none is above 0 or the backbone draws by itself."""
+    """Return each block's drop probability; () if all are 0 or the backbone draws by itself."""
     rates = tuple(backbone.drop_rates) if isinstance(backbone, VisionTransformer) else ()
     return rates if any(rates) else ()
 
 
 def draws_by_itself(backbone: nn.Module, config: TrainConfig) -> bool:
-    """Whether a training pass takes from torch's generators: dropout, or the stochastic depth of other projects.
+    """Whether a training pass uses torch's generators, as dropout does.
 
-    Ours does not once it is given its factors. Any other network runs once on tensors without content (its batch norm
-    as in evaluation, since its own may talk to other processes); one that cannot may draw.
+    Our vision transformer does not: it receives its factors. Any other network, which may have
+    stochastic depth of its own, runs once on the meta device. Its batch norm is in evaluation mode
+    because it may communicate with other processes. A network that cannot run there is assumed to
+    draw.
     """
     if isinstance(backbone, VisionTransformer):
         return False
@@ -88,16 +97,16 @@ def draws_by_itself(backbone: nn.Module, config: TrainConfig) -> bool:
     return seen.random
 
 
-class SeenRandom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves what it calls for subclasses untyped
-    """Remembers whether any operator inside took from a generator."""
+class SeenRandom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook is untyped
+    """Records whether any operator inside used a random generator."""
 
     random = False
 
     def __init__(self) -> None:
-        """None has yet."""
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its dispatch modes untyped
+        """Start with no random operator seen."""
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look, and run it."""
+        """Record whether the operator is random, then run it."""
         self.random |= torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **(kwargs or {}))

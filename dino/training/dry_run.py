@@ -1,4 +1,4 @@
-"""`dry_run`: build everything, run two steps on drawn pixels, and say what a run would cost; nothing is written.
+"""`dry_run`: build everything, run two steps on random pixels and report the cost; write nothing.
 
 Shapes: B images of one process and update, V views, C channels, S side.
 """
@@ -31,28 +31,27 @@ from dino.weights.read import is_name
 
 logger = logging.getLogger(__name__)
 
-USABLE = 0.9  # share of the memory that a run may fill; the rest goes to fragments, libraries and other programs
-PRODUCTS = (
-    2048,
-    8192,
-)  # sides of the matrices whose product shows what the device can do; the second if it is fast
-FAST = 0.005  # seconds that the first product takes at most on such a device
-FLOP_IMAGES = 2  # images whose operations are counted; batch norm of a single one has no variance
+# Share of memory that a run may fill; the rest is for fragmentation, libraries, other programs.
+USABLE = 0.9
+PRODUCTS = (2048, 8192)  # side of the matrices in the speed test; fast devices use the second
+FAST = 0.005  # seconds; a device is fast if the first product takes no longer
+FLOP_IMAGES = 2  # batch size for counting operations; batch norm of a single image has no variance
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunResult:
-    """What two steps showed.
+    """Measurements of two steps.
 
     Attributes:
-        images_per_second: Of all processes, in the second step; the first one loads and compiles.
-        flops: Floating point operations an image, of both networks and the backward pass; a multiply-add is 2 of them.
-        utilization: Share of the rate of large matrix products that those operations reach, 0 to 1.
+        images_per_second: Over all processes, in the second step; the first one loads and compiles.
+        flops: Floating point operations per image, for both networks and the backward pass; a
+            multiply-add counts as 2.
+        utilization: Rate of those operations relative to large matrix products, 0 to 1.
         shares: Share of the second step's time by phase, 0 to 1.
-        memory_peak: Bytes of one process, or None where the device does not tell.
-        memory_total: Bytes that its device has, or None.
-        memory_image: Bytes that one more image of a batch takes, or None.
-        largest_batch: The largest `batch_size_per_device` that would fit, about; None where that is not known.
+        memory_peak: Bytes used by one process, or None if the device does not report it.
+        memory_total: Bytes of memory on its device, or None.
+        memory_image: Bytes that one more image in a batch takes, or None.
+        largest_batch: Estimate of the largest `batch_size_per_device` that fits, or None.
     """
 
     images_per_second: float
@@ -66,15 +65,15 @@ class DryRunResult:
 
 
 class PhaseClock:
-    """Adds up the time from one phase to the next, the device's work included."""
+    """Adds up the time spent in each phase, including the device's work."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
-        """Stand still; `synchronize` waits for the device."""
+        """Start stopped; `synchronize` waits for the device."""
         self.synchronize, self.phase, self.began = synchronize, "", 0.0
         self.seconds: dict[str, float] = defaultdict(float)
 
     def enter(self, phase: str) -> None:
-        """End the phase that runs, and begin another; an empty name begins none."""
+        """End the current phase and begin another; an empty name stops the clock."""
         self.synchronize()
         now = time.perf_counter()
         if self.phase:
@@ -83,10 +82,10 @@ class PhaseClock:
 
 
 def check_dry_run(config: TrainConfig) -> None:
-    """Check what a run would check, but for the output folder, and for the images where none are named.
+    """Check what a run would check, except the output folder; check images only if some are named.
 
     Raises:
-        DinoError: What is wrong, where, and what to do.
+        DinoError: A setting is wrong; the message says which one and what to do.
     """
     check_settings(config)
     word = config.student.init_from
@@ -97,10 +96,10 @@ def check_dry_run(config: TrainConfig) -> None:
 
 
 def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
-    """Run two steps and log what they showed.
+    """Run two steps, log the measurements and return them.
 
     Raises:
-        OptionError: The architecture refuses the crop sizes or the number of channels.
+        OptionError: The architecture does not accept the crop sizes or the number of channels.
         DeviceError: The batch does not fit into the device's memory.
     """
     device, world_size = run.device, run.processes.world_size
@@ -127,7 +126,7 @@ def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
         peak, device.memory_total(), fixed=fixed, micro_batch=plan.micro_batch
     )
     rate, flops = plan.global_batch / seconds, count_flops(config)
-    found = DryRunResult(
+    result = DryRunResult(
         images_per_second=rate,
         flops=flops,
         utilization=rate * flops / (measure_matmul(device) * world_size),
@@ -137,13 +136,13 @@ def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
         memory_image=image,
         largest_batch=largest,
     )
-    for line in describe(found, seconds):
+    for line in describe(result, seconds):
         logger.info("%s", line)
-    return found
+    return result
 
 
 def draw_batch(config: TrainConfig) -> Crops:
-    """A batch (B, ...) of uniformly drawn pixels, shaped and typed as the loader would give it, in host memory."""
+    """Draw a batch (B, ...) of uniform pixels in host memory, shaped and typed as by the loader."""
     images = config.data.batch_size_per_device * config.run.accumulate_steps
     host = torch.device("cpu")
     batch = make_batch(
@@ -152,16 +151,14 @@ def draw_batch(config: TrainConfig) -> Crops:
     if config.train_data.augment_on == "device":
         return batch
     views = (pixels.float().movedim(-1, 2) for pixels in (batch.global_pixels, batch.local_pixels))
-    return batch._replace(
-        global_pixels=next(views), local_pixels=next(views)
-    )  # the step takes floats as they are
+    # The step does not augment float pixels.
+    return batch._replace(global_pixels=next(views), local_pixels=next(views))
 
 
 def count_flops(config: TrainConfig) -> float:
-    """Floating point operations of one image in a step, counted on networks without memory (torch's meta device)."""
-    from torch.utils.flop_counter import (
-        FlopCounterMode,  # the torch beside PopTorch has none, nor a dry run
-    )
+    """Return the floating point operations per image of a step, counted on torch's meta device."""
+    # Imported here because the torch that PopTorch needs lacks it (and has no dry run).
+    from torch.utils.flop_counter import FlopCounterMode
 
     student = build_network(
         config, drop_path_rate=0.0, norm_last_layer=config.student.norm_last_layer
@@ -182,15 +179,14 @@ def count_flops(config: TrainConfig) -> float:
         _, vectors = teacher(views[0])
         teacher.head.last_layer(vectors)
         _, vectors = student(*views)
-        run_backward(
-            student.head.last_layer(vectors).sum()
-        )  # our own loss computes more than the formula
+        # Our own loss computes more than the formula.
+        run_backward(student.head.last_layer(vectors).sum())
     flops: int = counter.get_total_flops()
     return flops / FLOP_IMAGES
 
 
 def measure_matmul(device: Device) -> float:
-    """Floating point operations a second of the product of two large matrices in the device's number format."""
+    """Return FLOP/s of the product of two large matrices in the device's number format."""
     seconds = _time_product(device, PRODUCTS[0])
     if seconds > FAST:
         return 2 * PRODUCTS[0] ** 3 / seconds
@@ -198,12 +194,11 @@ def measure_matmul(device: Device) -> float:
 
 
 def _time_product(device: Device, side: int) -> float:
-    """Seconds that the fastest of five takes."""
-    left = torch.randn(
-        side, side, device=device.torch_device
-    )  # equal numbers would draw less power
+    """Return the seconds of the fastest of five products."""
+    # Equal numbers would draw less power.
+    left = torch.randn(side, side, device=device.torch_device)
     with torch.no_grad(), device.autocast():
-        dtype = torch.mm(left[:1], left).dtype  # what autocast, or an op list, makes of a product
+        dtype = torch.mm(left[:1], left).dtype  # the type that autocast or an op list chooses
     left, seconds = left.to(dtype), []
     for _ in range(6):
         device.synchronize()
@@ -215,7 +210,10 @@ def _time_product(device: Device, side: int) -> float:
 
 
 def count_bytes(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of what does not depend on the batch: both networks, the student's gradients, the optimizer's state."""
+    """Return the bytes of both networks, the student's gradients and the optimizer's state.
+
+    These do not depend on the batch.
+    """
     kept = [*student.state_dict().values(), *teacher.state_dict().values()]
     kept += [part for part in student.parameters() if part.requires_grad]
     kept += [
@@ -230,15 +228,15 @@ def count_bytes(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.O
 def estimate_batch(
     peak: int | None, total: int | None, *, fixed: int, micro_batch: int
 ) -> tuple[int | None, float | None]:
-    """The largest batch that fits, and the bytes that each of its images takes.
+    """Return the largest batch that fits and the bytes that each of its images takes.
 
-    Memory is taken as `fixed` and so much an image; a tenth of all memory stays free.
+    Memory is modeled as `fixed` plus a constant per image; a tenth of all memory stays free.
 
     Args:
-        peak: Bytes that a step with `micro_batch` images took, or None if that is not known.
-        total: Bytes that there are, or None if that is not known.
-        fixed: Bytes of what does not depend on the batch.
-        micro_batch: Images.
+        peak: Bytes that a step with `micro_batch` images used, or None if unknown.
+        total: Bytes of memory on the device, or None if unknown.
+        fixed: Bytes that do not depend on the batch.
+        micro_batch: Images per forward pass.
     """
     if peak is None or peak <= fixed:
         return None, None
@@ -247,20 +245,21 @@ def estimate_batch(
 
 
 def describe(found: DryRunResult, seconds: float) -> list[str]:
-    """What the user reads; `seconds` is the time of a step."""
+    """Return the lines that the user reads; `seconds` is the time of a step."""
     rate = found.images_per_second
     phases = ", ".join(f"{phase} {share:.0%}" for phase, share in found.shares.items())
     lines = [
-        f"dry run: {rate:.2f} images/s ({seconds:.3g} s a step), with the pixels already in memory",
-        f"FLOPs: {found.flops / 1e9:.4g} GFLOP an image, {found.flops * rate / 1e12:.3g} TFLOP/s over all processes, "
-        f"{found.utilization:.0%} of what large matrix products reach here",
+        f"dry run: {rate:.2f} images/s ({seconds:.3g} s per step), with pixels already in memory",
+        f"FLOPs: {found.flops / 1e9:.4g} GFLOP per image, "
+        f"{found.flops * rate / 1e12:.3g} TFLOP/s over all processes, "
+        f"{found.utilization:.0%} of the rate of large matrix products here",
         f"phases: {phases}",
     ]
     if found.memory_peak is None:
-        return [*lines, "memory: this device does not tell"]
+        return [*lines, "memory: this device does not report it"]
     total = "" if found.memory_total is None else f" of {found.memory_total / 1e9:.1f} GB"
-    lines.append(f"peak memory: {found.memory_peak / 1e9:.2f} GB{total} a process")
+    lines.append(f"peak memory: {found.memory_peak / 1e9:.2f} GB{total} per process")
     if found.largest_batch is not None and found.memory_image is not None:
-        image = f"{found.memory_image / 1e6:.3g} MB an image"
-        lines.append(f"`batch_size_per_device` {found.largest_batch} would about fit ({image})")
+        image = f"{found.memory_image / 1e6:.3g} MB per image"
+        lines.append(f"`batch_size_per_device` {found.largest_batch} should just fit ({image})")
     return lines

@@ -11,22 +11,21 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def build_teacher(teacher: Network, student: nn.Module) -> Network:
-    """Start the teacher from the student's weights and take it out of training; returns the teacher."""
+    """Copy the student's weights into the teacher, turn its gradients off and return it."""
     teacher.load_state_dict(student.state_dict())
     return teacher.requires_grad_(False)
 
 
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> None:
-    """Teacher <- m teacher + (1 - m) student, in place, parameters only (buffers follow their own batches).
+    """Teacher <- m teacher + (1 - m) student, in place; buffers are not averaged.
 
     Args:
-        teacher: Same parameters as the student, in the same order.
-        student: Not changed.
+        teacher: Has the same parameters as the student, in the same order.
+        student: Stays unchanged.
         momentum: () float32; 1 changes nothing, to the bit.
     """
     with torch.no_grad():
         targets: list[Tensor] = list(teacher.parameters())
         sources: list[Tensor] = list(student.parameters())
-        torch._foreach_lerp_(
-            targets, sources, [1 - momentum] * len(targets)
-        )  # without memory for the products
+        # A lerp needs no memory for the products.
+        torch._foreach_lerp_(targets, sources, [1 - momentum] * len(targets))

@@ -1,6 +1,7 @@
-"""The DINO loss (paper, equation 2 and algorithm 1), as a pure function: nothing remembered, nothing read back.
+"""The DINO loss (paper, equation 2 and algorithm 1) as a pure function without state or host reads.
 
-Shapes: B images, V views of which the first 2 are global, K prototypes. Rows are ordered by view, then by image.
+Shapes: B images, V views (the first 2 are global), K prototypes, D width. Rows are ordered by view,
+then by image.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from torch import Tensor
 
 STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
 CENTER_MOMENTUM = 0.9  # paper, section 3.1
-CHUNK_ROWS = (
-    128  # of logits: fewer read the prototypes too often, more take memory without being faster
-)
+# Rows of logits at a time: fewer read the prototypes too often, more use memory without a gain.
+CHUNK_ROWS = 128
 HALF_BOOST = 64.0  # keeps the small numbers of a softmax in float16's normal range
 
 
 class TeacherTargets(NamedTuple):
-    """What the teacher says about the global views.
+    """The teacher's targets for the global views, and their statistics.
 
     Attributes:
         probabilities: (2, B, K) float32, rows sum to 1.
         batch_center: (1, K) float32, mean of the raw logits.
-        entropy: () mean entropy of a row in nats; ln K when uniform.
-        divergence: () mean Kullback-Leibler divergence of a row from their mean in nats; 0 when all are the same.
+        entropy: () mean entropy of a row in nats; ln K if the rows are uniform.
+        divergence: () mean Kullback-Leibler divergence of a row from the mean row in nats; 0 if all
+            rows are equal.
     """
 
     probabilities: Tensor
@@ -40,7 +41,7 @@ def compute_targets(logits: Tensor, center: Tensor, temperature: Tensor) -> Teac
     """Center and sharpen the teacher's logits.
 
     Args:
-        logits: (2 B, K), any float type; no gradient flows.
+        logits: (2 B, K), any float type; no gradient flows through them.
         center: (1, K) float32.
         temperature: () float32, above 0.
     """
@@ -61,21 +62,23 @@ def compute_targets(logits: Tensor, center: Tensor, temperature: Tensor) -> Teac
 def compute_loss(
     vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, *, rows: int = CHUNK_ROWS
 ) -> Tensor:
-    """Mean cross-entropy between each global target and the student's every other view, last layer included.
+    """Mean cross-entropy between each global target and all other views of the student.
 
-    With s the student's logits over its temperature, p log softmax(s) = p s - logsumexp(s), and the sum of p s over
-    prototypes is the vector times the targets' mean prototype. So no more than `rows` rows of logits exist at a time.
-    The gradients are made in the same pass, while those rows are there; they serve one backward pass.
+    The function includes the last layer. Let s be the student's logits over its temperature. Then
+    p log softmax(s) = p s - logsumexp(s), and the sum of p s over prototypes is the vector times
+    the target's mean prototype. So at most `rows` rows of logits exist at a time. The same pass
+    computes the gradients while those rows exist; they serve one backward pass.
 
     Args:
-        vectors: (V B, D) what the head gives to its last layer, any float type.
-        weight_v: (K, D) float32, the last layer's.
-        weight_g: (K, 1) float32, the lengths that its rows are brought to.
+        vectors: (V B, D) input of the last layer, any float type.
+        weight_v: (K, D) float32, directions of the last layer's rows.
+        weight_g: (K, 1) float32, lengths of the last layer's rows.
         targets: (2, B, K) float32, rows sum to 1.
-        rows: Rows of logits that are held at a time.
+        rows: Number of rows of logits to hold at a time.
 
     Returns:
-        () float32: -1 / (B T) times the sum of p log q over images and the T = 2 V - 2 pairs of different views.
+        () float32: -1 / (B T) times the sum of p log q over images and over the T = 2 V - 2 pairs
+        of different views.
     """
     loss: Tensor = _PrototypeLoss.apply(vectors, weight_v, weight_g, targets, rows)
     return loss
@@ -86,9 +89,8 @@ class _PrototypeLoss(torch.autograd.Function):
     def forward(
         ctx: Any, vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int
     ) -> Tensor:
-        dtype = F.linear(
-            vectors[:1], weight_v[:1]
-        ).dtype  # what autocast, or an op list, makes of the last layer
+        # The type that autocast or an op list chooses for the last layer.
+        dtype = F.linear(vectors[:1], weight_v[:1]).dtype
         with torch.autocast(vectors.device.type, enabled=False):
             length = torch.linalg.vector_norm(weight_v, dim=1, keepdim=True)
             scale = weight_g / length
@@ -106,29 +108,25 @@ class _PrototypeLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = (
-            ctx.gradients,
-            None,
-        )  # in place below: a second pass must fail, not double them
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return (
-            *(gradient.mul_(upstream) if needed else None for gradient, needed in wanted),
-            None,
-            None,
-        )
+        # Scaled in place: a second backward pass must fail instead of scaling twice.
+        gradients, ctx.gradients = ctx.gradients, None
+        pairs = zip(gradients, ctx.needs_input_grad, strict=False)
+        scaled = (gradient.mul_(upstream) if needed else None for gradient, needed in pairs)
+        return (*scaled, None, None)
 
 
 def _differentiate(
     vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss () and its gradients to vectors (V B, D) and prototypes (K, D), float32; products in the vectors' type."""
+    """Return the loss () and its gradients for vectors (V B, D) and prototypes (K, D), in float32.
+
+    Matrix products run in the vectors' type.
+    """
     images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
     mean, to_prototypes = _compare(vectors, prototypes, targets, boost)
     total, to_vectors = -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE, []
-    for part, mass in (
-        (vectors[: 2 * images], 1.0),
-        (vectors[2 * images :], 2.0),
-    ):  # targets that a view meets
+    # A global view is compared with one target, a local view with two.
+    for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):
         for chunk in torch.split(part, rows) if len(part) else ():
             log_sums, softmax = _normalize(F.linear(chunk, prototypes), mass * boost)
             total = total + mass * log_sums.sum()
@@ -146,24 +144,28 @@ def _differentiate(
 def _compare(
     vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float
 ) -> tuple[Tensor, Tensor]:
-    """The targets' part: the mean prototype of each vector's (V B, D), and `boost` times a gradient (K, D)."""
+    """Return the terms that depend on the targets.
+
+    These are the mean prototype of each vector's targets (V B, D), and `boost` times their part of
+    the prototypes' gradient (K, D).
+    """
     images, flat = targets.shape[1], targets.flatten(0, 1).mul(boost).to(vectors.dtype)
-    first, second = torch.split(
-        (flat @ prototypes).float().div(boost), images
-    )  # each target's mean prototype
+    # The mean prototype of each target.
+    first, second = torch.split((flat @ prototypes).float().div(boost), images)
     mean = torch.cat([second, first, *[first + second] * (len(vectors) // images - 2)])
     views = torch.unflatten(vectors.float(), 0, (-1, images))
-    met = (views.sum(dim=0) - views[:2]).flatten(
-        0, 1
-    )  # sum of the vectors that a target is compared with
-    share = (met / -images).to(
-        vectors.dtype
-    )  # a mean over images, since a sum could overflow in float16
+    # The sum of the vectors that a target is compared with.
+    compared = (views.sum(dim=0) - views[:2]).flatten(0, 1)
+    # A mean over images, since a sum could overflow in float16.
+    share = (compared / -images).to(vectors.dtype)
     return mean, (flat.t() @ share).float().mul_(images)
 
 
 def _normalize(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """log-sum-exp (n, 1) float32 over the temperature, and `factor` times the softmax, in the logits' type."""
+    """Return log-sum-exp (n, 1) float32 and `factor` times the softmax, both at the temperature.
+
+    The softmax has the logits' type.
+    """
     dtype, logits = logits.dtype, logits.float().mul_(1 / STUDENT_TEMPERATURE)
     top = logits.amax(dim=-1, keepdim=True)
     sums = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
@@ -171,7 +173,7 @@ def _normalize(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Total += left right, without memory for the product where the types allow it."""
+    """Total += left right; needs no memory for the product if the types match."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
@@ -179,14 +181,14 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _count_pairs(rows: int, targets: Tensor) -> int:
-    """Pairs of different views over all images."""
+    """Return the number of pairs of different views over all images."""
     return 2 * rows - 2 * targets.shape[1]
 
 
 def update_center(
     center: Tensor, batch_center: Tensor, momentum: Tensor | float = CENTER_MOMENTUM
 ) -> Tensor:
-    """The next center (paper, equation 4): (1, K), (1, K) -> (1, K)."""
+    """Return the next center (paper, equation 4): (1, K), (1, K) -> (1, K)."""
     return center * momentum + batch_center * (1 - momentum)
 
 
@@ -197,14 +199,16 @@ def compute_feature_spread(features: Tensor) -> Tensor:
         features: (B, D).
 
     Returns:
-        () float32: 0 when all features are the same, near 1 when they point everywhere.
+        () float32: 0 if all features are equal, near 1 if they point in all directions.
     """
     unit = F.normalize(features.detach().float(), dim=-1)
     return unit.std(dim=0, correction=0).mean() * math.sqrt(features.shape[-1])
 
 
 def diagnose_collapse(*, entropy: float, divergence: float, prototypes: int) -> str | None:
-    """Say in one line which collapse the teacher's outputs show, if any (paper, section 5.3).
+    """Return one line about the collapse that the teacher's outputs show, or None.
+
+    See the paper, section 5.3.
 
     Args:
         entropy: Mean entropy of a target in nats.
@@ -214,12 +218,13 @@ def diagnose_collapse(*, entropy: float, divergence: float, prototypes: int) -> 
     most = math.log(prototypes)
     if entropy > 0.98 * most:
         return (
-            f"uniform collapse: teacher entropy {entropy:.3f} of at most ln K = {most:.3f}; "
+            f"uniform collapse: teacher entropy {entropy:.3f} is close to ln K = {most:.3f}; "
             "try a lower `teacher_temp`, a smaller `out_dim`, or a higher `lr`"
         )
     if divergence < 1e-3 * most:
         return (
             f"constant collapse: all teacher outputs agree (divergence {divergence:.2g} nats); "
-            "try a higher `momentum_teacher`, a lower `lr`, a longer `freeze_last_layer`, or a higher `teacher_temp`"
+            "try a higher `momentum_teacher`, a lower `lr`, a longer `freeze_last_layer`, "
+            "or a higher `teacher_temp`"
         )
     return None

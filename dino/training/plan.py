@@ -1,4 +1,4 @@
-"""The whole run as numbers, before it starts: how many iterations, and what each one uses."""
+"""Plan a run before it starts: the number of iterations and the schedule values of each one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from dino.training.step import StepInputs
 
 logger = logging.getLogger(__name__)
 
-BATCH_OF_LR = (
-    256  # `lr` is meant for this global batch (paper, section 3.2: lr = 0.0005 batch / 256)
-)
+# `lr` is for this global batch (paper, section 3.2: lr = 0.0005 batch / 256).
+BATCH_OF_LR = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +26,11 @@ class Plan:
 
     Attributes:
         epochs: Passes over the images.
-        iterations: Updates an epoch.
-        micro_batch: Images of one forward pass of one process.
-        global_batch: Images an iteration, over all processes and accumulated batches.
+        iterations: Iterations per epoch.
+        micro_batch: Images in one forward pass of one process.
+        global_batch: Images per iteration, over all processes and accumulated batches.
         freeze_epochs: Epochs with a frozen last layer.
-        set_freq: Iterations for which learning rate, weight decay and momentum stay as they are.
+        set_freq: Iterations between changes of learning rate, weight decay and momentum.
         learning_rate: (epochs * iterations,) float64, as are `weight_decay` and `momentum`.
         temperature: (epochs,) float64.
     """
@@ -48,7 +47,7 @@ class Plan:
     temperature: np.ndarray
 
     def numbers(self, iteration: int) -> tuple[float, ...]:
-        """The numbers of `StepInputs` for one iteration, in its order."""
+        """Return the numbers of `StepInputs` for one iteration, in field order."""
         epoch, inside = divmod(iteration, self.iterations)
         refreshed = iteration - inside % self.set_freq
         return (
@@ -60,23 +59,24 @@ class Plan:
         )
 
     def inputs(self, iteration: int, depth: Tensor | None = None) -> StepInputs:
-        """Inputs of one iteration's step, in host memory; `depth` is what `StepDraws.begin` gives."""
+        """Return one iteration's step inputs in host memory; `depth` is from `StepDraws.begin`."""
         return StepInputs.on_host(self.numbers(iteration), depth)
 
 
 def build_plan(
     config: TrainConfig, *, iterations: int, world_size: int, device: Device | None = None
 ) -> Plan:
-    """Lay out the schedules.
+    """Build the schedules of a run.
 
     Args:
-        config: Of the run.
-        iterations: Calls of the step an epoch; each is one update, but on devices that make several in a call.
-        world_size: Processes.
-        device: The one that runs the step; by default one that takes batches as `config` has them.
+        config: The run's settings.
+        iterations: Calls of the step per epoch; each is one update, except on devices that make
+            several updates in a call.
+        world_size: Number of processes.
+        device: The device that runs the step; defaults to one that takes batches as in `config`.
 
     Raises:
-        OptionError: A temperature warm-up longer than the run.
+        OptionError: A warm-up is longer than the run.
     """
     run, optim, teacher = config.run, config.optim, config.teacher
     total = run.epochs * iterations
@@ -87,7 +87,7 @@ def build_plan(
     global_batch = config.data.batch_size_per_device * micro_batches * world_size
     peak = optim.lr * (global_batch / updates) / BATCH_OF_LR
     logger.info(
-        "global batch %d images an update: peak learning rate %g = `lr` %g * %d / %d",
+        "global batch %d images per update: peak learning rate %g = `lr` %g * %d / %d",
         *(global_batch // updates, peak, optim.lr, global_batch // updates, BATCH_OF_LR),
     )
     return Plan(
@@ -117,14 +117,14 @@ def build_plan(
 
 
 def choose_warmup(config: TrainConfig, iterations: int) -> int:
-    """Iterations of learning-rate warm-up; a default one longer than the run becomes a tenth of it."""
-    asked, epochs = int(chosen(config.optim, "warmup_epochs")), config.run.epochs
-    if asked <= epochs:
-        return asked * iterations
+    """Return the learning-rate warm-up in iterations; one longer than the run becomes a tenth."""
+    warmup, epochs = int(chosen(config.optim, "warmup_epochs")), config.run.epochs
+    if warmup <= epochs:
+        return warmup * iterations
     shortened = epochs * iterations // 10
     logger.info(
-        "`warmup_epochs` %d is longer than `epochs` %d: warming up %d iterations",
-        asked,
+        "`warmup_epochs` %d is longer than `epochs` %d: warming up for %d iterations",
+        warmup,
         epochs,
         shortened,
     )

@@ -1,8 +1,9 @@
-"""`preset` auto: values that follow from the number of images, the global batch and the epochs, with their reasons.
+"""`preset` auto: derive settings from the number of images, the global batch and the epochs.
 
-Where the values come from: the original's `--help` and README (its advice for small batches, its vanilla and its
-boosted run), what its users report of small data (its issues 246 and 279), the limits that lightly-train sets, and the
-square-root rule for adaptive optimizers (Malladi et al., 2022). The original's own runs get the original's own values.
+Each value comes with a reason. The sources are the original's `--help` and README (advice for small
+batches, the vanilla and the boosted run), user reports about small data (the original's issues 246
+and 279), the limits in lightly-train, and the square-root rule for adaptive optimizers (Malladi et
+al., 2022). The preset reproduces the original's values for the original's own runs.
 """
 
 from __future__ import annotations
@@ -22,19 +23,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Prototypes for at most so many images, after lightly-train's table, which begins at 1024 and ends at 65536 too.
+# (most images, prototypes), after lightly-train's table, which also runs from 1024 to 65536.
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
 MOST_PROTOTYPES = 65536
 MOMENTUM = 0.996  # the original's, for batches of 512 and 1024
 SMALL_BATCH_MOMENTUM = 0.9995  # the original's --help, for a batch of 256
-LEAST_MOMENTUM = 0.99  # what users of small data and lightly-train take
-MEMORY_SHARE = (
-    0.01  # share of the run that the teacher may remember; the original's vanilla run: 0.001
-)
-RATE, CONVNET_RATE = (
-    0.0005,
-    0.03,
-)  # for a batch of 256: the original's, with AdamW; its README for ResNet-50 with SGD
+LEAST_MOMENTUM = 0.99  # used by lightly-train and by users with small data
+# Share of the run that the teacher may remember; it is 0.001 in the original's vanilla run.
+MEMORY_SHARE = 0.01
+# For a batch of 256: the original's with AdamW; its README's for ResNet-50 with SGD.
+RATE, CONVNET_RATE = 0.0005, 0.03
 PUBLISHED_BATCHES = (256, 1024)  # between these the original scales the rate linearly
 TEMPERATURE, WARM_TEMPERATURE, SMALL_DATA_TEMPERATURE = 0.04, 0.07, 0.03
 FEW_IMAGES, MANY_IMAGES = 20_000, 500_000
@@ -44,7 +42,7 @@ WARMUP = 10  # epochs of learning-rate warm-up: the original's, and at most a te
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a run is: images, images an update over all cards, passes over the images."""
+    """The size of a run: images, images per update over all cards, passes over the images."""
 
     images: int
     global_batch: int
@@ -53,19 +51,19 @@ class Scale:
 
     @property
     def updates(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates in the whole run."""
         return max(1, self.images // self.global_batch) * self.epochs
 
 
 class Choice(NamedTuple):
-    """A value, and why."""
+    """A value and the reason for it."""
 
     value: float
     reason: str
 
 
 def choose_values(scale: Scale) -> dict[str, Choice]:
-    """The value of each setting that the preset knows, by name."""
+    """Return the preset's choice for each setting that it covers, by name."""
     first, last, warmup = _choose_temperatures(scale)
     return {
         "out_dim": _choose_prototypes(scale),
@@ -81,26 +79,25 @@ def choose_values(scale: Scale) -> dict[str, Choice]:
 def apply_preset(
     config: TrainConfig, given: Collection[str], source: ImageSource | None = None
 ) -> tuple[TrainConfig, dict[str, str]]:
-    """Take the preset's values for all settings that nobody gave; nothing changes without a preset.
+    """Apply the preset to all settings that were not set explicitly; do nothing without a preset.
 
     Args:
         config: The run's settings.
-        given: Names of those that somebody gave.
-        source: The images; by default those of `data_path`.
+        given: Names of the settings that were set explicitly.
+        source: The images; defaults to those in `data_path`.
 
     Returns:
-        The settings, and the reason of each value that was chosen.
+        The settings, and the reason for each value that was chosen.
 
     Raises:
-        DinoError: The images cannot be listed, or a launcher's environment is odd.
+        DinoError: The images cannot be listed, or the launcher's environment is invalid.
     """
     if config.run.preset is None:
         return config, {}
 
-    from dino.data.sources import (
-        open_training_source,  # here, because they import torch, and --help does not need it
-    )
-    from dino.runtime.distributed import read_launch
+    # Imported here because they import torch, which --help does not need.
+    from dino.data.sources import open_training_source
+    from dino.runtime.launch import read_launch
 
     world_size = read_launch(os.environ).world_size
     source = source or open_training_source(config.data.data_path, config.train_data.data_limit)
@@ -118,7 +115,7 @@ def apply_preset(
 
 
 def log_reasons(config: TrainConfig, reasons: Mapping[str, str]) -> None:
-    """One line for each value that the preset chose."""
+    """Log one line for each value that the preset chose."""
     values = as_dict(config)
     for name, reason in reasons.items():
         logger.info("`%s` %g (%s)", name, values[name], reason)
@@ -137,11 +134,14 @@ def _choose_prototypes(scale: Scale) -> Choice:
 
 
 def _choose_momentum(scale: Scale) -> Choice:
-    """1 / (1 - m) updates is what the teacher remembers; it shall be a small part of the run."""
+    """The teacher remembers 1 / (1 - m) updates, which should be a small part of the run."""
     usual, reason = MOMENTUM, f"the original's, global batch {scale.global_batch}"
     if scale.global_batch < 512:
         usual = SMALL_BATCH_MOMENTUM
-        reason = f"global batch {scale.global_batch} is below 512: the original's advice for small batches"
+        reason = (
+            f"global batch {scale.global_batch} is below 512: "
+            "the original's advice for small batches"
+        )
     bound = 1 - 1 / max(1.0, MEMORY_SHARE * scale.updates)
     if usual <= bound:
         return Choice(usual, reason)
@@ -153,21 +153,27 @@ def _choose_momentum(scale: Scale) -> Choice:
 
 
 def _choose_temperatures(scale: Scale) -> tuple[Choice, Choice, Choice]:
-    """Of the start, after the warm-up, and the warm-up's epochs."""
+    """Choose the first temperature, the one after the warm-up, and the epochs of the warm-up."""
     if scale.images <= FEW_IMAGES:
-        reason = f"{scale.images} images, up to {FEW_IMAGES}: sharper targets, or few prototypes stay uniform"
+        reason = (
+            f"{scale.images} images, up to {FEW_IMAGES}: "
+            "sharper targets, or few prototypes stay uniform"
+        )
         cold = Choice(SMALL_DATA_TEMPERATURE, reason)
         return cold, cold, Choice(0, reason)
     first = Choice(TEMPERATURE, "the original's")
     if scale.epochs >= LONG_RUN and scale.images > MANY_IMAGES:
         reason = f"{scale.epochs} epochs, {LONG_RUN} or more: the original's boosted run"
         return first, Choice(WARM_TEMPERATURE, reason), Choice(TEMPERATURE_WARMUP, reason)
-    reason = f"{scale.epochs} epochs of {scale.images} images: constant, as in the original's vanilla run"
+    reason = (
+        f"{scale.epochs} epochs of {scale.images} images: "
+        "constant, as in the original's vanilla run"
+    )
     return first, Choice(TEMPERATURE, reason), Choice(0, reason)
 
 
 def _choose_rate(scale: Scale) -> Choice:
-    """The rate for a batch of 256, from which the run scales linearly."""
+    """Choose the rate for a batch of 256; the run scales it linearly with the batch."""
     batch, (low, high) = scale.global_batch, PUBLISHED_BATCHES
     if scale.optimizer != "adamw":
         return Choice(
@@ -175,16 +181,17 @@ def _choose_rate(scale: Scale) -> Choice:
         )
     if low <= batch <= high:
         return Choice(RATE, f"the original's, global batch {batch}")
-    known = min(max(batch, low), high)
-    value = float(f"{RATE * math.sqrt(known / batch):.3g}")
+    nearest = min(max(batch, low), high)
+    value = float(f"{RATE * math.sqrt(nearest / batch):.3g}")
     return Choice(
         value,
-        f"global batch {batch} is outside {low} to {high}: square-root scaling, {value * batch / 256:.3g} in all",
+        f"global batch {batch} is outside {low} to {high}: "
+        f"square-root scaling, {value * batch / 256:.3g} in total",
     )
 
 
 def _choose_warmup(scale: Scale) -> dict[str, Choice]:
-    """None for shorter runs, where the default one becomes a tenth of the run's updates by itself."""
+    """Choose the warm-up epochs; {} for short runs, where `build_plan` shortens the default."""
     if scale.epochs < WARMUP:
         return {}
     value = min(WARMUP, scale.epochs // 10)

@@ -1,4 +1,4 @@
-"""What the user watches: the progress line, log.txt, TensorBoard, and the warnings of collapse."""
+"""Reports to the user: progress line, log.txt, TensorBoard, warnings about collapse and waiting."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dino.training.step import METERS, DinoProgram
 
 logger = logging.getLogger(__name__)
 
-SETTLING_LINES = 2  # log lines in which loaders start and graphs compile
-LARGEST_WAIT = 0.1  # share of the time that a device may wait for images without a word
+SETTLING_LINES = 2  # log lines at the start, while loaders start and graphs compile
+LARGEST_WAIT = 0.1  # share of the time that a device may wait for images without a warning
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeterSnapshot:
-    """What the host read from the device.
+    """Values that the host read from the device.
 
     Attributes:
         sums: The epoch's sums by meter name.
-        masked: Non-finite steps so far.
-        masked_in_row: Those since the last finite one.
+        masked: Number of non-finite steps so far.
+        masked_in_row: Number of non-finite steps since the last finite one.
     """
 
     sums: Mapping[str, float]
@@ -39,7 +39,7 @@ class MeterSnapshot:
     masked_in_row: int
 
     def mean_since(self, earlier: Mapping[str, float]) -> dict[str, float]:
-        """Averages over the finite steps since an earlier reading's sums; NaN where there was none."""
+        """Return averages over the finite steps since an earlier snapshot's sums; NaN if none."""
         steps = self.sums["steps"] - earlier.get("steps", 0.0)
         return {
             name: (total - earlier.get(name, 0.0)) / steps if steps else math.nan
@@ -51,33 +51,38 @@ class MeterSnapshot:
 def read_device(program: DinoProgram) -> MeterSnapshot:
     """Read meters and counters in one transfer."""
     values = torch.cat([program.meters, program.non_finite]).tolist()
+    # NaN means that the device does not have this meter.
     sums = {
         name: total for name, total in zip(METERS, values, strict=False) if not math.isnan(total)
-    }  # NaN: no meter
+    }
     return MeterSnapshot(sums=sums, masked=int(values[-2]), masked_in_row=int(values[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderStats:
-    """Who reads the images of one process: its loader processes, and the cores it can count on."""
+    """How the images of one process are read: its loader processes and the cores it can use."""
 
     workers: int
     cores: int
 
     def explain(self) -> str:
-        """Why the device may wait for images, and what to do."""
+        """Return why the device may wait for images, and what to do."""
         more = min(self.cores, 2 * self.workers or 4)  # each takes memory, so not all cores at once
         if not self.workers:
             return f"`num_workers` 0 reads them between the steps; try `num_workers` {more}"
-        has = f"{self.workers} loader process{'es' * (self.workers > 1)} and {self.cores} core{'s' * (self.cores > 1)}"
-        smaller = "images stored smaller (a shorter side of 256 to 512 pixels)"
+        loaders = f"{self.workers} loader process{'es' * (self.workers > 1)}"
+        has = f"{loaders} and {self.cores} core{'s' * (self.cores > 1)}"
+        smaller = "smaller image files (a shorter side of 256 to 512 pixels)"
         if self.workers < self.cores:
             return f"this process has {has}; try `num_workers` {more}, or {smaller}"
-        return f"this process has {has}, so more `num_workers` will not help; try {smaller}, tar shards, or more cores"
+        return (
+            f"this process has {has}, so more `num_workers` will not help; "
+            f"try {smaller}, tar shards, or more cores"
+        )
 
 
 class Reporter:
-    """Turns readings into lines; one for the whole run, shown by rank 0 only."""
+    """Turns snapshots into log lines and records; one for the whole run, shown by rank 0 only."""
 
     def __init__(
         self,
@@ -93,11 +98,11 @@ class Reporter:
 
         Args:
             folder: The run's output folder.
-            plan: Its schedules.
+            plan: The run's schedules.
             prototypes: K.
             iteration: Where the run starts or continues.
-            shown: Whether this process is the one that reports.
-            feeding: Who reads the images; it explains why the device waits for them.
+            shown: Whether this process reports.
+            feeding: How the images are read, to explain why the device waits for them.
         """
         self.plan, self.prototypes, self.epoch = plan, prototypes, iteration // plan.iterations
         self.log = MetricLog(folder, epoch=self.epoch, iteration=iteration) if shown else None
@@ -109,14 +114,14 @@ class Reporter:
         self.begin_window(iteration, {})
 
     def begin_window(self, iteration: int, sums: Mapping[str, float]) -> None:
-        """Start averaging anew at `iteration`, where the meters stand at `sums`."""
+        """Start a new averaging window at `iteration`, where the meters read `sums`."""
         self.iteration, self.sums = iteration, sums
         self.began, self.waited = time.monotonic(), 0.0
 
     def report(
         self, reading: MeterSnapshot, iteration: int, counters: Mapping[str, float] | None = None
     ) -> None:
-        """Write one log line about the iterations since the last one, with the device's own `counters`."""
+        """Log the iterations since the last log line, with the device's own `counters`."""
         means = reading.mean_since(self.sums)
         steps, seconds = iteration - self.iteration, time.monotonic() - self.began
         rate, weight_decay, *_ = self.plan.numbers(iteration - 1)
@@ -148,7 +153,7 @@ class Reporter:
             self.log.write_scalars(scalars, iteration)
 
     def end_epoch(self, reading: MeterSnapshot, iteration: int, more: Mapping[str, Any]) -> None:
-        """Append the epoch's line to log.txt, under the original's keys first."""
+        """Append the epoch's line to log.txt; the original's keys come first."""
         if self.log is None:
             return
         means = reading.mean_since({})
@@ -160,7 +165,7 @@ class Reporter:
         )
 
     def close(self) -> None:
-        """Close bar and records."""
+        """Close the progress bar and the records."""
         self.progress.close()
         if self.log is not None:
             self.log.close()
@@ -185,14 +190,14 @@ class Reporter:
 
     def _warn_of_collapse(self, means: Mapping[str, float]) -> None:
         if self.plan.micro_batch == 1:
-            return  # the two targets of one image agree in the best of runs
+            return  # the two targets of a single image agree in a healthy run
         diagnosis = diagnose_collapse(
             entropy=means["entropy"], divergence=means["divergence"], prototypes=self.prototypes
         )
-        kind = diagnosis.split(":")[0] if diagnosis else None
-        if diagnosis and kind != self.warned:
+        collapse = diagnosis.split(":")[0] if diagnosis else None
+        if diagnosis and collapse != self.warned:
             logger.warning("%s", diagnosis)
-        self.warned = kind
+        self.warned = collapse
 
     def _warn_of_waiting(self, share: float) -> None:
         self.lines += 1
@@ -208,4 +213,4 @@ class Reporter:
             100 * share,
             self.feeding.explain(),
         )
-        self.feeding = None  # once is enough
+        self.feeding = None  # warn once

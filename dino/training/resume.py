@@ -1,4 +1,4 @@
-"""What a run's checkpoint says about whether, where and how exactly the run goes on."""
+"""Decide from a checkpoint whether a run can continue, and at which iteration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dino.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# A run with another value of these is another run.
+# A different value of one of these makes it a different run.
 IDENTITY = (
     "arch",
     "patch_size",
@@ -24,20 +24,20 @@ IDENTITY = (
     "optimizer",
 )
 NEEDED = ("student", "teacher", "optimizer", "epoch", "dino_loss")
-PLACE = ("dist_url", "local_rank", "data_path", "output_dir")  # where, not what: never worth a line
+PLACE = ("dist_url", "local_rank", "data_path", "output_dir")  # where it runs; changes not logged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a checkpoint remembers of the run besides its options.
+    """What a checkpoint stores about the run in addition to its settings.
 
     Attributes:
-        iteration: Updates done.
-        iterations: Updates an epoch.
-        world: Processes.
-        global_batch: Images an update.
+        iteration: Iterations done.
+        iterations: Iterations per epoch.
+        world: Number of processes.
+        global_batch: Images per iteration.
         images: Number of images.
-        fingerprint: Digest of their names.
+        fingerprint: Digest of the image names.
     """
 
     iteration: int
@@ -49,16 +49,17 @@ class Identity:
 
 
 def check_complete(state: Mapping[str, Any]) -> None:
-    """Refuse a file that no training run wrote.
+    """Reject a file that was not written by a training run.
 
     Raises:
-        CheckpointError: The text names what it lacks.
+        CheckpointError: Something is missing; the message names it.
     """
     missing = [name for name in NEEDED if name not in state]
     if missing:
         raise CheckpointError(
-            f"the checkpoint in `output_dir` is no training checkpoint: it lacks {', '.join(missing)}",
-            remedy="move it away, or name it with `init_from` and use another `output_dir`",
+            "the checkpoint in `output_dir` is not a training checkpoint: "
+            f"it lacks {', '.join(missing)}",
+            remedy="move it away, or pass it as `init_from` and use another `output_dir`",
         )
 
 
@@ -67,14 +68,15 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
 
     Args:
         state: The checkpoint.
-        args: The options of this command line.
-        now: This run's identity; its `iteration` does not matter.
+        args: The settings of this run.
+        now: This run's identity; its `iteration` is ignored.
 
     Returns:
-        The iteration, in this run's counting.
+        The iteration, counted in this run's iterations per epoch.
 
     Raises:
-        CheckpointError: The checkpoint belongs to another run, or processes or batch changed inside an epoch.
+        CheckpointError: The checkpoint belongs to another run, or the number of processes or the
+            batch changed in the middle of an epoch.
     """
     before = read_args(state)
     for name in IDENTITY:
@@ -84,7 +86,8 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
     epoch = int(state.get("epoch", 0))
     if "identity" not in state.get("resume", {}):
         logger.info(
-            "the checkpoint is the original's: continuing at epoch %d; images and crops are drawn anew",
+            "the checkpoint is the original's: continuing at epoch %d with new draws of images and "
+            "crops",
             epoch,
         )
         return epoch * now.iterations
@@ -99,11 +102,14 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
 
 
 def _change_batch(then: Identity, now: Identity) -> int:
-    change = f"processes {then.world} -> {now.world}, global batch {then.global_batch} -> {now.global_batch}"
+    change = (
+        f"processes {then.world} -> {now.world}, "
+        f"global batch {then.global_batch} -> {now.global_batch}"
+    )
     epoch, inside = divmod(then.iteration, then.iterations)
     if inside:
         raise CheckpointError(
-            f"the checkpoint stands {inside} iterations inside epoch {epoch}, and {change}",
+            f"the checkpoint is {inside} iterations into epoch {epoch}, and {change}",
             remedy="finish the epoch with the old values, or use another `output_dir`",
         )
     logger.warning(
@@ -119,16 +125,18 @@ def _log_changes(before: Mapping[str, Any], args: Mapping[str, Any]) -> None:
         if name in before and _plain(before[name]) != _plain(value) and name not in PLACE
     ]
     if changed:
-        logger.info("changed since the checkpoint, in force from here on: %s", ", ".join(changed))
+        logger.info("changed since the checkpoint, effective from now on: %s", ", ".join(changed))
 
 
 def _plain(value: Any) -> Any:
-    """The original keeps ranges as tuples, and a switch that is off was False before it could be left open."""
-    return list(value) if isinstance(value, tuple) else None if value is False else value
+    """Normalize older forms: the original stores tuples for our lists, and False for our None."""
+    if isinstance(value, tuple):
+        return list(value)
+    return None if value is False else value
 
 
 def _other_run(name: str, then: object, now: object) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint in `output_dir` belongs to a run with {name} {then}, now it is {now}",
+        f"the checkpoint in `output_dir` belongs to a run with {name} {then}, this run has {now}",
         remedy="use the old value, or another `output_dir`",
     )

@@ -1,4 +1,4 @@
-"""What changes from iteration to iteration, as float64 arrays with one value each."""
+"""Schedules as float64 arrays with one value per iteration or epoch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dino.errors import OptionError
 def compute_cosine(
     *, base: float, final: float, iterations: int, warmup: int = 0, warmup_start: float = 0.0
 ) -> np.ndarray:
-    """Linear warm-up, then half a cosine from `base` to `final` (cosine_scheduler in the original's utils.py).
+    """Linear warm-up, then half a cosine from `base` to `final`.
+
+    This is cosine_scheduler in the original's utils.py.
 
     Args:
         base: Value at the end of the warm-up.
-        final: Value that the cosine ends at (reached one iteration after the last).
+        final: Value at the end of the cosine (reached one iteration after the last).
         iterations: Length of the whole schedule.
         warmup: Length of the linear part.
         warmup_start: First value of the linear part.
@@ -37,7 +39,9 @@ def compute_cosine(
 def compute_teacher_temperature(
     *, start: float, final: float, warmup_epochs: int, epochs: int
 ) -> np.ndarray:
-    """Temperature of each epoch: linear over the warm-up epochs, then constant (DINOLoss in the original).
+    """Temperature of each epoch: linear over the warm-up epochs, then constant.
+
+    This is the schedule in DINOLoss of the original.
 
     Returns:
         (epochs,) float64.

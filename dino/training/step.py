@@ -1,6 +1,7 @@
-"""One step of DINO (paper, algorithm 1): `DinoProgram.step` is all of it, in order, as eager devices run it.
+"""One step of DINO (paper, algorithm 1): `DinoProgram.step` is all of it, as eager devices run it.
 
-Shapes: B images of one micro-batch and device, V views, C channels, S side, K prototypes, D width, L blocks.
+Shapes: B images of one micro-batch on one device, V views, C channels, S side, K prototypes,
+D width, L blocks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dino.data.photometric import Normalization, augment
 from dino.devices.base import Engine
 from dino.models.head import PrototypeLayer
 from dino.models.multicrop import MultiCrop
+from dino.training.clipping import clip_gradients
 from dino.training.ema import update_teacher
 from dino.training.loss import (
     STUDENT_TEMPERATURE,
@@ -27,35 +29,27 @@ from dino.training.loss import (
     compute_targets,
     update_center,
 )
-from dino.training.optim import UpdateInputs, clip_gradients
+from dino.training.optim import UpdateInputs
 
-METERS = (  # names of the sums kept on the device; "steps" counts the steps that were not masked
-    "steps",
-    "loss",
-    "entropy",
-    "divergence",
-    "feature_std",
-    "centre_norm",
-    "grad_norm",
-)
-STORED = {
-    "centre": "center",
-    "non_finite": "non_finite",
-    "meters": "meters",
-}  # name in a checkpoint: attribute
+# Names of the sums kept on the device; "steps" counts the steps that were not masked.
+METERS = ("steps", "loss", "entropy", "divergence", "feature_std", "centre_norm", "grad_norm")
+# Name in a checkpoint -> attribute.
+STORED = {"centre": "center", "non_finite": "non_finite", "meters": "meters"}
 NON_FINITE_LIMIT = 5  # masked steps in a row that end the run
 
 
 class StepInputs(NamedTuple):
-    """What changes from step to step; float32, on the host until the step begins, and () but for the last.
+    """Inputs that change from step to step, float32 on the host until the step begins.
+
+    All are () except `depth`.
 
     Attributes:
-        learning_rate: Of this iteration, already scaled with the global batch.
-        weight_decay: Of this iteration.
-        momentum: Of the teacher's moving average.
-        temperature: Of the teacher.
+        learning_rate: Learning rate of this iteration, already scaled with the global batch.
+        weight_decay: Weight decay of this iteration.
+        momentum: Momentum of the teacher's moving average.
+        temperature: The teacher's temperature.
         train_last_layer: 0 while the last layer is frozen, else 1.
-        depth: Stochastic depth, (micro-batches, 2 L, V B), or None where the student has none (`training/draws`).
+        depth: Stochastic depth (micro-batches, 2 L, V B), or None without it (`training/draws`).
     """
 
     learning_rate: Tensor
@@ -67,14 +61,14 @@ class StepInputs(NamedTuple):
 
     @classmethod
     def on_host(cls, numbers: Sequence[float], depth: Tensor | None = None) -> StepInputs:
-        """Make them of Python numbers, in the order of the fields."""
+        """Build the inputs from Python numbers, in field order."""
         return cls(*torch.tensor(numbers, dtype=torch.float32, device="cpu").unbind())._replace(
             depth=depth
         )
 
 
 class StepOutput(NamedTuple):
-    """What a forward pass gives; every field may be averaged over micro-batches and processes.
+    """Output of a forward pass; every field may be averaged over micro-batches and processes.
 
     Attributes:
         loss: () float32.
@@ -92,11 +86,11 @@ class StepOutput(NamedTuple):
 
 
 class DinoProgram:
-    """Student and teacher, and what steps leave behind: center, counters, meters.
+    """Student, teacher and the state that steps update: center, counters, meters.
 
     Attributes:
         center: (1, K) float32.
-        non_finite: (2,) float32: masked steps in all, and in a row (which stays at the limit once it got there).
+        non_finite: (2,) float32: masked steps in total and in a row (stays at the limit).
         meters: (len(METERS),) float32, sums over the epoch's finite steps.
         enter: Called with the name of each phase of a step as it begins; measurements set it.
     """
@@ -121,10 +115,11 @@ class DinoProgram:
             student: MultiCrop, possibly wrapped for data parallelism.
             teacher: MultiCrop without gradients.
             prototypes: K.
-            normalization: Of the pixels.
-            clip_grad: Largest norm of one gradient tensor; 0 for none.
+            normalization: Mean and standard deviation of the pixels.
+            clip_grad: Largest norm of one gradient tensor; 0 disables clipping.
             resolutions: 2, or 1 without local views.
-            average: Begins to take the mean of a tensor over all processes; what it gives waits for it.
+            average: Starts averaging a tensor over all processes; returns a function that waits
+                for the mean.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
@@ -138,9 +133,9 @@ class DinoProgram:
     def step(self, engine: Engine, batch: Crops, inputs: StepInputs) -> None:
         """Train once on a batch, (micro-batches x B, ...) crops on the device.
 
-        The host reads nothing, and a step that is not finite changes nothing but the counters: `keep` multiplies
-        every change by 0. Under a loss scale (fp16) gradients overflow now and then. Such a step lowers the scale
-        and is masked, but does not count as non-finite unless the scale has no room left.
+        The host reads nothing. A non-finite step changes only the counters: `keep` multiplies every
+        change by 0. With a loss scale (fp16), gradients overflow now and then. Such a step lowers
+        the scale and is masked, but it counts as non-finite only if the scale is at its minimum.
         """
         before, outputs = self.copy_statistics(), list[StepOutput]()
         depths = [None] * engine.micro_batches if inputs.depth is None else inputs.depth.unbind()
@@ -152,9 +147,7 @@ class DinoProgram:
             with torch.no_grad(), engine.autocast():
                 features, vectors = self.teacher(views[0])
                 logits = last_layer(self.teacher)(vectors)
-            targets = compute_targets(
-                logits, self.center, inputs.temperature
-            )  # centered and sharpened
+            targets = compute_targets(logits, self.center, inputs.temperature)
 
             self.enter("student")  # it sees all views
             with engine.autocast():
@@ -166,10 +159,8 @@ class DinoProgram:
             outputs.append(
                 StepOutput(loss.detach(), *targets[1:], compute_feature_spread(features))
             )
-            if len(outputs) == engine.micro_batches:
-                averaged = self.begin_average(
-                    outputs
-                )  # over processes, beside the last backward pass
+            if len(outputs) == engine.micro_batches:  # overlaps with the last backward pass
+                finish_average = self.begin_average(outputs)
             self.enter("backward")
             engine.backward(loss)
 
@@ -178,13 +169,12 @@ class DinoProgram:
         grad_norm, gradients_finite = clip_gradients(
             self.student.parameters(), self.clip_grad, fused=engine.fuses_updates
         )
-        mean = averaged()
+        mean = finish_average()
         loss_finite = torch.isfinite(mean.loss).float()
         keep = gradients_finite * loss_finite
+        keep_last_layer = keep * inputs.train_last_layer
         engine.update(
-            UpdateInputs(
-                inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer
-            )
+            UpdateInputs(inputs.learning_rate, inputs.weight_decay, keep, keep_last_layer)
         )
 
         self.enter("teacher's update")
@@ -194,13 +184,13 @@ class DinoProgram:
         self.record(mean, grad_norm=grad_norm, keep=keep, finite=finite)
 
     def augment(self, batch: Crops, *, eager: bool = False) -> tuple[Tensor, ...]:
-        """Crops (B, v, S, S, C) -> one (v B, C, S, S) float32 a resolution, ordered by view, then image.
+        """Crops (B, v, S, S, C) -> one tensor (v B, C, S, S) float32 per resolution.
 
-        Pixels that are float32 already were augmented by the loaders.
+        Rows are ordered by view, then by image. Float32 pixels are already augmented.
 
         Args:
-            batch: On the device.
-            eager: Whether the host may look at the parameters.
+            batch: Crops on the device.
+            eager: Whether the host may read the parameters.
         """
         with torch.no_grad():
             groups = (
@@ -222,13 +212,13 @@ class DinoProgram:
     def compute_targets(
         self, vectors: Tensor, center: Tensor, temperature: Tensor
     ) -> TeacherTargets:
-        """The teacher's vectors (2 B, D) to its targets, for devices that compile a step of their own."""
+        """Turn the teacher's vectors (2 B, D) into targets, for devices that compile their step."""
         return compute_targets(last_layer(self.teacher)(vectors), center, temperature)
 
     def begin_average(self, outputs: Sequence[StepOutput]) -> Callable[[], StepOutput]:
-        """Average over micro-batches, and begin to average over processes, in one collective for all fields.
+        """Average over micro-batches and start averaging over processes, in one collective.
 
-        What is returned waits for its end.
+        Returns a function that waits for the result.
         """
         fields = [functools.reduce(operator.add, parts) for parts in zip(*outputs, strict=True)]
         if len(outputs) > 1:
@@ -236,50 +226,42 @@ class DinoProgram:
         wait = self.average(torch.cat([field.reshape(-1) for field in fields]))
 
         def finish() -> StepOutput:
-            parts = torch.split(wait(), [field.numel() for field in fields])
-            return StepOutput(
-                *(part.reshape(field.shape) for part, field in zip(parts, fields, strict=True))
-            )
+            means = torch.split(wait(), [field.numel() for field in fields])
+            pairs = zip(means, fields, strict=True)
+            return StepOutput(*(mean.reshape(field.shape) for mean, field in pairs))
 
         return finish
 
     def record(self, mean: StepOutput, *, grad_norm: Tensor, keep: Tensor, finite: Tensor) -> None:
-        """Move the center, count, and add to the meters.
+        """Update the center, the counters and the meters.
 
         Args:
             mean: Outputs averaged over micro-batches and processes.
-            grad_norm: () norm of all gradients before clipping; NaN where nobody knows.
+            grad_norm: () norm of all gradients before clipping; NaN if unknown.
             keep: () 1, or 0 in a masked step.
             finite: () 0 if the step counts as non-finite, else 1.
         """
         with torch.no_grad():
             kept = keep > 0
-            self.center = torch.where(
-                kept, update_center(self.center, mean.batch_center), self.center
-            )
+            moved = update_center(self.center, mean.batch_center)
+            self.center = torch.where(kept, moved, self.center)
             self.non_finite = count_non_finite(self.non_finite, finite)
-            sample = torch.stack(
-                [
-                    keep,
-                    *(mean.loss, mean.entropy, mean.divergence, mean.feature_std),
-                    self.center.norm(),
-                    grad_norm,
-                ]
-            )
+            statistics = (mean.loss, mean.entropy, mean.divergence, mean.feature_std)
+            sample = torch.stack([keep, *statistics, self.center.norm(), grad_norm])
             self.meters = self.meters + torch.where(kept, sample, 0.0)
 
     def copy_statistics(self) -> list[Tensor]:
-        """Statistics of batch norm before a step, so that a masked step can be taken out of them too."""
+        """Copy the batch norm statistics before a step, so that a masked step can be undone."""
         return [buffer.clone() for buffer in self._buffers()]
 
     def restore_statistics(self, before: Sequence[Tensor], keep: Tensor) -> None:
-        """Take `copy_statistics` back where `keep` () is 0."""
+        """Restore the result of `copy_statistics` if `keep` () is 0."""
         with torch.no_grad():
             for buffer, old in zip(self._buffers(), before, strict=True):
                 buffer.copy_(torch.where(keep > 0, buffer, old))
 
     def _buffers(self) -> list[Tensor]:
-        """Statistics of batch norm, which forward passes move; what no checkpoint holds is constant."""
+        """Return the batch norm statistics: all persistent buffers, which forward passes update."""
         return [
             buffer
             for network in (self.student, self.teacher)
@@ -289,18 +271,18 @@ class DinoProgram:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Center, counters and meters."""
+        """Return center, counters and meters."""
         return {stored: getattr(self, name) for stored, name in STORED.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; what it does not hold stays."""
+        """Load `state_dict`; entries that it lacks stay as they are."""
         for stored, name in STORED.items():
             if stored in state:
                 setattr(self, name, state[stored].to(self.center.device))
 
 
 def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:
-    """Next (2,) counters: masked steps in all, and in a row; `finite` is () 1 or 0."""
+    """Return the next (2,) counters: masked steps in total and in a row; `finite` is () 1 or 0."""
     total, row = counters.unbind()
     masked = 1.0 - finite
     next_row = torch.where(row >= NON_FINITE_LIMIT, row, (row + 1.0) * masked)
@@ -308,5 +290,5 @@ def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:
 
 
 def last_layer(network: nn.Module) -> PrototypeLayer:
-    """Of a MultiCrop, wrapped for data parallelism or not."""
+    """Return the last layer of a MultiCrop, which may be wrapped for data parallelism."""
     return cast(MultiCrop, getattr(network, "module", network)).head.last_layer

@@ -1,4 +1,4 @@
-"""The training loop: epochs, log lines, checkpoints, and leaving well."""
+"""The training loop: epochs, log lines, checkpoints, and a clean stop on signals."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from dino.weights.load import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY = 10  # iterations between two log lines, as in the original; the device is read only then
+LOG_EVERY = 10  # iterations between log lines, as in the original; the host reads only then
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 class Trainer:
-    """One run, from its options to its last checkpoint."""
+    """One run, from its settings to its last checkpoint."""
 
     def __init__(
         self,
@@ -56,33 +56,29 @@ class Trainer:
         """Build everything, and continue from the output folder's checkpoint if there is one.
 
         Args:
-            config: Checked options (`training.checks`).
+            config: Checked settings (`training.checks`).
             source: The images.
             run: Device and processes.
-            evaluate: Scores the teacher's backbone every `eval_knn_every` epochs; called on every process.
-            recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
+            evaluate: Scores the teacher's backbone every `eval_knn_every` epochs; called on every
+                process.
+            recipe: Text of recipe.yaml, which reproduces the run; defaults to all settings.
             stops_on: Signals that save and end the run.
 
         Raises:
-            DinoError: Sizes that the network refuses, too few images, or a checkpoint of another run.
+            DinoError: The network does not accept the sizes, there are too few images, or the
+                checkpoint belongs to another run.
         """
         check_device(config, run.device)
         self.config, self.source, self.run, self.evaluate = config, source, run, evaluate
         self.folder = Path(config.run.output_dir)
         self.student, self.teacher = build_networks(config, run)
         self.loader = build_loader(config, source, run)
+        iterations, world_size = len(self.loader), run.processes.world_size
         self.plan = build_plan(
-            config,
-            iterations=len(self.loader),
-            world_size=run.processes.world_size,
-            device=run.device,
+            config, iterations=iterations, world_size=world_size, device=run.device
         )
-        self.optimizer = build_optimizer(
-            config.optim.optimizer,
-            self.student,
-            fused=run.device.fuses_updates,
-            eps=config.optim.eps,
-        )
+        optim, fused = config.optim, run.device.fuses_updates
+        self.optimizer = build_optimizer(optim.optimizer, self.student, fused=fused, eps=optim.eps)
         self.program = build_program(config, self.student, self.teacher, run)
         self.draws = StepDraws(config, self.student, run.device, run.processes.rank)
         micro_batches = run.device.count_micro_batches(config.run.accumulate_steps)
@@ -95,24 +91,22 @@ class Trainer:
         if first:
             with atomic_write(self.folder / RECIPE, "`output_dir`") as temporary:
                 temporary.write_text(recipe or as_recipe(config, as_dict(config)), encoding="utf-8")
+        cores = max(1, count_cores() // run.processes.local_world_size)
         self.reporter = Reporter(
             self.folder,
             self.plan,
             prototypes=config.student.out_dim,
             iteration=self.iteration,
             shown=first,
-            feeding=LoaderStats(
-                workers=self.loader.workers,
-                cores=max(1, count_cores() // run.processes.local_world_size),
-            ),
+            feeding=LoaderStats(workers=self.loader.workers, cores=cores),
         )
 
     def train(self) -> None:
         """Run the remaining epochs.
 
         Raises:
-            Interrupted: A signal came, and the state is saved.
-            NonFiniteError: Too many non-finite steps in a row.
+            Interrupted: A signal arrived, and the state is saved.
+            NonFiniteError: There were too many non-finite steps in a row.
             DataError: An image cannot be read.
         """
         try:
@@ -140,7 +134,7 @@ class Trainer:
             before = time.monotonic()
 
     def _after_step(self) -> None:
-        """Log, end the epoch, save and leave, each when it is due."""
+        """Log, end the epoch, save and stop, each when it is due."""
         at_end = self.iteration % self.plan.iterations == 0
         every = self.config.run.save_every_steps
         logs = self.iteration % LOG_EVERY == 0 or at_end
@@ -155,24 +149,25 @@ class Trainer:
             self._leave(saved)
 
     def _report(self) -> None:
-        """The one place where the steady state reads the device."""
+        """Report the last iterations; the steady state reads the device only here."""
         reading = read_device(self.program)
         if reading.masked_in_row >= NON_FINITE_LIMIT:
             raise NonFiniteError(
-                f"{NON_FINITE_LIMIT} steps in a row were not finite, up to iteration {self.iteration}",
-                remedy="the last checkpoint is from before them. Try a lower `lr`, `precision` fp32 or a "
-                "`clip_grad`, or look for odd images",
+                f"{NON_FINITE_LIMIT} steps in a row were not finite, "
+                f"up to iteration {self.iteration}",
+                remedy="the last checkpoint predates them. Try a lower `lr`, `precision` fp32 or a "
+                "`clip_grad`, or look for bad images",
             )
         self.reporter.report(reading, self.iteration, self.run.device.read_counters())
 
     def _end_epoch(self) -> bool:
-        """Score, log and save; gives whether it was saved."""
+        """Score, log and save; return whether the checkpoint was written."""
         epoch = self.iteration // self.plan.iterations - 1
         every, frequency = self.config.run.eval_knn_every, self.config.run.saveckp_freq
         more: dict[str, Any] = {}
         if self.evaluate is not None and every and (epoch + 1) % every == 0:
             self.unfinished = True
-            self._save()  # scoring takes a while and may fail; what is trained is not lost with it
+            self._save()  # scoring takes a while and may fail; the epoch must not be lost with it
             more |= self._score(self.evaluate)
             self.unfinished = False
         self._count_bad_images()
@@ -191,7 +186,8 @@ class Trainer:
 
     def _leave(self, saved: bool) -> None:
         if saved or self._save():
-            self.run.processes.barrier()  # launchers end all once the first has left, and rank 0 is still writing
+            # Launchers end all processes once one has left, and rank 0 may still be writing.
+            self.run.processes.barrier()
             reason = self.stop.signal.name if self.stop.signal else "a signal to another process"
             raise Interrupted(
                 f"{reason}: saved iteration {self.iteration} in {self.folder / checkpoint.LATEST}; "
@@ -199,15 +195,12 @@ class Trainer:
             )
 
     def _save(self, numbered: int | None = None) -> bool:
-        """Save, unless the last step was masked; gives whether the state was good to save."""
+        """Save unless the last step was masked; return whether it was saved."""
         masked = read_device(self.program).masked_in_row
         self._count_bad_images()
         if masked:
-            logger.warning(
-                "iteration %d is not saved: the last %d steps were not finite",
-                self.iteration,
-                masked,
-            )
+            why = "iteration %d is not saved: the last %d steps were not finite"
+            logger.warning(why, self.iteration, masked)
             return False
         self.step.read_back()
         if self.run.processes.is_rank_zero:
@@ -219,7 +212,7 @@ class Trainer:
         return True
 
     def _count_bad_images(self) -> None:
-        """Add up what all processes replaced since the last time."""
+        """Add the images that all processes have replaced since the last call."""
         if self.config.train_data.on_bad_image == "skip":
             here = self.run.device.to_device(torch.tensor([float(self.bad_here)]))
             self.bad_images += int(self.run.processes.all_reduce_sum(here))
@@ -227,6 +220,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         program, scaler = self.program.state_dict(), self.step.state_dict()
+        pixels = asdict(self.program.normalization)
         return {
             "student": checkpoint.add_prefix("module.", self.student.state_dict()),
             "teacher": self.teacher.state_dict(),
@@ -235,9 +229,7 @@ class Trainer:
             "args": as_dict(self.config),
             "dino_loss": {"center": program.pop("centre")},
             **({"fp16_scaler": scaler} if scaler else {}),
-            "normalisation": {
-                name: list(values) for name, values in asdict(self.program.normalization).items()
-            },
+            "normalisation": {name: list(values) for name, values in pixels.items()},
             "resume": {
                 "identity": asdict(self._identity()),
                 "program": program,
@@ -259,10 +251,10 @@ class Trainer:
         )
 
     def _begin(self) -> None:
-        """Continue the run in the output folder, or start one, from weights where `init_from` names some."""
-        found = checkpoint.load_latest(self.folder, set_aside=self.run.processes.is_rank_zero)
-        if found is not None:
-            self._continue(*found)
+        """Continue the run in the output folder, or start one, from `init_from` if it is set."""
+        latest = checkpoint.load_latest(self.folder, set_aside=self.run.processes.is_rank_zero)
+        if latest is not None:
+            self._continue(*latest)
         elif self.config.student.init_from:
             center = load_initial_weights(
                 self.student,
@@ -276,7 +268,7 @@ class Trainer:
         first = self.run.processes.read_from_first("iteration", str(self.iteration))
         if int(first) != self.iteration:
             raise CheckpointError(
-                f"{self.folder} holds iteration {self.iteration} here and {first} where rank 0 runs",
+                f"{self.folder} holds iteration {self.iteration} here and {first} on rank 0's host",
                 remedy="`output_dir` must be a folder that all hosts share",
             )
 
@@ -294,20 +286,14 @@ class Trainer:
             {"centre": state["dino_loss"]["center"], **more.get("program", {})}
         )
         self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
-        self.mode = self.mode or more.get(
-            "mode"
-        )  # a device without modes hands on that of the one before
+        self.mode = self.mode or more.get("mode")  # a device without modes keeps the old one
         logger.info("continuing from %s at iteration %d", path, self.iteration)
 
 
 def _backbone_only(state: Mapping[str, Any]) -> dict[str, Any]:
-    teacher = {
-        name: tensor for name, tensor in state["teacher"].items() if name.startswith("backbone.")
-    }
-    return {
-        "teacher": teacher,
-        **{name: state[name] for name in ("epoch", "args", "normalisation")},
-    }
+    weights = state["teacher"].items()
+    teacher = {name: tensor for name, tensor in weights if name.startswith("backbone.")}
+    return {"teacher": teacher} | {name: state[name] for name in ("epoch", "args", "normalisation")}
 
 
 def _without_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

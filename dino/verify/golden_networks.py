@@ -19,9 +19,10 @@ from dino.devices.untyped import run_backward
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
+from dino.training.clipping import clip_gradients
 from dino.training.ema import build_teacher, update_teacher
 from dino.training.loss import compute_loss, compute_targets, update_center
-from dino.training.optim import LARS, UpdateInputs, build_optimizer, clip_gradients
+from dino.training.optim import LARS, UpdateInputs, build_optimizer
 from dino.training.schedules import compute_teacher_temperature
 from dino.training.step import METERS, DinoProgram, StepInputs
 from dino.verify.golden_numbers import Found, Numbers, select_below

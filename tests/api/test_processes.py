@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 import dino
 from dino.runtime import distributed
-from dino.runtime.distributed import Launch
+from dino.runtime.launch import Launch
 from tests.api.tiny import Pictures, load_state
 from tests.running import run_pair
 

@@ -160,7 +160,7 @@ def test_other_images_do_not_continue_a_run(tmp_path: Path, pictures: Path) -> N
         ):
             dino.pretrain(other, tmp_path, **RUN)
     before = load_state(tmp_path)
-    with pytest.raises(CheckpointError, match="belongs to a run with out_dim 16, now it is 32"):
+    with pytest.raises(CheckpointError, match="belongs to a run with out_dim 16, this run has 32"):
         dino.pretrain(Pictures(), tmp_path, **{**RUN, "out_dim": 32})
     assert_same_bits(load_state(tmp_path), before)
 

@@ -83,7 +83,7 @@ def test_an_evaluation_without_precision_flags_computes_in_fp32(machine):
             r"`device` hpu: the Habana bridge .* not installed; .*`device` cuda or cpu",
         ),
         ("--device cuda", 0, 0, r"`device` cuda: torch finds no GPU here .* `device` cpu"),
-        ("--device cuda", 2, 2, r"process 2 of this host has no GPU: there are 2"),
+        ("--device cuda", 2, 2, r"process 2 on this host has no GPU: there are 2"),
         (
             "--device ipu",
             0,

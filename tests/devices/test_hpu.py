@@ -176,7 +176,7 @@ def test_lists_that_do_not_reach_the_bridge_end_the_run(tmp_path):
     code, said = in_process(lose_lists, tmp_path)
     assert code == 2
     assert (
-        "DeviceError: the bridge does not follow the op lists: rsub ran in float32, they want bfloat16;"
+        "DeviceError: the bridge does not follow the op lists: rsub ran in float32 instead of bfloat16;"
         in said
     )
 

@@ -58,14 +58,14 @@ def test_the_jobs_cards_become_modules_in_their_order(job, modules):
         (
             "4",
             MAP,
-            r"SLURM_JOB_GPUS=4: .* tells no module of card 4 \(0 -> 2, 1 -> 6, 2 -> 0, 3 -> 4\)",
+            r"SLURM_JOB_GPUS=4: .* lists no module for card 4 \(0 -> 2, 1 -> 6, 2 -> 0, 3 -> 4\)",
         ),
-        ("0-4", MAP, "tells no module of card 4"),
-        ("0", {}, r"tells no module of card 0 \(none\)"),
+        ("0-4", MAP, "lists no module for card 4"),
+        ("0", {}, r"lists no module for card 0 \(none\)"),
         ("0,1", {0: 3, 1: 3}, "names a module twice"),
         ("0,0", MAP, "names a module twice"),
-        ("gpu:2", MAP, "SLURM_JOB_GPUS='gpu:2' is no list of cards"),
-        ("", MAP, "is no list of cards"),
+        ("gpu:2", MAP, r"SLURM_JOB_GPUS must be a list of cards .* \(got 'gpu:2'\)"),
+        ("", MAP, "must be a list of cards"),
     ],
 )
 def test_a_map_that_is_not_complete_is_refused_with_the_remedy(job, known, named):
@@ -96,7 +96,7 @@ def test_the_process_of_local_rank_r_needs_an_rth_card():
     environment = {"SLURM_JOB_GPUS": "1,3"}
     assert [find_modules(environment, rank, lambda: ANSWER) for rank in (0, 1)] == ["6,4", "6,4"]
     with pytest.raises(
-        DeviceError, match="process 2 of this host has no card: SLURM_JOB_GPUS=1,3 names 2"
+        DeviceError, match="process 2 on this host has no card: SLURM_JOB_GPUS=1,3 names 2"
     ):
         find_modules(environment, 2, lambda: ANSWER)
 
@@ -105,7 +105,7 @@ def test_hl_smi_is_run_and_its_absence_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         DeviceError,
-        match=r"`hl-smi -Q index,module_id -f csv` does not tell .*; set HABANA_VISIBLE",
+        match=r"`hl-smi -Q index,module_id -f csv` does not report .*; set HABANA_VISIBLE",
     ):
         find_modules({"SLURM_JOB_GPUS": "0"}, 0)
     tool = tmp_path / "hl-smi"

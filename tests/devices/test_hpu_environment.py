@@ -69,7 +69,7 @@ WANTED = {VARIABLE: "0", GELU: "0", GRADIENTS: "1"}
         ({GELU: "false", GRADIENTS: "TRUE"}, (1, 24), ()),
         ({GELU: "0"}, (1, 19), ()),  # 1.19 has the gradients' setting by itself
         ({GELU: "0"}, (1, 24), (f"{GRADIENTS}=1", "slower in the gradients of convolutions")),
-        ({GRADIENTS: "1"}, (1, 24), (f"{GELU}=0", "takes the tanh form of GELU")),
+        ({GRADIENTS: "1"}, (1, 24), (f"{GELU}=0", "uses the tanh form of GELU")),
         ({}, (1, 24), (f"{GELU}=0 {GRADIENTS}=1", "tanh form of GELU and is slower")),
         ({}, (1, 19), (f"{GELU}=0 was set", "tanh form of GELU;")),
     ],
@@ -199,7 +199,8 @@ def test_lists_go_below_the_first_folder_that_the_bridge_reads(tmp_path, monkeyp
     assert place() == folders[2]
     refused.append(".")
     with pytest.raises(
-        DeviceError, match=r"it reads none below .*/root .*/var, .*; set TMPDIR to one that can"
+        DeviceError,
+        match=r"it reads none below .*/root .*/var, .*; set TMPDIR to a writable folder",
     ):
         place()
 

@@ -18,7 +18,7 @@ GONE, FULL = "Ctrl-C left behind", "memory is full; lower `batch_size_per_device
         ("Graph compile failed. synStatus=26 [Generic failure].", COMPILER),
         ("Graph compile failed", COMPILER),
         ("synCompile: compilation ended with synStatus 26", COMPILER),
-        ("synStatus=26 [Generic failure]", "driver and software do not go together"),
+        ("synStatus=26 [Generic failure]", "driver and software do not match"),
         ("synStatus=8 [Device not found]", GONE),
         ("Device not found", GONE),
         ("FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::268435456 (256)MB", FULL),

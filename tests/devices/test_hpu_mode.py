@@ -98,17 +98,17 @@ IMPORTED = [
     (
         (False, None, None, None),
         "compiled",
-        "so this run is compiled and not lazy; for lazy mode import dino before",
+        "so this run is compiled; for lazy mode import dino before",
     ),
     ((False, None, True, None), "compiled", None),
     ((False, None, False, None), "eager", None),
     ((False, False, None, None), "eager", None),
     ((False, None, None, "0"), "eager", None),
-    ((False, None, None, "1"), "compiled", "PT_HPU_LAZY_MODE=1 came too late"),
+    ((False, None, None, "1"), "compiled", "PT_HPU_LAZY_MODE=1 was set too late"),
     ((True, None, None, None), "lazy", None),
     ((True, True, None, None), "lazy", None),
     ((True, True, None, "1"), "lazy", None),
-    ((True, None, None, "0"), "lazy", "PT_HPU_LAZY_MODE=0 came too late"),
+    ((True, None, None, "0"), "lazy", "PT_HPU_LAZY_MODE=0 was set too late"),
 ]
 
 

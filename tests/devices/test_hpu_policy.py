@@ -68,7 +68,7 @@ def test_a_file_that_the_bridge_refused_is_one_line(refused, following):
         live(VENDOR_FP32) if refused != "first" else high,
     )
     with pytest.raises(
-        DeviceError, match="the bridge does not follow the op lists: .* ran in .*, they want "
+        DeviceError, match="the bridge does not follow the op lists: .* ran in .* instead of "
     ) as caught:
         check_policy(torch.device("cpu"), following(*found), low, high)
     assert caught.value.exit_code == 2

@@ -26,7 +26,8 @@ from dino.evaluation.features import (
     save_features,
 )
 from dino.runtime.context import Run
-from dino.runtime.distributed import Launch, Processes
+from dino.runtime.distributed import Processes
+from dino.runtime.launch import Launch
 from dino.weights.load import TrainedBackbone
 from tests.running import SERVER
 

@@ -23,7 +23,8 @@ from dino.evaluation.features import Features, LoaderConfig
 from dino.evaluation.knn import predict_classes, score_backbone, score_knn
 from dino.models.registry import build_backbone
 from dino.runtime.context import Run
-from dino.runtime.distributed import Launch, Processes
+from dino.runtime.distributed import Processes
+from dino.runtime.launch import Launch
 from dino.weights.load import TrainedBackbone
 
 Golden = Callable[[str], dict[str, np.ndarray]]

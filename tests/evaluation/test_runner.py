@@ -18,7 +18,8 @@ from dino.evaluation.config import EvaluationConfig
 from dino.evaluation.features import extract_features
 from dino.evaluation.runner import Runner
 from dino.runtime.context import Run
-from dino.runtime.distributed import Launch, Processes
+from dino.runtime.distributed import Processes
+from dino.runtime.launch import Launch
 from dino.weights.load import TrainedBackbone
 
 

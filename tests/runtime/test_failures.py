@@ -128,6 +128,6 @@ def test_a_folder_that_the_hosts_do_not_share_is_refused(images: Path, tmp_path:
     results = train_pair(tmp_path, *words, prepare=(None, hide_the_checkpoint))
     assert [result.code for result in results] == [2, 2], [result.text for result in results]
     assert (
-        "holds iteration 0 here and 2 where rank 0 runs; --output_dir must be a folder that all"
+        "holds iteration 0 here and 2 on rank 0's host; --output_dir must be a folder that all"
         in results[1].text
     )

@@ -202,7 +202,7 @@ def test_the_command_says_what_a_run_would_cost_and_writes_nothing(
     assert result.code == 0, result.text
     for line in (
         r"dry run: [\d.]+ images/s",
-        r"GFLOP an image, .* \d+% of what large",
+        r"GFLOP per image, .* \d+% of the rate of large",
         r"peak memory: [\d.]+ GB of [\d.]+ GB",
     ):
         assert re.search(line, result.text), result.text

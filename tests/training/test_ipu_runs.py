@@ -78,7 +78,7 @@ def test_training_gives_the_cpus_numbers_and_a_checkpoint_like_its(
     assert result.code == 0, result.text
     assert "device: ipu, float32, 2 x 1 IPU (as asked)" in result.text
     assert (
-        "global batch 4 images an update: peak learning rate 7.8125e-06 = --lr 0.0005 * 4 / 256"
+        "global batch 4 images per update: peak learning rate 7.8125e-06 = --lr 0.0005 * 4 / 256"
         in result.text
     )
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(on_cpu), rel=1e-5)
@@ -230,7 +230,7 @@ def refusals() -> list[tuple[tuple, list[str]]]:
     return [
         (
             ("--device", "ipu", "--pipeline", 3, 0, "--ga", 4),
-            ["--ga 4", "--pipeline 3 0", "--ga 11 or more"],
+            ["--ga must be >= 11", "--pipeline 3 0", "(got 4)"],
         ),
         (
             ("--device", "ipu", "--async_type", "rebatch"),
@@ -238,14 +238,14 @@ def refusals() -> list[tuple[tuple, list[str]]]:
         ),
         (
             ("--device", "ipu", "--use_bn_in_head", "true", "--optimizer", "lars"),
-            ["--optimizer adamw only"],
+            ["supports only --optimizer adamw"],
         ),
         (("--ga", 2), ["--ga is for --device ipu only, and this is cpu"]),
         (
             ("--precision", "masterweight"),
             ["--precision masterweight is for --device ipu only", "bf16"],
         ),
-        (("--dry_run", "--device", "ipu"), ["--dry_run", "not there on --device ipu"]),
+        (("--dry_run", "--device", "ipu"), ["--dry_run", "not supported on --device ipu"]),
         (("--synthetic_data",), ["--synthetic_data and --data_path contradict each other"]),
     ]
 

@@ -3,22 +3,19 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from dino import checkpoint
 from dino.devices.cpu import CpuDevice
 from dino.errors import OptionError
+from dino.training.clipping import clip_gradients
 from dino.training.optim import (
     LARS,
     OPTIMIZERS,
     UpdateInputs,
     build_optimizer,
-    clip_gradients,
     group_parameters,
 )
 
@@ -309,24 +306,13 @@ def test_a_parameter_without_gradient_counts_as_zero_gradient(name):
 
 def test_an_unknown_optimizer_is_refused_with_the_known_ones():
     with pytest.raises(
-        OptionError, match="`optimizer` adam is unknown: known are adamw, sgd, lars"
+        OptionError, match=r"`optimizer` must be one of adamw, sgd, lars \(got adam\)"
     ):
         build_optimizer("adam", build_network())
 
 
 def golden_parameters(draw):
     return [nn.Parameter(draw(40 + place, *shape)) for place, shape in enumerate(SHAPES)]
-
-
-def test_clipping_gives_the_gradients_and_norms_of_the_original(golden, draw, relative_error):
-    arrays, parameters = golden("optim"), golden_parameters(draw)
-    for place, (parameter, scale) in enumerate(zip(parameters, (10, 0.1, 1, 3), strict=True)):
-        parameter.grad = draw(50 + place, *parameter.shape) * scale
-    total, finite = clip_gradients(parameters, 3.0)
-    for place, parameter in enumerate(parameters):
-        assert relative_error(parameter.grad, arrays[f"clip/g{place}"]) <= 1e-6
-    assert float(total) == pytest.approx(float(np.linalg.norm(arrays["clip/norms"])), rel=1e-6)
-    assert float(finite) == 1.0
 
 
 def test_lars_gives_the_parameters_of_the_original(golden, draw, relative_error):
@@ -354,48 +340,3 @@ def test_lars_takes_a_zero_parameter_and_a_zero_gradient():
     optimizer.step(inputs(decay=0.0))
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert model.body.weight.any()
-
-
-@pytest.mark.parametrize("fused", [False, True])
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10_000), scale=st.floats(1e-6, 1e6), limit=st.floats(1e-3, 1e3))
-def test_every_gradient_is_clipped_on_its_own_as_by_a_loop(fused, seed, scale, limit):
-    torch.manual_seed(seed)
-    parameters = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
-    gradients = [scale * 10.0**place * torch.randn(shape) for place, shape in enumerate(SHAPES)]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.clone()
-    total, finite = clip_gradients(parameters, limit, fused=fused)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        norm = float(gradient.double().norm())
-        expected = gradient.double() * min(1.0, limit / (norm + 1e-6))
-        torch.testing.assert_close(parameter.grad.double(), expected, rtol=1e-5, atol=1e-12)
-    assert float(total) == pytest.approx(
-        math.sqrt(sum(float(g.double().norm()) ** 2 for g in gradients)), rel=1e-5
-    )
-    assert float(finite) == 1.0
-
-
-def test_clipping_off_leaves_gradients_to_the_bit():
-    parameter = nn.Parameter(torch.zeros(3))
-    parameter.grad = torch.tensor([1e5, -1e5, 3.0])
-    total, finite = clip_gradients([parameter], 0.0)
-    assert parameter.grad.tolist() == [1e5, -1e5, 3.0]
-    assert (float(total), float(finite)) == (pytest.approx(math.sqrt(2) * 1e5), 1.0)
-
-
-@pytest.mark.parametrize("limit", [3.0, 0.0])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_one_bad_number_anywhere_is_noticed(limit, bad):
-    parameters = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    parameters[2].grad[0, 1, 2, 0] = bad
-    _, finite = clip_gradients(parameters, limit)
-    assert float(finite) == 0.0
-
-
-def test_a_frozen_parameter_takes_no_part_in_clipping():
-    one, two = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2), requires_grad=False)
-    one.grad = torch.tensor([3.0, 4.0])
-    assert float(clip_gradients([one, two], 10.0)[0]) == 5.0

@@ -106,7 +106,7 @@ def test_the_line_says_batch_and_rate(caplog):
     caplog.set_level(logging.INFO)
     plan_of("--batch_size_per_device", "16", "--accumulate_steps", "4", world_size=2)
     assert (
-        "global batch 128 images an update: peak learning rate 0.00025 = `lr` 0.0005 * 128 / 256"
+        "global batch 128 images per update: peak learning rate 0.00025 = `lr` 0.0005 * 128 / 256"
         in caplog.text
     )
 

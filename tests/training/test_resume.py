@@ -58,7 +58,7 @@ def test_what_makes_another_run_is_frozen():
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())
 def test_another_network_or_optimizer_is_refused_with_old_and_new_value(name, value):
     with pytest.raises(
-        CheckpointError, match=rf"with {name} {args_of()[name]}, now it is {value}"
+        CheckpointError, match=rf"with {name} {args_of()[name]}, this run has {value}"
     ) as caught:
         find_position(state_at(5), args_of(f"--{name}", value), NOW)
     assert caught.value.exit_code == 2
@@ -66,7 +66,7 @@ def test_another_network_or_optimizer_is_refused_with_old_and_new_value(name, va
 
 @pytest.mark.parametrize("changes", [{"images": 321}, {"fingerprint": "xyz"}])
 def test_other_images_are_refused_with_old_and_new(changes):
-    with pytest.raises(CheckpointError, match=r"with images \d+ \(\w+\), now it is 320 \(abc\)"):
+    with pytest.raises(CheckpointError, match=r"with images \d+ \(\w+\), this run has 320 \(abc\)"):
         find_position(state_at(5, **changes), args_of(), NOW)
 
 
@@ -106,7 +106,7 @@ def test_another_batch_is_taken_between_epochs_in_the_new_counting(changes, capl
 
 @pytest.mark.parametrize("changes", [{"world": 2, **TWICE}, {"world": 2}])
 def test_another_batch_inside_an_epoch_is_refused(changes):
-    with pytest.raises(CheckpointError, match="stands 2 iterations inside epoch"):
+    with pytest.raises(CheckpointError, match="is 2 iterations into epoch"):
         find_position(state_at(12, **changes), args_of(), NOW)
 
 
@@ -119,7 +119,7 @@ def test_the_originals_checkpoint_continues_at_its_epoch(caplog):
 
 
 def test_the_originals_checkpoint_of_another_network_is_refused():
-    with pytest.raises(CheckpointError, match="with arch vit_base, now it is vit_small"):
+    with pytest.raises(CheckpointError, match="with arch vit_base, this run has vit_small"):
         find_position({"epoch": 3, "args": argparse.Namespace(arch="vit_base")}, args_of(), NOW)
 
 

@@ -283,7 +283,7 @@ def test_a_file_that_no_training_wrote_is_refused(images: Path, tmp_path: Path) 
     folder = run_once(images, tmp_path)
     shutil.copy(folder / checkpoint.TEACHER, folder / checkpoint.LATEST)
     result = train(tmp_path, "--data_path", images, "--output_dir", folder)
-    assert_refused(result, ["no training checkpoint", "student"])
+    assert_refused(result, ["not a training checkpoint", "student"])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from dino.errors import DataError, OptionError, WeightsError
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.runtime.context import Run
-from dino.runtime.distributed import Launch, Processes
+from dino.runtime.distributed import Processes
+from dino.runtime.launch import Launch
 from dino.visualization.attention import (
     ClsAttention,
     draw_sheet,

@@ -1,1 +1,1 @@
-"""Intel Gaudi: what its software is and does, by the standard library alone, and the card itself (`device`)."""
+"""Intel Gaudi: its software, examined with the standard library only, and the card (`device`)."""

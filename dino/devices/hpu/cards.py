@@ -1,8 +1,9 @@
-"""Which cards of a shared Slurm node are this job's. Needs no torch.
+"""Find the cards of a shared Slurm node that belong to this job. Needs no torch.
 
-Slurm does not keep a job from the cards of others there: the only hint is SLURM_JOB_GPUS, the cards' indices, and the
-bridge wants modules, whose order differs from node to node. Where HABANA_VISIBLE_MODULES or HLS_MODULE_ID is set, it
-decides, and nothing is asked.
+On such a node Slurm does not keep a job away from the cards of others. Its only hint is
+SLURM_JOB_GPUS, the indices of the cards. The bridge needs module numbers, and their order differs
+from node to node. If HABANA_VISIBLE_MODULES or HLS_MODULE_ID is set, it decides, and hl-smi is not
+run.
 """
 
 from __future__ import annotations
@@ -20,95 +21,90 @@ MODULES = "HABANA_VISIBLE_MODULES"
 MODULE = "HLS_MODULE_ID"
 JOB_CARDS = "SLURM_JOB_GPUS"
 QUERY = ("hl-smi", "-Q", "index,module_id", "-f", "csv")
-QUERY_SECONDS = 30.0  # it answers within one
+QUERY_SECONDS = 30.0  # time limit; it normally answers within one
 
 
 def read_module_map(text: str) -> dict[int, int]:
-    """Index to module of each card, from the answer of `hl-smi -Q index,module_id -f csv`; no other line counts."""
+    """Parse the output of `hl-smi -Q index,module_id -f csv` into card index -> module."""
     rows = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\s*$", text, flags=re.MULTILINE)
     return {int(index): int(module) for index, module in rows}
 
 
 def choose_modules(job_gpus: str, module_map: Mapping[int, int]) -> str:
-    """The value of HABANA_VISIBLE_MODULES for the cards of a job; local rank r takes the r-th.
+    """Return HABANA_VISIBLE_MODULES for the cards of a job; local rank r uses the r-th.
 
     Args:
-        job_gpus: SLURM_JOB_GPUS: indices and ranges of them, as "0,2" or "0-3".
-        module_map: Index to module of each card of the node.
+        job_gpus: SLURM_JOB_GPUS: indices and ranges, such as "0,2" or "0-3".
+        module_map: Card index -> module on this node.
 
     Raises:
-        DeviceError: It names no cards, or one whose module is not known, or two cards with one module.
+        DeviceError: `job_gpus` is not a list of cards, the module of a card is unknown, or two
+            cards have the same module.
     """
     remedy = f"set {MODULES} to the modules of this job's cards"
-    found = re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", job_gpus.strip())
-    if found is None:
+    if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", job_gpus.strip()) is None:
         raise DeviceError(
-            f"{JOB_CARDS}={job_gpus!r} is no list of cards, as 0,2 or 0-3", remedy=f"{remedy}"
+            f"{JOB_CARDS} must be a list of cards such as 0,2 or 0-3 (got {job_gpus!r})",
+            remedy=remedy,
         )
     ends = [[int(end) for end in part.split("-")] for part in job_gpus.strip().split(",")]
     cards = [card for first, *last in ends for card in range(first, (last or [first])[0] + 1)]
-    shown = (
-        ", ".join(f"{index} -> {module}" for index, module in sorted(module_map.items())) or "none"
-    )
+    pairs = (f"{index} -> {module}" for index, module in sorted(module_map.items()))
+    shown = ", ".join(pairs) or "none"
     missing = [card for card in cards if card not in module_map]
     if missing:
         words = " ".join(QUERY)
         raise DeviceError(
-            f"{JOB_CARDS}={job_gpus}: `{words}` tells no module of card {missing[0]} ({shown})",
-            remedy=f"{remedy}",
+            f"{JOB_CARDS}={job_gpus}: `{words}` lists no module for card {missing[0]} ({shown})",
+            remedy=remedy,
         )
     modules = [module_map[card] for card in cards]
     if len(set(modules)) < len(modules):
-        raise DeviceError(
-            f"{JOB_CARDS}={job_gpus} names a module twice ({shown})", remedy=f"{remedy}"
-        )
+        raise DeviceError(f"{JOB_CARDS}={job_gpus} names a module twice ({shown})", remedy=remedy)
     return ",".join(map(str, modules))
 
 
 def find_modules(
     environment: Mapping[str, str], local_rank: int, ask: Callable[[], str] | None = None
 ) -> str | None:
-    """The modules that this job may use, or None where Slurm does not say or the user has decided.
+    """Return the modules that this job may use; None if Slurm does not say or the user decided.
 
     Args:
-        environment: Of this process.
-        local_rank: Of this process on its host.
-        ask: Gives the answer of hl-smi; None runs it.
+        environment: The environment of this process.
+        local_rank: Rank of this process on its host.
+        ask: Returns the output of hl-smi; None runs it.
 
     Raises:
-        DeviceError: They cannot be found, or are fewer than this host's processes.
+        DeviceError: The modules cannot be found, or there are fewer than processes on this host.
     """
-    told = environment.get(JOB_CARDS)
-    if not told:
+    job_gpus = environment.get(JOB_CARDS)
+    if not job_gpus:
         return None
     for name in (MODULES, MODULE):
         if environment.get(name):
-            logger.info(
-                "%s=%s decides which cards are used, not %s=%s",
-                name,
-                environment[name],
-                JOB_CARDS,
-                told,
-            )
+            decision = "%s=%s decides which cards are used, not %s=%s"
+            logger.info(decision, name, environment[name], JOB_CARDS, job_gpus)
             return None
-    modules = choose_modules(told, read_module_map((ask or _ask)()))
-    if local_rank >= len(modules.split(",")):
+    modules = choose_modules(job_gpus, read_module_map((ask or _ask)()))
+    count = len(modules.split(","))
+    if local_rank >= count:
         raise DeviceError(
-            f"process {local_rank} of this host has no card: {JOB_CARDS}={told} names {len(modules.split(','))}",
-            remedy="start one process a card",
+            f"process {local_rank} on this host has no card: {JOB_CARDS}={job_gpus} names {count}",
+            remedy="start one process per card",
         )
-    logger.info("%s=%s: this job's modules are %s", JOB_CARDS, told, modules)
+    logger.info("%s=%s: this job's modules are %s", JOB_CARDS, job_gpus, modules)
     return modules
 
 
 def _ask() -> str:
-    """Run hl-smi; what it does not answer is empty, and the map then incomplete."""
+    """Run hl-smi and return its output, which may be empty or incomplete."""
     try:
         return subprocess.run(
             QUERY, capture_output=True, text=True, timeout=QUERY_SECONDS, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(
-            f"{JOB_CARDS} is set, and `{' '.join(QUERY)}` does not tell which modules those cards are ({error})",
+            f"{JOB_CARDS} is set, and `{' '.join(QUERY)}` does not report "
+            f"the modules of those cards ({error})",
             remedy=f"set {MODULES} to the modules of this job's cards",
         ) from error

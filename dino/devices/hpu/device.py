@@ -1,9 +1,12 @@
-"""Intel Gaudi, through the Habana bridge. Not yet verified on hardware; tests run it on a simulated card.
+"""Intel Gaudi through the Habana bridge.
 
-The vendor's fused pieces are left alone, because they compute something else: FusedAdamW counts steps by group (the
-last layer, unfrozen late, would start without bias correction) and adds its epsilon before the correction,
-FusedClipNorm clips by the norm of all gradients together where DINO clips each, and FusedEMA ramps its momentum up on
-its own. FusedSDPA would compute the same as torch's attention; it waits for a card to be measured on.
+Not yet verified on hardware; tests run it on a simulated card.
+
+The vendor's fused operators are not used because they compute something else. FusedAdamW counts
+steps per group (the last layer, unfrozen late, would start without bias correction) and adds its
+epsilon before the correction. FusedClipNorm clips by the norm of all gradients together, while DINO
+clips each one. FusedEMA ramps up its momentum by itself. FusedSDPA computes the same as torch's
+attention, but it has not been measured on a card.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class HpuDevice(EagerDevice):
     """One Gaudi card, hccl; fp32, bf16 and op lists; eager, compiled or lazy."""
 
     loader_start = "forkserver"  # the driver's handles do not survive a fork
-    # One large bucket: each exchange cuts the lazy graph. Statistics of batch norm are synchronized by the norm itself.
+    # One large bucket, because each exchange cuts the lazy graph.
     parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
 
     def __init__(
@@ -66,21 +69,22 @@ class HpuDevice(EagerDevice):
         local_rank: int = 0,
         output_dir: str | None = None,
     ) -> None:
-        """Import the bridge in the chosen mode, its environment complete, and open the card of this process.
+        """Complete the environment, import the bridge in the chosen mode and open the card.
 
         Args:
-            precision: fp32, bf16 or ops, which `lists` then describe.
-            lists: Which op runs in which number format.
-            lazy_mode: The setting.
+            precision: fp32, bf16, or ops, which needs `lists`.
+            lists: The number format of each op.
+            lazy_mode: The setting `lazy_mode`.
             compiles: The setting `compile`.
             kept: The mode in the checkpoint that the run continues.
-            trains: Whether networks are trained; what only evaluates compiles nothing.
-            local_rank: Of this process on its host.
+            trains: Whether networks are trained; an evaluation compiles nothing.
+            local_rank: Rank of this process on its host.
             output_dir: The run's output folder, if it has one.
 
         Raises:
-            DeviceError: No bridge, one that was imported too early or follows other lists, no card, or fp16.
-            OptionError: Flags and variables that contradict each other.
+            DeviceError: The bridge is missing, was imported too early or follows other lists; there
+                is no card; or the format is fp16.
+            OptionError: Settings and variables contradict each other.
         """
         if not is_bridge_installed():
             raise DeviceError(
@@ -99,7 +103,7 @@ class HpuDevice(EagerDevice):
             torch_version=torch.__version__,
             kept=kept,
         )
-        _tell(mode, kept)
+        _log_mode(mode, kept)
         self.lazy, self.compiles, self.mode = mode.lazy, mode.compiles, mode.name
         self.caution = mode.caution if trains else None
         self.lists = lists.source if lists else _name_lists(precision)
@@ -121,23 +125,21 @@ class HpuDevice(EagerDevice):
         except (ImportError, AssertionError, OSError, RuntimeError) as error:
             raise DeviceError(
                 f"the Habana bridge cannot be imported ({error})",
-                remedy="`python -m dino.doctor` tells why",
+                remedy="`python -m dino.doctor` shows why",
             ) from error
         self.cut_graph = core.mark_step
 
     def describe(self) -> str:
-        """See the contract."""
+        """See the base class."""
         return f"hpu, {self.precision_name}, {self.mode} mode{', ' * bool(self.lists)}{self.lists}"
 
     def _check_lists(self, contents: Mapping[str, str]) -> None:
-        """See that the bridge follows these lists; where none were given, its own decide by themselves."""
+        """Check that the bridge follows these lists; without lists, there is nothing to check."""
         if not contents:
             return
-        given = [
-            frozenset(contents[name].split("\n")) if name in contents else None for name in LISTS
-        ]
         bf16, fp32 = (
-            own if own is not None else vendors for own, vendors in zip(given, VENDORS, strict=True)
+            frozenset(contents[name].split("\n")) if name in contents else vendors
+            for name, vendors in zip(LISTS, VENDORS, strict=True)
         )
         try:
             proofs = check_policy(self.torch_device, self.autocast, bf16, fp32)
@@ -149,7 +151,8 @@ class HpuDevice(EagerDevice):
             raise DeviceError(explained) from error
         if not proofs:
             logger.warning(
-                "the op lists differ from the vendor's in no op that could show which of them decide"
+                "cannot check which op lists are in force: yours and the vendor's agree on all ops "
+                "that could show it"
             )
 
     def mark_step(self) -> None:
@@ -160,16 +163,16 @@ class HpuDevice(EagerDevice):
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> TrainStep:
-        """See the contract; what building the networks has queued is cut off, or the first graph would hold it too."""
+        """See the base class; cuts the graph, or the first step would also build the networks."""
         self.mark_step()
         return super().compile_train(program, optimizer, micro_batches)
 
     def compile_module(self, module: nn.Module) -> nn.Module:
-        """See the contract."""
+        """See the base class."""
         return cast(nn.Module, torch.compile(module, backend="hpu_backend", dynamic=False))
 
     def read_counters(self) -> dict[str, float]:
-        """See the contract: what costs time on this device and grows only at first."""
+        """See the base class; these events cost time and should occur only at the start."""
         counters = {
             "hpu/graph_compilations": "graph_compilation",
             "hpu/cpu_fallbacks": "cpu_fallback",
@@ -182,17 +185,20 @@ class HpuDevice(EagerDevice):
         }
 
     def explain(self, error: RuntimeError) -> str | None:
-        """See the contract."""
-        known = explain_failure(str(error))
-        if self.compiles and (
-            isinstance(error, torch._dynamo.exc.TorchDynamoException) or is_of_compiler(str(error))
-        ):
-            words = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
-            return f"{known or f'the network does not compile ({words})'}; `lazy_mode` false trains it uncompiled"
-        return known
+        """See the base class."""
+        cause, text = explain_failure(str(error)), str(error)
+        is_dynamo = isinstance(error, torch._dynamo.exc.TorchDynamoException)
+        if self.compiles and (is_dynamo or is_of_compiler(text)):
+            words = " ".join([line.strip() for line in text.splitlines() if line.strip()][:2])
+            cause = cause or f"the network does not compile ({words})"
+            return f"{cause}; `lazy_mode` false trains it uncompiled"
+        return cause
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """See the contract; no HPU graph, which exists in lazy mode only and overwrites the last call's output."""
+        """See the base class.
+
+        HPU graphs are not used: they need lazy mode and overwrite the last call's output.
+        """
         infer = super().compile_eval(module)
 
         def infer_and_cut(images: Tensor) -> Tensor:
@@ -203,42 +209,40 @@ class HpuDevice(EagerDevice):
         return infer_and_cut
 
     def synchronize(self) -> None:
-        """See the contract."""
+        """See the base class."""
         self.hpu.synchronize()
 
     @property
-    def reserved_cores(self) -> int:  # type: ignore[override]  # known once the mode is
-        """See the contract: eager and compiled mode launch without a pause, from two threads (docs/gaudi.md)."""
+    def reserved_cores(self) -> int:  # type: ignore[override]  # depends on the mode
+        """See the base class; eager and compiled mode keep two threads busy (docs/gaudi.md)."""
         return 0 if self.lazy else 2
 
     def count_cards(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return int(self.hpu.device_count())
 
     def memory_peak(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return int(self.hpu.max_memory_allocated())
 
     def memory_total(self) -> int:
-        """See the contract."""
+        """See the base class."""
         return int(self.hpu.memory_stats()["Limit"])
 
 
 def choose_pinning(torch_version: str) -> bool | str:
-    """Whether loaders pin memory, or for which device where torch must be told: before 2.7 it pins for cuda alone.
+    """Return whether loaders pin memory, or the device name that torch needs for it.
 
-    Upstream's torch before 2.7 has no thread that pins for another device (dataloader.py); the vendor's has.
+    Before 2.7, torch pins for cuda only unless it is given a device. The thread that pins for
+    another device exists only in the vendor's build then (dataloader.py).
     """
     release = read_release(torch_version)
-    return (
-        "hpu"
-        if is_vendor_torch(torch_version) and release is not None and release < (2, 7)
-        else True
-    )
+    is_old = release is not None and release < (2, 7)
+    return "hpu" if is_vendor_torch(torch_version) and is_old else True
 
 
 def _is_imported_lazy() -> bool | None:
-    """Whether the bridge that is imported already, by whoever, runs in lazy mode; None where none is."""
+    """Whether an already imported bridge runs in lazy mode; None if it is not imported yet."""
     if BRIDGE not in sys.modules:
         return None
     internal = importlib.import_module(f"{BRIDGE}.utils.internal")
@@ -248,18 +252,18 @@ def _is_imported_lazy() -> bool | None:
 def _prepare(
     mode: Mode, contents: Mapping[str, str], local_rank: int, output_dir: str | None
 ) -> None:
-    """Complete the environment for the bridge, or see that one that is imported already has found it so."""
+    """Complete the environment for the bridge, or check what an imported bridge has read."""
     imported = BRIDGE in sys.modules
     modules = find_modules(os.environ, local_rank)
-    wanted = choose_variables(mode, os.environ) | ({MODULES: modules} if modules else {})
+    variables = choose_variables(mode, os.environ) | ({MODULES: modules} if modules else {})
     complete_environment(
-        wanted, imported=imported, release=read_release(find_version(*BRIDGE_PACKAGES))
+        variables, imported=imported, release=read_release(find_version(*BRIDGE_PACKAGES))
     )
     os.environ.update(give_lists(contents, imported=imported, output_dir=output_dir))
 
 
-def _tell(mode: Mode, kept: str | None) -> None:
-    """Log what is worth a line: a warning, a change since the checkpoint."""
+def _log_mode(mode: Mode, kept: str | None) -> None:
+    """Log the mode's warning and a change since the checkpoint, if any."""
     if mode.warning:
         logger.warning("%s", mode.warning)
     if kept not in (None, mode.name):
@@ -269,21 +273,16 @@ def _tell(mode: Mode, kept: str | None) -> None:
 
 
 def _choose_lists(precision: str, lists: OpLists | None) -> dict[str, str]:
-    """Contents of the op lists to give the bridge, by variable; none where no autocast or its own are meant."""
+    """Return the op lists for the bridge by variable; {} without autocast or with its own lists."""
     if lists is not None:
-        return {
-            name: "\n".join(ops) for name, ops in zip(LISTS, (lists.bf16, lists.fp32), strict=True)
-        }
+        pairs = zip(LISTS, (lists.bf16, lists.fp32), strict=True)
+        return {name: "\n".join(ops) for name, ops in pairs}
     return read_own_lists(os.environ) if precision == "bf16" else {}
 
 
 def _name_lists(precision: str) -> str:
-    """Words for the log: which lists decide in a run that was given none."""
+    """Return the log's words for the lists in force if the settings name none."""
+    if precision == "fp32":
+        return ""
     own = [os.environ[name] for name in LISTS if os.environ.get(name)]
-    return (
-        ""
-        if precision == "fp32"
-        else f"op lists {', '.join(own)}"
-        if own
-        else "the vendor's op lists"
-    )
+    return f"op lists {', '.join(own)}" if own else "the vendor's op lists"

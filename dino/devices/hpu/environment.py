@@ -1,4 +1,4 @@
-"""What the bridge reads once, when it is imported: variables, and the files of op lists. Needs no torch."""
+"""Input that the bridge reads once, at import: variables and op list files. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from multiprocessing.util import (
-    Finalize,  # also runs where a child of multiprocessing ends, which atexit does not
-)
+from multiprocessing.util import Finalize  # unlike atexit, it also runs in child processes
 from pathlib import Path
 
 from dino.devices.hpu.mode import VARIABLE as LAZY
@@ -23,40 +21,39 @@ logger = logging.getLogger(__name__)
 LISTS = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
 GELU = "PT_HPU_FORCE_TANH_FOR_GELU"
 GRADIENTS = "PT_HPU_EAGER_ENABLE_GRADIENT_VIEW_LAYOUT_OPT"
-# Where the bridge of the 1.24 line reads no op lists from (autocast_helpers.cpp), whatever a link is called.
+# Top folders in which the 1.24 bridge refuses op lists; links are resolved (autocast_helpers.cpp).
 REFUSED = frozenset("bin boot dev etc lib lost+found proc root run sbin srv sys usr var".split())
 HARMLESS = {
-    GELU: "takes the tanh form of GELU",
+    GELU: "uses the tanh form of GELU",
     GRADIENTS: "is slower in the gradients of convolutions",
 }
 
 
 def choose_variables(mode: Mode, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a run wants, always written out; what the user has set stays."""
-    told = environment.get(LAZY, "0")
+    """Return the variables that a run needs; values that the user has set stay."""
+    value = environment.get(LAZY, "0")
+    is_lazy_already = mode.lazy and value != "0"  # 2 and 3 are lazy modes for debugging
     return {
-        LAZY: told
-        if mode.lazy and told != "0"
-        else str(int(mode.lazy)),  # 2 and 3 are lazy modes for debugging
-        GELU: environment.get(GELU, "0"),  # the exact GELU of the paper's code
-        GRADIENTS: environment.get(
-            GRADIENTS, "1"
-        ),  # the vendor's advice for vision; its default changed after 1.19
+        LAZY: value if is_lazy_already else str(int(mode.lazy)),
+        # The exact GELU of the paper's code.
+        GELU: environment.get(GELU, "0"),
+        # The vendor's advice for vision models; the default changed after 1.19.
+        GRADIENTS: environment.get(GRADIENTS, "1"),
     }
 
 
 def complete_environment(
     wanted: Mapping[str, str], *, imported: bool, release: Release | None
 ) -> None:
-    """Set the variables for the bridge; where it is imported already, compare with what it found then.
+    """Set the variables for the bridge; if it is imported already, check what it has read.
 
     Args:
-        wanted: By name; the mode itself is `choose_mode`'s business and not compared.
+        wanted: Values by name; the mode is not compared, because `choose_mode` checks it.
         imported: Whether the bridge is imported already.
-        release: Of the bridge, for the defaults of what is not set.
+        release: Release of the bridge, for the defaults of unset variables.
 
     Raises:
-        DeviceError: It was imported with other values, and that would not be harmless.
+        DeviceError: The bridge was imported with other values, and the difference is not harmless.
     """
     if not imported:
         os.environ.update(wanted)
@@ -76,11 +73,10 @@ def complete_environment(
     if late:
         effects = " and ".join(HARMLESS[name] for name in late)
         names = " ".join(f"{name}={wanted[name]}" for name in late)
-        logger.warning(
-            "the Habana bridge was imported before %s was set and %s; import dino before torch",
-            names,
-            effects,
+        warning = (
+            "the Habana bridge was imported before %s was set and %s; import dino before torch"
         )
+        logger.warning(warning, names, effects)
 
 
 def _normal(value: str) -> str:
@@ -88,35 +84,35 @@ def _normal(value: str) -> str:
 
 
 def read_own_lists(environment: Mapping[str, str]) -> dict[str, str]:
-    """Contents of the op lists that the user's own variables name, by variable.
+    """Read the op lists that the user's own variables name; return their contents by variable.
 
     Raises:
-        OptionError: A file cannot be read; the bridge would take its own list in silence.
+        OptionError: A file cannot be read; the bridge would silently use its own list.
     """
-    found = {}
+    contents = {}
     for name in LISTS:
         if environment.get(name):
             try:
-                found[name] = Path(environment[name]).read_text(encoding="utf-8")
+                contents[name] = Path(environment[name]).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise OptionError(
                     f"{name}={environment[name]} cannot be read ({error})", remedy="unset it"
                 ) from error
-    return found
+    return contents
 
 
 def give_lists(
     contents: Mapping[str, str], *, imported: bool, output_dir: str | None
 ) -> dict[str, str]:
-    """Write op lists where the bridge reads them; gives the variables that name the files.
+    """Write op lists where the bridge can read them; return the variables that name the files.
 
     Args:
-        contents: By variable, bare names line by line.
-        imported: Whether the bridge is imported already; then the files that it read must hold the same.
+        contents: Lists by variable, one name per line.
+        imported: Whether the bridge is imported already; the files that it read must then match.
         output_dir: The run's output folder, if it has one.
 
     Raises:
-        DeviceError: The bridge has read other lists, or would read them from no folder here.
+        DeviceError: The bridge has read other lists, or reads lists from no writable folder.
     """
     if imported:
         if read_own_lists({name: os.environ.get(name, "") for name in contents}) != dict(contents):
@@ -135,33 +131,33 @@ def give_lists(
 
 
 def make_list_folder(output_dir: str | None) -> Path:
-    """A new folder that the bridge reads op lists from, of this process alone, deleted when it ends.
+    """Make a folder of this process from which the bridge reads op lists; it is deleted at the end.
 
     Raises:
-        DeviceError: There is none below TMPDIR, /tmp, the output folder or the current one.
+        DeviceError: TMPDIR, /tmp, the output folder and the current folder are all unusable.
     """
-    for place in (os.environ.get("TMPDIR"), "/tmp", output_dir, os.curdir):
-        if place and not is_refused(place):
+    for parent in (os.environ.get("TMPDIR"), "/tmp", output_dir, os.curdir):
+        if parent and not is_refused(parent):
             with contextlib.suppress(OSError):
                 folder = Path(
-                    tempfile.mkdtemp(prefix="dino_op_lists_", dir=os.path.realpath(place))
+                    tempfile.mkdtemp(prefix="dino_op_lists_", dir=os.path.realpath(parent))
                 )
                 Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
                 return folder
     banned = " ".join(f"/{name}" for name in sorted(REFUSED))
     raise DeviceError(
-        f"there is no folder to give the bridge its op lists in: it reads none below {banned}, and "
-        "others cannot be written to",
-        remedy="set TMPDIR to one that can",
+        "there is no folder from which the bridge could read its op lists: "
+        f"it reads none below {banned}, and others are not writable",
+        remedy="set TMPDIR to a writable folder outside of those",
     )
 
 
 def is_refused(path: str) -> bool:
-    """Whether the 1.24 line of the bridge reads no op lists from this place, by its real path."""
+    """Whether the 1.24 bridge refuses op lists from this path, after resolving links."""
     return find_refused(os.path.realpath(path)) is not None
 
 
 def find_refused(real_path: str) -> str | None:
-    """The folder that keeps the 1.24 line of the bridge from reading op lists there, such as "/root"; None if none."""
+    """Return the top folder in which the 1.24 bridge refuses op lists, such as "/root", or None."""
     top = Path(real_path).parts[1:2]
     return f"/{top[0]}" if top and top[0] in REFUSED else None

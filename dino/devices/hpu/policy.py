@@ -1,4 +1,7 @@
-"""Which op lists the bridge follows, shown by what it does: it may refuse files, and older software says nothing."""
+"""Check by probing which op lists the bridge follows.
+
+The bridge may refuse the files, and older software does so silently.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,17 @@ from dino.errors import DeviceError
 
 # The vendor's own lists (autocast_helpers.h), the same from 1.19 to the 1.24 line.
 VENDOR_BF16 = frozenset(
-    """addmm addbmm batch_norm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d dot
-    dropout feature_dropout group_norm instance_norm layer_norm leaky_relu linear matmul mean mm mul mv softmax
-    log_softmax scaled_dot_product_attention""".split()
+    """addmm addbmm batch_norm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d dot dropout feature_dropout group_norm instance_norm layer_norm leaky_relu
+    linear matmul mean mm mul mv softmax log_softmax scaled_dot_product_attention""".split()
 )
 VENDOR_FP32 = frozenset(
-    """acos addcdiv asin atan2 bilinear binary_cross_entropy binary_cross_entropy_with_logits cdist cosh
-    cosine_embedding_loss cosine_similarity cross_entropy_loss dist div divide embedding embedding_bag erfinv exp expm1
-    hinge_embedding_loss huber_loss kl_div l1_loss log log10 log1p log2 logsumexp margin_ranking_loss mse_loss
-    multi_margin_loss multilabel_margin_loss nll_loss pdist poisson_nll_loss pow reciprocal renorm rsqrt sinh
-    smooth_l1_loss soft_margin_loss softplus tan topk triplet_margin_loss truediv true_divide""".split()
+    """acos addcdiv asin atan2 bilinear binary_cross_entropy binary_cross_entropy_with_logits cdist
+    cosh cosine_embedding_loss cosine_similarity cross_entropy_loss dist div divide embedding
+    embedding_bag erfinv exp expm1 hinge_embedding_loss huber_loss kl_div l1_loss log log10 log1p
+    log2 logsumexp margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss nll_loss
+    pdist poisson_nll_loss pow reciprocal renorm rsqrt sinh smooth_l1_loss soft_margin_loss softplus
+    tan topk triplet_margin_loss truediv true_divide""".split()
 )
 
 # One call of an op on x (4, 4); the result has the number format that the op ran in.
@@ -55,12 +59,12 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Probe(NamedTuple):
-    """An op whose result tells two policies apart.
+    """An op whose result distinguishes two policies.
 
     Attributes:
-        name: Of the op.
+        name: Name of the op.
         given: Number format of its input.
-        wanted: That of its result, where the lists are followed.
+        wanted: Number format of its result if the lists are followed.
     """
 
     name: str
@@ -69,19 +73,16 @@ class Probe(NamedTuple):
 
 
 def plan_probes(bf16: Collection[str], fp32: Collection[str]) -> Iterator[Probe]:
-    """Of each list one op that it has and the vendor's has not, and one the other way round, as far as they exist."""
+    """Yield up to two probes per list: an op that only it has, one that only the vendor's has."""
     fp32 = [name for name in fp32 if name not in bf16]  # the first list wins
     for ours, vendors, given, cast in (
         (bf16, VENDOR_BF16, torch.float32, torch.bfloat16),
         (fp32, VENDOR_FP32, torch.bfloat16, torch.float32),
     ):
-        more = (name for name in CALLS if name in ours and name not in vendors)
-        fewer = (name for name in CALLS if name in vendors and name not in ours)
-        yield from (
-            Probe(name, given, wanted)
-            for names, wanted in ((more, cast), (fewer, given))
-            for name in [*names][:1]
-        )
+        only_ours = [name for name in CALLS if name in ours and name not in vendors]
+        only_vendors = [name for name in CALLS if name in vendors and name not in ours]
+        yield from (Probe(name, given, cast) for name in only_ours[:1])
+        yield from (Probe(name, given, given) for name in only_vendors[:1])
 
 
 def check_policy(
@@ -90,7 +91,10 @@ def check_policy(
     bf16: Collection[str],
     fp32: Collection[str],
 ) -> int:
-    """Run the probes on the card; gives how many there were, 0 where the lists cannot be told from the vendor's.
+    """Run the probes on the card.
+
+    Returns:
+        Number of probes; 0 if no probe distinguishes the lists from the vendor's.
 
     Raises:
         DeviceError: The bridge follows other lists.
@@ -98,12 +102,12 @@ def check_policy(
     probes = list(plan_probes(bf16, fp32))
     for name, given, wanted in probes:
         with torch.no_grad(), autocast():
-            found = CALLS[name](torch.ones(4, 4, dtype=given, device=device)).dtype
-        if found != wanted:
+            actual = CALLS[name](torch.ones(4, 4, dtype=given, device=device)).dtype
+        if actual != wanted:
             raise DeviceError(
-                f"the bridge does not follow the op lists: {name} ran in {_plain(found)}, they want "
-                f"{_plain(wanted)}; its lines on stderr may tell why",
-                remedy="`precision` bf16 trains by the vendor's own",
+                f"the bridge does not follow the op lists: {name} ran in {_plain(actual)} "
+                f"instead of {_plain(wanted)}; its lines on stderr may show why",
+                remedy="`precision` bf16 trains with the vendor's own lists",
             )
     return len(probes)
 

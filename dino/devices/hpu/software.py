@@ -1,4 +1,4 @@
-"""Gaudi software by its versions: releases, and the torch that each was built for. Needs no torch."""
+"""Versions of the Gaudi software: releases and the torch of each one. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ BRIDGE_PACKAGES = ("habana-torch-plugin", "habana_torch_plugin")
 
 Release = tuple[int, int]
 
-# Gaudi software release -> the torch versions that its bridges were built for: the vendor's support matrices, and the
-# containers' names for 1.20 and for 1.24, whose 1.24.0 has 2.10 and whose 1.24.1 has 2.11.
+# Gaudi software release -> torch versions of its bridges. Sources: the vendor's support matrices,
+# and container names for 1.20 and 1.24 (1.24.0 has 2.10, and 1.24.1 has 2.11).
 TORCH_OF_RELEASE: Mapping[Release, tuple[Release, ...]] = {
     (1, 17): ((2, 3),),
     (1, 18): ((2, 4),),
@@ -27,13 +27,13 @@ TORCH_OF_RELEASE: Mapping[Release, tuple[Release, ...]] = {
 
 
 def read_release(version: str | None) -> Release | None:
-    """Major and minor number of a version or driver text; None where there are none."""
-    found = re.search(r"(\d+)\.(\d+)", version or "")
-    return (int(found[1]), int(found[2])) if found else None
+    """Return major and minor number of a version or driver text, or None if it has none."""
+    match = re.search(r"(\d+)\.(\d+)", version or "")
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def find_version(*names: str) -> str | None:
-    """Version of the first of these distributions that is installed, without importing it."""
+    """Return the version of the first installed distribution, without importing it, or None."""
     for name in names:
         try:
             return metadata.version(name)
@@ -43,24 +43,25 @@ def find_version(*names: str) -> str | None:
 
 
 def is_bridge_installed() -> bool:
-    """Whether the Habana bridge itself is there; any part of the vendor's software brings the namespace around it.
+    """Whether the Habana bridge itself is installed.
 
-    The namespace package may be imported for that, the bridge is not. A folder of that name without code, as an
-    uninstalled bridge may leave it behind, is none.
+    Its namespace package alone does not count: all of the vendor's packages install that. Neither
+    does a folder without code, which an uninstalled bridge may leave behind. The check may import
+    the namespace package, but not the bridge.
     """
     if sys.modules.get(BRIDGE) is not None:
         return True
     try:
-        found = util.find_spec(BRIDGE)
+        spec = util.find_spec(BRIDGE)
     except (ImportError, ValueError):
         return False
-    return found is not None and found.origin is not None
+    return spec is not None and spec.origin is not None
 
 
 def is_vendor_torch(version: str | None) -> bool:
     """Whether this is the vendor's build of torch, which alone has lazy mode.
 
-    By the bridge's own rule from 1.20 on: the local version begins with "git" or "hpu", as in 2.6.0+hpu_1.21.2-76 and
-    2.10.0a0+gitc1e5ed4.
+    The rule is the bridge's own since 1.20: the local version begins with "git" or "hpu", as in
+    2.6.0+hpu_1.21.2-76 and 2.10.0a0+gitc1e5ed4.
     """
     return (version or "").partition("+")[2].startswith(("git", "hpu"))

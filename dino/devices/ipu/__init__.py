@@ -1,1 +1,1 @@
-"""Graphcore IPUs through PopTorch; nothing but `devices/__init__.py`, which opens the device, imports this folder."""
+"""Graphcore IPUs through PopTorch; only `devices/__init__.py` imports this folder."""

@@ -1,6 +1,6 @@
-"""Graphcore IPUs through PopTorch: the whole step is compiled, update and teacher included.
+"""Graphcore IPUs through PopTorch: the whole step is compiled, including update and teacher.
 
-Not verified on hardware; `docs/ipu.md` says what a stand-in proves and what it cannot.
+Not verified on hardware; `docs/ipu.md` says what tests on a stand-in prove and what they cannot.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from dino.errors import DeviceError, OptionError
 logger = logging.getLogger(__name__)
 
 WRAPPER = "poptorch"
-MEMORY_SHARE = (
-    0.15  # of each chip's memory for temporary values of products, as the published recipes have it
-)
+# Share of each chip's memory for temporary values of matrix products, as in the published recipes.
+MEMORY_SHARE = 0.15
 LOSS_SCALE = 128.0  # of the published recipes in half precision
 
 
@@ -39,9 +38,7 @@ class IpuDevice(Device):
     """The IPUs of one process: one copy of the model, or several."""
 
     name = "ipu"
-    torch_device = torch.device(
-        "cpu"
-    )  # the host's side; PopTorch moves what its models are called with
+    torch_device = torch.device("cpu")  # PopTorch itself moves the inputs of its models
     collective_backend = "gloo"
     exchanges_gradients = True
     clips_by_default = False
@@ -58,12 +55,12 @@ class IpuDevice(Device):
 
         Args:
             precision: float32, float16 or masterweight.
-            config: How the step is compiled; an evaluation has none.
-            synthetic: The device makes up its inputs, and what the host sends is not read.
+            config: How to compile the step; an evaluation passes none.
+            synthetic: Whether the device generates its inputs and ignores those of the host.
 
         Raises:
-            DeviceError: PopTorch is not installed, or not usable.
-            OptionError: Settings that cannot be meant.
+            DeviceError: PopTorch is not installed or not usable.
+            OptionError: `ema_so` cannot be loaded.
         """
         self.precision, self.config, self.synthetic = precision, config or IpuConfig(), synthetic
         self.poptorch = import_wrapper()
@@ -76,33 +73,33 @@ class IpuDevice(Device):
 
     @property
     def number_type(self) -> torch.dtype:
-        """What activations are computed in."""
+        """The type of activations."""
         return torch.float32 if self.precision == "float32" else torch.float16
 
     @property
     def loss_scale(self) -> float:
-        """Factor on the loss, which cancels out but keeps small gradients above 0 in half precision."""
+        """Factor on the loss; it cancels out and keeps small half-precision gradients above 0."""
         return self.config.loss_scale or (1.0 if self.precision == "float32" else LOSS_SCALE)
 
     def describe(self) -> str:
-        """See the contract."""
+        """See the base class."""
         chips = len(self.config.pipeline or (0,))
         return f"ipu, {self.precision}, {self.config.replica} x {chips} IPU{'s' * (chips > 1)}"
 
     def to_device(self, batch: Any) -> Any:
-        """See the contract; the wrapper takes host tensors."""
+        """See the base class; PopTorch takes host tensors."""
         return batch
 
     def autocast(self) -> AbstractContextManager[object]:
-        """See the contract; the number format is part of the compiled step."""
+        """See the base class; the number format is part of the compiled step."""
         return contextlib.nullcontext()
 
     def count_micro_batches(self, accumulate_steps: int) -> int:
-        """See the contract: accumulated ones of each copy and each update of a call."""
+        """See the base class; accumulated micro-batches times copies times updates per call."""
         return self.accumulated(accumulate_steps) * self.config.replica * self.config.di
 
     def accumulated(self, accumulate_steps: int) -> int:
-        """Micro-batches a copy accumulates before an update.
+        """Return the micro-batches that a copy accumulates before an update.
 
         Raises:
             OptionError: `ga` and `accumulate_steps` contradict each other.
@@ -112,40 +109,38 @@ class IpuDevice(Device):
             raise OptionError(
                 f"`ga` {ga} and `accumulate_steps` {accumulate_steps} contradict each other",
                 value=ga,
-                remedy="give one",
+                remedy="give one of them",
             )
         return ga
 
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
     ) -> TrainStep:
-        """See the contract; compiled at the first call.
+        """See the base class; compiled at the first call.
 
         Raises:
-            OptionError: A layout that the backbone, the accumulation or the processes do not fit.
+            OptionError: The layout does not fit the backbone, the accumulation or the processes.
         """
         if not isinstance(program, TracedProgram):
             raise OptionError(
-                "eval_linear.py is not there on `device` ipu", remedy="use another `device`"
+                "eval_linear.py is not supported on `device` ipu", remedy="use another `device`"
             )
         if not hasattr(optimizer, "betas"):
             raise OptionError(
-                "`device` ipu knows `optimizer` adamw only",
-                remedy="leave the flag out, or use another `device`",
+                "`device` ipu supports only `optimizer` adamw",
+                remedy="leave `optimizer` out, or use another `device`",
             )
         self._check_processes()
-        clipping = (
-            f"`clip_grad` {program.clip_grad:g}"
-            if program.clip_grad
-            else "not clipped; `clip_grad` would clip them"
-        )
+        clipping = "not clipped; `clip_grad` would clip them"
+        if program.clip_grad:
+            clipping = f"`clip_grad` {program.clip_grad:g}"
         logger.info(
             "gradients: %s, by the norm of all together: this device has no other", clipping
         )
-        return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]  # checked above
+        return IpuStep(self, program, optimizer, micro_batches)  # type: ignore[arg-type]  # checked
 
     def compile_eval(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """See the contract."""
+        """See the base class."""
         replace_gelu(module, widened=False)
         executor = self.poptorch.inferenceModel(module.eval(), self.poptorch.Options())
 
@@ -157,7 +152,7 @@ class IpuDevice(Device):
         return infer
 
     def compile_module(self, module: nn.Module) -> nn.Module:
-        """See the contract.
+        """See the base class.
 
         Raises:
             OptionError: The whole step is compiled anyway.
@@ -168,32 +163,32 @@ class IpuDevice(Device):
         )
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
-        """See the contract.
+        """See the base class.
 
         Raises:
-            OptionError: There is batch norm.
+            OptionError: The module contains batch norm.
         """
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
             raise OptionError(
-                "batch norm over processes is not there on `device` ipu",
+                "batch norm over processes is not supported on `device` ipu",
                 remedy="leave `use_bn_in_head` out",
             )
         return module
 
     def to_host(self, state: Any) -> Any:
-        """See the contract; weights of half precision become float32, which every device reads."""
+        """See the base class; half-precision weights become float32, which every device reads."""
         host = super().to_host(state)
         return host.float() if isinstance(host, Tensor) and host.dtype == torch.float16 else host
 
     def synchronize(self) -> None:
-        """See the contract; a call returns when it is done."""
+        """See the base class; calls are synchronous."""
 
     def memory_peak(self) -> int | None:
-        """See the contract."""
+        """See the base class."""
         return None
 
     def build_options(self, *, accumulated: int, chips: int, seed: int) -> Any:
-        """What a training model is compiled with, as the published `train_options` has it."""
+        """Build the options of a training model, as in the published `train_options`."""
         poptorch, config = self.poptorch, self.config
         if self.popdist is not None:
             module = importlib.import_module("popdist.poptorch")
@@ -227,19 +222,20 @@ class IpuDevice(Device):
 
     def _check_processes(self) -> None:
         processes = dist.get_world_size() if dist.is_initialized() else 1
-        known = self.popdist.getNumInstances() if self.popdist is not None else 1
-        if processes != known:
+        started = self.popdist.getNumInstances() if self.popdist is not None else 1
+        if processes != started:
             raise OptionError(
-                f"{processes} processes, of which poprun started {known}: gradients would not be averaged over all",
+                f"poprun started {started} of {processes} processes: "
+                "gradients would not be averaged over all of them",
                 remedy="start several processes with poprun (training_scripts/ has examples)",
             )
 
 
 def import_wrapper() -> Any:
-    """PopTorch, imported only here.
+    """Import PopTorch; this is the only place that does.
 
     Raises:
-        DeviceError: It is not installed, or does not find its SDK.
+        DeviceError: PopTorch is not installed, or does not find its SDK.
     """
     if importlib.util.find_spec(WRAPPER) is None:
         raise DeviceError(
@@ -250,13 +246,13 @@ def import_wrapper() -> Any:
         return importlib.import_module(WRAPPER)
     except (ImportError, AssertionError) as error:
         raise DeviceError(
-            f"PopTorch is installed and cannot be imported ({error})",
+            f"PopTorch is installed but cannot be imported ({error})",
             remedy="enable the Poplar SDK",
         ) from error
 
 
 def _find_poprun() -> Any:
-    """`popdist` where poprun started this process, else None."""
+    """Return `popdist` if poprun started this process, else None."""
     if importlib.util.find_spec("popdist") is None:
         return None
     popdist = importlib.import_module("popdist")
@@ -267,10 +263,10 @@ def _find_poprun() -> Any:
 
 
 def _load_op(path: str) -> None:
-    """Load the shared object; the device's compiler finds the op in it by its name.
+    """Load the shared object; the device's compiler finds the op in it by name.
 
     Raises:
-        OptionError: There is no such file, or it cannot be loaded.
+        OptionError: The file does not exist or cannot be loaded.
     """
     try:
         ctypes.cdll.LoadLibrary(str(Path(path).resolve(strict=True)))

@@ -1,4 +1,4 @@
-"""How a network is laid out over several chips as a pipeline, and how many micro-batches that needs."""
+"""Layout of a network over several chips as a pipeline, and the micro-batches that it needs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dino.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Which chip holds what, of the student and of the teacher alike.
+    """The chip of each part, the same for student and teacher.
 
     Attributes:
-        chips: L, their number.
-        blocks: Chip of each block, in order; empty where everything is on one chip.
+        chips: Number of chips.
+        blocks: Chip of each block, in order; empty if everything is on one chip.
         hidden: Chip of the head's hidden layers.
-        prototypes: Chip of the last layer, and of the loss.
+        prototypes: Chip of the last layer and of the loss.
     """
 
     chips: int
@@ -28,7 +28,7 @@ class Placement:
     prototypes: int
 
     def chip_of(self, name: str) -> int:
-        """The chip of a parameter by its name, `backbone.blocks.3.norm1.weight` say."""
+        """Return the chip of a parameter by its name, such as `backbone.blocks.3.norm1.weight`."""
         if name.startswith("head."):
             return self.prototypes if "last_layer" in name else self.hidden
         block = re.match(r"backbone\.blocks\.(\d+)\.", name)
@@ -37,13 +37,14 @@ class Placement:
         return self.blocks[-1] if self.blocks and name.startswith("backbone.norm.") else 0
 
     def stages(self, names: Iterable[str], resolutions: int) -> int:
-        """Stages of one training step forward and back, which is also the least number of accumulated micro-batches.
+        """Return the stages of one training step, forward and backward.
 
-        A new stage begins wherever the next op is on another chip: the teacher's move visits all chips, the teacher's
-        forward pass too, and the student's backbone once a resolution before its head.
+        It is also the least number of accumulated micro-batches. A new stage begins when the next
+        op is on another chip. The teacher's update and its forward pass visit all chips; the
+        student visits the backbone once per resolution, then its head.
 
         Args:
-            names: Of the parameters.
+            names: Names of the parameters.
             resolutions: Groups of views of one size.
         """
         backbone = [0, *self.blocks]
@@ -54,7 +55,7 @@ class Placement:
         return 2 * (switches + 1) - 1
 
     def annotations(self, network: nn.Module) -> list[tuple[nn.Module, int]]:
-        """The modules of a network (`backbone` and `head`) at which the chip changes, and to which one."""
+        """Return the modules of a network at which the chip changes, with their chips."""
         blocks = network.get_submodule("backbone.blocks").children()
         begins = [
             (block, chip)
@@ -67,11 +68,13 @@ class Placement:
 
 
 def place_blocks(pipeline: Sequence[int] | None, depth: int | None) -> Placement:
-    """Place a vision transformer: patches on the first chip, the last layer on the last, the head on the one before.
+    """Place a vision transformer on chips.
+
+    Patches go on the first chip, the last layer on the last, and the head on the one before that.
 
     Args:
         pipeline: Blocks of each chip, or None for one chip.
-        depth: Blocks of the backbone, or None where it has none.
+        depth: Number of blocks of the backbone, or None if it has none.
 
     Raises:
         OptionError: The numbers do not fit the backbone.

@@ -1,6 +1,6 @@
-"""The step that PopTorch compiles: what goes in and out of a call, and what is done between calls.
+"""The step that PopTorch compiles: inputs and outputs of a call, and the work between calls.
 
-The wrapper itself is the device's (`device.py`).
+`device.py` imports PopTorch and builds its options.
 """
 
 from __future__ import annotations
@@ -28,24 +28,18 @@ from dino.devices.ipu.traced import (
 )
 from dino.errors import DeviceError, NonFiniteError, OptionError
 
-EMA_OP = {
-    "name": "ExpMovAvg",
-    "domain": "com.acme",
-    "domain_version": 1,
-}  # in the published shared object
-STATE = {
-    "exp_avg": "Accl1___",
-    "exp_avg_sq": "Accl2___",
-    "step": "Step___",
-}  # names of AdamW's state on the device
+# The op in the published shared object.
+EMA_OP = {"name": "ExpMovAvg", "domain": "com.acme", "domain_version": 1}
+# AdamW's state -> its prefix on the device.
+STATE = {"exp_avg": "Accl1___", "exp_avg_sq": "Accl2___", "step": "Step___"}
 
 
 @contextlib.contextmanager
 def explain_errors(poptorch: Any, doing: str) -> Iterator[None]:
-    """Turn what PopTorch refuses into one line.
+    """Turn PopTorch's errors into one-line errors.
 
     Raises:
-        NonFiniteError: The device stopped at a number that is not finite, as its options have it.
+        NonFiniteError: The device stopped at a non-finite number, as its options demand.
         DeviceError: Anything else: too few IPUs, too little memory, a graph that does not compile.
     """
     try:
@@ -54,21 +48,22 @@ def explain_errors(poptorch: Any, doing: str) -> Iterator[None]:
         if "floating point" in str(error).lower():
             raise NonFiniteError(
                 f"the IPU stopped at a number that is not finite ({error})",
-                remedy="the last checkpoint is from before it. Try a lower `lr`, `loss_scale` or `precision` float32",
+                remedy="the last checkpoint predates it. Try a lower `lr` or `loss_scale`, "
+                "or `precision` float32",
             ) from error
         raise DeviceError(
             f"PopTorch could not {doing} ({error})",
-            remedy="check `replica`, `pipeline`, `batch_size_per_device` and the IPUs that are free",
+            remedy="check `replica`, `pipeline`, `batch_size_per_device` and the free IPUs",
         ) from error
 
 
 class Moments(Protocol):
-    """An optimizer as a device sees it that has its own: groups of parameters, and the state that checkpoints hold.
+    """The optimizer, as used by a device with its own AdamW: parameter groups and their state.
 
     Attributes:
-        buckets: Parameters that share everything; each knows `parameters`, `decayed` and `last_layer`.
-        state: Of each parameter `exp_avg`, `exp_avg_sq` and `step`.
-        betas: Of both moments.
+        buckets: Groups of parameters with `parameters`, `decayed` and `last_layer`.
+        state: By parameter: `exp_avg`, `exp_avg_sq` and `step`.
+        betas: Decay rates of both moments.
         eps: Added to the root of the second moment.
     """
 
@@ -79,7 +74,7 @@ class Moments(Protocol):
 
 
 class CompilingDevice(Protocol):
-    """What the step needs of its device."""
+    """The part of the device that the step uses."""
 
     poptorch: Any
     config: IpuConfig
@@ -87,22 +82,23 @@ class CompilingDevice(Protocol):
 
     @property
     def number_type(self) -> torch.dtype:
-        """Of activations."""
+        """The type of activations."""
 
     @property
     def loss_scale(self) -> float:
         """Factor on the loss."""
 
     def build_options(self, *, accumulated: int, chips: int, seed: int) -> Any:
-        """What the model is compiled with."""
+        """Build the options of the model."""
 
 
 class IpuStep(TrainStep):
-    """A program whose networks, optimizer and teacher live on the device, and whose center the host carries.
+    """A program with networks, optimizer and teacher on the device; the center is on the host.
 
-    The teacher moves after the weights have been updated, once an update. Without the published op that is at the
-    beginning of the next update's first micro-batch, when the student's weights are those after the update: the same
-    numbers in the same order. What is due at the end of a call is done on the host's copy when that is read.
+    The teacher is updated once per update, after the student's weights. Without the published op,
+    this happens at the start of the next update's first micro-batch, when the student already has
+    its new weights: the same numbers in the same order. The update that is due at the end of a call
+    is applied to the host's copy when it is read.
     """
 
     def __init__(
@@ -112,40 +108,33 @@ class IpuStep(TrainStep):
         optimizer: Moments,
         micro_batches: int,
     ) -> None:
-        """Check the layout; compile nothing yet, because networks and optimizer may still be loaded."""
-        self.device, self.program, self.optimizer, self.micro_batches = (
-            device,
-            program,
-            optimizer,
-            micro_batches,
-        )
+        """Check the layout; compile later, because networks and optimizer may still be loaded."""
+        self.device, self.program = device, program
+        self.optimizer, self.micro_batches = optimizer, micro_batches
         self.config, self.poptorch = device.config, device.poptorch
         self.accumulated = micro_batches // (self.config.replica * self.config.di)
-        backbone = program.student.get_submodule("backbone")
-        depth = (
-            len([*backbone.get_submodule("blocks").children()])
-            if hasattr(backbone, "blocks")
-            else None
-        )
+        backbone, depth = program.student.get_submodule("backbone"), None
+        if hasattr(backbone, "blocks"):
+            depth = len([*backbone.get_submodule("blocks").children()])
         self.placement = place_blocks(self.config.pipeline, depth)
         names = [name for name, _ in program.student.named_parameters()]
         least = self.placement.stages(names, program.resolutions)
         if self.config.pipeline is not None and self.accumulated < least:
+            written = " ".join(map(str, self.config.pipeline))
             raise OptionError(
-                f"`ga` {self.accumulated} is too few for `pipeline` "
-                f"{' '.join(map(str, self.config.pipeline))}: its {least} stages need `ga` {least} or "
-                "more",
+                f"`ga` must be >= {least}, the stages of `pipeline` {written} "
+                f"(got {self.accumulated})",
                 value=self.accumulated,
             )
         self.seed = torch.initial_seed()
         self.whole: TracedStep | None = None
         self.executor: Any = None
         self.rule: Any = None
-        self.due = 1.0  # momentum of a move that the device has not made yet
+        self.due = 1.0  # momentum of a teacher update that the device has not made yet
         self.trains_last_layer = 0.0
 
     def __call__(self, batch: Any, inputs: Any) -> None:
-        """See the contract."""
+        """See the base class."""
         numbers = {name: float(getattr(inputs, name)) for name in FIELDS}
         if self.executor is not None and numbers["train_last_layer"] != self.trains_last_layer:
             self._release()
@@ -156,16 +145,16 @@ class IpuStep(TrainStep):
             if self.executor is None:
                 self._compile(whole)
             self._set_rates(numbers)
-            drawn = () if inputs.depth is None else (inputs.depth,)
+            depth = () if inputs.depth is None else (inputs.depth,)
             loss, centers, statistics = self.executor(
-                whole.fields(batch), self._rows(numbers), center, *drawn
+                whole.fields(batch), self._rows(numbers), center, *depth
             )
         self.due = 1.0 if self.config.ema_so else numbers["momentum"]
         means = statistics.float().mean(dim=0).unbind()
         self._record((loss.float().mean(), centers.float().mean(dim=0, keepdim=True), *means))
 
     def _record(self, output: tuple[Tensor, ...]) -> None:
-        """Count what cannot be masked any more: the device has clipped and updated by itself."""
+        """Record a call; it cannot be masked: the device has already clipped and updated."""
         mean = self.program.begin_average([output])()
         finite = torch.isfinite(mean.loss).float()
         self.program.record(
@@ -173,7 +162,7 @@ class IpuStep(TrainStep):
         )
 
     def read_back(self) -> None:
-        """See the contract."""
+        """See the base class."""
         if self.executor is None:
             return
         self._fetch()
@@ -184,7 +173,7 @@ class IpuStep(TrainStep):
                 ema_update(student, teachers[name], due)
 
     def _build(self, batch: Any) -> TracedStep:
-        """Make the module to compile, and the networks what the device wants of them."""
+        """Adapt the networks to the device and build the module to compile."""
         student, teacher = self.program.student, self.program.teacher
         for network in (student, teacher):
             if self.config.gelu_type == "erf":
@@ -193,10 +182,9 @@ class IpuStep(TrainStep):
                 network.half()
             elif self.device.precision == "masterweight":
                 narrow_tokens(network, self.device.number_type)
-            for module, chip in (
-                self.placement.annotations(network) if self.config.pipeline is not None else ()
-            ):
-                self.poptorch.BeginBlock(module, user_id=f"ipu{chip}", ipu_id=chip)
+            if self.config.pipeline is not None:
+                for module, chip in self.placement.annotations(network):
+                    self.poptorch.BeginBlock(module, user_id=f"ipu{chip}", ipu_id=chip)
         if not self.config.ema_so:
             hold_as_buffers(teacher)
         self.whole = TracedStep(
@@ -225,7 +213,10 @@ class IpuStep(TrainStep):
         self.executor = self.poptorch.trainingModel(whole, options, self.rule)
 
     def _build_rule(self) -> Any:
-        """The device's own AdamW, with the moments of ours; everything that may change is given, or it is constant."""
+        """Build the device's own AdamW with our moments.
+
+        Values that may change must be passed here; otherwise PopTorch makes them constants.
+        """
         scale = self.device.loss_scale
         limit = self.program.clip_grad
         groups = [
@@ -242,25 +233,22 @@ class IpuStep(TrainStep):
         )
         named = self._named_state()
         if any(float(state["step"]) for _, state in named):
-            kinds = {"learningRate": 0.0, "weightDecay": 0.0}
-            numbers = {
-                f"{kind}___specific___{name}": torch.tensor(v)
-                for name, _ in named
-                for kind, v in kinds.items()
+            moments = {
+                f"{prefix}{name}": state[key]
+                for name, state in named
+                for key, prefix in STATE.items()
             }
-            rule.load_state_dict(
-                {
-                    **rule.state_dict(),
-                    "ipu_state": {
-                        f"{STATE[key]}{name}": state[key] for name, state in named for key in STATE
-                    },
-                    "ipu_param": {**numbers, "lossScaling_FLOAT": torch.tensor(scale)},
-                }
-            )
+            rates = {
+                f"{rate}___specific___{name}": torch.tensor(0.0)
+                for name, _ in named
+                for rate in ("learningRate", "weightDecay")
+            }
+            numbers = {**rates, "lossScaling_FLOAT": torch.tensor(scale)}
+            rule.load_state_dict({**rule.state_dict(), "ipu_state": moments, "ipu_param": numbers})
         return rule
 
     def _named_state(self) -> list[tuple[str, dict[str, Tensor]]]:
-        """Our optimizer's state of each parameter, by the parameter's name on the device."""
+        """Return each parameter's name on the device and its state in our optimizer."""
         assert self.whole is not None
         names = {parameter: name for name, parameter in self.whole.named_parameters()}
         return [
@@ -270,31 +258,26 @@ class IpuStep(TrainStep):
         ]
 
     def _fetch(self) -> None:
-        """Take the device's weights and moments over; a frozen layer's moments are nothing here, as elsewhere."""
+        """Copy weights and moments from the device; a frozen layer's moments become 0."""
         with explain_errors(self.poptorch, "read the weights back"):
             self.executor.copyWeightsToHost()
-            found = self.rule.state_dict()["ipu_state"]
-        frozen = {
-            p
-            for b in self.optimizer.buckets
-            if b.last_layer and not self.trains_last_layer
-            for p in b.parameters
-        }
-        states = [self.optimizer.state[parameter] for parameter in frozen]
+            moments = self.rule.state_dict()["ipu_state"]
+        frozen = [b for b in self.optimizer.buckets if b.last_layer and not self.trains_last_layer]
         with torch.no_grad():
             for name, state in self._named_state():
                 for key, prefix in STATE.items():
-                    state[key].copy_(found[f"{prefix}{name}"].reshape(state[key].shape))
-            for state in states:
+                    state[key].copy_(moments[f"{prefix}{name}"].reshape(state[key].shape))
+            for parameter in (p for bucket in frozen for p in bucket.parameters):
                 for key in STATE:
-                    state[key].zero_()
+                    self.optimizer.state[parameter][key].zero_()
 
     def _release(self) -> None:
-        """Compile anew from what the device has: moments can be set at a beginning only, and thawing starts from none.
+        """Drop the executor, so that the next call compiles again from the device's state.
 
-        PopTorch keeps compiled programs, so this takes seconds, once in a run.
+        Moments can be set only when compiling, and an unfrozen layer starts with moments of 0.
+        PopTorch caches compiled programs, so this takes seconds, once in a run.
         """
-        self._fetch()  # weights too: the host's teacher may have moved on already, for a checkpoint
+        self._fetch()  # weights too: a checkpoint may have updated the host's teacher already
         self.executor.destroy()
         self.executor = None
 
@@ -306,10 +289,9 @@ class IpuStep(TrainStep):
         self.executor.setOptimizer(self.rule)
 
     def _rows(self, numbers: Mapping[str, float]) -> Tensor:
-        """(N, 5): the inputs of each micro-batch; all but the first of an update leave the teacher as it is."""
-        rows = torch.tensor([numbers[name] for name in FIELDS], dtype=torch.float32).repeat(
-            self.micro_batches, 1
-        )
+        """Return the micro-batches' inputs (N, 5); only an update's first moves the teacher."""
+        row = torch.tensor([numbers[name] for name in FIELDS], dtype=torch.float32)
+        rows = row.repeat(self.micro_batches, 1)
         if not self.config.ema_so:
             momentum = rows[:, FIELDS.index("momentum")].view(self.config.di, self.accumulated, -1)
             momentum[:, 1:] = 1.0

@@ -1,6 +1,7 @@
-"""One training step of DINO as a module that a compiler can trace whole; the compiler's names are handed in.
+"""One training step of DINO as a module that a compiler can trace as a whole.
 
-Shapes: N micro-batches of one call, B images of one, V views, K prototypes, D width.
+The functions of the compiler are arguments.
+Shapes: N micro-batches per call, B images per micro-batch, V views, K prototypes, D width.
 """
 
 from __future__ import annotations
@@ -15,26 +16,21 @@ from torch import Tensor, nn
 
 from dino.devices.ipu.pipeline import Placement
 
-FIELDS = (
-    "learning_rate",
-    "weight_decay",
-    "momentum",
-    "temperature",
-    "train_last_layer",
-)  # of a step's inputs, in order
+# Fields of a step's inputs, in order.
+FIELDS = ("learning_rate", "weight_decay", "momentum", "temperature", "train_last_layer")
 
 
 @runtime_checkable
 class TracedProgram(Protocol):
-    """A program whose step can be compiled whole; the host sees what comes out.
+    """A program with a step that can be compiled as a whole; the host sees its outputs.
 
     Attributes:
         student: Network with the parts `backbone` and `head`.
         teacher: The same, without gradients.
         center: (1, K) float32, in host memory.
-        resolutions: Tensors that `augment` gives.
-        clip_grad: Largest norm of a gradient; 0 for none.
-        student_temperature: The student's logits are divided by it.
+        resolutions: Number of tensors that `augment` returns.
+        clip_grad: Largest gradient norm; 0 disables clipping.
+        student_temperature: Divisor of the student's logits.
     """
 
     student: nn.Module
@@ -45,26 +41,33 @@ class TracedProgram(Protocol):
     student_temperature: float
 
     def augment(self, batch: Any) -> tuple[Tensor, ...]:
-        """Make the views of one micro-batch, one tensor a resolution, the global ones first."""
+        """Make the views of one micro-batch, one tensor per resolution, global views first."""
 
     def compute_targets(self, vectors: Tensor, center: Tensor, temperature: Tensor) -> Any:
-        """The teacher's vectors (2 B, D), center (1, K) and temperature () to its targets, all float32.
+        """Turn the teacher's vectors (2 B, D), center (1, K) and temperature () into targets.
 
-        They have the attributes probabilities (2, B, K), batch_center (1, K), entropy () and divergence ().
+        All are float32. Targets have the attributes probabilities (2, B, K), batch_center (1, K),
+        entropy () and divergence ().
         """
 
     def compute_feature_spread(self, features: Tensor) -> Tensor:
-        """() spread of the teacher's features (2 B, D)."""
+        """Return the spread () of the teacher's features (2 B, D)."""
 
     def begin_average(self, outputs: Any) -> Callable[[], Any]:
-        """Begin to average over processes: one tuple of loss (), batch center (1, K) and the three statistics ()."""
+        """Start averaging over processes; returns a function that waits for the mean.
+
+        `outputs` is one tuple of loss (), batch center (1, K) and the three statistics ().
+        """
 
     def record(self, mean: Any, *, grad_norm: Tensor, keep: Tensor, finite: Tensor) -> None:
-        """Take what `begin_average` gives into center, counters and meters; the networks have moved already."""
+        """Update center, counters and meters from the mean; the networks are already updated."""
 
 
 class TracedStep(nn.Module):
-    """Teacher's move, both networks and the loss of one micro-batch; the compiler adds backward and update."""
+    """The teacher's update, both networks and the loss of one micro-batch.
+
+    The compiler adds the backward pass and the optimizer's update.
+    """
 
     def __init__(
         self,
@@ -80,20 +83,20 @@ class TracedStep(nn.Module):
         """Bind the networks.
 
         Args:
-            program: Whose formulas are traced.
-            placement: Which chip holds what.
-            example: A batch; its empty fields, and its whole numbers, do not go to the device.
-            number_type: Of activations.
-            mark_loss: Tells the compiler which tensor the loss is.
-            begin_chip: Tells it on which chip the next ops run; does nothing where there is one.
-            move: Moves a teacher's tensor: student, teacher, momentum.
+            program: Provides the formulas to trace.
+            placement: The chip of each part.
+            example: A batch; its empty and its int64 fields do not go to the device.
+            number_type: The type of activations.
+            mark_loss: Marks the loss for the compiler.
+            begin_chip: Sets the chip of the next ops; does nothing with a single chip.
+            move: Updates a teacher's tensor: student, teacher, momentum.
         """
         super().__init__()
         self.student, self.teacher = program.student, program.teacher
         self.program, self.placement, self.number_type = program, placement, number_type
         self.mark_loss, self.begin_chip, self.move = mark_loss, begin_chip, move
         self.kind, self.travels = type(example), [_travels(field) for field in example]
-        # Of what does not travel only the shape matters; a copy, since a view would keep the whole batch.
+        # Only the shape of a field that stays matters; a view would keep the whole batch alive.
         self.stays = [
             None if travels else field[:1].clone()
             for travels, field in zip(self.travels, example, strict=True)
@@ -105,7 +108,7 @@ class TracedStep(nn.Module):
         }
 
     def fields(self, batch: Any) -> tuple[Tensor, ...]:
-        """The part of a batch that goes to the device."""
+        """Return the fields of a batch that go to the device."""
         return tuple(field for field, travels in zip(batch, self.travels, strict=True) if travels)
 
     def forward(
@@ -115,16 +118,17 @@ class TracedStep(nn.Module):
         center: Tensor,
         depth: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """One micro-batch.
+        """Compute one micro-batch.
 
         Args:
-            fields: As `fields` gives them.
-            numbers: (1, 5) float32, a row of FIELDS; a momentum of 1 leaves the teacher as it is.
+            fields: From the method `fields`.
+            numbers: (1, 5) float32, a row of FIELDS; a momentum of 1 leaves the teacher unchanged.
             center: (1, K) float32.
             depth: (1, 2 L, V B) float32 factors of stochastic depth, or None.
 
         Returns:
-            () loss, (1, K) batch center and (1, 3) entropy, divergence and spread of features, all float32.
+            () loss, (1, K) batch center and (1, 3) entropy, divergence and feature spread, all
+            float32.
         """
         inputs = dict(zip(FIELDS, numbers.unbind(1), strict=True))
         self._move_teacher(inputs["momentum"])
@@ -138,18 +142,15 @@ class TracedStep(nn.Module):
         loss = compute_loss_of_logits(
             logits, targets.probabilities, self.program.student_temperature
         )
-        statistics = (
-            targets.entropy,
-            targets.divergence,
-            self.program.compute_feature_spread(features),
-        )
+        spread = self.program.compute_feature_spread(features)
+        statistics = (targets.entropy, targets.divergence, spread)
         return self.mark_loss(loss), targets.batch_center, torch.stack(statistics).reshape(1, -1)
 
     def _join(self, fields: Sequence[Tensor]) -> Any:
-        """The batch again, of what travelled and what stayed."""
-        given = iter(fields)
-        parts = zip(self.travels, self.stays, strict=True)
-        return self.kind(*(next(given) if travels else stays for travels, stays in parts))
+        """Rebuild the batch from the fields on the device and those that stayed on the host."""
+        sent = iter(fields)
+        pairs = zip(self.travels, self.stays, strict=True)
+        return self.kind(*(next(sent) if travels else stays for travels, stays in pairs))
 
     def _move_teacher(self, momentum: Tensor) -> None:
         students, teachers = dict(self.student.named_parameters()), name_tensors(self.teacher)
@@ -162,44 +163,43 @@ class TracedStep(nn.Module):
 
 
 def compute_loss_of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """The loss of `training/loss.py` as a plain formula, from which the compiler makes the backward pass.
+    """The loss of `training/loss.py` as a plain formula that the compiler can differentiate.
 
     Args:
-        logits: (V B, K) the student's, any float type.
+        logits: (V B, K) student logits, any float type.
         targets: (2, B, K) float32, rows sum to 1.
-        temperature: The student's.
+        temperature: The student's temperature.
 
     Returns:
         () float32.
     """
-    views = torch.split(logits, targets.shape[1])
+    images = targets.shape[1]
+    views = torch.split(logits, images)
     both = targets.sum(dim=0)
     total = torch.zeros((), device=logits.device)
-    for view, target in zip(
-        views, [targets[1], targets[0], *[both] * (len(views) - 2)], strict=True
-    ):
+    compared = [targets[1], targets[0], *[both] * (len(views) - 2)]
+    for view, target in zip(views, compared, strict=True):
         total = total - (target * F.log_softmax(view.float() / temperature, dim=-1)).sum()
-    return total / (
-        2 * len(logits) - 2 * targets.shape[1]
-    )  # pairs of different views over all images
+    pairs = 2 * len(logits) - 2 * images  # pairs of different views over all images
+    return total / pairs
 
 
 class ErfGelu(nn.Module):
-    """The exact GELU written out, x (1 + erf(x / sqrt 2)) / 2, for compilers that take nn.GELU for its tanh form."""
+    """The exact GELU, x (1 + erf(x / sqrt 2)) / 2, for compilers that use tanh for nn.GELU."""
 
     def __init__(self, widened: bool) -> None:
-        """`widened`: compute in float32 and give the input's type back."""
+        """If `widened`, compute in float32 and return the input's type."""
         super().__init__()
         self.widened = widened
 
     def forward(self, values: Tensor) -> Tensor:
-        """Any shape."""
+        """Apply it to values of any shape."""
         wide = values.float() if self.widened else values
         return (0.5 * wide * (1.0 + torch.erf(wide * math.sqrt(0.5)))).to(values.dtype)
 
 
 def replace_gelu(network: nn.Module, *, widened: bool) -> None:
-    """Write out every GELU of a network, in place."""
+    """Replace every GELU of a network with `ErfGelu`, in place."""
     for name, part in list(network.named_modules()):
         if isinstance(part, nn.GELU):
             parent = network.get_submodule(name.rpartition(".")[0])
@@ -207,13 +207,16 @@ def replace_gelu(network: nn.Module, *, widened: bool) -> None:
 
 
 def narrow_tokens(network: nn.Module, number_type: torch.dtype) -> None:
-    """Compute the blocks in `number_type`: CLS token and position are float32 weights, and adding them widens."""
+    """Make the blocks compute in `number_type`.
+
+    CLS token and position are float32 weights; adding them widens the tokens.
+    """
     for block in list(getattr(network.backbone, "blocks", ()))[:1]:
-        block.register_forward_pre_hook(lambda _, given: (given[0].to(number_type), *given[1:]))
+        block.register_forward_pre_hook(lambda _, args: (args[0].to(number_type), *args[1:]))
 
 
 def hold_as_buffers(network: nn.Module) -> None:
-    """Turn parameters into buffers of the same names: what a forward pass may change in place."""
+    """Turn parameters into buffers of the same names, which a forward pass may change in place."""
     for part in network.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None:
@@ -222,12 +225,12 @@ def hold_as_buffers(network: nn.Module) -> None:
 
 
 def name_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
+    """Return parameters and buffers by name."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def ema_update(student: Tensor, teacher: Tensor, momentum: Tensor) -> None:
-    """Teacher <- m teacher + (1 - m) student, in place, computed in float32 whatever the two are.
+    """Teacher <- m teacher + (1 - m) student, in place, computed in float32 for any types.
 
     A momentum of 1 changes nothing, to the bit.
     """

@@ -18,7 +18,8 @@ from dino.evaluation.linear.head import (
     score_head,
 )
 from dino.runtime.context import Run
-from dino.runtime.distributed import Launch, Processes
+from dino.runtime.distributed import Processes
+from dino.runtime.launch import Launch
 from tests import hpu_simulator
 
 WIDTH, CLASSES = 7, 6
