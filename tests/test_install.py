@@ -656,7 +656,8 @@ def test_make_goes_on_with_the_interpreter_of_the_environment(tmp_path):
 
 
 def test_the_set_up_stays_small():
-    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 120
+    """As much as 120 lines of 120 characters, in lines of 100."""
+    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 144
 
 
 def test_ci_runs_the_test_command_and_nothing_else():

@@ -28,9 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 FAMILY = ("torch", "torchvision", "torchaudio")
-DEFAULTS = [
-    Path(__file__).parents[1] / name for name in ("requirements-torch.txt", "requirements.txt")
-]
+DEFAULTS = [Path(__file__).parents[1] / f"requirements{part}.txt" for part in ("-torch", "")]
 
 
 def stop(text: object, *, code: int = 2) -> NoReturn:
@@ -45,10 +43,7 @@ def find_version(name: str) -> str:
 
 
 def find_kept() -> dict[str, str]:
-    """Return name -> version of this interpreter's torch packages, or {} without torch.
-
-    Nothing is imported.
-    """
+    """Return name -> version of this interpreter's torch packages, unimported; {} without torch."""
     installed = [name for name in FAMILY if getattr(util.find_spec(name), "origin", None)]
     return {name: find_version(name) for name in installed} if "torch" in installed else {}
 
@@ -74,10 +69,8 @@ def create(target: Path, *, shared: bool) -> None:
     """Create or repair the environment; if `shared`, it sees this interpreter's packages."""
     words = ["--system-site-packages"] if shared else []
     if subprocess.run([sys.executable, "-m", "venv", *words, target]).returncode:
-        stop(
-            f"{sys.executable} -m venv failed, see above; "
-            "on Debian and Ubuntu: apt-get install python3-venv"
-        )
+        remedy = "on Debian and Ubuntu: apt-get install python3-venv"
+        stop(f"{sys.executable} -m venv failed, see above; {remedy}")
     # The option shows only the base interpreter's packages; if this interpreter is in an
     # environment itself, its own packages are elsewhere.
     hook = "".join(
@@ -91,10 +84,9 @@ def install(target: Path, lines: dict[str, str], kept: dict[str, str]) -> None:
     """Install the requirements (package name -> line); leave `kept` and another package's `cv2`."""
     left = {*FAMILY, "timm"} if kept else set()
     folders = [*map(str, target.glob("lib/python*/site-packages")), *(sys.path if kept else [])]
-    if not any(metadata.distributions(name="opencv-python-headless", path=folders)):
-        left |= (
-            {"opencv-python-headless"} if machinery.PathFinder.find_spec("cv2", folders) else set()
-        )
+    has_ours = any(metadata.distributions(name="opencv-python-headless", path=folders))
+    if machinery.PathFinder.find_spec("cv2", folders) and not has_ours:
+        left.add("opencv-python-headless")
     pins = [f"{name}=={version}" for name, version in kept.items() if version]
     if kept and find_version("numpy").startswith("1."):  # torch built for numpy 1 fails with 2
         pins.append("numpy<2")
@@ -105,16 +97,12 @@ def install(target: Path, lines: dict[str, str], kept: dict[str, str]) -> None:
     # the hub is not ours as well.
     if kept and "timm" in lines:
         steps = [[*steps[0], "huggingface_hub"], ["--no-deps", lines["timm"]]]
+    pip = [f"{target}/bin/python", *"-m pip install --disable-pip-version-check --no-input".split()]
     for words in steps:
-        pip = [f"{target}/bin/python", "-m", "pip", "install"]
-        options = ["--disable-pip-version-check", "--no-input"]
-        if subprocess.run([*pip, *options, *words]).returncode:
+        if subprocess.run([*pip, *words]).returncode:
             beside = f" while {', '.join(pins)} of the interpreter stays" if pins else ""
-            stop(
-                f"pip could not install the requirements{beside}; "
-                "fix the error above, then run again",
-                code=1,
-            )
+            text = f"pip could not install the requirements{beside}; fix the error above, then run again"
+            stop(text, code=1)
 
 
 def main(target: Path = Path(".venv"), *requirements: Path) -> None:
