@@ -610,7 +610,7 @@ def test_masked_autoencoders_are_read_as_they_are(weights: Path, tmp_path: Path)
     )
     expected = segment(eval_ipace_segmentation.main, weights, run, tmp_path / "vit")
     assert differing(read_all(found), read_all(expected)) == 0
-    with pytest.raises(WeightsError, match="`arch` mae wants `pretrained_weights`"):
+    with pytest.raises(WeightsError, match="`arch` mae needs `pretrained_weights`"):
         torch.save({"model": {"norm.weight": torch.zeros(8)}}, tmp_path / "odd.pth")
         segment(eval_ipace_segmentation.main, tmp_path / "odd.pth", run, tmp_path / "out", *words)
 
