@@ -186,7 +186,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationMetricsConfig:
-    """Score predicted label maps: J and F of DAVIS 2017, or intersection over union of driving runs."""
+    """Score predicted label maps: J and F of DAVIS 2017, or the IoU of driving runs."""
 
     launch: LaunchConfig = LaunchConfig()
     metrics: MetricsConfig = MetricsConfig()

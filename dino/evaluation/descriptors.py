@@ -1,6 +1,7 @@
 """Descriptors of an image: one vector computed from a backbone's tokens.
 
-Shapes: B images, C channels, H W pixels, N tokens (CLS first), D width of the backbone, L chosen blocks.
+Shapes: B images, C channels, H W pixels, N tokens (CLS first), D width of the backbone, L selected
+blocks.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def compute_gem(tokens: Tensor, exponent: float = GEM_EXPONENT) -> Tensor:
 
 
 class MultiScale(nn.Module):
-    """Mean of a backbone's features over three image sizes. Its length is arbitrary: normalize it."""
+    """Mean of a backbone's features over three image sizes. Its length is arbitrary."""
 
     def __init__(self, backbone: nn.Module) -> None:
         """Store the backbone, (B, C, H, W) -> (B, D) for any H and W."""
@@ -58,13 +59,13 @@ class MultiScale(nn.Module):
 
 
 class LastBlocks(nn.Module):
-    """Concatenated CLS tokens of the last blocks (paper, section 4.1; the original's eval_linear.py)."""
+    """Concatenated CLS tokens of the last blocks (paper, section 4.1; eval_linear.py)."""
 
     def __init__(self, backbone: VisionTransformer, *, blocks: int, average_patches: bool) -> None:
         """Wrap a backbone.
 
         Args:
-            backbone: (B, C, H, W) -> tokens. Each block's tokens go through the network's last norm.
+            backbone: (B, C, H, W) -> tokens, normalized by the network's last norm.
             blocks: Number of last blocks, at most the depth.
             average_patches: Append the mean patch token of the last block too.
         """
@@ -106,7 +107,7 @@ class BlockTokens(nn.Module):
         self.places = [layer - first for layer in layers]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, L, N, D), or (B, L, 1, D) without patches, in the order of `layers`."""
+        """(B, C, H, W) -> (B, L, N, D), or (B, L, 1, D) without patches, ordered as `layers`."""
         layers = self.backbone.get_intermediate_layers(images, self.count)
         tokens = None if self.patches else 1
         return torch.stack([layers[index][:, :tokens] for index in self.places], dim=1)

@@ -44,7 +44,7 @@ TOP = 5  # classes of the second accuracy, or k if smaller (`narrow(1, 0, min(5,
 
 
 class KnnScore(NamedTuple):
-    """Accuracies in %. As in the original, `top5` counts hits among the min(5, k, C) best classes."""
+    """Accuracies in %. As in the original, `top5` is for the min(5, k, C) best classes."""
 
     top1: float
     top5: float

@@ -220,7 +220,7 @@ def write_arrays(
 
 
 def _make_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Create a float32 array on disk, fully allocated: a write to a hole on a full disk is fatal."""
+    """Create a float32 array on disk, fully allocated: writing a hole on a full disk is fatal."""
     array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -23,7 +23,7 @@ PARQUET_BYTES = 2**27  # of one row group
 
 
 def write_npz(path: Path, source: ImageSource, arrays: Arrays) -> None:
-    """Write a numpy archive without pickle: `names`, `labels` if known, `classes`, and the arrays."""
+    """Write a numpy archive without pickle: `names`, `classes`, known `labels` and the arrays."""
     content: dict[str, Any] = {
         "names": np.array(source.names),
         "classes": np.array(source.classes, dtype=np.str_),

@@ -1,6 +1,7 @@
 """A linear classifier on frozen features: the layer, the optimizer, one step and the score.
 
-The formulas are those of the original's eval_linear.py. Shapes: B images, D width of a feature, C classes.
+The formulas are those of the original's eval_linear.py. Shapes: B images, D width of a feature, C
+classes.
 """
 
 from __future__ import annotations

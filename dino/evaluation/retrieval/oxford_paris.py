@@ -168,7 +168,7 @@ class Thumbnail:
 
 
 def compute_size(height: int, width: int, longest: int) -> tuple[int, int]:
-    """Return (H, W) of Pillow's thumbnail, whose shorter side, at least 1, best keeps the aspect."""
+    """Return (H, W) of Pillow's thumbnail. The shorter side, at least 1, best keeps the aspect."""
     if max(height, width) <= longest:
         return height, width
     aspect = width / height

@@ -84,7 +84,7 @@ def read_split(root: Path) -> list[str]:
     """Read the names of the sequences of the validation split.
 
     Raises:
-        DataError: The list cannot be read or is empty, or a name is repeated or is not a folder name.
+        DataError: The list cannot be read or is empty, or a name is repeated or not a folder name.
     """
     path = root / SPLIT
     try:
@@ -187,7 +187,7 @@ def drop_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def compute_frame_size(height: int, width: int) -> tuple[int, int]:
-    """Return the segmented size: short side 480, long side in proportion, down to a multiple of 64."""
+    """Return the segmented size: short side 480, long side in proportion, a multiple of 64."""
     if height > width:
         return SHORT_SIDE * height // width // MULTIPLE * MULTIPLE, SHORT_SIDE
     return SHORT_SIDE, SHORT_SIDE * width // height // MULTIPLE * MULTIPLE

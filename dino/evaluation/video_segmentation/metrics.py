@@ -46,7 +46,7 @@ def count_labels(
 
 
 def compute_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Compute the IoU of every label: (L, L) counts -> (L,), nan for a label that does not occur."""
+    """Compute the IoU of every label: (L, L) counts -> (L,), nan for an absent label."""
     hit = counts.diagonal()
     union = counts.sum(axis=0) + counts.sum(axis=1) - hit
     shares: NDArray[np.float64] = np.divide(
@@ -58,8 +58,8 @@ def compute_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def measure_boundary(truth: Mask, predicted: Mask) -> float:
     """Compute the boundary measure F of one object in one frame.
 
-    F is the harmonic mean of boundary precision and recall. A boundary pixel is a match if the other
-    mask has one within ceil(0.008 x diagonal) pixels.
+    F is the harmonic mean of boundary precision and recall. A boundary pixel is a match if the
+    other mask has one within ceil(0.008 x diagonal) pixels.
 
     Args:
         truth: (H, W) bool.
@@ -121,7 +121,7 @@ class Measure:
 
 
 def summarize(values: NDArray[np.float64]) -> Measure:
-    """Compute mean, recall and decay of values by frame, (T,) (Perazzi et al. 2016, section 4.2)."""
+    """Compute mean, recall and decay of values (T,) (Perazzi et al. 2016, section 4.2)."""
     # The ends of the four bins belong to both neighbors. As in davis2017-evaluation, 1e-10 rounds
     # halves up.
     ends = np.round(np.linspace(1, len(values), DECAY_BINS + 1) + 1e-10).astype(np.int64) - 1

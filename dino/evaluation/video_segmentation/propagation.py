@@ -1,4 +1,4 @@
-"""Propagate labels to the next frame by nearest features (paper, section 4.2.2; Jabri et al., 2020).
+"""Propagate labels by nearest features (paper, section 4.2.2; Jabri et al., 2020).
 
 The formulas are those of label_propagation and norm_mask in the original's
 eval_video_segmentation.py. The original compares each position of the new frame with all positions
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.1  # of the similarity's exponential; fixed in the original
-# Largest tile in rows and columns, measured on a CPU at 60 x 104 and 30 x 52; both are flat around it.
+# Largest tile in rows and columns. Measured on a CPU at 60 x 104 and 30 x 52, both flat around it.
 TILE = (10, 13)
 
 
@@ -153,7 +153,7 @@ def propagate_labels(
 ) -> Tensor:
     """Average the labels of the most similar context positions, weighted by exp(cosine / 0.1).
 
-    The most similar are the `topk` over all context frames together, and ties with the last of them.
+    The most similar are the `topk` over all context frames together, plus ties with the last one.
 
     Args:
         features: (H, W, D) float32 of the new frame, of length 1.

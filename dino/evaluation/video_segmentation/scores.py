@@ -130,10 +130,10 @@ def score_run(frames: Iterable[ScoredFrame], *, num_classes: int, ignored: int |
     Args:
         frames: Frames of the run.
         num_classes: Labels below it are classes.
-        ignored: True label whose pixels do not count. It is not a class, and predicting it is wrong.
+        ignored: True label whose pixels do not count. It is not a class; predicting it is wrong.
 
     Raises:
-        DataError: A label map cannot be read, or has a label that is neither a class nor the ignored one.
+        DataError: A label map cannot be read, or has a label that is neither a class nor ignored.
     """
     known = {*range(num_classes), *(() if ignored is None else (ignored,))}
     counts = np.zeros((len(ALL_LABELS), len(ALL_LABELS)), dtype=np.int64)

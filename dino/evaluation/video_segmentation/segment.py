@@ -128,7 +128,7 @@ def segment_clips(clips: Sequence[Clip], config: ClipsConfig, runner: Runner) ->
 
 
 def share_clips(clips: Sequence[Clip], world_size: int) -> list[list[Clip]]:
-    """Distribute clips over processes: the longest first, each to the one with the fewest frames."""
+    """Distribute clips over processes, longest first, each to the one with the fewest frames."""
     shares: list[list[Clip]] = [[] for _ in range(world_size)]
     frames = [0] * world_size
     for clip in sorted(clips, key=lambda clip: -len(clip.frames)):
@@ -152,7 +152,7 @@ def _make_folders(clips: Sequence[Clip], output: Path) -> None:
 def _segment(
     clip: Clip, features: Iterator[Tensor], config: PropagationConfig, folder: Path, run: Run
 ) -> Iterator[int]:
-    """Write the label maps of one clip, the first unchanged, and yield the number written so far."""
+    """Write the label maps of one clip, the first unchanged, and yield the number written."""
     first_labels, palette = read_label_map(clip.labels)
     truth = drop_void(first_labels) if clip.has_void else first_labels
     maps = itertools.islice(features, len(clip.frames))
@@ -172,7 +172,7 @@ def propagate_clip(
     """Label every frame of a clip.
 
     Labels are arbitrary byte values. As in the original, a label smaller than a position of the
-    feature grid can get lost when labels are resized to it by nearest neighbor. This logs a warning.
+    feature grid can get lost when labels are resized to it by nearest neighbor, with a warning.
 
     Args:
         truth: (height, width), the labels of the first frame.
@@ -191,7 +191,7 @@ def propagate_clip(
     lost = np.setdiff1d(truth, present)
     if len(lost):
         lost_labels = ", ".join(map(str, lost))
-        logger.warning("%s: lost in a grid of %dx%d: label %s", name, *grid, lost_labels)
+        logger.warning("%s: too small for a grid of %dx%d: lost label %s", name, *grid, lost_labels)
     one_hot = F.one_hot(torch.from_numpy(np.searchsorted(present, small)), len(present))
     context = Context(first, run.device.to_device(one_hot.float()), last=config.n_last_frames)
     tiles = plan_tiles(grid, config.size_mask_neighborhood, first.device)
@@ -234,12 +234,12 @@ def extract_maps(
         for start in range(0, len(clip.frames), size):
             count = min(size, len(clip.frames) - start)
             pixels = torch.cat([frame.pixels for frame in itertools.islice(frames, count)])
-            padded = F.pad(pixels, (*(0, 0) * 3, 0, size - count))
+            padded = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
             maps = F.normalize(infer(normalization(run.device.to_device(padded))).float(), dim=1)
             yield from maps.permute(0, 2, 3, 1)[: len(pixels)].contiguous()
 
 
 def choose_normalization(backbone: TrainedBackbone) -> Normalization:
-    """Return the network's normalization, with the original's video constant instead of ImageNet's."""
+    """Return the network's normalization, with the original's video std instead of ImageNet's."""
     own = build_normalization(backbone.in_chans, backbone.normalization)
     return replace(own, std=FRAME_NORMALIZATION.std) if own.std == IMAGENET_STD else own

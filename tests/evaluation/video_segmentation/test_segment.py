@@ -625,7 +625,7 @@ def test_labels_that_are_too_small_are_told(
     labels[0, 0] = 7
     Image.fromarray(labels).save(path)
     segment(eval_ipace_segmentation.main, weights, run, tmp_path / "out")
-    assert "run: too small for a grid of 15x20, lost: label 7" in capsys.readouterr().out
+    assert "run: too small for a grid of 15x20: lost label 7" in capsys.readouterr().out
 
 
 def label_all(folder: Path, damage: str) -> None:
