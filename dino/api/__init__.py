@@ -1,8 +1,10 @@
 """DINO from Python: values in, values out.
 
-Settings are keywords, named like the flags of the commands (`lr`, `batch_size_per_device`); `device` and `precision`
-are taken everywhere. Under torchrun every function joins the processes. Wrong values raise `dino.errors.DinoError`,
-unknown keywords TypeError. Shapes: B batch, C channels, H W pixels, N images, D width of the features.
+Settings are keywords, named like the flags of the commands (`lr`, `batch_size_per_device`). Every
+function that computes accepts `device` and `precision`, and joins the processes of torchrun. Wrong
+values raise `dino.errors.DinoError`; unknown keywords raise TypeError.
+
+Shapes: B batch, C channels, H W pixels, N images, D width of the features.
 """
 
 from dino.api.evaluation import Embeddings, attention, embed, knn, linear_probe

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,10 +30,10 @@ from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.vit import VisionTransformer
 from dino.visualization.attention import AttentionReader, ClsAttention, check_size
 
-# The settings of a probe that a backbone and images in a program's hands have made.
+# Settings of the command that the `backbone` and `data` arguments replace.
 MADE = (
     "data_path",
-    *(field.name for kind in (BackboneConfig, WeightsConfig) for field in dataclasses.fields(kind)),
+    *(field.name for config in (BackboneConfig, WeightsConfig) for field in fields(config)),
 )
 
 
@@ -44,7 +43,8 @@ class Embeddings:
 
     Attributes:
         vectors: (N, D) float32 on the CPU, not normalized.
-        names: Of each image: its file's name below the folder, its path in a list of paths, else its number.
+        names: One name per image: its path relative to the folder, its path in a list of paths,
+            or otherwise its index.
         labels: (N,) int64 on the CPU, or None unless every image has a label.
     """
 
@@ -65,21 +65,22 @@ def embed(
     """Run a backbone over the center crop of every image.
 
     Args:
-        backbone: From `load`, or any module that takes (B, 3, 224, 224) float32 with ImageNet's normalization to
-            (B, D). It comes back on the device it was on, in the mode it was in.
-        images: A path (folder, tar shards, list of files, "demo", one picture); a list of paths, PIL images, uint8
-            arrays (H, W, C) or tensors (C, H, W), of any sizes; a map-style torch Dataset of these, or of tuples
-            (image, label, ...); or a uint8 tensor (N, C, H, W).
-        device: hpu, cuda, cpu or ipu; by default the best there is.
+        backbone: A module from `load`, or any module that maps (B, 3, 224, 224) float32, normalized
+            as ImageNet, to (B, D). Its device and its mode are restored afterwards.
+        images: A path (folder, tar shards, list of files, "demo", one picture); a list of paths,
+            PIL images, uint8 arrays (H, W, C) or tensors (C, H, W), of any sizes; a map-style torch
+            Dataset of these, or of tuples (image, label, ...); or a uint8 tensor (N, C, H, W).
+        device: hpu, cuda, cpu or ipu. The default is the best available device.
         precision: fp32 (default), bf16 or fp16.
-        batch_size_per_device: Images a device sees at a time.
-        num_workers: Loader processes; by default at most ten and one a core, and none for lists and tensors in memory.
+        batch_size_per_device: Images per batch on each device.
+        num_workers: Loader processes. The default is one per core, at most ten, and none for lists
+            and tensors in memory.
 
     Raises:
-        DataError: There are no images, or one cannot be read.
-        DeviceError: The device, or the number format on it, is not available.
-        OptionError: A value is of another type, or out of its limits.
-        TypeError: The backbone gives no tensor.
+        DataError: There are no images, or an image cannot be read.
+        DeviceError: The device is not available, or does not support the number format.
+        OptionError: A value has the wrong type or is out of range.
+        TypeError: The backbone does not return a tensor.
     """
     settings = check_settings(
         device=device,
@@ -89,9 +90,9 @@ def embed(
     )
     source = open_source(images)
     with open_frozen_run(settings.device, settings.precision) as run:
-        found = extract(backbone, [source], run, settings.data, normalize=False)[0]
-    labels = found.labels.cpu() if bool((found.labels >= 0).all()) else None
-    return Embeddings(found.features.float().cpu(), list(source.names), labels)
+        extracted = extract(backbone, [source], run, settings.data, normalize=False)[0]
+    labels = extracted.labels.cpu() if bool((extracted.labels >= 0).all()) else None
+    return Embeddings(extracted.features.float().cpu(), list(source.names), labels)
 
 
 def knn(
@@ -108,21 +109,23 @@ def knn(
     """Score a frozen backbone by weighted k-NN (paper, section 4.1).
 
     Args:
-        backbone: As `embed` takes it.
-        data: A folder that holds train and val, each with class folders; or a pair (train, val) of what `embed` takes,
-            with labels. A Dataset that has no `targets` is read once more for its labels.
-        nb_knn: Numbers of neighbors; those above the number of training images count as that number.
-        temperature: Of the vote.
+        backbone: As in `embed`.
+        data: A folder that holds train and val, each with class folders; or a pair (train, val) of
+            labelled images, each as in `embed`. A Dataset without `targets` is read once more for
+            its labels.
+        nb_knn: Numbers of neighbors. Each is capped at the number of training images.
+        temperature: Temperature of the vote.
         device: As in `embed`.
         precision: As in `embed`.
         batch_size_per_device: As in `embed`.
         num_workers: As in `embed`.
 
     Returns:
-        For each of `nb_knn` `top1` and `top5`, percent of the val images.
+        `top1` and `top5` for each of `nb_knn`, in percent of the val images.
 
     Raises:
-        DataError: A split is missing, has no labels or other classes than the other one, or an image cannot be read.
+        DataError: A split is missing or has no labels, the splits have different classes, or an
+            image cannot be read.
         DeviceError: As in `embed`.
         OptionError: As in `embed`.
         TypeError: As in `embed`.
@@ -146,39 +149,44 @@ def linear_probe(
     precision: str | None = None,
     **settings: Any,
 ) -> LinearScore:
-    """Train a linear classifier on a frozen backbone, and score it on the val images (paper, section 4.1).
+    """Train a linear classifier on a frozen backbone and score it on val (paper, section 4.1).
 
     While it trains on the CPU, the process keeps the memory it frees, as in `pretrain`.
 
     Args:
-        backbone: From `load`.
-        data: As `knn` takes it.
-        output_dir: Folder of the layer's checkpoint, log.txt and TensorBoard events; the same call continues from it.
-        precision: Of the backbone, as in `embed`; the layer is float32.
-        **settings: Named like the flags of eval_linear.py: `epochs`, `lr`, `n_last_blocks`, `cache_features`, `device`,
-            `batch_size_per_device` and so on; defaults are theirs.
+        backbone: A module from `load`.
+        data: As in `knn`.
+        output_dir: Folder of the layer's checkpoint, log.txt and TensorBoard events. The same call
+            continues from it.
+        precision: Precision of the backbone, as in `embed`. The layer is float32.
+        **settings: Named like the flags of eval_linear.py, with the same defaults: `epochs`, `lr`,
+            `n_last_blocks`, `cache_features`, `device`, `batch_size_per_device` and so on.
 
     Returns:
-        `loss`, `top1` and `top5` (percent; None for fewer than five classes) of the last validation.
+        `loss`, `top1` and `top5` of the last validation, the last two in percent. `top5` is None
+        for fewer than five classes.
 
     Raises:
-        TypeError: A keyword that is no setting, or a backbone that does not know the width of its features.
-        DinoError: Wrong values, missing folders, unreadable images, or a checkpoint of another probe in the folder.
+        TypeError: A keyword is not a setting, or the backbone has no `embed_dim`.
+        DinoError: A value is wrong, a folder is missing, an image is unreadable, or the folder
+            holds a checkpoint of another probe.
     """
     refuse_made("linear_probe", settings, MADE)
     if not hasattr(backbone, "embed_dim"):
         raise TypeError(
-            f"the backbone must come from dino.load, or have `embed_dim` (got {type(backbone).__name__})"
+            "the backbone must come from dino.load, or have `embed_dim` "
+            f"(got {type(backbone).__name__})"
         )
-    given = {"output_dir": output_dir, **({"data_path": data} if is_path(data) else {}), **settings}
-    config = build(LinearConfig, given)
+    data_path = {"data_path": data} if is_path(data) else {}
+    keywords = {"output_dir": output_dir, **data_path, **settings}
+    config = build(LinearConfig, keywords)
     number_format = check_settings(precision=precision).precision
     splits = open_splits(data)
     with open_frozen_run(config.device, number_format) as run, lend(backbone, run) as trained:
         return evaluate_linear(
             config,
             run,
-            recipe=as_recipe(config, given),
+            recipe=as_recipe(config, keywords),
             backbone=trained,
             splits=splits,
             wrap=lambda module: InFormat(module, run),
@@ -193,25 +201,26 @@ def attention(
     device: str | None = None,
     precision: str | None = None,
 ) -> list[Tensor]:
-    """Self-attention of the CLS token in the last block, a map for each head.
+    """Compute the self-attention maps of the CLS token in the last block.
 
     Args:
         backbone: A vision transformer from `load`.
-        images: As `embed` takes them.
-        image_size: (H, W) in pixels that each image is resized to, or its shorter side; by default it stays as it is.
-            What no whole patch covers is cut off at the right and the bottom.
+        images: As in `embed`.
+        image_size: (H, W) in pixels that each image is resized to, or the length of its shorter
+            side. By default an image keeps its size. A partial patch at the right or the bottom is
+            cropped.
         device: As in `embed`.
         precision: As in `embed`.
 
     Returns:
-        For each image (heads, h, w) float32 on the CPU, a number for each patch; they and that of the CLS token itself
-        add up to 1 in each head.
+        One (heads, h, w) float32 tensor on the CPU per image, with one value per patch. In each
+        head, these values and the one of the CLS token itself sum to 1.
 
     Raises:
         DataError: An image cannot be read, or is smaller than a patch.
         DeviceError: As in `embed`.
         OptionError: As in `embed`.
-        TypeError: The backbone is no vision transformer of this package.
+        TypeError: The backbone is not a vision transformer of this package.
     """
     if not isinstance(backbone, VisionTransformer):
         raise TypeError(

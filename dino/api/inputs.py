@@ -1,4 +1,4 @@
-"""What programs hand over, as the evaluations take it: images, splits, backbones, and a run to work in."""
+"""Prepare the arguments of the Python API: images, splits, backbones and a run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from dino.runtime.context import Run, open_run
 from dino.visualization.config import PictureConfig
 from dino.weights.load import TrainedBackbone
 
-USUAL_SIZE = 224  # side in pixels at which a foreign module is fed
+USUAL_SIZE = 224  # side in pixels of the images for a module without `image_size`
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenSettings:
-    """What functions of a frozen backbone ask; their keywords are checked as a command's flags are."""
+    """Settings of the functions on a frozen backbone, validated like the flags of a command."""
 
     device: DeviceConfig = DeviceConfig()
     precision: PrecisionConfig = PrecisionConfig()
@@ -42,65 +42,67 @@ class FrozenSettings:
 
 
 def check_settings(**settings: Any) -> FrozenSettings:
-    """Keywords as settings.
+    """Build settings from keywords.
 
     Raises:
-        OptionError: A value is of another type, or out of its limits.
+        OptionError: A value has the wrong type or is out of range.
     """
     return build(FrozenSettings, settings)
 
 
 def refuse_made(function: str, settings: Collection[str], names: Collection[str]) -> None:
-    """Refuse keywords that a command has as flags, and a function as its first arguments.
+    """Refuse the flags of a command that a function takes as its first arguments.
 
     Raises:
-        TypeError: The first one.
+        TypeError: One of `names` is among the settings.
     """
     for name in settings:
         if name in names:
-            raise TypeError(f"{function}() takes no keyword {name!r}: its first arguments say it")
+            raise TypeError(
+                f"{function}() takes no keyword {name!r}: its first arguments replace it"
+            )
 
 
 def is_path(data: Any) -> bool:
-    """Whether it names something on disk."""
+    """Whether `data` is a path."""
     return isinstance(data, str | os.PathLike)
 
 
 def open_source(images: Any) -> ImageSource:
-    """The images of a path, or of what a program hands over.
+    """Open the images at a path, or wrap images in memory.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no images.
     """
     if not is_path(images):
         return wrap_images(images)
     path = os.fspath(images)
-    return (
-        wrap_images([path]) if is_picture(path) and not os.path.isdir(path) else open_images(path)
-    )
+    is_one_picture = is_picture(path) and not os.path.isdir(path)
+    return wrap_images([path]) if is_one_picture else open_images(path)
 
 
 def open_splits(data: Any) -> tuple[ImageSource, ImageSource]:
-    """The train and val images, with labels of the same classes.
+    """Open the train and val images, with labels of the same classes.
 
     Raises:
-        DataError: There is no pair, one has no labels, or their classes differ.
+        DataError: A split is missing or has no labels, or the classes of the splits differ.
     """
     if is_path(data):
         return open_labelled_splits(os.fspath(data))
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise DataError(
-            f"data must be a folder with train and val, or a pair (train, val) (got {type(data).__name__})",
+            "data must be a folder with train and val, or a pair (train, val) "
+            f"(got {type(data).__name__})",
             value=data,
         )
-    train, test = (_label(open_source(part), part) for part in data)
+    train, test = (_label(open_source(images), images) for images in data)
     return _agree(train, test)
 
 
 def _label(source: ImageSource, images: Any) -> ImageSource:
     if source.labels is None and not is_path(images):
-        found = read_labels(images)
-        source = source if found is None else wrap_images(images, labels=found)
+        labels = read_labels(images)
+        source = source if labels is None else wrap_images(images, labels=labels)
     if source.labels is None:
         raise DataError(
             f"{source.root} has no labels",
@@ -110,13 +112,14 @@ def _label(source: ImageSource, images: Any) -> ImageSource:
 
 
 def _agree(train: ImageSource, test: ImageSource) -> tuple[ImageSource, ImageSource]:
-    """Both with the same classes: by their names where both have names, else as many as there are numbers."""
+    """Give both splits the same classes: their shared names, or as many as there are labels."""
     assert train.labels is not None and test.labels is not None
     if train.classes and test.classes:
         if train.classes != test.classes:
-            odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+            different = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
             raise DataError(
-                f"train and val do not have the same classes; they differ in {', '.join(odd[:5])}"
+                "train and val must have the same classes; "
+                f"they differ in {', '.join(different[:5])}"
             )
         return train, test
     count = max(*train.labels, *test.labels) + 1
@@ -127,25 +130,25 @@ def _agree(train: ImageSource, test: ImageSource) -> tuple[ImageSource, ImageSou
 
 @contextlib.contextmanager
 def open_frozen_run(device: DeviceConfig, precision: PrecisionConfig) -> Iterator[Run]:
-    """A run that trains no network, in fp32 where nothing else is asked for; the host's random numbers stay.
+    """Open a run for a frozen network, in fp32 by default. The host's random state is preserved.
 
     Raises:
-        DeviceError: The device or the number format is not available here.
+        DeviceError: The device or the number format is not available.
     """
-    other = None if precision.precision is None else replace(precision, compile=False)
+    chosen = None if precision.precision is None else replace(precision, compile=False)
     with (
         torch.random.fork_rng(devices=[]),
-        open_run(device, LaunchConfig(), precision=other) as run,
+        open_run(device, LaunchConfig(), precision=chosen) as run,
     ):
         yield run
 
 
 @contextlib.contextmanager
 def lend(backbone: nn.Module, run: Run) -> Iterator[TrainedBackbone]:
-    """A backbone as the evaluations take it, on the host; it comes back to where it was, in the mode it was in."""
-    home = next((part.device for part in backbone.parameters()), torch.device("cpu"))
+    """Lend a backbone to an evaluation, on the host, and restore its device and mode afterwards."""
+    home = next((weight.device for weight in backbone.parameters()), torch.device("cpu"))
     modes = {module: module.training for module in backbone.modules()}
-    known = getattr(backbone, "normalization", None)
+    normalization = getattr(backbone, "normalization", None)
     try:
         yield TrainedBackbone(
             module=backbone.cpu().eval(),
@@ -153,8 +156,8 @@ def lend(backbone: nn.Module, run: Run) -> Iterator[TrainedBackbone]:
             patch_size=_number(backbone, "patch_size", 1),
             image_size=_number(backbone, "image_size", USUAL_SIZE),
             in_chans=_number(backbone, "in_chans", 3),
-            normalization={"mean": [*known.mean], "std": [*known.std]}
-            if isinstance(known, Normalization)
+            normalization={"mean": [*normalization.mean], "std": [*normalization.std]}
+            if isinstance(normalization, Normalization)
             else None,
         )
     finally:
@@ -164,7 +167,7 @@ def lend(backbone: nn.Module, run: Run) -> Iterator[TrainedBackbone]:
 
 
 def _number(backbone: nn.Module, name: str, usual: int) -> int:
-    """An attribute of a module that may be anybody's: what is no whole number there means something else."""
+    """Return an int attribute of a module, or `usual`: in a foreign module it can be anything."""
     value = getattr(backbone, name, usual)
     return value if isinstance(value, int) else usual
 
@@ -173,22 +176,22 @@ class InFormat(nn.Module):
     """A module that computes in the run's number format."""
 
     def __init__(self, module: nn.Module, run: Run) -> None:
-        """Keep both; the width of the features stays known."""
+        """Store both, and pass on the module's `embed_dim`."""
         super().__init__()
         self.module, self.autocast = module, run.device.autocast
         self.embed_dim = getattr(module, "embed_dim", None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the module gives.
+        """Return the module's output.
 
         Raises:
-            TypeError: It is no tensor.
+            TypeError: The output is not a tensor.
         """
         with self.autocast():
-            found = self.module(images)
-        if not isinstance(found, Tensor):
-            raise TypeError(f"a backbone must give a tensor (B, D) (got {type(found).__name__})")
-        return found
+            output = self.module(images)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"a backbone must return a tensor (B, D) (got {type(output).__name__})")
+        return output
 
 
 def extract(
@@ -199,14 +202,15 @@ def extract(
     *,
     normalize: bool,
 ) -> list[Features]:
-    """Features of each source, one after the other; no loader processes for what is in memory, unless asked for."""
+    """Extract the features of each source. By default images in memory get no loader processes."""
     with lend(backbone, run) as trained:
         described = replace(trained, module=InFormat(backbone, run))
-        found = []
+        features = []
         for source in sources:
-            idle = data.num_workers is None and isinstance(source, UserSource) and source.in_memory
-            reading = build_loader_config(
-                replace(data, num_workers=0) if idle else data, run, keep_on_device=True
+            in_memory = isinstance(source, UserSource) and source.in_memory
+            no_workers = in_memory and data.num_workers is None
+            loader = build_loader_config(
+                replace(data, num_workers=0) if no_workers else data, run, keep_on_device=True
             )
-            found.append(extract_features(described, source, run, reading, normalize=normalize))
-        return found
+            features.append(extract_features(described, source, run, loader, normalize=normalize))
+        return features

@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What a pre-training run leaves.
+    """The result of a pre-training run.
 
     Attributes:
-        checkpoint: The newest checkpoint; the same call with more `epochs` continues from it.
-        teacher: The teacher's backbone, as `load` gives it.
-        history: One mapping an epoch, the lines of log.txt: epoch, train_loss, train_lr and so on; empty where no epoch
-            was logged.
+        checkpoint: The newest checkpoint. The same call with more `epochs` continues from it.
+        teacher: The teacher's backbone, as returned by `load`.
+        history: The lines of log.txt, one mapping per epoch: epoch, train_loss, train_lr and so on.
+            Empty if no epoch was logged.
     """
 
     checkpoint: Path
@@ -49,36 +49,38 @@ class Result:
 
 
 def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> Result:
-    """Pre-train a vision backbone with DINO; the same call continues where an earlier one was interrupted.
+    """Pre-train a vision backbone with DINO. The same call continues an interrupted run.
 
-    On the CPU training asks malloc to keep what is freed, and in bf16 it replaces torch's attention; both stay with the
-    process. Nothing else of it changes: its log handlers, signal handlers and random numbers are as before.
+    On the CPU, training makes malloc keep freed memory, and bf16 replaces torch's attention. Both
+    last as long as the process. Log handlers, signal handlers and the random state are restored.
 
-    Ctrl-C, in the main thread, saves and then raises KeyboardInterrupt; a second one raises it at once.
+    Ctrl-C in the main thread saves, then raises KeyboardInterrupt. A second one raises it at once.
 
     Args:
-        data: A path (folder, tar shards, list of files, "demo"), or a map-style torch Dataset (or list) of PIL images,
-            uint8 tensors (C, H, W) or arrays (H, W, C), or of tuples that begin with one; labels are not used. None
-            with `synthetic_data`. Continuing to the bit needs the same images in the same order; of a Dataset only the
-            length can be checked.
+        data: A path (folder, tar shards, list of files, "demo"), or a map-style torch Dataset (or
+            list) of PIL images, uint8 tensors (C, H, W) or arrays (H, W, C), or of tuples that
+            begin with one. Labels are not used. None with `synthetic_data`. A bit-exact
+            continuation needs the same images in the same order; for a Dataset only the length can
+            be checked.
         output_dir: Folder of checkpoints, log.txt and TensorBoard events.
-        **settings: Named like the flags of main_dino.py: `arch`, `epochs`, `batch_size_per_device`, `lr`, `device`,
-            `precision`, `preset` and so on; defaults are theirs.
+        **settings: Named like the flags of main_dino.py, with the same defaults: `arch`, `epochs`,
+            `batch_size_per_device`, `lr`, `device`, `precision`, `preset` and so on.
 
     Raises:
-        TypeError: A keyword that is no setting; the nearest one is named.
-        DinoError: Wrong values, images that cannot be read, or a checkpoint of another run in the folder; `Interrupted`
-            where SIGTERM or SIGUSR1 came, after it has saved.
-        KeyboardInterrupt: After Ctrl-C; the text says which checkpoint the next call continues from.
+        TypeError: A keyword is not a setting. The message suggests the closest one.
+        DinoError: A value is wrong, an image cannot be read, or the folder holds a checkpoint of
+            another run. `Interrupted` on SIGTERM or SIGUSR1, after saving.
+        KeyboardInterrupt: On Ctrl-C. The text names the checkpoint to continue from.
     """
     refuse_made("pretrain", settings, ("data_path",))
-    given = {"output_dir": output_dir, **({"data_path": data} if is_path(data) else {}), **settings}
-    config = build(TrainConfig, given)
-    own = _wrap(data, config)
-    config, reasons = apply_preset(config, given, own)
+    data_path = {"data_path": data} if is_path(data) else {}
+    keywords = {"output_dir": output_dir, **data_path, **settings}
+    config = build(TrainConfig, keywords)
+    own_images = _wrap(data, config)
+    config, reasons = apply_preset(config, keywords, own_images)
     log_reasons(config, reasons)
-    source = check_options(config, own)
-    _train(config, source, recipe=as_recipe(config, given, reasons))
+    source = check_options(config, own_images)
+    _train(config, source, recipe=as_recipe(config, keywords, reasons))
     folder = Path(config.run.output_dir)
     return Result(
         folder / checkpoint.LATEST,
@@ -88,24 +90,24 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
 
 
 def _wrap(data: Any, config: TrainConfig) -> ImageSource | None:
-    """A program's own images; None where the settings name them.
+    """Wrap the caller's own images. Returns None if the settings name the images.
 
     Raises:
-        DataError: There are none.
-        OptionError: A setting that wants images on disk, or none.
+        DataError: There are no images.
+        OptionError: A setting needs images on disk, or excludes images.
     """
     if config.run.dry_run:
         raise OptionError(
-            "`dry_run` ends without a result", remedy="leave it out; main_dino.py has it"
+            "`dry_run` ends without a result", remedy="leave it out, or use main_dino.py"
         )
     if is_path(data) or data is None:
         return None
     if config.train_data.synthetic_data:
-        raise OptionError("`synthetic_data` reads no images", remedy="give data=None")
+        raise OptionError("`synthetic_data` reads no images", remedy="pass data=None")
     if config.run.eval_knn_every:
         raise OptionError(
             "`eval_knn_every` needs a folder with train and val",
-            remedy="leave it out, and score by dino.knn",
+            remedy="leave it out, and score with dino.knn",
         )
     return wrap_images(data).limited(config.train_data.data_limit)
 
@@ -114,8 +116,8 @@ def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
     """Train to the end, or until a signal.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after it has saved.
-        DinoError: As `pretrain`.
+        KeyboardInterrupt: On Ctrl-C, after saving.
+        DinoError: As in `pretrain`.
     """
     stops_on = (*STOP_SIGNALS, signal.SIGINT)
     stopped: list[signal.Signals | None] = []
@@ -132,7 +134,7 @@ def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
                 trainer.train()
             finally:
                 stopped.append(trainer.stop.signal)
-            run.processes.barrier()  # what rank 0 wrote is read by all
+            run.processes.barrier()  # every rank reads the files that rank 0 wrote
     except Interrupted as error:
         if stopped[-1] == signal.SIGINT:
             raise KeyboardInterrupt(str(error)) from error
@@ -151,7 +153,7 @@ def _open(config: TrainConfig) -> contextlib.AbstractContextManager[Run]:
 
 
 def score_online(config: TrainConfig, run: Run) -> Callable[[nn.Module], Mapping[str, float]]:
-    """The k-NN score of the teacher that a run asks for every few epochs."""
+    """Build the k-NN score of the teacher for `eval_knn_every`."""
     return build_online_knn(
         config.data,
         run,

@@ -17,7 +17,10 @@ from dino.weights.load import load_backbone
 
 
 def list_models() -> list[str]:
-    """Names of the vision transformers that `arch` takes; any torchvision classifier, xcit_* and timm:NAME work too."""
+    """List the vision transformers that `arch` accepts.
+
+    `arch` also accepts any torchvision classifier, xcit_* and timm:NAME.
+    """
     return sorted(VITS)
 
 
@@ -31,46 +34,45 @@ def load(
     """Load a trained backbone.
 
     Args:
-        weights: What `--pretrained_weights` takes: a checkpoint or weights file, a Hugging Face folder, "hub:NAME" of
-            the published weights, or "timm:NAME".
-        arch: Architecture; by default what the file says, else what its tensors tell.
-        patch_size: In pixels, the same.
-        checkpoint_key: Which network of a checkpoint: teacher or student.
+        weights: The same values as `--pretrained_weights`: a checkpoint or weights file, a Hugging
+            Face folder, "hub:NAME" for the published weights, or "timm:NAME".
+        arch: Architecture. The default is read from the file, or inferred from its tensors.
+        patch_size: Patch size in pixels. The default is found in the same way.
+        checkpoint_key: The network of a checkpoint to load: teacher or student.
 
     Returns:
-        A module in eval mode on the CPU: (B, C, H, W) float32, normalized -> (B, D). It has `arch`, `patch_size`
-        (pixels; of no meaning but for a ViT), `embed_dim` (D), `image_size` (side in pixels of the views it was trained
-        on), `in_chans` (C) and `normalization` (a callable that takes (B, C, H, W) uint8, or floats from 0 to 255, to
-        what the module wants; `mean` and `std` are its attributes).
+        A module in eval mode on the CPU that maps (B, C, H, W) float32, normalized, to (B, D). Its
+        attributes are `arch`, `patch_size` (pixels; meaningful for a ViT only), `embed_dim` (D),
+        `image_size` (side in pixels of the views it was trained on), `in_chans` (C) and
+        `normalization`: a callable that turns (B, C, H, W) uint8, or floats from 0 to 255, into the
+        module's input, with attributes `mean` and `std`.
 
     Raises:
-        WeightsError: No such name, or a tensor of the backbone is not in the file with its shape; nothing is random.
+        WeightsError: The name is unknown, or the file lacks a tensor of the backbone or holds it
+            with another shape. No tensor is left at random values.
         CheckpointError: The file is missing or damaged.
-        OptionError: `arch` is unknown, or a value of another type.
+        OptionError: `arch` is unknown, or a value has the wrong type.
     """
     word = os.fspath(weights)
     if not word:
         raise WeightsError(
             "the name of the weights is empty",
-            remedy="give a file, a folder, hub:NAME or timm:NAME",
+            remedy="pass a file, a folder, hub:NAME or timm:NAME",
         )
-    given = {
+    settings = {
         "pretrained_weights": word,
         "arch": arch,
         "patch_size": patch_size,
         "checkpoint_key": checkpoint_key,
     }
-    config = build(FrozenConfig, given)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # a network is drawn before it is filled, and random numbers are the host's
+    config = build(FrozenConfig, settings)
+    # Building the network draws random weights. The host's random state is preserved.
+    with torch.random.fork_rng(devices=[]):
         trained = load_backbone(config.backbone, config.weights)
     module: Any = trained.module
-    module.arch, module.patch_size, module.image_size = (
-        trained.arch,
-        trained.patch_size,
-        trained.image_size,
-    )
+    module.arch = trained.arch
+    module.patch_size = trained.patch_size
+    module.image_size = trained.image_size
     module.in_chans = trained.in_chans
     module.normalization = build_normalization(trained.in_chans, trained.normalization)
     return cast(nn.Module, module)

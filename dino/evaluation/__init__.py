@@ -1,1 +1,1 @@
-"""What a frozen backbone is worth."""
+"""Evaluations of a frozen backbone."""

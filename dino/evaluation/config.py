@@ -1,4 +1,4 @@
-"""What each evaluation is asked."""
+"""Settings of each evaluation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class VoteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
-    """Where an evaluation keeps its features while it needs them."""
+    """Where an evaluation keeps its features."""
 
     store_on_device: bool = True
 
@@ -54,7 +54,7 @@ class ProbeConfig(LayerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSizeConfig:
-    """The size of images that are searched."""
+    """Image size in retrieval and copy detection."""
 
     imsize: int = setting(224, least=1)
 
@@ -69,7 +69,7 @@ class CopydaysBackboneConfig(BackboneConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CopydaysConfig:
-    """Images beside those of Copydays; each a folder, nested or not, or a text file that lists images."""
+    """Images in addition to Copydays: each a folder, nested or not, or a text file of paths."""
 
     distractors_path: str | None = None
     whitening_path: str | None = None
@@ -86,7 +86,7 @@ class LandmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """Which features go to which file."""
+    """Features to write, and their file."""
 
     output: str | None = None
     layers: tuple[int, ...] | None = setting(None, least=1)
@@ -95,14 +95,14 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(FrozenConfig):
-    """What every evaluation of a frozen backbone asks."""
+    """Settings of every evaluation of a frozen backbone."""
 
     data: DataConfig = DataConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig(EvaluationConfig):
-    """Score a frozen backbone by weighted k-NN on DATA_PATH/train and DATA_PATH/val (or validation)."""
+    """Score a frozen backbone by weighted k-NN on DATA_PATH/train and val (or validation)."""
 
     data: DataConfig = DataConfig(batch_size_per_device=128)
     knn: VoteConfig = VoteConfig()
@@ -111,7 +111,10 @@ class KnnConfig(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CopyDetectionConfig(EvaluationConfig):
-    """Find the originals of edited copies: DATA_PATH holds original, strong and, if there, jpegqual/* and crops/*."""
+    """Find the originals of edited copies. DATA_PATH holds original, strong and more.
+
+    jpegqual/* and crops/* are optional.
+    """
 
     backbone: BackboneConfig = CopydaysBackboneConfig()
     data: DataConfig = DataConfig(batch_size_per_device=16)
@@ -122,7 +125,7 @@ class CopyDetectionConfig(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(EvaluationConfig):
-    """Find the images of the same landmark: DATA_PATH holds DATASET/gnd_DATASET.pkl and DATASET/jpg/*.jpg."""
+    """Find images of the same landmark. DATA_PATH holds DATASET/gnd_DATASET.pkl and jpg/*.jpg."""
 
     data: DataConfig = DataConfig(batch_size_per_device=128)
     store: StoreConfig = StoreConfig()
@@ -132,7 +135,10 @@ class RetrievalConfig(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig(EvaluationConfig):
-    """Train a linear classifier on a frozen backbone, on DATA_PATH/train; score it on DATA_PATH/val (or validation)."""
+    """Train a linear classifier on frozen features of DATA_PATH/train, and score it on val.
+
+    DATA_PATH/validation is an alternative name of DATA_PATH/val.
+    """
 
     data: DataConfig = DataConfig(batch_size_per_device=128)
     linear: ProbeConfig = ProbeConfig()
@@ -143,7 +149,10 @@ class LinearConfig(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFileConfig(EvaluationConfig):
-    """Write the features of every image below DATA_PATH to one file, with file names and, of class folders, labels."""
+    """Write the features of every image below DATA_PATH to one file, with file names.
+
+    Images in class folders get labels too.
+    """
 
     data: DataConfig = DataConfig(batch_size_per_device=128)
     features: FeatureConfig = FeatureConfig()
@@ -151,19 +160,19 @@ class FeatureFileConfig(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshConfig:
-    """How driving runs start anew from true labels."""
+    """When driving runs restart from true labels."""
 
     refresh_label_interval: int | None = derived(50, least=1)
 
     @property
     def chosen_interval(self) -> int:
-        """Frames, where nothing else is given."""
+        """The chosen number of frames, or its default."""
         return int(chosen(self, "refresh_label_interval"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
-    """Which label maps are compared, and what is written about it."""
+    """Label maps to compare, and the files to write."""
 
     dataset_path: str | None = None
     prediction_path: str | None = None
@@ -177,7 +186,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationMetricsConfig:
-    """Score predicted label maps: J and F of DAVIS 2017, or intersection over union of driving runs."""
+    """Score predicted label maps: J and F of DAVIS 2017, or the IoU of driving runs."""
 
     launch: LaunchConfig = LaunchConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -187,7 +196,7 @@ class SegmentationMetricsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PropagationConfig:
-    """How labels go from frame to frame (paper, section 4.2.2)."""
+    """How labels propagate from frame to frame (paper, section 4.2.2)."""
 
     n_last_frames: int = setting(7, least=1)
     size_mask_neighborhood: int = setting(12, least=0)
@@ -197,16 +206,16 @@ class PropagationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """What the driving fork asks for masked-autoencoder weights."""
+    """The driving fork's setting for masked-autoencoder weights."""
 
     path_to_mae_repo: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipsConfig(EvaluationConfig):
-    """Segment clips from their first frame's labels, by a frozen backbone."""
+    """Segment clips from their first frame's labels with a frozen backbone."""
 
-    # Features of so many frames at a time; more only pays on a device that one frame does not fill.
+    # Frames per batch. More than one pays only on a device that a single frame does not fill.
     data: DataConfig = DataConfig(batch_size_per_device=1)
     propagation: PropagationConfig = PropagationConfig()
     output: OutputConfig = OutputConfig()
@@ -214,21 +223,21 @@ class ClipsConfig(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DavisScoreConfig:
-    """What is done with the label maps of DAVIS 2017."""
+    """Whether the label maps of DAVIS 2017 are scored."""
 
     score: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DavisConfig(ClipsConfig):
-    """Segment every sequence of DAVIS 2017's validation split from its first frame's labels, by a frozen backbone."""
+    """Segment DAVIS 2017's validation split from first-frame labels with a frozen backbone."""
 
     davis: DavisScoreConfig = DavisScoreConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrivingConfig(ClipsConfig):
-    """Segment driving runs, labeled every so many frames, by a frozen backbone."""
+    """Segment driving runs, labeled at regular frames, with a frozen backbone."""
 
     refresh: RefreshConfig = RefreshConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()

@@ -1,6 +1,7 @@
-"""What stands for an image: one vector made of a backbone's tokens.
+"""Descriptors of an image: one vector computed from a backbone's tokens.
 
-Shapes: B images, C channels, H W pixels, N tokens (CLS first), D width of the backbone, L chosen blocks.
+Shapes: B images, C channels, H W pixels, N tokens (CLS first), D width of the backbone, L selected
+blocks.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ from torch import Tensor, nn
 from dino.models.vit import VisionTransformer
 
 GEM_EXPONENT = 4.0  # paper, section 4.2.1
-GEM_LEAST = 1e-6  # smaller numbers, negative ones above all, count as this one (extract_features of the original)
+GEM_LEAST = (
+    1e-6  # smaller and negative numbers are raised to this (the original's extract_features)
+)
 SCALES = (1.0, 2**-0.5, 0.5)  # utils.multi_scale of the original
 
 
 class ClsGem(nn.Module):
-    """CLS token and generalised mean of the patch tokens of the last layer (the original's eval_copy_detection.py)."""
+    """CLS token and generalized mean of the last layer's patch tokens.
+
+    As in the original's eval_copy_detection.py.
+    """
 
     def __init__(self, backbone: VisionTransformer) -> None:
-        """Keep the backbone."""
+        """Store the backbone."""
         super().__init__()
         self.backbone = backbone
 
@@ -31,15 +37,15 @@ class ClsGem(nn.Module):
 
 
 def compute_gem(tokens: Tensor, exponent: float = GEM_EXPONENT) -> Tensor:
-    """Generalised mean over tokens, mean(x^p)^(1/p) of the positive part: (B, N, D) -> (B, D)."""
+    """Compute the generalized mean over tokens, mean(x^p)^(1/p), x > 0: (B, N, D) -> (B, D)."""
     return tokens.clamp(min=GEM_LEAST).pow(exponent).mean(dim=1).pow(1 / exponent)
 
 
 class MultiScale(nn.Module):
-    """Mean of a backbone's features over three sizes of the image; its length says nothing, so normalize each row."""
+    """Mean of a backbone's features over three image sizes. Its length is arbitrary."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        """Keep the backbone, (B, C, H, W) -> (B, D) for any H and W."""
+        """Store the backbone, (B, C, H, W) -> (B, D) for any H and W."""
         super().__init__()
         self.backbone = backbone
 
@@ -53,25 +59,26 @@ class MultiScale(nn.Module):
 
 
 class LastBlocks(nn.Module):
-    """The CLS tokens of the last blocks, joined (paper, section 4.1; eval_linear.py in the original)."""
+    """Concatenated CLS tokens of the last blocks (paper, section 4.1; eval_linear.py)."""
 
     def __init__(self, backbone: VisionTransformer, *, blocks: int, average_patches: bool) -> None:
         """Wrap a backbone.
 
         Args:
-            backbone: (B, C, H, W) -> tokens; each block's are normalized by the network's last norm.
-            blocks: How many of the last blocks, at most its depth.
-            average_patches: Join the mean patch token of the last block too.
+            backbone: (B, C, H, W) -> tokens, normalized by the network's last norm.
+            blocks: Number of last blocks, at most the depth.
+            average_patches: Append the mean patch token of the last block too.
         """
         super().__init__()
         self.backbone, self.blocks, self.average_patches = backbone, blocks, average_patches
         self.embed_dim = backbone.embed_dim * (blocks + average_patches)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, blocks D), the last block last; (B, (blocks + 1) D) with the mean patch token.
+        """(B, C, H, W) -> (B, blocks D), or (B, (blocks + 1) D) with the mean patch token.
 
-        The mean alternates with the last block's CLS token, number by number, because the original joins the two along
-        a new last axis and the published linear layers of the base networks expect it so.
+        The last block comes last. Its CLS token and the mean alternate, number by number, because
+        the original joins the two along a new last axis. The published linear layers of the base
+        networks expect this order.
         """
         layers = self.backbone.get_intermediate_layers(images, self.blocks)
         *earlier, last = (tokens[:, 0] for tokens in layers)
@@ -81,7 +88,7 @@ class LastBlocks(nn.Module):
 
 
 class BlockTokens(nn.Module):
-    """The tokens of chosen blocks, each normalized by the network's last norm."""
+    """The tokens of selected blocks, each normalized by the network's last norm."""
 
     def __init__(
         self, backbone: VisionTransformer, *, layers: tuple[int, ...], patches: bool
@@ -90,8 +97,8 @@ class BlockTokens(nn.Module):
 
         Args:
             backbone: (B, C, H, W) -> tokens.
-            layers: Numbers of blocks, the first is 1.
-            patches: Take all tokens, not the CLS token alone.
+            layers: Block numbers, starting at 1.
+            patches: Return all tokens, not only the CLS token.
         """
         super().__init__()
         self.backbone, self.patches = backbone, patches
@@ -100,8 +107,7 @@ class BlockTokens(nn.Module):
         self.places = [layer - first for layer in layers]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, L, N, D), or (B, L, 1, D) without patches; blocks in the order asked for."""
+        """(B, C, H, W) -> (B, L, N, D), or (B, L, 1, D) without patches, ordered as `layers`."""
         layers = self.backbone.get_intermediate_layers(images, self.count)
-        return torch.stack(
-            [layers[place][:, : None if self.patches else 1] for place in self.places], dim=1
-        )
+        tokens = None if self.patches else 1
+        return torch.stack([layers[index][:, :tokens] for index in self.places], dim=1)

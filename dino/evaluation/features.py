@@ -1,4 +1,4 @@
-"""One frozen backbone, many images: features in data set order, on every process, none twice and none missing.
+"""Extract the features of a frozen backbone in data set order, on every process, each exactly once.
 
 Shapes: B images, C channels, S side, N images of a data set, D width.
 """
@@ -44,10 +44,10 @@ class LoaderConfig:
     """How images are read and where features are kept.
 
     Attributes:
-        batch_size: B a process.
+        batch_size: B per process.
         workers: Loader processes.
-        keep_on_device: Keep features on the device rather than in host memory.
-        max_batches: Stop after so many batches, for a quick look; None for all.
+        keep_on_device: Keep features on the device instead of in host memory.
+        max_batches: Stop after this many batches, for a quick look; None for all.
     """
 
     batch_size: int
@@ -59,7 +59,7 @@ class LoaderConfig:
 def build_loader_config(
     data: DataConfig, run: Run, *, keep_on_device: bool, max_batches: int | None = None
 ) -> LoaderConfig:
-    """How images are fed, as numbers."""
+    """Build the loader settings for a run."""
     workers = choose_workers(
         data.num_workers,
         processes_here=run.processes.local_world_size,
@@ -74,7 +74,7 @@ def build_loader_config(
 
 
 def share_of(run: Run) -> Share:
-    """Which images this process reads."""
+    """Return the share of the images that this process reads."""
     return Share(rank=run.processes.rank, world_size=run.processes.world_size)
 
 
@@ -91,17 +91,18 @@ def extract_features(
     """Run a backbone over one view of each image of a data set.
 
     Args:
-        backbone: Its module gives (B, D) for (B, C, H, W): the backbone itself, or a descriptor made of it.
+        backbone: Its module maps (B, C, H, W) to (B, D): the backbone itself, or a descriptor.
         source: The images.
-        run: Device and processes; each process reads its share.
-        reading: Batch size, loader processes, where to keep features.
-        cut: From an image (C, H, W) uint8 to its view, by default the center crop.
-        shapes: (H, W) of each image's view where `cut` gives views of several shapes. Neighbors of one shape share
-            batches, and each run of one shape is one graph for devices that compile, so the source is best sorted.
-        normalize: Give features of length 1.
+        run: Device and processes. Each process reads its share.
+        reading: Batch size, loader processes, and where to keep features.
+        cut: Turns an image (C, H, W) uint8 into its view. The default is the center crop.
+        shapes: (H, W) of each image's view, if `cut` returns several shapes. Neighbors of one shape
+            share batches, and a device that compiles needs one graph for each run of one shape, so
+            sort the source by shape.
+        normalize: Scale features to length 1.
 
     Returns:
-        Features and labels, in the order of `source`, the same on every process.
+        Features and labels in the order of `source`, identical on every process.
 
     Raises:
         DataError: An image cannot be decoded.
@@ -115,9 +116,9 @@ def extract_features(
         len(source), f"features of {source.root.name}", shown=processes.is_rank_zero
     )
     rows, labels, done = [], [], 0
-    for found, batch_labels in _infer(backbone, dataset, run, reading):
-        found = F.normalize(found, dim=-1) if normalize else found
-        rows.append(found if reading.keep_on_device else found.cpu())
+    for features, batch_labels in _infer(backbone, dataset, run, reading):
+        features = F.normalize(features, dim=-1) if normalize else features
+        rows.append(features if reading.keep_on_device else features.cpu())
         labels.append(batch_labels)
         done += len(batch_labels)
         if done == len(dataset) or len(rows) % PROGRESS_EVERY == 0:
@@ -129,17 +130,17 @@ def extract_features(
 def stream_features(
     backbone: TrainedBackbone, source: ImageSource, run: Run, reading: LoaderConfig
 ) -> Iterator[Tensor]:
-    """Run a backbone over the center crop of each image; gives its rows as they come, in bounded memory.
+    """Run a backbone over the center crop of each image, and yield its rows in bounded memory.
 
     Args:
-        backbone: Its module gives one tensor (B, ...) for (B, C, H, W).
+        backbone: Its module maps (B, C, H, W) to one tensor (B, ...).
         source: The images.
-        run: Device and processes; each process reads its share.
+        run: Device and processes. Each process reads its share.
         reading: Batch size and loader processes.
 
     Yields:
-        Rows (n, ...) float32 in host memory: the next n images of all processes together, in the order of `source`,
-        the same on every process.
+        Rows (n, ...) float32 in host memory: the next n images of all processes together, in the
+        order of `source`, identical on every process.
 
     Raises:
         DataError: An image cannot be decoded.
@@ -157,7 +158,7 @@ def stream_features(
     )
     rows = torch.empty(0)
     for turn in range(-(-len(source) // (reading.batch_size * processes.world_size))):
-        # A process whose share is one image shorter may have no rows left for the last turn.
+        # A process whose share is one image shorter may have no rows in the last turn.
         rows, _ = next(batches, (rows[:0], None))
         count = min(reading.batch_size * processes.world_size, len(source) - done)
         yield processes.gather_rows(rows, count).cpu()
@@ -179,31 +180,26 @@ def _infer(
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
     )
-    if not len(dataset):  # fewer images than processes: no rows, of the right width
-        blank = dataset.cut(
-            torch.zeros(
-                backbone.in_chans, backbone.image_size, backbone.image_size, dtype=torch.uint8
-            )
-        )
-        yield (
-            infer(normalization(run.device.to_device(blank[None])))[:0].float(),
-            torch.empty(0, dtype=torch.int64),
-        )
+    if not len(dataset):  # fewer images than processes: yield zero rows of the right width
+        side = backbone.image_size
+        blank = dataset.cut(torch.zeros(backbone.in_chans, side, side, dtype=torch.uint8))
+        features = infer(normalization(run.device.to_device(blank[None]))).float()
+        yield features[:0], torch.empty(0, dtype=torch.int64)
     shape, full = None, 0
     for batch in itertools.islice(batches, reading.max_batches):
-        # A last batch that is not full would be another graph for devices that compile, so it is filled up.
+        # A smaller last batch would need another graph on devices that compile, so it is padded.
         if batch.pixels.shape[1:] != shape:
             shape, full = batch.pixels.shape[1:], len(batch.labels)
         missing = full - len(batch.labels)
-        pixels = (
-            F.pad(batch.pixels, (*(0, 0) * 3, 0, missing)) if missing else batch.pixels
-        )  # a copy is not pinned
-        found = infer(normalization(run.device.to_device(pixels))).float()
-        yield found[: len(batch.labels)] if missing else found, batch.labels
+        pixels = batch.pixels
+        if missing:
+            pixels = F.pad(pixels, (*(0, 0) * 3, 0, missing))  # the copy is not pinned
+        features = infer(normalization(run.device.to_device(pixels))).float()
+        yield features[: len(batch.labels)] if missing else features, batch.labels
 
 
 def _gather(rows: Tensor, labels: Tensor, count: int, run: Run, reading: LoaderConfig) -> Features:
-    """Join all processes' shares, a slice at a time, since the exchange goes through device memory."""
+    """Join all processes' shares slice by slice, since the exchange goes through device memory."""
     world_size = run.processes.world_size
     if world_size == 1:
         return Features(features=rows, labels=labels)
@@ -211,18 +207,18 @@ def _gather(rows: Tensor, labels: Tensor, count: int, run: Run, reading: LoaderC
         count = min(count, reading.max_batches * reading.batch_size * world_size)
     gathered_rows, gathered_labels = [], []
     for start in range(0, -(-count // world_size), GATHER_ROWS):
-        part = min(count - start * world_size, GATHER_ROWS * world_size)
+        total = min(count - start * world_size, GATHER_ROWS * world_size)
         stop = start + GATHER_ROWS
-        joined = run.processes.gather_rows(run.device.to_device(rows[start:stop]), part)
+        joined = run.processes.gather_rows(run.device.to_device(rows[start:stop]), total)
         gathered_rows.append(joined if reading.keep_on_device else joined.cpu())
         gathered_labels.append(
-            run.processes.gather_rows(run.device.to_device(labels[start:stop]), part).cpu()
+            run.processes.gather_rows(run.device.to_device(labels[start:stop]), total).cpu()
         )
     return Features(features=torch.cat(gathered_rows), labels=torch.cat(gathered_labels))
 
 
 def save_features(folder: Path, name: str, features: Features) -> None:
-    """Write `NAMEfeat.pth` and `NAMElabels.pth`, as the original does, each whole or not at all.
+    """Write `NAMEfeat.pth` and `NAMElabels.pth`, as the original does, each atomically.
 
     Raises:
         CheckpointError: The folder cannot be written to.
@@ -238,7 +234,7 @@ def save_features(folder: Path, name: str, features: Features) -> None:
 
 
 def load_features(folder: Path, name: str) -> Features:
-    """Read what `save_features` or the original wrote.
+    """Read the files of `save_features` or of the original.
 
     Raises:
         DataError: A file is missing or damaged.
@@ -246,15 +242,17 @@ def load_features(folder: Path, name: str) -> Features:
     try:
         features = checkpoint.load_tensors(folder / f"{name}feat.pth")
         labels = checkpoint.load_tensors(folder / f"{name}labels.pth")
-    except Exception as error:  # noqa: BLE001 - damaged files raise anything
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         raise DataError(
-            f"`load_features` {folder}: {name}feat.pth and {name}labels.pth cannot be read: {error}",
+            f"`load_features` {folder}: {name}feat.pth and {name}labels.pth cannot be read: "
+            f"{error}",
             value=folder,
         ) from error
-    kinds = [isinstance(part, Tensor) and part.ndim for part in (features, labels)]
-    if kinds != [2, 1] or len(features) != len(labels) or not len(labels):
+    dimensions = [isinstance(tensor, Tensor) and tensor.ndim for tensor in (features, labels)]
+    if dimensions != [2, 1] or len(features) != len(labels) or not len(labels):
         raise DataError(
-            f"`load_features` {folder}: {name}feat.pth must hold (N, D) features and {name}labels.pth N labels",
+            f"`load_features` {folder}: {name}feat.pth must hold (N, D) features and "
+            f"{name}labels.pth N labels",
             value=folder,
         )
     return Features(features=features, labels=labels)

@@ -1,5 +1,6 @@
-"""Weighted k-NN classification of frozen features (paper, section 4.1; knn_classifier in the original's eval_knn.py).
+"""Weighted k-NN classification of frozen features (paper, section 4.1).
 
+This is knn_classifier in the original's eval_knn.py.
 Shapes: N train vectors, M test vectors, D width, k neighbors, C classes.
 """
 
@@ -39,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 PAPER_NEIGHBORS = 20  # paper, section 4.1 and appendix
 PAPER_TEMPERATURE = 0.07
-TOP = 5  # classes of the second accuracy, and of a smaller k that many (`narrow(1, 0, min(5, k))`, eval_knn.py)
+TOP = 5  # classes of the second accuracy, or k if smaller (`narrow(1, 0, min(5, k))`, eval_knn.py)
 
 
 class KnnScore(NamedTuple):
-    """Accuracies in %; `top5` counts a hit among the min(5, k, C) best classes, as the original does."""
+    """Accuracies in %. As in the original, `top5` is for the min(5, k, C) best classes."""
 
     top1: float
     top5: float
@@ -60,16 +61,16 @@ def predict_classes(
 ) -> dict[int, Tensor]:
     """Rank classes by the weighted vote of each query's nearest train vectors.
 
-    A neighbor at cosine similarity s votes with weight exp(s / temperature). The neighbors are found once, for the
-    largest k; memory is bounded by the chunk, whatever N and M are.
+    A neighbor at cosine similarity s votes with weight exp(s / temperature). The neighbors are
+    found once, for the largest k. Memory is bounded by the chunk, independent of N and M.
 
     Args:
         train: Normalized (N, D) features and (N,) labels in [0, C).
         queries: (M, D), normalized, on any device.
-        neighbors: Values of k; more than N are taken as N.
-        temperature: Above 0.
+        neighbors: Values of k, each capped at N.
+        temperature: Temperature of the vote, above 0.
         classes: C.
-        index: Searches the train vectors; by default all of them.
+        index: Search index of the train vectors. The default searches all of them.
 
     Returns:
         {k: (M, min(5, k, C)) int64 classes, best first}, in host memory.
@@ -77,20 +78,19 @@ def predict_classes(
     most = min(max(neighbors), len(train.features))
     labels = train.labels.to(train.features.device)
     index = index or ExactIndex(train.features)
-    parts: dict[int, list[Tensor]] = {k: [] for k in neighbors}
+    chunks: dict[int, list[Tensor]] = {k: [] for k in neighbors}
     for chunk, count in split_queries(queries, len(train.features) + classes):
         found = index.search(chunk.to(train.features.device), most)
-        # Only ratios of weights matter; taken from the nearest neighbor they cannot overflow.
+        # Only ratios of weights matter. Relative to the nearest neighbor, they cannot overflow.
         nearest, voted = found.products.to(labels.device), labels[found.places.to(labels.device)]
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
         for k in neighbors:
-            votes = weights.new_zeros(len(chunk), classes).scatter_add_(
-                1, voted[:, :k], weights[:, :k]
-            )
+            votes = weights.new_zeros(len(chunk), classes)
+            votes.scatter_add_(1, voted[:, :k], weights[:, :k])
             # Stable: classes without a vote follow in the order of their index, as in the original.
             ranked = votes.sort(dim=1, descending=True, stable=True).indices
-            parts[k].append(ranked[:, : min(TOP, k)].cpu()[:count])
-    return {k: torch.cat(found) for k, found in parts.items()}
+            chunks[k].append(ranked[:, : min(TOP, k)].cpu()[:count])
+    return {k: torch.cat(ranked) for k, ranked in chunks.items()}
 
 
 def score_knn(
@@ -103,16 +103,16 @@ def score_knn(
     classes: int | None = None,
     kind: str = "exact",
 ) -> dict[int, KnnScore]:
-    """Accuracy for each k over the whole test set; each process votes for its share of it.
+    """Compute the accuracy for each k over the whole test set. Each process classifies its share.
 
     Args:
         train: The N vectors that vote.
-        test: The M vectors that are classified.
-        neighbors: Values of k; more than N count as N.
-        temperature: Of the vote.
-        run: Processes to share the work.
-        classes: C; by default as many as the labels tell.
-        kind: Of the search, exact or ivf.
+        test: The M vectors to classify.
+        neighbors: Values of k, each capped at N.
+        temperature: Temperature of the vote.
+        run: Device and processes.
+        classes: C. The default is the largest label + 1.
+        kind: Kind of search: exact or ivf.
     """
     index = build_index(kind, train.features)
     if kind != "exact":
@@ -141,10 +141,10 @@ def score_knn(
 
 
 def evaluate_knn(config: KnnConfig, run: Run) -> dict[int, KnnScore]:
-    """Extract (or load) features, vote, and log one result line a k.
+    """Extract (or load) features, vote, and log one result line for each k.
 
     Raises:
-        DinoError: Wrong weights, missing folders, unreadable images.
+        DinoError: The weights do not fit, a folder is missing, or an image is unreadable.
     """
     runner = Runner(
         config, run, keep_on_device=config.store.store_on_device, max_batches=config.knn.max_batches
@@ -159,7 +159,7 @@ def evaluate_knn(config: KnnConfig, run: Run) -> dict[int, KnnScore]:
     for k in config.knn.nb_knn:
         if k > most and run.processes.is_rank_zero:
             logger.warning(
-                "`nb_knn` %d: there are only %d train images, which is the k used", k, most
+                "`nb_knn` %d is more than the %d train images, so k is %d", k, most, most
             )
     vote = config.knn
     scores = score_knn(
@@ -167,43 +167,43 @@ def evaluate_knn(config: KnnConfig, run: Run) -> dict[int, KnnScore]:
     )
     for k, score in {min(k, most): score for k, score in scores.items()}.items():
         logger.info("%d-NN classifier result: Top1: %s, Top5: %s", k, score.top1, score.top5)
-    found = {str(k): score._asdict() for k, score in scores.items()}
-    runner.report({"train": most, "test": len(test.labels), "knn": found})
+    by_k = {str(k): score._asdict() for k, score in scores.items()}
+    runner.report({"train": most, "test": len(test.labels), "knn": by_k})
     return scores
 
 
 def build_online_knn(
     data: DataConfig, run: Run, *, image_size: int, in_chans: int = 3, data_limit: int | None = None
 ) -> Callable[[nn.Module], Mapping[str, float]]:
-    """The score of a backbone that training asks for every few epochs.
+    """Build the k-NN score that training computes every few epochs.
 
     Args:
-        data: The images that are trained on, with a folder val (or validation) beside them.
+        data: The training images, with a folder val (or validation) next to them.
         run: Device and processes.
         image_size: S, side in pixels of the global crops.
         in_chans: C.
-        data_limit: Score by so many of the training images at most.
+        data_limit: Largest number of training images that vote.
 
     Returns:
-        A function of the teacher's backbone that gives `knn_top1` and `knn_top5` in %.
+        A function from the teacher's backbone to `knn_top1` and `knn_top5` in %.
     """
     splits = open_online_splits(data.data_path, data_limit)
     reading = build_loader_config(data, run, keep_on_device=True)
     normalization = {
-        name: list(part) for name, part in asdict(build_normalization(in_chans)).items()
+        name: list(values) for name, values in asdict(build_normalization(in_chans)).items()
     }
 
     def score(backbone: nn.Module) -> Mapping[str, float]:
         trained = TrainedBackbone(
             module=backbone,
             arch="teacher",
-            patch_size=1,  # its features alone are taken
+            patch_size=1,  # not used: only the features are
             image_size=image_size,
             in_chans=in_chans,
             normalization=normalization,
         )
-        found = score_backbone(trained, splits, run, reading)
-        return {"knn_top1": found.top1, "knn_top5": found.top5}
+        knn_score = score_backbone(trained, splits, run, reading)
+        return {"knn_top1": knn_score.top1, "knn_top5": knn_score.top5}
 
     return score
 
@@ -231,7 +231,9 @@ def _load(config: KnnConfig, run: Run) -> tuple[Features, Features]:
     train, test = load_features(folder, "train"), load_features(folder, "test")
     if train.features.shape[1:] != test.features.shape[1:]:
         raise DataError(
-            f"`load_features` {folder}: train and test features differ in width", value=folder
+            f"`load_features` {folder}: train and test features must have the same width "
+            f"(got {train.features.shape[1]} and {test.features.shape[1]})",
+            value=folder,
         )
     if config.store.store_on_device:
         train = Features(features=run.device.to_device(train.features), labels=train.labels)
@@ -243,13 +245,13 @@ def _extract(config: KnnConfig, runner: Runner) -> tuple[Features, Features]:
     with processes.rank_zero_first():
         sources = open_labelled_splits(config.data.data_path)
     backbone = runner.load_backbone()
-    found, speeds = [], {}
+    splits, speeds = [], {}
     for name, source in zip(("train", "test"), sources, strict=True):
-        began = time.monotonic()
-        found.append(runner.extract(backbone, source))
-        speeds[f"{name}/examples/sec"] = len(found[-1].labels) / (time.monotonic() - began)
+        start = time.monotonic()
+        splits.append(runner.extract(backbone, source))
+        speeds[f"{name}/examples/sec"] = len(splits[-1].labels) / (time.monotonic() - start)
         if config.knn.dump_features and processes.is_rank_zero:
-            save_features(Path(config.knn.dump_features), name, found[-1])
+            save_features(Path(config.knn.dump_features), name, splits[-1])
     if config.knn.dump_tb_events and processes.is_rank_zero:
         write_events(Path(config.knn.dump_tb_events), speeds)
-    return found[0], found[1]
+    return splits[0], splits[1]

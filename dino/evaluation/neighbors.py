@@ -17,46 +17,46 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-CHUNK_NUMBERS = 2**25  # float32 numbers of one chunk of products: 128 MiB
-GROUP = 100  # columns whose maximum is taken together; measured on a CPU at 50,000 x 384
-LEAST_GROUPS = 20  # groups a neighbor, below which two passes do not pay
-CELLS = 4  # IVF: cells a square root of N, faiss's rule of thumb
-PROBES = 0.05  # IVF: share of the cells that a query looks into
-TRAINING_POINTS = 64  # IVF: vectors a cell to place the cells by
-SAMPLE = 1000  # queries that the approximate search is compared on
+CHUNK_NUMBERS = 2**25  # float32 numbers in one chunk of products: 128 MiB
+GROUP = 100  # columns per group maximum; measured on a CPU at 50,000 x 384
+LEAST_GROUPS = 20  # groups per neighbor below which two passes do not pay
+CELLS = 4  # IVF: cells per square root of N, faiss's rule of thumb
+PROBES = 0.05  # IVF: share of the cells that a query searches
+TRAINING_POINTS = 64  # IVF: vectors per cell to train the cells
+SAMPLE = 1000  # queries on which the approximate search is compared
 
 
 class Neighbors(NamedTuple):
-    """Inner products (M, k), largest first, and the places of those vectors (M, k) int64."""
+    """Inner products (M, k), largest first, and the indices of those vectors (M, k) int64."""
 
     products: Tensor
     places: Tensor
 
 
 class ExactIndex:
-    """All products, in fp32.
+    """Exact search: all products, in fp32.
 
-    A first pass in bf16 does not pay: the features of a trained backbone lie so close together that its rounding leaves
-    hundreds of candidates for twenty neighbors.
+    A first pass in bf16 does not pay. The features of a trained backbone are so close together that
+    rounding leaves hundreds of candidates for twenty neighbors.
     """
 
     def __init__(self, vectors: Tensor) -> None:
-        """Keep (N, D) float32 vectors."""
+        """Store (N, D) float32 vectors."""
         self.vectors = vectors
         self.products = vectors.new_empty(0)
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        """The k best of (M, D) queries, k at most N; best called with one M, whose products then keep their memory."""
+        """Find the k best of (M, D) queries, k at most N. Equal M reuse the product buffer."""
         if self.products.shape[0] != len(queries):
             self.products = self.vectors.new_empty(len(queries), len(self.vectors))
         return find_largest(torch.mm(queries, self.vectors.T, out=self.products), k)
 
 
 def find_largest(rows: Tensor, k: int) -> Neighbors:
-    """The k largest of each row (M, N), largest first.
+    """Find the k largest of each row (M, N), largest first.
 
-    The rows are read once, for the maximum of every group of columns; the k best groups hold the k largest, since each
-    group that is left out has k numbers before it that are not smaller than its own.
+    The rows are read once, for the maximum of every group of columns. The k best groups contain the
+    k largest values, because each other group has k values before it that are not smaller.
     """
     count = rows.shape[1] // GROUP
     if count < LEAST_GROUPS * k:
@@ -71,10 +71,10 @@ def find_largest(rows: Tensor, k: int) -> Neighbors:
 
 
 def split_queries(queries: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield (M, D) queries in chunks whose products with `count` vectors are bounded, and how many of each are real.
+    """Yield (M, D) queries in chunks with bounded products with `count` vectors.
 
-    From the host and always as many rows, filled up with zeros: a slice on the device, or another size, would be
-    another graph there.
+    With each chunk comes its number of real rows. Chunks are cut on the host and padded with zeros
+    to a fixed size: a slice on the device, or another size, would need another graph.
     """
     rows = max(1, min(len(queries), CHUNK_NUMBERS // count))
     for chunk in torch.split(queries.cpu(), rows):
@@ -82,10 +82,10 @@ def split_queries(queries: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
 
 
 class CellIndex:
-    """Approximate search by faiss: vectors lie in cells, and a query looks into the nearest of them (IVF)."""
+    """Approximate search by faiss: vectors are in cells, and a query searches the nearest (IVF)."""
 
     def __init__(self, vectors: Tensor) -> None:
-        """Place the cells and sort (N, D) vectors into them."""
+        """Train the cells and assign (N, D) vectors to them."""
         count, width = vectors.shape
         cells = max(1, min(int(CELLS * math.sqrt(count)), count // TRAINING_POINTS))
         self.index = faiss.IndexIVFFlat(
@@ -97,7 +97,7 @@ class CellIndex:
         self.index.nprobe = max(1, round(PROBES * cells))
 
     def search(self, queries: Tensor, k: int) -> Neighbors:
-        """The k best of (M, D) queries among the cells looked into; where those hold fewer, the last is repeated."""
+        """Find the k best of (M, D) queries in the searched cells. If fewer, the last repeats."""
         products, places = map(torch.from_numpy, self.index.search(queries.cpu().numpy(), k))
         missing = places < 0
         last = (~missing).sum(dim=1, keepdim=True).clamp(min=1) - 1
@@ -111,20 +111,16 @@ Index = ExactIndex | CellIndex
 
 
 def build_index(kind: str, vectors: Tensor) -> Index:
-    """`exact` or `ivf` over (N, D) float32 vectors."""
+    """Build an `exact` or `ivf` index over (N, D) float32 vectors."""
     return ExactIndex(vectors) if kind == "exact" else CellIndex(vectors)
 
 
 def log_recall(index: Index, vectors: Tensor, queries: Tensor) -> float:
-    """Log and give the share of (M, D) queries, or of a sample of them, whose very nearest vector `index` finds."""
+    """Log and return recall@1 of `index`, on (M, D) queries or a sample of them."""
     sample = queries[:: max(1, -(-len(queries) // SAMPLE))].to(vectors.device)
-    exact, found = (
-        searched.search(sample, 1).places.cpu() for searched in (ExactIndex(vectors), index)
-    )
-    recall = (exact == found).float().mean().item()
-    logger.info(
-        "approximate search: recall@1 %.4f against the exact one, on %d queries",
-        recall,
-        len(sample),
-    )
+    exact = ExactIndex(vectors).search(sample, 1).places.cpu()
+    approximate = index.search(sample, 1).places.cpu()
+    recall = (exact == approximate).float().mean().item()
+    text = "approximate search: recall@1 %.4f against the exact one, on %d queries"
+    logger.info(text, recall, len(sample))
     return recall

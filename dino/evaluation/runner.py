@@ -1,7 +1,7 @@
-"""What every evaluation of a frozen backbone does around its own work: check, load, extract, report.
+"""The common part of every evaluation of a frozen backbone: check, load, extract, report.
 
-An evaluation reads its layout, asks its runner for the backbone and for features, scores these by pure functions and
-gives the runner named numbers.
+An evaluation reads its layout, gets the backbone and the features from its runner, scores them by
+pure functions, and passes named numbers to the runner.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dino.weights.load import TrainedBackbone, load_backbone
 
 
 class Runner:
-    """One evaluation on one run: `reading` is how it feeds images, `extract` is `extract_features` with both."""
+    """One evaluation on one run. `extract` is `extract_features` with `run` and `reading` bound."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Runner:
         keep_on_device: bool = False,
         max_batches: int | None = None,
     ) -> None:
-        """Begin, but not where the result could not be written; see `Reading` for the other two.
+        """Check that `json` is writable, and bind the run. See `LoaderConfig` for the other two.
 
         Raises:
             OptionError: `json` cannot be written.
@@ -42,7 +42,7 @@ class Runner:
         self.extract = functools.partial(extract_features, run=run, reading=self.reading)
 
     def load_backbone(self, published: Published = PUBLISHED) -> TrainedBackbone:
-        """The backbone that the settings name, rank 0 first; without a file it is one of `published`.
+        """Load the backbone of the settings, rank 0 first. The default file is one of `published`.
 
         Raises:
             WeightsError: The weights are missing or do not fit.
@@ -52,7 +52,7 @@ class Runner:
             return load_backbone(self.config.backbone, self.config.weights, published=published)
 
     def report(self, values: Mapping[str, Any]) -> None:
-        """Write what was found where `json` says, by rank 0.
+        """Write the values to `json`, on rank 0.
 
         Raises:
             OptionError: The file cannot be written.

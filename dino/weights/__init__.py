@@ -1,1 +1,1 @@
-"""Weights: read in any form, checked, loaded, described, converted; one file for each format in `formats`."""
+"""Read, check, load, describe and convert weights. Each format is one file in `formats`."""

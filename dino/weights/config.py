@@ -1,4 +1,4 @@
-"""Which weights are converted, and to what."""
+"""Settings of the commands that convert weights."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dino.models.config import BackboneConfig, ChannelConfig, NetworkConfig, Wei
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFileConfig:
-    """Where a result goes that is one file, or a folder like one."""
+    """Output path: one file, or one folder."""
 
     file_out: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig(OutputFileConfig):
-    """What becomes of weights."""
+    """Target of a conversion."""
 
     input_size: tuple[int, ...] | None = setting(None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionConfig:
-    """Weights of one project in the form of another."""
+    """Convert the weights of one project to the format of another."""
 
     backbone: BackboneConfig = BackboneConfig()
     channels: ChannelConfig = ChannelConfig()
@@ -35,14 +35,14 @@ class ConversionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FilesConfig(OutputFileConfig):
-    """From one file to another."""
+    """Input file and output file."""
 
     file_in: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """Write the plain backbone of a checkpoint: ours, the original's, or of the published IPU code."""
+    """Write the plain backbone of a checkpoint: ours, the original's or the IPU code's."""
 
     backbone: BackboneConfig = BackboneConfig()
     files: FilesConfig = FilesConfig()

@@ -1,4 +1,4 @@
-"""Weights read in any form and written in one, read back, and every tensor accounted for.
+"""Convert weights: read any format, write one, read the file back and compare every tensor.
 
 Letters: C classes, D width of the features.
 """
@@ -35,24 +35,21 @@ from dino.weights.validate import Matched, list_tensors
 logger = logging.getLogger(__name__)
 
 BACKBONE = "backbone."
-LINEAR = (
-    "linear.linear.",
-    "linear.",
-)  # what PASSL calls a linear classifier, and what the original does
+LINEAR = ("linear.linear.", "linear.")  # prefixes of a linear classifier: PASSL's, the original's
 
 
 def convert(config: ConversionConfig, form: Format, layer: LayerConfig | None = None) -> None:
-    """Read what the settings name, write it to `file_out`, read that back and compare.
+    """Read the weights, write them to `file_out`, read that file back and compare.
 
     Args:
-        config: The command's.
-        form: The other project's, one that writes; `OUT.pth` is ours.
-        layer: Where given, a linear layer is converted too: this file's, or the one beside the backbone.
+        config: Settings of the command.
+        form: The other project's format, one that can write. `OUT.pth` is this project's.
+        layer: If given, convert a linear layer too: from this file, or from the backbone's file.
 
     Raises:
-        OptionError: No output, or it cannot be written.
-        WeightsError: A network that the form cannot hold, or a tensor that is another one when it is read back; a file
-            that was there before is untouched.
+        OptionError: `file_out` is not named or cannot be written.
+        WeightsError: The format cannot hold the network, or a tensor differs when it is read back.
+            An existing file is left untouched.
         CheckpointError: A file is missing or damaged.
     """
     target = check_output(config, form.ending)
@@ -70,15 +67,12 @@ def convert(config: ConversionConfig, form: Format, layer: LayerConfig | None = 
     logger.info(
         "%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left
     )
-    known, usual = (
-        build_normalization(network.in_chans, stored) for stored in (network.normalization, None)
-    )
-    if known != usual and not (ours or form.tells_images):
+    actual = build_normalization(network.in_chans, network.normalization)
+    default = build_normalization(network.in_chans, None)
+    if actual != default and not (ours or form.tells_images):
         logger.warning(
             "%s does not say how images are normalized: mean %s, std %s",
-            target,
-            known.mean,
-            known.std,
+            *(target, actual.mean, actual.std),
         )
     about = {
         "arch": network.arch,
@@ -89,17 +83,17 @@ def convert(config: ConversionConfig, form: Format, layer: LayerConfig | None = 
 
 
 def read_network(config: ConversionConfig, layer: LayerConfig | None = None) -> Network:
-    """The network that the settings name, fitted to the input that they ask for.
+    """Read the network of the settings and fit it to the requested input.
 
     Raises:
-        WeightsError: It is not there, or does not fit.
+        WeightsError: The network is missing, or does not fit.
         CheckpointError: A file is missing or damaged.
     """
     found = find_network(config.backbone, config.weights, channels=config.channels)
     trained, tensors = found.trained, found.matched.tensors
     linear = {} if layer is None else find_layer(layer, found)
-    used = {id(part) for part in linear.values()}
-    left = {name: part for name, part in found.matched.left.items() if id(part) not in used}
+    used = {id(tensor) for tensor in linear.values()}
+    left = {name: tensor for name, tensor in found.matched.left.items() if id(tensor) not in used}
     network = Network(
         origin=found.origin,
         tensors=tensors,
@@ -116,10 +110,10 @@ def read_network(config: ConversionConfig, layer: LayerConfig | None = None) -> 
 
 
 def check_grid(network: Network, target: Path) -> None:
-    """Refuse to write a grid of patches that whoever reads the file, with its count alone, takes for a square.
+    """Refuse an oblong grid whose patch count is a square: the file stores the count only.
 
     Raises:
-        OptionError: It is one.
+        OptionError: A reader of the file would take the grid for a square.
     """
     if not is_vision_transformer(network.tensors):
         return
@@ -127,13 +121,13 @@ def check_grid(network: Network, target: Path) -> None:
     side = math.isqrt(rows * columns)
     if rows != columns and side * side == rows * columns:
         raise OptionError(
-            f"{target} does not say sizes, and its {rows} x {columns} patches would be read as {side} x {side}: "
-            "give another `input_size`"
+            f"{target} does not store sizes, and its {rows} x {columns} patches would be read as "
+            f"{side} x {side}: give another `input_size`"
         )
 
 
 def fix_size(network: Network, size: tuple[int, int]) -> Network:
-    """The network for images of another height and width: a ViT's position embedding is resampled, as its forward does.
+    """Fix the image height and width. A ViT's position embedding is resampled as in its forward.
 
     Raises:
         WeightsError: An image would be smaller than a patch.
@@ -142,7 +136,8 @@ def fix_size(network: Network, size: tuple[int, int]) -> Network:
         return replace(network, image_size=size)
     if min(size) < network.patch_size:
         raise WeightsError(
-            f"`input_size` {size[0]} {size[1]} is smaller than a patch, {network.patch_size} pixels",
+            f"`input_size` must be at least one patch, {network.patch_size} pixels "
+            f"(got {size[0]} {size[1]})",
             value=size[0],
         )
     stored = network.tensors[POSITION]
@@ -153,10 +148,13 @@ def fix_size(network: Network, size: tuple[int, int]) -> Network:
 
 
 def find_layer(layer_file: LayerConfig, found: FoundNetwork) -> dict[str, Tensor]:
-    """A linear classifier: the named file's, else the one beside the backbone, else nothing.
+    """Find a linear classifier in the named file, or else in the backbone's file.
+
+    Returns:
+        `weight` (C, n x D) and `bias` (C,), or nothing if the backbone's file has no classifier.
 
     Raises:
-        WeightsError: The named file has none, or its shape is that of none for this backbone.
+        WeightsError: The named file has no classifier, or its shape does not fit the backbone.
         CheckpointError: The file is missing or damaged.
     """
     if layer_file.pretrained_linear:
@@ -171,16 +169,20 @@ def find_layer(layer_file: LayerConfig, found: FoundNetwork) -> dict[str, Tensor
     width = width_of(found.trained.module)
     if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):
         raise WeightsError(
-            f"{origin}: a linear layer has (C, n x {width}) and (C,), not {weight} and {bias}"
+            f"{origin}: a linear layer must have shapes (C, n x {width}) and (C,) "
+            f"(got {weight} and {bias})"
         )
     return layer
 
 
 def select_layer(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tensor]:
-    """The linear classifier of a file, `weight` (C, D) and `bias` (C,), by PASSL's or the original's names.
+    """Select the linear classifier of a file by PASSL's or the original's names.
+
+    Returns:
+        `weight` (C, D) and `bias` (C,), or nothing.
 
     Raises:
-        CheckpointError: As `list_tensors`.
+        CheckpointError: As in `list_tensors`.
     """
     tensors = list_tensors(state, origin)
     for prefix in LINEAR:
@@ -190,16 +192,16 @@ def select_layer(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tens
 
 
 def write_ours(network: Network, target: Path) -> None:
-    """Write a checkpoint that every command of ours reads, with the linear layer as the original's evaluation has it.
+    """Write a checkpoint of ours. The linear layer is named as in the original's evaluation.
 
     Raises:
-        OptionError: Its images are not square.
-        CheckpointError: It cannot be written.
+        OptionError: The images are not square.
+        CheckpointError: The file cannot be written.
     """
     height, width = network.image_size
     if height != width:
         raise OptionError(
-            f"`input_size` {height} {width}: {OURS} files are of square images",
+            f"`input_size` must be square for {OURS} files (got {height} {width})",
             value=height,
             remedy="give one number",
         )
@@ -219,10 +221,10 @@ def write_ours(network: Network, target: Path) -> None:
 
 
 def check_written(network: Network, draft: Path) -> int:
-    """Read what was written back and compare; gives the number of its tensors.
+    """Read the written file back and compare. Returns the number of its tensors.
 
     Raises:
-        WeightsError: It has others.
+        WeightsError: A tensor differs.
     """
     state = read_weights(str(draft))
     tensors = rename_to_ours(select_network(state, "teacher", draft))
@@ -233,20 +235,20 @@ def check_written(network: Network, draft: Path) -> int:
     ]
     different = [
         name
-        for wanted, found in pairs
-        for name, tensor in wanted.items()
-        if name not in found or not _same_bits(found[name], tensor)
+        for written, stored in pairs
+        for name, tensor in written.items()
+        if name not in stored or not _same_bits(stored[name], tensor)
     ]
     if different:
         raise WeightsError(
-            f"{draft.name} would differ from {network.origin} when it is read back, and was not written: "
-            f"{', '.join(different)}"
+            f"{draft.name} would differ from {network.origin} when it is read back, "
+            f"and was not written: {', '.join(different)}"
         )
     return len(network.tensors) + len(network.linear)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same, NaN included, which equals nothing."""
+    """Whether two tensors have the same bits. Unlike ==, this holds for NaN too."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return torch.equal(

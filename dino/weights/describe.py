@@ -1,4 +1,4 @@
-"""Whose a weights file is and what it holds, told from its names and shapes alone.
+"""Describe a weights file, its project and its contents, from names and shapes alone.
 
 Letters: D width, K prototypes, C classes.
 """
@@ -20,22 +20,22 @@ from dino.weights.validate import list_beside_vit
 
 Networks = dict[str, Mapping[str, Tensor]]
 
-# What holds a row a prototype: weight norm old, new and folded; the IPU port cuts it in two.
+# Tensors with one row per prototype: weight norm old, new and folded. The IPU port halves them.
 PROTOTYPES = ("weight_v", "parametrizations.weight.original1", "weight")
 LAST_LAYERS = ("last_layer", "last_layer1", "last_layer2")
 CLASSIFIERS = ("linear.linear", "linear", "head", "fc", "classifier")
 
 
 def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what a file is.
+    """Describe a file.
 
     Args:
-        word: What it was read from.
-        state: What `read_weights` gave.
+        word: The name that it was read from.
+        state: The result of `read_weights`.
 
     Returns:
-        `kind`, in words; `networks`, each with what is known of it; and of `centre` (K), `epoch`, `normalisation` and
-        `flags` those that are in the file.
+        `kind`, in words; `networks`, a description of each; and `centre` (K), `epoch`,
+        `normalisation` and `flags`, if the file holds them.
     """
     networks = list_networks(state)
     loss = state.get("dino_loss")
@@ -52,12 +52,12 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_networks(state: Mapping[str, Any]) -> Networks:
-    """Every dictionary of tensors in a file by its name, or the file itself as `weights`."""
-    found: Networks = {}
+    """List every dictionary of tensors in a file by its name, or the file itself as `weights`."""
+    networks: Networks = {}
     for name, value in state.items():
         if name != "dino_loss" and isinstance(value, Mapping) and value and _holds_tensors(value):
-            found |= split_networks(value) or {name: value}
-    return found or ({"weights": state} if state and _holds_tensors(state) else {})
+            networks |= split_networks(value) or {name: value}
+    return networks or ({"weights": state} if state and _holds_tensors(state) else {})
 
 
 def _holds_tensors(values: Mapping[str, Any]) -> bool:
@@ -67,23 +67,23 @@ def _holds_tensors(values: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a file as JSON has it; what is nested is shortened, since it may be endless."""
-    parts = value if isinstance(value, list | tuple) else [value]
-    flat = all(part is None or isinstance(part, str | int | float) for part in parts)
+    """Return a value that JSON can hold. Nested values are shortened, as they may be huge."""
+    items = value if isinstance(value, list | tuple) else [value]
+    flat = all(item is None or isinstance(item, str | int | float) for item in items)
     return value if flat else reprlib.repr(value)
 
 
 def name_kind(word: str, state: Mapping[str, Any], networks: Networks) -> str:
-    """Whose file it is: the format that claims the word is asked first, then the others."""
+    """Name the kind of a file. The format that claims the word is asked first, then the others."""
     names = frozenset(name for tensors in networks.values() for name in rename_to_ours(tensors))
     contents = Contents(word=word, state=state, networks=networks, names=names)
-    claimed = find_format(word)
-    asked = [*([claimed] if claimed else []), *list_formats().values()]
-    return next(filter(None, (each.kind(contents) for each in asked)), _name_plain(contents))
+    claiming = find_format(word)
+    formats = [*([claiming] if claiming else []), *list_formats().values()]
+    return next(filter(None, (form.kind(contents) for form in formats)), _name_plain(contents))
 
 
 def _name_plain(contents: Contents) -> str:
-    """What a file is that no format knows."""
+    """Name the kind of a file that no format knows."""
     kinds = {
         "plain vision transformer: the original's names, which are timm's too": "pos_embed"
         in contents.names,
@@ -94,7 +94,7 @@ def _name_plain(contents: Contents) -> str:
 
 
 def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Tensors of the backbone, their count and number formats, and what stands beside it; shapes tell the rest."""
+    """Describe a network: tensors of the backbone, number formats, other layers, and its shapes."""
     named, pattern = rename_to_ours(tensors), list_beside_vit()
     beside = [name for name in named if pattern.match(name)]
     backbone = [tensor for name, tensor in named.items() if not pattern.match(name)]
@@ -115,8 +115,8 @@ def describe_network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _rows(tensors: Mapping[str, Tensor], layer: str, names: tuple[str, ...]) -> int:
-    """Rows of the first of these tensors of a layer that there is, 0 without any."""
-    found = next(
+    """Count the rows of the first of a layer's tensors that is in the file; 0 without any."""
+    tensor = next(
         (tensors[f"{layer}.{name}"] for name in names if f"{layer}.{name}" in tensors), None
     )
-    return found.shape[0] if found is not None and found.ndim else 0
+    return tensor.shape[0] if tensor is not None and tensor.ndim else 0

@@ -1,4 +1,4 @@
-"""The weights published with the paper: which there are, and how a file of them is had."""
+"""The weights published with the paper: names, files, and how a file is found or downloaded."""
 
 from __future__ import annotations
 
@@ -24,40 +24,30 @@ logger = logging.getLogger(__name__)
 MIRROR = "DINO_WEIGHTS_DIR"
 PUBLISHED_ROOT = "https://dl.fbaipublicfiles.com/dino/"
 Published = Mapping[tuple[str, int | None], str]  # file by architecture and patch size
-# Backbones published with the paper; no digests of the files are known.
+# Backbones published with the paper. The files have no known digests.
 PUBLISHED: Published = {
     ("vit_small", 16): "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
     ("vit_small", 8): "dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
     ("vit_base", 16): "dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
     ("vit_base", 8): "dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
     ("resnet50", None): "dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
-    (
-        "xcit_small_12_p16",
-        None,
-    ): "dino_xcit_small_12_p16_pretrain/dino_xcit_small_12_p16_pretrain.pth",
-    ("xcit_small_12_p8", None): "dino_xcit_small_12_p8_pretrain/dino_xcit_small_12_p8_pretrain.pth",
-    (
-        "xcit_medium_24_p16",
-        None,
-    ): "dino_xcit_medium_24_p16_pretrain/dino_xcit_medium_24_p16_pretrain.pth",
-    (
-        "xcit_medium_24_p8",
-        None,
-    ): "dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_pretrain.pth",
+    **{
+        (arch, None): f"dino_{arch}_pretrain/dino_{arch}_pretrain.pth"
+        for size in ("small_12", "medium_24")
+        for arch in (f"xcit_{size}_p16", f"xcit_{size}_p8")
+    },
 }
-# The linear classifiers that were trained on them.
+# The linear classifiers trained on these backbones.
 PUBLISHED_LINEAR: Published = {
     key: path.replace("_pretrain.pth", "_linearweights.pth") for key, path in PUBLISHED.items()
 }
-# Retrieval takes weights trained on Google Landmarks v2 where there are any, as the original does.
+# Like the original, retrieval prefers weights trained on Google Landmarks v2.
+LANDMARKS = "dino_vitsmall16_googlelandmark_pretrain"
 PUBLISHED_FOR_RETRIEVAL: Published = {
     **PUBLISHED,
-    (
-        "vit_small",
-        16,
-    ): "dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
+    ("vit_small", 16): f"{LANDMARKS}/{LANDMARKS}.pth",
 }
-# The names that torch.hub knows them by (the original's hubconf.py); deits are the same networks' older names.
+# Names in torch.hub (the original's hubconf.py). The deit names are older names of these networks.
 HUB: Mapping[str, tuple[str, int | None]] = {
     "dino_vits16": ("vit_small", 16),
     "dino_deits16": ("vit_small", 16),
@@ -75,15 +65,15 @@ def find_published(
     *,
     remedy: str = "give `pretrained_weights`, or `random_weights`",
 ) -> Path:
-    """The published weights of an architecture: from the mirror folder, else downloaded to torch's hub folder.
+    """Find the published weights in the mirror folder, or download them to torch's hub folder.
 
     Args:
         backbone: Architecture and patch size.
-        published: Which files, by architecture and patch size.
-        remedy: What to do where they cannot be had, besides the mirror folder.
+        published: The files by architecture and patch size.
+        remedy: End of the error's remedy, after the mirror folder.
 
     Raises:
-        WeightsError: None are published for it, or they cannot be had.
+        WeightsError: No weights are published for the architecture, or the download fails.
     """
     patch = backbone.chosen_patch_size if is_vit(backbone.chosen_arch) else None
     arch = backbone.chosen_arch.replace("deit_", "vit_")
@@ -110,20 +100,18 @@ def find_published(
 
 
 def find_mirrored(*names: str) -> Path | None:
-    """The first of these files that is in the user's mirror folder, if there is one."""
+    """Find the first of these files in the user's mirror folder, if any."""
     folder = os.environ.get(MIRROR)
-    return (
-        next((Path(folder) / name for name in names if (Path(folder) / name).is_file()), None)
-        if folder
-        else None
-    )
+    if not folder:
+        return None
+    return next((Path(folder) / name for name in names if (Path(folder) / name).is_file()), None)
 
 
 def read_hub_name(name: str) -> BackboneConfig:
-    """Architecture and patch size of a name of torch.hub, such as dino_vits16.
+    """Return the architecture and patch size of a name in torch.hub, such as dino_vits16.
 
     Raises:
-        WeightsError: The hub has no such name; the nearest one is named.
+        WeightsError: The name is unknown. The message suggests the closest one.
     """
     if name not in HUB:
         raise WeightsError(f"{HUB_PREFIX}{name} is not published: {nearest(name, list(HUB))}")
@@ -134,30 +122,30 @@ def read_hub_name(name: str) -> BackboneConfig:
 
 
 def read_published(path: Path) -> dict[str, Any]:
-    """What a file holds that `find_published` found.
+    """Read a file returned by `find_published`.
 
     Raises:
-        CheckpointError: It is damaged, as a download that was cut off leaves it.
+        CheckpointError: The file is damaged, for example by an interrupted download.
     """
     try:
         return admit(checkpoint.load_file(path), path)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}", remedy="remove it, and the published file is fetched anew"
+            f"{error}", remedy="remove it, and the published file is downloaded again"
         ) from error
 
 
 def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn.Module:
-    """Build a backbone by its name in the original's hubconf.py, as torch builds modules: in training mode.
+    """Build a backbone by its name in the original's hubconf.py, in training mode.
 
     Args:
         name: One of `HUB`.
-        pretrained: Fill it with the published weights. No digest of those files is known: what is checked is that
-            their tensors are exactly the network's, by name and shape.
-        **settings: Of `build_backbone`; the weights are adapted to other `in_chans` and `img_size`.
+        pretrained: Load the published weights. These files have no known digest, so the check is
+            that their tensors match the network's exactly, by name and shape.
+        **settings: For `build_backbone`. The weights are adapted to `in_chans` and `img_size`.
 
     Raises:
-        WeightsError: No such name, or the weights cannot be had or are not the network's.
+        WeightsError: The name is unknown, or the weights cannot be downloaded or do not match.
     """
     named = read_hub_name(name)
     module = build_backbone(named.chosen_arch, patch_size=named.chosen_patch_size, **settings)
@@ -175,6 +163,6 @@ def load_published(name: str, *, pretrained: bool = True, **settings: Any) -> nn
         module.load_state_dict(matched.tensors)
         count = len(matched.tensors)
         logger.info(
-            "%s: %d of %d tensors, and no other; no digest of the file is known", path, count, count
+            "%s: %d of %d tensors and no others; the file has no known digest", path, count, count
         )
     return module

@@ -1,4 +1,4 @@
-"""A backbone's tensors under our names, which are the original's: what their shapes tell, and how formats pass it on.
+"""A backbone's tensors under our names, which are the original's: its sizes, and its description.
 
 Letters: C classes, D width, N tokens, P side of a patch.
 """
@@ -16,7 +16,7 @@ from dino.models.registry import VITS
 
 
 def is_vision_transformer(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of our vision transformers, and the shapes tell its sizes."""
+    """Whether the names are those of our vision transformers, with shapes that reveal its sizes."""
     sizes = {"pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     if not {"pos_embed", "patch_embed.proj.weight"} <= tensors.keys():
         return False
@@ -29,12 +29,12 @@ def is_vision_transformer(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def count_blocks(tensors: Mapping[str, Tensor]) -> int:
-    """How many blocks a vision transformer under our names has."""
+    """Count the blocks of a vision transformer under our names."""
     return len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
 
 
 def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the tensors of one of our vision transformers tell about it; nothing for other networks."""
+    """Infer the settings of one of our ViTs from its tensors; empty for other networks."""
     if not is_vision_transformer(tensors):
         return {}
     convs = [
@@ -43,35 +43,34 @@ def guess_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         if name.startswith("patch_embed.") and tensor.ndim == 4
     ]
     dim, in_chans = convs[-1].shape[0], convs[0].shape[1]
-    patch_size = convs[-1].shape[-1] << (
-        len(convs) - 1
-    )  # each convolution of a stem halves the side
+    halvings = len(convs) - 1  # each further convolution of a stem halves the side
+    patch_size = convs[-1].shape[-1] << halvings
     depth = count_blocks(tensors)
     arch = next(
         (name for name, shape in VITS.items() if (shape.embed_dim, shape.depth) == (dim, depth)),
         None,
     )
     side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-    found = {"patch_size": patch_size, "in_chans": in_chans}
+    settings = {"patch_size": patch_size, "in_chans": in_chans}
     if side * side == tensors["pos_embed"].shape[1] - 1:
-        found["image_size"] = side * patch_size
-    return found | ({"arch": arch} if arch else {})
+        settings["image_size"] = side * patch_size
+    return settings | ({"arch": arch} if arch else {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A backbone on its way from one format to another.
+    """A backbone that is converted from one format to another.
 
     Attributes:
-        origin: What it was read from.
-        tensors: The backbone's, under our names, in the file's number formats.
+        origin: The file or name that it was read from.
+        tensors: The backbone's tensors, under our names, with the file's dtypes.
         linear: A linear classifier's `weight` (C, D) and `bias` (C,), or nothing.
-        arch: Architecture; empty for a vision transformer that is none of ours by its width and depth.
-        patch_size: In pixels; of no meaning but for a ViT.
+        arch: Architecture. Empty for a vision transformer whose width and depth none of ours has.
+        patch_size: Patch size in pixels; meaningful for a ViT only.
         in_chans: Channels of an image.
-        image_size: Height and width in pixels of the images that it is for.
-        normalization: {"mean": ..., "std": ...}, a number a channel each, or None where the file does not say.
-        left: Words about what of the file is not converted, the end of a line.
+        image_size: Height and width of its images in pixels.
+        normalization: {"mean": ..., "std": ...} with one number per channel, or None if unknown.
+        left: End of a log line that lists what is not converted.
     """
 
     origin: str
@@ -86,13 +85,13 @@ class Network:
 
     @property
     def is_plain_vit(self) -> bool:
-        """Whether it is a vision transformer as other projects have it too, with one projection for patches."""
+        """Whether it is a vision transformer with one patch projection, as in other projects."""
         return is_vision_transformer(self.tensors) and not any(
             "patch_embed.convs" in name for name in self.tensors
         )
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the patches that the position embedding is stored for."""
+        """Height and width in pixels that the whole patches of the position embedding cover."""
         height, width = (side // self.patch_size * self.patch_size for side in self.image_size)
         return height, width

@@ -1,4 +1,4 @@
-"""A checkpoint's backbone as a plain state dictionary, which every evaluation here and the original's read."""
+"""Extract a checkpoint's backbone as a plain state dictionary, readable by the original too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def extract_backbone(config: ExtractConfig) -> None:
-    """Read `file_in` whole or not at all, and write its backbone, float32, to `file_out`.
+    """Write the float32 backbone of `file_in` to `file_out`. A partial backbone is an error.
 
     Raises:
         OptionError: A file is not named, or cannot be written.
@@ -33,17 +33,17 @@ def extract_backbone(config: ExtractConfig) -> None:
 
 
 def name_files(files: FilesConfig) -> tuple[Path, Path]:
-    """What is read and what is written, two files.
+    """Return the input file and the output file.
 
     Raises:
-        OptionError: One is not named, both are the same, or the second cannot be written.
+        OptionError: A file is not named, both are the same, or the output cannot be written.
     """
     if not files.file_in or not files.file_out:
         raise OptionError("name both files: `file_in` CHECKPOINT `file_out` FILE")
     source, target = Path(files.file_in), Path(files.file_out)
     if source.resolve() == target.resolve():
         raise OptionError(
-            f"`file_out` {target} is what is read", value=target, remedy="name another file"
+            f"`file_out` {target} is the input file", value=target, remedy="name another file"
         )
     check_target(str(target), "`file_out`")
     return source, target

@@ -1,4 +1,4 @@
-"""Weights of one input for a network of another: other channels, patches or image sizes.
+"""Adapt weights to a network with other input channels, patches or image sizes.
 
 Letters: D width, C channels, P side of a patch, N tokens, the CLS token among them.
 """
@@ -29,20 +29,20 @@ def adapt_input(
     new_channels: bool = False,
     new_patches: bool = False,
 ) -> dict[str, Tensor]:
-    """Fit the first layer and the position embedding of a file to a network; each change is logged.
+    """Fit the first layer and the position embedding of a file to a network. Each change is logged.
 
     Args:
-        tensors: The file's.
-        wanted: The network's own, for their shapes.
+        tensors: Tensors of the file.
+        wanted: Tensors of the network, for their shapes.
         origin: The file, for messages.
-        new_channels: Somebody asked for the network's channels, so the file's may be changed.
-        new_patches: The same of the size of its patches.
+        new_channels: The user set `in_chans`, so the number of channels may change.
+        new_patches: The user set `patch_size`, so the patch size may change.
 
     Returns:
-        The tensors, those two adapted; what differs in any other way is left to whoever loads them.
+        The tensors, with those two adapted. Other differences are checked when they are loaded.
 
     Raises:
-        WeightsError: The file has other channels or patches, and nobody asked for that.
+        WeightsError: The channels or patches differ, and the user did not set them.
     """
     adapted = dict(tensors)
     first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), "")
@@ -70,7 +70,7 @@ def adapt_input(
 
 
 def _adapt_first(weight: Tensor, wanted: torch.Size, origin: str) -> Tensor:
-    """The first convolution (D, C, P, P) for another C or P."""
+    """Adapt the first convolution (D, C, P, P) to another C or P."""
     channels, patch_size = wanted[1], wanted[-1]
     if weight.shape[1] != channels:
         how = "summed" if channels == 1 else f"repeated, times {weight.shape[1]}/{channels}"
@@ -90,15 +90,17 @@ def _adapt_first(weight: Tensor, wanted: torch.Size, origin: str) -> Tensor:
 def _check_asked(name: str, there: int, here: int, asked: bool, origin: str) -> None:
     if there != here and not asked:
         raise WeightsError(
-            f"{origin} has `{name}` {there}, this network {here}: give `{name}` {there}, or `{name}` {here} to adapt it"
+            f"{origin} has `{name}` {there}, this network {here}: "
+            f"give `{name}` {there}, or `{name}` {here} to adapt it"
         )
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """First convolution (D, C, P, P) -> (D, channels, P, P), as timm's adapt_input_conv.
+    """Adapt a first convolution (D, C, P, P) to (D, channels, P, P), as in timm's adapt_input_conv.
 
-    One channel: the sum over C, so that a gray image gives what its color copy gave. Else channels repeat in their
-    order and are scaled by C / channels, so that the sum over an image of equal channels stays about what it was.
+    One channel is the sum over C, so a gray image has the same output as its color copy. Otherwise
+    channels repeat in order, scaled by C / channels, which about preserves the sum over an image
+    with equal channels.
     """
     if channels == 1:
         return weight.sum(dim=1, keepdim=True)
@@ -107,7 +109,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def resample_position(embedding: Tensor, tokens: int) -> Tensor:
-    """Bicubic position embedding of another square grid: (1, 1 + n, D) -> (1, tokens, D).
+    """Resample a position embedding to a square grid, bicubic: (1, 1 + n, D) -> (1, tokens, D).
 
     Raises:
         WeightsError: The stored grid is not square.
@@ -117,7 +119,8 @@ def resample_position(embedding: Tensor, tokens: int) -> Tensor:
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
     if old * old != embedding.shape[1] - 1:
         raise WeightsError(
-            f"the position embedding has {embedding.shape[1] - 1} patches, which is no square"
+            "the position embedding must have a square number of patches "
+            f"(got {embedding.shape[1] - 1})"
         )
     grid = torch.unflatten(embedding[:, 1:], 1, (old, old)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic")

@@ -1,4 +1,4 @@
-"""What a converter is asked to write, refused before long work."""
+"""Check the output of a converter before long work."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ PLAIN = {".safetensors", ".bin", ".pt"}  # other endings of files of weights
 
 
 def check_output(config: ConversionConfig, ending: str, *, both_ways: bool = True) -> Path:
-    """Where to write, refused before long work.
+    """Return the output path, after all checks.
 
     Args:
-        config: The command's.
-        ending: Of the files that it writes; a folder has none.
-        both_ways: Whether it writes files of ours, too.
+        config: Settings of the command.
+        ending: Ending of the files that the command writes; empty for a folder.
+        both_ways: Whether the command also writes this project's files.
 
     Raises:
-        OptionError: Nowhere, over what is read, or under a name that tells no form; or `json` cannot be written.
+        OptionError: The output is not named, is the input, or has an unsupported ending; or `json`
+            cannot be written.
     """
-    there = f"OUT{ending}" if ending else "a folder"
-    wanted = f"OUT{OURS} for this project's form, or {there}" if both_ways else there
+    theirs = f"OUT{ending}" if ending else "a folder"
+    allowed = f"OUT{OURS} for this project's form, or {theirs}" if both_ways else theirs
     if not config.conversion.file_out:
-        raise OptionError(f"name what to write, as the second word or with `file_out`: {wanted}")
+        raise OptionError(f"name the output, as the second word or with `file_out`: {allowed}")
     target = Path(config.conversion.file_out)
-    file = bool(ending) or target.suffix == OURS
-    known = {ending, OURS} if both_ways else {ending}
-    of_files = PLAIN | {each.ending for each in list_formats().values() if each.ending}
-    # a folder with the ending of a file would be taken for one
-    if target.suffix not in known and (ending or target.suffix in of_files):
+    is_file = bool(ending) or target.suffix == OURS
+    endings = {ending, OURS} if both_ways else {ending}
+    of_files = PLAIN | {form.ending for form in list_formats().values() if form.ending}
+    # A folder with the ending of a file would be taken for a file.
+    if target.suffix not in endings and (ending or target.suffix in of_files):
         raise OptionError(
-            f"`file_out` {target} tells no form", value=target, remedy=f"name {wanted}"
+            f"`file_out` {target} has an unsupported ending", value=target, remedy=f"name {allowed}"
         )
-    if target.is_dir() == file and target.exists():
+    if target.is_dir() == is_file and target.exists():
         raise OptionError(
             f"`file_out` {target} is a {'folder' if target.is_dir() else 'file'}",
             value=target,
-            remedy=f"name {wanted}",
+            remedy=f"name {allowed}",
         )
     source = Path(config.weights.pretrained_weights or "").resolve()
-    if config.weights.pretrained_weights and target.resolve() in (
-        (source,) if file else (source, source.parent)
-    ):
+    inputs = (source,) if is_file else (source, source.parent)
+    if config.weights.pretrained_weights and target.resolve() in inputs:
         raise OptionError(
-            f"`file_out` {target} is what is read, or holds it", value=target, remedy="name another"
+            f"`file_out` {target} is the input, or holds it", value=target, remedy="name another"
         )
     make_output_folder(str(target.parent), "`file_out`")
     check_target(config.report.json)
@@ -57,15 +57,16 @@ def check_output(config: ConversionConfig, ending: str, *, both_ways: bool = Tru
 
 
 def read_size(target: TargetConfig) -> tuple[int, int] | None:
-    """Height and width that `input_size` asks for.
+    """Return the height and width of `input_size`.
 
     Raises:
-        OptionError: It has more numbers than two.
+        OptionError: It has more than two numbers.
     """
     sizes = target.input_size
     if sizes and len(sizes) > 2:
         raise OptionError(
-            f"`input_size` {' '.join(map(str, sizes))}: give height and width, or one number for both",
+            "`input_size` must be height and width, or one number for both "
+            f"(got {' '.join(map(str, sizes))})",
             value=" ".join(map(str, sizes)),
         )
     return (sizes[0], sizes[-1]) if sizes else None

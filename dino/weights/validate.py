@@ -1,6 +1,7 @@
-"""What a weights file may hold, checked once after it is read, whoever wrote it; and what a network needs of it.
+"""Validate a weights file once after it is read, whoever wrote it, and match it to a network.
 
-What follows can rely on it: each tensor of a network is found, with its shape, and what else the file holds is named.
+Later code can rely on it: each tensor of the network is present with its shape, and the rest of the
+file is listed.
 """
 
 from __future__ import annotations
@@ -21,38 +22,33 @@ from dino.errors import CheckpointError, WeightsError
 from dino.models.zoo import open_library
 from dino.weights.formats import list_formats
 
-SIZES = (
-    "patch_size",
-    "in_chans",
-    "global_crops_size",
-)  # what args say of a backbone, beside its `arch`
-# What may lie beside a backbone.
+# Settings of a backbone in the args of a file, in addition to `arch`.
+SIZES = ("patch_size", "in_chans", "global_crops_size")
+# Patterns of the tensors that a file may hold in addition to the backbone.
 NOTHING = re.compile("(?!)")
 ANYTHING = re.compile("")
 HEADS = r"(head|linear|fc|classifier|pooler|projector|projection_head|predictor|prototypes)\."
 
 
 def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
-    """A file's content with every tensor detached, if it is what its readers take for granted.
+    """Validate the contents of a file, and detach every tensor.
 
     Args:
-        state: What a file holds.
+        state: The contents of the file.
         origin: The file, for errors.
 
     Raises:
-        CheckpointError: A name that is no text, a tensor without its numbers at hand, or options or a normalization of
-            other types than they have.
+        CheckpointError: A name is not a str, a tensor is not a plain dense one, or an option or the
+            normalization has a wrong type.
     """
     for name, value in checkpoint.read_args(state).items():
-        fits = (
-            type(value) is int and value > 0
-            if name in SIZES
-            else name != "arch" or isinstance(value, str)
-        )
-        if value is not None and not fits:
-            kind = "a number of 1 or more" if name in SIZES else "a name"
+        if name in SIZES:
+            is_valid, expected = type(value) is int and value > 0, "a number of 1 or more"
+        else:
+            is_valid, expected = name != "arch" or isinstance(value, str), "a name"
+        if value is not None and not is_valid:
             raise CheckpointError(
-                f"{origin}: {name} in its args is a {type(value).__name__}, wants {kind}"
+                f"{origin}: {name} in its args must be {expected} (got {type(value).__name__})"
             )
     if state.get("normalisation") is not None:
         _check_normalization(state["normalisation"], origin)
@@ -62,24 +58,26 @@ def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
 
 
 def check_network(tensors: Mapping[str, Any], origin: Path | str) -> Mapping[str, Tensor]:
-    """A network's tensors as they are.
+    """Return a network's tensors unchanged.
 
     Raises:
-        WeightsError: There is something else among them.
+        WeightsError: A value is not a tensor.
     """
     other = next((name for name, value in tensors.items() if not isinstance(value, Tensor)), None)
     if other is not None:
         raise WeightsError(
-            f"{origin}: {other} is a {type(tensors[other]).__name__}, wants a tensor"
+            f"{origin}: {other} must be a tensor (got {type(tensors[other]).__name__})"
         )
     return tensors
 
 
 def list_tensors(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tensor]:
-    """Tensors of a file at its top or, where it has one, in its `state_dict`, without `module.` and `backbone.`.
+    """List a file's tensors by name without `module.` and `backbone.`.
+
+    They are in its `state_dict`, if it has one, or otherwise at the top level.
 
     Raises:
-        CheckpointError: `state_dict` is no dictionary, or two names are the same without what is in front.
+        CheckpointError: `state_dict` is not a dictionary, or two names without prefix are equal.
     """
     held = read_part(state, "state_dict", origin) if "state_dict" in state else state
     return checkpoint.strip_prefixes(
@@ -88,45 +86,58 @@ def list_tensors(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tens
 
 
 def read_center(state: Mapping[str, Any], prototypes: int, origin: Path | str) -> Tensor | None:
-    """The center (1, K) of K `prototypes` that a file's `dino_loss` holds, or None where it holds none.
+    """Read the center (1, K) in a file's `dino_loss`, for K `prototypes`. None if it has no center.
 
     Raises:
-        CheckpointError: It holds something else.
+        CheckpointError: The center has another type or shape.
     """
     center = read_part(state, "dino_loss", origin).get("center")
     if center is not None and (not isinstance(center, Tensor) or center.shape != (1, prototypes)):
-        kind = tuple(center.shape) if isinstance(center, Tensor) else f"a {type(center).__name__}"
+        got = tuple(center.shape) if isinstance(center, Tensor) else type(center).__name__
         raise CheckpointError(
-            f"{origin}: the center of its dino_loss is {kind}, wants (1, {prototypes})",
+            f"{origin}: the center of its dino_loss must be (1, {prototypes}) (got {got})",
             remedy="name another file",
         )
     return center
 
 
 def read_part(state: Mapping[str, Any], name: str, origin: Path | str) -> Mapping[str, Any]:
-    """The dictionary that a file holds under `name`, empty where it holds nothing there.
+    """Return the dictionary that a file holds under `name`, empty if the key is missing.
 
     Raises:
-        CheckpointError: It holds something else.
+        CheckpointError: The value is not a dictionary.
     """
     part = {} if state.get(name) is None else state[name]
     if not isinstance(part, Mapping):
         raise CheckpointError(
-            f"{origin}: its {name} is a {type(part).__name__}, wants a dictionary",
+            f"{origin}: its {name} must be a dictionary (got {type(part).__name__})",
             remedy="save it as one, or name another file",
         )
     return part
 
 
+def check_square(state: Mapping[str, Any], origin: Path | str) -> None:
+    """Refuse weights that are stored for oblong images: their grid would be misread.
+
+    Raises:
+        WeightsError: The sides in the file's args differ.
+    """
+    sides = checkpoint.read_args(state).get("image_size")
+    if isinstance(sides, list) and len(set(sides)) > 1:
+        raise WeightsError(
+            f"{origin} must be stored for square images (got {' x '.join(map(str, sides))} pixels)"
+        )
+
+
 @dataclass(frozen=True)
 class Matched:
-    """What a file's tensors are to a network."""
+    """A file's tensors, divided into those of a network and the others."""
 
-    tensors: dict[str, Tensor]  # one for each of the network's
+    tensors: dict[str, Tensor]  # one for each tensor of the network
     left: dict[str, Tensor]  # the others
 
     def describe_left(self) -> str:
-        """The names that were not used, counted by their first word, as the end of a line."""
+        """Count the unused tensors by the first word of their names, as the end of a log line."""
         counts = Counter(name.split(".")[0] for name in self.left)
         named = ", ".join(f"{name} ({count})" for name, count in counts.items())
         return f"; not part of it: {named}" if named else ""
@@ -142,58 +153,63 @@ def match(
 
     Args:
         module: The network.
-        tensors: The file's, under our names.
+        tensors: Tensors of the file, under our names.
         origin: The file, for the error.
-        beside: Which tensors the file may have besides.
+        beside: Pattern of the tensors that the file may hold in addition.
 
     Raises:
-        WeightsError: Some are missing or have another shape, or there are others; the text lists them.
+        WeightsError: Tensors are missing, have another shape, or are foreign. The text lists them.
     """
-    wanted = module.state_dict()
-    if not wanted.keys() <= tensors.keys() and any("cls_attn_blocks" in name for name in wanted):
+    needed = module.state_dict()
+    if not needed.keys() <= tensors.keys() and any("cls_attn_blocks" in name for name in needed):
         xcit = open_library("timm", purpose="XCiT").models.xcit
         tensors = xcit.checkpoint_filter_fn(dict(tensors), module)
     wrong = [
-        f"{name} ({'missing' if name not in tensors else f'{tuple(tensors[name].shape)}, wants {tuple(own.shape)}'})"
-        for name, own in wanted.items()
-        if name not in tensors or tensors[name].shape != own.shape
+        f"{name} ({_describe_misfit(tensors.get(name), tensor)})"
+        for name, tensor in needed.items()
+        if name not in tensors or tensors[name].shape != tensor.shape
     ]
     if wrong:
         raise WeightsError(
-            f"{origin}: {len(wrong)} of {len(wanted)} backbone tensors do not fit, nothing was "
+            f"{origin}: {len(wrong)} of {len(needed)} backbone tensors do not fit, nothing was "
             f"loaded: {_shorten(wrong)}",
             remedy="check `arch`, `patch_size` and `checkpoint_key`",
         )
-    left = {name: tensor for name, tensor in tensors.items() if name not in wanted}
+    left = {name: tensor for name, tensor in tensors.items() if name not in needed}
     foreign = [name for name in left if not beside.match(name)]
     if foreign:
         raise WeightsError(
-            f"{origin}: it is another network, with {len(foreign)} tensors that this one has not, "
+            f"{origin}: it is another network, with {len(foreign)} tensors that this one lacks, "
             f"nothing was loaded: {_shorten(foreign)}",
             remedy="check `arch`",
         )
-    return Matched({name: tensors[name] for name in wanted}, left)
+    return Matched({name: tensors[name] for name in needed}, left)
+
+
+def _describe_misfit(stored: Tensor | None, needed: Tensor) -> str:
+    if stored is None:
+        return "missing"
+    return f"must be {tuple(needed.shape)}, got {tuple(stored.shape)}"
 
 
 def list_beside_vit() -> re.Pattern[str]:
-    """What may lie beside a vision transformer: heads, and what formats say only training needs.
+    """Return the pattern of tensors next to a ViT: heads, and what only training needs.
 
-    A file with anything else is another network, which would compute other features.
+    A file with any other tensor is another network, which would compute other features.
     """
-    return re.compile(
-        "|".join([HEADS, *(each.beside for each in list_formats().values() if each.beside)])
-    )
+    training_only = [form.beside for form in list_formats().values() if form.beside]
+    return re.compile("|".join([HEADS, *training_only]))
 
 
 def _admit_tensors(values: Any, origin: Path | str) -> Any:
-    """A dictionary of tensors, detached; anything else as it is."""
+    """Validate and detach a dictionary of tensors. Anything else is returned unchanged."""
     if not isinstance(values, Mapping) or not any(
-        isinstance(part, Tensor) for part in values.values()
+        isinstance(value, Tensor) for value in values.values()
     ):
         return values
-    odd = next((type(name).__name__ for name in values if not isinstance(name, str)), None)
-    if odd:
-        raise CheckpointError(f"{origin} has a {odd} where the name of a tensor belongs")
+    wrong = next((type(name).__name__ for name in values if not isinstance(name, str)), None)
+    if wrong:
+        raise CheckpointError(f"{origin}: the name of a tensor must be a str (got {wrong})")
     return {
         name: _admit(name, value, origin) if isinstance(value, Tensor) else value
         for name, value in values.items()
@@ -201,30 +217,28 @@ def _admit_tensors(values: Any, origin: Path | str) -> Any:
 
 
 def _admit(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
-    """Detached, as parameters that were saved themselves are not."""
+    """Detach a tensor: a saved parameter still requires gradients."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-        kind = (
-            "meta"
-            if tensor.is_meta
-            else str(tensor.dtype if tensor.is_quantized else tensor.layout)
-        )
+        layout = str(tensor.dtype if tensor.is_quantized else tensor.layout)
         raise CheckpointError(
-            f"{origin}: {name} is a tensor of another kind ({kind})",
+            f"{origin}: {name} must be a dense tensor (got {'meta' if tensor.is_meta else layout})",
             remedy="save it dense, with its numbers",
         )
     return tensor.detach()
 
 
-def _check_normalization(found: Any, origin: Path | str) -> None:
-    parts: list[Any] = (
-        [found.get(name) for name in ("mean", "std")] if isinstance(found, Mapping) else [None]
+def _check_normalization(stored: Any, origin: Path | str) -> None:
+    values: list[Any] = (
+        [stored.get(name) for name in ("mean", "std")] if isinstance(stored, Mapping) else [None]
     )
-    good = all(
-        isinstance(part, list | tuple) and part and all(map(_is_number, part)) for part in parts
+    are_numbers = all(
+        isinstance(numbers, list | tuple) and numbers and all(map(_is_number, numbers))
+        for numbers in values
     )
-    if not good or len(parts[0]) != len(parts[1]) or min(parts[1]) <= 0:
+    if not are_numbers or len(values[0]) != len(values[1]) or min(values[1]) <= 0:
         raise CheckpointError(
-            f"{origin}: its normalization must hold a mean and a std, one number a channel each"
+            f"{origin}: its normalization must hold a mean and a std, each with one number "
+            "per channel"
         )
 
 

@@ -32,7 +32,7 @@ def test_pairs_that_do_not_fit_are_refused(splits: Path, tmp_path: Path) -> None
     write_pictures(tmp_path / "bee", 1)
     named = Pictures(label=lambda _: 0)
     for data, text in (
-        ((splits / "train", tmp_path), "do not have the same classes; they differ in ant"),
+        ((splits / "train", tmp_path), "must have the same classes; they differ in ant"),
         ((named, Pictures()), "Pictures has no labels; give class folders, or items"),
         ((named, tmp_path / "bee"), "bee has no labels"),
         ((named,), r"a pair \(train, val\) \(got tuple\)"),

@@ -260,7 +260,7 @@ def test_an_unknown_keyword_is_a_type_error(
             DeviceError,
             "^`precision` fp16 needs `device` cuda; use bf16 or fp32 on the cpu$",
         ),
-        ({"synthetic_data": True}, OptionError, "`synthetic_data` reads no images; give data=None"),
+        ({"synthetic_data": True}, OptionError, "`synthetic_data` reads no images; pass data=None"),
         ({"eval_knn_every": 1}, OptionError, "`eval_knn_every` needs a folder with train and val"),
         ({"dry_run": True}, OptionError, "`dry_run` ends without a result"),
     ],

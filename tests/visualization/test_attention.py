@@ -419,7 +419,7 @@ def test_the_encoder_of_a_masked_autoencoder_is_told_by_its_file(tmp_path: Path)
     words = ["--arch", "mae", "--device", "cpu"]
     weights = ["--pretrained_weights", str(save_weights(tmp_path, patch_size=4))]
     assert open_attention(parse(AttentionConfig, [*words, *weights]), build_run()).patch_size == 4
-    with pytest.raises(WeightsError, match="`arch` mae wants `pretrained_weights`"):
+    with pytest.raises(WeightsError, match="`arch` mae needs `pretrained_weights`"):
         open_attention(parse(AttentionConfig, [*words, "--random_weights"]), build_run())
 
 

@@ -80,4 +80,7 @@ def test_a_training_run_starts_from_another_projects_folder(
     assert ended.code == 0, ended.text
     assert f"{folder}: first layer from 3 to 1 channels, summed" in ended.text
     assert f"{folder}: patches from 16 to 8 pixels, resampled" in ended.text
-    assert f"--init_from {folder}: 42 of 42 backbone tensors; the head starts anew" in ended.text
+    assert (
+        f"--init_from {folder}: 42 of 42 backbone tensors; the head starts from scratch"
+        in ended.text
+    )

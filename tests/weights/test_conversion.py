@@ -83,18 +83,29 @@ def test_outputs_that_cannot_be_are_refused_before_work(
     (tmp_path / "file").touch()
     (tmp_path / "folder.pth").mkdir()
     before = weights.read_bytes()
-    odd, reason = ("file", "is a file") if name == "out" else ("out.bin", "tells no form")
+    odd, reason = (
+        ("file", "is a file") if name == "out" else ("out.bin", "has an unsupported ending")
+    )
     cases: dict[tuple[object, ...], str] = {
-        (weights,): "name what to write",
+        (weights,): "name the output",
         (weights, tmp_path / "a.pth", "--json", tmp_path / "nowhere" / "a.json"): "--json",
-        (weights, tmp_path / ("a.safetensors" if name == "out" else "a")): "tells no form",
-        (weights, weights): "is what is read",
+        (
+            weights,
+            tmp_path / ("a.safetensors" if name == "out" else "a"),
+        ): "has an unsupported ending",
+        (weights, weights): "is the input",
         (weights, tmp_path / "folder.pth"): "is a folder",
         (weights, tmp_path / "file" / "x" / name): "cannot be written to",
         (weights, tmp_path / odd): reason,
         (weights, tmp_path / "a.pth", tmp_path / "b.pth"): "one word too many",
-        (weights, tmp_path / "ours.pth", "--input_size", 64, 96): "are of square images",
-        (weights, tmp_path / "ours.pth", "--input_size", 8): "smaller than a patch",
+        (
+            weights,
+            tmp_path / "ours.pth",
+            "--input_size",
+            64,
+            96,
+        ): "--input_size must be square for .pth files (got 64 96)",
+        (weights, tmp_path / "ours.pth", "--input_size", 8): "must be at least one patch",
         (
             weights,
             tmp_path / "ours.pth",
@@ -102,7 +113,7 @@ def test_outputs_that_cannot_be_are_refused_before_work(
             64,
             64,
             64,
-        ): "--input_size 64 64 64: give height and width",
+        ): "--input_size must be height and width, or one number for both (got 64 64 64)",
         (tmp_path / "gone.pth", tmp_path / "ours.pth"): "does not exist",
     }
     for words, reason in cases.items():
@@ -129,7 +140,7 @@ def test_a_folder_of_an_oblong_grid_is_written_and_not_read_as_a_square(
 ) -> None:
     assert command(convert_huggingface, weights, tmp_path / "hf", "--input_size", 64, 144)[0] == 0
     code, text = command(convert_huggingface, tmp_path / "hf", tmp_path / "back.pth")
-    assert code == 2 and "is stored for images of 64 x 144 pixels" in text
+    assert code == 2 and "must be stored for square images (got 64 x 144 pixels)" in text
 
 
 def test_a_patch_size_means_nothing_to_a_network_without_patches(
@@ -149,9 +160,9 @@ def test_a_graph_never_takes_the_place_of_the_weights(
     graph = tmp_path / "model.onnx"
     graph.write_bytes(before)
     for target, reason in (
-        (weights, "tells no form"),
-        (graph, "is what is read"),
-        (tmp_path / "a", "tells no form"),
+        (weights, "has an unsupported ending"),
+        (graph, "is the input"),
+        (tmp_path / "a", "has an unsupported ending"),
     ):
         code, text = command(convert_onnx, graph if target == graph else weights, target)
         assert code == 2 and reason in text, text
@@ -164,7 +175,7 @@ def test_a_folder_never_takes_the_place_of_the_weights_in_it(
     folder = tmp_path / "folder"
     assert command(convert_huggingface, weights, folder)[0] == 0
     code, text = command(convert_huggingface, folder / "model.safetensors", folder)
-    assert code == 2 and "is what is read, or holds it" in text
+    assert code == 2 and "is the input, or holds it" in text
 
 
 def test_a_file_that_reads_back_differently_is_an_error_and_the_one_before_it_stays(

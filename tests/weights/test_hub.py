@@ -102,6 +102,6 @@ def test_a_damaged_published_file_says_what_to_do(
     ):
         with pytest.raises(
             CheckpointError,
-            match=r"is damaged .*; remove it, and the published file is fetched anew",
+            match=r"is damaged .*; remove it, and the published file is downloaded again",
         ):
             read()

@@ -92,19 +92,19 @@ def test_a_hugging_face_folder_is_read(tmp_path: Path, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "dinov2"}, "model_type 'dinov2', wants 'vit'"),
-        ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05, wants 1e-06"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ({"model_type": "dinov2"}, r"model_type must be 'vit' \(got 'dinov2'\)"),
+        ({"layer_norm_eps": 1e-5}, r"layer_norm_eps must be 1e-06 \(got 1e-05\)"),
+        ({"hidden_act": "quick_gelu"}, r"hidden_act must be 'gelu' \(got 'quick_gelu'\)"),
         (
             {"image_size": [64, 144]},
             r"mean a projection of \(3, 16, 16\) and 37 positions; its tensors have .* and 17",
         ),
         (
             {"image_size": [32, 128]},
-            "is stored for images of 32 x 128 pixels; only squares are read",
+            r"must be stored for square images \(got 32 x 128 pixels\)",
         ),
-        ({"image_size": "64"}, "are no numbers of pixels"),
-        ({"patch_size": 0}, "are no numbers of pixels"),
+        ({"image_size": "64"}, r"must be numbers of pixels \(got '64', 16\)"),
+        ({"patch_size": 0}, r"must be numbers of pixels \(got 64, 0\)"),
         ({"patch_size": 8}, r"mean a projection of \(3, 8, 8\)"),
         ({"num_channels": 1}, r"mean a projection of \(1, 16, 16\)"),
         (
@@ -165,11 +165,11 @@ def test_paddles_safetensors_are_transposed_too(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("gone.safetensors", None, "does not exist"),
-        ("bad.safetensors", b"{}", "is damaged or no safetensors file"),
+        ("bad.safetensors", b"{}", "is damaged or not a safetensors file"),
         ("gone.pdparams", None, "cannot be read"),
-        ("bad.pdparams", b"\x09\0\0\0\0\0\0\0{bad", "is damaged or no safetensors file"),
+        ("bad.pdparams", b"\x09\0\0\0\0\0\0\0{bad", "is damaged or not a safetensors file"),
         ("folder/config.json", b"{", "cannot be read"),
-        ("folder/config.json", b"[]", "holds a list"),
+        ("folder/config.json", b"[]", r"must hold a dictionary \(got list\)"),
         ("folder/other", b"", "cannot be read"),
         (
             "folder/config.json",
@@ -234,7 +234,7 @@ def test_any_other_network_of_timm_stays_timms(timm_mirror: Path) -> None:
     [
         (
             lambda tensors: {name: tensors[name] for name in tensors if name.startswith("fc.")},
-            "a classifier alone",
+            "only a classifier",
         ),
         (
             lambda tensors: {name: tensors[name] for name in tensors if name != "bn1.bias"},
@@ -269,7 +269,7 @@ def test_what_timm_downloads_is_taken_whole_or_not_at_all(
         load("timm:resnet10t.c3_in1k").module.state_dict()["bn1.weight"], tensors["bn1.weight"]
     )
     del tensors["bn1.bias"]
-    with pytest.raises(WeightsError, match=r"cannot be had .*bn1\.bias"):
+    with pytest.raises(WeightsError, match=r"cannot be loaded .*bn1\.bias"):
         load("timm:resnet10t.c3_in1k")
 
 
@@ -302,7 +302,7 @@ def test_without_network_timms_names_say_what_to_do() -> None:
     with pytest.raises(WeightsError) as caught:
         read_weights("timm:vit_small_patch16_224.dino")
     text = str(caught.value)
-    assert "timm:vit_small_patch16_224.dino cannot be had (no network here)" in text
+    assert "timm:vit_small_patch16_224.dino cannot be loaded (no network here)" in text
     assert (
         "DINO_WEIGHTS_DIR" in text
         and "vit_small_patch16_224.dino.safetensors" in text

@@ -27,7 +27,7 @@ def test_resampling_keeps_a_constant_embedding_and_an_equal_size() -> None:
 
 
 def test_a_grid_that_is_no_square_is_refused() -> None:
-    with pytest.raises(WeightsError, match="6 patches, which is no square"):
+    with pytest.raises(WeightsError, match=r"must have a square number of patches \(got 6\)"):
         resample_position(torch.zeros(1, 7, 3), 17)
 
 

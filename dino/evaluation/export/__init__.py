@@ -1,1 +1,1 @@
-"""Features written to one file for other programs."""
+"""Export features to one file for other programs."""

@@ -1,8 +1,8 @@
-"""The features of every image, with file names, in one file that other programs open.
+"""Write the features of every image, with file names, to one file for other programs.
 
-Tokens are written to scratch files beside the output as they come, so that memory stays small whatever the number of
-images; the output is made of those and takes its place when it is whole. Shapes: N images, L chosen blocks, D width,
-h w patch grid.
+Batches go to scratch files next to the output, so memory use does not depend on the number of
+images. The output is built from these files and moved into place when it is complete. Shapes: N
+images, L selected blocks, D width, h w patch grid.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What one image's row consists of.
+    """The layout of one image's row.
 
     Attributes:
-        layers: Numbers of blocks from 1, or None for the network's output alone.
+        layers: Block numbers, starting at 1, or None for only the network's output.
         grid: (h, w), or None without patch tokens.
         width: D.
     """
@@ -50,35 +50,34 @@ class Layout:
     width: int
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one image's part of every array, float32, by the array's name."""
-        found: dict[str, tuple[int, ...]] = {}
+        """Return the float32 shape of one image in each array, by the array's name."""
+        shapes: dict[str, tuple[int, ...]] = {}
         for ending in [""] if self.layers is None else [f"_{layer}" for layer in self.layers]:
-            found[f"features{ending}"] = (self.width,)
+            shapes[f"features{ending}"] = (self.width,)
             if self.grid is not None:
-                found[f"patches{ending}"] = (*self.grid, self.width)
-        return found
+                shapes[f"patches{ending}"] = (*self.grid, self.width)
+        return shapes
 
     def split(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows (B, ...) as the network gave them, by the array's name."""
+        """Split the network's rows (B, ...) into arrays by name."""
         tokens = rows.reshape(len(rows), len(self.layers or (0,)), -1, self.width)
-        parts = [
-            part
-            for layer in range(tokens.shape[1])
-            for part in (tokens[:, layer, 0], tokens[:, layer, 1:])
-        ]
-        if self.grid is None:
-            parts = parts[::2]
+        arrays = []
+        for layer in range(tokens.shape[1]):
+            arrays.append(tokens[:, layer, 0])
+            if self.grid is not None:
+                arrays.append(tokens[:, layer, 1:])
         return {
-            name: part.reshape(len(rows), *shape)
-            for (name, shape), part in zip(self.shapes().items(), parts, strict=True)
+            name: array.reshape(len(rows), *shape)
+            for (name, shape), array in zip(self.shapes().items(), arrays, strict=True)
         }
 
 
 def write_feature_file(config: FeatureFileConfig, run: Run) -> None:
-    """Describe every image and write `output`.
+    """Extract the features of every image and write `output`.
 
     Raises:
-        DinoError: A file that cannot be written, wrong weights, missing folders, unreadable images.
+        DinoError: The output cannot be written, the weights do not fit, a folder is missing, or an
+            image is unreadable.
     """
     output = check_output(config.features)
     runner = Runner(config, run)
@@ -87,7 +86,7 @@ def write_feature_file(config: FeatureFileConfig, run: Run) -> None:
         check_names(source)
         stray = find_stray(source)
         if stray and run.processes.is_rank_zero:
-            logger.warning("no labels are written: %s lies in no class folder", stray)
+            logger.warning("no labels are written: %s is not in a class folder", stray)
     descriptor, layout = build_descriptor(runner.load_backbone(), config.features)
     check_space(output, layout, len(source))
     batches = stream_features(descriptor, source, run, runner.reading)
@@ -107,10 +106,10 @@ def write_feature_file(config: FeatureFileConfig, run: Run) -> None:
 
 
 def check_output(config: FeatureConfig) -> Path:
-    """The output's path, of a known kind and in a folder that can be written to.
+    """Return the output's path, after its ending and its folder are checked.
 
     Raises:
-        OptionError: It is not.
+        OptionError: The ending is not supported, or the file cannot be written.
     """
     if not config.output:
         raise OptionError(f"`output` is missing: name a file that ends in {', '.join(WRITERS)}")
@@ -129,31 +128,31 @@ def check_output(config: FeatureConfig) -> Path:
         raise OptionError(
             f"`output` {path} cannot be written",
             value=path,
-            remedy="name a file in a folder that exists and can be",
+            remedy="name a file in an existing, writable folder",
         )
     return path
 
 
 def check_names(source: ImageSource) -> None:
-    """Refuse file names that are no text.
+    """Check that all file names are UTF-8.
 
     Raises:
-        DataError: The first one.
+        DataError: A name is not UTF-8.
     """
     wrong = next(
         (name for name in source.names if name.encode("utf-8", "replace").decode() != name), None
     )
     if wrong is not None:
-        raise DataError(f"{source.root} holds {wrong!r}, which is no UTF-8", remedy="rename it")
+        raise DataError(f"{source.root} holds {wrong!r}, which is not UTF-8", remedy="rename it")
 
 
 def build_descriptor(
     backbone: TrainedBackbone, config: FeatureConfig
 ) -> tuple[TrainedBackbone, Layout]:
-    """The backbone as it gives what was asked for, and how its rows are laid out.
+    """Return the descriptor that the settings select, and the layout of its rows.
 
     Raises:
-        OptionError: A block that the network does not have, or tokens of a network without any.
+        OptionError: The network lacks the block, or has no tokens.
     """
     width = width_of(backbone.module)
     if not config.patches and not config.layers:
@@ -162,12 +161,13 @@ def build_descriptor(
     if not isinstance(network, VisionTransformer):
         raise OptionError(
             "`patches` and `layers` need a vision transformer",
-            remedy=f"{backbone.arch} gives one vector an image",
+            remedy=f"{backbone.arch} returns one vector per image",
         )
     depth, layers = len(network.blocks), tuple(dict.fromkeys(config.layers or ())) or None
     if layers and max(layers) > depth:
         raise OptionError(
-            f"`layers` {max(layers)}: {backbone.arch} has {depth} blocks", value=max(layers)
+            f"`layers` must be at most {depth}, the blocks of {backbone.arch} (got {max(layers)})",
+            value=max(layers),
         )
     side = backbone.image_size // backbone.patch_size
     layout = Layout(layers=layers, grid=(side, side) if config.patches else None, width=width)
@@ -176,17 +176,17 @@ def build_descriptor(
 
 
 def check_space(output: Path, layout: Layout, count: int) -> None:
-    """Refuse what the disk cannot hold: the output, and the scratch files it is made of.
+    """Check that the disk can hold the output and its scratch files.
 
     Raises:
-        OptionError: With both sizes.
+        OptionError: There is not enough space. The text states both sizes.
     """
     numbers = sum(math.prod(shape) for shape in layout.shapes().values())
     needed, free = 2 * 4 * numbers * count, shutil.disk_usage(output.parent).free
     if needed > free:
         raise OptionError(
-            f"`output` {output} needs {needed / 1000000000.0:.4g} GB of disk while it is written (2 "
-            f"x {count} images x {numbers} float32) and {free / 1000000000.0:.4g} GB are free",
+            f"`output` {output} needs {needed / 1e9:.4g} GB of disk while it is written "
+            f"(2 x {count} images x {numbers} float32) and {free / 1e9:.4g} GB are free",
             value=output,
             remedy="leave out `patches`, or write to another disk",
         )
@@ -195,16 +195,16 @@ def check_space(output: Path, layout: Layout, count: int) -> None:
 def write_arrays(
     output: Path, source: ImageSource, layout: Layout, batches: Iterator[Arrays]
 ) -> None:
-    """Collect the batches in scratch files and write the output, whole or not at all.
+    """Collect the batches in scratch files and write the output atomically.
 
     Args:
-        output: Of a known kind.
+        output: Path with an ending of `WRITERS`.
         source: Names, labels and classes, in the order of the rows.
         layout: Names and shapes of the arrays.
-        batches: Arrays by name with B rows each, N in all.
+        batches: Arrays by name with B rows each, N in total.
 
     Raises:
-        OptionError: The disk refuses.
+        OptionError: The file cannot be written.
     """
     with leaving_on_sigterm(), atomic_draft(output, "`output`") as draft:
         arrays = {
@@ -220,7 +220,7 @@ def write_arrays(
 
 
 def _make_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array on disk, its space taken at once: writing into a hole of a full disk ends the process."""
+    """Create a float32 array on disk, fully allocated: writing a hole on a full disk is fatal."""
     array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

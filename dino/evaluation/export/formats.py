@@ -1,7 +1,7 @@
-"""The kinds of feature files: numpy's archive, safetensors, parquet and CSV.
+"""Writers of feature files: numpy archives, safetensors, parquet and CSV.
 
-Every writer takes a path, the images and the arrays, float32 with one row an image each, which may be larger than
-memory. Shapes: N images.
+Every writer takes a path, the images and the float32 arrays with one row per image. The arrays may
+be larger than memory. Shapes: N images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARQUET_BYTES = 2**27  # of one row group
 
 
 def write_npz(path: Path, source: ImageSource, arrays: Arrays) -> None:
-    """An archive of numpy: `names`, of class folders `labels` and `classes`, and the arrays; opens without pickle."""
+    """Write a numpy archive without pickle: `names`, `classes`, known `labels` and the arrays."""
     content: dict[str, Any] = {
         "names": np.array(source.names),
         "classes": np.array(source.classes, dtype=np.str_),
@@ -34,9 +34,10 @@ def write_npz(path: Path, source: ImageSource, arrays: Arrays) -> None:
 
 
 def write_safetensors(path: Path, source: ImageSource, arrays: Arrays) -> None:
-    """The safetensors format: arrays and `labels`; names and classes as JSON lists in its metadata.
+    """Write safetensors: arrays and `labels`, with names and classes as JSON lists in the metadata.
 
-    Written here because the library wants all arrays in memory: a length of 8 bytes, a JSON header, the raw arrays.
+    The library needs all arrays in memory, so the format is written here: a length of 8 bytes, a
+    JSON header and the raw arrays.
     """
     tensors = (
         dict(arrays)
@@ -48,8 +49,8 @@ def write_safetensors(path: Path, source: ImageSource, arrays: Arrays) -> None:
     }
     start = 0
     for name, array in tensors.items():
-        kind, stop = ("F32" if array.dtype == np.float32 else "I64"), start + array.nbytes
-        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (start, stop)}
+        dtype, stop = ("F32" if array.dtype == np.float32 else "I64"), start + array.nbytes
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (start, stop)}
         start = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -61,29 +62,28 @@ def write_safetensors(path: Path, source: ImageSource, arrays: Arrays) -> None:
 
 
 def write_csv(path: Path, source: ImageSource, arrays: Arrays) -> None:
-    """One line an image: name, of class folders label and class, then `ARRAY_0`, `ARRAY_1`, ..."""
+    """Write one line per image: name, label and class if known, then `ARRAY_0`, `ARRAY_1`, ..."""
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        numbers = [
-            f"{name}_{place}" for name, array in arrays.items() for place in range(array.shape[1])
+        columns = [
+            f"{name}_{column}" for name, array in arrays.items() for column in range(array.shape[1])
         ]
-        lines.writerow(["name", *(() if source.labels is None else ("label", "class")), *numbers])
+        lines.writerow(["name", *(() if source.labels is None else ("label", "class")), *columns])
         for index, name in enumerate(source.names):
-            own = (
-                ()
-                if source.labels is None
-                else (source.labels[index], source.classes[source.labels[index]])
-            )
-            # numpy's float32 is written with as many digits as give it back exactly
-            lines.writerow(
-                [name, *own, *(number for array in arrays.values() for number in array[index])]
-            )
+            label_and_class: tuple[int | str, ...] = ()
+            if source.labels is not None:
+                label = source.labels[index]
+                label_and_class = (label, source.classes[label])
+            # numpy writes a float32 with enough digits to restore it exactly.
+            numbers = (number for array in arrays.values() for number in array[index])
+            lines.writerow([name, *label_and_class, *numbers])
 
 
 def write_parquet(path: Path, source: ImageSource, arrays: Arrays) -> None:
-    """Columns name, of class folders label and class, and one list a row for each array, patch grids row by row.
+    """Write parquet: name, label and class if known, and one list column per array.
 
-    The shape of an array's part of one image stands in its column's metadata, as JSON under `shape`.
+    Patch grids are flattened row by row. The metadata of a column holds the shape of one image's
+    values, as JSON under `shape`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -105,16 +105,16 @@ def write_parquet(path: Path, source: ImageSource, arrays: Arrays) -> None:
     rows = max(1, PARQUET_BYTES // sum(array[0].nbytes for array in arrays.values()))
     with pq.ParquetWriter(path, schema) as file:
         for start in range(0, len(source), rows):
-            part = slice(start, start + rows)
-            columns = [pa.array(source.names[part])]
+            group = slice(start, start + rows)
+            columns = [pa.array(source.names[group])]
             if source.labels is not None:
-                own = source.labels[part]
+                labels = source.labels[group]
                 columns += [
-                    pa.array(own, pa.int64()),
-                    pa.array([source.classes[label] for label in own]),
+                    pa.array(labels, pa.int64()),
+                    pa.array([source.classes[label] for label in labels]),
                 ]
             for name, array in arrays.items():
-                flat = pa.array(np.asarray(array[part]).ravel())
+                flat = pa.array(np.asarray(array[group]).ravel())
                 columns.append(
                     pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
                 )

@@ -1,4 +1,4 @@
-"""What a linear layer learns from: augmented images that the backbone describes at each step, or features kept once."""
+"""Training batches of a linear layer: augmented images described per step, or cached features."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
-    """What one process reads, epoch by epoch, in batches of fixed shape."""
+    """Batches of one process, epoch by epoch, with fixed shapes."""
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches per epoch."""
 
     def read(self, epoch: int) -> Iterator[Any]:
-        """Tuples that begin with inputs (B, ...) and labels (B,)."""
+        """Yield tuples that begin with inputs (B, ...) and labels (B,)."""
 
 
 class TrainBatches(NamedTuple):
-    """The batches, and what makes features (B, D) of their inputs on the device."""
+    """The batches, and the function from their inputs to features (B, D) on the device."""
 
     batches: Batches
     describe: Callable[[Tensor], Tensor]
@@ -44,15 +44,15 @@ class CachedBatches:
     """Features computed once, in the order in which `TrainLoader` reads their images."""
 
     def __init__(self, features: Features, batches: EpochBatches) -> None:
-        """Keep them in host memory."""
+        """Store them in host memory."""
         self.features, self.batches = features, batches
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches per epoch."""
         return len(self.batches)
 
     def read(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (B, D) and labels (B,), batch by batch."""
+        """Yield features (B, D) and labels (B,), batch by batch."""
         self.batches.begin(epoch)
         for batch in self.batches:
             rows = torch.tensor([index for _, index in batch])
@@ -62,7 +62,7 @@ class CachedBatches:
 def cache_lessons(
     descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: LoaderConfig, *, seed: int
 ) -> TrainBatches:
-    """Describe the center crop of every image once.
+    """Extract the features of every image's center crop once.
 
     Raises:
         DataError: An image cannot be decoded.
@@ -76,10 +76,10 @@ def cache_lessons(
 def open_lessons(
     descriptor: TrainedBackbone, source: ImageSource, run: Run, reading: LoaderConfig, *, seed: int
 ) -> TrainBatches:
-    """Cut random views of every image, anew in each epoch, and describe them as they come.
+    """Cut new random views of every image in each epoch, and extract their features at each step.
 
     Raises:
-        DataError: Fewer images than one global batch.
+        DataError: There are fewer images than one global batch.
     """
     cut = functools.partial(random_resized_crop, size=descriptor.image_size)
     loader = build_train_loader(

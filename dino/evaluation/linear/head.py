@@ -1,6 +1,7 @@
-"""A linear classifier on frozen features: its layer, its update rule, one step, its score.
+"""A linear classifier on frozen features: the layer, the optimizer, one step and the score.
 
-The formulas are those of the original's eval_linear.py. Shapes: B images, D width of a feature, C classes.
+The formulas are those of the original's eval_linear.py. Shapes: B images, D width of a feature, C
+classes.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from dino.evaluation.features import Features
 from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
 
-INIT_STD = 0.01  # of the weights; the original's LinearClassifier
+INIT_STD = 0.01  # of the weights, as in the original's LinearClassifier
 MOMENTUM = 0.9
-TOP = 5  # classes of the second accuracy; there is none where there are fewer
+TOP = 5  # classes of the second accuracy, which needs at least as many
 
 
 class LinearHead(nn.Module):
     """One linear layer, under the original's parameter names."""
 
     def __init__(self, width: int, classes: int) -> None:
-        """Make it for D = `width` and C = `classes`: N(0, 0.01) weights, zero bias."""
+        """Initialize it for D = `width` and C = `classes`: N(0, 0.01) weights, zero bias."""
         super().__init__()
         self.linear = nn.Linear(width, classes)
         nn.init.normal_(self.linear.weight, std=INIT_STD)
@@ -39,13 +40,14 @@ class LinearHead(nn.Module):
 
 
 class MomentumSGD(torch.optim.Optimizer):
-    """Gradient descent with momentum 0.9, equal to torch.optim.SGD and with its state's form.
+    """SGD with momentum 0.9, equal to torch.optim.SGD and with the same state layout.
 
-    The learning rate is a tensor: on lazy and compiled devices a changed Python number is a new graph.
+    The learning rate is a tensor, because on lazy and compiled devices a changed Python number
+    causes a new graph.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make zero momentum for every parameter, so that shapes never change later."""
+        """Create zero momentum for every parameter, so that shapes never change later."""
         fixed = {"momentum": MOMENTUM, "dampening": 0, "weight_decay": 0, "nesterov": False}
         super().__init__(parameters, {"lr": 0.0, **fixed})
         for parameter in self.param_groups[0]["params"]:
@@ -61,14 +63,14 @@ class MomentumSGD(torch.optim.Optimizer):
 
 
 class Samples(NamedTuple):
-    """What one step learns from: images (B, C, S, S) or features (B, D), and labels (B,) int64."""
+    """The batch of one step: images (B, C, S, S) or features (B, D), and labels (B,) int64."""
 
     inputs: Tensor
     labels: Tensor
 
 
 class LinearInputs(NamedTuple):
-    """What changes from step to step: the () float32 learning rate."""
+    """The value that changes from step to step: the () float32 learning rate."""
 
     learning_rate: Tensor
 
@@ -77,7 +79,7 @@ class LinearProgram:
     """The classifier's training step.
 
     Attributes:
-        loss: () float32, sum of the steps' losses since it was last set to 0; this process's own.
+        loss: () float32, sum of this process's losses since the last reset to 0.
     """
 
     def __init__(
@@ -86,18 +88,17 @@ class LinearProgram:
         """Bind the head.
 
         Args:
-            head: On its device.
-            describe: Inputs of the samples to features (B, D), without gradients.
-            processes: Gradients are averaged over them.
+            head: The layer, on its device.
+            describe: Function from the inputs of the samples to features (B, D), without gradients.
+            processes: Processes over which gradients are averaged.
         """
         self.head, self.describe, self.processes = head, describe, processes
         self.loss = torch.zeros((), device=head.linear.weight.device)
 
     def step(self, engine: Engine, batch: Samples, inputs: LinearInputs) -> None:
         """Train once on a batch."""
-        features = self.describe(
-            batch.inputs
-        ).clone()  # what inference mode made cannot be learned from
+        # Tensors from inference mode cannot be used in training, so they are cloned.
+        features = self.describe(batch.inputs).clone()
         loss = F.cross_entropy(self.head(features), batch.labels)
         engine.backward(loss)
         self._average_gradients()
@@ -105,16 +106,15 @@ class LinearProgram:
         self.loss += loss.detach()
 
     def _average_gradients(self) -> None:
-        """Over processes, in one collective."""
+        """Average gradients over the processes in one collective."""
         gradients = [
             parameter.grad for parameter in self.head.parameters() if parameter.grad is not None
         ]
         packed = self.processes.all_reduce_mean(
             torch.cat([gradient.flatten() for gradient in gradients])
         )
-        for gradient, mean in zip(
-            gradients, torch.split(packed, [part.numel() for part in gradients]), strict=True
-        ):
+        means = torch.split(packed, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 
@@ -126,12 +126,12 @@ class LinearScore(NamedTuple):
     top5: float | None
 
     def named(self) -> dict[str, float]:
-        """What there is, by the original's names."""
+        """Return the values that are not None, by the original's names."""
         values = {"loss": self.loss, "acc1": self.top1, "acc5": self.top5}
         return {name: value for name, value in values.items() if value is not None}
 
     def describe(self) -> str:
-        """The original's line."""
+        """Return the original's log line."""
         second = "" if self.top5 is None else f" Acc@5 {self.top5:.3f}"
         return f"Acc@1 {self.top1:.3f}{second} loss {self.loss:.3f}"
 
@@ -139,10 +139,10 @@ class LinearScore(NamedTuple):
 def score_head(
     infer: Callable[[Tensor], Tensor], test: Features, *, classes: int, batch_size: int, run: Run
 ) -> LinearScore:
-    """Score a head on every image exactly once, each process its share.
+    """Score a head on every image exactly once. Each process scores its share.
 
     Args:
-        infer: (B, D) on the device to logits (B, C).
+        infer: Function from (B, D) on the device to logits (B, C).
         test: Features and labels of all images, in host memory.
         classes: C.
         batch_size: B.
@@ -150,16 +150,15 @@ def score_head(
     """
     share = slice(run.processes.rank, None, run.processes.world_size)
     sums = [0.0, 0.0, 0.0]
-    for rows, labels in zip(
-        *(torch.split(part[share], batch_size) for part in (test.features, test.labels)),
-        strict=True,
-    ):
-        # Always as many rows: another size would be another graph for devices that compile.
+    feature_batches = torch.split(test.features[share], batch_size)
+    label_batches = torch.split(test.labels[share], batch_size)
+    for rows, labels in zip(feature_batches, label_batches, strict=True):
+        # The number of rows is fixed: another one needs another graph on devices that compile.
         padded = F.pad(rows, (0, 0, 0, batch_size - len(rows)))
         logits = infer(run.device.to_device(padded)).cpu()[: len(rows)]
         hits = logits.topk(min(TOP, classes)).indices == labels[:, None]
-        parts = (F.cross_entropy(logits, labels, reduction="sum"), hits[:, 0].sum(), hits.sum())
-        sums = [total + float(part) for total, part in zip(sums, parts, strict=True)]
+        values = (F.cross_entropy(logits, labels, reduction="sum"), hits[:, 0].sum(), hits.sum())
+        sums = [total + float(value) for total, value in zip(sums, values, strict=True)]
     totals = run.processes.all_reduce_sum(
         run.device.to_device(torch.tensor(sums, dtype=torch.float32))
     ).tolist()

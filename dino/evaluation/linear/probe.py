@@ -37,21 +37,22 @@ def evaluate_linear(
     splits: tuple[ImageSource, ImageSource] | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
 ) -> LinearScore:
-    """Train a linear layer on frozen features, or score one that is there; log the original's lines.
+    """Train a linear layer on frozen features, or score an existing one. Log the original's lines.
 
     Args:
         config: The probe's settings.
         run: Device and processes.
-        recipe: Text of recipe.yaml, which gives the same run again; by default all settings count as given.
-        backbone: What is classified by; by default the one that the settings name.
-        splits: Train and val images; by default those that the settings name.
-        wrap: Applied to what describes an image, for another number format.
+        recipe: Text of recipe.yaml, which reproduces the run. The default lists all settings.
+        backbone: The frozen backbone. The default is the one of the settings.
+        splits: Train and val images. The default is the data set of the settings.
+        wrap: Wrapper of the descriptor module, for another number format.
 
     Returns:
         The score of the last validation.
 
     Raises:
-        DinoError: Wrong weights, missing folders, unreadable images, a checkpoint of another run.
+        DinoError: The weights do not fit, a folder is missing, an image is unreadable, or the
+            checkpoint is of another run.
     """
     runner = Runner(config, run)
     recipe = recipe or as_recipe(config, as_dict(config))
@@ -73,20 +74,20 @@ def evaluate_linear(
 
 
 def check_folder(config: LinearConfig) -> None:
-    """Prove that the output folder can be written to, and refuse that of a pre-training run.
+    """Check that the output folder is writable and is not one of a pre-training run.
 
     Raises:
-        OptionError: It cannot be used.
+        OptionError: The folder cannot be used.
     """
     if config.linear.pretrained_linear:
         raise OptionError(
-            "`pretrained_linear` is the layer that `evaluate` scores",
+            "`pretrained_linear` needs `evaluate`, which scores this layer",
             remedy="add `evaluate`, or leave it out",
         )
     folder = make_output_folder(config.run.output_dir)
     if (folder / checkpoint.LATEST).exists():
         raise OptionError(
-            f"`output_dir` {folder} is that of a pre-training run, whose log.txt would be mixed with this one's",
+            f"`output_dir` {folder} holds a pre-training run: the probe would add to its log.txt",
             value=folder,
             remedy=f"name another: `output_dir` {folder / 'linear'}",
         )
@@ -103,11 +104,10 @@ def _train_layer(
             temporary.write_text(recipe, encoding="utf-8")
     test = runner.extract(task.descriptor, task.test, normalize=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
-    finished = (
-        layer.epoch >= config.run.epochs
-    )  # then nothing is learnt, and nothing needs to be described for it
-    make = cache_lessons if config.linear.cache_features and not finished else open_lessons
-    train_batches = make(task.descriptor, task.train, run, task.reading, seed=config.run.seed)
+    # A finished layer needs no training features.
+    finished = layer.epoch >= config.run.epochs
+    build = cache_lessons if config.linear.cache_features and not finished else open_lessons
+    train_batches = build(task.descriptor, task.train, run, task.reading, seed=config.run.seed)
     score = LinearTrainer(
         config, run, layer, task=task, train_batches=train_batches, test=test
     ).run_epochs()
@@ -133,12 +133,12 @@ def _score_layer(
 
 
 def _find_layer(config: LinearConfig, task: LinearTask) -> tuple[Path, bool]:
-    """The file of the layer to score: as named, else this folder's, else the published one; and whether it is that."""
+    """Find the layer's file, and whether it is published: as named, this folder's, or published."""
     own = Path(config.run.output_dir) / CHECKPOINT
     if config.linear.pretrained_linear:
         return Path(config.linear.pretrained_linear), False
     if own.exists():
         return own, False
-    wanted = BackboneConfig(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
+    backbone = BackboneConfig(arch=task.descriptor.arch, patch_size=task.descriptor.patch_size)
     remedy = f"give `pretrained_linear`, or the `output_dir` that holds {CHECKPOINT}"
-    return find_published(wanted, PUBLISHED_LINEAR, remedy=remedy), True
+    return find_published(backbone, PUBLISHED_LINEAR, remedy=remedy), True

@@ -1,4 +1,4 @@
-"""What is classified, and by which frozen features; and the files of linear layers that belong to them."""
+"""The task of a linear probe, its images and frozen features, and the files of linear layers."""
 
 from __future__ import annotations
 
@@ -31,29 +31,27 @@ from dino.weights.validate import admit, list_tensors, read_part
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pth.tar"  # the original's name
-BEST = "checkpoint_best.pth.tar"  # the same of the epoch with the best top-1
-# What is known by a digest only, and what to say where it differs.
+BEST = "checkpoint_best.pth.tar"  # of the epoch with the best top-1
+# Entries that are stored as a digest only, and the error text if one differs.
 OTHERS = {
     "backbone": "another backbone",
     "classes": "other class folders",
     "images": "other images",
 }
-SETTINGS = (
-    "n_last_blocks",
-    "avgpool_patchtokens",
-)  # a layer trained with another value of these is another layer
+SETTINGS = ("n_last_blocks", "avgpool_patchtokens")  # settings that a layer depends on
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearTask:
-    """What is classified, and by what.
+    """The images and the features of a linear probe.
 
     Attributes:
         descriptor: The frozen backbone as a descriptor, (B, C, S, S) -> (B, D).
-        train: Images to learn from; None where a layer is only scored.
+        train: Training images; None if a layer is only scored.
         test: Images to score on.
-        reading: How images are fed.
-        identity: What a layer belongs to: settings, digest of the backbone and, to continue a run, of its images.
+        reading: How images are read.
+        identity: Everything a layer depends on: settings, a digest of the backbone and, to continue
+            a run, of its images.
     """
 
     descriptor: TrainedBackbone
@@ -80,10 +78,11 @@ def open_task(
     backbone: TrainedBackbone | None = None,
     splits: tuple[ImageSource, ImageSource] | None = None,
 ) -> LinearTask:
-    """List the images and load the backbone, where they are not given.
+    """List the images and load the backbone, unless they are passed.
 
     Raises:
-        DinoError: Missing folders or weights, too few images, or another number of classes than asked for.
+        DinoError: A folder or the weights are missing, there are too few images, or the number of
+            classes differs from `num_labels`.
     """
     probe, train = config.linear, None
     processes = runner.run.processes
@@ -101,9 +100,10 @@ def open_task(
             check_count(train, config.data.batch_size_per_device * processes.world_size)
         if probe.num_labels not in {None, len(test.classes)}:
             raise OptionError(
-                f"`num_labels` {probe.num_labels}: {test.root} holds {len(test.classes)} class folders",
+                f"`num_labels` must be {len(test.classes)}, the class folders of {test.root} "
+                f"(got {probe.num_labels})",
                 value=probe.num_labels,
-                remedy="leave the flag out to follow the folders",
+                remedy="leave it out to follow the folders",
             )
     backbone = backbone or runner.load_backbone()
     identity: dict[str, Any] = {
@@ -125,60 +125,57 @@ def open_task(
 
 
 def build_descriptor(backbone: TrainedBackbone, config: LinearConfig) -> TrainedBackbone:
-    """The backbone as the settings describe an image by it; a network that is no ViT gives its plain features.
+    """Return the descriptor of the settings. A network other than a ViT returns its plain features.
 
     Raises:
-        OptionError: More blocks than the network has.
+        OptionError: `n_last_blocks` is larger than the depth of the network.
     """
     probe, network = config.linear, backbone.module
     if not isinstance(network, VisionTransformer):
         for name in sorted(name for name in SETTINGS if getattr(probe, name) is not None):
             logger.warning(
-                "`%s` is of no meaning for %s, whose features are taken as they are",
-                name,
-                backbone.arch,
+                "`%s` has no meaning for %s: its plain features are used", name, backbone.arch
             )
         return backbone
     depth = len(network.blocks)
     blocks = int(chosen(probe, "n_last_blocks"))
     if blocks > depth:
         raise OptionError(
-            f"`n_last_blocks` {blocks}: {backbone.arch} has {depth}",
+            f"`n_last_blocks` must be at most {depth} for {backbone.arch} (got {blocks})",
             value=blocks,
-            remedy="give that or fewer",
         )
     module = LastBlocks(network, blocks=blocks, average_patches=bool(probe.avgpool_patchtokens))
     return replace(backbone, module=module.eval())
 
 
 def compute_digest(module: nn.Module) -> str:
-    """A digest of a network's weights on the host, equal for equal weights whatever file they came from."""
-    found = hashlib.sha256()
+    """Compute a digest of a network's weights on the host. It does not depend on the file."""
+    digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.contiguous().numpy().data)
-    return found.hexdigest()[:16]
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def digest_names(names: Sequence[str]) -> str:
-    """A digest of class names in their order."""
+    """Compute a digest of class names in their order."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def load_head(
     head: LinearHead, path: Path, identity: Mapping[str, Any], *, published: bool = False
 ) -> dict[str, Any]:
-    """Fill a head from a file: ours, the original's or a published one; gives all that the file holds.
+    """Load a head from a file: ours, the original's or a published one. Returns its contents.
 
     Args:
-        head: Filled in place.
+        head: Loaded in place.
         path: The file.
-        identity: The task's; files that are not ours say nothing to compare it with.
-        published: Whether `find_published` found the file.
+        identity: The identity of the task. Only our files have one to compare with.
+        published: Whether the file is from `find_published`.
 
     Raises:
-        WeightsError: The layer is missing or of another shape.
-        CheckpointError: The file is missing or damaged, or was trained on something else.
+        WeightsError: The layer is missing or has another shape.
+        CheckpointError: The file is missing or damaged, or belongs to another task.
     """
     state = read_published(path) if published else admit(checkpoint.load_file(path), path)
     tensors = list_tensors(state, path)
@@ -190,19 +187,19 @@ def load_head(
             )
         if tensors[name].shape != own.shape:
             raise WeightsError(
-                f"{path}: {name} is {tuple(tensors[name].shape)}, these classes and features want {tuple(own.shape)}",
+                f"{path}: {name} must be {tuple(own.shape)} for these classes and features "
+                f"(got {tuple(tensors[name].shape)})",
                 remedy="check `data_path`, `arch`, `n_last_blocks` and `avgpool_patchtokens`",
             )
-    then = read_part(state, "identity", path)
-    for name, now in identity.items():
-        if name in then and then[name] != now:
-            other = OTHERS.get(name, f"`{name}` {then[name]}, not {now}")
+    stored = read_part(state, "identity", path)
+    for name, value in identity.items():
+        if name in stored and stored[name] != value:
+            other = OTHERS.get(name, f"`{name}` {stored[name]}, not {value}")
             raise CheckpointError(
                 f"{path} was trained with {other}",
                 remedy="use those again, or another file or `output_dir`",
             )
     head.load_state_dict({name: tensors[name] for name in head.state_dict()})
-    logger.info(
-        "linear layer: %s%s", path, "" if then else ", which does not say what it belongs to"
-    )
+    unknown = "" if stored else ", whose training task is unknown"
+    logger.info("linear layer: %s%s", path, unknown)
     return state

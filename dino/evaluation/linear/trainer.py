@@ -1,4 +1,4 @@
-"""The epochs of a linear layer: log lines, validation, checkpoint, and going on where a run left off."""
+"""The epochs of a linear layer: logs, validation, checkpoints and continuation."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from dino.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-BATCH_OF_LR = 256  # `lr` is meant for this global batch (linear scaling rule of the original)
+BATCH_OF_LR = 256  # global batch that `lr` refers to (linear scaling rule of the original)
 LOG_EVERY = 20  # steps between two progress lines, as in the original
 
 
 @dataclass
 class ProbeState:
-    """A linear layer on its way: its head and momentum on the device, epochs done, best top-1 so far in %."""
+    """State of a layer: head and momentum on the device, completed epochs, best top-1 in %."""
 
     head: LinearHead
     optimizer: MomentumSGD
@@ -46,7 +46,7 @@ class ProbeState:
 
 
 def restore_state(config: LinearConfig, task: LinearTask, run: Run) -> ProbeState:
-    """A new layer, or that of the output folder's checkpoint.
+    """Create a new layer, or restore it from the output folder's checkpoint.
 
     Raises:
         DinoError: The checkpoint is damaged or of another run.
@@ -60,7 +60,7 @@ def restore_state(config: LinearConfig, task: LinearTask, run: Run) -> ProbeStat
         missing = [name for name in ("epoch", "optimizer", "best_acc") if name not in state]
         if missing:
             raise CheckpointError(
-                f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}",
+                f"{path} is not a checkpoint of a run: it lacks {', '.join(missing)}",
                 remedy="move it away, or score it with `evaluate`",
             )
         layer.optimizer.load_state_dict(state["optimizer"])
@@ -69,7 +69,7 @@ def restore_state(config: LinearConfig, task: LinearTask, run: Run) -> ProbeStat
     first = run.processes.read_from_first("epoch", str(layer.epoch))
     if int(first) != layer.epoch:
         raise CheckpointError(
-            f"{path.parent} holds epoch {layer.epoch} here and {first} where rank 0 runs",
+            f"{path.parent} holds epoch {layer.epoch} on this host and {first} on rank 0's",
             remedy="`output_dir` must be a folder that all hosts share",
         )
     return layer
@@ -88,15 +88,15 @@ class LinearTrainer:
         train_batches: TrainBatches,
         test: Features,
     ) -> None:
-        """Bind everything; nothing is read yet.
+        """Bind everything. Nothing is read yet.
 
         Args:
-            config: Of the run.
+            config: Settings of the run.
             run: Device and processes.
-            layer: Where it begins; trained in place.
-            task: What the layer belongs to.
-            train_batches: What to learn from.
-            test: Features of all images to score on, in host memory; they do not change from epoch to epoch.
+            layer: The initial state, trained in place.
+            task: The task of the layer.
+            train_batches: The training data.
+            test: Features of all test images, in host memory. They are the same in every epoch.
         """
         self.config, self.run, self.layer, self.task, self.test = config, run, layer, task, test
         self.batches = train_batches.batches
@@ -109,24 +109,18 @@ class LinearTrainer:
         )
 
     def run_epochs(self) -> LinearScore:
-        """Run them; gives the last validation's score.
+        """Run all remaining epochs. Returns the last validation's score.
 
         Raises:
-            NonFiniteError: The loss is not finite any more.
+            NonFiniteError: The loss is no longer finite.
             DinoError: An image cannot be read, or a file cannot be written.
         """
         epochs, start = self.config.run.epochs, self.layer.epoch
         folder = Path(self.config.run.output_dir)
-        logger.info(
-            "learning rate %g for a global batch of %d, cosine to 0",
-            self._peak(),
-            self._global_batch(),
-        )
-        log = (
-            MetricLog(folder, epoch=start, iteration=start)
-            if self.run.processes.is_rank_zero
-            else None
-        )
+        text = "learning rate %g for a global batch of %d, cosine to 0"
+        logger.info(text, self._peak(), self._global_batch())
+        is_rank_zero = self.run.processes.is_rank_zero
+        log = MetricLog(folder, epoch=start, iteration=start) if is_rank_zero else None
         try:
             score = self._score() if start >= epochs else None
             for epoch in range(start, epochs):
@@ -149,11 +143,10 @@ class LinearTrainer:
         return score
 
     def _train_epoch(self, epoch: int) -> float:
-        """One pass; gives the mean loss over all processes."""
+        """Train one epoch. Returns the mean loss over all processes."""
         count, rate = len(self.batches), self._rate(epoch)
-        every = (
-            count if self.config.linear.cache_features else LOG_EVERY
-        )  # epochs of kept features are over at once
+        # Epochs of cached features are short, so they log once.
+        every = count if self.config.linear.cache_features else LOG_EVERY
         self.program.loss.zero_()
         for done, batch in enumerate(self.batches.read(epoch), start=1):
             self.step(
@@ -177,14 +170,13 @@ class LinearTrainer:
         return mean
 
     def _is_validated(self, epoch: int) -> bool:
-        """Whether the epoch, counted from 0, is `val_first` or a multiple of `val_freq` after it, or the last."""
+        """Whether an epoch, from 0, is `val_first`, a multiple of `val_freq` later, or the last."""
         since = epoch + 1 - self.config.linear.val_first
-        return (
-            since >= 0 and since % self.config.linear.val_freq == 0
-        ) or epoch + 1 == self.config.run.epochs
+        is_due = since >= 0 and since % self.config.linear.val_freq == 0
+        return is_due or epoch + 1 == self.config.run.epochs
 
     def _rate(self, epoch: int) -> float:
-        """Cosine from the peak in epoch 0 to 0, by whole epochs (torch's CosineAnnealingLR)."""
+        """Return the learning rate: cosine from the peak to 0 by epochs (CosineAnnealingLR)."""
         return 0.5 * self._peak() * (1.0 + math.cos(math.pi * epoch / self.config.run.epochs))
 
     def _peak(self) -> float:
@@ -214,7 +206,7 @@ class LinearTrainer:
         )
 
     def _save(self, done: int, *, is_best: bool) -> None:
-        """Write the checkpoint as the original does, so that each reads the other's; and what this run belongs to."""
+        """Write the checkpoint, which the original reads too, with the identity of the task."""
         rate, peak = self._rate(done), self._peak()
         self.layer.optimizer.param_groups[0].update(lr=rate, initial_lr=peak)
         scheduler = {
@@ -233,7 +225,7 @@ class LinearTrainer:
             "identity": dict(self.task.identity),
             "format": checkpoint.FORMAT,
         }
-        # The best one first: a run that is killed in between does this epoch again, and finds it the best again.
+        # The best comes first: a run killed in between repeats this epoch and finds it best again.
         for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
             checkpoint.save_file(
                 Path(self.config.run.output_dir) / name, self.run.device.to_host(state)

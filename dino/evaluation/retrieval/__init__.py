@@ -1,1 +1,1 @@
-"""Images that are searched: Copydays, and revisited Oxford and Paris."""
+"""Image search: Copydays, and revisited Oxford and Paris."""

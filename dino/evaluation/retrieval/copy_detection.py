@@ -1,6 +1,7 @@
-"""Copy detection on Copydays: search the original of each edited copy (paper, section 4.2.1; eval_copy_detection.py).
+"""Copy detection on Copydays: search the original of each edited copy.
 
-Shapes: N images that are searched, M queries, D width of a descriptor.
+Paper, section 4.2.1; eval_copy_detection.py of the original. Shapes: N database images, M queries,
+D width of a descriptor.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 
-DEPTH = 20  # how far down a query's list an original counts as found
+DEPTH = 20  # top results of a query in which an original counts as found
 WHITENING_EXPONENT = 0.5  # of the inverse eigenvalues; 0.5 gives every direction the same variance
-LEAST_EIGENVALUE = (
-    1e-5  # of the largest one; smaller ones are taken as this (utils.PCA of the original)
-)
+# Smallest eigenvalue relative to the largest; smaller ones are raised (utils.PCA of the original).
+LEAST_EIGENVALUE = 1e-5
 
 
 def evaluate_copy_detection(config: CopyDetectionConfig, run: Run) -> dict[str, float]:
-    """Describe all images, search each copy among originals and distractors, and log one result line a block.
+    """Search each copy among originals and distractors, and log one result line per block.
 
     Returns:
         Mean average precision, 0 to 1, of each block, on every process.
 
     Raises:
-        DinoError: Wrong weights, a network without patch tokens, missing folders, unreadable images.
+        DinoError: The weights do not fit, the network has no patch tokens, a folder is missing, or
+            an image is unreadable.
     """
     runner = Runner(config, run, keep_on_device=config.store.store_on_device)
     copydays = open_copydays(config.data.data_path)
@@ -73,14 +74,14 @@ def evaluate_copy_detection(config: CopyDetectionConfig, run: Run) -> dict[str, 
 
 
 def build_describer(backbone: TrainedBackbone, size: int) -> TrainedBackbone:
-    """The backbone with CLS and GeM for its output.
+    """Wrap the backbone so that it returns CLS and GeM.
 
     Args:
         backbone: A vision transformer.
         size: Side of the images in pixels.
 
     Raises:
-        OptionError: Another network, which has no patch tokens, or images smaller than a patch.
+        OptionError: The network has no patch tokens, or the images are smaller than a patch.
     """
     if not isinstance(backbone.module, VisionTransformer):
         raise OptionError(
@@ -90,20 +91,21 @@ def build_describer(backbone: TrainedBackbone, size: int) -> TrainedBackbone:
         )
     if size < backbone.patch_size:
         raise OptionError(
-            f"`imsize` {size} is less than a patch of {backbone.patch_size} pixels", value=size
+            f"`imsize` must be at least one patch, {backbone.patch_size} pixels (got {size})",
+            value=size,
         )
     return dataclasses.replace(backbone, module=ClsGem(backbone.module))
 
 
 def fit_whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Learn what makes features vary alike in all directions.
+    """Fit a whitening transform, which gives features the same variance in all directions.
 
     Args:
         rows: (n, D) features.
 
     Returns:
-        Their mean (D,) and the operator (D, D) of their principal components, where `rows` are: whiten x by
-        (x - mean) @ operator.T.
+        The mean (D,) and the operator (D, D) of the principal components, on the device of `rows`.
+        Whiten x by (x - mean) @ operator.T.
     """
     mean = rows.mean(dim=0)
     exact = rows.cpu().double()
@@ -112,14 +114,16 @@ def fit_whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compute_whitening(covariance: np.ndarray, exponent: float = WHITENING_EXPONENT) -> np.ndarray:
-    """Principal components over their variance to some power (utils.PCA of the original, of all D dimensions).
+    """Divide principal components by a power of their variance.
+
+    This is utils.PCA of the original, with all D dimensions.
 
     Args:
         covariance: (D, D), symmetric.
-        exponent: 0 turns only, 0.5 whitens.
+        exponent: 0 only rotates, 0.5 whitens.
 
     Returns:
-        (D, D) float64, one component a row, the one of most variance first.
+        (D, D) float64, one component per row, in the order of decreasing variance.
     """
     variances, components = np.linalg.eigh(covariance.astype(np.float64))
     variances = np.maximum(variances, variances.max() * LEAST_EIGENVALUE)
@@ -128,12 +132,12 @@ def compute_whitening(covariance: np.ndarray, exponent: float = WHITENING_EXPONE
 
 
 def find_nearest(database: Tensor, queries: Tensor, depth: int) -> Tensor:
-    """The `depth` most similar rows of the database for each query, the nearest first.
+    """Find the `depth` most similar rows of the database for each query, the nearest first.
 
     Args:
-        database: (N, D), normalized; where it is, the search runs.
+        database: (N, D), normalized. The search runs on its device.
         queries: (M, D), normalized.
-        depth: At most N are given.
+        depth: Number of results, capped at N.
 
     Returns:
         (M, depth) int64 indices, in host memory.
@@ -149,11 +153,11 @@ def find_nearest(database: Tensor, queries: Tensor, depth: int) -> Tensor:
 
 
 def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]:
-    """Mean average precision of each block.
+    """Compute the mean average precision of each block.
 
     Args:
-        nearest: (M, depth) indices of originals and distractors, the queries in the order of the blocks.
-        blocks: M queries in all.
+        nearest: (M, depth) indices of originals and distractors, in the order of the blocks.
+        blocks: Blocks with M queries in total.
 
     Returns:
         {name: 0 to 1}.

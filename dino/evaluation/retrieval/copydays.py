@@ -1,4 +1,4 @@
-"""Copydays (Douze et al., 2009): originals, and blocks of edited copies of them, each a folder of one kind of edit."""
+"""Copydays (Douze et al., 2009): originals, and one folder (block) of copies per kind of edit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from dino.data.sources import list_images
 from dino.errors import DataError
 
 ORIGINAL, STRONG = "original", "strong"
-FAMILIES = (
-    "jpegqual",
-    "crops",
-)  # folders of blocks, one for each JPEG quality or share of the area
-PREFIX = 4  # characters of a file name that tell which original it is: 200002.jpg is a copy of 200000.jpg
+FAMILIES = ("jpegqual", "crops")  # folders of blocks, one per JPEG quality or share of the area
+PREFIX = 4  # first characters of a file name identify its original: 200002.jpg copies 200000.jpg
 LAYOUT = "Copydays has the folders original and strong, and may have jpegqual/* and crops/*"
 
 
 class Block(NamedTuple):
-    """Queries of one kind of edit, and for each of them the indices of its originals."""
+    """Queries of one kind of edit, and the indices of each query's originals."""
 
     name: str
     positives: tuple[tuple[int, ...], ...]
@@ -29,17 +26,18 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Copydays:
-    """All blocks' images one block after another, the originals first, and the blocks in the same order."""
+    """The images of all blocks, block by block with the originals first, and the blocks."""
 
     source: ImageSource
     blocks: tuple[Block, ...]
 
 
 def open_copydays(data_path: str | None) -> Copydays:
-    """List what there is of the set.
+    """List the images of the data set.
 
     Raises:
-        DataError: No such folder, `original` or `strong` is missing, a block is empty, or a copy has no original.
+        DataError: The folder, `original` or `strong` is missing, a block is empty, or a copy has no
+            original.
     """
     if not data_path:
         raise DataError(f"`data_path` is missing: {LAYOUT}")
@@ -54,21 +52,20 @@ def open_copydays(data_path: str | None) -> Copydays:
         STRONG,
         *(name for family in FAMILIES for name in _list_blocks(root, family)),
     ]
-    found = {name: list_images(root / name, "`data_path`").names for name in names}
+    files = {name: list_images(root / name, "`data_path`").names for name in names}
     return Copydays(
         source=ImageSource(
             root=root,
-            names=tuple(f"{name}/{file}" for name, files in found.items() for file in files),
+            names=tuple(f"{name}/{file}" for name in names for file in files[name]),
         ),
         blocks=tuple(
-            Block(name, _match(root / name, files, found[ORIGINAL]))
-            for name, files in found.items()
+            Block(name, _match(root / name, files[name], files[ORIGINAL])) for name in names
         ),
     )
 
 
 def _list_blocks(root: Path, family: str) -> list[str]:
-    """Blocks of a family by their number, as the original lists them; others after them, by name."""
+    """List the blocks of a family by number, as in the original, and then other names."""
     names = [folder.name for folder in (root / family).glob("*") if folder.is_dir()]
     return [
         f"{family}/{name}"
@@ -79,14 +76,14 @@ def _list_blocks(root: Path, family: str) -> list[str]:
 def _match(
     block: Path, copies: Sequence[str], originals: Sequence[str]
 ) -> tuple[tuple[int, ...], ...]:
-    """The originals of each copy: those with its prefix; else, but for strong copies, the one at its place."""
+    """Match each copy to the originals with its prefix, or, unless strong, the one at its index."""
     owners: dict[str, list[int]] = {}
     for index, name in enumerate(originals):
         owners.setdefault(Path(name).name[:PREFIX], []).append(index)
     positives = tuple(tuple(owners.get(Path(name).name[:PREFIX], ())) for name in copies)
-    if block.name == STRONG or all(len(found) == 1 for found in positives):
+    if block.name == STRONG or all(len(matches) == 1 for matches in positives):
         lost = next(
-            (name for name, found in zip(copies, positives, strict=True) if not found), None
+            (name for name, matches in zip(copies, positives, strict=True) if not matches), None
         )
         if lost is not None:
             raise DataError(
@@ -95,7 +92,7 @@ def _match(
         return positives
     if len(copies) != len(originals):
         raise DataError(
-            f"{block} holds {len(copies)} images for {len(originals)} originals, and the first {PREFIX} characters of "
-            "their names do not tell which belongs to which"
+            f"{block} holds {len(copies)} images for {len(originals)} originals, and the first "
+            f"{PREFIX} characters of their names do not match one to one"
         )
-    return tuple((place,) for place in range(len(copies)))
+    return tuple((index,) for index in range(len(copies)))

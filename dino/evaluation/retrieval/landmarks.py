@@ -1,4 +1,4 @@
-"""Retrieval on revisited Oxford and Paris: rank the database by likeness to each query, and judge the ranking.
+"""Retrieval on revisited Oxford and Paris: rank the database by similarity, and score the ranking.
 
 Paper, section 4.2.1; eval_image_retrieval.py of the original. Shapes: N images, D width.
 """
@@ -30,19 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingScore]:
-    """Describe all images, rank, and log the two result lines.
+    """Extract features, rank the images, and log the two result lines.
 
     Returns:
-        Scores under `M` (easy and hard images are right) and `H` (only hard ones are; easy ones do not count), on every
-        process.
+        Scores under `M` (easy and hard images are positives) and `H` (only hard images are; easy
+        ones are ignored), on every process.
 
     Raises:
-        DinoError: Wrong weights, missing or unreadable files, images smaller than a patch.
+        DinoError: The weights do not fit, a file is missing or unreadable, or an image is smaller
+            than a patch.
     """
-    runner, landmark = (
-        Runner(config, run, keep_on_device=config.store.store_on_device),
-        config.retrieval,
-    )
+    runner = Runner(config, run, keep_on_device=config.store.store_on_device)
+    landmark = config.retrieval
     landmarks = open_landmarks(
         config.data.data_path, landmark.dataset, crop_queries=landmark.crop_queries
     )
@@ -50,7 +49,7 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
     if landmark.multiscale:
         backbone = dataclasses.replace(backbone, module=MultiScale(backbone.module))
-    # Rows and columns that fill no patch belong to the smaller scales too, so those keep them.
+    # Smaller scales use the rows and columns of partial patches too, so multiscale keeps them.
     view = Thumbnail(longest=config.size.imsize, patch=1 if landmark.multiscale else patch)
     shapes = read_shapes(landmarks.source, view, run)
     check_shapes(landmarks.source, shapes, least=patch * (2 if landmark.multiscale else 1))
@@ -68,15 +67,15 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
 
 
 def read_shapes(source: ImageSource, view: Thumbnail, run: Run) -> list[Shape]:
-    """(H, W) of the view of each image, from the files' headers; each process reads its share of them.
+    """Return (H, W) of each image's view, from the file headers. Each process reads its share.
 
     Raises:
-        DataError: A file is no picture, or a query's box lies outside of its picture.
+        DataError: A file is not a picture, or a query's box is outside its picture.
     """
     processes = run.processes
     mine = range(processes.rank, len(source), processes.world_size)
-    found = [view.compute_size(*source.read_size(index)) for index in mine]
-    sizes = run.device.to_device(torch.tensor(found, dtype=torch.int32).reshape(-1, 2))
+    own_sizes = [view.compute_size(*source.read_size(index)) for index in mine]
+    sizes = run.device.to_device(torch.tensor(own_sizes, dtype=torch.int32).reshape(-1, 2))
     return [(height, width) for height, width in processes.gather_rows(sizes, len(source)).tolist()]
 
 
@@ -84,22 +83,22 @@ def check_shapes(source: ImageSource, shapes: Sequence[Shape], *, least: int) ->
     """Refuse images with a side of less than `least` pixels.
 
     Raises:
-        DataError: With the first such image and its size.
+        DataError: An image is too small. The text names it and its size.
     """
     for index, shape in enumerate(shapes):
         if min(shape) < least:
             raise DataError(
-                f"{source.path(index)} would be {shape[1]} x {shape[0]} pixels large, and no side may "
-                f"be less than {least}",
-                remedy="a larger `imsize` or a smaller `patch_size` may do",
+                f"each side of {source.path(index)} must be at least {least} pixels "
+                f"(got {shape[1]} x {shape[0]})",
+                remedy="try a larger `imsize` or a smaller `patch_size`",
             )
 
 
 def check_network(backbone: TrainedBackbone, shape: Shape) -> None:
-    """Refuse a network that does not take images of any shape, such as timm's vision transformers, on the host.
+    """Check on the host that the network accepts any image shape. timm's ViTs, for example, do not.
 
     Raises:
-        OptionError: With what the network said.
+        OptionError: It does not. The text quotes the network's error.
     """
     try:
         with torch.inference_mode():
@@ -107,7 +106,7 @@ def check_network(backbone: TrainedBackbone, shape: Shape) -> None:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
-            f"`arch` {backbone.arch} does not take images of {shape[1]} x {shape[0]}: {reason}",
+            f"`arch` {backbone.arch} does not accept images of {shape[1]} x {shape[0]}: {reason}",
             value=backbone.arch,
         ) from error
 
@@ -119,25 +118,25 @@ def describe(
     view: Callable[[Tensor], Tensor],
     runner: Runner,
 ) -> Tensor:
-    """Features of images of many shapes, (N, D), normalized, in the order of `source`.
+    """Extract features of images of many shapes: (N, D), normalized, in the order of `source`.
 
-    They are read in the order of their shapes: each is met once, in batches as large as may be.
+    Images are read in the order of their shapes, so each shape occurs once, in large batches.
 
     Args:
         backbone: (B, C, H, W) -> (B, D) for any H and W.
         source: N images.
         shapes: (H, W) of each image's view.
-        view: From an image to its view.
-        runner: Reads and describes them.
+        view: Turns an image into its view.
+        runner: Runner of the evaluation.
 
     Raises:
         DataError: An image cannot be decoded.
     """
     order = sorted(range(len(source)), key=shapes.__getitem__)
     ordered = [shapes[index] for index in order]
-    found = runner.extract(backbone, source.selected(order), cut=view, shapes=ordered).features
-    places = torch.tensor(order).argsort().to(torch.int32)
-    return found.index_select(0, places.to(found.device))
+    features = runner.extract(backbone, source.selected(order), cut=view, shapes=ordered).features
+    inverse = torch.tensor(order).argsort().to(torch.int32)
+    return features.index_select(0, inverse.to(features.device))
 
 
 def _log_scores(name: str, scores: Mapping[str, RankingScore]) -> None:
@@ -152,10 +151,10 @@ def _log_scores(name: str, scores: Mapping[str, RankingScore]) -> None:
 
 
 def _name_all(scores: Mapping[str, RankingScore]) -> dict[str, float]:
-    """`map_M`, `mp@1_M` and so on."""
-    found = {}
+    """Name all scores: `map_M`, `mp@1_M` and so on."""
+    named = {}
     for level, score in scores.items():
-        found[f"map_{level}"] = score.map
+        named[f"map_{level}"] = score.map
         for depth, value in zip(DEPTHS, score.mean_precisions, strict=True):
-            found[f"mp@{depth}_{level}"] = float(value)
-    return found
+            named[f"mp@{depth}_{level}"] = float(value)
+    return named

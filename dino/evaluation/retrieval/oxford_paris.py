@@ -1,4 +1,4 @@
-"""Revisited Oxford and Paris (Radenovic et al., 2018): database, queries, and which images show a query's landmark.
+"""Revisited Oxford and Paris (Radenovic et al., 2018): database, queries and ground truth.
 
 Shapes: C channels, H W pixels, N database images, Q queries.
 """
@@ -21,11 +21,11 @@ from dino.data.decode import Box
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
-LONGEST = 1024  # characters in an image's name: a small file may hold the same long text many times
+LONGEST = 1024  # characters of an image's name: a small pickle can repeat a long text many times
 
 
 class Truth(NamedTuple):
-    """Indices into the database, (n,) int64 each: clearly visible, hard to see, and neither right nor wrong."""
+    """Indices into the database, (n,) int64 each: clearly visible, hard to see, and ignored."""
 
     easy: np.ndarray
     hard: np.ndarray
@@ -34,7 +34,7 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks:
-    """One of the two sets: N database images, then Q queries, as one list; and the truth of each query."""
+    """One of the two sets: N database images, then Q queries, and each query's ground truth."""
 
     source: ImageSource
     truths: tuple[Truth, ...]
@@ -46,10 +46,11 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
     Args:
         data_path: The folder that holds `NAME/gnd_NAME.pkl` and `NAME/jpg`.
         name: `roxford5k` or `rparis6k`.
-        crop_queries: Cut each query to the box that the ground truth has for it.
+        crop_queries: Crop each query to its box in the ground truth.
 
     Raises:
-        DataError: A missing folder, file or image, or a ground truth that is damaged or not of its form.
+        DataError: A folder, a file or an image is missing, or the ground truth is damaged or has
+            another form.
     """
     layout = f"name the folder that holds {name}/gnd_{name}.pkl and {name}/jpg/*.jpg"
     if not data_path:
@@ -61,21 +62,21 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
         )
     content = _read(path)
     try:
-        found = _interpret(content, path.parent, crop_queries)
+        landmarks = _interpret(content, path.parent, crop_queries)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"{path} is no ground truth of {name}: {reason}") from error
-    missing = [image for image in found.source.names if not os.path.isfile(path.parent / image)]
+        raise DataError(f"{path} is not a ground truth of {name}: {reason}") from error
+    missing = [image for image in landmarks.source.names if not os.path.isfile(path.parent / image)]
     if missing:
         raise DataError(
             f"{path} lists {missing[0]}, which does not exist",
-            remedy=f"{len(missing)} of {len(found.source)} do not",
+            remedy=f"{len(missing)} of {len(landmarks.source)} images are missing",
         )
-    return found
+    return landmarks
 
 
 def _read(path: Path) -> Any:
-    """The content of a ground truth; it runs nothing, see `dino.plain_pickle`."""
+    """Read a ground truth without running code from it, see `dino.plain_pickle`."""
     try:
         return plain_pickle.loads(path.read_bytes())
     except (OSError, plain_pickle.PlainPickleError) as error:
@@ -83,15 +84,15 @@ def _read(path: Path) -> Any:
 
 
 def _interpret(content: Any, folder: Path, crop_queries: bool) -> Landmarks:
-    """The set that the ground truth describes; what it has not, or not as it should be, is an error of Python's."""
+    """Interpret the ground truth. A missing or malformed entry raises an exception of Python."""
     if not isinstance(content, Mapping):
-        raise TypeError(f"it holds a {type(content).__name__}, wants a dictionary")
+        raise TypeError(f"it must hold a dictionary (got {type(content).__name__})")
     names, queries = (_read_names(content[key], key) for key in ("imlist", "qimlist"))
     entries = content["gnd"]
     if not isinstance(entries, Sequence) or not all(
         isinstance(entry, Mapping) for entry in entries
     ):
-        raise TypeError("gnd is no list of dictionaries")
+        raise TypeError("gnd is not a list of dictionaries")
     if len(entries) != len(queries):
         raise ValueError(f"gnd describes {len(entries)} queries, qimlist names {len(queries)}")
     truths = tuple(
@@ -117,18 +118,18 @@ def _read_names(value: Any, key: str) -> tuple[str, ...]:
         or isinstance(value, str)
         or not all(isinstance(name, str) and len(name) < LONGEST for name in names)
     ):
-        raise TypeError(f"{key} is no list of image names")
+        raise TypeError(f"{key} is not a list of image names")
     return tuple(f"jpg/{name}.jpg" for name in names)
 
 
 def _read_indices(value: Any, count: int, key: str) -> np.ndarray:
-    # Nothing but integers becomes an array here: numpy pads texts to the longest one, in any amount of memory.
+    # Only integers become an array: numpy pads texts to the longest one, which can exhaust memory.
     integers = isinstance(value, list | tuple) and all(
         isinstance(index, int | np.integer) for index in value
     )
     indices = np.asarray(value if integers or isinstance(value, np.ndarray) else None)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
-        raise TypeError(f"{key} is no list of indices")
+        raise TypeError(f"{key} is not a list of indices")
     if indices.size and not (0 <= indices.min() and indices.max() < count):
         raise ValueError(f"{key} has indices beyond the {count} images of imlist")
     return indices.astype(np.int64)
@@ -141,11 +142,12 @@ def _read_box(value: Any) -> Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """An image to its view: the longer side brought down, the aspect kept, never enlarged, as Pillow's thumbnail does.
+    """Shrink an image to its view as Pillow's thumbnail does: the aspect is kept, never enlarged.
 
     Attributes:
-        longest: The longer side at most, in pixels.
-        patch: Side of a patch in pixels: what fills none is cut off, see `cut_to_patches`; 1 cuts nothing off.
+        longest: Maximum of the longer side in pixels.
+        patch: Side of a patch in pixels. Partial patches are cropped, see `cut_to_patches`; 1 crops
+            nothing.
     """
 
     longest: int
@@ -161,19 +163,18 @@ class Thumbnail:
         return image[:, :height, :width]
 
     def compute_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H', W') of the view of an image of `height` x `width` pixels."""
+        """Return (H', W') of the view of an image of `height` x `width` pixels."""
         return cut_to_patches(*compute_size(height, width, self.longest), self.patch)
 
 
 def compute_size(height: int, width: int, longest: int) -> tuple[int, int]:
-    """(H, W) of Pillow's thumbnail: the shorter side is the whole number that keeps the aspect best, at least 1."""
+    """Return (H, W) of Pillow's thumbnail. The shorter side, at least 1, best keeps the aspect."""
     if max(height, width) <= longest:
         return height, width
     aspect = width / height
     if aspect > 1:
-        return _round(
-            longest / aspect, lambda side: abs(aspect - longest / side) if side else 0
-        ), longest
+        height = _round(longest / aspect, lambda side: abs(aspect - longest / side) if side else 0)
+        return height, longest
     return longest, _round(longest * aspect, lambda side: abs(aspect - side / longest))
 
 
@@ -182,10 +183,11 @@ def _round(exact: float, error: Callable[[int], float]) -> int:
 
 
 def cut_to_patches(height: int, width: int, patch: int) -> tuple[int, int]:
-    """(H, W) less the rows and columns at the end that fill no patch.
+    """Return (H, W) without the last rows and columns that do not fill a patch.
 
-    A vision transformer drops them itself; without them far fewer shapes are left, hence larger batches and fewer
-    graphs. Its position embedding asks whether the image is square, so one that was not keeps a pixel more.
+    A vision transformer drops them anyway. Without them there are far fewer shapes, so batches are
+    larger and graphs fewer. The position embedding depends on whether the image is square, so an
+    image that was not square keeps one pixel more.
     """
     rows, columns = (side - side % patch or side for side in (height, width))
     if rows == columns and height != width:

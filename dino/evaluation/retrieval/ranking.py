@@ -1,6 +1,6 @@
-"""Rankings judged, as the Holidays and the revisited Oxford and Paris benchmarks judge them.
+"""Score rankings as the Holidays and the revisited Oxford and Paris benchmarks do.
 
-utils.compute_map of the original. Shapes: N database images, Q queries, K numbers of images to look at, D width.
+This is utils.compute_map of the original. Shapes: N database images, Q queries, K depths, D width.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ DEPTHS = (1, 5, 10)  # of the mean precision
 
 @dataclass(frozen=True, kw_only=True)
 class RankingScore:
-    """How good rankings are, all 0 to 1; nan for a query without positives, which no mean counts.
+    """Scores of rankings, 0 to 1. A query without positives has nan, and means ignore it.
 
     Attributes:
         average_precisions: (Q,).
-        precisions: (Q, K): share of positives among the first k, or up to the last positive where that comes earlier.
+        precisions: (Q, K), share of positives among the first k, or up to the last positive if that
+            comes earlier.
     """
 
     average_precisions: np.ndarray
@@ -30,12 +31,12 @@ class RankingScore:
 
     @property
     def map(self) -> float:
-        """Mean over queries; nan without any that counts."""
+        """Mean over queries with positives; nan without any."""
         return float(_mean(self.average_precisions))
 
     @property
     def mean_precisions(self) -> np.ndarray:
-        """(K,)."""
+        """Mean over queries with positives, (K,)."""
         return _mean(self.precisions)
 
 
@@ -45,14 +46,14 @@ def _mean(rows: np.ndarray) -> np.ndarray:
 
 
 def rank(database: Tensor, queries: Tensor) -> np.ndarray:
-    """Sort the database by likeness to each query, on the CPU, since sorting is not every device's strength.
+    """Sort the database by similarity to each query, on the CPU: some devices sort slowly.
 
     Args:
         database: (N, D), normalized.
         queries: (Q, D), normalized.
 
     Returns:
-        (N, Q) indices, the most similar image of a query first in its column.
+        (N, Q) indices, each column sorted from the most similar image.
     """
     similarity = (database @ queries.T).cpu()
     return similarity.argsort(dim=0, descending=True, stable=True).numpy()
@@ -66,11 +67,11 @@ def score_landmarks(ranks: np.ndarray, truths: Sequence[Truth]) -> dict[str, Ran
 
 
 def score_ranks(ranks: np.ndarray, truths: Sequence[tuple[np.ndarray, np.ndarray]]) -> RankingScore:
-    """Judge rankings.
+    """Score rankings.
 
     Args:
         ranks: (N, Q) database indices, the best first.
-        truths: Positives and junk of each query; junk is neither right nor wrong, as if it were not ranked.
+        truths: Positives and junk of each query. Junk is ignored, as if it were not ranked.
     """
     judged = [_score_query(column, *truth) for column, truth in zip(ranks.T, truths, strict=True)]
     return RankingScore(
@@ -93,16 +94,18 @@ def _score_query(
 
 
 def compute_average_precision(ranks: np.ndarray, positives: int) -> float:
-    """Average precision of one query, by trapezoids (score_ap_from_ranks_1 and compute_ap of the original).
+    """Compute the average precision of one query by trapezoids.
+
+    This is score_ap_from_ranks_1 and compute_ap of the original.
 
     Args:
-        ranks: (n,) positions of the positives that were found, 0 for the best, ascending.
-        positives: How many there are in all, at least 1; those not found count as never found.
+        ranks: (n,) ranks of the retrieved positives, ascending from 0 for the best.
+        positives: Number of all positives, at least 1. Those not retrieved lower the score.
 
     Returns:
         0 to 1.
     """
-    found = np.arange(len(ranks))
-    before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
-    after = (found + 1) / (ranks + 1)
+    earlier = np.arange(len(ranks))
+    before = np.where(ranks == 0, 1.0, earlier / np.maximum(ranks, 1))
+    after = (earlier + 1) / (ranks + 1)
     return float((before + after).sum() / (2 * positives))

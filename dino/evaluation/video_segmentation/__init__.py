@@ -1,1 +1,1 @@
-"""Clips that are segmented from their first labels, and the scores of label maps."""
+"""Segment clips from their first labels, and score label maps."""

@@ -1,6 +1,6 @@
-"""Clips to segment: frames of which the first is labeled; the layout of DAVIS 2017, and how its frames are scaled.
+"""Clips whose first frame is labeled, the layout of DAVIS 2017, and the size of its frames.
 
-ROOT/ImageSets/2017/val.txt      names of the sequences, one a line
+ROOT/ImageSets/2017/val.txt      names of the sequences, one per line
 ROOT/JPEGImages/480p/SEQ/*.jpg   frames, in the order of their names
 ROOT/Annotations/480p/SEQ/*.png  label maps; only the first frame's is read
 """
@@ -24,18 +24,18 @@ from dino.errors import DataError
 logger = logging.getLogger(__name__)
 
 SHORT_SIDE = 480  # pixels; read_frame of the original
-MULTIPLE = 64  # pixels; the long side is cut down to one
+MULTIPLE = 64  # pixels; the long side is rounded down to a multiple
 RESOLUTION = "480p"
 SPLIT = Path("ImageSets", "2017", "val.txt")
-# The original's red deviation in this one evaluation is 0.228, where ImageNet's is 0.229. Published figures were
-# computed with it, so it stays.
+# In this one evaluation the original's red deviation is 0.228, and ImageNet's is 0.229. Published
+# figures were computed with 0.228, so it stays.
 FRAME_NORMALIZATION = Normalization(mean=IMAGENET_MEAN, std=(0.228, 0.224, 0.225))
-ALL_LABELS = range(256)  # what one byte holds
-VOID = 255  # pixels that belong to nothing
+ALL_LABELS = range(256)  # the values of a byte
+VOID = 255  # pixels of no object
 
 
 def _spread_bits(label: int) -> tuple[int, int, int]:
-    """Color of a label in the palette of PASCAL VOC and DAVIS: its bits, dealt to red, green and blue from the top."""
+    """Compute a label's color in the palette of PASCAL VOC and DAVIS from the bits of the label."""
     red, green, blue = (
         sum((label >> (3 * level + channel) & 1) << (7 - level) for level in range(3))
         for channel in range(3)
@@ -48,14 +48,14 @@ DAVIS_PALETTE = bytes(level for label in ALL_LABELS for level in _spread_bits(la
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Consecutive frames of one size, the first of which is labeled.
+    """Consecutive frames of one size. The first frame is labeled.
 
     Attributes:
-        name: Of the sequence or run, and so of the folder of its predictions.
+        name: Name of the sequence or run, and of the folder of its predictions.
         frames: Paths, in order, at least one.
         labels: Path of the first frame's label map.
-        palette: Colors for label maps that have none.
-        has_void: Whether label 255 is no label, as in DAVIS.
+        palette: Colors for label maps without a palette.
+        has_void: Whether label 255 means void, as in DAVIS.
     """
 
     name: str
@@ -69,7 +69,8 @@ def open_davis(data_path: str | None) -> list[Clip]:
     """List the sequences of the validation split.
 
     Raises:
-        DataError: The folder, its list, a sequence or the labels of one are missing, or sizes differ within one.
+        DataError: The folder, its list, a sequence or its labels are missing, or the sizes within a
+            sequence differ.
     """
     if not data_path:
         raise DataError(
@@ -80,10 +81,10 @@ def open_davis(data_path: str | None) -> list[Clip]:
 
 
 def read_split(root: Path) -> list[str]:
-    """Names of the sequences of the validation split.
+    """Read the names of the sequences of the validation split.
 
     Raises:
-        DataError: The list cannot be read, is empty, or has a name twice or one that is no folder's.
+        DataError: The list cannot be read or is empty, or a name is repeated or not a folder name.
     """
     path = root / SPLIT
     try:
@@ -97,27 +98,27 @@ def read_split(root: Path) -> list[str]:
             raise DataError(f"{path} names a sequence twice: {name}")
         if Path(name).name != name or name == "..":
             raise DataError(
-                f"{path} names {name}", remedy="a sequence is the name of a folder, without a slash"
+                f"{path} names {name}", remedy="a sequence must be a folder name without a slash"
             )
     return names
 
 
 def list_truths(root: Path, name: str) -> tuple[Path, ...]:
-    """The true label maps of a sequence, at least three: the first is given, the last is not scored.
+    """List the true label maps of a sequence, at least three: the first and last are not scored.
 
     Raises:
-        DataError: There are fewer, or one of a frame in between is missing.
+        DataError: There are fewer than three, or the map of a frame in between is missing.
     """
     truths = list_frames(root / "Annotations" / RESOLUTION / name, ".png")
     for image in sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")):
         if not (truth := truths[0].with_name(f"{image.stem}.png")).is_file():
             raise DataError(
-                f"{truth} does not exist", remedy=f"it should hold the true labels of {image}"
+                f"{truth} does not exist", remedy=f"it must hold the true labels of {image}"
             )
     if len(truths) < 3:
         raise DataError(
-            f"{truths[0].parent} has {len(truths)} frames",
-            remedy="first and last are not scored, so 3 are needed",
+            f"{truths[0].parent} must hold at least 3 frames (got {len(truths)})",
+            remedy="the first and the last are not scored",
         )
     return truths
 
@@ -129,69 +130,69 @@ def _open_sequence(root: Path, name: str) -> Clip:
 
 
 def list_frames(folder: Path, ending: str = ".jpg") -> tuple[Path, ...]:
-    """The frames in a folder by name; a line names the first picture, if any, that has another ending.
+    """List the frames in a folder by name. A warning names the first picture with another ending.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no frames.
     """
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
     frames = tuple(sorted(folder.glob(f"*{ending}")))
     if not frames:
-        raise DataError(f"{folder} holds no frame (looked for *{ending})")
+        raise DataError(f"{folder} holds no frames (*{ending})")
     others = sorted(
         path for path in set(folder.iterdir()) - set(frames) if path.suffix.lower() in EXTENSIONS
     )
     if others:
-        logger.warning("%s is not taken: frames of %s are *%s", others[0].name, folder, ending)
+        logger.warning("%s is ignored: frames of %s are *%s", others[0].name, folder, ending)
     return frames
 
 
 def check_clips(clips: Iterable[Clip]) -> list[Clip]:
-    """Refuse, before any of them is segmented, clips whose labels are missing or whose sizes differ.
+    """Check the labels and the sizes of all clips before any is segmented.
 
     Raises:
-        DataError: The text names the file.
+        DataError: Labels are missing, or sizes differ. The text names the file.
     """
     checked = list(clips)
     for clip in checked:
         if not clip.labels.is_file():
             raise DataError(
                 f"{clip.labels} does not exist",
-                remedy=f"it should hold the labels of {clip.frames[0]}",
+                remedy=f"it must hold the labels of {clip.frames[0]}",
             )
         check_sizes(clip.labels, clip.frames)
     return checked
 
 
 def check_sizes(labels: Path, others: Iterable[Path]) -> None:
-    """Refuse pictures of another size than a label map has.
+    """Check that pictures have the size of a label map.
 
     Raises:
-        DataError: There is one; the text names it.
+        DataError: A picture has another size. The text names it.
     """
     height, width = read_size(labels)
     for path in others:
-        if (found := read_size(path)) != (height, width):
-            raise DataError(f"{path} is {found[1]}x{found[0]} pixels, {labels} {width}x{height}")
+        if (size := read_size(path)) != (height, width):
+            raise DataError(
+                f"{path} must have the size of {labels}, {width}x{height} pixels "
+                f"(got {size[1]}x{size[0]})"
+            )
 
 
 def drop_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Void as background (0), where there are objects; 255 alone is an object, as in the masks of DAVIS 2016."""
-    return (
-        np.where(labels == VOID, np.uint8(0), labels)
-        if ((labels > 0) & (labels < VOID)).any()
-        else labels
-    )
+    """Turn void into background (0). Without other objects 255 is an object, as in DAVIS 2016."""
+    has_objects = ((labels > 0) & (labels < VOID)).any()
+    return np.where(labels == VOID, np.uint8(0), labels) if has_objects else labels
 
 
 def compute_frame_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which a frame is segmented: 480 the short one, the long one in proportion, less mod 64."""
+    """Return the segmented size: short side 480, long side in proportion, a multiple of 64."""
     if height > width:
         return SHORT_SIDE * height // width // MULTIPLE * MULTIPLE, SHORT_SIDE
     return SHORT_SIDE, SHORT_SIDE * width // height // MULTIPLE * MULTIPLE
 
 
 def resize_frame(image: Tensor) -> Tensor:
-    """A frame (C, H, W) uint8 at the size above, as the original scales it."""
+    """Resize a frame (C, H, W) uint8 to `compute_frame_size`, as in the original."""
     return resize_bilinear(image, compute_frame_size(*image.shape[1:]))

@@ -1,7 +1,7 @@
-"""Driving data: a run, or a folder of runs, with labels for every so many frames.
+"""Driving data: a run, or a folder of runs, with labels at regular frames.
 
 RUN/image/*.jpg         frames, in the order of their names
-RUN/segmentation/*.png  label maps of some or all of them, by the same names
+RUN/segmentation/*.png  label maps of some or all frames, by the same names
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dino.evaluation.video_segmentation.davis import ALL_LABELS, Clip, check_cli
 
 IMAGES, LABELS = "image", "segmentation"
 
-# Colors of the driving fork's 27 labels, 26 being none; what is left of the palette is gray.
+# Colors of the driving fork's 27 labels. Label 26 means none. The rest of the palette is gray.
 DRIVING_COLORS = (
     *(
         (220, 20, 60),
@@ -64,25 +64,26 @@ def open_runs(data_path: str | None, interval: int) -> list[Clip]:
 
     Args:
         data_path: A folder that holds `image` and `segmentation`, or a folder of such folders.
-        interval: Frames of a clip; the last one of a run may be shorter.
+        interval: Frames per clip. The last clip of a run may be shorter.
 
     Raises:
-        DataError: No run, a run without frames, a label map that is missing where a clip begins, or sizes that differ.
+        DataError: There is no run, a run has no frames, the first frame of a clip has no label map,
+            or sizes differ.
     """
-    asked = f"name a run, which holds {IMAGES} and {LABELS}, or a folder of runs"
+    remedy = f"name a run, which holds {IMAGES} and {LABELS}, or a folder of runs"
     if not data_path:
-        raise DataError(f"`data_path` is missing: {asked}")
+        raise DataError(f"`data_path` is missing: {remedy}")
     root = Path(data_path)
     if not root.is_dir():
-        raise DataError(f"`data_path` {root} does not exist: {asked}", value=root)
+        raise DataError(f"`data_path` {root} does not exist: {remedy}", value=root)
     runs = find_runs(root)
     if not runs:
-        raise DataError(f"`data_path` {root} holds no run: {asked}", value=root)
+        raise DataError(f"`data_path` {root} holds no run: {remedy}", value=root)
     return check_clips(clip for name, run in runs.items() for clip in _cut_run(name, run, interval))
 
 
 def find_runs(root: Path) -> dict[str, Path]:
-    """The runs of a folder by name, or the one that it is; links go by their own names, which are unlike each other."""
+    """Find the runs in a folder by name, or the folder itself. Symlinks keep their own names."""
     if _is_run(root):
         return {root.resolve().name: root}
     return {folder.name: folder for folder in sorted(root.iterdir()) if _is_run(folder)}
@@ -96,5 +97,5 @@ def _cut_run(name: str, run: Path, interval: int) -> Iterator[Clip]:
     frames = list_frames(run / IMAGES)
     for start in range(0, len(frames), interval):
         labels = run / LABELS / f"{frames[start].stem}.png"
-        part = frames[start : start + interval]
-        yield Clip(name=name, frames=part, labels=labels, palette=DRIVING_PALETTE)
+        clip_frames = frames[start : start + interval]
+        yield Clip(name=name, frames=clip_frames, labels=labels, palette=DRIVING_PALETTE)

@@ -1,7 +1,8 @@
-"""What predicted label maps are worth: the DAVIS 2017 measures J and F, and intersection over union by class.
+"""Metrics of label maps: J and F of DAVIS 2017, and intersection over union by class.
 
-The definitions are those of the DAVIS benchmark (Perazzi et al. 2016, sections 4.1 and 4.2; Pont-Tuset et al. 2017),
-with the constants of its davis2017-evaluation. Pure numpy: arrays in, numbers out.
+The definitions are those of the DAVIS benchmark (Perazzi et al. 2016, sections 4.1 and 4.2;
+Pont-Tuset et al. 2017), with the constants of its davis2017-evaluation. Pure numpy: arrays in,
+numbers out.
 
 Shapes: H, W pixels of a frame, L labels, T frames of a sequence.
 """
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-BOUNDARY_TOLERANCE = 0.008  # of the frame's diagonal: how far apart two boundary pixels may lie (davis2017-evaluation)
-RECALL_THRESHOLD = 0.5  # a frame counts as found above it
+# Largest distance of matching boundary pixels, relative to the diagonal (davis2017-evaluation).
+BOUNDARY_TOLERANCE = 0.008
+RECALL_THRESHOLD = 0.5  # a frame above it counts as found
 DECAY_BINS = 4  # decay compares the first quarter of a sequence with the last
 
 
@@ -29,9 +31,9 @@ def count_labels(
 
     Args:
         truth: (H, W) uint8, values below `labels`.
-        predicted: The same.
+        predicted: Like `truth`.
         labels: L.
-        ignored: Pixels of this true label count nowhere.
+        ignored: True label whose pixels are not counted.
 
     Returns:
         (L, L) int64, rows by true label, columns by predicted label.
@@ -44,7 +46,7 @@ def count_labels(
 
 
 def compute_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Intersection over union of every label: (L, L) counts -> (L,); nan for a label that occurs nowhere."""
+    """Compute the IoU of every label: (L, L) counts -> (L,), nan for an absent label."""
     hit = counts.diagonal()
     union = counts.sum(axis=0) + counts.sum(axis=1) - hit
     shares: NDArray[np.float64] = np.divide(
@@ -54,22 +56,23 @@ def compute_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def measure_boundary(truth: Mask, predicted: Mask) -> float:
-    """Boundary measure F of one object in one frame: the harmonic mean of boundary precision and recall.
+    """Compute the boundary measure F of one object in one frame.
 
-    A boundary pixel is right where the other mask has one within ceil(0.008 x diagonal) pixels.
+    F is the harmonic mean of boundary precision and recall. A boundary pixel is a match if the
+    other mask has one within ceil(0.008 x diagonal) pixels.
 
     Args:
         truth: (H, W) bool.
-        predicted: The same.
+        predicted: (H, W) bool.
 
     Returns:
-        0 to 1; 1 where neither mask has a boundary, 0 where only one of them has.
+        0 to 1. It is 1 if neither mask has a boundary, and 0 if only one has.
     """
     radius = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*truth.shape))
     truth, predicted = find_boundary(truth), find_boundary(predicted)
     if not truth.any() or not predicted.any():
         return float(truth.any() == predicted.any())
-    box = _bounding_box(truth | predicted)  # the rest has nothing to match
+    box = _bounding_box(truth | predicted)  # there is nothing to match outside
     truth, predicted = truth[box], predicted[box]
     precision = np.count_nonzero(predicted & dilate(truth, radius)) / np.count_nonzero(predicted)
     recall = np.count_nonzero(truth & dilate(predicted, radius)) / np.count_nonzero(truth)
@@ -77,9 +80,9 @@ def measure_boundary(truth: Mask, predicted: Mask) -> float:
 
 
 def find_boundary(mask: Mask) -> Mask:
-    """Pixels that differ from their right, lower or lower right neighbor: (H, W) bool -> (H, W) bool.
+    """Mark pixels that differ from their right, lower or lower right neighbor, (H, W) bool.
 
-    This is seg2bmap of the benchmark; at the frame's edge nothing differs from what is outside.
+    This is seg2bmap of the benchmark. Pixels at the frame's edge have no neighbor outside.
     """
     boundary = np.zeros_like(mask)
     boundary[:, :-1] |= mask[:, :-1] ^ mask[:, 1:]
@@ -89,15 +92,14 @@ def find_boundary(mask: Mask) -> Mask:
 
 
 def dilate(mask: Mask, radius: int) -> Mask:
-    """Pixels with a set pixel at most `radius` away: (H, W) bool -> (H, W) bool.
+    """Mark pixels with a set pixel at most `radius` away: (H, W) bool -> (H, W) bool.
 
-    The disk is taken as rows: at height y it reaches sqrt(radius^2 - y^2) to each side, further towards the middle.
+    The disk is processed row by row: at height y it extends sqrt(radius^2 - y^2) to each side.
     """
     height, width = mask.shape
     padded = np.pad(mask, radius)
-    spread = padded[
-        :, radius : radius + width
-    ].copy()  # the mask spread sideways by `reach`, so far 0
+    # The mask spread sideways by `reach`, which is 0 at first.
+    spread = padded[:, radius : radius + width].copy()
     dilated, reach = np.zeros_like(mask), 0
     for y in range(radius, -1, -1):
         while reach < math.isqrt(radius**2 - y**2):
@@ -111,7 +113,7 @@ def dilate(mask: Mask, radius: int) -> Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One measure over the frames of an object: its mean, the share of frames above 0.5, and how much it falls."""
+    """A measure over the frames of an object: mean, share of frames above 0.5, and decrease."""
 
     mean: float
     recall: float
@@ -119,8 +121,9 @@ class Measure:
 
 
 def summarize(values: NDArray[np.float64]) -> Measure:
-    """Mean, recall and decay of an object's values by frame, (T,) (Perazzi et al. 2016, section 4.2)."""
-    # The ends of the four bins belong to both neighbors; 1e-10 rounds halves up, as davis2017-evaluation does.
+    """Compute mean, recall and decay of values (T,) (Perazzi et al. 2016, section 4.2)."""
+    # The ends of the four bins belong to both neighbors. As in davis2017-evaluation, 1e-10 rounds
+    # halves up.
     ends = np.round(np.linspace(1, len(values), DECAY_BINS + 1) + 1e-10).astype(np.int64) - 1
     first, last = values[: ends[1] + 1], values[ends[-2] :]
     return Measure(
@@ -131,7 +134,7 @@ def summarize(values: NDArray[np.float64]) -> Measure:
 
 
 def average(measures: list[Measure]) -> Measure:
-    """The mean of each figure over objects."""
+    """Average each figure over objects."""
     return Measure(
         **{
             name: float(np.mean([getattr(m, name) for m in measures]))

@@ -1,9 +1,10 @@
-"""Label maps on disk: which predicted frame belongs to which true one, in the two layouts that are scored.
+"""Pair predicted label maps with the true ones on disk, in the two layouts that are scored.
 
-    davis    ROOT/ImageSets/2017/val.txt, ROOT/Annotations/480p/SEQ/*.png, ROOT/JPEGImages/480p/SEQ/*.jpg; OUT/SEQ/*.png
+    davis    ROOT/ImageSets/2017/val.txt, ROOT/Annotations/480p/SEQ/*.png,
+             ROOT/JPEGImages/480p/SEQ/*.jpg; OUT/SEQ/*.png
     driving  ROOT/RUN/image/*.jpg, ROOT/RUN/segmentation/*.png, or ROOT is one RUN; OUT/RUN/*.png
 
-All that can be wrong with names and sizes is found before the first frame is scored.
+All names and sizes are checked before the first frame is scored.
 """
 
 from __future__ import annotations
@@ -31,34 +32,35 @@ RUN_LAYOUT = f"RUN/{IMAGES} and RUN/{LABELS}"
 
 
 def recognize_layout(root: Path) -> str:
-    """Tell `davis` from `driving` by the folders of a data set.
+    """Distinguish `davis` from `driving` by the folders of a data set.
 
     Raises:
-        DataError: It is neither, or could be both.
+        DataError: The folders fit neither layout, or both.
     """
-    found = [DAVIS] * (root / "Annotations").is_dir() + [DRIVING] * bool(find_runs(root))
-    if not found:
+    layouts = [DAVIS] * (root / "Annotations").is_dir() + [DRIVING] * bool(find_runs(root))
+    if not layouts:
         raise DataError(
-            f"`dataset_path` {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} (driving runs)",
+            f"`dataset_path` {root} has neither Annotations (DAVIS 2017) nor {RUN_LAYOUT} "
+            "(driving runs)",
             value=root,
         )
-    if len(found) == 2:
+    if len(layouts) == 2:
         raise DataError(
             f"`dataset_path` {root} has both Annotations and driving runs",
             value=root,
-            remedy="say which with `layout`",
+            remedy="choose with `layout`",
         )
-    return found[0]
+    return layouts[0]
 
 
 def list_clips(layout: str, root: Path, predictions: Path) -> list[ScoredClip]:
     """Pair the true label maps of a data set with the predicted ones.
 
-    davis: the sequences of the val split, without their first frame, which is given, and their last, as the benchmark's
-    semi-supervised task has it. driving: every frame that has labels.
+    davis: the sequences of the val split, without their first frame, which is the input, and their
+    last, as in the benchmark's semi-supervised task. driving: every frame with labels.
 
     Raises:
-        DataError: A folder or a frame is missing or superfluous, or sizes differ; the text names it.
+        DataError: A folder or a frame is missing or unexpected, or sizes differ. The text names it.
     """
     if layout == DAVIS:
         return [_list_sequence(root, name, predictions / name) for name in read_split(root)]
@@ -72,7 +74,7 @@ def list_clips(layout: str, root: Path, predictions: Path) -> list[ScoredClip]:
 
 
 def list_unscored(clips: Sequence[ScoredClip], predictions: Path) -> list[str]:
-    """Folders of predictions that belong to no clip, by name."""
+    """List the folders of predictions without a clip, by name."""
     scored = {clip.frames[0].prediction.parent.name for clip in clips}
     return sorted({path.parent.name for path in predictions.glob("*/*.png")} - scored)
 
@@ -81,16 +83,14 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
     """Read a label map: (H, W) uint8, a pixel's palette index or gray level.
 
     Raises:
-        DataError: The file cannot be read, is no label map, or has a label that is not `known`.
+        DataError: The file cannot be read, is not a label map, or has a label that is not `known`.
     """
     labels = read_label_map(path).labels
-    strange = sorted(
-        set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - set(known)
-    )
-    if strange:
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    unknown = sorted(set(present) - set(known))
+    if unknown:
         raise DataError(
-            f"{path} has the labels {', '.join(map(str, strange[:5]))}",
-            remedy=f"known are {_describe(known)}",
+            f"{path} must hold labels {_describe(known)} (got {', '.join(map(str, unknown[:5]))})"
         )
     return labels
 
@@ -105,7 +105,7 @@ def _list_sequence(root: Path, name: str, predictions: Path) -> ScoredClip:
 
 
 def _predictions_of(name: str, alone: bool, predictions: Path) -> Path:
-    """OUT/RUN; for a single run also OUT itself."""
+    """Return OUT/RUN, or OUT itself for a single run without that folder."""
     folder = predictions / name
     return predictions if alone and not folder.is_dir() else folder
 
@@ -126,12 +126,12 @@ def _pair(
     images: Mapping[str, Path],
     predictions: Path,
 ) -> tuple[ScoredFrame, ...]:
-    """Frames of the true label maps; `numbers` has every frame of the clip by the stem of its files."""
-    found = {path.stem: path for path in list_frames(predictions, ".png")}
-    for path in (*truths, *found.values()):
+    """Pair true label maps with predictions. `numbers` holds each frame's number by file stem."""
+    predicted = {path.stem: path for path in list_frames(predictions, ".png")}
+    for path in (*truths, *predicted.values()):
         if path.stem not in numbers:
-            raise DataError(f"{path} belongs to no frame of its clip")
-    missing = next((path for path in truths if path.stem not in found), None)
+            raise DataError(f"{path} matches no frame of its clip")
+    missing = next((path for path in truths if path.stem not in predicted), None)
     if missing:
         raise DataError(f"{predictions / missing.name} is missing, the prediction for {missing}")
     frames = tuple(
@@ -139,7 +139,7 @@ def _pair(
             number=numbers[path.stem],
             image=images.get(path.stem),
             truth=path,
-            prediction=found[path.stem],
+            prediction=predicted[path.stem],
         )
         for path in truths
     )
@@ -149,7 +149,7 @@ def _pair(
 
 
 def _describe(known: Collection[int]) -> str:
-    """`0 to 26 and 255` of a range with a gap."""
+    """Describe a range with a gap, such as `0 to 26 and 255`."""
     ordered = sorted(known)
     least, most = ordered[0], next(n for n in ordered if n + 1 not in known)
     return f"{least} to {most}" + "".join(f" and {n}" for n in ordered if n > most)

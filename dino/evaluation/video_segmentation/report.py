@@ -1,4 +1,4 @@
-"""What predicted label maps are worth: tables for people, figures for programs."""
+"""Report the scores of label maps: tables for people, figures for programs."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]
     """Find the layout and the frames to score.
 
     Raises:
-        OptionError: A setting is of no use for this layout, or a file to write cannot be.
-        DataError: A folder or a frame is missing or superfluous, or sizes differ; the text names it.
+        OptionError: A setting does not apply to this layout, or an output cannot be written.
+        DataError: A folder or a frame is missing or unexpected, or sizes differ. The text names it.
     """
     metrics = config.metrics
     check_target(metrics.csv, "`csv`")
@@ -53,15 +53,15 @@ def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]
     )
     layout = metrics.layout or recognize_layout(root)
     for name in DRIVING_ONLY:
-        given = getattr(config.refresh if name == "refresh_label_interval" else metrics, name)
-        if layout == DAVIS and given is not None and given is not False:
+        value = getattr(config.refresh if name == "refresh_label_interval" else metrics, name)
+        if layout == DAVIS and value is not None and value is not False:
             raise OptionError(
-                f"`{name}` is for driving runs",
-                remedy=f"`dataset_path` {root} is taken as DAVIS 2017",
+                f"`{name}` is only for driving runs",
+                remedy=f"`dataset_path` {root} has the layout of DAVIS 2017",
             )
     clips = list_clips(layout, root, predictions)
     if names := list_unscored(clips, predictions):
-        logger.warning("not scored, since the data set has none of that name: %s", ", ".join(names))
+        logger.warning("not scored, because the data set lacks the names: %s", ", ".join(names))
     if metrics.skip_refreshed:
         clips = [_without_refreshed(clip, config.refresh.chosen_interval) for clip in clips]
     picture = next((frame for clip in clips for frame in clip.frames if frame.image is None), None)
@@ -76,7 +76,7 @@ def open_clips(config: SegmentationMetricsConfig) -> tuple[str, list[ScoredClip]
 def report_metrics(
     config: SegmentationMetricsConfig, layout: str, clips: Sequence[ScoredClip]
 ) -> None:
-    """Score label maps; print the tables and write the files that were asked for.
+    """Score label maps, print the tables and write the requested files.
 
     Raises:
         DataError: A label map cannot be read or has unknown labels.
@@ -92,43 +92,43 @@ def report_metrics(
 
 
 def check_truths(dataset_path: Path, clips: Sequence[Clip]) -> None:
-    """Refuse true labels of DAVIS 2017 that predictions could not be scored by, before these are made.
+    """Check the true labels of DAVIS 2017 before predictions are made for them.
 
     Raises:
-        DataError: Label maps are missing, superfluous or of another size, or a first one has no object; the text names
-            it.
+        DataError: A label map is missing, unexpected or of another size, or the first one has no
+            object. The text names it.
     """
     for clip in clips:
         truths, frames = list_truths(dataset_path, clip.name), {path.stem for path in clip.frames}
         for path in truths:
             if path.stem not in frames:
-                raise DataError(f"{path} belongs to no frame of its clip")
+                raise DataError(f"{path} matches no frame of its clip")
         find_objects(clip.labels)
         check_sizes(clip.labels, truths)
 
 
 def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
-    """Score a folder of DAVIS 2017 predictions and print the table, for a command that has just written them.
+    """Score a folder of DAVIS 2017 predictions and print the table.
 
     Args:
         dataset_path: The DAVIS folder (ImageSets, Annotations).
-        prediction_path: Folder of one folder of indexed PNGs a sequence of the val split.
+        prediction_path: Folder with one folder of indexed PNGs per sequence of the val split.
 
     Returns:
-        The means over objects under the benchmark's names (`J&F-Mean`, `J-Mean`, `J-Recall`, `J-Decay`, `F-Mean`,
-        `F-Recall`, `F-Decay`; 0 to 1), `frames`, and the same figures by sequence and object under `sequences` and
-        `objects`.
+        The means over objects under the benchmark's names (`J&F-Mean`, `J-Mean`, `J-Recall`,
+        `J-Decay`, `F-Mean`, `F-Recall`, `F-Decay`; 0 to 1), `frames`, and the same figures by
+        sequence and object under `sequences` and `objects`.
 
     Raises:
-        DataError: A folder or frame is missing or superfluous, sizes differ, or labels are unknown; the text names it.
+        DataError: A folder or a frame is missing or unexpected, sizes differ, or labels are
+            unknown. The text names it.
     """
     return _report_davis(list_clips(DAVIS, dataset_path, prediction_path))[0]
 
 
 def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
-    labels = {
-        clip.name: find_objects(clip.first) for clip in clips
-    }  # all of them first: what is wrong shows at once
+    # All label maps are read first, so that errors appear at once.
+    labels = {clip.name: find_objects(clip.first) for clip in clips}
     progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
     scored = {
         clip.name: score_sequence(labels[clip.name], progress.follow(clip.frames)) for clip in clips
@@ -138,9 +138,8 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     objects = {
         f"{name}_{n}": score for name, scores in scored.items() for n, score in enumerate(scores, 1)
     }
-    total = average_objects(
-        list(objects.values())
-    )  # over objects, not sequences: the benchmark's rule
+    # The benchmark averages over objects, not over sequences.
+    total = average_objects(list(objects.values()))
     frames = {clip.name: len(clip.frames) for clip in clips}
     rows: Rows = [("kind", "name", "frames", *total.named())]
     for name, scores in scored.items():
@@ -210,19 +209,19 @@ def _report_driving(
 
 
 def _tell_of_refreshed(clips: Sequence[ScoredClip], interval: int, copied: int) -> None:
-    """Say what makes figures too good: frames predicted by their own labels, by their place or by their looks."""
+    """Report frames that inflate the scores because their predictions are their true labels."""
     if copied:
         logger.warning(
-            "%d frames are counted whose predictions are their true labels to the pixel, though `skip_refreshed` "
-            "leaves out each %d-th; was another `refresh_label_interval` used for them?",
+            "%d counted frames have predictions equal to their true labels, although "
+            "`skip_refreshed` leaves out every %d-th; was another `refresh_label_interval` used?",
             copied,
             interval,
         )
     refreshed = sum(frame.number % interval == 0 for clip in clips for frame in clip.frames)
     if refreshed:
         logger.info(
-            "%d frames, each %d-th of a run, are counted though eval_ipace_segmentation.py writes their labels as "
-            "predictions; `skip_refreshed` leaves them out",
+            "%d frames, every %d-th of a run, are counted although eval_ipace_segmentation.py "
+            "writes their true labels as predictions; `skip_refreshed` leaves them out",
             refreshed,
             interval,
         )
@@ -242,7 +241,7 @@ def _named(scores: Mapping[str, ObjectScore]) -> dict[str, dict[str, float]]:
 
 
 def _print_table(rows: Rows) -> None:
-    """Names to the left, figures to the right, columns under their heads."""
+    """Log a table with names aligned left and figures aligned right."""
     cells = [
         [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
     ]
@@ -255,17 +254,15 @@ def _print_table(rows: Rows) -> None:
 def _existing(name: str, path: str | None) -> Path:
     if not path:
         raise DataError(
-            f"`{name}` is missing: compare DATASET_PATH's label maps with PREDICTION_PATH's"
+            f"`{name}` is missing: name the folders of the true and the predicted label maps"
         )
     if not Path(path).is_dir():
-        raise DataError(f"`{name}` {path} is no folder", value=path)
+        raise DataError(f"`{name}` {path} is not a folder", value=path)
     return Path(path)
 
 
 def _without_refreshed(clip: ScoredClip, interval: int) -> ScoredClip:
     frames = tuple(frame for frame in clip.frames if frame.number % interval)
     if not frames:
-        raise DataError(
-            f"the run {clip.name} has no frame but those that `skip_refreshed` leaves out"
-        )
+        raise DataError(f"the run {clip.name} has only frames that `skip_refreshed` leaves out")
     return replace(clip, frames=frames)

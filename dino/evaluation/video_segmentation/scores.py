@@ -1,6 +1,6 @@
-"""From paired label maps to scores: of each object of a DAVIS sequence, of each class of a driving run.
+"""Score paired label maps: each object of a DAVIS sequence, each class of a driving run.
 
-Shapes: L all labels of a byte.
+Shapes: L, all labels of a byte.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ObjectScore:
     boundary: Measure
 
     def named(self) -> dict[str, float]:
-        """The figures under the names of davis2017-evaluation."""
+        """Return the figures under the names of davis2017-evaluation."""
         figures = {"J&F-Mean": (self.region.mean + self.boundary.mean) / 2}
         for letter, measure in (("J", self.region), ("F", self.boundary)):
             figures |= {
@@ -46,7 +46,7 @@ class ObjectScore:
 
 
 def average_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
-    """The mean over objects, each counting alike."""
+    """Average over objects with equal weights."""
     return ObjectScore(
         region=average([score.region for score in scores]),
         boundary=average([score.boundary for score in scores]),
@@ -54,7 +54,7 @@ def average_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
 
 
 def find_objects(annotation: Path) -> range:
-    """Labels of the objects of a DAVIS sequence: 1 to the highest of its first annotation.
+    """Return the object labels of a DAVIS sequence: 1 to the highest in its first annotation.
 
     Raises:
         DataError: The annotation cannot be read or has no object.
@@ -64,7 +64,7 @@ def find_objects(annotation: Path) -> range:
     if not objects:
         raise DataError(
             f"{annotation} has no object (0 is background, {VOID} void)",
-            remedy="wants labels of DAVIS 2017",
+            remedy="use labels of DAVIS 2017",
         )
     return objects
 
@@ -72,40 +72,37 @@ def find_objects(annotation: Path) -> range:
 def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[ObjectScore]:
     """Score every object of a DAVIS sequence.
 
-    Other true labels, void (255) and objects that come later, are background, as in the semi-supervised task of
-    davis2017-evaluation, which hands its measures no void.
+    Other true labels, void (255) and objects that appear later, are background. This is the
+    semi-supervised task of davis2017-evaluation, which passes no void to its measures.
 
     Raises:
-        DataError: A label map cannot be read, or a prediction has a label that is no object.
+        DataError: A label map cannot be read, or a prediction has a label that is not an object.
     """
     regions, boundaries = [], []
     for frame in frames:
-        truth, predicted = (
-            read_labels(frame.truth, ALL_LABELS),
-            read_labels(frame.prediction, range(len(objects) + 1)),
-        )
-        regions.append(
-            compute_iou(count_labels(truth, predicted, len(ALL_LABELS)))[1 : len(objects) + 1]
-        )
+        truth = read_labels(frame.truth, ALL_LABELS)
+        predicted = read_labels(frame.prediction, range(len(objects) + 1))
+        ious = compute_iou(count_labels(truth, predicted, len(ALL_LABELS)))
+        regions.append(ious[1 : len(objects) + 1])
         boundaries.append(
             [measure_boundary(truth == label, predicted == label) for label in objects]
         )
-    found = np.nan_to_num(regions, nan=1.0)  # nothing there and nothing predicted is right
+    by_frame = np.nan_to_num(regions, nan=1.0)  # an object absent in both is correct
     return [
         ObjectScore(region=summarize(region), boundary=summarize(boundary))
-        for region, boundary in zip(found.T, np.array(boundaries).T, strict=True)
+        for region, boundary in zip(by_frame.T, np.array(boundaries).T, strict=True)
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunScore:
-    """How the pixels of a driving run, or of several, were labeled.
+    """Pixel counts of one or several driving runs.
 
     Attributes:
-        frames: Frames counted.
+        frames: Number of counted frames.
         counts: (L, L) int64 pixels by true label (row) and predicted label (column).
         classes: The labels that are classes, without the ignored one.
-        copied: Frames whose prediction equals the true labels in every pixel.
+        copied: Number of frames with a prediction equal to the true labels in every pixel.
     """
 
     frames: int
@@ -114,16 +111,16 @@ class RunScore:
     copied: int
 
     def iou(self) -> dict[int, float]:
-        """Intersection over union of each class that occurs, true or predicted."""
-        found = compute_iou(self.counts)
-        return {label: float(found[label]) for label in self.classes if not np.isnan(found[label])}
+        """Return the IoU of each class that occurs, true or predicted."""
+        ious = compute_iou(self.counts)
+        return {label: float(ious[label]) for label in self.classes if not np.isnan(ious[label])}
 
     def mean_iou(self) -> float:
-        """The mean over the classes that occur; nan where none does."""
+        """Return the mean over the classes that occur; nan without any."""
         return float(np.mean(list(self.iou().values()) or [np.nan]))
 
     def accuracy(self) -> float:
-        """The share of pixels with the right label; nan where no pixel counts."""
+        """Return the share of pixels with the correct label; nan without counted pixels."""
         return float(self.counts.trace() / self.counts.sum()) if self.counts.any() else float("nan")
 
 
@@ -131,12 +128,12 @@ def score_run(frames: Iterable[ScoredFrame], *, num_classes: int, ignored: int |
     """Count the pixels of a driving run.
 
     Args:
-        frames: Of the run.
+        frames: Frames of the run.
         num_classes: Labels below it are classes.
-        ignored: Pixels of this true label do not count; it is no class, and where it is predicted it is wrong.
+        ignored: True label whose pixels do not count. It is not a class; predicting it is wrong.
 
     Raises:
-        DataError: A label map cannot be read, or has a label that is neither a class nor the ignored one.
+        DataError: A label map cannot be read, or has a label that is neither a class nor ignored.
     """
     known = {*range(num_classes), *(() if ignored is None else (ignored,))}
     counts = np.zeros((len(ALL_LABELS), len(ALL_LABELS)), dtype=np.int64)
@@ -150,7 +147,7 @@ def score_run(frames: Iterable[ScoredFrame], *, num_classes: int, ignored: int |
 
 
 def add_runs(scores: Sequence[RunScore]) -> RunScore:
-    """Several runs as one: each pixel counts alike."""
+    """Merge several runs into one with equal weight for each pixel."""
     counts = np.sum([score.counts for score in scores], axis=0)
     frames, copied = (
         sum(getattr(score, name) for score in scores) for name in ("frames", "copied")

@@ -1,4 +1,4 @@
-"""Clips segmented from their first frame's labels: frames to features, labels from frame to frame, label maps to disk.
+"""Segment clips from their first frame's labels: features, propagation, label maps on disk.
 
 Shapes: B frames, C channels or labels, H W positions of the feature grid, D width.
 """
@@ -55,55 +55,53 @@ PROGRESS_EVERY = 20  # frames between two progress lines
 
 
 def segment_davis(config: DavisConfig, run: Run) -> None:
-    """Segment the validation split of DAVIS 2017, and score it where that is asked for.
+    """Segment the validation split of DAVIS 2017, and score it if requested.
 
     Args:
         config: The command line of eval_video_segmentation.py.
-        run: Device and processes; whole sequences are shared out.
+        run: Device and processes. Whole sequences are distributed.
 
     Raises:
-        DataError: A file is missing, damaged or of another size, or, where it is scored, a first label map has no
-            object; all but damage is found before the work begins.
+        DataError: A file is missing, damaged or of another size, or, with `score`, a first label
+            map has no object. All but damage is found before the work begins.
         WeightsError: The weights do not fit.
-        OptionError: The output folder is not usable, or the network has no map of features.
+        OptionError: The output folder is not usable, or the network has no feature map.
     """
     clips = open_davis(config.data.data_path)
     if config.davis.score:
         check_truths(Path(config.data.data_path or ""), clips)
     runner = Runner(config, run)
-    found = segment_clips(clips, config, runner)
+    values = segment_clips(clips, config, runner)
     if config.davis.score and run.processes.is_rank_zero:
-        found["scores"] = report_davis(
+        values["scores"] = report_davis(
             Path(config.data.data_path or ""), Path(config.output.output_dir)
         )
-    runner.report(found)
+    runner.report(values)
 
 
 def segment_runs(config: DrivingConfig, run: Run) -> None:
-    """Segment driving runs, anew from the labels of every `refresh_label_interval`-th frame (the driving fork).
+    """Segment driving runs, restarting at every `refresh_label_interval`-th frame (driving fork).
 
-    First frame and context start anew there, so that a run is a row of clips, and clips are shared out over processes.
-    Raises as `segment_davis`.
+    The first frame and the context restart there, so a run is a series of clips. Clips are
+    distributed over the processes. Errors are those of `segment_davis`.
     """
-    clips, runner = (
-        open_runs(config.data.data_path, config.refresh.chosen_interval),
-        Runner(config, run),
-    )
+    clips = open_runs(config.data.data_path, config.refresh.chosen_interval)
+    runner = Runner(config, run)
     runner.report(segment_clips(clips, config, runner))
 
 
 def segment_clips(clips: Sequence[Clip], config: ClipsConfig, runner: Runner) -> dict[str, Any]:
-    """Write OUTPUT_DIR/NAME/FRAME.png for every frame of every clip; all are there when it returns, on any process.
+    """Write OUTPUT_DIR/NAME/FRAME.png for every frame, and wait for all processes.
 
     Args:
-        clips: To segment; clips of one name are parts of one sequence.
+        clips: Clips to segment. Clips of one name are parts of one sequence.
         config: The command line.
-        runner: Loads the backbone.
+        runner: Runner of the evaluation.
 
     Returns:
-        How many sequences and frames there are, the seconds it took, and the folder.
+        The number of sequences and of frames, the duration in seconds, and the folder.
     """
-    began, output, run = time.monotonic(), make_output_folder(config.output.output_dir), runner.run
+    start, output, run = time.monotonic(), make_output_folder(config.output.output_dir), runner.run
     _make_folders(clips, output)
     backbone = runner.load_backbone()
     mine, done = share_clips(clips, run.processes.world_size)[run.processes.rank], 0
@@ -120,7 +118,7 @@ def segment_clips(clips: Sequence[Clip], config: ClipsConfig, runner: Runner) ->
     run.processes.wait_for_all("segmented")
     names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
     logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     return {
         "sequences": len(names),
         "frames": frames,
@@ -130,14 +128,14 @@ def segment_clips(clips: Sequence[Clip], config: ClipsConfig, runner: Runner) ->
 
 
 def share_clips(clips: Sequence[Clip], world_size: int) -> list[list[Clip]]:
-    """Deal clips to processes, the longest first, each to the one that has the fewest frames."""
-    hands: list[list[Clip]] = [[] for _ in range(world_size)]
+    """Distribute clips over processes, longest first, each to the one with the fewest frames."""
+    shares: list[list[Clip]] = [[] for _ in range(world_size)]
     frames = [0] * world_size
     for clip in sorted(clips, key=lambda clip: -len(clip.frames)):
         least = frames.index(min(frames))
-        hands[least].append(clip)
+        shares[least].append(clip)
         frames[least] += len(clip.frames)
-    return hands
+    return shares
 
 
 def _make_folders(clips: Sequence[Clip], output: Path) -> None:
@@ -154,13 +152,13 @@ def _make_folders(clips: Sequence[Clip], output: Path) -> None:
 def _segment(
     clip: Clip, features: Iterator[Tensor], config: PropagationConfig, folder: Path, run: Run
 ) -> Iterator[int]:
-    """Write the label maps of one clip, its first frame's as given; yields the number of those that are there."""
-    given, palette = read_label_map(clip.labels)
-    truth = drop_void(given) if clip.has_void else given
-    found = itertools.islice(features, len(clip.frames))
-    for number, labels in enumerate(propagate_clip(truth, found, config, run, clip.name), start=1):
+    """Write the label maps of one clip, the first unchanged, and yield the number written."""
+    first_labels, palette = read_label_map(clip.labels)
+    truth = drop_void(first_labels) if clip.has_void else first_labels
+    maps = itertools.islice(features, len(clip.frames))
+    for number, labels in enumerate(propagate_clip(truth, maps, config, run, clip.name), start=1):
         path = folder / f"{clip.frames[number - 1].stem}.png"
-        write_label_map(path, given if number == 1 else labels, palette or clip.palette)
+        write_label_map(path, first_labels if number == 1 else labels, palette or clip.palette)
         yield number
 
 
@@ -173,40 +171,36 @@ def propagate_clip(
 ) -> Iterator[NDArray[np.uint8]]:
     """Label every frame of a clip.
 
-    Labels are any numbers of a byte. One that is smaller than a position of the feature grid can get lost when the
-    labels are scaled to it by nearest neighbor, as in the original; here a line says so.
+    Labels are arbitrary byte values. As in the original, a label smaller than a position of the
+    feature grid can get lost when labels are resized to it by nearest neighbor, with a warning.
 
     Args:
         truth: (height, width), the labels of the first frame.
         features: (H, W, D) of every frame, of length 1.
         config: Neighborhood, context and number of neighbors.
-        run: The device that holds the features.
-        name: Of the clip, for that line.
+        run: The run with the device of the features.
+        name: Name of the clip, for the warning.
 
     Yields:
-        (height, width) uint8 of every frame; of the first frame `truth` itself.
+        (height, width) uint8 labels of every frame. The first are `truth` itself.
     """
     first = next(features)
     grid = (first.shape[0], first.shape[1])
     small = resize_labels(truth, grid)
-    known = np.unique(small)
-    lost = np.setdiff1d(truth, known)
+    present = np.unique(small)
+    lost = np.setdiff1d(truth, present)
     if len(lost):
-        logger.warning(
-            "%s: too small for a grid of %dx%d, lost: label %s",
-            name,
-            *grid,
-            ", ".join(map(str, lost)),
-        )
-    chosen = F.one_hot(torch.from_numpy(np.searchsorted(known, small)), len(known))
-    context = Context(first, run.device.to_device(chosen.float()), last=config.n_last_frames)
+        lost_labels = ", ".join(map(str, lost))
+        logger.warning("%s: too small for a grid of %dx%d: lost label %s", name, *grid, lost_labels)
+    one_hot = F.one_hot(torch.from_numpy(np.searchsorted(present, small)), len(present))
+    context = Context(first, run.device.to_device(one_hot.float()), last=config.n_last_frames)
     tiles = plan_tiles(grid, config.size_mask_neighborhood, first.device)
     yield truth
-    for found in features:
-        labels = propagate_labels(found, context, tiles, topk=config.topk)
-        context.add(found, labels)
+    for frame_features in features:
+        labels = propagate_labels(frame_features, context, tiles, topk=config.topk)
+        context.add(frame_features, labels)
         decided = decide_labels(labels, compute_frame_size(*truth.shape))
-        yield resize_labels(known[decided.cpu().numpy()], truth.shape)
+        yield resize_labels(present[decided.cpu().numpy()], truth.shape)
 
 
 def extract_maps(
@@ -234,21 +228,18 @@ def extract_maps(
         start=run.device.loader_start,
     )
     for clip in clips:
-        # Sizes differ between clips, so batches end with them; a rest is filled up, for another B is another graph.
+        # Sizes differ between clips, so a batch never spans two. The last batch is padded, because
+        # another B would need another graph.
         size = min(reading.batch_size, len(clip.frames))
         for start in range(0, len(clip.frames), size):
-            pixels = torch.cat(
-                [
-                    frame.pixels
-                    for frame in itertools.islice(frames, min(size, len(clip.frames) - start))
-                ]
-            )
-            filled = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
-            maps = F.normalize(infer(normalization(run.device.to_device(filled))).float(), dim=1)
+            count = min(size, len(clip.frames) - start)
+            pixels = torch.cat([frame.pixels for frame in itertools.islice(frames, count)])
+            padded = F.pad(pixels, (*(0, 0) * 3, 0, size - len(pixels)))
+            maps = F.normalize(infer(normalization(run.device.to_device(padded))).float(), dim=1)
             yield from maps.permute(0, 2, 3, 1)[: len(pixels)].contiguous()
 
 
 def choose_normalization(backbone: TrainedBackbone) -> Normalization:
-    """The original's constants for video where the network was trained with ImageNet's, else the network's own."""
+    """Return the network's normalization, with the original's video std instead of ImageNet's."""
     own = build_normalization(backbone.in_chans, backbone.normalization)
     return replace(own, std=FRAME_NORMALIZATION.std) if own.std == IMAGENET_STD else own

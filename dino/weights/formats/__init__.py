@@ -1,10 +1,10 @@
-"""The formats of weights, one module each: what is in this folder is found, so a new format is one new file.
+"""The formats of weights, one module each. Modules are discovered, so a new format is one new file.
 
-A module holds a `FORMAT`, which says what is particular to its files. Commands list the formats without torch: modules
-import it, and whatever else is heavy, inside of their functions.
+A module holds a `FORMAT` that describes its files. Commands list the formats without torch, so
+modules import torch and other heavy libraries inside their functions.
 
-Formats are asked in the order of their rank, those of one rank by name. A new one has rank 0, so it is asked before
-the formats of the package.
+Formats are asked in the order of their rank, and by name within a rank. A new format has rank 0, so
+it is asked before the formats of the package.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """A file that was read.
+    """The contents of a file.
 
     Attributes:
-        word: What named it.
-        state: What it holds.
+        word: The name that the file was read from.
+        state: The raw contents.
         networks: Its dictionaries of tensors by name.
-        names: Of all their tensors, under our names.
+        names: The names of all their tensors, translated to ours.
     """
 
     word: str
@@ -43,26 +43,28 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """What weights of one project look like; what a format has not, it leaves out.
+    """The weights format of one project. A format sets only the fields that it needs.
 
     Attributes:
-        rank: When it is asked; see above.
-        prefix: Of the words that name such weights without a path, as `timm:`.
-        detect: Whether a path is of this format. Files that only their content tells are of torch or safetensors.
-        read: From a word that `prefix` or `detect` claims to what the file holds: tensors under `state_dict`, and what
-            is known of the network under `args` and `normalisation`. Nothing in a file may be executed. Raises
-            `CheckpointError` for a file that is missing or damaged, `WeightsError` for another network.
-        rename: Tensors of one network under our names; None where they are not under this format's.
-        split: The networks that lie in one dictionary of tensors; nothing where it is not of this format.
-        keys: Under which names a file holds its network, besides `state_dict`.
-        beside: A pattern of tensors that may lie beside a backbone: what only training needs.
-        kind: What `dino inspect` calls a file; empty where it is none of this format.
-        config: Settings of the conversion. Its docstring is what `dino convert --to NAME --help` says.
-        write: Writes a network there. Formats with it are converted both ways: `OUT.pth` is ours.
-        ending: Of the files that it writes; a folder has none.
-        tells_images: Whether it says how images are normalized, and how large they are.
-        tell: What the user is told besides: how the other project loads the file.
-        run: The whole conversion, from its settings on, where it is none of a network and its tensors.
+        rank: The order in which formats are asked; see above.
+        prefix: Prefix of a name that is not a path, such as `timm:`.
+        detect: Whether a path has this format. If only the content can tell, the file is read as
+            torch or safetensors.
+        read: Reads a word that `prefix` or `detect` claims. Returns tensors under `state_dict`, and
+            facts about the network under `args` and `normalisation`. It must not execute anything
+            in a file. It raises `CheckpointError` for a missing or damaged file, and `WeightsError`
+            for another network.
+        rename: Renames the tensors of one network to our names; None for names of other formats.
+        split: Splits a dictionary that holds several networks; empty for other formats.
+        keys: Keys under which a file holds its network, in addition to `state_dict`.
+        beside: Pattern of the tensors next to a backbone that only training needs.
+        kind: The description of a file in `dino inspect`; empty for other formats.
+        config: Settings of the conversion. Its docstring is the help of `dino convert --to NAME`.
+        write: Writes a network to a path. With it a format converts both ways: `OUT.pth` is ours.
+        ending: Ending of the files that it writes; empty for a folder.
+        tells_images: Whether it stores how images are normalized, and their size.
+        tell: Returns a line for the user on how the other project loads the file.
+        run: Runs the whole conversion, if it is more than a network and its tensors.
     """
 
     rank: int = 0
@@ -83,16 +85,16 @@ class Format:
 
 
 def list_formats() -> dict[str, Format]:
-    """Every format of the folder by the name of its module, in the order in which they are asked."""
+    """List every format by the name of its module, in the order in which they are asked."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
-    found: dict[str, Format] = {
+    formats: dict[str, Format] = {
         name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names
     }
-    return dict(sorted(found.items(), key=lambda pair: (pair[1].rank, pair[0])))
+    return dict(sorted(formats.items(), key=lambda pair: (pair[1].rank, pair[0])))
 
 
 def list_converters() -> dict[str, Format]:
-    """The formats that `dino convert` knows by name: first those that it writes and reads, then the others."""
-    found = list_formats()
-    both_ways = {name: each for name, each in found.items() if each.write}
-    return both_ways | {name: each for name, each in found.items() if each.run}
+    """List the formats of `dino convert` by name: those that convert both ways come first."""
+    formats = list_formats()
+    both_ways = {name: form for name, form in formats.items() if form.write}
+    return both_ways | {name: form for name, form in formats.items() if form.run}

@@ -1,6 +1,6 @@
-"""Folders of the transformers library: `python -m dino.interop.huggingface IN FOLDER`, or `FOLDER OUT.pth`.
+"""Folders of transformers: `python -m dino.interop.huggingface IN FOLDER`, or `FOLDER OUT.pth`.
 
-The names of its ViT's tensors are known in any file.
+The tensor names of its ViT are recognized in any file.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from dino.weights.formats import Contents, Format
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dino.models.registry import VitShape
     from dino.weights.network import Network
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FIXED = {"model_type": "vit", "hidden_act": "gelu", "qkv_bias": True}
-USUAL_EPS = 1e-12  # layer_norm_eps that transformers writes where nobody chose one, for weights trained with 1e-6 too
+USUAL_EPS = (
+    1e-12  # default layer_norm_eps of transformers, also written for weights trained with 1e-6
+)
 DEFAULTS = {  # of transformers' ViTConfig
     **{"hidden_act": "gelu", "layer_norm_eps": USUAL_EPS, "qkv_bias": True},
     **{"image_size": 224, "patch_size": 16, "num_channels": 3},
 }
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 BICUBIC = 3  # Pillow's number
 MARK = "embeddings.patch_embeddings.projection.weight"
-# transformers' ViT as it lies on disk (modeling_vit.py; what its newer releases rename, they rename when they read).
+# Names on disk in transformers' modeling_vit.py. Newer releases rename them when they read a file.
 OUTSIDE_BLOCKS = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -43,12 +47,8 @@ OUTSIDE_BLOCKS = {
 }
 IN_BLOCKS = {
     "norm1": ("layernorm_before",),
-    # one matrix here, (3 D, D), is three there
-    "attn.qkv": (
-        "attention.attention.query",
-        "attention.attention.key",
-        "attention.attention.value",
-    ),
+    # our one matrix (3 D, D) is three matrices (D, D) there
+    "attn.qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
     "attn.proj": ("attention.output.dense",),
     "norm2": ("layernorm_after",),
     "mlp.fc1": ("intermediate.dense",),
@@ -64,57 +64,39 @@ class HuggingFaceConfig(ConversionConfig):
     """
 
 
-def is_hugging_face(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of transformers' ViT."""
-    return MARK in tensors
-
-
 def name_kind(contents: Contents) -> str:
-    """What a folder is, or a file of such tensors."""
+    """Name a folder, or a file with such tensors."""
     raw = {name.removeprefix("vit.") for tensors in contents.networks.values() for name in tensors}
     is_known = Path(contents.word).is_dir() or MARK in raw
     return "Hugging Face, a ViT of the transformers library" if is_known else ""
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Tensors under our names, with or without `vit.` in front of theirs; None where the names are others.
+    """Rename from transformers and join query, key and value. Returns None for other names.
 
     Raises:
-        CheckpointError: One is there under two names.
-    """
-    from dino import checkpoint
-
-    named = [(name.removeprefix("vit."), tensor) for name, tensor in tensors.items()]
-    return (
-        from_hugging_face(checkpoint.join_unique(named)) if is_hugging_face(dict(named)) else None
-    )
-
-
-def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under transformers' names, under ours; query, key and value are joined.
-
-    Raises:
-        CheckpointError: One is there under both names.
+        CheckpointError: A tensor is in the file under two names.
     """
     import torch
 
     from dino import checkpoint
 
-    left, ours = dict(tensors), {}
-    for name, theirs in _name_pairs(
-        len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")})
-    ):
-        if (
-            all(part in left and left[part].ndim for part in theirs)
-            and len({left[part].shape for part in theirs}) == 1
-        ):
-            parts = [left.pop(part) for part in theirs]
-            ours[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    named = [(name.removeprefix("vit."), tensor) for name, tensor in tensors.items()]
+    if MARK not in dict(named):
+        return None
+    left, ours = checkpoint.join_unique(named), {}
+    blocks = {name.split(".")[2] for name in left if name.startswith("encoder.layer.")}
+    for name, theirs in _name_pairs(len(blocks)):
+        pieces = [left[part] for part in theirs if part in left and left[part].ndim]
+        if len(pieces) == len(theirs) and len({piece.shape for piece in pieces}) == 1:
+            ours[name] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            for part in theirs:
+                del left[part]
     return checkpoint.join_unique([*left.items(), *ours.items()])
 
 
 def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A vision transformer's tensors under our names, under transformers'; query, key and value are parted."""
+    """Rename our names to transformers'. Query, key and value are split."""
     from dino.weights.network import count_blocks
 
     return {
@@ -125,22 +107,22 @@ def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _name_pairs(depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each of our names of a network of so many blocks, with transformers'."""
+    """Yield each of our names, for a network of `depth` blocks, with transformers' names."""
     for ours, theirs in OUTSIDE_BLOCKS.items():
         yield ours, (theirs,)
     for block in range(depth):
         for ours, parts in IN_BLOCKS.items():
-            for kind in ("weight", "bias"):
-                named = tuple(f"encoder.layer.{block}.{part}.{kind}" for part in parts)
-                yield f"blocks.{block}.{ours}.{kind}", named
+            for tensor in ("weight", "bias"):
+                named = tuple(f"encoder.layer.{block}.{part}.{tensor}" for part in parts)
+                yield f"blocks.{block}.{ours}.{tensor}", named
 
 
 def read_folder(word: str) -> dict[str, Any]:
-    """Read config.json, the weights, and, if there, how images are normalized.
+    """Read config.json, the weights, and, if present, how images are normalized.
 
     Raises:
         CheckpointError: A file is missing or damaged.
-        WeightsError: It is another network than our vision transformers.
+        WeightsError: The network is not one of our vision transformers.
     """
     from dino.weights.read import read_weights, select_network
 
@@ -150,19 +132,14 @@ def read_folder(word: str) -> dict[str, Any]:
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if file is None:
         raise CheckpointError(f"{path} holds none of {', '.join(WEIGHTS)}")
-    about = (
-        _read_json(path / "preprocessor_config.json")
-        if (path / "preprocessor_config.json").exists()
-        else {}
-    )
-    normalization = {"mean": about.get("image_mean"), "std": about.get("image_std")}
+    about_images = path / "preprocessor_config.json"
+    images = _read_json(about_images) if about_images.exists() else {}
+    normalization = {"mean": images.get("image_mean"), "std": images.get("image_std")}
     tensors = select_network(read_weights(str(file)), "state_dict", file)
+    size = _check_input(config, tensors, path)
     return {
         "state_dict": tensors,
-        "args": {
-            "arch": _find_arch(config, path),
-            "image_size": _check_input(config, tensors, path),
-        },
+        "args": {"arch": _find_arch(config, path), "image_size": size},
         "normalisation": normalization if all(normalization.values()) else None,
     }
 
@@ -173,88 +150,78 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, wants a dictionary")
+        raise CheckpointError(f"{path} must hold a dictionary (got {type(content).__name__})")
     return content
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse a configuration of transformers that is not of a ViT as ours are."""
+    """Refuse a configuration of transformers that does not describe a ViT like ours."""
     from dino.models.vit import LAYER_NORM_EPS
 
-    wanted = {**FIXED, "layer_norm_eps": LAYER_NORM_EPS}
+    expected = {**FIXED, "layer_norm_eps": LAYER_NORM_EPS}
     if config["layer_norm_eps"] == USUAL_EPS:
-        logger.info(
-            "%s: layer_norm_eps %g, transformers' default; computed with %g",
-            path,
-            USUAL_EPS,
-            LAYER_NORM_EPS,
-        )
-        wanted["layer_norm_eps"] = USUAL_EPS
-    other = [
-        f"{name} {config.get(name)!r}, wants {own!r}"
-        for name, own in wanted.items()
-        if config.get(name) != own
+        text = "%s: layer_norm_eps %g, transformers' default; computed with %g"
+        logger.info(text, path, USUAL_EPS, LAYER_NORM_EPS)
+        expected["layer_norm_eps"] = USUAL_EPS
+    wrong = [
+        f"{name} must be {value!r} (got {config.get(name)!r})"
+        for name, value in expected.items()
+        if config.get(name) != value
     ]
-    if other:
-        raise WeightsError(f"{path} is another network than this project's ViT: {'; '.join(other)}")
+    if wrong:
+        raise WeightsError(f"{path} is not a ViT like this project's: {'; '.join(wrong)}")
 
 
 def _check_input(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> list[int]:
-    """Height and width that a configuration of transformers says, if its tensors are of that size, patch and channels.
+    """Return the image height and width of a configuration of transformers.
 
     Raises:
-        WeightsError: They are of others.
+        WeightsError: The tensors have another size, patch or number of channels.
     """
     from dino.weights.network import is_vision_transformer
     from dino.weights.read import rename_to_ours
 
     ours = rename_to_ours(tensors)
     if not is_vision_transformer(ours):
-        return []  # what is missing is listed later
+        return []  # missing tensors are listed later
     size, patch, channels = (config[name] for name in ("image_size", "patch_size", "num_channels"))
-    height, width = sides = (
-        list(size) if isinstance(size, list) and len(size) == 2 else [size, size]
-    )
+    sides = list(size) if isinstance(size, list) and len(size) == 2 else [size, size]
     try:
-        said = (channels, patch, patch), 1 + (height // patch) * (width // patch)
+        expected = (channels, patch, patch), 1 + (sides[0] // patch) * (sides[1] // patch)
     except (TypeError, ZeroDivisionError) as error:
         raise WeightsError(
-            f"{path}: image_size {size!r} and patch_size {patch!r} are no numbers of pixels"
+            f"{path}: image_size and patch_size must be numbers of pixels (got {size!r}, {patch!r})"
         ) from error
     position = ours["pos_embed"]
-    found = (
-        tuple(ours["patch_embed.proj.weight"].shape[1:]),
-        position.shape[1] if position.ndim == 3 else 0,
-    )
-    if said != found:
+    projection = tuple(ours["patch_embed.proj.weight"].shape[1:])
+    positions = position.shape[1] if position.ndim == 3 else 0
+    if expected != (projection, positions):
         raise WeightsError(
             f"{path}: image_size {size}, patch_size {patch}, num_channels {channels} of "
-            f"config.json mean a projection of {said[0]} and {said[1]} positions",
-            remedy=f"its tensors have {found[0]} and {found[1]}: mend config.json",
+            f"config.json mean a projection of {expected[0]} and {expected[1]} positions",
+            remedy=f"its tensors have {projection} and {positions}: fix config.json",
         )
     return sides
 
 
 def _find_arch(config: Mapping[str, Any], path: Path) -> str:
-    """Our name of the network that a configuration of transformers' ViT describes; tensors do not tell its heads."""
+    """Find our name for a configuration of transformers' ViT: tensors do not reveal the heads."""
     from dino.models.registry import VITS
 
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    wanted = tuple(config.get(name) for name in names)
     for arch, shape in VITS.items():
-        if wanted == (
-            shape.embed_dim,
-            shape.depth,
-            shape.heads,
-            int(shape.embed_dim * shape.mlp_ratio),
-        ):
+        if all(config.get(name) == value for name, value in _describe_shape(shape).items()):
             return arch
-    named = ", ".join(f"{name} {value}" for name, value in zip(names, wanted, strict=True))
-    raise WeightsError(f"{path}: no architecture of this project has {named}")
+    described = ", ".join(f"{name} {config.get(name)}" for name in SHAPE)
+    raise WeightsError(f"{path}: no architecture of this project has {described}")
+
+
+def _describe_shape(shape: VitShape) -> dict[str, int]:
+    hidden = int(shape.embed_dim * shape.mlp_ratio)
+    return dict(zip(SHAPE, (shape.embed_dim, shape.depth, shape.heads, hidden), strict=True))
 
 
 def write_folder(network: Network, target: Path) -> None:
-    """Write what `transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)` reads.
+    """Write a folder for `transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`.
 
     Raises:
         WeightsError: transformers' ViT cannot hold the network.
@@ -266,63 +233,53 @@ def write_folder(network: Network, target: Path) -> None:
     from dino.runtime.context import make_output_folder
 
     if not (network.is_plain_vit and network.arch):
-        other = network.arch or "a network whose number of heads is not known"
+        got = network.arch or "a network with an unknown number of heads"
         raise WeightsError(
-            f"{network.origin}: transformers' ViT has the shapes of vit_small and the like, not {other}"
+            f"{network.origin} must be a plain ViT such as vit_small for transformers (got {got})"
         )
     make_output_folder(str(target), "`file_out`")
-    for name, content in {
-        "config.json": describe(network),
-        "preprocessor_config.json": describe_input(network),
-    }.items():
+    files = (("config.json", describe), ("preprocessor_config.json", describe_input))
+    for name, build in files:
+        text = json.dumps(build(network), indent=2) + "\n"
         with atomic_write(target / name, "`file_out`") as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
     with atomic_write(target / "model.safetensors", "`file_out`") as temporary:
         temporary.write_bytes(save(to_hugging_face(network.tensors), metadata={"format": "pt"}))
 
 
 def describe(network: Network) -> dict[str, Any]:
-    """The network as transformers' ViTConfig."""
+    """Describe the network as transformers' ViTConfig."""
     from dino.models.registry import VITS
     from dino.models.vit import LAYER_NORM_EPS
 
-    shape, (height, width) = VITS[network.arch], network.grid_size
+    height, width = network.grid_size
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        "hidden_size": shape.embed_dim,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": int(shape.embed_dim * shape.mlp_ratio),
+        **_describe_shape(VITS[network.arch]),
         "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
+        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
         "layer_norm_eps": LAYER_NORM_EPS,
         "image_size": height if height == width else [height, width],
-        "patch_size": network.patch_size,
-        "num_channels": network.in_chans,
-        "qkv_bias": True,
+        **{"patch_size": network.patch_size, "num_channels": network.in_chans, "qkv_bias": True},
         "torch_dtype": str(next(iter(network.tensors.values())).dtype).removeprefix("torch."),
     }
 
 
 def describe_input(network: Network) -> dict[str, Any]:
-    """How this project's evaluations prepare an image, for transformers' AutoImageProcessor."""
+    """Describe the image preparation of our evaluations for transformers' AutoImageProcessor."""
     from dino.data.crops import RESIZE_RATIO
     from dino.data.photometric import build_normalization
 
     height, width = network.image_size
+    shorter = round(min(height, width) * RESIZE_RATIO)
     normalization = build_normalization(network.in_chans, network.normalization)
     return {
-        "image_processor_type": "BitImageProcessor",  # the one that cuts the center of a resized image
+        "image_processor_type": "BitImageProcessor",  # resizes, then crops the center
         "do_convert_rgb": network.in_chans == 3,
-        "do_resize": True,
-        "size": {"shortest_edge": round(min(height, width) * RESIZE_RATIO)},
-        "resample": BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        **{"do_resize": True, "size": {"shortest_edge": shorter}, "resample": BICUBIC},
+        **{"do_center_crop": True, "crop_size": {"height": height, "width": width}},
+        **{"do_rescale": True, "rescale_factor": 1 / 255},
         "do_normalize": True,
         "image_mean": list(normalization.mean),
         "image_std": list(normalization.std),

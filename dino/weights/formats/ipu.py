@@ -1,4 +1,4 @@
-"""Checkpoints of the published IPU code: its names, and the command `dino convert IN OUT --to ipu`, both ways."""
+"""Checkpoints of the published IPU code: names, and `dino convert IN OUT --to ipu`, both ways."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ NETWORKS = ("student", "teacher")
 
 
 def is_ipu(tensors: Any) -> bool:
-    """Whether the names are those of the IPU port, which keeps student and teacher in one dictionary."""
+    """Whether the names are the IPU port's, which holds student and teacher in one dictionary."""
     return isinstance(tensors, Mapping) and any(
         str(name).startswith(f"{network}_head.") for name in tensors for network in NETWORKS
     )
 
 
 def split_ipu(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The two networks of the IPU port, heads under `head.`; what belongs to neither of them is left in both.
+    """Split the two networks of the IPU port, with heads under `head.`.
 
-    Nothing, where the names are others.
+    Tensors of neither network are kept in both. The result is empty for names of other projects.
     """
     if not is_ipu(tensors):
         return {}
-    own = tuple(f"{network}{part}." for network in NETWORKS for part in ("", "_head"))
+    prefixes = tuple(f"{network}{part}." for network in NETWORKS for part in ("", "_head"))
     return {
         network: {
             name.removeprefix(f"{network}.").replace(f"{network}_head.", "head."): tensor
             for name, tensor in tensors.items()
-            if name.startswith((f"{network}.", f"{network}_head.")) or not name.startswith(own)
+            if name.startswith((f"{network}.", f"{network}_head.")) or not name.startswith(prefixes)
         }
         for network in NETWORKS
     }
 
 
 def name_kind(contents: Contents) -> str:
-    """What a checkpoint is whose model has such names."""
+    """Name a checkpoint of the IPU port."""
     return "checkpoint of the IPU port" if is_ipu(contents.state.get("model")) else ""
 
 
 def convert_checkpoint(config: IpuCheckpointConfig) -> None:
-    """Convert a checkpoint, in the direction that the file itself tells.
+    """Convert a checkpoint. The input file determines the direction.
 
     Raises:
         OptionError: A file is not named, or cannot be written.
-        CheckpointError: It is neither theirs nor ours, or cannot be read.
+        CheckpointError: The file has neither form, or cannot be read.
     """
     from dino import checkpoint
     from dino.weights.ipu_checkpoint import is_published, read_published, write_published

@@ -1,4 +1,4 @@
-"""A backbone as an ONNX graph, with torch's own exporter, and the proof that the graph computes the same."""
+"""Export a backbone as an ONNX graph with torch's exporter, and compare it with the network."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ logger = logging.getLogger(__name__)
 
 ENDING = ".onnx"
 EXTRAS = ("onnx", "onnxscript")
-TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that tell of each node
-LARGEST = 2**31  # bytes of a graph in one file, a limit of its format
+TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that report each node
+LARGEST = 2**31  # bytes of a graph in one file, a limit of the format
 INPUT, OUTPUT = "images", "features"  # names in the graph
-MOST_IMAGES = (
-    2**31 - 1
-)  # of a batch: torch 2.5 refuses one without end, as it could be the number that ends a slice
-BATCHES = (1, 3)  # sizes at which the graph is compared with the network
-CLOSE = 1e-4  # largest difference of the two, relative to the largest feature
+# Largest batch size. torch 2.5 rejects an unbounded one: it could be the number that ends a slice.
+MOST_IMAGES = 2**31 - 1
+BATCHES = (1, 3)  # batch sizes at which the graph is compared with the network
+CLOSE = 1e-4  # largest difference between the two, relative to the largest feature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class OnnxConfig(ConversionConfig):
 
 
 def write_onnx(config: ConversionConfig) -> None:
-    """Write the graph of a backbone, and compare what both compute.
+    """Write the graph of a backbone, and compare its features with the network's.
 
     Raises:
         DinoError: The weights do not fit, a library is missing, or the file cannot be written.
@@ -63,9 +62,8 @@ def write_onnx(config: ConversionConfig) -> None:
         difference = compare(backbone.module, images, draft)
     expected = build_normalization(backbone.in_chans, backbone.normalization)
     logger.info(
-        "images are to be normalized: levels of 0 to 1, mean %s, std %s",
-        expected.mean,
-        expected.std,
+        "images must be normalized: levels from 0 to 1, mean %s, std %s",
+        *(expected.mean, expected.std),
     )
     count = len(found.matched.tensors)
     logger.info(
@@ -81,20 +79,21 @@ def write_onnx(config: ConversionConfig) -> None:
 
 
 def check_extras() -> None:
-    """Refuse to begin without the libraries that write the graph.
+    """Check that the libraries that write the graph are installed.
 
     Raises:
-        OptionError: One is missing.
+        OptionError: A library is missing.
     """
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
-        raise OptionError(
-            f"ONNX graphs are written by {', '.join(missing)}: pip install {' '.join(missing)}"
-        )
+        raise OptionError(f"ONNX graphs need {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
-    """Give the network's position embedding the one size; gives an example of its images, (B, C, H, W).
+    """Fix the image size of the network's position embedding.
+
+    Returns:
+        Example images (B, C, H, W), float32, from a standard normal distribution.
 
     Raises:
         OptionError: The images are smaller than a patch.
@@ -106,7 +105,8 @@ def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
     if isinstance(backbone.module, VisionTransformer):
         if min(height, width) < backbone.patch_size:
             raise OptionError(
-                f"`input_size` {height} {width} is smaller than a patch, {backbone.patch_size} pixels",
+                f"`input_size` must be at least one patch, {backbone.patch_size} pixels "
+                f"(got {height} {width})",
                 value=height,
             )
         backbone.module.fix_size(height, width)
@@ -118,19 +118,20 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
     """Write `images` (batch, C, H, W) -> `features` (batch, D), for any batch.
 
     Args:
-        module: In eval mode.
-        images: An example, of more than one image, as one would be taken for a constant.
+        module: The network, in eval mode.
+        images: An example batch of more than one image. A batch of one would become a constant.
         target: The file.
 
     Raises:
-        OptionError: It cannot be written, this torch has no graph of the network, or it is larger than one file holds.
+        OptionError: The file cannot be written, this torch cannot export the network, or the
+            network is too large for one file.
     """
     import torch
 
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     if size >= LARGEST:
         raise OptionError(
-            f"an ONNX file holds up to 2 GiB, and this network has {size / 2**30:.1f}"
+            f"an ONNX file holds up to 2 GiB (this network has {size / 2**30:.1f} GiB)"
         )
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -139,9 +140,10 @@ def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
             export(module, images, temporary)
         except RuntimeError as error:
             logger.info(
-                "torch %s cannot export this network as a program: it is traced", torch.__version__
+                "torch %s cannot export this network as a program: tracing it instead",
+                torch.__version__,
             )
-            logger.debug("why it is traced", exc_info=error)
+            logger.debug("the export failed", exc_info=error)
             trace(module, images, temporary)
 
 
@@ -149,11 +151,12 @@ def export(module: nn.Module, images: Tensor, target: Path) -> None:
     """Write the graph from torch's exported program.
 
     Raises:
-        RuntimeError: This torch cannot: 2.5 has no batch norm, and no activation in place after a dropout.
+        RuntimeError: This torch cannot export the network. torch 2.5 supports neither batch norm
+            nor an in-place activation after a dropout.
     """
     import torch
 
-    # Given the network itself, torch 2.5 falls back to a program for the example's batch alone, without a word.
+    # If passed the network itself, torch 2.5 silently falls back to the example's batch size.
     batch = torch.export.Dim("batch", max=MOST_IMAGES)
     program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
     graph = torch.onnx.export(
@@ -164,10 +167,10 @@ def export(module: nn.Module, images: Tensor, target: Path) -> None:
 
 
 def trace(module: nn.Module, images: Tensor, target: Path) -> None:
-    """Write the graph of what the network does with the example: what torch did before it exported programs.
+    """Write the graph by tracing the network on the example, torch's older exporter.
 
     Raises:
-        OptionError: This torch cannot.
+        OptionError: This torch cannot trace the network.
     """
     import torch
     from torch.jit._trace import TracerWarning
@@ -175,28 +178,27 @@ def trace(module: nn.Module, images: Tensor, target: Path) -> None:
     axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     names: Any = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_axes": axes}
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", TracerWarning
-        )  # sizes become constants, as they are meant to
-        warnings.simplefilter("ignore", DeprecationWarning)  # of tracing itself
+        warnings.simplefilter("ignore", TracerWarning)  # sizes are meant to become constants
+        warnings.simplefilter("ignore", DeprecationWarning)  # tracing itself is deprecated
         try:
             torch.onnx.export(module, (images,), str(target), dynamo=False, verbose=False, **names)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise OptionError(
-                f"torch {torch.__version__} writes no ONNX graph of this network: {reason}",
-                remedy="a newer torch may, as may another `arch`",
+                f"torch {torch.__version__} cannot write an ONNX graph of this network: {reason}",
+                remedy="try a newer torch, or another `arch`",
             ) from error
 
 
 def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
-    """Run graph and network on the same images, at two batch sizes; gives their largest difference.
+    """Run the graph and the network on the same images, at two batch sizes.
 
     Returns:
-        Relative to the largest feature; None where onnxruntime is missing, which is said.
+        The largest difference relative to the largest feature. None, with a warning, if onnxruntime
+        is missing.
 
     Raises:
-        WeightsError: They differ.
+        WeightsError: The features differ by more than `CLOSE`.
     """
     import torch
 
@@ -214,13 +216,12 @@ def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
         worst = max(worst, float((features - expected).abs().max() / expected.abs().max()))
     if not worst <= CLOSE:
         raise WeightsError(
-            f"{target.name} gives other features than the network: they differ by {worst:.1e}"
+            f"the features of {target.name} must equal the network's within {CLOSE:.0e} "
+            f"(they differ by {worst:.1e})"
         )
     logger.info(
         "%s: features of %s images equal the network's within %.1e",
-        target.name,
-        " and ".join(map(str, BATCHES)),
-        worst,
+        *(target.name, " and ".join(map(str, BATCHES)), worst),
     )
     return worst
 

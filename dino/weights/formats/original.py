@@ -1,4 +1,7 @@
-"""The original's weights: the published ones by name (`hub:dino_vits16`), and checkpoints, whose names are ours too."""
+"""The original's weights: the published ones by name (`hub:dino_vits16`), and its checkpoints.
+
+Their tensor names are ours.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from dino.weights.formats import Contents, Format
 
 
 def read_hub(word: str) -> dict[str, Any]:
-    """The published weights by their name in torch's hub, from the mirror folder or downloaded.
+    """Read published weights by their name in torch's hub, from the mirror folder or the network.
 
     Raises:
-        WeightsError: There is no such name, or they cannot be had.
+        WeightsError: The name is unknown, or the weights cannot be downloaded.
         CheckpointError: The file is damaged.
     """
     from dino.weights.hub import find_published, read_hub_name, read_published
@@ -27,7 +30,7 @@ def read_hub(word: str) -> dict[str, Any]:
 
 
 def name_kind(contents: Contents) -> str:
-    """What the published weights are, a checkpoint of the original or of this project, or a linear layer."""
+    """Name published weights, a checkpoint of the original or this project, or a linear layer."""
     names, networks, args = contents.names, contents.networks, contents.state.get("args")
     kinds = {
         "published weights of the original": contents.word.startswith(HUB_PREFIX),

@@ -1,7 +1,8 @@
-"""PASSL's weights: `python -m dino.interop.paddle IN.pdparams OUT.pth`, or `IN OUT.pdparams`; no Paddle is needed.
+"""PASSL's weights: `python -m dino.interop.paddle IN.pdparams OUT.pth`, or `IN OUT.pdparams`.
 
-`paddle.save` writes one plain pickle of numpy arrays, which `dino.plain_pickle` reads without unpickling. This module
-knows what Paddle means by it: tables of names, tensors in pieces, bfloat16 stored as uint16, and matrices (in, out).
+Paddle need not be installed. `paddle.save` writes one plain pickle of numpy arrays, which
+`dino.plain_pickle` reads without unpickling. This module interprets it: tables of names, tensors in
+pieces, bfloat16 stored as uint16, and matrices (in, out).
 """
 
 from __future__ import annotations
@@ -24,28 +25,20 @@ if TYPE_CHECKING:
     from dino.weights.network import Network
 
 ENDING = ".pdparams"
-NAME_TABLE = "StructuredToParameterName@@"  # Paddle's internal names; nothing needs them
+NAME_TABLE = "StructuredToParameterName@@"  # Paddle's internal names, not needed here
 SLICES = "UnpackBigParamInfor@@"  # how tensors over 1 GiB were cut (pickle protocols 2 and 3)
 DTYPES = {"f2", "f4", "f8", "u1", "u2", "i1", "i2", "i4", "i8", "b1"}
 BROKEN = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError)
 FORMATS = {
-    "bfloat16",
-    "float16",
-    "float32",
-    "float64",
-    "uint8",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "bool",
+    *("bfloat16", "float16", "float32", "float64"),
+    *("uint8", "int8", "int16", "int32", "int64", "bool"),
 }
-PROTOCOL = 4  # of the pickle; paddle.load takes 2 to 4
+PROTOCOL = 4  # of the pickle; paddle.load accepts 2 to 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaddleConfig(ConversionConfig):
-    """Convert weights between this project and Paddle's PASSL, with a linear layer where there is one.
+    """Convert weights between this project and Paddle's PASSL, and a linear layer if present.
 
     python -m dino.interop.paddle IN.pdparams OUT.pth, or IN OUT.pdparams
     """
@@ -54,15 +47,15 @@ class PaddleConfig(ConversionConfig):
 
 
 def name_kind(contents: Contents) -> str:
-    """What a file of Paddle's is."""
+    """Name a file of Paddle."""
     return "PASSL (Paddle)" if contents.word.endswith(ENDING) else ""
 
 
 def read_pdparams(word: str) -> dict[str, Any]:
-    """Read a file: Paddle writes a pickle, or (from 3.0 on, if asked to) safetensors under the same ending.
+    """Read a `.pdparams` file: a pickle, or safetensors, which Paddle 3.0 and later can write too.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or holds anything but arrays and plain values.
+        CheckpointError: The file is missing or damaged, or holds more than arrays and plain values.
     """
     from dino.weights.read import read_safetensors
 
@@ -84,55 +77,51 @@ def read_paddle(path: Path) -> dict[str, Any]:
     """Read a `.pdparams` file that is a pickle.
 
     Returns:
-        Names to tensors, in the dictionary or in one of its dictionaries, and plain values. Numbers of
-        bfloat16, which Paddle stores as uint16, have their own dtype.
+        Tensors by name, at the top level or one level deeper, and plain values. bfloat16 tensors,
+        which Paddle stores as uint16, have dtype bfloat16.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or holds anything but arrays and plain values.
+        CheckpointError: The file is missing or damaged, or holds more than arrays and plain values.
     """
     from dino import plain_pickle
 
     try:
         content = plain_pickle.loads(path.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError(
-                f"it holds a {type(content).__name__}, and a dictionary of arrays is wanted"
-            )
+            raise ValueError(f"it must hold a dictionary of arrays (got {type(content).__name__})")
         return _translate(content)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except BROKEN as error:
-        raise CheckpointError(
-            f"{path} is damaged or no file of Paddle's weights: {error}"
-        ) from error
+        raise CheckpointError(f"{path} is damaged or not a Paddle weights file: {error}") from error
 
 
 def _translate(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Arrays to tensors; a network may lie one dictionary deeper."""
+    """Translate arrays to tensors, also those of a network one level deeper."""
     import numpy as np
 
-    found = {
+    values = {
         name: _unwrap(value) for name, value in content.items() if name not in {NAME_TABLE, SLICES}
     }
     for name, cut in content.get(SLICES, {}).items():
-        pieces = [_check_array(piece, found.pop(_check_name(piece))) for piece in cut["slices"]]
-        found[name] = np.concatenate(pieces).reshape(tuple(cut["OriginShape"]))
-    return {_check_name(name): _translate_value(name, value) for name, value in found.items()}
+        pieces = [_check_array(piece, values.pop(_check_name(piece))) for piece in cut["slices"]]
+        values[name] = np.concatenate(pieces).reshape(tuple(cut["OriginShape"]))
+    return {_check_name(name): _translate_value(name, value) for name, value in values.items()}
 
 
 def _translate_value(name: str, value: Any) -> Any:
     if _is_array(value):
         return _to_tensor(name, value)
     if isinstance(value, dict):
-        inner = {_check_name(part): _unwrap(content) for part, content in value.items()}
+        inner = {_check_name(key): _unwrap(content) for key, content in value.items()}
         return {
-            part: _to_tensor(part, one) if _is_array(one) else one for part, one in inner.items()
+            key: _to_tensor(key, item) if _is_array(item) else item for key, item in inner.items()
         }
     return value
 
 
 def _unwrap(value: Any) -> Any:
-    """A tensor that was saved within another object is a pair of its name and array."""
+    """Return the array of a (name, array) pair, the form of a tensor inside another object."""
     is_pair = isinstance(value, tuple) and len(value) == 2
     return value[1] if is_pair and _is_array(value[1]) else value
 
@@ -145,21 +134,19 @@ def _is_array(value: Any) -> bool:
 
 def _check_name(name: Any) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"it has a {type(name).__name__} where a str belongs")
+        raise ValueError(f"a name must be a str (got {type(name).__name__})")
     return name
 
 
 def _check_array(name: Any, array: Any) -> np.ndarray:
-    """Before arrays are joined or converted: texts of unlike lengths would be padded without limit."""
+    """Check an array's dtype before it is joined: texts would be padded without limit."""
     import numpy as np
 
-    found: np.ndarray = np.asarray(array) if _is_array(array) else np.empty(0, object)
-    kind = found.dtype.str.lstrip("<|")
-    if kind not in DTYPES:
-        raise ValueError(
-            f"the array {name} has the dtype {kind!r}, and little-endian numbers are read"
-        )
-    return found
+    checked: np.ndarray = np.asarray(array) if _is_array(array) else np.empty(0, object)
+    dtype = checked.dtype.str.lstrip("<|")
+    if dtype not in DTYPES:
+        raise ValueError(f"the array {name} must hold little-endian numbers (got dtype {dtype!r})")
+    return checked
 
 
 def _to_tensor(name: str, value: Any) -> Tensor:
@@ -173,7 +160,7 @@ def _to_tensor(name: str, value: Any) -> Tensor:
 
 
 def transpose_linear(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Matrices called `weight` from (in, out), as Paddle's linear layers have them, to (out, in), or back."""
+    """Transpose the matrices named `weight` between Paddle's (in, out) and (out, in)."""
     from torch import Tensor
 
     return {
@@ -185,12 +172,12 @@ def transpose_linear(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_paddle(network: Network, target: Path) -> None:
-    """Write names to arrays, as `paddle.save` does and PASSL's probe reads: `backbone.*`, `linear.linear.*`.
+    """Write arrays by name as `paddle.save` does: `backbone.*` and `linear.linear.*`, as in PASSL.
 
-    Linear weights are (in, out) there; bfloat16 is stored as uint16.
+    Linear weights are stored as (in, out), and bfloat16 as uint16.
 
     Raises:
-        WeightsError: PASSL has no such network.
+        WeightsError: PASSL does not have the network.
         OptionError: The file cannot be written.
     """
     from dino.files import atomic_write
@@ -198,14 +185,16 @@ def write_paddle(network: Network, target: Path) -> None:
 
     if not network.is_plain_vit:
         raise WeightsError(
-            f"{network.origin}: PASSL has the paper's vision transformers alone, not {network.arch}"
+            f"{network.origin} must be a vision transformer of the paper for PASSL "
+            f"(got {network.arch})"
         )
     named = {f"{BACKBONE}{name}": tensor for name, tensor in network.tensors.items()}
     named |= {f"{LINEAR[0]}{name}": tensor for name, tensor in network.linear.items()}
-    other = {str(tensor.dtype).removeprefix("torch.") for tensor in named.values()} - FORMATS
-    if other:
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in named.values()}
+    unsupported = sorted(dtypes - FORMATS)
+    if unsupported:
         raise WeightsError(
-            f"{network.origin} holds {', '.join(sorted(other))}, which Paddle's files have not"
+            f"{network.origin} holds {', '.join(unsupported)}, which Paddle's files do not support"
         )
     arrays = {name: to_array(tensor) for name, tensor in transpose_linear(named).items()}
     with atomic_write(target, "`file_out`") as temporary, temporary.open("wb") as file:
@@ -213,7 +202,7 @@ def write_paddle(network: Network, target: Path) -> None:
 
 
 def to_array(tensor: Tensor) -> np.ndarray:
-    """A tensor as Paddle stores it: the same numbers, bfloat16 as their bits in uint16."""
+    """Return the array that Paddle stores: the same numbers, or the bits of bfloat16 as uint16."""
     import numpy as np
     import torch
 

@@ -1,6 +1,6 @@
 """timm's weights: `python -m dino.interop.timm IN OUT.safetensors`, or `timm:NAME OUT.pth`.
 
-Names are those of our vision transformers already. Letters: B batch, C channels, S side of an image.
+timm's names are those of our vision transformers. Letters: B batch, C channels, S side of an image.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from dino.weights.network import Network
 
-LONGEST_REASON = 300  # characters of what timm says, which names every tensor
+LONGEST_REASON = 300  # characters kept of a message of timm, which names every tensor
 ENDING = ".safetensors"
-SAME = 1e-4  # largest difference of two networks' features, relative to the largest feature, for them to be the same
+SAME = 1e-4  # largest difference between equal features, relative to the largest feature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class TimmConfig(ConversionConfig):
 
 
 def name_kind(contents: Contents) -> str:
-    """What weights of timm's hub are, or a file of one of its vision transformers."""
+    """Name weights of timm's hub, or a file of one of its vision transformers."""
     if contents.word.startswith(TIMM_PREFIX):
         return "weights of timm's hub"
     if {"pos_embed", "head.weight"} <= contents.names:
@@ -47,11 +47,13 @@ def name_kind(contents: Contents) -> str:
 
 
 def read_timm(word: str) -> dict[str, Any]:
-    """Weights by their name in timm, from the mirror folder or timm's hub; for our own network where it is the same.
+    """Read weights by their name in timm, from the mirror folder or timm's hub.
+
+    The architecture is ours if one of our networks computes the same features.
 
     Raises:
         OptionError: timm is not installed.
-        WeightsError: It has no such name, or they cannot be had.
+        WeightsError: The name is unknown, or the weights cannot be loaded.
     """
     from dino.models.zoo import open_library
     from dino.weights.hub import find_mirrored
@@ -72,9 +74,9 @@ def read_timm(word: str) -> dict[str, Any]:
 
 
 def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
-    """A network of timm without its classifier, filled strictly: every tensor is in the file, and no other.
+    """Build a network of timm without its classifier, loaded strictly: the tensors match exactly.
 
-    timm itself is strict where the number of classes is the one that it knows of the file, and only there.
+    timm itself is strict only if the number of classes is the one that it registers for the file.
     """
     from dino.models.zoo import open_library
     from dino.weights.hub import MIRROR
@@ -87,24 +89,24 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
             backbone: nn.Module = whole
             return backbone
         overlay = {"state_dict": _read_mirrored(name, mirrored), "num_classes": 0}
-        mended: nn.Module = timm.create_model(
+        built: nn.Module = timm.create_model(
             name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
         )
-        return mended
+        return built
     except DinoError:
         raise
-    except Exception as error:  # timm's renaming of old files raises anything on a foreign one
+    except Exception as error:  # timm's renaming of old files can raise anything on a foreign file
         reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
         if mirrored:
             raise WeightsError(
                 f"{mirrored} is not {TIMM_PREFIX}{name} ({reason}): replace or remove it"
             ) from error
         remedy = f"set {MIRROR} to a folder that holds {name}{ENDING}, or name a file"
-        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be had ({reason}): {remedy}") from error
+        raise WeightsError(f"{TIMM_PREFIX}{name} cannot be loaded ({reason}): {remedy}") from error
 
 
 def _read_mirrored(name: str, mirrored: Path) -> dict[str, Tensor]:
-    """The tensors of a file of the mirror folder, without its classifier."""
+    """Read a file of the mirror folder, without the classifier."""
     from dino import checkpoint
     from dino.models.zoo import open_library
     from dino.weights.read import read_weights, select_network
@@ -117,15 +119,16 @@ def _read_mirrored(name: str, mirrored: Path) -> dict[str, Tensor]:
     for layer in (layers,) if isinstance(layers, str) else layers:
         for part in ("weight", "bias"):
             tensors.pop(f"{layer}.{part}", None)
-    if not tensors:  # timm would go and download the network
-        raise WeightsError(f"{mirrored} holds a classifier alone: replace or remove it")
+    if not tensors:  # timm would download the network
+        raise WeightsError(f"{mirrored} holds only a classifier: replace or remove it")
     return tensors
 
 
 def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any] | None:
-    """Our vision transformer of the same names and shapes, if it computes the same features of an image.
+    """Find our vision transformer with the same names and shapes that computes the same features.
 
-    Names alone do not tell: timm has networks with other activations, or the mean of the tokens for the CLS token.
+    Names alone are not enough: some networks of timm have other activations, or use the mean of the
+    tokens instead of the CLS token.
     """
     from dino.models.registry import VITS, build_backbone
     from dino.weights.network import count_blocks, is_vision_transformer
@@ -154,7 +157,7 @@ def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
 
 
 def _compute_the_same(one: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether two networks give the same features of an image of a shape (1, C, S, S)."""
+    """Whether two networks compute the same features of an image of shape (1, C, S, S)."""
     import torch
 
     image = torch.linspace(-2, 2, math.prod(shape)).reshape(shape)
@@ -168,12 +171,12 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def write_timm(network: Network, target: Path) -> None:
-    """Write what `timm.create_model(..., checkpoint_path=...)` reads, once every tensor of that model is there.
+    """Write a file for `timm.create_model(..., checkpoint_path=...)`, with exactly its tensors.
 
-    Names are those of timm's vision transformers already.
+    Our names are those of timm's vision transformers.
 
     Raises:
-        OptionError: timm has no such network, or the file cannot be written.
+        OptionError: timm does not have the network, or the file cannot be written.
         WeightsError: timm's network has other tensors.
     """
     from safetensors.torch import save
@@ -182,11 +185,9 @@ def write_timm(network: Network, target: Path) -> None:
     from dino.models.registry import list_timm_shapes
 
     name, settings = name_model(network)
-    wanted, own = (
-        list_timm_shapes(name, settings),
-        {key: tensor.shape for key, tensor in network.tensors.items()},
-    )
-    wrong = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
+    theirs = list_timm_shapes(name, settings)
+    ours = _shapes(network.tensors)
+    wrong = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if wrong:
         raise WeightsError(
             f"timm's {name} has other tensors than {network.origin}: {', '.join(wrong[:10])}"
@@ -197,17 +198,17 @@ def write_timm(network: Network, target: Path) -> None:
 
 
 def name_model(network: Network) -> tuple[str, dict[str, Any]]:
-    """The model of timm that a network is, and its settings.
+    """Return the name of a network in timm, and its settings.
 
     Raises:
-        OptionError: timm has no such network.
-        WeightsError: Nobody knows which it is.
+        OptionError: timm does not have the network.
+        WeightsError: The architecture is unknown.
     """
     from dino.models.registry import describe_in_timm
 
     if not network.arch:
         raise WeightsError(
-            f"{network.origin}: the number of its heads is not known, so timm's network is not either"
+            f"{network.origin}: the number of heads is unknown, and timm's network depends on it"
         )
     size = network.grid_size if network.is_plain_vit else network.image_size
     return describe_in_timm(
@@ -216,7 +217,7 @@ def name_model(network: Network) -> tuple[str, dict[str, Any]]:
 
 
 def phrase_loading(network: Network, target: Path) -> str:
-    """The line of Python that loads the file."""
+    """Return the line of Python that loads the file."""
     name, settings = name_model(network)
     words = "".join(f", {key}={value!r}" for key, value in settings.items())
     return f"timm.create_model({name!r}, checkpoint_path={str(target)!r}{words})"

@@ -249,7 +249,7 @@ def test_a_bad_image_leaves_the_old_file_and_nothing_else(
 def test_a_name_that_is_no_text_is_refused(words: list[str], tmp_path: Path) -> None:
     folder = make_images(tmp_path / "images", 1)
     os.rename(folder / "000.png", os.fsencode(folder) + b"/\xff.png")
-    with pytest.raises(DataError, match="which is no UTF-8; rename it"):
+    with pytest.raises(DataError, match="which is not UTF-8; rename it"):
         extract(tmp_path / "f.npz", *words, "--data_path", folder)
 
 

@@ -477,14 +477,14 @@ def test_the_published_layer_is_read_from_the_mirror(
             r"`num_labels` 1000: .*val holds 6 class folders; leave the flag out",
         ),
         (("--num_labels", "5"), r"`num_labels` 5: .* holds 6 class folders"),
-        (("--n_last_blocks", "4"), "`n_last_blocks` 4: vit_mini has 3"),
+        (("--n_last_blocks", "4"), r"`n_last_blocks` must be at most 3 for vit_mini \(got 4\)"),
         (
             ("--batch_size_per_device", "64"),
             "48 images, less than one global batch of 64; lower `batch_size",
         ),
         (
             ("--pretrained_linear", "x.pth"),
-            "`pretrained_linear` is the layer that `evaluate` scores",
+            "`pretrained_linear` needs `evaluate`, which scores this layer",
         ),
         (("--data_path", "nowhere"), "`data_path` nowhere does not exist"),
         (("--val_freq", "0"), "--val_freq must be >= "),
@@ -510,7 +510,7 @@ def test_a_layer_that_is_nowhere_is_never_random(words: list[str], tmp_path: Pat
 
 def test_a_layer_of_other_features_is_refused(words: list[str], tmp_path: Path) -> None:
     run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 1)
-    wrong = r"linear\.weight is \(6, 192\), these classes and features want \(6, 96\)"
+    wrong = r"linear\.weight must be \(6, 96\) for these classes and features \(got \(6, 192\)\)"
     for more in ((), ("--evaluate",)):
         with pytest.raises(WeightsError, match=wrong):
             run(*words, "--output_dir", tmp_path, "--n_last_blocks", 1, *more)
@@ -590,7 +590,7 @@ def test_a_file_of_a_layer_alone_is_no_checkpoint(words: list[str], tmp_path: Pa
 def test_the_folder_of_a_pre_training_run_is_left_alone(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text('{"epoch": 0}\n')
     (tmp_path / checkpoint.LATEST).write_bytes(b"")
-    with pytest.raises(OptionError, match="is that of a pre-training run"):
+    with pytest.raises(OptionError, match="holds a pre-training run"):
         run(*words, "--output_dir", tmp_path)
     assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
 

@@ -243,7 +243,7 @@ def test_what_is_wrong_is_said_before_any_work(
         (
             ("--data_path", small_set, "--imsize", 15),
             OptionError,
-            "`imsize` 15 is less than a patch of 16 pixels",
+            r"`imsize` must be at least one patch, 16 pixels \(got 15\)",
         ),
     ]:
         with pytest.raises(error, match=named):

@@ -123,7 +123,7 @@ def test_refreshed_frames_count_with_a_line_that_says_so_or_not_at_all(
 ) -> None:
     words = (*driving(tmp_path), "--refresh_label_interval", 2, "--json", tmp_path / "a.json")
     assert run(*words) == 0
-    assert "4 frames, each 2-th of a run, are counted" in capsys.readouterr().out
+    assert "4 frames, every 2-th of a run, are counted" in capsys.readouterr().out
     assert run(*words, "--skip_refreshed") == 0
     values = json.loads((tmp_path / "a.json").read_text())
     assert values["frames"] == 3 and values["classes"]["1"] == pytest.approx(80 / 240)
@@ -135,12 +135,9 @@ def test_skipping_by_another_interval_than_that_of_the_predictions_is_told(
 ) -> None:
     words = (*driving(tmp_path), "--skip_refreshed", "--refresh_label_interval")
     assert run(*words, 3) == 0  # run_a 1 2 4, run_b 1
-    assert (
-        "2 frames are counted whose predictions are their true labels to the pixel"
-        in capsys.readouterr().out
-    )
+    assert "2 counted frames have predictions equal to their true labels" in capsys.readouterr().out
     assert run(*words, 2) == 0
-    assert "to the pixel" not in capsys.readouterr().out
+    assert "predictions equal to their true labels" not in capsys.readouterr().out
 
 
 def test_frames_without_labels_are_counted_in_a_line(
@@ -264,7 +261,7 @@ def test_real_runs_predicted_by_their_labels(shared_data: Path, tmp_path: Path) 
         ),
         (
             ("--dataset_path", "davis", "--prediction_path", "out", "--ignore_label", "0"),
-            "--ignore_label is for driving",
+            "--ignore_label is only for driving",
         ),
         (
             ("--dataset_path", "davis", "--prediction_path", "out", "--csv", "none/a.csv"),

@@ -610,7 +610,7 @@ def test_masked_autoencoders_are_read_as_they_are(weights: Path, tmp_path: Path)
     )
     expected = segment(eval_ipace_segmentation.main, weights, run, tmp_path / "vit")
     assert differing(read_all(found), read_all(expected)) == 0
-    with pytest.raises(WeightsError, match="`arch` mae wants `pretrained_weights`"):
+    with pytest.raises(WeightsError, match="`arch` mae needs `pretrained_weights`"):
         torch.save({"model": {"norm.weight": torch.zeros(8)}}, tmp_path / "odd.pth")
         segment(eval_ipace_segmentation.main, tmp_path / "odd.pth", run, tmp_path / "out", *words)
 
@@ -625,7 +625,7 @@ def test_labels_that_are_too_small_are_told(
     labels[0, 0] = 7
     Image.fromarray(labels).save(path)
     segment(eval_ipace_segmentation.main, weights, run, tmp_path / "out")
-    assert "run: too small for a grid of 15x20, lost: label 7" in capsys.readouterr().out
+    assert "run: too small for a grid of 15x20: lost label 7" in capsys.readouterr().out
 
 
 def label_all(folder: Path, damage: str) -> None:

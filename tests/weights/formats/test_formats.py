@@ -126,7 +126,7 @@ def test_the_files_of_a_new_format_may_be_damaged_and_name_no_folder(
     with pytest.raises(CheckpointError, match=r"bad\.toy is damaged or no archive"):
         read_weights(str(tmp_path / "bad.toy"))
     code, text = command(main, "convert", weights, tmp_path / "folder.toy", "--to", "huggingface")
-    assert code == 2 and "folder.toy tells no form" in text
+    assert code == 2 and "folder.toy has an unsupported ending" in text
 
 
 def test_without_the_file_nobody_knows_the_format(

@@ -152,4 +152,8 @@ def test_what_transformers_vit_cannot_hold_is_refused(
 ) -> None:
     path = save(tmp_path, build_backbone(arch, img_size=64))
     code, text = command(convert_huggingface, path, tmp_path / "theirs", "--arch", arch)
-    assert code == 2 and f"not {arch}" in text and not (tmp_path / "theirs").exists()
+    assert (
+        code == 2
+        and f"must be a plain ViT such as vit_small for transformers (got {arch})" in text
+        and not (tmp_path / "theirs").exists()
+    )

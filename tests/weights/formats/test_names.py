@@ -5,7 +5,7 @@ import torch
 
 from dino.errors import CheckpointError
 from dino.models.registry import build_backbone
-from dino.weights.formats.huggingface import from_hugging_face, is_hugging_face, to_hugging_face
+from dino.weights.formats.huggingface import rename, to_hugging_face
 from dino.weights.formats.paddle import transpose_linear
 from dino.weights.read import rename_to_ours
 
@@ -14,13 +14,13 @@ from dino.weights.read import rename_to_ours
 def test_hugging_face_names_and_back(arch: str) -> None:
     ours = build_backbone(arch, img_size=32).state_dict()
     theirs = to_hugging_face(ours)
-    assert is_hugging_face(theirs) and not is_hugging_face(ours)
+    assert rename(ours) is None
     blocks = (
         sum(name.startswith("blocks.") for name in ours) // 12
     )  # as many of weights and biases in one block
     assert len(theirs) == len(ours) + 4 * blocks
-    back = from_hugging_face({**theirs, "pooler.dense.bias": torch.zeros(3)})
-    assert back.pop("pooler.dense.bias").shape == (3,)
+    back = rename({**theirs, "pooler.dense.bias": torch.zeros(3)})
+    assert back is not None and back.pop("pooler.dense.bias").shape == (3,)
     assert back.keys() == ours.keys() and all(torch.equal(back[name], ours[name]) for name in ours)
 
 
@@ -35,8 +35,8 @@ def test_query_key_and_value_are_the_three_thirds() -> None:
 def test_a_third_that_is_missing_is_not_made_up() -> None:
     theirs = to_hugging_face(build_backbone("vit_mini", img_size=32).state_dict())
     del theirs["encoder.layer.0.attention.attention.key.weight"]
-    found = from_hugging_face(theirs)
-    assert "blocks.0.attn.qkv.weight" not in found
+    found = rename(theirs)
+    assert found is not None and "blocks.0.attn.qkv.weight" not in found
     assert "encoder.layer.0.attention.attention.query.weight" in found
 
 

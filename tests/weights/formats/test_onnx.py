@@ -46,7 +46,7 @@ def test_features_are_the_networks_at_two_batch_sizes_and_no_square(
         )
     assert onnx.compare(module, images, tmp_path / "model.onnx") < 1e-5
     torch.nn.init.constant_(module.norm.bias, 3.0)
-    with pytest.raises(WeightsError, match="gives other features than the network"):
+    with pytest.raises(WeightsError, match="must equal the network's within 1e-04"):
         onnx.compare(module, images, tmp_path / "model.onnx")
 
 
@@ -73,7 +73,7 @@ def test_a_network_that_torch_cannot_export_as_a_program_is_traced(
     module, images = lively(), torch.randn(3, 3, 64, 64)
     onnx.write_graph(module, images, tmp_path / "model.onnx")
     assert (
-        f"torch {torch.__version__} cannot export this network as a program: it is traced"
+        f"torch {torch.__version__} cannot export this network as a program: tracing it instead"
         in caplog.text
     )
     assert onnx.compare(module, images, tmp_path / "model.onnx") < 1e-5
@@ -87,8 +87,8 @@ def test_a_network_that_torch_can_neither_export_nor_trace_is_refused(
     with pytest.raises(OptionError) as refused:
         onnx.write_graph(torch.nn.Identity(), torch.zeros(3, 3, 8, 8), tmp_path / "model.onnx")
     assert str(refused.value) == (
-        f"torch {torch.__version__} writes no ONNX graph of this network: no translation; "
-        "a newer torch may, as may another `arch`"
+        f"torch {torch.__version__} cannot write an ONNX graph of this network: no translation; "
+        "try a newer torch, or another `arch`"
     )
     assert not list(tmp_path.iterdir())
 
@@ -117,14 +117,20 @@ def test_without_onnxruntime_the_graph_is_written_and_that_is_said(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ((), "name what to write, as the second word or with --output: OUT.onnx"),
+        ((), "name the output, as the second word or with --output: OUT.onnx"),
         (("--output", "weights.pth/x/model.onnx"), "cannot be written to"),
         (
             ("--output", "model.onnx", "--json", "nowhere/a.json"),
             "--json nowhere/a.json cannot be written",
         ),
-        (("--output", "model.onnx", "--input_size", "64", "64", "64"), "give height and width"),
-        (("--output", "model.onnx", "--input_size", "8"), "smaller than a patch"),
+        (
+            ("--output", "model.onnx", "--input_size", "64", "64", "64"),
+            "must be height and width, or one number for both (got 64 64 64)",
+        ),
+        (
+            ("--output", "model.onnx", "--input_size", "8"),
+            "must be at least one patch, 16 pixels (got 8 8)",
+        ),
     ],
 )
 def test_wrong_words_are_refused(
@@ -160,5 +166,5 @@ def test_a_network_beyond_one_file_is_refused(
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(onnx, "LARGEST", 300096 * 4)
     code, text = command(convert_onnx, weights, tmp_path / "model.onnx", "--input_size", 64)
-    assert code == 2 and "an ONNX file holds up to 2 GiB, and this network has 0.0" in text
+    assert code == 2 and "an ONNX file holds up to 2 GiB (this network has 0.0" in text
     assert not (tmp_path / "model.onnx").exists()

@@ -129,4 +129,4 @@ def test_a_vit_of_unknown_heads_is_refused(
 ) -> None:
     words = (shared_data / "passl" / "sample_dino_tiny.pdparams", tmp_path / "theirs.safetensors")
     code, text = command(convert_timm, *words)
-    assert code == 2 and "the number of its heads is not known" in text
+    assert code == 2 and "the number of heads is unknown" in text
