@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ABOUT = Help(
-    summary="Train a few steps on two devices from the same weights and pixels; print the differences."
-    "\n\nAccepts every flag of `dino pretrain`. "
-    "The exit code is 1 if a difference is larger than --tolerance.",
+    summary=(
+        "Train a few steps on two devices from the same weights and pixels; print the differences."
+        "\n\nAccepts every flag of `dino pretrain`. "
+        "The exit code is 1 if a difference is larger than --tolerance."
+    ),
     example="dino align --device ipu --reference cpu",
 )
 

@@ -32,7 +32,7 @@ class ExaminationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Report what this machine has and what keeps a device from running; use the flags of your run."""
+    """Report what this machine has and what keeps a device from running; takes a run's flags."""
 
     device: DeviceConfig = DeviceConfig()
     precision: PrecisionConfig = PrecisionConfig()

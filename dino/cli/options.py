@@ -77,7 +77,7 @@ def parse_command(
     *,
     about: Help = NO_HELP,
 ) -> Parsed[Config]:
-    """Resolve a config from a command line: flag, else `-o`, else recipe (`--config`), else default.
+    """Resolve a config from flag, else `-o`, else recipe (`--config`), else default.
 
     Args:
         config: Class of the command's config.
@@ -169,7 +169,7 @@ def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
 def _read_recipe(
     path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]
 ) -> dict[str, Any]:
-    """Return the recipe's values by field, without those listed as unset that still are defaults."""
+    """Return the recipe's values by field, without unset ones that still are defaults."""
     recipe = read_recipe(path)
     unset = recipe.pop(UNSET, [])
     if not isinstance(unset, list):
@@ -185,7 +185,7 @@ def _read_recipe(
 
 
 def _meanings_of(config: type, flags: Sequence[Flag]) -> dict[str, Meaning]:
-    """Map recipe keys to meanings: each spelling of a flag without dashes, and the command's paths."""
+    """Map recipe keys to meanings: flags in each spelling without dashes, and nested paths."""
     spellings = {
         word.removeprefix("--"): known.field
         for known in flags

@@ -66,7 +66,7 @@ def read_device(value: Any) -> dict[str, Any]:
 
 
 def read_root(*names: str) -> Meaning:
-    """Return a meaning for the folder of one split, called one of `names`; data_path is its parent."""
+    """Return a reader of a split's folder, called one of `names`; its parent is data_path."""
 
     def read(value: Any) -> dict[str, Any]:
         if PurePath(str(value)).name not in names:
@@ -86,7 +86,7 @@ def _join(prefix: str, meanings: Mapping[str, Meaning]) -> dict[str, Meaning]:
 def _read_split(
     first_op: Mapping[str, Meaning], *more_ops: Mapping[str, Meaning]
 ) -> dict[str, Meaning]:
-    """Return the keys shared by training and validation images; each operation keeps its list index."""
+    """Return the keys that training and validation images share, operations by list index."""
     normalize = {"Normalize.mean": must_be(IMAGENET[0]), "Normalize.std": must_be(IMAGENET[1])}
     ops = (first_op, *more_ops, {"ToTensor": must_be(None, {})}, normalize)
     meanings: dict[str, Meaning] = {

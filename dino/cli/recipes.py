@@ -31,7 +31,7 @@ Meaning = Callable[[Any], dict[str, Any]]
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads plain YAML values and refuses duplicate keys, of which PyYAML silently takes the last."""
+    """Loads plain YAML values; refuses duplicate keys, where PyYAML would take the last."""
 
     def get_single_node(self) -> yaml.Node | None:
         """Read the document; check its size before merged mappings (`<<`) are expanded."""
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Read one mapping; check keys here, since merged mappings (`<<`) may repeat a key later."""
+        """Read one mapping; check keys before merged mappings (`<<`), which may repeat a key."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -152,7 +152,9 @@ def interpret(
 
 
 def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) for each leaf of nested mappings and lists; known paths are leaves.
+    """Yield (dotted path, value) for each leaf of nested mappings and lists.
+
+    A known path is a leaf, whatever its value is.
 
     Raises:
         OptionError: The nesting is too deep, as in YAML that refers to itself.

@@ -1,4 +1,4 @@
-"""Submits a training run through submitit to Slurm or to this machine; requeues it until it is done."""
+"""Submits a training run to Slurm or this machine through submitit, and requeues it until done."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class TrainingTask:
 
 
 def describe_place(place: Any) -> dict[str, str]:
-    """Return submitit's job environment as torchrun's variables, which take precedence over Slurm's."""
+    """Return submitit's job environment as torchrun's variables, which override Slurm's."""
     return {
         "RANK": str(place.global_rank),
         "WORLD_SIZE": str(place.num_tasks),

@@ -137,7 +137,7 @@ def test_a_list_without_any_image_is_not_written(
     (tmp_path / "a.jpg").write_text("")
     assert check(tmp_path, "--output", tmp_path / "list.txt", "--json", tmp_path / "r") == 1
     text = capsys.readouterr()
-    assert "corrupt: a.jpg: " in text.out and "none of the 1 images is worth listing" in text.out
+    assert "corrupt: a.jpg: " in text.out and "none of the 1 images is clean" in text.out
     assert text.err.startswith("CheckFailed: 1 corrupt of 1 images")
     assert json.loads((tmp_path / "r").read_text())["listed"] == 0
     assert not (tmp_path / "list.txt").exists()

@@ -410,7 +410,7 @@ def test_op_lists_and_variables_of_the_environment_are_told(healthy, examine, tm
     assert code == 0 and "low.txt: 3 lines, instead of the bridge's own list" in text
     assert (
         r"never match: 1 'add\r'" in text
-        and "has these names, and the bridge does not say so: iadd" in text
+        and "has these names, and the bridge does not report it: iadd" in text
     )
     assert "none.txt (not readable)" in text and "warns once and uses its own list" in text
     assert "PT_HPU_PLACE_ON_CPU none (none: an operator the card lacks is an error" in text
@@ -421,7 +421,7 @@ def test_without_device_the_chosen_one_is_examined(patient, examine, monkeypatch
     assert "device cpu (chosen automatically)" in examine("--lazy_mode", "false")[1]
     monkeypatch.setattr(machine, "CHOOSE", "raise OSError('torch is broken')")
     code, text, _ = examine("--lazy_mode", "false")
-    assert code == 0 and "could not be told: OSError: torch is broken" in text
+    assert code == 0 and "could not be determined: OSError: torch is broken" in text
 
 
 def test_a_torch_that_cannot_compute(patient, examine, monkeypatch):
@@ -496,7 +496,7 @@ def test_where_torch_cannot_be_imported_the_command_still_tells_and_ends_with_1(
     done = run_doctor("--device", "hpu", PATH=str(tmp_path), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1 and "hl-smi" in done.stdout, done.stderr
     assert (
-        "torch is installed and cannot compute on the CPU: ImportError: libtorch_cpu.so"
+        "torch is installed but cannot compute on the CPU: ImportError: libtorch_cpu.so"
         in " ".join(done.stdout.split())
     )
     assert "the bridge (habana_frameworks.torch) is not installed" in done.stdout
