@@ -413,7 +413,7 @@ def test_op_lists_and_variables_of_the_environment_are_told(healthy, examine, tm
         and "has these names, and the bridge does not report it: iadd" in text
     )
     assert "none.txt (not readable)" in text and "warns once and uses its own list" in text
-    assert "PT_HPU_PLACE_ON_CPU none (none: an operator the card lacks is an error" in text
+    assert "PT_HPU_PLACE_ON_CPU none (none: an operator that the card lacks is an error" in text
 
 
 def test_without_device_the_chosen_one_is_examined(patient, examine, monkeypatch):

@@ -187,7 +187,7 @@ def test_two_keys_that_contradict_each_other_are_refused(tmp_path):
         ("lr: 1\ndefaults: lr", "defaults must be the list that --print_config writes (got 'lr')"),
         ("lr: 1\nseed: 2\nlr: 1", "cannot be read: duplicate key 'lr', again in line 3"),
         ("Optimizer: {lr: 0.1, lr: 0.2}", "duplicate key 'lr'"),
-        ("Optimizer.lr: 0.1\nOptimizer: {lr: 0.2}", "set --lr to 0.1 and 0.2; drop one"),
+        ("Optimizer.lr: 0.1\nOptimizer: {lr: 0.2}", "set --lr to 0.1 and 0.2; remove one"),
         ("lr: 2024-13-45", "cannot be read: month must be in 1..12"),
         ("[" * 3000, "cannot be read"),
     ],
@@ -211,7 +211,7 @@ MERGES = "".join(
 )
 def test_aliases_that_stand_for_billions_of_values_are_one_line(text, tmp_path):
     (tmp_path / "bomb.yaml").write_text(text)
-    named = "cannot be read: its aliases stand for more than 5000 values; write out those that are meant"
+    named = "cannot be read: its aliases expand to more than 5000 values; write out the values you need"
     assert named in refusal(["--config", str(tmp_path / "bomb.yaml")])
 
 

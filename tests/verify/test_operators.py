@@ -176,7 +176,7 @@ def test_an_operator_that_the_host_ran_fell_back(monkeypatch):
         (MUL_, lambda op, x, two: x, "result 0 is "),
         (ROUND, lambda op, x: (x + 0.5).floor(), "result 0 differs in "),
         (VIEW, lambda op, x: x.t().flip(0), "result 0 differs in "),
-        (RAND, lambda op, *a, **k: op(*a, **k) * 1.2, "result 0 holds numbers"),
+        (RAND, lambda op, *a, **k: op(*a, **k) * 1.2, "result 0 has numbers"),
         (RAND, lambda op, *a, **k: op(*a, **k) * 0.7, "result 0 has a mean"),
         (RAND, lambda op, *a, **k: op(*a, **k) * 0 + 0.5, "result 0 has a standard deviation"),
     ],
