@@ -117,7 +117,7 @@ def test_names_that_no_line_can_hold_are_told_and_left_out(
     assert check(tmp_path, "--output", tmp_path / "list.txt") == 1
     assert (tmp_path / "list.txt").read_text().split() == ["000.png", "002.png"]
     text = capsys.readouterr()
-    assert r"unlistable: 'one\ntwo.png': a line break" in text.out
+    assert r"unlistable: 'one\ntwo.png': its name has a line break" in text.out
     assert "1 unlistable of 3 images" in text.err
     assert check(tmp_path) == 0  # without a list its name is no matter
 

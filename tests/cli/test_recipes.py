@@ -211,7 +211,9 @@ MERGES = "".join(
 )
 def test_aliases_that_stand_for_billions_of_values_are_one_line(text, tmp_path):
     (tmp_path / "bomb.yaml").write_text(text)
-    named = "cannot be read: its aliases expand to more than 5000 values; write out the values you need"
+    named = (
+        "cannot be read: its aliases expand to more than 5000 values; write out the values you need"
+    )
     assert named in refusal(["--config", str(tmp_path / "bomb.yaml")])
 
 
