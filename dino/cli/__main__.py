@@ -1,4 +1,4 @@
-"""The command `dino`: one word says what to do, the flags behind it how."""
+"""The command `dino`: the first word names the command, the flags after it say how to run it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dino.errors import OptionError, nearest
 
 COMMANDS = {  # in the order in which they are listed
     "pretrain": "pre-train a backbone with DINO",
-    "demo": "pre-train on the embedded data set, score it, draw attention maps",
-    "knn": "score a frozen backbone by weighted k-NN",
+    "demo": "pre-train on the embedded data set, score the result, draw attention maps",
+    "knn": "score a frozen backbone with weighted k-NN",
     "linear": "train and score a linear classifier on a frozen backbone",
     "copy-detection": "score copy detection (Copydays)",
     "retrieval": "score image retrieval (revisited Oxford and Paris)",
@@ -23,13 +23,13 @@ COMMANDS = {  # in the order in which they are listed
     "attention": "draw attention maps of images",
     "video": "draw attention maps of a video",
     "embed": "write the features of images to a file",
-    "convert": "convert weights to another project's form, or from it",
-    "extract-weights": "write a checkpoint's backbone by itself",
-    "inspect": "say what a weights file holds",
-    "check": "name corrupt, tiny, odd and duplicate images",
+    "convert": "convert weights to or from another project's format",
+    "extract-weights": "extract the backbone from a checkpoint",
+    "inspect": "describe a weights file",
+    "check": "list corrupt, tiny, odd and duplicate images",
     "pack": "pack a folder of images into tar shards",
-    "doctor": "say whether a device can run here, and why not",
-    "verify": "prove which modes of a device compute right numbers",
+    "doctor": "report whether a device can run here, and if not, why",
+    "verify": "test which modes of a device compute correct numbers",
     "align": "compare training steps on two devices",
     "submit": "submit a pre-training run to Slurm",
 }
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the first word names.
 
     Raises:
-        OptionError: No or an unknown command.
+        OptionError: The command is missing or unknown.
         DinoError: What the command raises.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -51,15 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name not in COMMANDS:
         raise OptionError(f"unknown command {name!r}: {nearest(name, list(COMMANDS))}")
     else:
-        sys.argv = [
-            f"dino {name}",
-            *words,
-        ]  # what --help shows, and a loader process that imports __main__ again
+        # --help shows it, and loader processes that import __main__ again read it.
+        sys.argv = [f"dino {name}", *words]
         importlib.import_module(f"dino.cli.{name.replace('-', '_')}").main(words)
 
 
 def describe() -> str:
-    """The list of commands."""
+    """Return the list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
@@ -75,7 +73,7 @@ def describe() -> str:
 
 
 def run() -> int:
-    """The console script; gives the exit code."""
+    """Run the console script; return the exit code."""
     return exit_code(main)
 
 

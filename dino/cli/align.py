@@ -1,4 +1,4 @@
-"""The command: `python -m dino.devices.align --device ipu --reference cpu`; how far two devices train apart."""
+"""`dino align`: train on two devices and report how far apart the results are."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ABOUT = Help(
-    summary="Train a few steps on two devices from the same weights and pixels; print how far apart they end.\n\n"
-    "Every flag of `dino pretrain` may follow. Ends with 1 where a difference is larger than --tolerance.",
+    summary=(
+        "Train a few steps on two devices from the same weights and pixels; print the differences."
+        "\n\nAccepts every flag of `dino pretrain`. "
+        "The exit code is 1 if a difference is larger than --tolerance."
+    ),
     example="dino align --device ipu --reference cpu",
 )
 
 
 def write_table(rows: Sequence[Difference]) -> Iterator[str]:
-    """Yield the lines of a table, one a tensor."""
+    """Yield the lines of a table, one per tensor."""
     width = max(len(row.name) for row in rows)
     yield f"{'':9} {'tensor':{width}} {'max':>9} {'mean':>9}"
     yield from (f"{row.what:9} {row.name:{width}} {row.most:9.2e} {row.mean:9.2e}" for row in rows)
@@ -36,7 +39,7 @@ def align(config: AlignConfig) -> list[Difference]:
     """Train on both devices and compare.
 
     Raises:
-        DinoError: A device that cannot be had, or a layout that cannot be.
+        DinoError: A device is not available, or a layout is impossible.
     """
     from dino.data.synthetic import make_batch
     from dino.devices import open_device
@@ -50,12 +53,9 @@ def align(config: AlignConfig) -> list[Difference]:
 
     device = open_device(config.device, precision=config.precision, compiled=config.compiled)
     reference = open_device(DeviceConfig(device=config.align.reference))
-    parts, steps, host = (
-        device.count_micro_batches(config.run.accumulate_steps),
-        config.align.steps,
-        CpuDevice("fp32"),
-    )
-    size, recipe = config.data.batch_size_per_device * parts, build_recipe(config)
+    micro_batches = device.count_micro_batches(config.run.accumulate_steps)
+    steps, host = config.align.steps, CpuDevice("fp32")
+    size, recipe = config.data.batch_size_per_device * micro_batches, build_recipe(config)
     batches = [
         make_batch(
             recipe,
@@ -82,7 +82,7 @@ def align(config: AlignConfig) -> list[Difference]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare, and print the table.
+    """Compare the devices and print the table.
 
     Raises:
         CheckFailed: A difference is larger than `--tolerance`.
@@ -101,5 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_result(config.report.json, {f"{row.what} {row.name}".strip(): row.most for row in rows})
     if not worst.most <= config.align.tolerance:
         raise CheckFailed(
-            f"{worst.what} {worst.name} differs by {worst.most:.2e}, more than {config.align.tolerance:g}"
+            f"{worst.what} {worst.name} differs by {worst.most:.2e}, more than "
+            f"{config.align.tolerance:g}"
         )

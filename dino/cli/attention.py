@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the maps.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(AttentionConfig, argv, ABOUT)
 

@@ -1,4 +1,4 @@
-"""The command: `python -m dino.data.check PATH`: names the images that are corrupt, tiny, odd or there twice."""
+"""`dino check`: list images that are corrupt, tiny, odd or duplicates."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ ABOUT = Help(
 
 @dataclass(frozen=True, kw_only=True)
 class ManyWorkersConfig(SourceConfig):
-    """As many loader processes as there are cores, up to 64."""
+    """One loader process per core, up to 64."""
 
     num_workers: int | None = derived(64, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectionConfig:
-    """What makes an image suspicious, and what becomes of the others."""
+    """Which images are reported, and where the others are listed."""
 
     min_size: int = setting(16, least=1)
     clean_list: str | None = None
@@ -45,9 +45,9 @@ class InspectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """Decode every image of a folder or list, and name what is corrupt, tiny, oddly stored or there twice.
+    """Decode every image of a folder or list; report corrupt, tiny, odd and duplicate images.
 
-    Ends with 1 if there is any such image.
+    The exit code is 1 if there is any such image.
     """
 
     source: SourceConfig = ManyWorkersConfig()
@@ -56,22 +56,18 @@ class CheckConfig:
     report: ReportConfig = ReportConfig()
 
 
-Findings = dict[str, dict[int, str]]  # kind -> index of an image -> what was found
-LEFT_OUT = (
-    "corrupt",
-    "tiny",
-    "duplicate",
-    "unlistable",
-)  # of a clean list; odd ones are kept, as they decode
+Findings = dict[str, dict[int, str]]  # kind -> index of the image -> reason
+# Left out of a clean list; odd images are kept, since they decode.
+LEFT_OUT = ("corrupt", "tiny", "duplicate", "unlistable")
 EVERY = 1000  # images between two progress lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check the images, and list the clean ones where that was asked for.
+    """Check the images; list the clean ones if `--output` is given.
 
     Raises:
-        CheckFailed: There are others.
-        DataError: No images there, or a loader process died.
+        CheckFailed: Some images are not clean.
+        DataError: There are no images, or a loader process died.
         OptionError: The list cannot be written.
     """
     config = parse(CheckConfig, positional_to_flags(argv, "--data_path"), ABOUT)
@@ -87,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if source.members:
         raise DataError(
             f"--data_path {source.root} holds shards",
-            remedy="check the folder that they were packed from",
+            remedy="check the folder from which they were packed",
         )
-    found = inspect_images(source, config)
-    names = _choose_clean(source, found, Path(output).parent) if output else []
-    _report(source, found)
+    findings = inspect_images(source, config)
+    names = _choose_clean(source, findings, Path(output).parent) if output else []
+    _report(source, findings)
     listed = _write_clean(names, Path(output), len(source)) if output else {}
-    write_result(config.report.json, _as_result(source, found, **listed))
-    counts = ", ".join(f"{len(places)} {kind}" for kind, places in found.items() if places)
+    write_result(config.report.json, _as_result(source, findings, **listed))
+    counts = ", ".join(f"{len(reasons)} {kind}" for kind, reasons in findings.items() if reasons)
     if counts:
         raise CheckFailed(
             f"{counts} of {len(source)} images in {config.source.data_path}, as listed above"
@@ -103,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def inspect_images(source: ImageSource, config: CheckConfig) -> Findings:
-    """Decode every image, in parallel, and compare them all.
+    """Decode every image in parallel, and find duplicates.
 
     Raises:
         DataError: A loader process died.
@@ -119,20 +115,20 @@ def inspect_images(source: ImageSource, config: CheckConfig) -> Findings:
         config.source.num_workers, usual=int(chosen(config.source, "num_workers"))
     )
     digests, progress = Digests(len(source)), Progress(len(source), "checking")
-    found: Findings = {"corrupt": {}, "tiny": {}, "odd": {}}
+    findings: Findings = {"corrupt": {}, "tiny": {}, "odd": {}}
     try:
         for index, one in enumerate(
             progress.follow(read_items(dataset, workers=workers), every=EVERY)
         ):
             digests.keep(index, one.digest)
-            for kind, places in found.items():
+            for kind, reasons in findings.items():
                 reason = getattr(one, kind)
                 if reason is not None:
-                    places[index] = reason
+                    reasons[index] = reason
     finally:
         progress.close()
     same = digests.find_duplicates()
-    return found | {
+    return findings | {
         "duplicate": {
             later: f"equals {_shown(source.names[first])}" for later, first in same.items()
         }
@@ -140,7 +136,7 @@ def inspect_images(source: ImageSource, config: CheckConfig) -> Findings:
 
 
 def _check_output(path: Path) -> None:
-    """Whether the list can be written there, before long work starts."""
+    """Check that the list can be written there, before long work starts."""
     from dino.data.decode import EXTENSIONS
     from dino.runtime.context import make_output_folder
 
@@ -153,7 +149,7 @@ def _check_output(path: Path) -> None:
 
 
 def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[str]:
-    """Lines for what is worth training on; an image that no line can name becomes a finding of its own."""
+    """Return list lines of the clean images; report as "unlistable" what no line can name."""
     from dino.data.image_list import name_lines
 
     left_out = set().union(*(found[kind] for kind in LEFT_OUT if kind in found))
@@ -163,7 +159,7 @@ def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[st
             continue
         if line is None:
             found["unlistable"][index] = (
-                "a line break, an outer blank or bytes that are no UTF-8; rename it"
+                "its name has a line break, an outer blank or bytes that are not UTF-8; rename it"
             )
         else:
             names.append(line)
@@ -171,36 +167,37 @@ def _choose_clean(source: ImageSource, found: Findings, folder: Path) -> list[st
 
 
 def _write_clean(names: Sequence[str], path: Path, count: int) -> dict[str, Any]:
-    """Write them, if there are any; gives what the result says about it."""
+    """Write the names, if there are any; return the entries for the result."""
     from dino.files import atomic_write
 
     if not names:
-        logger.warning("none of the %d images is worth listing: %s is not written", count, path)
+        logger.warning("none of the %d images is clean: %s is not written", count, path)
         return {"output": None, "listed": 0}
     with atomic_write(path, "--output") as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     logger.info(
-        "%s lists %d of %d images: not those that are %s; of equal files the first, and oddly stored ones, are kept",
+        "%s lists %d of %d images: those that are %s are left out; the first of equal files and "
+        "oddly stored images are kept",
         *(path, len(names), count, " or ".join(LEFT_OUT)),
     )
     return {"output": str(path), "listed": len(names)}
 
 
 def _report(source: ImageSource, found: Findings) -> None:
-    """A line for each finding, by kind, then by name."""
-    for kind, places in found.items():
-        for index, reason in places.items():
+    """Log one line per finding, by kind, then by name."""
+    for kind, reasons in found.items():
+        for index, reason in reasons.items():
             logger.info("%s: %s: %s", kind, _shown(source.names[index]), reason)
 
 
 def _as_result(source: ImageSource, found: Findings, **listed: Any) -> dict[str, Any]:
     kinds = {
-        kind: [{"name": source.names[index], "reason": reason} for index, reason in places.items()]
-        for kind, places in found.items()
+        kind: [{"name": source.names[index], "reason": reason} for index, reason in reasons.items()]
+        for kind, reasons in found.items()
     }
     return {"images": len(source), **kinds, **listed}
 
 
 def _shown(name: str) -> str:
-    """A name that a terminal can show."""
+    """Return a name that a terminal can show."""
     return name if name.isprintable() else ascii(name)

@@ -1,4 +1,4 @@
-"""Weights of one project in the form of another: one command for each project."""
+"""`dino convert`: convert weights to or from another project's format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dino.weights.formats import list_converters
 USAGE = """\
 usage: dino convert IN OUT --to {{{forms}}} [flags]
 
-IN is a file of any form; OUT is of the form that --to names or, as OUT.pth, this project's from that form.
+IN is a file of any format. OUT has the format that --to names. If OUT ends in .pth, IN is in that
+format and OUT is in this project's.
 
 example:
   dino convert checkpoint.pth out --to huggingface
@@ -27,10 +28,10 @@ dino convert --to FORM --help lists its flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert to the form, or from it, that `--to` names.
+    """Convert to or from the format that `--to` names.
 
     Raises:
-        OptionError: It names none.
+        OptionError: `--to` names no known format.
         DinoError: What the conversion raises.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -48,18 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _take_form(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The word behind --to, and the others."""
+    """Return the word after --to, and the other words."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--to", nargs="?")
-    found, rest = parser.parse_known_args(list(words))
-    return found.to, rest
+    options, rest = parser.parse_known_args(list(words))
+    return options.to, rest
 
 
 def convert_to(name: str, argv: Sequence[str] | None = None) -> None:
-    """Convert to the format of that name, or from it.
+    """Convert to or from the format of that name.
 
     Raises:
-        DinoError: The weights cannot be read, the format cannot hold them, or they cannot be written.
+        DinoError: The weights cannot be read or written, or the format cannot hold them.
     """
     form = list_converters()[name]
     source = "--pretrained_weights" if issubclass(form.config, ConversionConfig) else "--weights"

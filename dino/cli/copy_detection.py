@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the weights.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(CopyDetectionConfig, argv, ABOUT)
 

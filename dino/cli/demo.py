@@ -1,4 +1,4 @@
-"""`make demo`: pre-train a small ViT on the embedded data set, score it by k-NN, draw what it attends to."""
+"""`dino demo`: pre-train a small ViT on the embedded data set, score it, draw attention maps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from dino.training.preset import apply_preset
 
 RECIPE = "configs/demo.yaml"
 ABOUT = Help(
-    summary="Pre-train a small ViT on the embedded data set, score it by k-NN, and draw attention maps.",
+    summary=(
+        "Pre-train a small ViT on the embedded data set, score it by k-NN, draw attention maps."
+    ),
     example="dino demo",
 )
 PICTURES = 8  # images on the sheet of attention maps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo; flags of main_dino.py may follow and win over the recipe."""
+    """Run the demo; flags of `dino pretrain` override the recipe."""
     words = ["--config", RECIPE, "--data_path", "demo", "--output_dir", "output/demo"]
     began = time.monotonic()
     config, given, reasons = parse_command(
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[str, Path]]:
-    """Train, score and draw: k-NN top-1 in % by name, and the paths of what was written."""
+    """Train, score and draw; return k-NN top-1 in % by name, and the paths of the written files."""
     from torch import nn
 
     from dino import checkpoint

@@ -1,4 +1,4 @@
-"""The command: `python -m dino.doctor`, or with `--device hpu` and so on; ends with 1 if the device cannot run."""
+"""`dino doctor`: report whether a device can run here; the exit code is 1 if it cannot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExaminationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Say what this machine has, and what keeps the device from running; give the flags that the run will have."""
+    """Report what this machine has and what keeps a device from running; takes a run's flags."""
 
     device: DeviceConfig = DeviceConfig()
     precision: PrecisionConfig = PrecisionConfig()
@@ -41,11 +41,11 @@ class DoctorConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Examine the asked device, or the one a command would choose, and print the report.
+    """Examine the given device, or the one a command would choose, and print the report.
 
     Raises:
         CheckFailed: The device cannot run here.
-        OptionError: A wrong flag, or a report that cannot be written.
+        OptionError: A flag is wrong, or the report cannot be written.
     """
     config = parse(DoctorConfig, argv, ABOUT)
     flags = config.device
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         0, Fact("device", f"{device} ({'as asked' if flags.device else 'chosen automatically'})")
     )
     if doubt:
-        cause = f"which device a command would choose could not be told: {doubt}"
+        cause = f"the device that a command would choose could not be determined: {doubt}"
         report.problems.insert(0, Problem(cause, "name one with --device", blocking=False))
     if config.report.json != "-":
         sys.stdout.write(spell(report.format()))

@@ -10,16 +10,18 @@ from dino.cli.session import open_session
 from dino.evaluation.config import FeatureFileConfig
 
 ABOUT = Help(
-    example="dino embed --data_path photos --output features.npz --pretrained_weights checkpoint.pth",
+    example=(
+        "dino embed --data_path photos --output features.npz --pretrained_weights checkpoint.pth"
+    ),
     required=("data_path", "output"),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Describe the images and write the file.
+    """Compute the features and write the file.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(FeatureFileConfig, argv, ABOUT)
 

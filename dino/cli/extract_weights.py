@@ -1,4 +1,4 @@
-"""A checkpoint's backbone by itself: `python extract_weights.py --weights checkpoint.pth --output vit_model.pth`."""
+"""`dino extract-weights`: extract the backbone from a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ABOUT = Help(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write it."""
+    """Write the backbone to its own file."""
     config = parse(ExtractConfig, argv, ABOUT)
 
     from dino.weights.plain import extract_backbone

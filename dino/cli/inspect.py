@@ -1,4 +1,4 @@
-"""The command: `python -m dino.inspect FILE`: what a weights file is, without executing anything in it."""
+"""`dino inspect`: describe a weights file without executing anything in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ABOUT = Help(
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """Say what a weights file is: whose, which networks it holds, and how they were trained.
+    """Describe a weights file: its origin, its networks, and how they were trained.
 
     Nothing in the file is executed.
     """
@@ -35,11 +35,11 @@ class InspectConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the file and say what it is.
+    """Read the file and describe it.
 
     Raises:
         OptionError: No file is named.
-        DinoError: It is missing or damaged, or holds more than tensors and plain values.
+        DinoError: The file is missing or damaged, or holds more than tensors and plain values.
     """
     config = parse(InspectConfig, positional_to_flags(argv, "--pretrained_weights"), ABOUT)
     word = config.weights.pretrained_weights
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def phrase_network(network: Mapping[str, Any]) -> str:
-    """One network in one line."""
+    """Describe one network on one line."""
     shape = network.get("arch") or (
         f"ViT {network['width']} wide, {network['depth']} deep" if "width" in network else ""
     )
@@ -81,7 +81,7 @@ def phrase_network(network: Mapping[str, Any]) -> str:
         "/".join(network.get("formats", ())): True,
         f"{network.get('prototypes')} prototypes": "prototypes" in network,
         f"{network.get('classes')} classes": "classes" in network,
-        "beside it "
+        "also "
         + ", ".join(f"{name} ({n})" for name, n in network.get("beside", {}).items()): "beside"
         in network,
     }

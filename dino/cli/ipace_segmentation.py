@@ -10,7 +10,10 @@ from dino.cli.session import open_session
 from dino.evaluation.config import DrivingConfig
 
 ABOUT = Help(
-    example="dino ipace-segmentation --data_path RUNS --output_dir out --pretrained_weights checkpoint.pth",
+    example=(
+        "dino ipace-segmentation --data_path RUNS --output_dir out --pretrained_weights "
+        "checkpoint.pth"
+    ),
     required=("data_path",),
 )
 
@@ -19,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Segment the runs.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(DrivingConfig, argv, ABOUT)
 

@@ -1,4 +1,4 @@
-"""`dino knn`: score a frozen backbone by weighted k-NN."""
+"""`dino knn`: score a frozen backbone with weighted k-NN."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the weights.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(KnnConfig, argv, ABOUT)
 

@@ -1,4 +1,4 @@
-"""Linear probe of a frozen backbone: `python eval_linear.py --data_path DATA --pretrained_weights checkpoint.pth`."""
+"""`dino linear`: train and score a linear classifier on a frozen backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from dino.config import as_recipe
 from dino.evaluation.config import LinearConfig
 
 ABOUT = Help(
-    example="dino linear --data_path DATA --output_dir output/linear --pretrained_weights checkpoint.pth",
+    example=(
+        "dino linear --data_path DATA --output_dir output/linear --pretrained_weights "
+        "checkpoint.pth"
+    ),
     required=("data_path",),
 )
 

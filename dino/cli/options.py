@@ -1,8 +1,9 @@
-"""From the library's configs to flags and recipes, and back.
+"""Converts the library's configs to flags and recipes, and back.
 
-A command has a config: a frozen dataclass whose fields are groups of settings. `FLAGS` says how each setting is written
-on a command line. `parse` resolves every value in the order flag > `-o` > recipe > default. Standard library and PyYAML
-only, so that `--help` is quick and the environment can be completed before torch is imported.
+A command has a config: a frozen dataclass with groups of settings as fields. `FLAGS` says how each
+setting is written on a command line. `parse` resolves every value in the order flag > `-o` > recipe
+> default. This module uses only the standard library and PyYAML, so that `--help` is quick and the
+environment can be completed before torch is imported.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Completion = Callable[[Config, Collection[str]], tuple[Config, Mapping[str, str]
 
 
 def parse(config: type[Config], argv: Sequence[str] | None = None, about: Help = NO_HELP) -> Config:
-    """Resolve a config by a command line; see `parse_command`."""
+    """Resolve a config from a command line; see `parse_command`."""
     return parse_command(config, argv, about=about)[0]
 
 
@@ -62,22 +63,23 @@ def parse_command(
     *,
     about: Help = NO_HELP,
 ) -> tuple[Config, frozenset[str], Mapping[str, str]]:
-    """Resolve a config by a command line: flag, else `-o`, else recipe (`--config`), else default.
+    """Resolve a config from flag, else `-o`, else recipe (`--config`), else default.
 
     Args:
         config: Class of the command's config.
         argv: Words of the command line; None means those of this process.
-        complete: Chooses values that were not given and need more than the command line, with reasons; runs before the
-            options are printed.
-        about: What `--help` says.
+        complete: Chooses, with reasons, values that were not given and depend on more than the
+            command line; runs before `--print_config` prints them.
+        about: Texts of `--help`.
 
     Returns:
         The config, the names of the settings that a flag or the recipe gave, and the reasons for values that were
         chosen instead.
 
     Raises:
-        OptionError: An unknown flag or recipe key (the nearest known one is named), or a value that does not fit.
-        SystemExit: `--print_config` printed them, or `--help` the flags.
+        OptionError: A flag or recipe key is unknown (the message names the nearest known one), or a
+            value is invalid.
+        SystemExit: `--print_config` printed the values, or `--help` the flags.
     """
     flags = tuple(flags_of(config))
     given = read_flags(config, flags, argv, about)
@@ -107,17 +109,17 @@ def parse_command(
 
 
 def positional_to_flags(argv: Sequence[str] | None, *words: str) -> list[str]:
-    """Give the words that stand before the first flag the flags they mean: `PATH --json -` as `--data_path=PATH ...`.
+    """Write the words before the first flag as flags: `PATH --json -` as `--data_path=PATH ...`.
 
     Args:
         argv: Words of the command line; None means those of this process.
-        *words: The flags, in the order of the places; a place may be left out and its flag written instead.
+        *words: The flags, in the order of the positions. The user may write the flag instead.
 
     Raises:
-        OptionError: More words than places.
+        OptionError: There are more words than positions.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    count = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
+    count = next((index for index, word in enumerate(given) if word.startswith("-")), len(given))
     if count > len(words):
         raise OptionError(
             f"{given[len(words)]!r} is one word too many before the flags",
@@ -132,8 +134,8 @@ def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
     """Write a config as the words of a command line, for another process to parse.
 
     Args:
-        config: Class of the config that they will be parsed as; only its groups are written.
-        options: Such a config, or one that has all its groups.
+        config: Class of the config that will parse them; only its groups are written.
+        options: An instance of it, or of a config that has all its groups.
         fields: Names of the settings to write.
     """
     words: list[str] = []
@@ -157,22 +159,23 @@ def as_words(config: type, options: Any, fields: Collection[str]) -> list[str]:
 def _read_recipe(
     path: str, meanings: Mapping[str, Meaning], flags: Sequence[Flag]
 ) -> dict[str, Any]:
-    """The recipe's values by field, without those that say they are defaults and still are."""
+    """Return the recipe's values by field, without unset ones that still are defaults."""
     recipe = read_recipe(path)
     unset = recipe.pop(UNSET, [])
     if not isinstance(unset, list):
         raise OptionError(
-            f"--config {path}: {UNSET} is {unset!r}, wants the list that --print_config writes"
+            f"--config {path}: {UNSET} must be the list that --print_config writes (got {unset!r})"
         )
-    found = interpret(f"--config {path}", recipe, meanings)
-    for known in flags:
-        if known.field in found and known.field in unset and _is_default(known, found[known.field]):
-            del found[known.field]
-    return found
+    values = interpret(f"--config {path}", recipe, meanings)
+    for flag in flags:
+        name = flag.field
+        if name in values and name in unset and _is_default(flag, values[name]):
+            del values[name]
+    return values
 
 
 def _meanings_of(config: type, flags: Sequence[Flag]) -> dict[str, Meaning]:
-    """What each key of a recipe means: any spelling of a flag, without the dashes, or a path of the command's own."""
+    """Map recipe keys to meanings: flags in each spelling without dashes, and nested paths."""
     spellings = {
         word.removeprefix("--"): known.field
         for known in flags

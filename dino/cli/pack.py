@@ -1,4 +1,4 @@
-"""The command: `python -m dino.data.pack IMAGE_FOLDER OUT --shard_size N`; a folder of images becomes tar shards."""
+"""`dino pack`: pack a folder of images into tar shards."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ABOUT = Help(
 
 @dataclass(frozen=True, kw_only=True)
 class FewWorkersConfig(SourceConfig):
-    """Processes that scale pictures."""
+    """Processes that scale images."""
 
     num_workers: int | None = derived(4, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
-    """How images become shards."""
+    """How images are packed into shards."""
 
     shard_size: int = setting(1000, least=1)
     shorter_side: int | None = setting(None, least=1)
@@ -42,7 +42,7 @@ class ShardConfig:
 class PackConfig:
     """Pack a folder of images into tar shards, for training and for the webdataset library.
 
-    The same command continues where it was stopped.
+    After an interruption the same command continues.
     """
 
     source: SourceConfig = FewWorkersConfig()
@@ -55,15 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pack the images.
 
     Raises:
-        DataError: No images there, one cannot be read, or the shards cannot be written or are those of other images.
-        OptionError: No folder to pack, or none to write to.
+        DataError: There are no images, an image cannot be read, the shards cannot be written, or
+            they hold other images.
+        OptionError: The folder to pack or the folder to write to is missing.
     """
     config, given, _ = parse_command(
         PackConfig, positional_to_flags(argv, "--data_path", "--output_dir"), about=ABOUT
     )
     if not config.source.data_path or "output_dir" not in given:
         raise OptionError(
-            "name two folders, of images and for shards: python -m dino.data.pack IMAGE_FOLDER OUT"
+            "name the folder of images and the folder for shards: "
+            "python -m dino.data.pack IMAGE_FOLDER OUT"
         )
 
     from dino.data.packing import Packing, pack_images
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if holds_splits(root):
         raise OptionError(
             f"{root} holds splits",
-            remedy=f"pack each by itself: python -m dino.data.pack {root}/train OUT/train",
+            remedy=f"pack each split separately: python -m dino.data.pack {root}/train OUT/train",
         )
     source, folder = list_images(root, "--data_path"), make_output_folder(config.output.output_dir)
     packing = Packing(config.pack.shard_size, config.pack.shorter_side)

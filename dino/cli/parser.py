@@ -1,4 +1,4 @@
-"""The words of a command line: flags, their help, and what to say about unknown ones."""
+"""Parses the words of a command line: flags, their help, and suggestions for unknown flags."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dino.errors import OptionError
 
 HELP_ALL = "--help-all"
 GOOD_MATCH = 0.7  # below it a guess misleads
-LEAST_PART = 3  # letters of a word that is looked for inside of flags
+LEAST_PART = 3  # a word must be longer to be searched for inside flags
 
 RECIPE_FLAGS: Mapping[tuple[str, ...], dict[str, Any]] = {
-    ("--config", "-c"): {"help": "recipe: a YAML file of flag names and values; flags win over it"},
+    ("--config", "-c"): {"help": "recipe: a YAML file of flag names and values; flags override it"},
     ("--override", "-o"): {
-        "help": "change one value of the recipe, or any flag: -o Optimizer.lr=0.01; may be repeated",
+        "help": "change one value of the recipe or any flag: -o Optimizer.lr=0.01; may be repeated",
         "action": "append",
         "metavar": "KEY=VALUE",
     },
     ("--print_config",): {
-        "help": "print every value as a recipe, run nothing",
+        "help": "print every value as a recipe and exit",
         "action": "store_true",
     },
 }
@@ -44,12 +44,12 @@ class Flag:
     Attributes:
         group: Name of the config's group that holds the setting.
         field: Name of the setting.
-        annotation: Its type.
-        default: Its default; None where it is derived.
+        annotation: Type of the setting.
+        default: Default value; None if it is derived.
         reference: The reference's value.
-        limits: What it may be.
-        spec: How it is written.
-        title: Of the group, in the help.
+        limits: Allowed values.
+        spec: How it is written on the command line.
+        title: Title of the group in the help.
     """
 
     group: str
@@ -63,14 +63,15 @@ class Flag:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Every spelling on the command line, the usual one first."""
+        """All spellings on the command line, the usual one first."""
         return (self.spec.spelling or f"--{self.field}", *self.spec.also)
 
     def convert(self, value: Any) -> Any:
-        """Give `value` (text of a flag, or a YAML value of a recipe) this flag's type.
+        """Convert `value` (text of a flag, or a YAML value of a recipe) to this flag's type.
 
         Raises:
-            OptionError: The value is of another type, not among the choices or out of bounds; the text names both.
+            OptionError: The value has another type, is not among the choices or is out of bounds;
+                the message names both.
         """
         try:
             result = values.convert(value, self.annotation)
@@ -83,13 +84,13 @@ class Flag:
 
 
 class Help(typing.NamedTuple):
-    """What `--help` says besides the flags.
+    """Texts of `--help` in addition to the flags.
 
     Attributes:
         summary: What the command does; by default the config's docstring.
-        example: A command line.
-        required: Settings without which it does nothing; they come first.
-        places: Words before the flags, as "IN OUT".
+        example: An example command line.
+        required: Settings that the command needs; they come first.
+        places: Words before the flags, such as "IN OUT".
     """
 
     summary: str | None = None
@@ -109,22 +110,22 @@ class _Parser(argparse.ArgumentParser):
 def read_flags(
     config: type, flags: Sequence[Flag], argv: Sequence[str] | None, about: Help
 ) -> dict[str, Any]:
-    """The words of a command line as {setting: text or texts}.
+    """Return the words of a command line as {setting: text or texts}.
 
     Raises:
-        OptionError: An unknown flag, or one without its value.
+        OptionError: A flag is unknown or lacks its value.
         SystemExit: `--help` printed the flags.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _build_parser(
         config, flags, about, all_flags=HELP_ALL in words or _asks_for_ipu(words)
     )
-    found, unknown = parser.parse_known_args(
+    options, unknown = parser.parse_known_args(
         ["--help" if word == HELP_ALL else word for word in words]
     )
     if unknown:
         raise OptionError(f"unknown flag {unknown[0]}: {_suggest(unknown[0].split('=')[0], flags)}")
-    return vars(found)
+    return vars(options)
 
 
 def _build_parser(config: type, flags: Sequence[Flag], about: Help, *, all_flags: bool) -> _Parser:
@@ -163,15 +164,15 @@ def _asks_for_ipu(words: Sequence[str]) -> bool:
 
 
 def _suggest(word: str, flags: Sequence[Flag]) -> str:
-    """What to write instead of an unknown flag: a known synonym, else a flag that is nearly the same."""
+    """Suggest a flag for an unknown one: a known synonym, else one with a similar spelling."""
     name = word.lstrip("-").replace("-", "_").lower()
     fields = {known.field: known.words[0] for known in flags}
     field, _, value = SYNONYMS.get(name, name).partition(" ")
     if field in fields:
         return f"did you mean {' '.join(filter(None, (fields[field], value)))}?"
-    words = [*itertools.chain(*RECIPE_FLAGS), *(each for known in flags for each in known.words)]
+    words = [*itertools.chain(*RECIPE_FLAGS), *(flag for known in flags for flag in known.words)]
     inside = [
-        each for each in words if len(name) > LEAST_PART and name in each.replace("-", "_").lower()
+        flag for flag in words if len(name) > LEAST_PART and name in flag.replace("-", "_").lower()
     ]
     close = inside[:1] or difflib.get_close_matches(word, words, n=1, cutoff=GOOD_MATCH)
     return f"did you mean {close[0]}?" if close else "--help lists the flags"
@@ -192,7 +193,7 @@ def _add_flag(group: argparse._ArgumentGroup, known: Flag, *, hidden: bool = Fal
 
 
 def _shown(known: Flag) -> str:
-    """The default, where there is one to tell: a switch is off, and what is derived says so in its help."""
+    """Return the default for the help; empty for switches and derived values."""
     default = known.reference if known.default is None else known.default
     if default is None or known.spec.switch:
         return ""

@@ -1,7 +1,7 @@
-"""What the keys of a nested recipe of a linear probe mean: the sections of PASSL's YAML files, as flags.
+"""Maps the keys of a nested linear-probe recipe, the sections of PASSL's YAML files, to flags.
 
-PASSL's own recipes for DINO (version 2.5) and changed copies of them run as they are. Keys of which
-PASSL knows more than is done here take the one value that is.
+PASSL's own recipes for DINO (version 2.5) and changed copies of them run unmodified. Where PASSL
+has more choices than this project, a key accepts only the supported value.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from dino.cli.recipes import Meaning, must_be, of_no_meaning, sets
 
-NOTHING = (None, "None")  # PASSL reads the word as Python's
-SUFFIX = ".pdparams"  # PASSL names weights without it
+NOTHING = (None, "None")  # PASSL reads the word as Python's None
+SUFFIX = ".pdparams"  # PASSL leaves it out of the names of weights
 WEIGHT_SUFFIXES = (SUFFIX, ".pth", ".pt", ".tar", ".safetensors")
-BACKBONES = {  # PASSL's names of what the original calls vit_small and vit_base
+BACKBONES = {  # PASSL's names -> the original's names
     "dino_deit_small16": "vit_small",
     "dino_deit_small8": "vit_small",
     "dino_vit_base16": "vit_base",
@@ -25,53 +25,54 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def read_rate(value: Any) -> dict[str, Any]:
-    """A learning rate, never scaled by the batch."""
+    """Read a learning rate, which is never scaled with the batch."""
     return {"lr": value, "scale_lr": False}
 
 
 def read_interval(value: Any) -> dict[str, Any]:
-    """Epochs from one validation to the next; the first one comes after as many."""
+    """Read the epochs between two validations, which are also the epochs before the first one."""
     return {"val_freq": value, "val_first": value}
 
 
 def read_weights(value: Any) -> dict[str, Any]:
-    """A weights file, whose suffix may be missing.
+    """Read the path of a weights file; its suffix may be missing.
 
     Raises:
-        ValueError: No text.
+        ValueError: The value is not text.
     """
     if value in NOTHING:
         return {}
     if not isinstance(value, str):
-        raise ValueError(f"is {value!r}, wants the path of a weights file")
+        raise ValueError(f"must be the path of a weights file (got {value!r})")
     return {"pretrained_weights": value if value.endswith(WEIGHT_SUFFIXES) else value + SUFFIX}
 
 
 def read_backbone(value: Any) -> dict[str, Any]:
-    """A backbone by PASSL's name or by one of `--arch`.
+    """Read a backbone, by PASSL's name or by a name of `--arch`.
 
     Raises:
-        ValueError: No text.
+        ValueError: The value is not text.
     """
     if not isinstance(value, str):
         raise ValueError(
-            f"is {value!r}, wants a name, such as {next(iter(BACKBONES))} or vit_small"
+            f"must be a name such as {next(iter(BACKBONES))} or vit_small (got {value!r})"
         )
     return {"arch": BACKBONES.get(value, value)}
 
 
 def read_device(value: Any) -> dict[str, Any]:
-    """A device; gpu means whichever accelerator there is."""
+    """Read a device; gpu means any accelerator that is available."""
     return {} if value == "gpu" else {"device": value}
 
 
 def read_root(*names: str) -> Meaning:
-    """A folder of one split, called one of `names`; the data are the folder it lies in."""
+    """Return a reader of a split's folder, called one of `names`; its parent is data_path."""
 
     def read(value: Any) -> dict[str, Any]:
         if PurePath(str(value)).name not in names:
             raise ValueError(
-                f"is {value!r}, wants a folder called {' or '.join(names)} beside the other one"
+                f"must be a folder called {' or '.join(names)} next to the other split's folder "
+                f"(got {value!r})"
             )
         return {"data_path": str(PurePath(str(value)).parent)}
 
@@ -85,15 +86,15 @@ def _join(prefix: str, meanings: Mapping[str, Meaning]) -> dict[str, Meaning]:
 def _read_split(
     first_op: Mapping[str, Meaning], *more_ops: Mapping[str, Meaning]
 ) -> dict[str, Meaning]:
-    """The keys that training and validation images share; each operation stands at its place in a list."""
+    """Return the keys that training and validation images share, operations by list index."""
     normalize = {"Normalize.mean": must_be(IMAGENET[0]), "Normalize.std": must_be(IMAGENET[1])}
     ops = (first_op, *more_ops, {"ToTensor": must_be(None, {})}, normalize)
     meanings: dict[str, Meaning] = {
         "dataset.name": must_be("ImageFolder"),
         "sampler.name": of_no_meaning,
     }
-    for place, op in enumerate(ops):
-        meanings |= _join(f"dataset.transform.{place}", op)
+    for index, op in enumerate(ops):
+        meanings |= _join(f"dataset.transform.{index}", op)
     return meanings | {
         "sampler.drop_last": of_no_meaning,
         "loader.use_shared_memory": of_no_meaning,
@@ -115,7 +116,7 @@ EVAL_OPS: tuple[dict[str, Meaning], ...] = (
 )
 GLOBAL: dict[str, Meaning] = {
     "pretrained_model": read_weights,
-    "checkpoint": must_be(*NOTHING),  # a run continues from its output folder by itself
+    "checkpoint": must_be(*NOTHING),  # a run resumes from its output folder automatically
     "output_dir": sets("output_dir"),
     "epochs": sets("epochs"),
     "seed": sets("seed"),
@@ -160,13 +161,15 @@ TRAIN: dict[str, Meaning] = {
 }
 EVAL: dict[str, Meaning] = {
     "dataset.root": read_root("val", "validation"),
-    "sampler.batch_size": of_no_meaning,  # validation takes the batches of training; the scores do not depend on them
+    # Validation uses the training batch size; scores do not depend on it.
+    "sampler.batch_size": of_no_meaning,
     "sampler.shuffle": of_no_meaning,
     "loader.num_workers": of_no_meaning,
 }
 LINEAR_PROBE: Mapping[str, Meaning] = {
     **_join("Global", GLOBAL),
-    "FP16.level": of_no_meaning,  # the backbone runs as `--device` has it, the layer in fp32
+    # `--device` decides the backbone's format; the layer runs in fp32.
+    "FP16.level": of_no_meaning,
     "DistributedStrategy.data_parallel": of_no_meaning,
     **_join("Model", MODEL),
     **{f"Loss.{split}.0.CELoss.weight": must_be(1) for split in ("Train", "Eval")},

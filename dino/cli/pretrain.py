@@ -1,4 +1,4 @@
-"""Pre-train with DINO: `python main_dino.py --data_path demo --output_dir ./output/demo`; `--help` lists the flags."""
+"""`dino pretrain`: pre-train a backbone with DINO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dino.training.config import TrainConfig
 from dino.training.preset import apply_preset, log_reasons
 
 ABOUT = Help(
-    summary="Pre-train a vision backbone with DINO. `--data_path demo` needs no data of yours.",
+    summary="Pre-train a vision backbone with DINO. `--data_path demo` trains on embedded images.",
     example="dino pretrain --data_path photos --output_dir output/run --preset auto",
     required=("data_path",),
 )
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the command line, then train.
 
     Raises:
-        DinoError: Wrong flags or images, or an end that is explained.
+        DinoError: The flags or images are wrong, or the run ends with an explained error.
     """
     config, given, reasons = parse_command(TrainConfig, argv, apply_preset, about=ABOUT)
 

@@ -1,7 +1,8 @@
-"""Recipes: YAML files of values, flat (`lr: 0.001`) or nested (`Optimizer: {lr: 0.001}`), and words that change them.
+"""Reads recipes: YAML files of values, flat (`lr: 0.001`) or nested (`Optimizer: {lr: 0.001}`).
 
-Nothing here knows a flag: a recipe becomes a flat {path: value}, whose paths are the keys joined by dots, list places
-as numbers. What a dotted path means to a command stands in its table of meanings (`dino/cli/passl_recipe.py`).
+This module knows no flags. A recipe becomes a flat {path: value}; a path joins the keys, and list
+indices as numbers, with dots. A table of meanings (`dino/cli/passl_recipe.py`) says what each path
+means to a command.
 """
 
 from __future__ import annotations
@@ -18,35 +19,32 @@ from dino.errors import OptionError, nearest
 from dino.files import find_preset
 
 DEEPEST = 20  # levels of sections
-MOST = (
-    5000  # values, once every alias is written out; a few lines of aliases can stand for billions
-)
+MOST = 5000  # values after aliases are expanded; a few lines of aliases can stand for billions
 
-# What PyYAML raises: besides its own, whatever Python has for impossible dates, numbers and tags, and for deep nesting.
+# What PyYAML raises: its own errors, and Python's for impossible dates, numbers, tags and nesting.
 NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 
 logger = logging.getLogger(__name__)
 
-Meaning = Callable[
-    [Any], dict[str, Any]
-]  # value of a dotted path -> {field: value}; ValueError if it cannot be meant
+# Value of a dotted path -> {field: value}; raises ValueError for an invalid value.
+Meaning = Callable[[Any], dict[str, Any]]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values; of two equal keys PyYAML would take the last without a word."""
+    """Loads plain YAML values; refuses duplicate keys, where PyYAML would take the last."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Read the document; checked here, before merged mappings (`<<`) are written out."""
+        """Read the document; check its size before merged mappings (`<<`) are expanded."""
         counts: dict[int, int] = {}
         node = super().get_single_node()
         if node is not None and _count_values(node, counts) > max(MOST, len(counts)):
             raise yaml.YAMLError(
-                f"its aliases stand for more than {MOST} values; write out those that are meant"
+                f"its aliases expand to more than {MOST} values; write out the values you need"
             )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Read one mapping; checked here, since merged mappings (`<<`) may give a key anew later."""
+        """Read one mapping; check keys before merged mappings (`<<`), which may repeat a key."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -54,25 +52,23 @@ class _Loader(yaml.SafeLoader):
                 continue  # PyYAML refuses it itself
             if key.value in seen:
                 raise yaml.YAMLError(
-                    f"the key {key.value!r} stands twice, again in line {key.start_mark.line + 1}"
+                    f"duplicate key {key.value!r}, again in line {key.start_mark.line + 1}"
                 )
             seen.add(key.value)
         return node
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Nodes below and with one, every alias written out; one that lies in itself counts there as 1."""
+    """Count a node and the nodes below it, aliases expanded; a node inside itself counts as 1."""
     if id(node) not in counts:
         counts[id(node)] = 1
-        pairs = isinstance(node, yaml.MappingNode)
-        parts = (
-            itertools.chain(*node.value)
-            if pairs
-            else node.value
-            if isinstance(node, yaml.SequenceNode)
-            else ()
-        )
-        counts[id(node)] += sum(_count_values(part, counts) for part in parts)
+
+        children: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            children = itertools.chain(*node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        counts[id(node)] += sum(_count_values(child, counts) for child in children)
     return counts[id(node)]
 
 
@@ -81,30 +77,30 @@ def _load(text: str) -> Any:
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """Read a recipe as it is.
+    """Read a recipe without interpreting it.
 
     Raises:
-        OptionError: It is missing, no YAML, or no mapping.
+        OptionError: The file is missing, is not YAML, or is not a mapping.
     """
     try:
         recipe = _load(find_preset(path).read_text(encoding="utf-8")) or {}
     except (OSError, *NO_YAML) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(recipe, dict):
-        raise OptionError(f"--config {path} must hold `flag: value` lines, one a flag")
+        raise OptionError(f"--config {path} must hold one `flag: value` line per flag")
     return {str(key): value for key, value in recipe.items()}
 
 
 def read_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """Read words `PATH=VALUE`; a value is YAML, never code, and may hold further signs of equality.
+    """Read words `PATH=VALUE`; a value is YAML, never code, and may contain more equals signs.
 
     Returns:
-        Values by path; of equal paths the last counts.
+        Values by path; the last of equal paths counts.
 
     Raises:
-        OptionError: There is no such sign, or the value is no YAML.
+        OptionError: There is no equals sign, or the value is not YAML.
     """
-    found = {}
+    values = {}
     for word in words:
         path, sign, text = word.partition("=")
         if not sign or not path:
@@ -112,25 +108,25 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
                 f"-o {word} changes nothing", remedy="write KEY=VALUE, as in -o Optimizer.lr=0.01"
             )
         try:
-            found[path] = _load(text)
+            values[path] = _load(text)
         except NO_YAML as error:
-            raise OptionError(f"-o {word}: the value is no YAML ({error})") from error
-    return found
+            raise OptionError(f"-o {word}: the value is not YAML ({error})") from error
+    return values
 
 
 def interpret(
     where: str, tree: Mapping[str, Any], meanings: Mapping[str, Meaning]
 ) -> dict[str, Any]:
-    """What a recipe says as {field: value}.
+    """Translate a recipe to {field: value}.
 
     Args:
         where: What the user wrote, for errors.
-        tree: Values, nested or not.
-        meanings: What each dotted path means.
+        tree: Values, nested or flat.
+        meanings: Meaning of each dotted path.
 
     Raises:
-        OptionError: A path that is unknown (the nearest is named), a value that cannot be meant, or two paths that give
-            one field different values.
+        OptionError: A path is unknown (the message names the nearest), a value is invalid, or two
+            paths set one field to different values.
     """
     found: dict[str, tuple[Any, str]] = {}
     for path, value in flatten(tree, meanings):
@@ -139,42 +135,40 @@ def interpret(
                 f"{where} has the unknown key {path!r}: {nearest(path, list(meanings))}"
             )
         try:
-            meant = meanings[path](value)
+            settings = meanings[path](value)
         except ValueError as error:
             raise OptionError(f"{where}: {path} {error}") from error
-        for field, part in meant.items():
-            before, other = found.setdefault(field, (part, path))
-            if before is not part and before != part:
+        for field, new in settings.items():
+            before, other = found.setdefault(field, (new, path))
+            if before is not new and before != new:
                 raise OptionError(
-                    f"{where}: {other} and {path} set --{field} to {before} and {part}",
-                    remedy="drop one",
+                    f"{where}: {other} and {path} set --{field} to {before} and {new}",
+                    remedy="remove one",
                 )
     idle = [path for path, _ in flatten(tree, meanings) if meanings[path] is of_no_meaning]
     if idle and is_rank_zero():
-        logger.warning("%s: of no meaning here: %s", where, ", ".join(idle))
+        logger.warning("%s: these keys have no effect here: %s", where, ", ".join(idle))
     return {field: value for field, (value, _) in found.items()}
 
 
 def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) for each leaf of nested mappings and lists; a known path is a leaf, whatever it is.
+    """Yield (dotted path, value) for each leaf of nested mappings and lists.
+
+    A known path is a leaf, whatever its value is.
 
     Raises:
-        OptionError: Nested too deeply, as YAML is that refers to itself.
+        OptionError: The nesting is too deep, as in YAML that refers to itself.
     """
     if path.count(".") > DEEPEST:
         raise OptionError(f"the recipe is nested too deeply at {path[:40]}...")
-    parts: dict[Any, Any] = {}
-    if path not in known:
-        parts = (
-            tree
-            if isinstance(tree, dict)
-            else dict(enumerate(tree))
-            if isinstance(tree, list)
-            else {}
-        )
-    for key, value in parts.items():
+    children: dict[Any, Any] = {}
+    if path not in known and isinstance(tree, dict):
+        children = tree
+    elif path not in known and isinstance(tree, list):
+        children = dict(enumerate(tree))
+    for key, value in children.items():
         yield from flatten(value, known, f"{path}.{key}" if path else str(key))
-    if not parts and path:
+    if not children and path:
         yield path, tree
 
 
@@ -182,26 +176,26 @@ RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # of torchrun, mpirun 
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one of its launch that speaks; asked before the run knows its processes."""
+    """Whether this process is rank 0 of its launch; asked before the run knows its processes."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def sets(*fields: str) -> Meaning:
-    """The key gives these fields its value."""
+    """The key sets these fields to its value."""
     return lambda value: dict.fromkeys(fields, value)
 
 
 def must_be(*known: Any) -> Meaning:
-    """The key says what is done here anyway; any other value is refused."""
+    """The key must have one of the values that this project always uses."""
 
     def check(value: Any) -> dict[str, Any]:
         if value not in known:
-            raise ValueError(f"is {value!r}; here it is always {' or '.join(map(repr, known))}")
+            raise ValueError(f"must be {' or '.join(map(repr, known))} (got {value!r})")
         return {}
 
     return check
 
 
 def of_no_meaning(_value: Any) -> dict[str, Any]:
-    """The key is about the other software; its value changes nothing here."""
+    """The key concerns the other software; its value has no effect here."""
     return {}

@@ -10,7 +10,10 @@ from dino.cli.session import open_session
 from dino.evaluation.config import RetrievalConfig
 
 ABOUT = Help(
-    example="dino retrieval --data_path REVISITED --dataset roxford5k --pretrained_weights checkpoint.pth",
+    example=(
+        "dino retrieval --data_path REVISITED --dataset roxford5k --pretrained_weights "
+        "checkpoint.pth"
+    ),
     required=("data_path",),
 )
 
@@ -19,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the weights.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(RetrievalConfig, argv, ABOUT)
 

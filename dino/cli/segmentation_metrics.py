@@ -1,4 +1,4 @@
-"""Scores of predicted label maps: `compute_segmentation_metrics.py --dataset_path DAVIS --prediction_path OUT`."""
+"""`dino segmentation-metrics`: score predicted label maps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ABOUT = Help(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare, report, and draw where pictures are asked for."""
+    """Compare and report; draw if `--pictures` is given."""
     config = parse(SegmentationMetricsConfig, argv, ABOUT)
 
     from dino.evaluation.video_segmentation.report import open_clips, report_metrics
     from dino.runtime.context import make_output_folder
 
     if set_up_logging():
-        return  # one process does it all
+        return  # one process does all the work
     layout, clips = open_clips(config)
     folder = (
         make_output_folder(config.metrics.pictures, "`pictures`")

@@ -1,4 +1,4 @@
-"""What every command begins and ends with: log lines, the run it works in, and its exit code."""
+"""The start and end of every command: logging, the run it works in, and its exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # how the library names a setting
 
 
 def spell(text: str) -> str:
-    """Write the settings that a text names as flags: "`lr` must be >= 0" becomes "--lr must be >= 0"."""
+    """Write setting names in a text as flags: "`lr` must be >= 0" becomes "--lr must be >= 0"."""
 
     def write(found: re.Match[str]) -> str:
         spec = FLAGS.get(found[1])
@@ -39,7 +39,7 @@ class _Spelling(logging.Formatter):
 
 
 def set_up_logging() -> int:
-    """Plain lines on stdout from rank 0; warnings, with the rank, from the others; gives this process's rank."""
+    """Log plain lines from rank 0, and warnings with the rank from other ranks; return the rank."""
     from dino.runtime.launch import read_launch
 
     rank = read_launch(os.environ).rank
@@ -53,10 +53,10 @@ def set_up_logging() -> int:
 
 @contextlib.contextmanager
 def open_session(config: Any, **more: Any) -> Iterator[Run]:
-    """Set up log lines, and open the run that the config `config` asks for; `more` is `open_run`'s.
+    """Set up logging and open the run of `config`; `more` is passed to `open_run`.
 
     Raises:
-        DinoError: The device or the meeting point is not usable.
+        DinoError: The device or the rendezvous is not usable.
     """
     from dino.runtime.context import open_run
 
@@ -72,18 +72,18 @@ def exit_code(command: Callable[[], None]) -> int:
         command: The body of a script, without arguments.
 
     Returns:
-        0 when it returned, the error's `exit_code`, or what shells give for Ctrl-C (130). Other exceptions are bugs and
-        pass through with a traceback.
+        0 if it returned, the error's `exit_code`, or 130 for Ctrl-C, as in shells. Other exceptions
+        are bugs and pass through with a traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a file's name may hold bytes that are no text
+        # A file name may hold bytes that are not text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
     except KeyboardInterrupt:
         sys.stderr.write(
-            "stopped by Ctrl-C; a training run continues from its last checkpoint with the same command\n"
+            "stopped by Ctrl-C; the same command continues a training run from its last "
+            "checkpoint\n"
         )
         return 128 + signal.SIGINT
     except ModuleNotFoundError as error:

@@ -10,10 +10,10 @@ class Spec:
     """How one setting is written on the command line.
 
     Attributes:
-        help: What it means, with unit and range.
+        help: Meaning, with unit and range.
         also: Other spellings.
-        spelling: The usual one, if it is not `--name`.
-        switch: Present means true; takes no value.
+        spelling: The usual spelling, if it is not `--name`.
+        switch: Whether its presence means true; it then takes no value.
     """
 
     help: str = field(kw_only=False)

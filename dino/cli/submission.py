@@ -1,4 +1,4 @@
-"""A training run as a job of Slurm, or of this machine, through submitit: saved and queued again until it is done."""
+"""Submits a training run to Slurm or this machine through submitit, and requeues it until done."""
 
 from __future__ import annotations
 
@@ -18,22 +18,19 @@ from dino.config import chosen, setting
 from dino.errors import DinoError, Interrupted, OptionError
 from dino.training.config import TrainConfig
 
-JOB_FILES = "submitit"  # folder of the job's own files: what it is to run, its log lines, where its processes meet
-OWN_FOLDER = (
-    "output/%j"  # where a job writes that was given no --output_dir; %j is the job's number
-)
-MOST_TIMEOUTS = 30  # how often a job is queued again after its time was up, as in the original
-SIGNAL_DELAY = (
-    120  # seconds from the signal to the end of a Slurm job, as in the original: time to save
-)
-MEMORY_GB = 40  # host memory for each device, as in the original
+JOB_FILES = "submitit"  # folder of the job's own files: its task, its logs, its rendezvous file
+OWN_FOLDER = "output/%j"  # output folder without --output_dir; %j is the job number
+MOST_TIMEOUTS = 30  # how often a job is requeued after a timeout, as in the original
+# Seconds from the signal to the end of a Slurm job, as in the original: time to save.
+SIGNAL_DELAY = 120
+MEMORY_GB = 40  # host memory per device, as in the original
 
 Command = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What to ask a cluster for, through submitit."""
+    """Resources to request from a cluster through submitit."""
 
     ngpus: int = setting(8, least=1)
     nodes: int = setting(2, least=1)
@@ -47,10 +44,11 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig(TrainConfig):
-    """Submit a pre-training run to Slurm; every flag of main_dino.py may follow.
+    """Submit a pre-training run to Slurm; accepts every flag of `dino pretrain`.
 
-    %j in --output_dir stands for the job's number; without the flag it is output/%j. The job's own files lie in
-    OUTPUT_DIR/submitit, or, where the number is part of the path, in a folder of that name beside it.
+    %j in --output_dir stands for the job number; the default is output/%j. The job's own files are
+    in OUTPUT_DIR/submitit, or, if the job number is part of the path, in a folder of that name next
+    to the job's folder.
     """
 
     submit: ClusterConfig = ClusterConfig()
@@ -60,20 +58,20 @@ def submit(config: SubmitConfig, given: Collection[str], command: Command, root:
     """Hand a training run to the cluster.
 
     Args:
-        config: What to ask the cluster for, and the run's own options.
-        given: Names of the settings that the user gave; the job is given them.
+        config: Resources to request, and the options of the run.
+        given: Names of the settings that the user gave; they are passed on to the job.
         command: The training command; importable from `root`, takes the words of its command line.
-        root: Folder that the job's processes import from.
+        root: Folder from which the job's processes import.
 
     Returns:
         One line that names the job and its log.
 
     Raises:
-        DinoError: submitit is missing, the request cannot be meant, or the cluster refuses it.
+        DinoError: submitit is missing, the request is invalid, or the cluster refuses it.
     """
     if "dist_url" in given:
         raise OptionError(
-            "--dist_url is not for jobs, whose processes meet in their output folder",
+            "--dist_url is not allowed here: a job's processes rendezvous in their output folder",
             remedy="leave it out",
         )
     output = Path(config.run.output_dir if "output_dir" in given else OWN_FOLDER).absolute()
@@ -94,17 +92,17 @@ def submit(config: SubmitConfig, given: Collection[str], command: Command, root:
 
 
 def choose_job_folder(output: Path) -> Path:
-    """The folder of job files: in the output folder or, as %j is not known before the job runs, in the one it is in."""
+    """Return the folder of job files: in the output folder, or in its first parent without %j."""
     return next(path for path in (output, *output.parents) if "%j" not in str(path)) / JOB_FILES
 
 
 def build_executor(config: SubmitConfig, folder: Path) -> Any:
-    """Describe the job to submitit, with its files in `folder`; one process a device.
+    """Describe the job to submitit, with its files in `folder` and one process per device.
 
     Raises:
         DinoError: submitit is missing.
-        RuntimeError: Slurm is asked for and srun is not found.
-        ValueError: Several nodes of this machine.
+        RuntimeError: Slurm is requested but srun is not found.
+        ValueError: Several nodes are requested on this machine.
     """
     asked = config.submit
     executor = import_submitit().AutoExecutor(
@@ -130,18 +128,18 @@ def build_executor(config: SubmitConfig, folder: Path) -> Any:
 
 
 def name_devices(device: str | None, count: int, resource: str | None = None) -> dict[str, Any]:
-    """How a node's devices are asked for: GPUs by Slurm's own word, hpu and ipu as a generic resource of that name.
+    """Return how to request a node's devices: GPUs by Slurm's own option, hpu and ipu as --gres.
 
-    A device that is chosen at start counts as a GPU, because the machine that submits cannot look into the nodes. A
-    cluster that calls them something else has its name in `resource`.
+    A device that is chosen at start counts as a GPU, because the submitting machine cannot look
+    into the nodes. `resource` is the cluster's own name for the devices, if it has one.
 
     Raises:
-        OptionError: A name for the devices of a run that has none.
+        OptionError: `resource` is given although the run uses the CPU.
     """
     if device == "cpu":
         if resource:
             raise OptionError(
-                f"--gres {resource} asks for devices that --device cpu has no use for",
+                f"--gres {resource} requests devices that --device cpu does not use",
                 remedy="leave it out",
             )
         return {}
@@ -153,7 +151,7 @@ def import_submitit() -> ModuleType:
     """Import submitit, which only this command needs.
 
     Raises:
-        DinoError: It is not installed.
+        DinoError: submitit is not installed.
     """
     try:
         import submitit
@@ -166,14 +164,14 @@ def import_submitit() -> ModuleType:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What each process of the job runs; submitit stores it, calls it, and asks it how the job goes on.
+    """The task of each process of the job; submitit stores it, calls it, and asks how to continue.
 
     Attributes:
         command: The training command.
-        words: Its command line, but for what the job decides.
-        output: Output folder; %j in it stands for the job's number.
-        meeting: Start of the name of a file over which the processes meet; unique among submissions.
-        attempt: How often the job was queued again.
+        words: Its command line, without what the job decides.
+        output: Output folder; %j stands for the job number.
+        meeting: Name prefix of the rendezvous file; unique among submissions.
+        attempt: How often the job was requeued.
     """
 
     command: Command
@@ -183,7 +181,7 @@ class TrainingTask:
     attempt: int = 0
 
     def __call__(self) -> None:
-        """Train; saved and queued again where submitit's signal came.
+        """Train; save and requeue the job if submitit's signal came.
 
         Raises:
             SystemExit: The command's exit code, if it is not 0.
@@ -198,14 +196,14 @@ class TrainingTask:
             raise SystemExit(code)
 
     def checkpoint(self) -> Any:
-        """Tell submitit what to run next time: the same run, which continues from its output folder."""
+        """Return the next task for submitit: the same run, which resumes from its output folder."""
         return import_submitit().helpers.DelayedSubmission(replace(self, attempt=self.attempt + 1))
 
     def complete_words(self, job: str) -> list[str]:
-        """Add the output folder and the meeting point.
+        """Add the output folder and the rendezvous file.
 
-        The file must not be one that an earlier attempt left: its name changes with every submission, every requeue by
-        submitit and every requeue by Slurm itself, and is the same for all processes.
+        The file must not be left over from an earlier attempt. Its name changes with every
+        submission and every requeue by submitit or Slurm, and is the same for all processes.
         """
         meeting = f"{self.meeting}_{self.attempt}_{os.environ.get('SLURM_RESTART_COUNT', '0')}"
         return [
@@ -216,7 +214,7 @@ class TrainingTask:
 
 
 def describe_place(place: Any) -> dict[str, str]:
-    """Write submitit's knowledge of this process as torchrun's variables, which win over those of Slurm."""
+    """Return submitit's job environment as torchrun's variables, which override Slurm's."""
     return {
         "RANK": str(place.global_rank),
         "WORLD_SIZE": str(place.num_tasks),
@@ -226,49 +224,48 @@ def describe_place(place: Any) -> dict[str, str]:
 
 
 class RequeueRequest:
-    """Lets the training loop save before submitit queues the job again.
+    """Lets the training loop save before submitit requeues the job.
 
-    Submitit's own handler queues and ends the job at once, which would lose all work since the last checkpoint; it acts
-    on SIGUSR2 (or what SUBMITIT_PREEMPT_SIGNAL says), sent to all processes when the time is nearly up or the job is
-    preempted. The training loop saves on SIGUSR1 and SIGTERM, and only while it runs. They share the signals so:
+    Submitit's own handler requeues and ends the job at once, which would lose all work since the
+    last checkpoint. It acts on SIGUSR2 (or the signal in SUBMITIT_PREEMPT_SIGNAL), which all
+    processes get when the time is nearly up or the job is preempted. The training loop saves on
+    SIGUSR1 and SIGTERM, and only while it runs. The two share the signals as follows:
 
-    - SIGUSR2 is passed on as SIGUSR1. The loop agrees with the other processes, saves, and leaves with code 75; then
-      submitit's handler queues the job (on rank 0) and the others just end.
-    - SIGUSR1 while the loop does not run (imports, building, meeting) goes straight to submitit's handler: whatever
-      there is to save is saved already.
-    - SIGTERM makes the loop save and leave, without a requeue: scancel sends it too. Slurm also announces a preemption
-      with it, and queues the job again by itself only if it has not ended before; so a Slurm job waits for its end.
+    - SIGUSR2 is passed on as SIGUSR1. The loop agrees with the other processes, saves, and exits
+      with code 75. Then submitit's handler requeues the job on rank 0, and the other ranks end.
+    - SIGUSR1 outside the loop (imports, building, rendezvous) goes straight to submitit's handler:
+      everything is already saved.
+    - SIGTERM makes the loop save and exit without a requeue, because scancel sends it too. Slurm
+      also announces a preemption with SIGTERM, and requeues the job only if it has not ended
+      before. A Slurm job therefore waits to be ended.
     """
 
     def __init__(self, number: signal.Signals) -> None:
         """Take over submitit's signal `number`."""
         self.number = number
         self.handler: Any = signal.getsignal(number)  # submitit has set it before it calls the task
-        self.came = (
-            number == signal.SIGUSR1
-        )  # then the loop takes it for its own, and every stop counts as this one
+        # With SIGUSR1 the loop handles the signal itself, and every stop counts as this one.
+        self.came = number == signal.SIGUSR1
         signal.signal(signal.SIGUSR1, self.handler)
         if number != signal.SIGUSR1:
             signal.signal(number, self._pass_on)
 
     def finish(self, *, slurm: bool) -> None:
-        """Go on after the loop saved and left.
+        """Continue after the loop has saved and exited.
 
         Raises:
-            SystemExit: The job is queued again, or, on ranks other than 0, will be.
-            RuntimeError: It was queued too often; submitit's own error, which ends the job as failed.
+            SystemExit: The job is requeued, or, on ranks other than 0, will be.
+            RuntimeError: The job was requeued too often; submitit's error, which fails the job.
         """
         if not self.came:
-            time.sleep(
-                SIGNAL_DELAY * slurm
-            )  # a signal that comes now still reaches submitit's handler
+            # A signal that comes now still reaches submitit's handler.
+            time.sleep(SIGNAL_DELAY * slurm)
             return
         for number in (signal.SIGUSR1, self.number):
             signal.signal(number, signal.SIG_IGN)
-        self.handler(self.number, None)  # rank 0 does not come back from here
-        raise SystemExit(
-            0
-        )  # an error's code could make Slurm end rank 0 before it has queued the job
+        self.handler(self.number, None)  # does not return on rank 0
+        # An error code could make Slurm end rank 0 before it has requeued the job.
+        raise SystemExit(0)
 
     def _pass_on(self, _number: int, _frame: FrameType | None) -> None:
         self.came = True

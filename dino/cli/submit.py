@@ -1,4 +1,4 @@
-"""`dino submit`: a pre-training run as a job of a cluster."""
+"""`dino submit`: submit a pre-training run to a cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the whole command line, then hand the run to the cluster.
 
     Raises:
-        DinoError: Wrong flags, or the cluster refuses the job.
+        DinoError: The flags are wrong, or the cluster refuses the job.
     """
     config, given, _ = parse_command(SubmitConfig, argv, about=ABOUT)
     root = Path(dino.__file__).resolve().parents[1]

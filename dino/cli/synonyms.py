@@ -1,4 +1,4 @@
-"""What other projects call a setting: ours, with a value or a word of explanation behind it where one is meant."""
+"""Other projects' names of settings -> ours, followed by a value or an explanation if needed."""
 
 SYNONYMS = {
     "batch": "batch_size_per_device",
@@ -14,8 +14,8 @@ SYNONYMS = {
     "model_name": "arch",
     "backbone": "arch",
     "architecture": "arch",
-    "resume": "output_dir (a run continues by itself from the checkpoint in its folder)",
-    "auto_resume": "output_dir (a run continues by itself from the checkpoint in its folder)",
+    "resume": "output_dir (a run resumes automatically from the checkpoint in its folder)",
+    "auto_resume": "output_dir (a run resumes automatically from the checkpoint in its folder)",
     "workers": "num_workers",
     "j": "num_workers",
     "gpu": "device cuda",

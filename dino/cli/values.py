@@ -1,4 +1,4 @@
-"""The value of a flag: from the text of a command line, or from YAML, to the type its field declares."""
+"""Converts the value of a flag, from command-line text or YAML, to the type its field declares."""
 
 from __future__ import annotations
 
@@ -11,49 +11,45 @@ FALSE = ("0", "false", "off", "no")
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """Give `value` the type that `annotation` means: bool, int, float, str, a tuple of these, each `| None` or not.
+    """Convert `value` to the annotated type: bool, int, float, str or a tuple of these, or None.
 
     Raises:
-        TypeError: It is of another kind.
-        ValueError: It does not read as one.
+        TypeError: The value has another type.
+        ValueError: The value cannot be parsed.
     """
-    wanted = required(annotation)
-    if value is None and wanted is not annotation:
+    target = required(annotation)
+    if value is None and target is not annotation:
         return None
-    if typing.get_origin(wanted) is tuple:
-        return _convert_tuple(value, typing.get_args(wanted))
-    if wanted is bool:
+    if typing.get_origin(target) is tuple:
+        return _convert_tuple(value, typing.get_args(target))
+    if target is bool:
         return _convert_bool(value)
-    if (
-        value is None
-        or isinstance(value, bool | list | dict)
-        or (wanted is int and isinstance(value, float))
-    ):
+    is_wrong_type = value is None or isinstance(value, bool | list | dict)
+    if is_wrong_type or (target is int and isinstance(value, float)):
         raise ValueError(value)
-    return wanted(value)
+    return target(value)
 
 
 def required(annotation: Any) -> Any:
-    """`X` of `X | None`, else the annotation itself."""
+    """Return `X` for `X | None`, else the annotation itself."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next(part for part in typing.get_args(annotation) if part is not type(None))
     return annotation
 
 
 def takes_many(annotation: Any) -> bool:
-    """Whether a value is several words."""
+    """Whether a value consists of several words."""
     return typing.get_origin(required(annotation)) is tuple
 
 
 def describe(annotation: Any) -> str:
-    """What a value must be, in words."""
-    wanted = required(annotation)
-    if typing.get_origin(wanted) is tuple:
-        parts = typing.get_args(wanted)
-        return (
-            f"{'one or more' if parts[-1] is Ellipsis else len(parts)} {parts[0].__name__} values"
-        )
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[wanted]
+    """Describe in words what a value must be."""
+    target = required(annotation)
+    if typing.get_origin(target) is tuple:
+        items = typing.get_args(target)
+        count = "one or more" if items[-1] is Ellipsis else len(items)
+        return f"{count} {items[0].__name__} values"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[target]
 
 
 def _convert_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:

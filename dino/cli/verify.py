@@ -1,4 +1,4 @@
-"""The command: `python -m dino.verify`; ends with 1 if a step failed, with 130 after Ctrl-C."""
+"""`dino verify`: test a device step by step; exit code 1 if a step failed, 130 after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ABOUT = Help(
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceConfig(OutputConfig):
-    """What to look at, how closely and how long."""
+    """Which steps to run, at which size and with which time limits."""
 
     size: str | None = setting(None, choices=("quick", "full"))
     only: tuple[int, ...] | None = setting(None, least=1, most=8)
@@ -45,11 +45,12 @@ class EvidenceConfig(OutputConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Find out which modes of a device compute the right numbers, and how fast: a report to send, and a page to read.
+    """Find out which modes of a device compute correct numbers, and how fast.
 
-    Eight steps, each in processes of its own: facts, product of matrices, golden numbers, operator replay, alignment
-    with the CPU, short training, speed, more than one card. Writes OUTPUT_DIR/verify_report.json and verify_report.txt.
-    Ends with 1 where a step failed. --lazy_mode leaves out the other modes of hpu.
+    Runs eight steps, each in its own processes: facts, product of matrices, golden numbers,
+    operator replay, alignment with the CPU, short training, speed, more than one card. Writes
+    OUTPUT_DIR/verify_report.json, to send, and verify_report.txt, to read. The exit code is 1 if a
+    step failed. With --lazy_mode, the other modes of hpu are left out.
     """
 
     device: DeviceConfig = DeviceConfig()
@@ -61,10 +62,10 @@ SIZES = dict.fromkeys(MODES, FULL) | {"cpu": QUICK}  # without --size
 
 
 class Progress:
-    """Tells how far it is: a line a variant, on a terminal with what it is doing right now, and a line a step."""
+    """Prints a line per variant, with its current activity on a terminal, and a line per step."""
 
     def __init__(self) -> None:
-        """Nothing said yet."""
+        """Print nothing yet."""
         self.line, self.live = "", sys.stdout.isatty()
 
     def begin(self, number: int, title: str, label: str) -> None:
@@ -81,7 +82,8 @@ class Progress:
         """See `plan.Show`."""
         seen = report.worst.summary if report.worst else report.reason
         self._write(
-            f"{report.number}/{len(STEPS)} {report.title}: {report.status.upper()} - {spell(seen)}\n"
+            f"{report.number}/{len(STEPS)} {report.title}: {report.status.upper()} - "
+            f"{spell(seen)}\n"
         )
 
     def _write(self, text: str) -> None:
@@ -92,12 +94,12 @@ class Progress:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the steps and write both files, after every step, so that whatever happens leaves what there is.
+    """Run the steps; write both files after every step, so that no result is lost.
 
     Raises:
         CheckFailed: A step failed.
-        OptionError: The files cannot be written, or there is nothing to look at.
-        SystemExit: The user stopped it; the files are written.
+        OptionError: The files cannot be written, or the device has no modes to test.
+        SystemExit: The user stopped the run; the files are written.
     """
     config = parse(VerifyConfig, argv, ABOUT)
     device, flags = config.device.device or choose(os.environ)[0], config.verify
@@ -114,43 +116,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise CheckFailed(
-            f"step {failed[0].number}, {failed[0].title}, failed{more}", remedy=f"{REPORT} says how"
+            f"step {failed[0].number}, {failed[0].title}, failed{more}",
+            remedy=f"see {REPORT} for the details",
         )
 
 
 def choose_modes(device: str, lazy_mode: bool | None) -> tuple[str, ...]:
-    """The modes to look at, the one that a run takes by itself first.
+    """Return the modes to test, the default mode of a run first.
 
     Raises:
-        OptionError: A device without any.
+        OptionError: verify does not support the device.
     """
     if device not in MODES:
         raise OptionError(
-            f"--device {device} is for python -m dino.devices.align --device {device}",
-            remedy="verify has none",
+            f"verify does not support --device {device}",
+            remedy=f"run python -m dino.devices.align --device {device}",
         )
     modes = MODES[device]
     if LAZY in modes:
         first = choose_mode(torch_version=find_version("torch")).name
         modes = tuple(sorted(modes, key=lambda mode: mode != first))
     chosen = tuple(mode for mode in modes if lazy_mode is None or (mode == LAZY) is lazy_mode)
-    return chosen or modes  # a device without lazy mode does not look at the flag
+    return chosen or modes  # a device without lazy mode ignores the flag
 
 
 def run(setting: Setting, flags: EvidenceConfig) -> tuple[list[StepReport], bool]:
-    """All steps; gives what came of them, and whether the user stopped it."""
+    """Run all steps; return their reports, and whether the user stopped the run."""
     folder, began = Path(flags.output_dir), time.monotonic()
-    with contextlib.suppress(
-        OSError
-    ):  # what keeps it from being there keeps the files from being written
+    with contextlib.suppress(OSError):  # `write` below reports a folder that cannot be made
         folder.mkdir(parents=True, exist_ok=True)
     chosen = {
         name for number, name in enumerate(STEPS, 1) if not flags.only or number in flags.only
     }
     reports: list[StepReport] = []
-    write(
-        folder, reports, setting, seconds=0.0, stopped=True
-    )  # a folder that cannot be written to is told at once
+    # Fails at once if the folder cannot be written to.
+    write(folder, reports, setting, seconds=0.0, stopped=True)
     for report in verify(setting, chosen=chosen, patience=flags.patience, show=Progress()):
         reports.append(report)
         stopped = any(each.reason.startswith("stopped") for each in reports)
@@ -163,10 +163,10 @@ def run(setting: Setting, flags: EvidenceConfig) -> tuple[list[StepReport], bool
 def write(
     folder: Path, reports: Sequence[StepReport], setting: Setting, *, seconds: float, stopped: bool
 ) -> str:
-    """Write both files, each whole or not at all; gives the page.
+    """Write both files, each atomically; return the page.
 
     Raises:
-        OptionError: They cannot be written.
+        OptionError: The files cannot be written.
     """
     report = build_report(
         reports, setting, conclude(reports, setting), seconds=seconds, stopped=stopped

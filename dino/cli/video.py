@@ -1,4 +1,4 @@
-"""`dino video`: make a video of what a vision transformer attends to."""
+"""`dino video`: draw attention maps of a video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the video.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(AttentionVideoConfig, argv, ABOUT)
 

@@ -10,7 +10,10 @@ from dino.cli.session import open_session
 from dino.evaluation.config import DavisConfig
 
 ABOUT = Help(
-    example="dino video-segmentation --data_path DAVIS --output_dir out --pretrained_weights checkpoint.pth",
+    example=(
+        "dino video-segmentation --data_path DAVIS --output_dir out --pretrained_weights "
+        "checkpoint.pth"
+    ),
     required=("data_path",),
 )
 
@@ -19,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Segment the validation split.
 
     Raises:
-        DinoError: Wrong flags, weights or images.
+        DinoError: The flags, weights or images are wrong.
     """
     config = parse(DavisConfig, argv, ABOUT)
 

@@ -1,4 +1,4 @@
-"""One examination a device: what the machine says, turned into a report."""
+"""Runs one examination per device and turns what the machine reports into a report."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OPENCV = r"opencv(-contrib)?-python(-headless)?"  # the packages that bring cv2
 
 
 def choose(environment: Mapping[str, str]) -> tuple[str, str | None]:
-    """The device that a command without --device takes, and why it could not be told (then it is the CPU)."""
+    """Return the default device, and an error if it cannot be determined (then it is "cpu")."""
     name, error = machine.probe(machine.CHOOSE, environment)
     return (name, None) if name in EXAMINATIONS else ("cpu", error or f"the answer was {name!r}")
 
 
 def examine(device: str, case: Case) -> Report:
-    """Examine one device (hpu, cuda, cpu or ipu); of these, only a Gaudi card is opened, by a process of its own."""
+    """Examine hpu, cuda, cpu or ipu; only a Gaudi card is opened, in a child process."""
     version = software.find_version("torch")
     report = Report(
         facts=[
@@ -41,7 +41,7 @@ def examine(device: str, case: Case) -> Report:
         answer, error = machine.probe(machine.TORCH, case.environment, _op_names(case.environment))
         case = case._replace(probed=answer if isinstance(answer, dict) else {})
         if error is not None:
-            cause = f"torch is installed and cannot compute on the CPU: {error}"
+            cause = f"torch is installed but cannot compute on the CPU: {error}"
             report.problems.append(
                 Problem(cause, "repair the installation of torch; make clean, then make demo")
             )
@@ -51,7 +51,7 @@ def examine(device: str, case: Case) -> Report:
 
 def _examine_cpu(report: Report, _case: Case) -> None:
     report.facts.append(
-        Fact("cores", f"{len(os.sched_getaffinity(0))} for this process, {os.cpu_count()} in all")
+        Fact("cores", f"{len(os.sched_getaffinity(0))} for this process, {os.cpu_count()} in total")
     )
 
 
@@ -81,7 +81,7 @@ def _examine_ipu(report: Report, _case: Case) -> None:
     version = software.find_version("poptorch")
     report.facts.append(Fact("poptorch", version or "not installed"))
     if version is None:
-        cause = "--device ipu needs PopTorch of the Poplar SDK, which is not installed"
+        cause = "--device ipu needs PopTorch from the Poplar SDK, but it is not installed"
         report.problems.append(
             Problem(
                 cause, "enable the Poplar SDK and install its poptorch, or use another --device"
@@ -90,7 +90,7 @@ def _examine_ipu(report: Report, _case: Case) -> None:
 
 
 def _op_names(environment: Mapping[str, str]) -> list[str]:
-    """Every name in the op lists that are set and readable, for torch to look up."""
+    """Return every name in the readable op lists, for torch to look up."""
     names: list[str] = []
     for variable in OP_LISTS:
         try:

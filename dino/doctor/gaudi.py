@@ -1,4 +1,4 @@
-"""The examination of a machine with Gaudi cards, step by step: software, cards, host, and a product on a card."""
+"""Examines a machine with Gaudi cards: software, cards, host, and a product on a card."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ from dino.doctor.software import (
     describe_build,
 )
 
-# Packages of the vendor's that hold libraries of one release; habana-pyhlml talks to the driver alone.
+# Vendor packages whose libraries must be of one release; habana-pyhlml only talks to the driver.
 PARTS = r"habana-(torch-plugin|torch-dataloader|media-loader)"
 
 
 class Cards(NamedTuple):
-    """What is here: cards, who holds which, the driver's version, and what is wrong where they cannot be seen."""
+    """Cards, the processes that hold them, the driver, and the problem if no card is visible."""
 
     cards: list[Card]
     holders: list[Holder]
@@ -59,7 +59,7 @@ class Cards(NamedTuple):
 
 
 def examine_gaudi(report: Report, case: Case) -> None:
-    """Find out whether a run can use a card, and in which mode; every finding is put into the report."""
+    """Find out whether a run can use a card, and in which mode; add all findings to the report."""
     torch_version = case.probed.get("version") or installed.find_version("torch")
     mode, problems = decide_mode(case.lazy_mode, case.compiles, case.environment, torch_version)
     report.problems += problems
@@ -80,16 +80,14 @@ def examine_gaudi(report: Report, case: Case) -> None:
     report.facts += [*facts, *describe_variables(case.environment)]
     report.problems += problems
     chosen = choose_cards(cards.cards, read_modules(environment))
-    free = (
-        bool(find_free(chosen, cards.holders)) or not cards.cards
-    )  # where none can be seen, there may still be one
+    # If no card is visible, there may still be one.
+    free = bool(find_free(chosen, cards.holders)) or not cards.cards
     product, problems = _try_product(
         report, environment, mode, _why_no_product(report, case, error, free)
     )
     if cards.unseen is not None:
-        refuted = (
-            product or case.product == "later"
-        )  # a card that computes is there, whoever cannot see it
+        # A card that computes exists, even if hl-smi does not show it.
+        refuted = product or case.product == "later"
         report.problems.append(
             cards.unseen._replace(blocking=cards.unseen.blocking and not refuted)
         )
@@ -99,16 +97,16 @@ def examine_gaudi(report: Report, case: Case) -> None:
 def _describe_mode(mode: Mode | None, torch_version: str | None) -> str:
     if mode is None:
         return "none: the flags and variables contradict each other"
-    return f"{mode.name}: {mode.reason}" if torch_version else "cannot be told without torch"
+    return f"{mode.name}: {mode.reason}" if torch_version else "unknown without torch"
 
 
 def _examine_bridge(
     report: Report, environment: Mapping[str, str], mode: Mode | None, torch_version: str | None
 ) -> tuple[Release | None, str | None]:
-    """Facts about the bridge and its torch; gives its release, and what its import died of.
+    """Report facts about the bridge and its torch; return its release and its import error.
 
-    The bridge checks torch by itself when it is imported: where that goes well, what versions would say against it is
-    not said.
+    The bridge itself checks torch at import. If the import succeeds, doubts that come from version
+    numbers alone are not reported.
     """
     version = installed.find_version(*BRIDGE_PACKAGES)
     release = read_release(version)
@@ -117,25 +115,29 @@ def _examine_bridge(
     report.facts += [
         Fact("torch build", describe_build(torch_version)),
         Fact(
-            "bridge", f"{version or 'no package of it'}, {'cannot' if error else 'can'} be imported"
+            "bridge",
+            (
+                f"{version or 'not installed as a package'}, {'cannot' if error else 'can'} be "
+                "imported"
+            ),
         ),
         Fact(
             "vendor's parts",
             ", ".join(f"{name} {number}" for name, number in parts.items()) or "none",
         ),
     ]
-    found = [*check_build(torch_version, release), *check_lazy(mode, torch_version)]
-    blocking = [problem for problem in found if problem.blocking]
+    problems = [*check_build(torch_version, release), *check_lazy(mode, torch_version)]
+    blocking = [problem for problem in problems if problem.blocking]
     if error is not None:
         report.problems.append(explain_import(error, blocking))
         blocking = blocking[:1]
-    found = [problem for problem in found if problem not in blocking]
-    report.problems += found + check_parts(parts)
+    notes = [problem for problem in problems if problem not in blocking]
+    report.problems += notes + check_parts(parts)
     return release, error
 
 
 def _in_mode(environment: Mapping[str, str], mode: Mode | None) -> dict[str, str]:
-    """The environment as a run completes it."""
+    """Return the environment as a run completes it."""
     return {
         **environment,
         **({} if mode is None else {VARIABLE: environment.get(VARIABLE, str(int(mode.lazy)))}),
@@ -143,7 +145,7 @@ def _in_mode(environment: Mapping[str, str], mode: Mode | None) -> dict[str, str
 
 
 def _examine_cards(report: Report) -> Cards:
-    """Facts of driver, cards and their holders; a problem where there are none."""
+    """Report driver, cards and their holders; the result has a problem if there are no cards."""
     query = machine.run_tool(
         ("hl-smi", "-Q", ",".join(QUERY), "-f", "csv"), seconds=machine.TOOL_SECONDS
     )
@@ -163,7 +165,7 @@ def _examine_cards(report: Report) -> Cards:
         Fact("cards", str(len(cards) or len(files) or "none found")),
         *(Fact("card", line) for line in describe_cards(cards)),
         *([] if cards else [Fact("card", path) for path in files]),
-        Fact("held by", describe_holders(holders) or "nobody that can be seen from here"),
+        Fact("held by", describe_holders(holders) or "no process that is visible from here"),
     ]
     present = cards or [Card(index=number, name=path) for number, path in enumerate(files)]
     return Cards(present, holders, driver, _check_presence(cards, files, table))
@@ -172,16 +174,16 @@ def _examine_cards(report: Report) -> Cards:
 def _check_presence(cards: list[Card], files: list[str], table: machine.Outcome) -> Problem | None:
     if cards:
         return None
-    state = f"hl-smi: {table.error or 'it works, but its output is not understood'}"
+    state = f"hl-smi: {table.error or 'works, but its output is not understood'}"
     if files:
         cause = f"{state}; driver release and module numbers could not be checked"
         return Problem(
-            cause, "run hl-smi yourself; on the host, if this container lacks it", blocking=False
+            cause, "run hl-smi yourself, on the host if this container lacks it", blocking=False
         )
     cause = f"no cards are visible here ({state}; no device files /dev/accel/accel* or /dev/hl*)"
     remedy = (
-        "start the container with --runtime=habana and HABANA_VISIBLE_DEVICES=all, a pod with runtimeClassName habana; "
-        "on the host load the driver"
+        "start the container with --runtime=habana and HABANA_VISIBLE_DEVICES=all, or a pod with "
+        "runtimeClassName habana; on the host load the driver"
     )
     return Problem(cause, remedy)
 
@@ -189,7 +191,7 @@ def _check_presence(cards: list[Card], files: list[str], table: machine.Outcome)
 def _choose_cards(
     report: Report, environment: Mapping[str, str], cards: Cards, bridge: Release | None
 ) -> Mapping[str, str]:
-    """Which cards a run takes, and whether it can; gives the environment with that choice."""
+    """Report which cards a run takes and whether it can; return the completed environment."""
 
     def ask() -> str:
         return machine.run_tool(("hl-smi", *MAP_QUERY), seconds=machine.TOOL_SECONDS).text
@@ -206,7 +208,7 @@ def _choose_cards(
 
 
 def _examine_host(report: Report, environment: Mapping[str, str], cards: Cards) -> None:
-    """How the host is set up: notes only."""
+    """Report how the host is set up: notes only."""
     kernel = machine.read_kernel_file("sys/kernel/osrelease").strip()
     facts, problems = check_huge_pages(machine.read_kernel_file("meminfo"))
     report.facts += [Fact("kernel", kernel or "unknown"), *facts]
@@ -226,7 +228,7 @@ def _examine_host(report: Report, environment: Mapping[str, str], cards: Cards) 
 
 
 def _why_no_product(report: Report, case: Case, error: str | None, free: bool) -> str | None:
-    """Why no product is tried on a card; None where one is."""
+    """Return why no product is tried on a card; None if one is tried."""
     if case.product != "try":
         return "--probe false" if case.product == "never" else "that comes later"
     if error is not None:
@@ -239,7 +241,7 @@ def _why_no_product(report: Report, case: Case, error: str | None, free: bool) -
 def _try_product(
     report: Report, environment: Mapping[str, str], mode: Mode | None, why_not: str | None
 ) -> tuple[bool | None, list[Problem]]:
-    """Let a process of its own compute on a card; gives whether that was right, None where it was not tried."""
+    """Compute on a card in a child process; return whether it was correct, None if not tried."""
     if why_not is not None or mode is None:
         report.facts.append(Fact("product", f"not tried on a card: {why_not}"))
         return None, []

@@ -1,14 +1,15 @@
-"""What `hl-smi` prints, and who holds the cards; texts in, findings out.
+"""Parses the output of `hl-smi` and finds who holds the cards. Pure: texts in, findings out.
 
-Not verified on hardware. Public outputs of software 1.16 to 1.24 have these two shapes (tests/doctor/test_hl_smi.py),
-and whatever else comes is "not understood" and never an error.
-The query (`hl-smi -Q ... -f csv`), a head line and one line a card, with or without units:
+Not verified on hardware. Public outputs of software 1.16 to 1.24 have these two forms
+(tests/doctor/test_hl_smi.py). Any other output is reported as "not understood", never as an error.
+The query (`hl-smi -Q ... -f csv`) prints a header and one line per card, with or without units:
 
-    index, name, driver_version, memory.total [MiB], memory.used [MiB], utilization.aip [%], module_id
-    0, HL-225, 1.21.0-ca59b5a, 98304 MiB, 768 MiB, 0 %, 2
+    index, name, driver_version, memory.total [MiB], memory.used [MiB], utilization.aip [%],
+    module_id 0, HL-225, 1.21.0-ca59b5a, 98304 MiB, 768 MiB, 0 %, 2
 
-The plain table, of which four kinds of lines are read: the driver, each card's two lines, and the processes after
-"Compute Processes" (index, process id, type, name, memory; N/A for none, and for those of other users or containers):
+Four kinds of lines of the plain table are read: the driver, each card's two lines, and the
+processes after "Compute Processes" (index, process id, type, name, memory). N/A means that there is
+no process, or that it belongs to another user or container:
 
     | Driver Version:                                     1.21.0-ca59b5a          |
     |   0  HL-225              N/A  | 0000:33:00.0     N/A |                   0  |
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 from dino.doctor.report import Problem
 
-MAP_QUERY = ("-Q", "index,module_id", "-f", "csv")  # what a run asks for, too
+MAP_QUERY = ("-Q", "index,module_id", "-f", "csv")  # a run makes this query too
 IDLE_MIB = 1024  # an idle card has 672 or 768 MiB in use in the public outputs
 QUERY = (
     "index",
@@ -41,7 +42,7 @@ QUERY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One card; texts are as printed, empty where the output did not have them."""
+    """One card; texts are as printed, or empty if the output lacks them."""
 
     index: int
     name: str
@@ -54,14 +55,14 @@ class Card:
     @property
     def is_filled(self) -> bool:
         """Whether more memory is in use than on an idle card."""
-        found = re.match(r"\d{1,9}(?!\d)", self.used, re.ASCII)
-        return found is not None and int(found[0]) > IDLE_MIB
+        mib = re.match(r"\d{1,9}(?!\d)", self.used, re.ASCII)
+        return mib is not None and int(mib[0]) > IDLE_MIB
 
     @property
     def generation(self) -> int | None:
-        """Of Gaudi, by the board's name (HL-225: 2, HL-325L: 3); None where it does not tell."""
-        found = re.match(r"HL-?([23])", self.name, re.IGNORECASE)
-        return int(found[1]) if found else None
+        """Gaudi generation from the board's name (HL-225: 2, HL-325L: 3); None if it is unknown."""
+        board = re.match(r"HL-?([23])", self.name, re.IGNORECASE)
+        return int(board[1]) if board else None
 
 
 class Holder(NamedTuple):
@@ -73,7 +74,7 @@ class Holder(NamedTuple):
 
 
 def parse_query(text: str) -> list[Card]:
-    """Cards of the query's output; lines of another shape are passed over."""
+    """Parse the cards of the query's output; lines of another form are skipped."""
     cards = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
@@ -96,7 +97,7 @@ def parse_query(text: str) -> list[Card]:
 
 
 def parse_table(text: str) -> tuple[list[Card], list[Holder]]:
-    """Cards and processes of the plain table; lines of another shape are passed over."""
+    """Parse the cards and processes of the plain table; lines of another form are skipped."""
     above, _, below = text.partition("Compute Processes")
     driver = find_driver((), above) or ""
     cards: list[Card] = []
@@ -125,7 +126,7 @@ def is_number(text: str) -> bool:
 
 
 def describe_cards(cards: Sequence[Card]) -> list[str]:
-    """One line a card."""
+    """Return one line per card."""
     return [
         ", ".join(
             [f"{card.index}: {card.name}"]
@@ -138,19 +139,19 @@ def describe_cards(cards: Sequence[Card]) -> list[str]:
 
 
 def describe_holders(holders: Sequence[Holder]) -> str:
-    """Who has which card open."""
+    """Return one line that names the process that holds each card."""
     return "; ".join(f"card {holder.card}: {holder.name} (pid {holder.pid})" for holder in holders)
 
 
 def choose_cards(cards: Sequence[Card], modules: set[int] | None) -> list[Card]:
-    """The cards of the chosen modules; all where none are chosen, and those whose module is unknown."""
+    """Return the cards of the chosen modules (None: all), and cards whose module is unknown."""
     return [
         card for card in cards if modules is None or card.module is None or card.module in modules
     ]
 
 
 def find_free(cards: Sequence[Card], holders: Sequence[Holder]) -> list[Card]:
-    """Those that no process holds and whose memory is that of an idle card."""
+    """Return the cards that no process holds and that use no more memory than an idle card."""
     held = {holder.card for holder in holders}
     return [card for card in cards if card.index not in held and not card.is_filled]
 
@@ -158,49 +159,63 @@ def find_free(cards: Sequence[Card], holders: Sequence[Holder]) -> list[Card]:
 def check_cards(
     cards: Sequence[Card], holders: Sequence[Holder], modules: set[int] | None
 ) -> list[Problem]:
-    """Cards that another process holds, or that a choice of modules leaves out.
+    """Report cards that another process holds or that a choice of modules excludes.
 
     Args:
-        cards: All that were found.
-        holders: Processes that have one open.
-        modules: The chosen ones; None for all.
+        cards: All cards that were found.
+        holders: Processes that have a card open.
+        modules: Chosen module numbers; None for all.
     """
-    known = [card for card in cards if card.module is not None]
+    numbered = [card for card in cards if card.module is not None]
     chosen = choose_cards(cards, modules)
-    if modules and known and not chosen:
-        cause = f"HABANA_VISIBLE_MODULES names {sorted(modules)}, and the cards here are {_modules(known)}"
-        return [Problem(cause, "name modules that are here, or unset it")]
+    if modules and numbered and not chosen:
+        cause = (
+            f"HABANA_VISIBLE_MODULES names {sorted(modules)}, but the cards here are "
+            f"{_modules(numbered)}"
+        )
+        return [Problem(cause, "name modules of these cards, or unset it")]
     return _check_held(chosen, holders) + _check_filled(chosen, holders)
 
 
 def _check_held(chosen: Sequence[Card], holders: Sequence[Holder]) -> list[Problem]:
-    wanted = {card.index for card in chosen}
-    held = {holder.card for holder in holders} & wanted
+    indices = {card.index for card in chosen}
+    held = {holder.card for holder in holders} & indices
     if not held:
         return []
-    whom = f"in use: {describe_holders([holder for holder in holders if holder.card in wanted])}"
-    remedy = "end those processes (a run that was killed may leave some), or wait for them"
-    if held == wanted:
-        return [Problem(f"all cards are {whom}; a run ends with 'Device acquire failed'", remedy)]
-    count = f"{len(wanted - held)} of {len(wanted)} cards are not held"
-    cause = f"{whom}; {count}, and a run that wants a card in use ends with 'Device acquire failed'"
+    users = f"in use: {describe_holders([holder for holder in holders if holder.card in indices])}"
+    remedy = "end those processes (a killed run may leave some), or wait for them"
+    if held == indices:
+        return [Problem(f"all cards are {users}; a run ends with 'Device acquire failed'", remedy)]
+    cause = (
+        f"{users}; {len(indices - held)} of {len(indices)} cards are not held, and a run that "
+        "takes "
+        "a card in use ends with 'Device acquire failed'"
+    )
     return [
-        Problem(cause, f"{remedy}; or choose free ones by HABANA_VISIBLE_MODULES", blocking=False)
+        Problem(
+            cause, f"{remedy}; or choose free cards with HABANA_VISIBLE_MODULES", blocking=False
+        )
     ]
 
 
 def _check_filled(chosen: Sequence[Card], holders: Sequence[Holder]) -> list[Problem]:
-    """Memory in use where no process shows: hl-smi shows those of others to root only, and none outside a container."""
+    """Report memory in use without a visible process.
+
+    hl-smi shows other users' processes to root only, and no process outside its own container.
+    """
     held = {holder.card for holder in holders}
     filled = [card for card in chosen if card.is_filled and card.index not in held]
     if not filled:
         return []
     listed = ", ".join(f"card {card.index}: {card.used}" for card in filled)
     cause = (
-        f"memory is in use and no process shows ({listed}); a process of another user or container probably holds "
-        f"{'it' if len(filled) == 1 else 'them'}"
+        f"memory is in use but no process is visible ({listed}); a process of another user or "
+        f"container probably holds {'it' if len(filled) == 1 else 'them'}"
     )
-    remedy = "hl-smi as root on the host shows them; or choose others by HABANA_VISIBLE_MODULES"
+    remedy = (
+        "run hl-smi as root on the host to see it; or choose other cards with "
+        "HABANA_VISIBLE_MODULES"
+    )
     return [Problem(cause, remedy, blocking=False)]
 
 
@@ -209,13 +224,13 @@ def _modules(cards: Sequence[Card]) -> str:
 
 
 def find_driver(cards: Sequence[Card], table: str) -> str | None:
-    """The driver's version, from the cards or the plain table's head."""
-    found = re.search(r"Driver Version:\s*([^\s|]+)", table)
-    return next((card.driver for card in cards if card.driver), found[1] if found else None)
+    """Return the driver version, from the cards or the head of the plain table."""
+    head = re.search(r"Driver Version:\s*([^\s|]+)", table)
+    return next((card.driver for card in cards if card.driver), head[1] if head else None)
 
 
 def holders_of_files(open_files: Mapping[int, tuple[str, Sequence[str]]]) -> list[Holder]:
-    """Holders from {pid: (name, device files it has open)}; a file's number is the card's index."""
+    """Convert {pid: (name, open device files)} to holders; a file's number is the card's index."""
     holders = []
     for pid, (name, paths) in sorted(open_files.items()):
         numbers = sorted(

@@ -1,7 +1,7 @@
-"""How the host is set up for cards: kernel, huge pages, firmware, folders; texts in, findings out.
+"""Checks the host's setup for cards: kernel, huge pages, firmware, folders. Texts in, findings out.
 
-Sources: the vendor's installation guide for the kernel's parameters; public reports for the rest (docs/gaudi.md, Host).
-None of these stops the doctor's verdict: the product on the card decides.
+Sources: the vendor's installation guide for the kernel parameters; public reports for the rest
+(docs/gaudi.md, Host). None of these findings blocks: the product on the card decides.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dino.devices.hpu.software import Release, read_release
 from dino.doctor.report import Fact, Problem
 
-PASSTHROUGH_SINCE: Release = (6, 8)  # the kernel from which on the guide demands it
+PASSTHROUGH_SINCE: Release = (6, 8)  # the guide requires it from this kernel on
 
-# Variables that the vendor's loader reads, where its containers point them, and what happens without.
+# Variables of the vendor's loader, their value in its containers, and the symptom if they are
+# unset.
 LOADER: Mapping[str, tuple[str, str]] = {
     "GC_KERNEL_PATH": (
         "/usr/lib/habanalabs/libtpc_kernels.so",
@@ -27,16 +28,16 @@ LOGS = "/var/log/habana_logs"  # where the containers point HABANA_LOGS
 
 
 def check_kernel(release: str, command: str, processor: str) -> list[Problem]:
-    """Parameters without which a newer kernel garbles what card and host exchange.
+    """Report missing kernel parameters without which newer kernels garble transfers to the card.
 
     Args:
-        release: As in /proc/sys/kernel/osrelease.
-        command: As in /proc/cmdline.
-        processor: As in /proc/cpuinfo.
+        release: Content of /proc/sys/kernel/osrelease.
+        command: Content of /proc/cmdline.
+        processor: Content of /proc/cpuinfo.
     """
     words = command.split()
-    found = read_release(release)
-    if found is None or found < PASSTHROUGH_SINCE:
+    kernel = read_release(release)
+    if kernel is None or kernel < PASSTHROUGH_SINCE:
         return []
     missing = [] if {"iommu=pt", "iommu.passthrough=1"} & set(words) else ["iommu=pt"]
     if "AuthenticAMD" not in processor and "intel_iommu=on" not in words:
@@ -44,18 +45,19 @@ def check_kernel(release: str, command: str, processor: str) -> list[Problem]:
     if not missing:
         return []
     cause = (
-        f"{' '.join(missing)} is not among the parameters of kernel {release}: from 6.8 on the vendor demands "
-        "IOMMU passthrough, and the sign of its absence is garbled numbers"
+        f"{' '.join(missing)} is not among the parameters of kernel {release}: from 6.8 on the "
+        "vendor requires IOMMU passthrough, and without it numbers are garbled"
     )
     remedy = (
-        "on the host add it to GRUB_CMDLINE_LINUX in /etc/default/grub, update-grub, reboot; on a virtual machine the "
-        "host's own parameters count"
+        "on the host add it to GRUB_CMDLINE_LINUX in /etc/default/grub, run update-grub and "
+        "reboot; "
+        "on a virtual machine the parameters of its host count"
     )
     return [Problem(cause, remedy, blocking=False)]
 
 
 def check_huge_pages(memory: str) -> tuple[list[Fact], list[Problem]]:
-    """Huge pages of the host, from the text of /proc/meminfo."""
+    """Report the host's huge pages, from the text of /proc/meminfo."""
     numbers = {
         name: int(number) for name, number in re.findall(r"^(\w+):\s+(\d+)", memory, re.MULTILINE)
     }
@@ -66,32 +68,39 @@ def check_huge_pages(memory: str) -> tuple[list[Fact], list[Problem]]:
     facts = [Fact("huge pages", f"{total} of {size} kB, {free} free")]
     if total:
         return facts, []
-    cause = "no huge pages are reserved (HugePages_Total is 0): the vendor's set-up reserves some for the card's software"
-    remedy = "on the host sysctl -w vm.nr_hugepages=N, N as the vendor's installation guide says; a pod also asks for them"
+    cause = (
+        "no huge pages are reserved (HugePages_Total is 0): the vendor's setup reserves some for "
+        "the card's software"
+    )
+    remedy = (
+        "on the host run sysctl -w vm.nr_hugepages=N with N from the vendor's installation guide; "
+        "a pod must also request them"
+    )
     return facts, [Problem(cause, remedy, blocking=False)]
 
 
 def check_loader(environment: Mapping[str, str], is_there: Callable[[str], bool]) -> list[Problem]:
-    """Variables of the vendor's loader that are unset, or name what is not there; colons part a list."""
+    """Report loader variables that are unset or name missing paths, also in a list with colons."""
     problems = []
     unset = {name: usual for name, (usual, _) in LOADER.items() if not environment.get(name)}
     if unset:
         sign = "; ".join(f"without {name}: {LOADER[name][1]}" for name in unset)
-        known = [f"{name}={usual}" for name, usual in unset.items() if is_there(usual)]
+        settings = [f"{name}={usual}" for name, usual in unset.items() if is_there(usual)]
         remedy = (
-            f"export {' '.join(known)}"
-            if known
+            f"export {' '.join(settings)}"
+            if settings
             else "source /etc/profile.d/habanalabs.sh, or use the container"
         )
-        cause = f"{', '.join(unset)} {'is' if len(unset) == 1 else 'are'} unset, which the vendor's containers set ({sign})"
+        verb = "is" if len(unset) == 1 else "are"
+        cause = f"{', '.join(unset)} {verb} unset; the vendor's containers set it ({sign})"
         problems.append(Problem(cause, remedy, blocking=False))
     for name in LOADER.keys() - unset.keys():
-        gone = [part for part in environment[name].split(":") if part and not is_there(part)]
+        gone = [path for path in environment[name].split(":") if path and not is_there(path)]
         if gone:
-            cause = f"{name} names {', '.join(gone)}, which is not there: {LOADER[name][1]}"
+            cause = f"{name} names {', '.join(gone)}, which does not exist: {LOADER[name][1]}"
             problems.append(
                 Problem(
-                    cause, f"point it to what this release has, usually {LOADER[name][0]}", False
+                    cause, f"set it to the path of this release, usually {LOADER[name][0]}", False
                 )
             )
     return problems
@@ -102,7 +111,7 @@ def check_logs(
     is_there: Callable[[str], bool],
     may_write: Callable[[str], bool],
 ) -> list[Problem]:
-    """A folder of the vendor's logs that this user may not write to."""
+    """Report a folder for the vendor's logs that this user cannot write to."""
     folder = environment.get("HABANA_LOGS")
     if folder is None and not is_there(LOGS):
         return []
@@ -114,7 +123,9 @@ def check_logs(
         if folder is not None
         else f"HABANA_LOGS is unset, and {LOGS} is not"
     )
-    cause = f"{seen} writable for this user: hl-smi and the bridge fail where they cannot write their logs"
+    cause = (
+        f"{seen} writable for this user: hl-smi and the bridge fail if they cannot write their logs"
+    )
     return [
         Problem(
             cause, "export HABANA_LOGS=/tmp/habana_logs, or another folder of yours", blocking=False
@@ -123,16 +134,16 @@ def check_logs(
 
 
 def read_firmware(text: str) -> list[str]:
-    """Each card's firmware in its flash, from what `hl-smi -L` printed: the version in the lines with SPI."""
+    """Return each card's flash firmware version, from the SPI lines of `hl-smi -L`."""
     return [
-        found[1]
+        version[1]
         for line in text.splitlines()
-        if "SPI" in line and (found := re.search(r"(\d+\.\d+\.\d+)", line))
+        if "SPI" in line and (version := re.search(r"(\d+\.\d+\.\d+)", line))
     ]
 
 
 def check_firmware(versions: Sequence[str], driver: str | None) -> tuple[list[Fact], list[Problem]]:
-    """Firmware that differs from card to card, or is of an older release than the driver."""
+    """Report firmware that differs between cards or is of an older release than the driver."""
     if not versions:
         return [Fact("firmware", "unknown: hl-smi -L names none in its lines with SPI")], []
     counts = {version: versions.count(version) for version in sorted(set(versions))}
@@ -140,14 +151,18 @@ def check_firmware(versions: Sequence[str], driver: str | None) -> tuple[list[Fa
         f"{version} on {count} card{'s' * (count > 1)}" for version, count in counts.items()
     )
     facts = [Fact("firmware", f"{listed} (SPI)")]
-    remedy = "have the host's administrator update it with the vendor's hl-fw-loader, to the driver's release"
+    remedy = (
+        "ask the host's administrator to update it to the driver's release with the vendor's "
+        "hl-fw-loader"
+    )
     if len(counts) > 1:
         return facts, [Problem(f"the cards' firmware differs: {listed}", remedy, blocking=False)]
     own, of_driver = read_release(versions[0]), read_release(driver)
     if own is None or of_driver is None or own >= of_driver:
         return facts, []
     cause = (
-        f"the cards' firmware is {versions[0]} and the driver {driver}: in public use elsewhere, and named there as a "
-        "possible cause of failures"
+        f"the cards' firmware is {versions[0]} and the driver is {driver}: others use such a pair "
+        "in "
+        "public, and name it as a possible cause of failures"
     )
     return facts, [Problem(cause, remedy, blocking=False)]

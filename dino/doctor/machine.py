@@ -1,6 +1,7 @@
-"""Asks the machine: other programs, installed packages, files. Nothing here raises.
+"""Queries the machine: other programs, installed packages, files. Nothing here raises.
 
-What may crash or hang (the bridge above all) runs in a process of its own with a time limit; `PRODUCT` opens a card.
+Code that may crash or hang, above all the bridge, runs in a child process with a time limit.
+`PRODUCT` opens a card.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from typing import Any
 TOOL_SECONDS = 10.0  # hl-smi and nvidia-smi answer within one
 IMPORT_SECONDS = 120.0  # the first import of torch from a network disk takes a while
 PRODUCT_SECONDS = 180.0  # that import, opening the card, and compiling two small graphs
-MOST_LETTERS = 500  # of a message
+MOST_LETTERS = 500  # longest message
 
-# A card itself, not the control files that every hl-smi opens. Names of today's driver (accel) and of older ones (hl).
+# A card itself, not the control files that every hl-smi opens. The current driver names it accel,
+# older drivers hl.
 DEVICE_FILE = re.compile(r"/dev/(accel/accel|hl)\d+")
 
-# Run by `probe`; each leaves an `answer`. Loading of bridges by `import torch` is off in them.
+# Code that `probe` runs; each sets `answer`. In it `import torch` does not load bridges by itself.
 CHOOSE = "from dino.devices import choose_device; answer = choose_device(None)"
 TORCH = """
 import torch
@@ -40,7 +42,8 @@ answer = {
 }
 """
 BRIDGE = "import habana_frameworks.torch.core as core; answer = core.__name__"
-# Small whole numbers, so that every format and order of addition gives the same; `argument` is whether to compile.
+# Small whole numbers: every format and order of addition gives the same result. `argument` says
+# whether to compile.
 PRODUCT = """
 import torch
 import habana_frameworks.torch.core
@@ -62,17 +65,17 @@ import json, sys
 argument = json.loads(sys.argv[2])
 try:
     exec(sys.argv[1])
-    told = {"answer": answer}
+    reply = {"answer": answer}
 except Exception as error:
-    told = {"error": f"{type(error).__name__}: {error}"}
-print(chr(10) + sys.argv[3] + json.dumps(told), flush=True)
+    reply = {"error": f"{type(error).__name__}: {error}"}
+print(chr(10) + sys.argv[3] + json.dumps(reply), flush=True)
 """
 MARK = "dino.doctor: "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How another program ended: what it printed and, if it failed, one line that says how."""
+    """How another program ended: its output and, if it failed, one line with the reason."""
 
     text: str = ""
     error: str | None = None
@@ -81,7 +84,7 @@ class Outcome:
 def run_tool(
     words: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None
 ) -> Outcome:
-    """Run a program to its end or the time limit; its errors are text too."""
+    """Run a program until it ends or reaches the time limit; errors are returned as text."""
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
@@ -115,7 +118,7 @@ def run_tool(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what still runs, with its children; one that a driver holds in the kernel is not waited for."""
+    """Kill a running process with its children; do not wait for one stuck in the kernel."""
     if process.poll() is None:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -137,61 +140,64 @@ def _describe_end(code: int) -> str:
 def probe(
     code: str, environment: Mapping[str, str], argument: Any = None, *, seconds: float | None = None
 ) -> tuple[Any, str | None]:
-    """Run a piece of Python in a process of its own.
+    """Run a piece of Python in a child process.
 
     Returns:
-        Its `answer` and None, or None and what it died of, on one line.
+        Its `answer` and None, or None and why it failed, on one line.
     """
     words = [sys.executable, "-c", PROBE, code, json.dumps(argument), MARK]
     alone = {**environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     outcome = run_tool(words, seconds=seconds or IMPORT_SECONDS, environment=alone)
-    told = _read_told(outcome.text)
-    if "error" in told:
-        return None, " ".join(told["error"].split())[:MOST_LETTERS]
+    reply = _read_reply(outcome.text)
+    if "error" in reply:
+        return None, " ".join(reply["error"].split())[:MOST_LETTERS]
     if outcome.error is not None:
         return None, outcome.error.removeprefix("exit code 1: ")
-    return (told["answer"], None) if "answer" in told else (None, "it ended without an answer")
+    return (reply["answer"], None) if "answer" in reply else (None, "it ended without an answer")
 
 
-def _read_told(text: str) -> dict[str, Any]:
-    """The last line that `PROBE` printed; empty where there is none. The vendor's libraries print around it."""
+def _read_reply(text: str) -> dict[str, Any]:
+    """Parse the last line that `PROBE` printed among other output; empty if there is none."""
     lines = [line for line in text.splitlines() if line.startswith(MARK)]
     try:
-        told = json.loads(lines[-1].removeprefix(MARK))
+        reply = json.loads(lines[-1].removeprefix(MARK))
     except (ValueError, IndexError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return reply if isinstance(reply, dict) else {}
 
 
 def list_distributions(pattern: str) -> list[tuple[str, str, str]]:
-    """Name, version and folder of each installed Python package whose normalized name matches the whole pattern."""
-    found = set()
+    """List installed Python packages by name, version and folder.
+
+    `pattern` must match the whole normalized name.
+    """
+    packages = set()
     for distribution in metadata.distributions():
-        told = distribution.metadata
-        name, version = (told[key] if key in told else "" for key in ("Name", "Version"))
+        fields = distribution.metadata
+        name, version = (fields[key] if key in fields else "" for key in ("Name", "Version"))
         normalized = re.sub(r"[-_.]+", "-", name).lower()
         if re.fullmatch(pattern, normalized):
-            found.add((normalized, version or "?", str(distribution.locate_file(""))))
-    return sorted(found)
+            packages.add((normalized, version or "?", str(distribution.locate_file(""))))
+    return sorted(packages)
 
 
 def read_text(path: str) -> str:
-    """A file's text, line ends as they are.
+    """Return a file's text with its line ends unchanged.
 
     Raises:
-        OSError: It cannot be read.
-        UnicodeDecodeError: It is no text.
+        OSError: The file cannot be read.
+        UnicodeDecodeError: The file is not UTF-8 text.
     """
     return Path(path).read_bytes().decode()
 
 
 def resolve(path: str) -> str:
-    """A file's real path, as the bridge takes it."""
+    """Return a file's real path, which is the one the bridge checks."""
     return os.path.realpath(path)
 
 
 def read_kernel_file(name: str, root: Path = Path("/proc")) -> str:
-    """Text of a file below /proc; empty where it cannot be read."""
+    """Return the text of a file below /proc; empty if it cannot be read."""
     try:
         return (root / name).read_text(errors="replace")
     except OSError:
@@ -199,12 +205,12 @@ def read_kernel_file(name: str, root: Path = Path("/proc")) -> str:
 
 
 def is_there(path: str) -> bool:
-    """Whether there is a file or folder of this name."""
+    """Whether a file or folder with this name exists."""
     return os.path.exists(path)
 
 
 def may_write(path: str) -> bool:
-    """Whether this user may write into a folder, which is made first where it is not there."""
+    """Whether this user can write into a folder, or can create it if it does not exist."""
     folder = Path(path)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -212,17 +218,17 @@ def may_write(path: str) -> bool:
 
 
 def list_device_files(root: Path = Path("/dev")) -> list[str]:
-    """The cards' device files, in order."""
-    found = [path for pattern in ("accel/accel*", "hl*") for path in root.glob(pattern)]
-    names = [f"/dev/{path.relative_to(root).as_posix()}" for path in found]
+    """Return the cards' device files, in order."""
+    paths = [path for pattern in ("accel/accel*", "hl*") for path in root.glob(pattern)]
+    names = [f"/dev/{path.relative_to(root).as_posix()}" for path in paths]
     return sorted(
         (name for name in names if DEVICE_FILE.fullmatch(name)), key=lambda name: (len(name), name)
     )
 
 
 def list_open_files(root: Path = Path("/proc")) -> dict[int, tuple[str, list[str]]]:
-    """{pid: (name, cards' device files)} of the other processes that may be looked at."""
-    found = {}
+    """Return {pid: (name, open device files of cards)} for the other processes that are visible."""
+    users = {}
     for pid in _list(root):
         if not pid.isdecimal() or int(pid) == os.getpid():
             continue
@@ -232,12 +238,12 @@ def list_open_files(root: Path = Path("/proc")) -> dict[int, tuple[str, list[str
             if (path := _follow(root / pid / "fd" / number))
         ]
         if files:
-            found[int(pid)] = (_read_name(root / pid / "comm"), files)
-    return found
+            users[int(pid)] = (_read_name(root / pid / "comm"), files)
+    return users
 
 
 def _list(folder: Path) -> list[str]:
-    """Names in a folder; none where it is gone or closed to us."""
+    """Return the names in a folder; none if it is gone or may not be read."""
     try:
         return os.listdir(folder)
     except OSError:

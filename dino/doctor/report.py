@@ -1,4 +1,4 @@
-"""What an examination starts from, what it found, and how that is printed."""
+"""The input of an examination, its findings, and how they are printed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WIDTH = 120
 
 
 class Case(NamedTuple):
-    """What an examination starts from.
+    """Input of an examination.
 
     Attributes:
-        environment: Of the run the user has in mind.
-        lazy_mode: The flag --lazy_mode, None where it was not given.
-        compiles: The flag --compile, None where it was not given.
-        product: "try" a product on a card; "never" do so; or whoever asks does so "later".
-        probed: What torch said about itself; empty where it cannot be imported.
+        environment: Environment of the planned run.
+        lazy_mode: Value of --lazy_mode; None if it was not given.
+        compiles: Value of --compile; None if it was not given.
+        product: "try" a product on a card, "never" try it, or the caller tries it "later".
+        probed: What torch reports about itself; empty if it cannot be imported.
     """
 
     environment: Mapping[str, str]
@@ -41,12 +41,12 @@ class Fact(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something wrong, or not as it should be.
+    """Something that is wrong or doubtful.
 
     Attributes:
-        cause: What was seen and what follows from it, one line.
+        cause: What was seen and what follows from it, on one line.
         remedy: What to do.
-        blocking: Whether the device cannot run because of it; else it is a note.
+        blocking: Whether it keeps the device from running; otherwise it is a note.
     """
 
     cause: str
@@ -63,26 +63,26 @@ class Report:
 
     @property
     def blocking(self) -> list[Problem]:
-        """The problems with which the device cannot run."""
+        """The problems that keep the device from running."""
         return [problem for problem in self.problems if problem.blocking]
 
     def format(self) -> str:
-        """One aligned line a fact, then each problem with its remedy."""
+        """Return one aligned line per fact, then each problem with its remedy."""
         width = max((len(fact.name) for fact in self.facts), default=0) + 2
         lines = [f"{fact.name:<{width}}{_on_one_line(fact.value)}" for fact in self.facts]
         for problem in self.problems:
-            kind = "problem: " if problem.blocking else "note: "
-            lines += ["", _wrap(kind, problem.cause), _wrap("  remedy: ", problem.remedy)]
+            head = "problem: " if problem.blocking else "note: "
+            lines += ["", _wrap(head, problem.cause), _wrap("  remedy: ", problem.remedy)]
         if not self.problems:
             lines += ["", "no problems found"]
         return "\n".join(lines) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for programs, without paths and the names of host and user.
+        """Return the report for programs, without paths and without names of host and user.
 
         Returns:
-            `facts`, each with `name` and `value`, in order (a name may come several times), and `problems`, each with
-            `cause`, `remedy` and `blocking`.
+            `facts`, each with `name` and `value`, in order (names may repeat), and `problems`, each
+            with `cause`, `remedy` and `blocking`.
         """
         scrub = build_scrubber(
             os.environ, host=platform.node(), paths=(sys.executable, sys.prefix, os.getcwd())

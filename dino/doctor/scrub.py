@@ -1,4 +1,4 @@
-"""Takes out of a report what must not leave the machine: paths, and the names of host and user."""
+"""Removes private data from a report: paths, and the names of host and user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOSTS = (
     ),
 )
 USERS = ("USER", "LOGNAME", "USERNAME", "SUDO_USER", "SLURM_JOB_USER")
-NAMELESS = {"root", "localhost", "127.0.0.1", "none", "unknown"}  # they name nobody
+NAMELESS = {"root", "localhost", "127.0.0.1", "none", "unknown"}  # they identify nobody
 LIBRARIES = (
     "dino",
     "torch",
@@ -24,13 +24,12 @@ LIBRARIES = (
     "habana_frameworks",
     "timm",
     "numpy",
-)  # whose own files may be named
+)  # paths inside these libraries may be shown
 
 END = r"\s:,;'\"()\[\]{}|<>"  # what ends a path in a sentence
 PATH = re.compile(rf"(?<![\w.~>/-])(?:~[\w.-]*)?(?:/+[^/{END}]+)+/?|(?<![\w/])~[A-Za-z_][\w.-]*")
-ADDRESS = re.compile(
-    r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b|\b[\w.+-]+@[\w.-]+\w"
-)  # address:port and user@host
+# An address with its port, or user@host.
+ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}:\d+\b|\b[\w.+-]+@[\w.-]+\w")
 LIBRARY = re.compile(rf"/((?:{'|'.join(LIBRARIES)})/(?:[\w-]+/)*[\w-]+\.(?:py|cpp|h|so))\.?$")
 
 
@@ -41,32 +40,33 @@ def build_scrubber(
     paths: Collection[str] = (),
     users: Collection[str] = (),
 ) -> Callable[[str], str]:
-    """A function that writes <path>, <host> and <user> for what it finds of them in a text.
+    """Return a function that replaces paths and names in a text by <path>, <host> and <user>.
 
-    Names are found as words of their own, in any case. Files of the libraries that a traceback names keep their place
-    in the library.
+    Names match as whole words, in any case. Paths of library files in a traceback keep the part
+    inside the library.
 
     Args:
-        environment: Its values are known paths, also such with spaces, and names.
+        environment: Its values are known paths (also with spaces) and names.
         host: Name of this machine.
-        paths: Others that may show, as the interpreter's.
-        users: Other names of accounts.
+        paths: Other paths that may occur, such as the interpreter's.
+        users: Other account names.
     """
-    known = {path for path in paths if len(path) > 1}
+    folders_known = {path for path in paths if len(path) > 1}
     for value in environment.values():
-        known |= {
+        folders_known |= {
             part for part in (value, *value.split(":")) if part.startswith(("/", "~/")) and part[1:]
         }
     hosts = {host, *(environment.get(name, "") for name in HOSTS)}
-    hosts |= {
-        name.partition(".")[0] for name in hosts if not name[:1].isdecimal()
-    }  # of an address nothing is left out
+    # A name also without its domain; an IP address only as a whole.
+    hosts |= {name.partition(".")[0] for name in hosts if not name[:1].isdecimal()}
     names = dict.fromkeys(hosts, "<host>")
     names |= dict.fromkeys({*users, *(environment.get(name, "") for name in USERS)}, "<user>")
     names = {
         name.lower(): word for name, word in names.items() if name and name.lower() not in NAMELESS
     }
-    folders = _compile({path.rstrip("/") for path in known}, r"(?<!\w)", rf"(?![\w-])[^{END}]*")
+    folders = _compile(
+        {path.rstrip("/") for path in folders_known}, r"(?<!\w)", rf"(?![\w-])[^{END}]*"
+    )
     words = _compile(names, r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])")
 
     def scrub(text: str) -> str:
@@ -78,7 +78,7 @@ def build_scrubber(
 
 
 def _compile(literals: Collection[str], before: str, after: str) -> re.Pattern[str] | None:
-    """Any of some literal texts, the longest first, between two patterns; None where there are none."""
+    """Compile a pattern for any of the literals, longest first; None if there are no literals."""
     longest_first = sorted({text for text in literals if text}, key=len, reverse=True)
     any_of = "|".join(map(re.escape, longest_first))
     return re.compile(f"{before}(?:{any_of}){after}", re.IGNORECASE) if longest_first else None

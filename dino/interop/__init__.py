@@ -1,1 +1,1 @@
-"""Weights in the form of other projects: one command each, both ways."""
+"""Older names of the commands that convert weights to or from another project's format."""

@@ -1,4 +1,4 @@
-"""The older name of `dino convert --to huggingface`: `python -m dino.interop.huggingface IN OUT`."""
+"""The older name of `dino convert --to huggingface`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The older name of `dino convert --to ipu`: `python -m dino.interop.ipu IN OUT`."""
+"""The older name of `dino convert --to ipu`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The older name of `dino convert --to onnx`: `python -m dino.interop.onnx IN OUT`."""
+"""The older name of `dino convert --to onnx`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The older name of `dino convert --to paddle`: `python -m dino.interop.paddle IN OUT`."""
+"""The older name of `dino convert --to paddle`."""
 
 import sys
 

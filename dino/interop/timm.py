@@ -1,4 +1,4 @@
-"""The older name of `dino convert --to timm`: `python -m dino.interop.timm IN OUT`."""
+"""The older name of `dino convert --to timm`."""
 
 import sys
 

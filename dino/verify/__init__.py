@@ -1,5 +1,6 @@
-"""Turns a machine into evidence: `python -m dino.verify` says which modes compute the right numbers, and how fast.
+"""Tests a device: `python -m dino.verify` reports which modes compute correctly, and how fast.
 
-`base` has the words of a step, `plan` which steps there are and how long each may take, `runner` and `server` their
-processes, `steps` what each one does, `conclusion` what follows, `report`, `page` and `scrub` what is written.
+`base` defines the interface of a step, `plan` lists the steps and their time limits, `runner` and
+`server` run their processes, and `steps` holds the steps themselves. `conclusion` draws the
+conclusion; `report`, `page` and `scrub` write the result.
 """

@@ -1,7 +1,7 @@
-"""What a step of verify is asked and what it answers: variants go to processes, findings come back.
+"""The interface of the steps of verify: variants go to child processes, findings come back.
 
-A step is a module of `dino.verify.steps`. Its `list_variants` says what to run, its `run` runs one of them in a process
-of its own and gives figures, and its `judge` makes findings of all that came back.
+A step is a module of `dino.verify.steps`. Its `list_variants` says what to run, its `run` runs one
+variant in a child process and returns figures, and its `judge` turns all results into findings.
 """
 
 from __future__ import annotations
@@ -18,22 +18,17 @@ if TYPE_CHECKING:
     from dino.runtime.context import Run
 
 PASS, SLOW, FAIL, NOT_RUN = "pass", "slow", "fail", "not run"
-WORST_FIRST = (
-    FAIL,
-    SLOW,
-    PASS,
-    NOT_RUN,
-)  # a step is as its worst part; it was not run if none of its parts was
+# A step has the status of its worst part; it was not run if no part was.
+WORST_FIRST = (FAIL, SLOW, PASS, NOT_RUN)
 
 EAGER, COMPILED, LAZY = "eager", "compiled", "lazy"
-MODES: Mapping[str, tuple[str, ...]] = {  # of each device
+MODES: Mapping[str, tuple[str, ...]] = {  # by device
     "hpu": (LAZY, COMPILED, EAGER),
     "cuda": (EAGER, COMPILED),
     "cpu": (EAGER, COMPILED),
 }
-MODE_SETTINGS: Mapping[
-    str, Mapping[str, Any]
-] = {  # always given: what a run takes by itself depends on the software
+# Always set explicitly, since a run's default depends on the software.
+MODE_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     LAZY: {"lazy_mode": True},
     COMPILED: {"lazy_mode": False, "compile": True},
     EAGER: {"lazy_mode": False},
@@ -41,24 +36,22 @@ MODE_SETTINGS: Mapping[
 FORMATS = ("fp32", "bf16", "ops")
 
 QUICK, FULL = "quick", "full"
-THREADS = (
-    8  # of the CPU's own small steps; on tensors of their size more of them wait for each other
-)
+THREADS = 8  # for the CPU's own small steps; more threads would wait for each other
 
 
 class NotRunError(DinoError):
-    """What a variant needs is not there, and nothing is wrong with that; its text says what."""
+    """Something that a variant needs is missing, which is not a failure; the text names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What one call of verify looks at.
+    """What one call of verify tests.
 
     Attributes:
-        device: Under test.
+        device: The device under test.
         size: QUICK or FULL.
-        modes: Of the device, the one that a run takes by itself first.
-        folder: Of this call, where one process leaves what another one reads; gone at the end.
+        modes: Modes of the device, the default mode of a run first.
+        folder: Temporary folder of this call, in which processes pass on data; removed at the end.
     """
 
     device: str
@@ -68,16 +61,16 @@ class Setting:
 
     @property
     def is_quick(self) -> bool:
-        """Whether small networks and few steps do."""
+        """Whether small networks and few steps are enough."""
         return self.size == QUICK
 
     @property
     def quickest_first(self) -> tuple[str, ...]:
-        """The modes, the one that compiles last: it gets what time the others leave."""
+        """The modes, compiled last: it gets the time that the others leave."""
         return tuple(sorted(self.modes, key=lambda mode: mode == COMPILED))
 
     def leaves_out(self, mode: str, precision: str) -> bool:
-        """In quick on the CPU a compiler takes half a minute for every number format, so one has to do."""
+        """Whether to skip a format: in quick on the CPU, compiling takes half a minute for each."""
         return (
             self.is_quick and self.device == "cpu" and mode == COMPILED and precision != FORMATS[0]
         )
@@ -85,16 +78,16 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One thing that runs in a process of its own.
+    """One thing that runs in a child process.
 
     Attributes:
-        label: What the report calls it; unique within its step.
-        device: To open, or None for none.
-        mode: Of the device.
+        label: Its name in the report; unique within its step.
+        device: Device to open; None for no device.
+        mode: Mode of the device.
         precision: Number format of the device.
-        config: What else the step wants to know.
-        environment: Variables that the process has besides.
-        processes: How many of them run it together, each with a card.
+        options: What else the step needs to know.
+        environment: Additional variables of the process.
+        processes: How many processes run it together, each with a card.
     """
 
     label: str
@@ -106,7 +99,7 @@ class Variant:
     processes: int = 1
 
     def settings(self) -> dict[str, Any]:
-        """What a run is asked for this device, mode and number format, by setting."""
+        """Return the settings of a run with this device, mode and number format."""
         return {
             "device": self.device or "cpu",
             "precision": self.precision,
@@ -119,14 +112,15 @@ class Result:
     """How a variant ended.
 
     Attributes:
-        figures: What `run` gave; None if it did not get there.
-        error: One line that says how it ended, where it did not end well.
-        kind: How it did not end well: "not run" (`NotRunError`), "refused" (the device, or a value that cannot be: one
-            explained line), "memory", "error" (any other exception), "killed" (by a signal), "hang" (no word for too
-            long), "time" (the limit); "" if it did.
-        last: What it last said it was doing.
-        log: The end of what it printed, where it did not end well.
-        seconds: That it took.
+        variant: The variant that ran.
+        figures: What `run` returned; None if it did not finish.
+        error: One line with the reason, if it did not end well.
+        kind: How it ended: "" for well, "not run" (`NotRunError`), "refused" (by the device, or an
+            impossible value: one explained line), "memory", "error" (any other exception), "killed"
+            (by a signal), "hang" (silent for too long), "time" (the limit).
+        last: The last activity it reported.
+        log: The end of its output, if it did not end well.
+        seconds: How long it took.
     """
 
     variant: Variant
@@ -140,16 +134,16 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the report says of one variant.
+    """What the report says about one variant.
 
     Attributes:
-        variant: It.
+        variant: The variant.
         status: PASS, SLOW, FAIL or NOT_RUN.
         summary: One line.
-        remedy: The next thing to do about it; None where nothing is to be done.
-        figures: For programs.
-        log: The end of what it printed, where it failed.
-        seconds: That it took.
+        remedy: What to do next; None if there is nothing to do.
+        figures: Figures for programs.
+        log: The end of its output, if it failed.
+        seconds: How long it took.
     """
 
     variant: Variant
@@ -165,7 +159,7 @@ class Say(Protocol):
     """See `Bench`."""
 
     def __call__(self, text: str, *, within: float | None = None) -> None:
-        """Say it."""
+        """Report the current activity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +167,11 @@ class Bench:
     """What `run` works with.
 
     Attributes:
-        run: The opened device and this process's place; None for a variant without a device.
-        setting: Of the call.
-        say: Tells the user, in a few words, what is being done now; with `within`, the process counts as hanging if it
-            says nothing else for so many seconds.
-        limit: Seconds that this process has.
+        run: The opened device and this process's rank; None for a variant without a device.
+        setting: Setting of the call.
+        say: Reports the current activity in a few words; with `within`, the process counts as
+            hanging if it reports nothing else for that many seconds.
+        limit: Time limit of this process in seconds.
     """
 
     run: Run | None
@@ -193,37 +187,37 @@ class Bench:
 
 
 class Step(Protocol):
-    """What each module of `dino.verify.steps` has."""
+    """The functions of each module of `dino.verify.steps`."""
 
     TITLE: str
 
     def list_variants(self, setting: Setting) -> Sequence[Variant]:
-        """In the order in which they run."""
+        """Return the variants in the order in which they run."""
 
     def run(self, variant: Variant, bench: Bench) -> Mapping[str, Any]:
-        """In the variant's own process; plain values of JSON only."""
+        """Run a variant in its own process; return plain JSON values only."""
 
     def follow(self, result: Result, setting: Setting) -> Sequence[Variant]:
-        """What is to be run because of a result; a module may do without this function."""
+        """Return variants to run because of a result; a module may lack this function."""
 
     def judge(self, results: Sequence[Result], setting: Setting) -> list[Finding]:
-        """A finding for each result, all of which ended well."""
+        """Return a finding for each result; all of them ended well."""
 
     def tell_failure(self, finding: Finding, setting: Setting) -> Finding:
-        """Add what is known of a result that did not end well; a module may do without this function."""
+        """Add details to the finding of a failed variant; a module may lack this function."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What came of one step.
+    """The outcome of one step.
 
     Attributes:
-        number: In the order of the steps, from 1.
-        name: Of its module.
-        title: Of the step.
-        findings: In the order in which they ran.
-        reason: Why it was not run, where it was not.
-        seconds: That it took.
+        number: Position in the order of the steps, from 1.
+        name: Name of its module.
+        title: Title of the step.
+        findings: Findings in the order in which the variants ran.
+        reason: Why it was not run, if it was not.
+        seconds: How long it took.
     """
 
     number: int
@@ -235,20 +229,25 @@ class StepReport:
 
     @property
     def status(self) -> str:
-        """Of the worst part."""
+        """Status of the worst part."""
         return find_worst(finding.status for finding in self.findings)
 
     @property
     def worst(self) -> Finding | None:
-        """Of the worst parts the first, or the last if all is well, since references run first; None without parts."""
-        found = [finding for finding in self.findings if finding.status == self.status]
-        return None if not found else found[0] if self.status in (FAIL, SLOW) else found[-1]
+        """The finding that stands for the step; None without findings.
+
+        It is the first of the worst, or the last if all is well, since references run first.
+        """
+        worst = [finding for finding in self.findings if finding.status == self.status]
+        if not worst:
+            return None
+        return worst[0] if self.status in (FAIL, SLOW) else worst[-1]
 
 
 def accept(
     result: Result, status: str, summary: str, remedy: str | None = None, **more: Any
 ) -> Finding:
-    """A finding about a variant that ended well."""
+    """Build a finding about a variant that ended well."""
     return Finding(
         variant=result.variant,
         status=status,
@@ -260,6 +259,6 @@ def accept(
 
 
 def find_worst(statuses: Iterable[str]) -> str:
-    """The worst of some statuses; NOT_RUN if there are none."""
-    found = set(statuses)
-    return next((status for status in WORST_FIRST if status in found), NOT_RUN)
+    """Return the worst of some statuses; NOT_RUN if there are none."""
+    present = set(statuses)
+    return next((status for status in WORST_FIRST if status in present), NOT_RUN)

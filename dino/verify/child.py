@@ -1,4 +1,4 @@
-"""What happens in a variant's own process: open the device, run, and keep a journal that outlives a sudden end."""
+"""Runs in a variant's own process: opens the device, runs, and writes a journal that survives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEMORY_WORDS = (
     "cannot allocate memory",
     "can't allocate",
 )
-NOT_OURS = (  # whoever started verify is no launcher of its processes, and each is told its mode by flags
+NOT_OURS = (  # verify launches its processes itself and sets their mode with flags
     *(
         "RANK",
         "WORLD_SIZE",
@@ -40,10 +40,11 @@ NOT_OURS = (  # whoever started verify is no launcher of its processes, and each
 
 
 def work(order: Mapping[str, Any]) -> int:
-    """Run one variant; everything that is to be known stands in the journal, one JSON object a line.
+    """Run one variant; everything about it goes to the journal, one JSON object per line.
 
     Args:
-        order: `step`, `variant`, `setting`, `limit`, `journal` and `environment` as the runner writes them.
+        order: `step`, `variant`, `setting`, `limit`, `journal` and `environment` as the runner
+            writes them.
 
     Returns:
         The exit code.
@@ -67,7 +68,7 @@ def work(order: Mapping[str, Any]) -> int:
         with open_bench(variant, setting, say, order["limit"]) as bench:
             figures = step.run(variant, bench)
         write(figures=figures)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs into the report
+    except BaseException as error:  # noqa: BLE001 - any error belongs in the report
         traceback.print_exc()
         write(error=describe(error), kind=classify(error))
         return 1
@@ -78,10 +79,10 @@ def work(order: Mapping[str, Any]) -> int:
 def open_bench(
     variant: Variant, setting: Setting, say: Say, limit: float = math.inf
 ) -> Iterator[Bench]:
-    """The bench of a variant, its device open; an error of the device is explained as in a training run.
+    """Open the device of a variant; its errors are explained as in a training run.
 
     Raises:
-        DinoError: The device, the mode or the number format is not to be had, or its memory is full.
+        DinoError: The device, mode or number format is not available, or memory is full.
     """
     if variant.device is None:
         yield Bench(run=None, setting=setting, say=say, limit=limit)
@@ -96,7 +97,7 @@ def open_bench(
 
 
 def classify(error: BaseException) -> str:
-    """The kind of end, as `Result` has it."""
+    """Return the kind of an error, as in `Result`."""
     chain: BaseException | None = error
     seen: list[BaseException] = []
     while chain is not None and chain not in seen:
@@ -111,6 +112,6 @@ def classify(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """One line: the first that an error has to say, and of which type it is."""
+    """Return the first line of an error, with its type."""
     text = " ".join(str(error).strip().partition("\n")[0].split())
     return text if isinstance(error, DinoError) else f"{type(error).__name__}: {text}"

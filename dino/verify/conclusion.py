@@ -1,4 +1,4 @@
-"""What follows from all findings: the mode that was right and fastest, and the one next thing to do."""
+"""Concludes from all findings: the fastest correct mode, and the next thing to do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 from dino.verify.base import COMPILED, EAGER, FAIL, LAZY, NOT_RUN, SLOW, Setting, StepReport
 
-RIGHT_STEPS = (
-    "product",
-    "golden",
-    "alignment",
-    "training",
-)  # whose numbers say that a mode is right
+RIGHT_STEPS = ("product", "golden", "alignment", "training")  # they show whether a mode is correct
 WITNESSES = ("golden", "alignment", "training")  # at least one of them must have run
 SPEED = "speed"
 TYPED = {
@@ -24,15 +19,15 @@ TYPED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """About one mode in one number format.
+    """The verdict on one mode in one number format.
 
     Attributes:
-        mode: Of the device.
+        mode: Mode of the device.
         precision: Number format.
-        wrong: Numbers of the steps whose numbers are wrong.
-        failed: Numbers of the steps that did not get to their end.
-        seen: Steps that found it right.
-        rate: Images a second, where they were measured.
+        wrong: Indices (from 1) of the steps with wrong numbers.
+        failed: Indices (from 1) of the steps that did not finish.
+        seen: Names of the steps that found it correct.
+        rate: Images per second, if measured.
     """
 
     mode: str
@@ -44,19 +39,19 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        """Nothing found it wrong, and something looked."""
+        """Whether at least one step checked it and no step found it wrong."""
         return not self.wrong and not self.failed and any(name in WITNESSES for name in self.seen)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """What the report ends with.
+    """The end of the report.
 
     Attributes:
-        mode: The one that was right and fastest; None if that is not known.
-        precision: In which that was found; None with `mode`.
+        mode: The fastest correct mode; None if it is not known.
+        precision: Its number format; None if `mode` is None.
         reason: One line.
-        next: The one next thing to do, one line.
+        next: The next thing to do, one line.
     """
 
     mode: str | None
@@ -66,15 +61,15 @@ class Conclusion:
 
 
 def conclude(reports: Sequence[StepReport], setting: Setting) -> Conclusion:
-    """Weigh everything."""
+    """Draw the conclusion from all steps."""
     verdicts = [
         weigh(reports, mode, precision)
         for mode in setting.modes
         for precision in list_formats(reports, setting)
     ]
     timed = sorted(
-        (each for each in verdicts if each.is_right and each.rate),
-        key=lambda each: -(each.rate or 0.0),
+        (verdict for verdict in verdicts if verdict.is_right and verdict.rate),
+        key=lambda verdict: -(verdict.rate or 0.0),
     )
     best = timed[0] if timed else None
     return Conclusion(
@@ -86,7 +81,7 @@ def conclude(reports: Sequence[StepReport], setting: Setting) -> Conclusion:
 
 
 def list_formats(reports: Sequence[StepReport], setting: Setting) -> list[str]:
-    """Number formats in which the speed was measured, else those that were looked at."""
+    """Return the number formats whose speed was measured, else those that were tested."""
     parts = [(report.name, part.variant) for report in reports for part in report.findings]
     tested = [
         (name, variant.precision) for name, variant in parts if variant.device == setting.device
@@ -98,7 +93,7 @@ def list_formats(reports: Sequence[StepReport], setting: Setting) -> list[str]:
 
 
 def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
-    """What the steps say of a mode in a number format; a product of matrices is about all formats."""
+    """Collect what the steps say about a mode and format; step "product" counts for all formats."""
     wrong: list[int] = []
     failed: list[int] = []
     seen: list[str] = []
@@ -129,7 +124,7 @@ def weigh(reports: Sequence[StepReport], mode: str, precision: str) -> Verdict:
 
 
 def tell_modes(verdicts: Sequence[Verdict], best: Verdict | None) -> str:
-    """One line: the best mode, and what is to be said of the others."""
+    """Return one line about the best mode and the others."""
     parts = []
     for each in verdicts:
         name = f"{each.mode} {each.precision}"
@@ -138,18 +133,18 @@ def tell_modes(verdicts: Sequence[Verdict], best: Verdict | None) -> str:
         if each.wrong:
             parts.append(f"{name} is wrong ({_name_steps(each.wrong)})")
         elif each.failed:
-            parts.append(f"{name} did not get to its end ({_name_steps(each.failed)})")
+            parts.append(f"{name} did not finish ({_name_steps(each.failed)})")
         elif each.is_right and each.rate and best and best.rate:
-            parts.append(f"{name} was right and {best.rate / each.rate:.2g} times slower")
+            parts.append(f"{name} is correct and {best.rate / each.rate:.2g} times slower")
         elif each.is_right:
-            parts.append(f"{name} was right, its speed is not known")
+            parts.append(f"{name} is correct, its speed is unknown")
         else:
-            parts.append(f"{name} was not looked at")
+            parts.append(f"{name} was not tested")
     others = f"; {'; '.join(parts)}" if parts else ""
     if best is None:
-        return f"no mode is known to be right and how fast{others}"
-    looked = ", ".join(dict.fromkeys(name for name in best.seen))
-    return f"{best.mode} {best.precision}: right ({looked}), {best.rate:.4g} images/s{others}"
+        return f"no mode is known to be correct with a measured speed{others}"
+    steps = ", ".join(dict.fromkeys(best.seen))
+    return f"{best.mode} {best.precision}: correct ({steps}), {best.rate:.4g} images/s{others}"
 
 
 def _name_steps(numbers: Sequence[int]) -> str:
@@ -158,7 +153,7 @@ def _name_steps(numbers: Sequence[int]) -> str:
 
 
 def choose_next(reports: Sequence[StepReport], setting: Setting, best: Verdict | None) -> str:
-    """The remedy of the first failure, else of the first slowness, else the command to train with."""
+    """Return the first failure's remedy, else the first slowness's, else the training command."""
     for status in (FAIL, SLOW):
         found = next(
             ((r, p) for r in reports for p in r.findings if p.status == status and p.remedy), None

@@ -1,4 +1,4 @@
-"""Ends processes with all that they started, also what got away into a session of its own."""
+"""Ends processes and all their descendants, also those in their own sessions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PROC = Path("/proc")
 
 
 def end_family(leaders: Collection[int], token: str) -> None:
-    """Kill leaders of sessions, whoever is in their sessions, and every process that was started with the token.
+    """Kill session leaders, the processes in their sessions, and every process with the token.
 
     Args:
         leaders: Process numbers; those that have ended do not matter.
-        token: What the value of TOKEN begins with in the environment of what they started; "" if none was given.
+        token: Prefix of the value of TOKEN in the environment of their descendants; "" for none.
     """
     for pid in leaders:
         with contextlib.suppress(OSError):
@@ -28,7 +28,7 @@ def end_family(leaders: Collection[int], token: str) -> None:
 
 
 def find_family(leaders: Collection[int], token: str) -> list[int]:
-    """Processes that run in one of the sessions, or were started with the token; none where there is no /proc."""
+    """Return processes in one of the sessions or with the token; none if there is no /proc."""
     mark = f"{TOKEN}={token}".encode() if token else None
     found = []
     for folder in PROC.glob("[0-9]*"):

@@ -1,6 +1,6 @@
-"""Loss, head, ViT, update rules and eight whole steps on the device, against the original's numbers.
+"""Checks loss, head, ViT, update rules and eight whole steps against the original's numbers.
 
-What `dino.golden` calls draw(k, ...) are the inputs; its README says how each number was made.
+Inputs are draw(k, ...) of `dino.golden`; its README says how each number was made.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from dino.training.schedules import compute_teacher_temperature
 from dino.training.step import METERS, DinoProgram, StepInputs
 from dino.verify.golden_numbers import Found, Numbers, select_below
 
-KEY_BIAS = 10.0  # of the limit: a key's bias has no true gradient, and Adam makes whole steps of its rounding
-STEPS = (
-    2.0  # of the limit in 16 bits: steps add up, and the CPU's own loss is off by 3.7e-2 after six
-)
+# Factor on the limit: a key's bias has no true gradient, and Adam turns its rounding into whole
+# steps.
+KEY_BIAS = 10.0
+# Factor on the limit in 16 bits: steps add up, and the CPU's own loss is off by 3.7e-2 after six.
+STEPS = 2.0
 HEADS: Mapping[str, dict[str, Any]] = {
     "norm": {},
     "free": {"norm_last_layer": False},
@@ -41,7 +42,7 @@ PARAMETER_SHAPES = [(5, 7), (7,), (3, 3, 3, 3), (1,)]
 
 
 class GivenViews(NamedTuple):
-    """Views that are already what `augment` gives."""
+    """Views that are already augmented."""
 
     large: Tensor
     small: Tensor
@@ -51,16 +52,14 @@ class GivenProgram(DinoProgram):
     """The step without its augmentation."""
 
     def augment(self, batch: tuple[Tensor, ...], *, eager: bool = False) -> tuple[Tensor, ...]:
-        """What is given."""
+        """Return the batch unchanged."""
         return tuple(batch)
 
 
 def check_loss(numbers: Numbers) -> Found:
-    """Loss, gradient and center, by rows."""
-    arrays, temperatures = (
-        golden.load("loss"),
-        compute_teacher_temperature(start=0.04, final=0.07, warmup_epochs=2, epochs=10),
-    )
+    """Check loss, gradient and center, computed by rows."""
+    arrays = golden.load("loss")
+    temperatures = compute_teacher_temperature(start=0.04, final=0.07, warmup_epochs=2, epochs=10)
     center = numbers.to_device(np.zeros((1, 256), np.float32))
     for call in range(3):
         student = numbers.draw(10 + call, 40, 256).requires_grad_()
@@ -78,14 +77,14 @@ def check_loss(numbers: Numbers) -> Found:
 
 
 def _loss_by_rows(logits: Tensor, targets: Tensor) -> Tensor:
-    """Through a last layer that changes nothing: its vectors are the logits, and so are their gradients."""
+    """Compute the loss with an identity as last layer: logits and gradients pass through it."""
     count = logits.shape[1]
     eye, ones = torch.eye(count, device=logits.device), torch.ones(count, 1, device=logits.device)
     return compute_loss(logits, eye, ones, targets, rows=16)
 
 
 def check_head(numbers: Numbers) -> Found:
-    """Logits and gradients of each kind of head."""
+    """Check logits and gradients of each kind of head."""
     if numbers.few:
         return
     arrays = golden.load("head")
@@ -108,7 +107,7 @@ def check_head(numbers: Numbers) -> Found:
 
 
 def check_vit(numbers: Numbers) -> Found:
-    """Outputs, tokens and attention at every golden size; compiled, only what `forward` gives."""
+    """Check outputs, tokens and attention at every golden size; if compiled, outputs only."""
     for patch in (16, 8):
         arrays = golden.load(f"vit_patch{patch}")
         model = VisionTransformer(patch_size=patch, embed_dim=48, depth=2, heads=3).eval()
@@ -137,7 +136,7 @@ def _stack_layers(model: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def check_optimizer(numbers: Numbers) -> Found:
-    """Clipping, and four updates of LARS; AdamW moves the eight steps."""
+    """Check clipping and four LARS updates; the eight steps check AdamW."""
     arrays, fused = golden.load("optim"), numbers.run.device.fuses_updates
     parameters = _golden_parameters(numbers)
     for place, (parameter, scale) in enumerate(zip(parameters, (10, 0.1, 1, 3), strict=True)):
@@ -171,7 +170,7 @@ def check_optimizer(numbers: Numbers) -> Found:
 
 def _gradient_of(tensor: Tensor) -> Tensor:
     if tensor.grad is None:
-        raise RuntimeError("the backward pass gave no gradient")
+        raise RuntimeError("the backward pass computed no gradient")
     return tensor.grad
 
 
@@ -183,7 +182,7 @@ def _golden_parameters(numbers: Numbers) -> list[nn.Parameter]:
 
 
 def check_ema(numbers: Numbers) -> Found:
-    """The teacher after one move, against the formula in float64."""
+    """Check the teacher after one EMA update, against the formula in float64."""
     shapes = {"weight": (48, 64), "bias": (48,)}
     student, teacher = nn.Linear(64, 48), nn.Linear(64, 48)
     drawn = {
@@ -201,8 +200,8 @@ def check_ema(numbers: Numbers) -> Found:
 
 
 def check_trajectory(numbers: Numbers) -> Found:
-    """Eight whole steps from the original's weights: losses, centers, student, teacher."""
-    if numbers.few:  # two networks at two sizes would be compiled; step 5 does it once
+    """Check eight whole steps from the original's weights: losses, centers, student, teacher."""
+    if numbers.few:  # it would compile two networks at two sizes; step 5 does that once
         return
     arrays, device = golden.load("trajectory"), numbers.run.device
     limit = numbers.limit * (STEPS if numbers.is_half else 1.0)

@@ -1,4 +1,4 @@
-"""Where golden numbers are computed, and how what was computed is compared."""
+"""Computes golden numbers on a device and compares them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from dino import golden
 from dino.runtime.context import Run
 
-Found = Iterator[
-    tuple[str, float, float]
-]  # what was computed, how far it is off, how far it may be
+Found = Iterator[tuple[str, float, float]]  # what was computed, its error, the allowed error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +21,11 @@ class Numbers:
     """Where and how the modules compute.
 
     Attributes:
-        run: The device.
-        limit: Relative L2 error that what runs in the device's number format may have.
+        run: The run with its device.
+        limit: Largest relative L2 error in the device's number format.
         is_half: Whether that format has 16 bits.
         compiled: Whether networks are compiled.
-        few: Whether one size of image does, since each is compiled anew.
+        few: Whether one image size is enough, since each size is compiled separately.
     """
 
     run: Run
@@ -37,43 +35,41 @@ class Numbers:
     few: bool = False
 
     def draw(self, key: int, *shape: int) -> Tensor:
-        """A float32 input on the device."""
+        """Draw a float32 input on the device."""
         return self.to_device(golden.draw(key, *shape))
 
     def to_device(self, array: Any) -> Tensor:
-        """Numbers of the host to the device."""
+        """Copy numbers from the host to the device."""
         placed: Tensor = self.run.device.to_device(torch.as_tensor(np.asarray(array, order="C")))
         return placed
 
     def number(self, value: float) -> Tensor:
-        """() float32 on the device."""
+        """Return a number as () float32 on the device."""
         return self.to_device(np.float32(value))
 
     def build(self, module: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
-        """A module with these weights, on the device, compiled where the mode says so."""
+        """Load these weights into a module and move it to the device."""
         module.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
         return module.to(self.run.device.torch_device)
 
     def compile(self, module: nn.Module) -> nn.Module:
-        """As the mode has it."""
+        """Compile a module if the mode requires it."""
         return self.run.device.compile_module(module) if self.compiled else module
 
     def compare(
         self, name: str, value: Tensor, expected: np.ndarray, limit: float | None = None
     ) -> tuple[str, float, float]:
-        """The relative L2 error of a tensor; of another shape it is infinite."""
-        wanted = torch.from_numpy(np.asarray(expected)).double()
-        got = value.detach().cpu().double()
-        error = (
-            float((got - wanted).norm() / wanted.norm().clamp(min=1e-30))
-            if got.shape == wanted.shape
-            else float("inf")
-        )
+        """Return a tensor's name, relative L2 error (infinite for a wrong shape) and limit."""
+        reference = torch.from_numpy(np.asarray(expected)).double()
+        result = value.detach().cpu().double()
+        error = float("inf")
+        if result.shape == reference.shape:
+            error = float((result - reference).norm() / reference.norm().clamp(min=1e-30))
         return name, error, self.limit if limit is None else limit
 
 
 def select_below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose keys begin with `prefix`, without it."""
+    """Return the arrays whose keys begin with `prefix`, with the prefix removed."""
     return {
         key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)
     }

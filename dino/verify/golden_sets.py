@@ -1,4 +1,4 @@
-"""The k-NN vote and the augmentation on the device, against the original's and Pillow's numbers."""
+"""Checks the k-NN vote and the augmentation against the original's and Pillow's numbers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ from dino.evaluation.features import Features
 from dino.evaluation.knn import predict_classes
 from dino.verify.golden_numbers import Found, Numbers
 
-LEVELS = {
-    "operation": 1.0,
-    "chain": 2.0,
-}  # mean difference to Pillow in levels of 255, as in the project's tests
-POINTS = 0.5  # % of winners: of 200 queries one may have two classes that are equally near
+# Mean difference to Pillow in levels of 255, as in the project's tests.
+LEVELS = {"operation": 1.0, "chain": 2.0}
+POINTS = 0.5  # % of winners: one of 200 queries may have two equally near classes
 KNN_SETS = {
     "main": (600, 200, 10, 500),
     "small": (150, 101, 3, 520),
@@ -35,7 +33,7 @@ KNN_SETS = {
 
 
 def check_knn(numbers: Numbers) -> Found:
-    """Share of queries, in %, whose winning class is another one than the original's."""
+    """Check the share of queries, in %, whose winning class differs from the original's."""
     arrays = golden.load("knn")
     for name, (train_count, test_count, classes, base) in KNN_SETS.items():
         train, test = (
@@ -61,7 +59,7 @@ def check_knn(numbers: Numbers) -> Found:
 
 
 def _labelled(numbers: Numbers, base: int, count: int, classes: int, offset: int) -> Features:
-    """A golden set: classes scattered around their centers, and normalized."""
+    """Build a golden set: classes scattered around their centers, normalized."""
     labels = np.random.RandomState(base + 2 + offset).randint(0, classes, count)
     rows = golden.draw(base + offset, count, 32) + 0.4 * golden.draw(base + 4, classes, 32)[labels]
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -71,7 +69,7 @@ def _labelled(numbers: Numbers, base: int, count: int, classes: int, offset: int
 
 
 def check_photometric(numbers: Numbers) -> Found:
-    """Each operation, and whole chains, against Pillow: mean difference in levels of 255."""
+    """Check each operation and whole chains against Pillow: mean difference in levels of 255."""
     arrays, std = golden.load("augment"), np.asarray(IMAGENET_STD).reshape(3, 1, 1)
     plain, eager = (
         Normalization(mean=(0.0,) * 3, std=(1 / 255,) * 3),
@@ -109,7 +107,7 @@ def check_photometric(numbers: Numbers) -> Found:
 
 
 def _row_of_one(operation: str, value: float) -> np.ndarray:
-    """The parameters (1, PARAMETERS) that apply one operation alone."""
+    """Return the parameters (1, PARAMETERS) that apply one operation alone."""
     names = ("flip", "jitter", "gray", "blur", "solarize")
     colors = ("brightness", "contrast", "saturation", "hue")
     factors = [
@@ -121,7 +119,7 @@ def _row_of_one(operation: str, value: float) -> np.ndarray:
 
 
 def _build_row(flags: Any, factors: Any, order: Any, radius: Any) -> np.ndarray:
-    """One row of parameters; `order` lists the operations in the order in which they are due."""
+    """Build one row of parameters; `order` lists the operations in the order of their use."""
     row = np.zeros((1, PARAMETERS), np.float32)
     row[0, :5] = flags
     row[0, FACTORS] = factors

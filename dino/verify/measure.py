@@ -1,4 +1,4 @@
-"""The product's own training step on drawn pixels, and what is counted while it runs."""
+"""Runs the project's training step on random pixels, and counts and times what it does."""
 
 from __future__ import annotations
 
@@ -24,31 +24,30 @@ from dino.training.optim import build_optimizer
 from dino.training.step import DinoProgram, StepInputs
 
 READS = {"_local_scalar_dense", "nonzero", "_unique2"}  # operators whose result the host waits for
-FREE = {  # of computing, though torch does not call them views
+FREE = {  # they compute nothing, although torch does not call them views
     *("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"),
     *("detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias"),
 }
-RATES = [
-    1e-4 * (1 + place % 7) for place in range(1000)
-]  # a changed learning rate is what a new graph would come from
+# A changed learning rate would be the cause of a new graph.
+RATES = [1e-4 * (1 + step % 7) for step in range(1000)]
 
 
-class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves what it calls for subclasses untyped
-    """Counts what reaches the device inside its `with` block: launches by phase, and reads by the host.
+class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Counts, inside its `with` block, launches on the device by phase, and reads by the host.
 
-    A launch is an operator that computes; views and allocations are none. What torch.compile has compiled is not looked
-    into, where torch can leave it out.
+    A launch is an operator that computes; views and allocations do not count. Code compiled by
+    torch.compile is not inspected, if torch can leave it out.
     """
 
     def __init__(self) -> None:
-        """Nothing counted yet."""
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its dispatch modes untyped
+        """Start with zero counts."""
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.launches: Counter[str] = Counter()
         self.reads, self.phase = 0, "step"
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Asked by torch: compiled code stays compiled under this mode."""
+        """Tell torch that compiled code stays compiled under this mode."""
         return True
 
     def enter(self, phase: str) -> None:
@@ -77,7 +76,7 @@ def watch_phases(program: DinoProgram, enter: Callable[[str], None]) -> Iterator
 
 @dataclass
 class Workload:
-    """A step bound to one batch of drawn pixels; the other fields are what it is made of."""
+    """A training step bound to one batch of random pixels, with its components."""
 
     config: TrainConfig
     run: Run
@@ -89,19 +88,19 @@ class Workload:
     count: int = 0
 
     def __call__(self) -> None:
-        """One step as the trainer makes it, random numbers of the iteration included."""
+        """Run one step as the trainer does, including the random numbers of the iteration."""
         numbers = (RATES[self.count % len(RATES)], 0.04, 0.996, 0.04, 1.0)
         self.step(self.batch, StepInputs.on_host(numbers, self.draws.begin(self.count)))
         self.count += 1
 
     @property
     def images(self) -> int:
-        """Of one step."""
+        """Images per step."""
         return self.config.data.batch_size_per_device * self.config.run.accumulate_steps
 
 
 def build_workload(config: TrainConfig, run: Run) -> Workload:
-    """Networks, optimizer and step as a training run has them, and pixels in host memory."""
+    """Build networks, optimizer and step as in a training run, and pixels in host memory."""
     host = torch.device("cpu")
     count = config.data.batch_size_per_device * config.run.accumulate_steps
     batch = make_batch(
@@ -132,18 +131,18 @@ def build_workload(config: TrainConfig, run: Run) -> Workload:
 def measure_speed(
     work: Workload, *, warm_up: int, steps: int, say: Callable[[str], None], seconds: float = 1e9
 ) -> dict[str, Any]:
-    """Images a second, without waiting for the device between the steps, and what grew meanwhile that should not.
+    """Measure images per second without waiting for the device between steps, and read counters.
 
     Args:
-        work: What runs.
-        warm_up: Steps before the clock starts; new graphs are due there only.
-        steps: That are timed; fewer if they take too long.
-        say: Told what is being done.
-        seconds: After them no other step is begun.
+        work: The workload.
+        warm_up: Steps before the clock starts; only they may compile new graphs.
+        steps: Steps to time; fewer if they take too long.
+        say: Reports the current activity.
+        seconds: No step starts after this time.
     """
     device = work.run.device
-    for place in range(warm_up):
-        say(f"warm-up step {place + 1} of {warm_up}")
+    for step in range(warm_up):
+        say(f"warm-up step {step + 1} of {warm_up}")
         work()
     device.synchronize()
     before, began, done = device.read_counters(), time.perf_counter(), 0
@@ -165,7 +164,7 @@ def measure_speed(
 
 
 def count_step(work: Workload) -> dict[str, Any]:
-    """Launches by phase and host reads of one step."""
+    """Count the launches by phase and the host reads of one step."""
     with StepCounts() as counts:
         work()
     whole = counts.launches.total()
@@ -179,17 +178,17 @@ def count_step(work: Workload) -> dict[str, Any]:
 
 
 def time_phases(work: Workload, repeats: int = 3) -> dict[str, float]:
-    """Milliseconds by phase, the device waited for after each; the median of some steps."""
+    """Return milliseconds by phase, synchronized after each phase; the median of some steps."""
     clock = PhaseClock(work.run.device.synchronize)
-    found = list[Mapping[str, float]]()
+    timings = list[Mapping[str, float]]()
     with watch_phases(work.program, clock.enter):
         for _ in range(repeats + 1):
             clock.seconds.clear()
             clock.enter("transfer")
             work()
             clock.enter("")
-            found.append(dict(clock.seconds))
+            timings.append(dict(clock.seconds))
     return {
-        phase: 1e3 * statistics.median(each.get(phase, 0.0) for each in found[1:])
-        for phase in found[-1]
+        phase: 1e3 * statistics.median(timing.get(phase, 0.0) for timing in timings[1:])
+        for phase in timings[-1]
     }

@@ -1,9 +1,10 @@
-"""Inputs of one operator, drawn by seed in a range that it allows, and the same ones for its reference.
+"""Draws the inputs of one operator by seed in its valid range, and again for its reference.
 
-Numbers come from pools that are drawn once, since some operators take hundreds of megabytes: normal around 0.5 with
-all their bits, so that a product in a shorter type shows; halves where the operator compares or rounds, so that ties
-occur; 0.5 to 2 where it takes logarithms or roots or divides. Indices are below the smallest size of the other tensors
-of the call, which every operator allows in every dimension.
+Numbers come from pools that are drawn once, since some operators take hundreds of megabytes. The
+pools are: normal numbers around 0.5 with all their bits, so that a product in a shorter type shows;
+halves for operators that compare or round, so that ties occur; 0.5 to 2 for logarithms, roots and
+divisions. Indices are below the smallest size of the other tensors of the call, which every
+operator allows in every dimension.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from dino.verify.operator_list import DEVICE, Call, Spec
 
-POOL = 1_000_003  # numbers of a pool, a prime: rows of no tensor repeat
-SHIFT = 7919  # numbers of the pool between the beginnings of two tensors of a call
+POOL = 1_000_003  # size of a pool, a prime, so that rows of a tensor do not repeat
+SHIFT = 7919  # distance in the pool between the starts of two tensors of a call
 POSITIVE = frozenset(
     {
         *(
@@ -63,17 +64,15 @@ COMPARING = frozenset(
         "trunc",
     }
 )
-WIDER = {
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}  # in what the reference computes
+# The type in which the reference computes.
+WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
 class Inputs:
-    """The arguments of one call, drawn; `place` and `widen` each give them anew."""
+    """The drawn arguments of one call; `to_device` and `widen` return copies of them."""
 
     def __init__(self, call: Call) -> None:
-        """Draw."""
+        """Draw the arguments."""
         self.call = call
         specs = list(call.specs())
         self.bound = min(
@@ -82,7 +81,7 @@ class Inputs:
         self.memory = [self._draw(spec, number) for number, spec in enumerate(specs)]
 
     def to_device(self, device: torch.device) -> tuple[list[Any], dict[str, Any]]:
-        """Arguments and keywords on a device; what the call uploads stays in host memory."""
+        """Return arguments and keywords on a device; what the call uploads stays on the host."""
         taken = iter(self.memory)
 
         def make(spec: Spec) -> Tensor:
@@ -92,7 +91,7 @@ class Inputs:
         return self._build(make, {DEVICE: device})
 
     def widen(self) -> tuple[list[Any], dict[str, Any]]:
-        """The same in host memory for the reference, 16-bit types as float32; may be used up, and is called last."""
+        """Return the same on the host for the reference, 16-bit types as float32; call it last."""
         taken = iter(self.memory)
 
         def make(spec: Spec) -> Tensor:
@@ -113,7 +112,7 @@ class Inputs:
         return arguments, {key: build(value) for key, value in self.call.keywords.items()}
 
     def _draw(self, spec: Spec, number: int) -> Tensor:
-        """Memory of a tensor: in its own form if it is contiguous, else in one dimension."""
+        """Draw the memory of a tensor: in its own shape if it is contiguous, else flat."""
         pool = _draw_pool(choose_pool(find_function(self.call.operator), spec.dtype))
         start = number * SHIFT % POOL
         if start + spec.extent <= POOL:
@@ -127,13 +126,13 @@ class Inputs:
 
 
 def find_function(operator: str) -> str:
-    """The function of an operator in all its forms: "aten._foreach_div_.Tensor" is div."""
+    """Return the function of an operator in any form: "aten._foreach_div_.Tensor" is div."""
     name = operator.split(".")[1].removeprefix("_foreach_")
     return name.strip("_")
 
 
 def choose_pool(function: str, dtype: torch.dtype) -> str:
-    """Which numbers a tensor of a call gets."""
+    """Return the pool for a tensor of a call."""
     if not dtype.is_floating_point:
         return "integers"
     if function in COMPARING:

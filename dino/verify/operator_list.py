@@ -1,8 +1,9 @@
-"""The unique operators of one training step as package data: what stands there, and how a line is read.
+"""Reads the unique operators of one training step from package data.
 
-`tools/record_operators.py` writes the file. It holds what autograd and autocast hand to a backend: ATen operators with
-sizes, strides, types and numbers, no values of tensors. Operators that torch composes from others (`linear`,
-`scaled_dot_product_attention`) stand there as their parts, also where a card's software has one of its own for them.
+`tools/record_operators.py` writes the file. It holds what autograd and autocast hand to a backend:
+ATen operators with sizes, strides, types and numbers, without tensor values. Operators that torch
+composes from others (`linear`, `scaled_dot_product_attention`) appear as their parts, even if a
+card's software has its own operator for them.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ TYPES = {  # as the file writes them
 SPECIAL = {"contiguous": torch.contiguous_format, "preserve": torch.preserve_format}
 DEVICE = "device"  # stands for the device of the step
 TENSOR = re.compile(r"(\w+)\[([\d,]*)(?::([\d,]*)\+(\d+))?\](@cpu)?")
-SHOWN = 100  # characters of an operator's arguments that its name holds
+SHOWN = 100  # most characters of arguments in an operator's name
 
 
 class Spec(NamedTuple):
     """One tensor of a call.
 
     Attributes:
-        dtype: Its type.
+        dtype: Type of its elements.
         size: Its sizes.
-        stride: Its strides in elements, or None if it is contiguous and begins its memory.
+        stride: Its strides in elements; None if it is contiguous and starts its memory.
         offset: Elements before it in its memory.
-        on_host: Whether it lies in host memory: what the call uploads.
+        on_host: Whether it is in host memory, because the call uploads it.
     """
 
     dtype: torch.dtype
@@ -48,7 +49,7 @@ class Spec(NamedTuple):
 
     @property
     def extent(self) -> int:
-        """Elements of memory that it needs."""
+        """Elements of memory that the tensor needs."""
         if 0 in self.size:
             return 0
         if self.stride is None:
@@ -64,11 +65,12 @@ class Call(NamedTuple):
     """One operator as a step calls it.
 
     Attributes:
-        name: Unique in the file, the same in every list that holds it: operator, number, arguments.
-        operator: As `torch.ops` has it, "aten.mm.default".
-        arguments: Tensors as `Spec`, types as torch's, everything else as it is; DEVICE stands for a device.
+        name: Operator, number and arguments; unique in the file, the same in every list.
+        operator: Name in `torch.ops`, such as "aten.mm.default".
+        arguments: Tensors as `Spec`, torch's types, other values unchanged; DEVICE stands for a
+            device.
         keywords: The same by name.
-        results: Type of each tensor that it gives.
+        results: Type of each returned tensor.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Call(NamedTuple):
     results: tuple[torch.dtype, ...]
 
     def find_overload(self) -> Callable[..., Any] | None:
-        """The operator in the installed torch, or None if that has none of this name."""
+        """Return the operator of the installed torch, or None if it is missing."""
         found: Any = torch.ops
         for part in self.operator.split("."):
             found = getattr(found, part, None)
@@ -88,12 +90,12 @@ class Call(NamedTuple):
         return overload
 
     def specs(self) -> Iterator[Spec]:
-        """Every tensor among the arguments."""
+        """Yield every tensor among the arguments."""
         yield from find_leaves([self.arguments, list(self.keywords.values())], Spec)
 
 
 def find_leaves(value: Any, kind: type) -> Iterator[Any]:
-    """Yield everything of one kind in nested lists and tuples; a named tuple is no tuple of its fields."""
+    """Yield all instances of a class in nested lists and tuples; a named tuple can be one."""
     if isinstance(value, kind):
         yield value
     elif isinstance(value, list | tuple):
@@ -102,20 +104,20 @@ def find_leaves(value: Any, kind: type) -> Iterator[Any]:
 
 
 def read_calls(number_format: str, batch: int, content: dict[str, Any] | None = None) -> list[Call]:
-    """The unique operators of a step, in the order in which it first calls them.
+    """Return the unique operators of a step, in the order of their first call.
 
     Args:
         number_format: One of FORMATS.
         batch: One of BATCHES.
-        content: Of a file; by default the package's own.
+        content: Content of a file; by default the package's own.
 
     Raises:
-        ValueError: A list that the file does not have.
+        ValueError: The file does not have this list.
     """
     if number_format not in FORMATS or batch not in BATCHES:
         raise ValueError(
-            f"no step of {number_format} with {batch} images was recorded; formats are {', '.join(FORMATS)}, "
-            f"batches {', '.join(map(str, BATCHES))}"
+            f"no step of {number_format} with {batch} images was recorded; formats are "
+            f"{', '.join(FORMATS)}, batches {', '.join(map(str, BATCHES))}"
         )
     content = content or read_file()
     return [_read_call(number, content) for number in content["steps"][number_format][str(batch)]]
@@ -123,7 +125,7 @@ def read_calls(number_format: str, batch: int, content: dict[str, Any] | None = 
 
 @functools.cache
 def read_file() -> dict[str, Any]:
-    """The file's content: `recorded` (how), `lists` of tensors, `operators`, and `steps` by format and batch."""
+    """Return the file: `recorded`, `lists` of tensors, `operators`, `steps` by format and batch."""
     content: dict[str, Any] = json.loads(
         resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
     )
@@ -152,7 +154,7 @@ def _show(value: Any, lists: list[list[str]]) -> str:
 
 
 def _read(value: Any, lists: list[list[str]]) -> Any:
-    """A value of the file: "f32[2,3]" is a tensor, "f32" a type, "*4" the list of that number."""
+    """Read a value of the file: "f32[2,3]" is a tensor, "f32" a type, "*4" list number 4."""
     if isinstance(value, list):
         return [_read(item, lists) for item in value]
     if not isinstance(value, str):
@@ -166,17 +168,17 @@ def read_spec(text: str) -> Spec:
     """Read "f32[2,3]", "f32[2,3:1,2+0]" (strides and offset) or "f32[2]@cpu"."""
     match = TENSOR.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} describes no tensor; expected the form f32[2,3:1,2+0]@cpu")
-    kind, size, stride, offset, host = match.groups()
+        raise ValueError(f"a tensor must have the form f32[2,3:1,2+0]@cpu (got {text!r})")
+    dtype, size, stride, offset, host = match.groups()
     strides = None if stride is None else _read_numbers(stride)
-    return Spec(TYPES[kind], _read_numbers(size), strides, int(offset or 0), bool(host))
+    return Spec(TYPES[dtype], _read_numbers(size), strides, int(offset or 0), bool(host))
 
 
 def write_spec(spec: Spec) -> str:
-    """The text that `read_spec` reads."""
-    kind = next(word for word, dtype in TYPES.items() if dtype == spec.dtype)
-    place = "" if spec.stride is None else f":{','.join(map(str, spec.stride))}+{spec.offset}"
-    return f"{kind}[{','.join(map(str, spec.size))}{place}]{'@cpu' * spec.on_host}"
+    """Return the text that `read_spec` reads."""
+    dtype = next(word for word, dtype in TYPES.items() if dtype == spec.dtype)
+    layout = "" if spec.stride is None else f":{','.join(map(str, spec.stride))}+{spec.offset}"
+    return f"{dtype}[{','.join(map(str, spec.size))}{layout}]{'@cpu' * spec.on_host}"
 
 
 def _read_numbers(text: str) -> tuple[int, ...]:

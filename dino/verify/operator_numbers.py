@@ -1,12 +1,14 @@
-"""Whether an operator's numbers are right, by its kind and its type.
+"""Checks an operator's numbers, depending on the kind of operator and its types.
 
-A number e is right if it is within S eps (|e| + r) + A eps32 sqrt(n) r of its reference: eps of the shortest type among
-the operator's inputs and results, r the root mean square of the tensor, n the numbers that are added up for one result.
-The first part is rounding within the operator, whose numbers are as large as r; the second what a sum in float32
-gathers one by one (Higham, 2002, section 4.2, in its statistical form), and A its largest deviations among many. For
-the sums of SHORT_SUMS eps is again that of the shortest type.
+A number e is correct if it is within S eps (|e| + r) + A eps32 sqrt(n) r of its reference. Here eps
+is that of the shortest type among the operator's inputs and results, r is the root mean square of
+the tensor, and n is how many numbers are summed for one result. The first term is rounding within
+the operator, whose numbers are as large as r. The second is the error that a float32 sum
+accumulates (Higham, 2002, section 4.2, in its statistical form), with A for its largest deviations
+among many. For SHORT_SUMS the second term also uses the eps of the shortest type.
 
-Views, copies without a shorter type, operators that only choose among numbers, and all results of integers are exact.
+Views, copies without a shorter type, operators that only select numbers, and all integer results
+must be exact.
 """
 
 from __future__ import annotations
@@ -24,10 +26,9 @@ from dino.verify.operator_list import Call
 PART = 1 << 17  # numbers compared at a time
 ROUNDINGS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4, torch.float16: 4}  # S
 DEVIATIONS = 4  # A
-FEWEST_SAMPLES = 16  # random numbers that have moments worth a comparison
-MOMENT_DEVIATIONS = (
-    6  # standard errors between the moments of two samples: 2e-9 of them are farther apart
-)
+FEWEST_SAMPLES = 16  # fewer random numbers have no meaningful moments
+# Standard errors between the moments of two samples; 2e-9 of sample pairs are farther apart.
+MOMENT_DEVIATIONS = 6
 
 EXACT = frozenset(
     {
@@ -80,8 +81,10 @@ EXACT = frozenset(
         "where",
     }
 )
-# Torch's own CPU kernel adds up the gradients of weight and bias in the 16-bit type of the activations (they are off by
-# 8 % of their root mean square after 300 rows, by 50 % after 12,000); a device is not asked for more.
+# Torch's own CPU kernel sums the gradients of weight and bias in the 16-bit type of the
+# activations.
+# They are off by 8 % of their root mean square after 300 rows, by 50 % after 12,000. A device need
+# not be better.
 SHORT_SUMS = frozenset({"native_layer_norm_backward"})
 PRODUCTS = frozenset({"addbmm", "addmm", "baddbmm", "bmm", "dot", "mm", "mv"})
 RANDOM = frozenset(
@@ -98,24 +101,23 @@ RANDOM = frozenset(
     }
 )
 UNIT = frozenset({"bernoulli", "rand", "rand_like", "uniform"})  # random numbers from 0 to 1
-UNSET = frozenset(
-    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-)  # any numbers do
+# Any numbers are correct.
+UNSET = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 
 
 def compare(call: Call, operator: Any, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
-    """What is wrong with an operator's results in host memory, or nothing.
+    """Return what is wrong with an operator's results in host memory, or "".
 
     Args:
-        call: What was run.
+        call: The call that ran.
         operator: Its overload.
         found: Tensors that were changed or returned.
-        expected: The same of the reference, 16-bit types as float32.
+        expected: The same tensors of the reference, 16-bit types as float32.
     """
     function = find_function(call.operator)
     returned = [tensor.dtype for tensor in found]
     if not operator._schema.is_mutable and returned != list(call.results):
-        return f"gives {_list_types(returned)} instead of {_list_types(call.results)}"
+        return f"returns {_list_types(returned)} instead of {_list_types(call.results)}"
     for number, (ours, right) in enumerate(zip(found, expected, strict=True)):
         if ours.shape != right.shape:
             problem = f"has sizes {list(ours.shape)} instead of {list(right.shape)}"
@@ -133,19 +135,19 @@ def compare(call: Call, operator: Any, found: Sequence[Tensor], expected: Sequen
 
 
 def _choose_tolerance(call: Call, function: str, result: Tensor) -> tuple[float, float]:
-    """Of rounding, relative to a number and to all of them; and of summing, relative to all."""
-    kinds = {result.dtype, *(spec.dtype for spec in call.specs())} & ROUNDINGS.keys()
+    """Return the tolerance of rounding, relative to |e| + r, and of summing, relative to r."""
+    dtypes = {result.dtype, *(spec.dtype for spec in call.specs())} & ROUNDINGS.keys()
     eps = (
-        max(torch.finfo(kind).eps for kind in kinds)
+        max(torch.finfo(dtype).eps for dtype in dtypes)
         if function in SHORT_SUMS
         else torch.finfo(torch.float32).eps
     )
-    rounding = max(ROUNDINGS[kind] * torch.finfo(kind).eps for kind in kinds)
+    rounding = max(ROUNDINGS[dtype] * torch.finfo(dtype).eps for dtype in dtypes)
     return rounding, DEVIATIONS * eps * math.sqrt(_count_terms(call, function, result))
 
 
 def _count_terms(call: Call, function: str, result: Tensor) -> int:
-    """Numbers that are added up for one of a result, at most."""
+    """Return an upper bound of how many numbers are summed for one number of a result."""
     specs = list(call.specs())
     if function in PRODUCTS:
         return specs[-2].size[-1]
@@ -167,42 +169,47 @@ def _is_exact(function: str, operator: Any, result: Tensor) -> bool:
 
 def _count_differences(found: Tensor, expected: Tensor) -> str:
     different = int(((found != expected) & ~(found.isnan() & expected.isnan())).sum())
-    return f"differs in {different} of {found.numel()} numbers that are exact" if different else ""
+    return (
+        f"differs in {different} of {found.numel()} numbers that must be exact" if different else ""
+    )
 
 
 def _find_error(found: Tensor, expected: Tensor, rounding: float, summing: float) -> str:
-    """The number that is farthest outside of what is allowed; in parts that stay in a CPU's cache."""
+    """Describe the number farthest outside its tolerance; work in chunks for a CPU's cache."""
     if not torch.equal(found.isfinite(), expected.isfinite()):
         wrong, right = (int((~tensor.isfinite()).sum()) for tensor in (found, expected))
-        return f"has {wrong} numbers that are not finite, and should have {right}"
-    parts = [torch.split(part.flatten(), PART) for part in (found, expected)]
-    squares = sum(float(right.double().nan_to_num(0, 0, 0).square().sum()) for right in parts[1])
+        return f"has {wrong} numbers that are not finite instead of {right}"
+    chunks = [torch.split(tensor.flatten(), PART) for tensor in (found, expected)]
+    squares = sum(float(right.double().nan_to_num(0, 0, 0).square().sum()) for right in chunks[1])
     scale = math.sqrt(squares / max(1, expected.numel()))
     worst = (0.0, "")
-    for ours, right in zip(*parts, strict=True):
+    for ours, right in zip(*chunks, strict=True):
         error = (ours.double() - right.double()).abs().nan_to_num(0, 0, 0)
         allowed = rounding * (right.double().abs() + scale) + summing * scale
-        place = int((error - allowed).argmax()) if len(right) else 0
-        if len(right) and error[place] - allowed[place] > worst[0]:
-            text = f"is {ours[place]:.7g} instead of {right[place]:.7g}: {error[place]:.1e} apart"
-            worst = (float(error[place] - allowed[place]), f"{text}, {allowed[place]:.1e} allowed")
+        if not len(right):
+            continue
+        index = int((error - allowed).argmax())
+        excess = float(error[index] - allowed[index])
+        if excess > worst[0]:
+            text = f"is {ours[index]:.7g} instead of {right[index]:.7g}: {error[index]:.1e} apart"
+            worst = (excess, f"{text}, {allowed[index]:.1e} allowed")
     return worst[1]
 
 
 def _compare_samples(found: Tensor, expected: Tensor, *, unit: bool) -> str:
-    """Random numbers by range, mean and standard deviation."""
+    """Compare random numbers by range, mean and standard deviation."""
     ours, other = found.double().flatten(), expected.double().flatten()
     if not ours.isfinite().all() or (unit and not ((ours >= 0) & (ours <= 1)).all()):
-        return "holds numbers that are not finite, or not from 0 to 1"
+        return "has numbers that are not finite, or not from 0 to 1"
     if len(other) < FEWEST_SAMPLES:
         return ""
     allowed = MOMENT_DEVIATIONS * other.std() * math.sqrt(2 / len(other))
     moments = {"mean": (ours.mean(), other.mean()), "standard deviation": (ours.std(), other.std())}
     for name, (one, another) in moments.items():
         if not abs(one - another) <= allowed:
-            return f"has a {name} of {one:.4g}, the CPU's has {another:.4g}"
+            return f"has a {name} of {one:.4g} instead of the CPU's {another:.4g}"
     return ""
 
 
 def _list_types(types: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(kind).removeprefix("torch.") for kind in types) or "nothing"
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in types) or "nothing"

@@ -1,10 +1,10 @@
-"""Operator replay: the unique operators of one training step, run one by one on a device against the CPU.
+"""Operator replay: runs the unique operators of one training step one by one, device against CPU.
 
-The reference is the same operator on the CPU in float32, of the very inputs that the device gets: what the device has
-in 16 bits is widened, and a result may then be off by the rounding of its own type. Views, copies without a change of
-type, comparisons and results of integers are compared exactly, in-place operators by the inputs that they change, and
-random ones by range and moments. In compiled mode the replay is eager: nothing is compiled for one operator. Tolerances
-stand in `operator_numbers`.
+The reference is the same operator on the CPU in float32 with the same inputs: 16-bit inputs are
+widened, and a result may be off by the rounding of its own type. Views, copies without a change of
+type, comparisons and integer results are compared exactly. In-place operators are compared by the
+inputs that they change, random ones by range and moments. In compiled mode the replay is eager:
+nothing is compiled for one operator. `operator_numbers` holds the tolerances.
 """
 
 from __future__ import annotations
@@ -27,30 +27,28 @@ __all__ = ["BATCHES", "FORMATS", "Outcome", "Status", "list_operators", "replay"
 
 Status = Literal["pass", "missing", "failing", "inaccurate", "fell back", "not run"]
 
-LARGEST = (
-    8 << 30
-)  # bytes of inputs; host and device hold them, the widened ones and the results at once
-LAUNCHES, SECONDS = 20, 0.02  # of one timing, whichever is less; the median is of TIMINGS
+# Bytes of inputs; inputs, widened inputs and results are in memory at the same time.
+LARGEST = 8 << 30
+LAUNCHES, SECONDS = 20, 0.02  # per timing, whichever is less; TIMINGS timings give the median
 TIMINGS = 3
 
-UNSUPPORTED = (
-    "is not yet supported on"  # the bridge's word for an operator that it may not run on the host
-)
+# The bridge's message for an operator that it must not run on the host.
+UNSUPPORTED = "is not yet supported on"
 MISSING = (UNSUPPORTED, "Could not run")
 NO_MEMORY = ("out of memory", "allocation failed", "can't allocate memory", "not enough memory")
-PLACE_ON_CPU = (
-    "PT_HPU_PLACE_ON_CPU"  # the bridge's: set, it refuses to run other operators on the host
-)
+# The bridge's variable: if set, it refuses to run other operators on the host.
+PLACE_ON_CPU = "PT_HPU_PLACE_ON_CPU"
 
 
 class Outcome(NamedTuple):
-    """What became of one operator.
+    """The outcome of one operator.
 
     Attributes:
-        operator: The call's name, as `report` was told it.
-        status: In one word or two.
-        detail: Why, if it is not "pass".
-        microseconds: A launch, where it ran: median of repeated launches that the host does not wait for.
+        operator: Name of the call, as passed to `report`.
+        status: One or two words.
+        detail: The reason, if the status is not "pass".
+        microseconds: Time of a launch, if it ran: the median of launches without waiting in
+            between.
     """
 
     operator: str
@@ -60,10 +58,10 @@ class Outcome(NamedTuple):
 
 
 def list_operators(number_format: str, *, batch: int) -> list[str]:
-    """Names of all calls; one that is in several lists has one name.
+    """Return the names of all calls; a call has the same name in every list.
 
     Raises:
-        ValueError: No such list.
+        ValueError: The list was not recorded.
     """
     return [call.name for call in read_calls(number_format, batch)]
 
@@ -77,7 +75,7 @@ def replay(
     report: Callable[[str], None],
     skip: Collection[str] = (),
 ) -> list[Outcome]:
-    """All of `replay_each`."""
+    """Return all outcomes of `replay_each`."""
     return list(
         replay_each(device, number_format, batch=batch, seconds=seconds, report=report, skip=skip)
     )
@@ -92,18 +90,20 @@ def replay_each(
     report: Callable[[str], None],
     skip: Collection[str] = (),
 ) -> Iterator[Outcome]:
-    """Run the operators of a step one by one, each with its outcome as soon as it is known.
+    """Run the operators of a step one by one; yield each outcome as soon as it is known.
 
     Args:
-        device: Where; its own number format does not matter, since the calls hold the types after autocast.
+        device: The device; its number format does not matter, since calls hold types after
+            autocast.
         number_format: One of FORMATS.
         batch: Images of the step, one of BATCHES.
-        seconds: After them no operator is begun; the rest is "not run".
-        report: Told an operator's name before it runs, so that a parent can name one that hangs or ends the process.
-        skip: Names that are left out.
+        seconds: No operator starts after this time; the rest is "not run".
+        report: Gets an operator's name before it runs, so that a parent can name one that hangs or
+            ends the process.
+        skip: Names to leave out.
 
     Raises:
-        ValueError: A list that was not recorded.
+        ValueError: The list was not recorded.
     """
     end = time.monotonic() + seconds
     for call in read_calls(number_format, batch):
@@ -133,14 +133,14 @@ def run_call(device: EagerDevice, call: Call) -> Outcome:
         return Outcome(
             call.name,
             "not run",
-            f"no reference, since it fails on the CPU: {_shorten(error.args[0])}",
+            f"no reference, because it fails on the CPU: {_shorten(error.args[0])}",
         )
-    except Exception as error:  # noqa: BLE001 - whatever a backend throws is the finding
+    except Exception as error:  # noqa: BLE001 - any error of a backend is the finding
         return Outcome(call.name, *explain(device, error))
 
 
 class _NoReferenceError(Exception):
-    """The CPU cannot say what is right; holds its error."""
+    """The CPU cannot compute the reference; holds its error."""
 
 
 def _run(device: EagerDevice, call: Call, operator: Any) -> Outcome:
@@ -157,18 +157,18 @@ def _run(device: EagerDevice, call: Call, operator: Any) -> Outcome:
     wrong = compare(call, operator, [tensor.to("cpu") for tensor in found], expected)
     del found, expected
     microseconds = measure(device, lambda: operator(*arguments, **keywords))
-    fell_back = "the host ran it in the device's place" if fallbacks else ""
+    fell_back = "the host ran it instead of the device" if fallbacks else ""
     status: Status = "inaccurate" if wrong else "fell back" if fell_back else "pass"
     return Outcome(call.name, status, "; ".join(filter(None, [wrong, fell_back])), microseconds)
 
 
 def _collect(operator: Any, arguments: Sequence[Any], keywords: dict[str, Any]) -> list[Tensor]:
-    """Run it; gives the inputs that it changes, then what it returns besides."""
+    """Run an operator; return the inputs that it changes, then the other tensors it returns."""
     result = operator(*arguments, **keywords)
     changed: list[Tensor] = []
-    for place, argument in enumerate(operator._schema.arguments):
+    for index, argument in enumerate(operator._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            value = arguments[place] if place < len(arguments) else keywords.get(argument.name)
+            value = arguments[index] if index < len(arguments) else keywords.get(argument.name)
             changed += find_leaves([value], Tensor)
     returned = find_leaves([result], Tensor)
     return [
@@ -178,7 +178,7 @@ def _collect(operator: Any, arguments: Sequence[Any], keywords: dict[str, Any]) 
 
 
 def measure(device: EagerDevice, launch: Callable[[], object]) -> float:
-    """Microseconds of one launch, the work included, without waiting for the one before; run it once before."""
+    """Return microseconds per launch, work included, without waits; call `launch` once before."""
 
     def repeat(times: int) -> float:
         device.synchronize()
@@ -197,7 +197,7 @@ def measure(device: EagerDevice, launch: Callable[[], object]) -> float:
 
 
 def explain(device: EagerDevice, error: Exception) -> tuple[Status, str]:
-    """Status and cause of an operator that raised."""
+    """Return status and cause of an operator that raised an error."""
     text = _shorten(error)
     if UNSUPPORTED in str(error) and os.environ.get(PLACE_ON_CPU):
         return "fell back", f"only the host has it, and {PLACE_ON_CPU} forbids that: {text}"
@@ -212,13 +212,13 @@ def explain(device: EagerDevice, error: Exception) -> tuple[Status, str]:
 
 
 def _shorten(error: Exception) -> str:
-    """The first line of an error, with its kind."""
+    """Return the first line of an error, with its type."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def _count_fallbacks(device: EagerDevice) -> float:
-    """Operators that the host has run for the device so far, where the device counts them."""
+    """Return how many operators the host has run for the device, if the device counts them."""
     return sum(
         count for tag, count in device.read_counters().items() if tag.endswith("cpu_fallbacks")
     )

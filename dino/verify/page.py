@@ -1,4 +1,4 @@
-"""The page that people read: a line a step, what failed, the mode to take, and what to do next."""
+"""Writes the page that people read: a line per step, failures, the mode to use, what to do next."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dino.verify.base import FAIL, NOT_RUN, SLOW
 
 WIDTH = 120
 WORDS = {
-    "pass": "right, and as it should be",
-    "slow": "right, but something costs time in every step",
-    "fail": "wrong numbers, or it did not get to its end",
-    "not run": "nothing is said about it",
+    "pass": "correct and as expected",
+    "slow": "correct, but something costs time in every step",
+    "fail": "wrong numbers, or it did not finish",
+    "not run": "not tested",
 }
 
 
 def write_page(report: Mapping[str, Any], place: str) -> str:
-    """The report (`report.build_report`) as text.
+    """Return the report (`report.build_report`) as text.
 
     Args:
-        report: As it is in the JSON file.
+        report: The report as in the JSON file.
         place: Name of that file, for the reader to send.
     """
     return "\n".join(_lines(report, place)) + "\n"
@@ -29,9 +29,12 @@ def write_page(report: Mapping[str, Any], place: str) -> str:
 
 def _lines(report: Mapping[str, Any], place: str) -> Iterator[str]:
     steps, conclusion = report["steps"], report["conclusion"]
-    yield f"dino.verify, {report['size']}, --device {report['device']}, {report['made']}, {report['seconds']:.0f} s"
+    yield (
+        f"dino.verify, {report['size']}, --device {report['device']}, {report['made']}, "
+        f"{report['seconds']:.0f} s"
+    )
     if report["stopped"]:
-        yield "It was stopped before its end; what is not listed was not run."
+        yield "The run was stopped early; steps that are not listed were not run."
     yield ""
     width = max((len(step["title"]) for step in steps), default=0)
     for step in steps:
@@ -40,18 +43,18 @@ def _lines(report: Mapping[str, Any], place: str) -> Iterator[str]:
     for step in steps:
         yield from _tell_parts(step)
     yield ""
-    yield _wrap("mode to take:  ", conclusion["reason"])
+    yield _wrap("mode to use:   ", conclusion["reason"])
     yield _wrap("next:          ", conclusion["next"])
     yield _wrap(
         "to send back:  ",
-        f"{place}, whatever it says: it holds no names of hosts, users or folders",
+        f"{place}, whatever the result: it holds no names of hosts, users or folders",
     )
     yield ""
     yield from (f"{word}: {meaning}" for word, meaning in WORDS.items())
 
 
 def _tell_parts(step: Mapping[str, Any]) -> Iterator[str]:
-    """The parts of a step, where they do not all say the same."""
+    """Yield the parts of a step, if there are several or one of them needs attention."""
     parts = step["parts"]
     if len(parts) < 2 and step["status"] not in {FAIL, SLOW}:
         return

@@ -1,4 +1,4 @@
-"""Which steps there are, how long each may take, and the loop over them."""
+"""The steps, their time limits, and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -22,44 +22,47 @@ from dino.verify.base import (
 from dino.verify.runner import Runner
 
 STEPS = ("facts", "product", "golden", "operators", "alignment", "training", "speed", "cards")
-LIMITS: Mapping[
-    str, Mapping[str, float]
-] = {  # seconds, by size and step; ten minutes and four together
+# Seconds by size and step; ten minutes and four minutes in total.
+LIMITS: Mapping[str, Mapping[str, float]] = {
     "full": dict(zip(STEPS, (30.0, 30.0, 60.0, 90.0, 90.0, 110.0, 160.0, 30.0), strict=True)),
     "quick": dict(zip(STEPS, (15.0, 15.0, 45.0, 30.0, 60.0, 30.0, 20.0, 25.0), strict=True)),
 }
-PART = 0.5  # of the time that a step has left, which one of several variants may take
-LEAST = 1.0  # seconds with which a variant is begun
+PART = 0.5  # share of a step's remaining time that a variant may take if others follow
+LEAST = 1.0  # seconds that must remain to start a variant
 
 REMEDIES = {
     "memory": "look for another process that holds the device's memory; else send the report",
-    "hang": "it hangs: send the report, which names what it did",
-    "time": "run it again with --patience 4, if this machine is only slow; if it ends no sooner, send the report",
-    "killed": "look into the system's log (dmesg) for why it was killed; then send the report",
-    "refused": "run `python -m dino.doctor`, and do what it says",
-    "error": "send the report: the end of its output is in it",
+    "hang": "send the report: it names the activity that hangs",
+    "time": (
+        "if this machine is only slow, run it again with --patience 4; if that does not help, send "
+        "the report"
+    ),
+    "killed": "look in the system log (dmesg) for the reason; then send the report",
+    "refused": "run `python -m dino.doctor` and follow its advice",
+    "error": "send the report: it holds the end of the output",
 }
 NO_COMPILER = "working c++ compiler"
+UNEXPECTED_FIGURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Show(Protocol):
-    """Who tells the user how far it is."""
+    """Reports progress to the user."""
 
     def begin(self, number: int, title: str, label: str) -> None:
-        """A variant of a step begins."""
+        """Report that a variant of a step starts."""
 
     def say(self, text: str) -> None:
-        """It says what it is doing."""
+        """Report the current activity of the variant."""
 
     def end(self, report: StepReport) -> None:
-        """A step has ended."""
+        """Report that a step has ended."""
 
 
-class Stopped(Exception):  # noqa: N818 - nothing is wrong
-    """The user has stopped it; holds what the step under way had found."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The user stopped the run; holds the findings of the current step."""
 
     def __init__(self, report: StepReport) -> None:
-        """Keep the report of the step that was not finished."""
+        """Keep the report of the unfinished step."""
         super().__init__()
         self.report = report
 
@@ -67,25 +70,25 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
 def verify(
     setting: Setting, *, chosen: Collection[str], patience: float, show: Show
 ) -> Iterator[StepReport]:
-    """Run the steps one after the other; none of them can keep the others from running.
+    """Run the steps one after another; no step can keep the others from running.
 
-    After Ctrl-C the step under way is given with what it had found, and the others are not run.
+    After Ctrl-C the current step is yielded with its findings so far, and the others are not run.
 
     Args:
-        setting: What to look at.
-        chosen: Names of steps to run; the others are given as not run.
+        setting: What to test.
+        chosen: Names of steps to run; the others are yielded as not run.
         patience: Factor on all limits.
-        show: Is told how far it is.
+        show: Reports progress.
 
     Yields:
-        What came of each step, in order.
+        The report of each step, in order.
     """
     stopped = False
     with Runner(setting, show.say) as runner:
         for number, name in enumerate(STEPS, start=1):
             step: Any = importlib.import_module(f"dino.verify.steps.{name}")
             if stopped or name not in chosen:
-                reason = "stopped by Ctrl-C" if stopped else "not asked for"
+                reason = "stopped by Ctrl-C" if stopped else "not requested"
                 yield StepReport(number=number, name=name, title=step.TITLE, reason=reason)
                 continue
             try:
@@ -100,7 +103,7 @@ def run_step(runner: Runner, number: int, step: Any, limit: float, show: Show) -
     """Run the variants of a step within `limit` seconds.
 
     Raises:
-        Stopped: By Ctrl-C.
+        Stopped: The user pressed Ctrl-C.
     """
     name, began = step.__name__.rpartition(".")[2], time.monotonic()
     results: dict[str, Result] = {}
@@ -143,38 +146,33 @@ def _run(runner: Runner, name: str, variant: Variant, left: float, limit: float)
 
 
 def judge(step: Any, results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """The step's findings about what ended well, and those about what did not, in the order in which they ran."""
+    """Return findings about all results, in the order in which the variants ran."""
     good = [result for result in results if not result.kind]
     try:
         judged = step.judge(good, setting)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:  # figures nobody expected
-        told = f"its figures are not understood ({type(error).__name__}: {error})"
-        judged = [accept(result, FAIL, told, REMEDIES["error"]) for result in good]
-    found = {finding.variant.label: finding for finding in judged}
+    except UNEXPECTED_FIGURES as error:
+        summary = f"its figures are not understood ({type(error).__name__}: {error})"
+        judged = [accept(result, FAIL, summary, REMEDIES["error"]) for result in good]
+    findings = {finding.variant.label: finding for finding in judged}
     tell: Callable[[Finding, Setting], Finding] = getattr(
         step, "tell_failure", lambda finding, _: finding
     )
-    found |= {
+    findings |= {
         result.variant.label: tell(explain(result), setting) for result in results if result.kind
     }
-    return [found[result.variant.label] for result in results if result.variant.label in found]
+    labels = [result.variant.label for result in results]
+    return [findings[label] for label in labels if label in findings]
 
 
 def explain(result: Result) -> Finding:
-    """A finding about a variant that did not end well."""
+    """Build a finding about a variant that did not end well."""
     reason = _find_excuse(result)
     status = FAIL if reason is None else NOT_RUN
+    error = f"out of memory: {result.error}" if result.kind == "memory" else result.error
     return Finding(
         variant=result.variant,
         status=status,
-        summary=reason
-        or (f"out of memory: {result.error}" if result.kind == "memory" else result.error),
+        summary=reason or error,
         remedy=REMEDIES.get(result.kind) if status == FAIL else None,
         figures={"kind": result.kind, "last": result.last},
         log=result.log if status == FAIL else "",
@@ -183,12 +181,12 @@ def explain(result: Result) -> Finding:
 
 
 def _find_excuse(result: Result) -> str | None:
-    """Why it is no failure of this machine that a variant did not run; None if it is one."""
+    """Return why a variant that did not run is not a failure; None if it is a failure."""
     if result.kind == "not run":
         return result.error
     version = find_version("torch")
     if result.variant.mode == LAZY and result.kind == "refused" and not is_vendor_torch(version):
-        return f"torch {version} is not the vendor's build, which alone has lazy mode"
+        return f"torch {version} is not the vendor's build, and only that build has lazy mode"
     if NO_COMPILER in result.error.lower():
-        return "torch.compile wants a C++ compiler here, and there is none (install g++)"
+        return "torch.compile needs a C++ compiler, but none was found (install g++)"
     return None

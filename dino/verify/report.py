@@ -1,4 +1,4 @@
-"""The JSON report: everything that was found, without a name of the host, the user or a folder in it."""
+"""Builds the JSON report: all findings, without names of the host, the user or folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dino.verify.base import Finding, Setting, StepReport, find_worst
 from dino.verify.conclusion import Conclusion
 from dino.verify.scrub import build_cleaner
 
-SCHEMA = 1  # raise it whenever a reader of the report would have to change
+SCHEMA = 1  # raise it whenever readers of the report would have to change
 NAMES = (
     "schema",
     "status",
@@ -23,7 +23,7 @@ NAMES = (
     "mode",
     "precision",
     "number",
-)  # ours, and never a machine's
+)  # values from this project, never names of a machine
 
 
 def build_report(
@@ -35,15 +35,15 @@ def build_report(
     stopped: bool,
     clean: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything as plain values of JSON.
+    """Return the report as plain JSON values.
 
     Args:
-        reports: Of the steps, all eight or fewer.
-        setting: What was looked at.
-        conclusion: What follows.
-        seconds: That it took.
-        stopped: Whether the user ended it before its end.
-        clean: Takes names out of texts; by default those of this machine.
+        reports: Reports of the steps, at most eight.
+        setting: What was tested.
+        conclusion: The conclusion.
+        seconds: How long the run took.
+        stopped: Whether the user stopped the run early.
+        clean: Removes names from texts; by default the names of this machine.
     """
     clean = clean or build_cleaner()
     return {
@@ -94,7 +94,7 @@ def _describe_part(part: Finding, clean: Callable[[Any], Any]) -> dict[str, Any]
 
 
 def make_plain(value: Any) -> Any:
-    """As JSON has it: what is not finite becomes null, at any depth."""
+    """Convert to plain JSON values; numbers that are not finite become null at any depth."""
     if isinstance(value, Mapping):
         return {str(name): make_plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Runs variants one after the other, each in processes of its own that end, with their children, at a time limit."""
+"""Runs variants one by one in child processes, which end with their children at a time limit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ import dino
 from dino.verify.base import Result, Setting, Variant
 from dino.verify.families import TOKEN, end_family
 
-POLL = 0.05  # seconds between two looks
+POLL = 0.05  # seconds between two polls
 START_LIMIT = 300.0  # seconds for the imports; from a network disk they take a while
-END_LIMIT = 5.0  # seconds that a killed process is waited for; a driver may hold it in the kernel
-LOG_LINES = 30  # of what a process printed, for the report
+END_LIMIT = 5.0  # seconds to wait for a killed process; a driver may hold it in the kernel
+LOG_LINES = 30  # lines of a process's output in the report
 COMMAND = "from dino.verify.server import serve; serve()"
 
 
 @dataclass
 class _Running:
-    """One process of a variant, and what its journal has said so far."""
+    """One process of a variant, and the content of its journal so far."""
 
     pid: int
     journal: Path
@@ -45,11 +45,11 @@ class _Running:
 
     @property
     def is_silent(self) -> bool:
-        """Whether it has not spoken within the time that it said."""
+        """Whether it has written nothing within the time that it announced."""
         return self.within is not None and time.monotonic() > self.said + self.within
 
     def look(self) -> bool:
-        """Read what is new in the journal; whether there was anything."""
+        """Read new lines of the journal; return whether there were any."""
         if not self.journal.exists():
             return False
         with self.journal.open("rb") as file:
@@ -58,10 +58,10 @@ class _Running:
         whole = new[: new.rfind(b"\n") + 1]
         self.read += len(whole)
         for line in whole.splitlines():
-            told = json.loads(line)
-            self.last, self.within = told.get("say", self.last), told.get("within")
+            entry = json.loads(line)
+            self.last, self.within = entry.get("say", self.last), entry.get("within")
             self.answer |= {
-                name: value for name, value in told.items() if name not in {"say", "within"}
+                name: value for name, value in entry.items() if name not in {"say", "within"}
             }
         if whole:
             self.said = time.monotonic()
@@ -69,13 +69,13 @@ class _Running:
 
 
 class Runner:
-    """The server that forks, for the time of a `with` block; whatever still runs ends with it."""
+    """Owns the forking server inside a `with` block; all remaining processes end with the block."""
 
     def __init__(self, setting: Setting, show: Callable[[str], None] = lambda text: None) -> None:
-        """Start nothing yet; `show` gets what a variant says it is doing."""
+        """Start nothing yet; `show` gets the current activity of a variant."""
         self.setting, self.show, self.count = setting, show, 0
         self.token = secrets.token_hex(16)
-        self.is_warm = False  # whether the server has its imports behind it
+        self.is_warm = False  # whether the server has finished its imports
 
     def __enter__(self) -> Runner:
         """Start the server; it imports while the first variant is chosen."""
@@ -87,9 +87,8 @@ class Runner:
             "TMPDIR": str(self.setting.folder),
             TOKEN: self.token,
         }
-        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = (
-            "0"  # a bridge is for the process that opens the device
-        )
+        # Only the process that opens the device loads a bridge.
+        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
         with (self.setting.folder / "server.txt").open("wb") as said:
             self.server = subprocess.Popen(
                 [sys.executable, "-c", COMMAND],
@@ -97,7 +96,7 @@ class Runner:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the one who reads the terminal
+                start_new_session=True,  # Ctrl-C reaches only this process
             )
         self.ended: dict[int, int] = {}
         self.started: list[int] = []
@@ -105,7 +104,7 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the server and all that it started."""
+        """End the server and all processes it started."""
         assert self.server.stdin is not None
         with contextlib.suppress(OSError):
             self.server.stdin.close()
@@ -118,12 +117,12 @@ class Runner:
             self.server.stdout.close()
 
     def run(self, step: str, variant: Variant, limit: float) -> Result:
-        """Run one variant to its end or its limit.
+        """Run one variant until it ends or reaches its limit.
 
         Args:
             step: Module of `dino.verify.steps`.
-            variant: What to run.
-            limit: Seconds; the time that the server takes to start is not counted.
+            variant: Variant to run.
+            limit: Time limit in seconds, without the start of the server.
         """
         if not self._await(lambda: self.ready, START_LIMIT):
             return Result(variant=variant, kind="error", error=self._explain_server())
@@ -150,7 +149,7 @@ class Runner:
         return _conclude(variant, running, stopped, time.monotonic() - began)
 
     def _watch(self, running: list[_Running], end: float) -> str | None:
-        """Wait until all have ended or one has failed; what stopped them before that, or None."""
+        """Wait until all have ended or one has failed; return "time" or "hang" if stopped early."""
         while True:
             self._listen(POLL)
             for each in running:
@@ -201,7 +200,7 @@ class Runner:
             self.server.stdin.flush()
 
     def _token(self, place: int) -> str:
-        """Of the variant whose first process has this place; what the server's own begins with."""
+        """Return the token of the variant whose first process has this number."""
         return f"{self.token}-{place}-"
 
     def _file(self, place: int, kind: str) -> Path:
@@ -218,7 +217,7 @@ class Runner:
         return done()
 
     def _listen(self, seconds: float) -> bool:
-        """Read the server's answers; whether there were any."""
+        """Read the server's answers; return whether there were any."""
         assert self.server.stdout is not None
         if not select.select([self.server.stdout], [], [], seconds)[0]:
             return False
@@ -240,13 +239,14 @@ class Runner:
             .read_text(encoding="utf-8", errors="replace")
             .strip()
         )
-        return f"the process that starts the others does not answer: {text.splitlines()[-1] if text else 'no word'}"
+        last = text.splitlines()[-1] if text else "no output"
+        return f"the process that starts the others does not answer: {last}"
 
 
 def _conclude(
     variant: Variant, running: list[_Running], stopped: str | None, seconds: float
 ) -> Result:
-    """Of several processes, the first that failed by itself speaks for all."""
+    """Build the result; of several processes, the first that failed by itself decides."""
     failed = [each for each in running if "error" in each.answer or (each.code or 0) < 0] or running
     chosen = next((each for each in failed if "error" in each.answer), failed[0])
     more: dict[str, Any] = {"variant": variant, "seconds": seconds, "last": chosen.last}
@@ -254,24 +254,22 @@ def _conclude(
         return Result(figures=running[0].answer["figures"], **more)
     more["log"] = read_end(chosen.log)
     if stopped is not None:
-        last = f"; the last it said was: {chosen.last}" if chosen.last else ""
-        word = (
-            f"no word for {chosen.within:g} s"
-            if stopped == "hang"
-            else f"no end within {seconds:.0f} s"
-        )
-        return Result(kind=stopped, error=f"{word}{last}", **more)
+        last = f"; its last activity was: {chosen.last}" if chosen.last else ""
+        reason = f"did not finish within {seconds:.0f} s"
+        if stopped == "hang":
+            reason = f"no progress for {chosen.within:g} s"
+        return Result(kind=stopped, error=f"{reason}{last}", **more)
     if "error" in chosen.answer:
         return Result(kind=chosen.answer["kind"], error=chosen.answer["error"], **more)
     if (chosen.code or 0) < 0:
         name = signal.Signals(-(chosen.code or 0)).name
-        last = f" while it did this: {chosen.last}" if chosen.last else ""
+        last = f" during: {chosen.last}" if chosen.last else ""
         return Result(kind="killed", error=f"the process was killed by {name}{last}", **more)
     return Result(kind="error", error="the process ended without an answer", **more)
 
 
 def read_end(path: Path) -> str:
-    """The last lines of a process's output; empty where there is none."""
+    """Return the last lines of a process's output; empty if there is none."""
     with contextlib.suppress(OSError):
         return "\n".join(
             path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
@@ -280,7 +278,7 @@ def read_end(path: Path) -> str:
 
 
 def _as_plain(variant: Variant) -> Mapping[str, Any]:
-    """As JSON has it: mappings are dictionaries."""
+    """Return a variant as plain JSON values, mappings as dictionaries."""
     return {
         name: dict(value) if isinstance(value, Mapping) else value
         for name, value in vars(variant).items()
@@ -288,7 +286,7 @@ def _as_plain(variant: Variant) -> Mapping[str, Any]:
 
 
 def _find_port() -> int:
-    """A port for the first of several processes, below those that the system gives to outgoing connections."""
+    """Return a free port below those that the system assigns to outgoing connections."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))

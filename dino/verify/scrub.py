@@ -1,4 +1,4 @@
-"""Takes this machine's names out of all that the report says, and shows variables only where they name nobody."""
+"""Removes this machine's names from the report; shows only variables that identify nobody."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORDS = {
 
 
 def build_cleaner(environment: Mapping[str, str] = os.environ) -> Callable[[Any], Any]:
-    """What scrubs a text, or every text in nested dictionaries and lists, the keys included."""
+    """Return a function that scrubs a text, or all texts in nested dictionaries and lists."""
     folders = {
         str(Path.home()),
         os.getcwd(),
@@ -60,7 +60,7 @@ def build_cleaner(environment: Mapping[str, str] = os.environ) -> Callable[[Any]
 
 
 def show_value(value: str) -> str:
-    """The value of a variable where it is made of numbers and plain words; else only how long it is."""
+    """Return a variable's value if it consists of numbers and plain words; else only its length."""
     parts = re.split(r"[,:;]", value)
     if all(NUMBERS.fullmatch(part) or part.strip().lower() in WORDS for part in parts):
         return value
@@ -70,5 +70,5 @@ def show_value(value: str) -> str:
 def _find_user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's number without a name
+    except (KeyError, OSError):  # a container's user id without a name
         return ""

@@ -1,7 +1,8 @@
-"""The process that forks the others: it has the imports behind it, so that a variant costs its work and not its start.
+"""The process that forks the others: it imports once, so that a variant costs no start-up time.
 
-It reads one order a line from stdin (JSON), answers "started PID" and later "ended PID STATUS", and opens no device.
-When its stdin ends, because whoever orders is done or dead, it ends with all that it started.
+It reads one JSON order per line from stdin, answers "started PID" and later "ended PID STATUS", and
+opens no device. When stdin ends, because the parent is done or dead, it ends with all processes it
+started.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from dino.verify.child import work
 from dino.verify.families import TOKEN, end_family
 
-PRELOADED = (  # torch first; TensorBoard takes a second by itself
+PRELOADED = (  # torch first; TensorBoard alone takes a second
     *(
         "torch",
         "dino.training.trainer",
@@ -28,14 +29,14 @@ PRELOADED = (  # torch first; TensorBoard takes a second by itself
         "torch.utils.tensorboard",
     ),
 )
-POLL = 0.02  # seconds between two looks at what has ended
+POLL = 0.02  # seconds between two checks for ended processes
 
 
 def serve() -> None:
     """Take orders until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what an import prints is no answer
-    for name in PRELOADED:  # whatever is broken is for the variant that needs it to say
+    os.dup2(2, 1)  # output of imports must not mix with answers
+    for name in PRELOADED:  # the variant that needs a broken module reports it
         with contextlib.suppress(ImportError, OSError, RuntimeError, AttributeError, ValueError):
             importlib.import_module(name)
     orders, running = os.fdopen(os.dup(0), "rb", buffering=0), set[int]()
@@ -79,7 +80,7 @@ def _fork(order: dict[str, Any]) -> int:
 
 
 def _reap(running: set[int]) -> list[tuple[int, int]]:
-    """Processes that have ended, with their exit codes (negative: the signal); they are taken out of `running`."""
+    """Remove ended processes from `running`; return them with exit codes (negative: the signal)."""
     ended = []
     for pid in sorted(running):
         found, status = os.waitpid(pid, os.WNOHANG)

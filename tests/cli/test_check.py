@@ -117,7 +117,7 @@ def test_names_that_no_line_can_hold_are_told_and_left_out(
     assert check(tmp_path, "--output", tmp_path / "list.txt") == 1
     assert (tmp_path / "list.txt").read_text().split() == ["000.png", "002.png"]
     text = capsys.readouterr()
-    assert r"unlistable: 'one\ntwo.png': a line break" in text.out
+    assert r"unlistable: 'one\ntwo.png': its name has a line break" in text.out
     assert "1 unlistable of 3 images" in text.err
     assert check(tmp_path) == 0  # without a list its name is no matter
 
@@ -137,7 +137,7 @@ def test_a_list_without_any_image_is_not_written(
     (tmp_path / "a.jpg").write_text("")
     assert check(tmp_path, "--output", tmp_path / "list.txt", "--json", tmp_path / "r") == 1
     text = capsys.readouterr()
-    assert "corrupt: a.jpg: " in text.out and "none of the 1 images is worth listing" in text.out
+    assert "corrupt: a.jpg: " in text.out and "none of the 1 images is clean" in text.out
     assert text.err.startswith("CheckFailed: 1 corrupt of 1 images")
     assert json.loads((tmp_path / "r").read_text())["listed"] == 0
     assert not (tmp_path / "list.txt").exists()

@@ -116,7 +116,7 @@ def test_script_and_command_refuse_the_same_flag_alike():
         ("--batch_size", "did you mean --batch_size_per_device?"),
         ("--learning_rate", "did you mean --lr?"),
         ("--model", "did you mean --arch?"),
-        ("--resume", "did you mean --output_dir (a run continues by itself"),
+        ("--resume", "did you mean --output_dir (a run resumes automatically"),
         ("--workers", "did you mean --num_workers?"),
         ("--gpu", "did you mean --device cuda?"),
         ("--amp", "did you mean --precision bf16?"),

@@ -35,11 +35,11 @@ def test_a_healthy_machine_with_eight_cards(healthy, examine):
         "driver 1.21.0-ca59b5a",
         "cards 8",
         "card 7: HL-225, module 1, 768 MiB of 98304 MiB used, load 0 %",
-        "held by nobody",
+        "held by no process",
         "kernel 6.8.0-138-generic",
         "huge pages 15000 of 2048 kB, 14000 free",
         "firmware 1.21.0 on 8 cards (SPI)",
-        "product right, on the card in lazy mode",
+        "product correct, on the card in lazy mode",
     ):
         assert found in text
 
@@ -60,7 +60,7 @@ def test_one_card_held_is_a_note_with_the_process_and_another_is_tried(healthy, 
     healthy.install_cards(held=(3,))
     code, text, _ = examine()
     assert code == 0
-    assert "held by card 3: python3.10 (pid 4714)" in text and "product right" in text
+    assert "held by card 3: python3.10 (pid 4714)" in text and "product correct" in text
     assert (
         "note: in use: card 3: python3.10 (pid 4714); 7 of 8 cards are not held" in text
         and "acquire failed" in text
@@ -119,7 +119,10 @@ def test_a_driver_of_another_release_is_a_note_beside_a_right_product(healthy, e
         code == 0
         and "note: the driver is 1.24.0-0a1b2c3 and the bridge is of software 1.23" in text
     )
-    assert "containers train so in public" in text and "the product on the card was right" in text
+    assert (
+        "containers train with it in public" in text
+        and "the product on the card was correct" in text
+    )
 
 
 def test_a_product_that_fails_stops_a_run_and_names_the_pair(healthy, examine, monkeypatch):
@@ -143,7 +146,7 @@ PRODUCTS = {
     "crash": ("import os; os.abort()", "killed by SIGABRT"),
     "garbled": (
         "answer = {'garbled': 7, 'wrong': 9}",
-        "wrong numbers: 7 of those that were only copied",
+        "wrong numbers: 7 of those only copied",
     ),
 }
 
@@ -223,7 +226,7 @@ def test_whatever_hl_smi_does_the_doctor_goes_on(kind, patient, examine, monkeyp
         and said in text
         and "cards 1" in text
         and "note: " in text
-        and "product right" in text
+        and "product correct" in text
     )
     assert time.monotonic() - began < 55  # the program that hangs was not waited for
 
@@ -231,7 +234,7 @@ def test_whatever_hl_smi_does_the_doctor_goes_on(kind, patient, examine, monkeyp
 def test_a_card_that_can_be_used_and_not_seen_is_a_note(patient, examine):
     patient.install_bridge()
     code, text, _ = examine()
-    assert code == 0 and "product right" in text and "note: no cards are visible here" in text
+    assert code == 0 and "product correct" in text and "note: no cards are visible here" in text
 
 
 def test_whoever_tries_the_card_later_is_not_told_that_there_is_none(patient):
@@ -273,7 +276,7 @@ BRIDGES = {
         "raise RuntimeError('synStatus 26 Device acquire failed')",
         "another process holds it",
     ),
-    "other": ("raise ValueError('odd')", "is installed and cannot be imported: ValueError: odd"),
+    "other": ("raise ValueError('odd')", "is installed but cannot be imported: ValueError: odd"),
     "exit": ("import sys; sys.exit()", "it ended without an answer"),
     "noise": (
         "print('dino.doctor: nonsense')\nimport os; os._exit(0)",
@@ -330,7 +333,7 @@ def test_pip_replaced_torch_explains_the_failed_import(patient, examine):
     code, text, error = examine()
     assert code == 1 and "(AssertionError: torch 2.6 needed)" in text
     assert (
-        "built for torch 2.6, and torch 2.9.1 is installed: pip replaced" in error
+        "built for torch 2.6, but torch 2.9.1 is installed: pip replaced" in error
         and text.count("problem: ") == 1
     )
 
@@ -355,13 +358,13 @@ def test_upstream_torch_is_compiled_or_eager_and_never_lazy(healthy, examine):
     assert (
         code == 0
         and text.endswith("no problems found")
-        and "product right, on the card in compiled mode" in text
+        and "product correct, on the card in compiled mode" in text
     )
     code, text, error = examine("--device", "hpu", "--lazy_mode", "true")
     assert (
         code == 1
         and "mode lazy: --lazy_mode true" in text
-        and "on the vendor's build of torch only" in error
+        and "lazy mode needs the vendor's build of torch" in error
     )
 
 
@@ -391,7 +394,7 @@ def test_what_is_missing_of_the_hosts_set_up_is_told_in_notes(healthy, examine):
         "HugePages_Total",
         "GC_KERNEL_PATH is",
         "HABANA_LOGS=",
-        "both bring cv2",
+        "both install cv2",
         "several rel",
         "1.19.1",
     ):
@@ -404,13 +407,13 @@ def test_op_lists_and_variables_of_the_environment_are_told(healthy, examine, tm
     healthy.patch.setenv("PT_HPU_AUTOCAST_FP32_OPS_LIST", str(tmp_path / "none.txt"))
     healthy.patch.setenv("PT_HPU_PLACE_ON_CPU", "none")
     code, text, _ = examine()
-    assert code == 0 and "low.txt: 3 lines, in place of the bridge's own list" in text
+    assert code == 0 and "low.txt: 3 lines, instead of the bridge's own list" in text
     assert (
         r"never match: 1 'add\r'" in text
-        and "has these names, and the bridge does not say so: iadd" in text
+        and "has these names, and the bridge does not report it: iadd" in text
     )
     assert "none.txt (not readable)" in text and "warns once and uses its own list" in text
-    assert "PT_HPU_PLACE_ON_CPU none (none: an operator the card lacks is an error" in text
+    assert "PT_HPU_PLACE_ON_CPU none (none: an operator that the card lacks is an error" in text
 
 
 def test_without_device_the_chosen_one_is_examined(patient, examine, monkeypatch):
@@ -418,7 +421,7 @@ def test_without_device_the_chosen_one_is_examined(patient, examine, monkeypatch
     assert "device cpu (chosen automatically)" in examine("--lazy_mode", "false")[1]
     monkeypatch.setattr(machine, "CHOOSE", "raise OSError('torch is broken')")
     code, text, _ = examine("--lazy_mode", "false")
-    assert code == 0 and "could not be told: OSError: torch is broken" in text
+    assert code == 0 and "could not be determined: OSError: torch is broken" in text
 
 
 def test_a_torch_that_cannot_compute(patient, examine, monkeypatch):
@@ -493,7 +496,7 @@ def test_where_torch_cannot_be_imported_the_command_still_tells_and_ends_with_1(
     done = run_doctor("--device", "hpu", PATH=str(tmp_path), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1 and "hl-smi" in done.stdout, done.stderr
     assert (
-        "torch is installed and cannot compute on the CPU: ImportError: libtorch_cpu.so"
+        "torch is installed but cannot compute on the CPU: ImportError: libtorch_cpu.so"
         in " ".join(done.stdout.split())
     )
     assert "the bridge (habana_frameworks.torch) is not installed" in done.stdout

@@ -39,7 +39,7 @@ def test_it_says_what_the_file_is_in_a_few_lines(
     assert lines[:-1] == [
         f"{path}: backbone of this project",
         "teacher: vit_mini, patch size 16, 3 channels, images of 64 x 64, 42 tensors (0.30 M), float32, "
-        "12 prototypes, beside it head (1)",
+        "12 prototypes, also head (1)",
         "centre: 12",
         "epoch: 4",
         "flags: --arch vit_mini --patch_size 16 --lr 0.0005",

@@ -160,11 +160,13 @@ def test_scaling_is_pillows_and_keeps_the_orientation(tmp_path: Path) -> None:
 
 def test_wrong_command_lines_end_before_any_work(images: Path, tmp_path: Path) -> None:
     for words in ([], [str(images)]):
-        with pytest.raises(OptionError, match="name two folders"):
+        with pytest.raises(
+            OptionError, match="name the folder of images and the folder for shards"
+        ):
             main(words)
     with pytest.raises(DataError, match="does not exist"):
         main([str(tmp_path / "gone"), str(tmp_path / "out")])
     os.makedirs(tmp_path / "set" / "val")
     (tmp_path / "set" / "train").mkdir()
-    with pytest.raises(OptionError, match="holds splits; pack each by itself"):
+    with pytest.raises(OptionError, match="holds splits; pack each split separately"):
         main([str(tmp_path / "set"), str(tmp_path / "out")])

@@ -157,7 +157,7 @@ def run_script(monkeypatch, *words):
         (["--nodes", "0"], "--nodes must be >= 1 (got 0)"),
         (["--cluster", "moon"], "must be one of slurm, local"),
         (["--cluster", "local", "--nodes", "2"], "Use nodes=1"),
-        (["--dist_url", "tcp://host:1"], "--dist_url is not for jobs"),
+        (["--dist_url", "tcp://host:1"], "--dist_url is not allowed here"),
     ],
 )
 def test_wrong_flags_stop_before_submission(words, complaint, monkeypatch, capfd, tmp_path):
@@ -258,7 +258,7 @@ def test_slurm_is_asked_for_the_device(words, wanted, absent, slurm):
 def test_a_cpu_run_asks_for_no_devices(slurm, monkeypatch, capfd):
     assert run_script(monkeypatch, "--device", "cpu", "--gres", "gpu") == 2
     assert (
-        "--gres gpu asks for devices that --device cpu has no use for; leave it out"
+        "--gres gpu requests devices that --device cpu does not use; leave it out"
         in capfd.readouterr().err
     )
 

@@ -63,9 +63,9 @@ def test_folders_from_which_it_does(path):
 def test_a_list_whose_real_path_is_refused_is_named_by_its_folder(tmp_path, bridge, notes):
     (tmp_path / "list").write_text("mm\n")
     fact, problems = judge(tmp_path / "list", bridge, resolve=lambda path: "/root/list")
-    assert "1 lines" in fact and "reads none below /root" in fact and len(problems) == notes
-    assert all("lies below /root" in note.cause and not note.blocking for note in problems)
+    assert "1 lines" in fact and "reads no list below /root" in fact and len(problems) == notes
+    assert all("is below /root" in note.cause and not note.blocking for note in problems)
     assert judge(tmp_path / "list", bridge, resolve=lambda path: "/tmp/list") == (
-        f"{tmp_path / 'list'}: 1 lines, in place of the bridge's own list",
+        f"{tmp_path / 'list'}: 1 lines, instead of the bridge's own list",
         [],
     )

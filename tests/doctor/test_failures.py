@@ -8,14 +8,14 @@ from dino.doctor.report import Problem
 IMPORTS = {
     "No module named 'habana_frameworks'": "is not installed",
     "No module named 'habana_frameworks.torch'": "is not installed",
-    "Stock PyTorch version is not supported in Lazy mode": "not the vendor's build in lazy mode",
+    "Stock PyTorch version is not supported in Lazy mode": "in lazy mode the bridge refuses a torch",
     "AssertionError: neither HPU fork nor CPU upstream": "one bridge for the vendor's torch",
     "AssertionError: habana_frameworks.torch only supports PyTorch upstream": "one bridge for the vendor's torch",
     "AttributeError: 'NoneType' object has no attribute 'startswith'": "one bridge for the vendor's torch",
     "ImportError: libSynapse.so: cannot open shared object file": "a library of the Gaudi software is missing",
-    "ImportError: undefined symbol: _ZN3c10": "not of one release",
+    "ImportError: undefined symbol: _ZN3c10": "not of the same release",
     "no answer in 120 s": "no answer in 120 s",
-    "ValueError: odd": "is installed and cannot be imported: ValueError: odd",
+    "ValueError: odd": "is installed but cannot be imported: ValueError: odd",
 }
 
 
@@ -37,14 +37,14 @@ def test_what_versions_say_explains_an_import_better_than_its_message():
 
 # Longer messages hold the words of shorter ones; the one that tells most decides.
 PRODUCTS = {
-    "RuntimeError: synStatus=8 [Device not found] Device acquire failed.": "left after Ctrl-C",
+    "RuntimeError: synStatus=8 [Device not found] Device acquire failed.": "left over after Ctrl-C",
     "RuntimeError: synStatus 26 [Generic failure] Device acquire failed.": "another process holds it",
     "Device Acquire Failed": "runtimeClassName habana",
     "FATAL ERROR :: PT_SYNHELPER Graph compile failed. synStatus=synStatus 26 [Generic failure].": "GC_KERNEL_PATH",
-    "RuntimeError: synStatus=26 [Generic failure]": "a mix of releases or does not fit the driver",
+    "RuntimeError: synStatus=26 [Generic failure]": "a mix of releases or does not match the driver",
     "Allocation failed for size::1024": "memory is full",
     "no answer in 180 s": "does not answer",
-    "undefined symbol: synEventRecord": "not of one release",
+    "undefined symbol: synEventRecord": "not of the same release",
     "killed by SIGSEGV": "on the card failed",
 }
 
@@ -63,7 +63,7 @@ def test_why_the_product_failed(message):
 
 def test_a_right_product_is_a_fact_and_wrong_numbers_are_a_problem():
     assert judge_product({"garbled": 0, "wrong": 0}, None, "eager") == (
-        ("product", "right, on the card in eager mode"),
+        ("product", "correct, on the card in eager mode"),
         [],
     )
     for answer in ({"garbled": 5, "wrong": 16384}, {"garbled": 0, "wrong": 1}, {}):

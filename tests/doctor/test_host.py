@@ -36,7 +36,9 @@ def test_kernels_that_need_iommu_passthrough(release, command, processor, missin
     else:
         (note,) = found
         assert (
-            note.cause.startswith(missing) and "garbled numbers" in note.cause and not note.blocking
+            note.cause.startswith(missing)
+            and "numbers are garbled" in note.cause
+            and not note.blocking
         )
         assert "GRUB" in note.remedy
 
@@ -63,7 +65,7 @@ def test_variables_of_the_loader_that_are_unset_or_name_nothing():
     (note,) = check_loader(
         {**usual, "GC_KERNEL_PATH": "/mine.so:/theirs.so"}, lambda path: path != "/mine.so"
     )
-    assert "names /mine.so, which is not there" in note.cause and "theirs" not in note.cause
+    assert "names /mine.so, which does not exist" in note.cause and "theirs" not in note.cause
 
 
 @pytest.mark.parametrize(

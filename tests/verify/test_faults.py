@@ -102,7 +102,7 @@ def replay(runner):
             "missing (RuntimeError: aten::gelu is not yet supported on HPU.)",
         ),
         ("wrong:aten::gelu", "fail", "inaccurate"),
-        ("hang:aten::gelu", "fail", "failing (no word for 5 s"),
+        ("hang:aten::gelu", "fail", "failing (no progress for 5 s"),
         ("oom:aten::gelu", "fail", "memory"),
         ("kill:aten::gelu", "fail", "failing (the process was killed by SIGKILL"),
         ("fallback:aten::gelu", "slow", "fell back"),
@@ -125,7 +125,7 @@ def test_the_replay_names_the_operator_and_what_it_does(replay, fault, status, t
     ("fault", "told"),
     [
         ("oom:aten::mm", "out of memory: the card's memory is full"),
-        ("kill:aten::mm", "the process was killed by SIGKILL while it did this: fp32, 128 x 128"),
+        ("kill:aten::mm", "the process was killed by SIGKILL during: fp32, 128 x 128"),
     ],
 )
 def test_a_step_tells_how_a_mode_ended_and_the_others_run(runner, fault, told):
@@ -139,6 +139,8 @@ def test_a_step_tells_how_a_mode_ended_and_the_others_run(runner, fault, told):
 def test_what_hangs_is_ended_at_its_limit_with_all_its_processes(runner):
     hangs = Variant(label="eager", device="hpu", mode="eager", environment={FAULT: "hang:aten::mm"})
     found, text = report_of(runner, "product", restrict(product, [hangs]), limit=8.0)
-    assert found.findings[0].summary.startswith("no end within 8 s") and found.status == "fail"
+    assert (
+        found.findings[0].summary.startswith("did not finish within 8 s") and found.status == "fail"
+    )
     assert "--patience 4" in text
     assert set(find_family([], runner.token)) == {runner.server.pid}

@@ -158,7 +158,7 @@ def test_an_operator_that_the_host_ran_fell_back(monkeypatch):
     outcome = run_faulty(GELU, fall_back, monkeypatch, device)
     assert (outcome.status, outcome.detail) == (
         "fell back",
-        "the host ran it in the device's place",
+        "the host ran it instead of the device",
     )
     assert outcome.microseconds is not None
 
@@ -168,7 +168,7 @@ def test_an_operator_that_the_host_ran_fell_back(monkeypatch):
     [
         (GELU, lambda op, x: op(x) * 1.125, "result 0 is "),
         (GELU, lambda op, x: op(x, approximate="tanh"), "result 0 is "),
-        (GELU, lambda op, x: op(x).bfloat16(), "gives bfloat16 instead of float32"),
+        (GELU, lambda op, x: op(x).bfloat16(), "returns bfloat16 instead of float32"),
         (GELU, lambda op, x: op(x)[:5], "result 0 has sizes [5, 50] instead of [40, 50]"),
         (GELU, lambda op, x: op(x) / 0, "result 0 has "),
         (MM, lambda op, a, b: op(a.bfloat16(), b.bfloat16()).float(), "result 0 is "),
@@ -176,7 +176,7 @@ def test_an_operator_that_the_host_ran_fell_back(monkeypatch):
         (MUL_, lambda op, x, two: x, "result 0 is "),
         (ROUND, lambda op, x: (x + 0.5).floor(), "result 0 differs in "),
         (VIEW, lambda op, x: x.t().flip(0), "result 0 differs in "),
-        (RAND, lambda op, *a, **k: op(*a, **k) * 1.2, "result 0 holds numbers"),
+        (RAND, lambda op, *a, **k: op(*a, **k) * 1.2, "result 0 has numbers"),
         (RAND, lambda op, *a, **k: op(*a, **k) * 0.7, "result 0 has a mean"),
         (RAND, lambda op, *a, **k: op(*a, **k) * 0 + 0.5, "result 0 has a standard deviation"),
     ],
@@ -229,7 +229,8 @@ def test_an_operator_that_the_cpu_lacks_has_no_reference(monkeypatch):
     outcome = operators.run_call(CpuDevice("fp32"), GELU)
     assert outcome.status == "not run"
     assert (
-        outcome.detail == "no reference, since it fails on the CPU: NotImplementedError: no kernel"
+        outcome.detail
+        == "no reference, because it fails on the CPU: NotImplementedError: no kernel"
     )
 
 

@@ -137,7 +137,7 @@ def test_the_page_has_a_line_a_step_and_one_next_thing():
             finding("lazy fp32", "pass"),
             finding("eager fp32", "fail", "head is wrong", remedy="do not"),
         ),
-        step("speed", reason="not asked for"),
+        step("speed", reason="not requested"),
     ]
     report = build(*reports)
     page = write_page(report, "verify_report.json")
@@ -147,13 +147,13 @@ def test_the_page_has_a_line_a_step_and_one_next_thing():
     ]
     assert (
         "3  Golden  fail     head is wrong" in lines
-        and "7  Speed   not run  not asked for" in lines
+        and "7  Speed   not run  not requested" in lines
     )
     assert "   eager fp32  fail     head is wrong" in lines and "-> do not" in page
     assert len([line for line in lines if line.startswith("next:")]) == 1
     assert "to send back:  verify_report.json" in page and max(map(len, lines)) <= 120
-    assert "stopped before its end" not in page
-    assert "stopped before its end" in write_page({**report, "stopped": True}, "x")
+    assert "stopped early" not in page
+    assert "stopped early" in write_page({**report, "stopped": True}, "x")
 
 
 def test_a_conclusion_of_nothing_is_told():
@@ -164,4 +164,4 @@ def test_a_conclusion_of_nothing_is_told():
         seconds=0,
         stopped=True,
     )
-    assert "mode to take:  r" in write_page(report, "x")
+    assert "mode to use:   r" in write_page(report, "x")

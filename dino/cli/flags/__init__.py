@@ -1,6 +1,7 @@
-"""Every flag of the project, declared once: how each setting is written on a command line; one file a command.
+"""Declares every flag of the project once, in one file per command.
 
-Names and defaults are those of the Gaudi model reference, else of the original; `docs/differences.md` lists departures.
+Names and defaults are those of the Gaudi model reference, else of the original;
+`docs/differences.md` lists the differences.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # ComparisonConfig
     "reference": Spec("device to compare with, in fp32"),
-    "steps": Spec("steps of training that both make"),
+    "steps": Spec("training steps on each device"),
     "tolerance": Spec(
-        "largest difference that still counts as equal, over a tensor's largest number where that is above 1"
+        "largest difference that counts as equal, divided by a tensor's largest number if that is "
+        "above 1"
     ),
 }

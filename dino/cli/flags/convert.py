@@ -1,4 +1,4 @@
-"""Flags: weights from one form to another."""
+"""Flags: converting weights from one format to another."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # OutputFileConfig
     "file_out": Spec(
-        "where to write: OUT.pth in this project's form, anything else in the other one's",
+        "file or folder to write: OUT.pth in this project's format, any other name in the other "
+        "format",
         spelling="--output",
     ),
     # TargetConfig
     "input_size": Spec(
-        "height and width in pixels of the images to come, for which a ViT's position embedding is resampled; one "
-        "number: a square; without it as it is"
+        "height and width in pixels of future images; a ViT's position embedding is resampled for "
+        "them; one number: a square; by default it stays unchanged"
     ),
     # FilesConfig
     "file_in": Spec("checkpoint to read", spelling="--weights"),

@@ -9,16 +9,19 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # InspectionConfig
     "min_size": Spec(
-        "an image whose shorter side has fewer pixels is tiny; the default is one patch of the usual size"
+        "an image is tiny if its shorter side has fewer pixels; the default is one patch of the "
+        "usual size"
     ),
     "clean_list": Spec(
-        "text file to list the images in that are worth training on: without corrupt and tiny ones and repetitions; "
-        "it can be a --data_path",
+        "text file that lists the clean images, without corrupt, tiny and duplicate ones; it can "
+        "be "
+        "used as --data_path",
         spelling="--output",
     ),
     # ShardConfig
-    "shard_size": Spec("images in a shard; the last one may hold fewer"),
+    "shard_size": Spec("images per shard; the last one may hold fewer"),
     "shorter_side": Spec(
-        "scale larger pictures down until their shorter side has so many pixels; the others stay as they are"
+        "scale larger images down until their shorter side has this many pixels; smaller images "
+        "stay unchanged"
     ),
 }

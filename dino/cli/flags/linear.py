@@ -9,24 +9,26 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # LayerConfig
     "pretrained_linear": Spec(
-        "file of the linear layer that --evaluate scores; without it OUTPUT_DIR/checkpoint.pth.tar, else the published"
+        "file of the linear layer that --evaluate scores; by default "
+        "OUTPUT_DIR/checkpoint.pth.tar, "
+        "else the published layer"
     ),
     # ProbeConfig
     "n_last_blocks": Spec(
-        "join the CLS tokens of this many last blocks; ViT only (paper: 4 small, 1 base)"
+        "concatenate the CLS tokens of this many last blocks; ViT only (paper: 4 small, 1 base)"
     ),
     "avgpool_patchtokens": Spec(
-        "join the mean patch token of the last block too; ViT only (paper: false small, true base)"
+        "append the mean patch token of the last block; ViT only (paper: false small, true base)"
     ),
-    "num_labels": Spec("classes; by default as many as class folders, which it must equal"),
+    "num_labels": Spec("number of classes; must equal the number of class folders (the default)"),
     "val_freq": Spec("epochs between two validations; the last epoch is always validated"),
-    "val_first": Spec("epoch, counted from 1, that is validated first"),
+    "val_first": Spec("first epoch that is validated, counted from 1"),
     "scale_lr": Spec(
-        "--lr is for a global batch of 256 and scaled with it; false: it is the rate itself"
+        "scale --lr, given for a global batch of 256, with the global batch; false: use --lr itself"
     ),
-    "evaluate": Spec("train nothing: score a linear layer that is there already", switch=True),
+    "evaluate": Spec("do not train; score an existing linear layer", switch=True),
     "cache_features": Spec(
-        "compute the features once, of center crops, and train on them in seconds: no augmentation",
+        "compute features of center crops once and train on them in seconds, without augmentation",
         switch=True,
     ),
 }

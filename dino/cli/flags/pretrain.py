@@ -9,21 +9,19 @@ from dino.cli.spec import Spec
 FLAGS: Mapping[str, Spec] = {
     # StudentConfig
     "drop_path_rate": Spec("stochastic depth of the student, 0 to 1"),
-    "out_dim": Spec("prototypes K, the width of the head's output; small data sets want less"),
-    "norm_last_layer": Spec(
-        "keep the prototypes at unit length; more stable for the small networks"
-    ),
+    "out_dim": Spec("prototypes K, the width of the head's output; small data sets need fewer"),
+    "norm_last_layer": Spec("keep the prototypes at unit length; more stable for small networks"),
     "use_bn_in_head": Spec("batch norm in the head's hidden layers"),
     "init_from": Spec(
-        "start a new run from these weights, as --pretrained_weights has them (not a resume)"
+        "start a new run from these weights (not a resume); same forms as --pretrained_weights"
     ),
     # TeacherConfig
     "momentum_teacher": Spec(
-        "EMA momentum at the start, rises to 1 by a cosine; small batches want more"
+        "EMA momentum at the start; rises to 1 along a cosine; small batches need more"
     ),
     "warmup_teacher_temp": Spec("teacher temperature at the start"),
     "teacher_temp": Spec(
-        "teacher temperature after its warm-up; lower it when the loss does not fall"
+        "teacher temperature after its warm-up; lower it if the loss does not fall"
     ),
     "warmup_teacher_temp_epochs": Spec("epochs of linear temperature warm-up"),
     # OptimConfig
@@ -34,7 +32,7 @@ FLAGS: Mapping[str, Spec] = {
     "weight_decay": Spec("weight decay at the start of its cosine"),
     "weight_decay_end": Spec("weight decay at the end"),
     "clip_grad": Spec("largest gradient norm of each parameter tensor; 0 turns clipping off"),
-    "freeze_last_layer": Spec("epochs during which the prototypes do not move"),
+    "freeze_last_layer": Spec("epochs during which the prototypes are frozen"),
     # CropConfig
     "global_crops_scale": Spec("smallest and largest area of a global crop, 0 to 1"),
     "local_crops_number": Spec("local crops per image; 0 turns multi-crop off"),
@@ -42,31 +40,33 @@ FLAGS: Mapping[str, Spec] = {
     "global_crops_size": Spec("side of a global crop in pixels"),
     "local_crops_size": Spec("side of a local crop in pixels"),
     # TrainDataConfig
-    "on_bad_image": Spec("an unreadable image ends the run, or is replaced"),
+    "on_bad_image": Spec("whether an unreadable image ends the run or is replaced"),
     "augment_on": Spec("where colors, blur and normalization are computed; host: in the loaders"),
     "synthetic_data": Spec(
-        "no images: random pixels made once on the device, to measure its speed alone", switch=True
+        "train on random pixels made once on the device, to measure its speed alone", switch=True
     ),
     # RunConfig
     "accumulate_steps": Spec("batches per update; the global batch grows by this factor"),
     "recompute": Spec(
-        "what the backward pass computes again and so need not be kept in memory, less and less: activations "
-        "(normalizations, GELUs), mlp (MLPs too), blocks; a few percent slower to a fifth"
+        "what the backward pass recomputes to save memory, from least to most: activations "
+        "(normalizations, GELUs), mlp (also MLPs), blocks; slower by a few percent to a fifth"
     ),
-    "saveckp_freq": Spec("keep a numbered checkpoint every so many epochs; 0 keeps none"),
+    "saveckp_freq": Spec("epochs between two numbered checkpoints; 0 keeps none"),
     "save_every_steps": Spec(
-        "also save every so many iterations; 0 saves at the end of each epoch only"
+        "also save after every this many iterations; 0 saves only at the end of each epoch"
     ),
-    "keep_checkpoints": Spec("numbered checkpoints to keep, the newest ones; 0 keeps all"),
+    "keep_checkpoints": Spec("how many of the newest numbered checkpoints to keep; 0 keeps all"),
     "eval_knn_every": Spec(
-        "epochs between k-NN scores on the val (or validation) folder beside the images"
+        "epochs between k-NN scores on the val (or validation) folder next to the images"
     ),
     "preset": Spec(
-        "auto: what is not given of out_dim, momentum, temperatures, warm-ups and lr follows from the number of "
-        "images, the global batch and the epochs; each with its reason"
+        "auto: derive out_dim, momentum, temperatures, warm-ups and lr, unless given, from the "
+        "number of images, the global batch and the epochs; each with a reason"
     ),
     "dry_run": Spec(
-        "two steps on drawn pixels: images/s, memory, FLOPs, the share of each phase and the largest batch; no output",
+        "run two steps on random pixels and report images/s, memory, FLOPs, the share of each "
+        "phase "
+        "and the largest batch; writes no files",
         switch=True,
     ),
 }

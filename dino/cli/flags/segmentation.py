@@ -8,40 +8,40 @@ from dino.cli.spec import Spec
 
 FLAGS: Mapping[str, Spec] = {
     # RefreshConfig
-    "refresh_label_interval": Spec("frames of a run from one true label map to the next"),
+    "refresh_label_interval": Spec("frames between two true label maps of a run"),
     # MetricsConfig
     "dataset_path": Spec(
         "DAVIS 2017, a folder of driving runs (RUN/image, RUN/segmentation), or one run",
         also=("--data_path",),
     ),
-    "prediction_path": Spec("folder of the predictions, one folder of PNGs a sequence or run"),
-    "layout": Spec("davis or driving; recognized by the folders"),
-    "num_classes": Spec("driving: classes; a label beyond them is an error"),
-    "ignore_label": Spec("driving: pixels of this true label do not count"),
+    "prediction_path": Spec("folder of the predictions, one folder of PNGs per sequence or run"),
+    "layout": Spec("davis or driving; by default recognized from the folders"),
+    "num_classes": Spec("driving: number of classes; a larger label is an error"),
+    "ignore_label": Spec("driving: pixels with this true label do not count"),
     "skip_refreshed": Spec(
-        "driving: leave out each --refresh_label_interval-th frame, predicted by its own label",
+        "driving: skip every --refresh_label_interval-th frame, whose prediction is its own label",
         switch=True,
     ),
-    "csv": Spec("file to write all figures to as a table"),
+    "csv": Spec("file for all figures as a table"),
     "pictures": Spec(
-        "folder for pictures of each frame (image, truth, prediction, error), contact sheets and videos"
+        "folder for images of each frame (image, truth, prediction, error), contact sheets and "
+        "videos"
     ),
     # PropagationConfig
     "n_last_frames": Spec(
-        "frames before the current one that give it labels, besides the first one"
+        "preceding frames whose labels are propagated, in addition to the first frame"
     ),
     "size_mask_neighborhood": Spec(
-        "how far from a position its labels may come, in positions of the feature grid; 0 means any distance"
+        "largest distance from which a position takes labels, in positions of the feature grid; 0: "
+        "any distance"
     ),
-    "topk": Spec("most similar positions, over all of these frames, whose labels are mixed"),
-    "bs": Spec(
-        "accepted, as the original takes it and does not use it; see --batch_size_per_device"
-    ),
+    "topk": Spec("number of most similar positions in these frames whose labels are mixed"),
+    "bs": Spec("accepted and ignored, as in the original; see --batch_size_per_device"),
     # AutoencoderConfig
-    "path_to_mae_repo": Spec("accepted, not needed: --arch mae reads the weights by itself"),
+    "path_to_mae_repo": Spec("accepted and ignored: --arch mae reads the weights without it"),
     # DavisScoreConfig
     "score": Spec(
-        "score them too: J and F, as compute_segmentation_metrics.py",
+        "also score the predictions: J and F, as compute_segmentation_metrics.py",
         spelling="--evaluate",
         switch=True,
     ),

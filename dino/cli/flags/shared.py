@@ -1,4 +1,4 @@
-"""Flags: what many commands ask: device, weights, images, output."""
+"""Flags of many commands: device, weights, images, output."""
 
 from __future__ import annotations
 
@@ -8,39 +8,48 @@ from dino.cli.spec import Spec
 
 FLAGS: Mapping[str, Spec] = {
     # DeviceConfig
-    "device": Spec("hpu where the Habana bridge is installed, else cuda where available, else cpu"),
+    "device": Spec(
+        "by default hpu if the Habana bridge is installed, else cuda if available, else cpu"
+    ),
     "lazy_mode": Spec(
-        "hpu only: lazy execution mode or not; lazy wherever the software has it, else compiled"
+        "hpu only: whether to run in lazy mode; by default lazy if the software has it, else "
+        "compiled"
     ),
     # PrecisionConfig
     "precision": Spec(
-        "number format of forward and backward: ops means the two op lists decide; wins over the older flags below; "
-        "float32, float16 are fp32, fp16; masterweight (ipu only): float32 weights in float16 ops"
+        "number format of forward and backward; ops: the two op lists decide; overrides the older "
+        "flags below; float32 means fp32, float16 means fp16; masterweight (ipu only): float32 "
+        "weights in float16 ops"
     ),
-    "use_fp16": Spec("fp16 with loss scaling; acts on cuda only"),
+    "use_fp16": Spec("fp16 with loss scaling; has an effect on cuda only"),
     "hmp": Spec("mixed precision by op lists, the same as --precision ops", switch=True),
-    "hmp_bf16": Spec("file of ops that run in bf16, one a line", spelling="--hmp-bf16"),
-    "hmp_fp32": Spec("file of ops that run in fp32, one a line", spelling="--hmp-fp32"),
+    "hmp_bf16": Spec("file of ops that run in bf16, one per line", spelling="--hmp-bf16"),
+    "hmp_fp32": Spec("file of ops that run in fp32, one per line", spelling="--hmp-fp32"),
     "hmp_opt_level": Spec(
-        "O1: the op lists decide; O2: all in bf16 but the fp32 list", spelling="--hmp-opt-level"
+        "O1: the op lists decide; O2: all ops in bf16 except the fp32 list",
+        spelling="--hmp-opt-level",
     ),
     "hmp_verbose": Spec(
         "print each op's number format once", spelling="--hmp-verbose", switch=True
     ),
     "compile": Spec(
-        "compile student and teacher with torch.compile; not given: on hpu with upstream's torch, which has no lazy "
-        "mode, and nowhere else",
+        "compile student and teacher with torch.compile; by default only on hpu with upstream "
+        "torch, "
+        "which has no lazy mode",
         switch=True,
     ),
     # LaunchConfig
-    "dist_url": Spec("where the processes meet: env://, tcp://host:port or file:///shared/path"),
+    "dist_url": Spec("rendezvous of the processes: env://, tcp://host:port or file:///shared/path"),
     "local_rank": Spec(
-        "given by torch.distributed.launch; accepted, not needed", also=("--local-rank",)
+        "set by torch.distributed.launch; accepted and ignored", also=("--local-rank",)
     ),
     # BackboneConfig
     "arch": Spec(
-        "vit_mini, vit_tiny, vit_small, vit_base, vit_large, deit_tiny, deit_small, any torchvision classification "
-        "model (resnet50), xcit_* of timm, or mae (a masked autoencoder's ViT, told by its weights)"
+        "vit_mini, vit_tiny, vit_small, vit_base, vit_large, deit_tiny, deit_small, any "
+        "torchvision "
+        "classification model (resnet50), xcit_* from timm, or mae (a masked autoencoder's ViT, "
+        "size "
+        "inferred from its weights)"
     ),
     "patch_size": Spec("side of a ViT patch in pixels; smaller is better and slower"),
     # ChannelConfig
@@ -49,16 +58,16 @@ FLAGS: Mapping[str, Spec] = {
     ),
     # SourceConfig
     "data_path": Spec(
-        "a folder of images (with or without class folders), tar shards ('train-{000000..001023}.tar'), a text file "
-        "that lists images, or demo"
+        "a folder of images (with or without class folders), tar shards "
+        "('train-{000000..001023}.tar'), a text file that lists images, or demo"
     ),
-    "num_workers": Spec("loader processes per device (by default at most one a core)"),
+    "num_workers": Spec("loader processes per device (by default at most one per core)"),
     # DataConfig
-    "batch_size_per_device": Spec("images a device sees at a time", also=("--batch_size_per_gpu",)),
+    "batch_size_per_device": Spec("images per device and batch", also=("--batch_size_per_gpu",)),
     # LimitConfig
-    "data_limit": Spec("train on this many of the images, evenly spaced over the sorted list"),
+    "data_limit": Spec("train on this many images, evenly spaced over the sorted list"),
     # OutputConfig
-    "output_dir": Spec("folder to write to; made where it is missing"),
+    "output_dir": Spec("folder to write to; created if missing"),
     # EpochConfig
     "epochs": Spec("passes over the images"),
     "seed": Spec("seed of weights, data order, crops and stochastic depth"),
@@ -67,26 +76,25 @@ FLAGS: Mapping[str, Spec] = {
         "peak learning rate for a global batch of 256; scaled linearly with the global batch"
     ),
     # NetworkConfig
-    "checkpoint_key": Spec("which network of the checkpoint: teacher or student"),
+    "checkpoint_key": Spec("network of the checkpoint: teacher or student"),
     # WeightsFileConfig
     "pretrained_weights": Spec(
-        "a checkpoint or weights file (.pth, .safetensors, .pdparams), a Hugging Face folder, hub:NAME of the "
-        "published weights, or timm:NAME; without it the published ones"
+        "a checkpoint or weights file (.pth, .safetensors, .pdparams), a Hugging Face folder, "
+        "hub:NAME of the published weights, or timm:NAME; by default the published weights"
     ),
     # WeightsConfig
     "random_weights": Spec("evaluate an untrained network on purpose", switch=True),
     # ReportConfig
-    "json": Spec("file to write the result to as one JSON object; - means a line on stdout"),
+    "json": Spec("file for the result as one JSON object; - means a line on stdout"),
     # MaskConfig
-    "threshold": Spec(
-        "keep only the patches that hold this share of each head's attention, 0 to 1"
-    ),
+    "threshold": Spec("keep only the patches with this share of each head's attention, 0 to 1"),
     # StoreConfig
     "store_on_device": Spec(
         "keep the features on the device; false keeps them in host memory", also=("--use_cuda",)
     ),
     # ImageSizeConfig
     "imsize": Spec(
-        "copy detection: side in pixels of the square images become; retrieval: their longer side at most"
+        "copy detection: side in pixels of the square to which images are resized; retrieval: "
+        "largest longer side"
     ),
 }

@@ -1,1 +1,1 @@
-"""The eight steps, one module each; `dino.verify.plan` has their order."""
+"""The eight steps, one module each; `dino.verify.plan` defines their order."""

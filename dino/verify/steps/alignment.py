@@ -1,4 +1,4 @@
-"""Whole training steps on the device in every mode and number format, against the CPU: how far apart they end."""
+"""Compares whole training steps on the device, in every mode and number format, with the CPU."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ if TYPE_CHECKING:
 
 TITLE = "alignment with the CPU"
 REFERENCE = "CPU"
-# Largest difference of two fp32 devices, over a tensor's largest number where that is above 1. The same steps in other
-# orders of summation end within 2e-6 (the simulated card, eight steps); a wrong operator moves a gradient by 1e-2.
+# Largest difference of two fp32 devices, divided by a tensor's largest number if that is above 1.
+# The same steps with other orders of summation end within 2e-6 (the simulated card, eight steps); a
+# wrong operator moves a gradient by 1e-2.
 LIMIT = 1e-4
-# In 16 bits: times what the CPU's own steps in that format are away from its fp32 steps. A device's own policy may run
-# more operators in 16 bits than the CPU's: on the simulated card, with the bridge's lists, it is up to 5.4 times.
+# In 16 bits, a factor on the distance of the CPU's own steps in that format from its fp32 steps. A
+# device's policy may run more operators in 16 bits than the CPU's: up to 5.4 times the distance on
+# the simulated card with the bridge's lists.
 OWN = 10.0
 QUICK_SIZES = {
     **{"patch_size": 8, "global_crops_size": 32, "local_crops_size": 16, "out_dim": 256},
     **{"batch_size_per_device": 4, "steps": 3},
 }
 FULL_SIZES = {"batch_size_per_device": 4, "steps": 8}
-PARTS = {  # of a tensor's name, the first that is in it
+PARTS = {  # text in a tensor's name -> group; the first match counts
     "head.last_layer": "last layer",
     "head.": "head",
     "attn.": "attention",
@@ -52,7 +54,7 @@ PARTS = {  # of a tensor's name, the first that is in it
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """The CPU in every number format, in one process; then every mode in every number format."""
+    """Return the CPU in every number format, in one process; then every mode in every format."""
     reference = Variant(label=REFERENCE, device="cpu", options={"formats": FORMATS})
     tested = [
         Variant(label=f"{mode} {precision}", device=setting.device, mode=mode, precision=precision)
@@ -64,7 +66,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
-    """Train; the reference is kept, every other trace is compared with it."""
+    """Train; save the reference, and compare every other trace with it."""
     import torch
 
     from dino.devices.cpu import CpuDevice
@@ -105,7 +107,7 @@ def trace_run(
     share: slice = slice(None),
     gradients: bool = True,
 ) -> Trace:
-    """The trace of this process's share of drawn batches, with `more` settings."""
+    """Trace steps on this process's share of the drawn batches, with `more` settings."""
     from dino.training.alignment import trace_steps
     from dino.training.plan import build_plan
 
@@ -123,7 +125,7 @@ def trace_run(
 
 
 def draw_batches(config: AlignConfig, world_size: int) -> list[Any]:
-    """One batch a step for all processes together, in host memory; the same on every device."""
+    """Draw one batch per step for all processes, on the host; the same for every device."""
     from dino.data.synthetic import make_batch
     from dino.devices.cpu import CpuDevice
     from dino.training.build import build_recipe
@@ -142,32 +144,29 @@ def draw_batches(config: AlignConfig, world_size: int) -> list[Any]:
 
 
 def compare_by_part(rows: Iterable[Difference]) -> dict[str, dict[str, float]]:
-    """{group: {"most": of all its tensors, "mean": over them}}; a group is what was computed, and which part of it."""
+    """Return {group: {"most": largest, "mean": mean over its tensors}} by quantity and part."""
     grouped: dict[str, list[Difference]] = {}
     for row in rows:
         part = next((part for text, part in PARTS.items() if text in row.name), "")
-        group = (
-            f"{row.what}, {part}"
-            if part and row.what in {"gradients", "student", "teacher"}
-            else row.what
-        )
+        has_parts = row.what in {"gradients", "student", "teacher"}
+        group = f"{row.what}, {part}" if part and has_parts else row.what
         grouped.setdefault(group, []).append(row)
     return {
         group: {
-            "most": _largest(row.most for row in found),
-            "mean": sum(row.mean for row in found) / len(found),
+            "most": _largest(row.most for row in members),
+            "mean": sum(row.mean for row in members) / len(members),
         }
-        for group, found in grouped.items()
+        for group, members in grouped.items()
     }
 
 
 def _largest(numbers: Iterable[float]) -> float:
-    """The largest; what is no number counts as infinite."""
+    """Return the largest number; NaN counts as infinite."""
     return max(number if number == number else float("inf") for number in numbers)
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """Each group of tensors within its limit."""
+    """Check each group of tensors against its limit."""
     return [_judge(result) for result in results]
 
 
@@ -186,9 +185,12 @@ def _judge(result: Result) -> Finding:
             f"{group} {apart[group]:.1e} (at most {limits[group]:.1e})" for group in wrong[:3]
         )
         remedy = f"do not train in this mode and number format ({result.variant.label})"
-        return accept(result, FAIL, f"apart from the CPU: {parts}", remedy, limits=limits)
+        return accept(result, FAIL, f"differs from the CPU: {parts}", remedy, limits=limits)
     worst = max(apart, key=lambda group: apart[group] / limits[group])
-    summary = f"as the CPU; nearest to its limit: {worst} {apart[worst]:.1e} (at most {limits[worst]:.1e})"
+    summary = (
+        f"equals the CPU; closest to its limit: {worst} {apart[worst]:.1e} "
+        f"(at most {limits[worst]:.1e})"
+    )
     return accept(result, PASS, summary, limits=limits)
 
 
@@ -198,7 +200,7 @@ def _load(path: Path) -> Trace:
     from dino.training.alignment import Trace
 
     if not path.exists():
-        raise NotRunError("the CPU's own steps are missing, with which it would be compared")
+        raise NotRunError("the CPU's own steps, which are the reference, are missing")
     return Trace(**torch.load(path, weights_only=True))
 
 

@@ -1,4 +1,4 @@
-"""More than one card: some steps on two equal to one with twice the batch, and how fast they exchange."""
+"""Compares steps on two cards with steps on one card and twice the batch; measures the exchange."""
 
 from __future__ import annotations
 
@@ -23,24 +23,22 @@ from dino.verify.steps import alignment
 TITLE = "more than one card"
 COUNT, PAIR = "count", 2
 STEPS = 20
-LIMIT = 1e-3  # ten times that of one card's eight steps: twenty steps, and two orders of summation in each
-BYTES = {
-    "quick": 1 << 22,
-    "full": 1 << 28,
-}  # of the tensor that is exchanged; gradients of a ViT-S are 1 << 27
+# Ten times the limit of one card's eight steps: twenty steps, with two orders of summation in each.
+LIMIT = 1e-3
+BYTES = {"quick": 1 << 22, "full": 1 << 28}  # of the exchanged tensor; a ViT-S has 1 << 27
 REPEATS = 5
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """At first only whether there are two."""
+    """Return the variant that counts the cards."""
     return [Variant(label=COUNT, device=setting.device, mode=setting.modes[0])]
 
 
 def follow(result: Result, setting: Setting) -> Sequence[Variant]:
-    """Where there are: one card, then two, in every mode (in quick, in the one that a run takes by itself)."""
+    """If there are two cards: one card, then two, in every mode (in quick, in the default mode)."""
     if result.variant.label != COUNT or (result.figures or {}).get("cards", 0) < PAIR:
         return []
-    found = []
+    variants = []
     for mode in setting.modes[:1] if setting.is_quick else setting.modes:
         one = Variant(
             label=f"{mode}, one card", device=setting.device, mode=mode, options={"cards": 1}
@@ -52,12 +50,12 @@ def follow(result: Result, setting: Setting) -> Sequence[Variant]:
             options={"cards": PAIR},
             processes=PAIR,
         )
-        found += [one, two]
-    return found
+        variants += [one, two]
+    return variants
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
-    """Count; or train on one card's share, and compare on the first of two."""
+    """Count the cards; or train on one card's share, and compare on the first of two cards."""
     import torch
 
     from dino.training.alignment import Trace, compare
@@ -78,13 +76,13 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     bench.say("exchanging")
     bandwidth = measure_exchange(run, BYTES[bench.setting.size])
     if not kept.exists():
-        raise NotRunError("one card's steps are missing, with which they would be compared")
+        raise NotRunError("the steps of one card, which are the reference, are missing")
     alone = Trace(**torch.load(kept, weights_only=True))
     return {"table": alignment.compare_by_part(compare(trace, alone)), "GB/s": bandwidth}
 
 
 def measure_exchange(run: Any, size: int) -> float:
-    """Gigabytes a second that each card sends in an all-reduce of `size` bytes (2 (n - 1) / n of it)."""
+    """Measure GB/s that each card sends in an all-reduce of `size` bytes (2 (n - 1) / n of it)."""
     import torch
 
     tensor, seconds = torch.ones(size // 4, device=run.device.torch_device), []
@@ -100,7 +98,7 @@ def measure_exchange(run: Any, size: int) -> float:
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """Two cards equal to one."""
+    """Check that two cards equal one."""
     return [_judge(result) for result in results]
 
 
@@ -108,15 +106,18 @@ def _judge(result: Result) -> Finding:
     figures = result.figures or {}
     if "cards" in figures:
         if figures["cards"] < PAIR:
-            return accept(result, NOT_RUN, "there is one card")
-        return accept(result, PASS, f"there are {figures['cards']}")
+            return accept(result, NOT_RUN, "there is only one card")
+        return accept(result, PASS, f"there are {figures['cards']} cards")
     if "table" not in figures:
         return accept(result, PASS, "the reference, with twice the batch")
     apart = {group: row["most"] for group, row in figures["table"].items()}
     worst = max(apart, key=lambda group: apart[group])
     speed = f"an exchange runs at {figures['GB/s']:.3g} GB/s"
     if not apart[worst] <= LIMIT:
-        summary = f"two cards are not one: {worst} {apart[worst]:.1e} apart (at most {LIMIT:.0e}); {speed}"
+        summary = (
+            f"two cards differ from one: {worst} {apart[worst]:.1e} apart (at most {LIMIT:.0e}); "
+            f"{speed}"
+        )
         return accept(
             result,
             FAIL,
@@ -124,5 +125,5 @@ def _judge(result: Result) -> Finding:
             f"train on one card, or in another mode than {result.variant.mode}",
         )
     return accept(
-        result, PASS, f"as one card with twice the batch, {apart[worst]:.1e} apart; {speed}"
+        result, PASS, f"equal to one card with twice the batch, {apart[worst]:.1e} apart; {speed}"
     )

@@ -1,4 +1,4 @@
-"""What the machine is: the doctor's findings, versions, variables, processor and memory."""
+"""Describes the machine: the doctor's findings, versions, variables, processor and memory."""
 
 from __future__ import annotations
 
@@ -51,16 +51,15 @@ PREFIXES = (
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """One, which opens no device itself."""
+    """Return one variant, which opens no device itself."""
     return [Variant(label="machine", options={"device": setting.device})]
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     """Ask the doctor and the system."""
     bench.say("asking the doctor")
-    report = examine(
-        str(variant.options["device"]), Case(os.environ, product="later")
-    )  # by the next step
+    # The next step tries the product.
+    report = examine(str(variant.options["device"]), Case(os.environ, product="later"))
     return {
         **report.as_dict(),
         "versions": {name: version for name in PACKAGES if (version := find_version(name))},
@@ -70,7 +69,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 
 def describe_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Those that the software reads, by name; values only where they can name nobody."""
+    """Return the variables that the software reads; values only if they identify nobody."""
     return {
         name: show_value(environment[name])
         for name in sorted(environment)
@@ -79,7 +78,7 @@ def describe_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe_host() -> dict[str, Any]:
-    """Processor, memory (bytes) and system."""
+    """Return processor, memory (bytes) and system."""
     return {
         "cores": os.cpu_count(),
         "cores of this process": len(os.sched_getaffinity(0)),
@@ -91,20 +90,18 @@ def describe_host() -> dict[str, Any]:
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """It fails where the doctor says that the device cannot run."""
-    found = []
+    """Fail if the doctor says that the device cannot run."""
+    findings = []
     for result in results:
         figures = result.figures or {}
         problems = sorted(figures.get("problems", ()), key=lambda each: not each["blocking"])
         versions = figures.get("versions", {})
-        seen = f"torch {versions.get('torch', 'not installed')}, {figures['host']['cores of this process']} cores"
+        cores = figures["host"]["cores of this process"]
+        summary = f"torch {versions.get('torch', 'not installed')}, {cores} cores"
         if problems and problems[0]["blocking"]:
-            found.append(accept(result, FAIL, problems[0]["cause"], problems[0]["remedy"]))
-        else:
-            notes = (
-                f", {len(problems)} note{'s' * (len(problems) > 1)} of the doctor's"
-                if problems
-                else ""
-            )
-            found.append(accept(result, PASS, seen + notes))
-    return found
+            findings.append(accept(result, FAIL, problems[0]["cause"], problems[0]["remedy"]))
+            continue
+        if problems:
+            summary += f", {len(problems)} note{'s' * (len(problems) > 1)} from the doctor"
+        findings.append(accept(result, PASS, summary))
+    return findings

@@ -1,4 +1,4 @@
-"""The original's numbers on the device, module by module, each with the tolerance of the number format it runs in."""
+"""Compares each module on the device with the original's numbers, with a tolerance per format."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dino.verify.golden_numbers import Found, Numbers
 
 TITLE = "golden numbers"
-# Relative L2 errors. fp32: equally right implementations differ by 1e-6 (dino/golden/README.md), a product in a format
-# with a short mantissa (tf32) by 1e-3. 16 bits: twice the most that the CPU's own bf16 is off, 2.8e-2 (the gradient of
-# the head's input, with batch norm).
+# Relative L2 errors. fp32: correct implementations differ by 1e-6 (dino/golden/README.md), a
+# product in a format with a short mantissa (tf32) by 1e-3. 16 bits: twice the largest error of the
+# CPU's own bf16, 2.8e-2 (the gradient of the head's input, with batch norm).
 LIMITS = {"fp32": 1e-4, "bf16": 6e-2, "ops": 6e-2}
 
 
@@ -32,9 +32,9 @@ class Check(NamedTuple):
     """One number that was compared.
 
     Attributes:
-        name: What of.
-        error: How far it is off.
-        limit: How far it may be.
+        name: What was compared.
+        error: Its error.
+        limit: The allowed error.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Check(NamedTuple):
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """Every mode in every number format; what does not depend on the format is computed in fp32 only."""
+    """Return every mode in every number format."""
     formats = FORMATS[:2] if setting.is_quick else FORMATS
     return [
         Variant(label=f"{mode} {precision}", device=setting.device, mode=mode, precision=precision)
@@ -54,7 +54,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
-    """Compute each module's numbers; one that cannot be computed does not keep the others from it."""
+    """Compute each module's numbers; a module that fails does not stop the others."""
     from dino.verify.golden_numbers import Numbers
 
     device = bench.opened.device
@@ -83,7 +83,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 
 def _list_modules(precision: str) -> dict[str, Callable[[Numbers], Found]]:
-    """By name; what a number format does not change is computed in fp32 only."""
+    """Return modules by name; those that ignore the number format run in fp32 only."""
     from dino.verify import golden_networks, golden_sets
 
     formatted: dict[str, Callable[[Numbers], Found]] = {
@@ -102,7 +102,7 @@ def _list_modules(precision: str) -> dict[str, Callable[[Numbers], Found]]:
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """A module fails by itself; the summary names those that do."""
+    """Judge each module separately; the summary names those that fail."""
     return [_judge(result, result.figures or {}) for result in results]
 
 
@@ -113,12 +113,15 @@ def _judge(result: Result, figures: Mapping[str, Any]) -> Finding:
     if not wrong and not broken:
         worst = max(checks, key=lambda check: check.error / check.limit)
         return accept(
-            result, PASS, f"{len(checks)} numbers right; nearest to its limit: {describe(worst)}"
+            result, PASS, f"{len(checks)} numbers correct; closest to its limit: {describe(worst)}"
         )
     parts = [f"{name}: {text}" for name, text in broken.items()]
     parts += [describe(check) for check in wrong]
     more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-    remedy = f"do not train in this mode and number format ({result.variant.label}); step 4 says which operator is at fault"
+    remedy = (
+        f"do not train in this mode and number format ({result.variant.label}); step 4 says which "
+        "operator is at fault"
+    )
     return accept(
         result,
         FAIL,
@@ -128,5 +131,5 @@ def _judge(result: Result, figures: Mapping[str, Any]) -> Finding:
 
 
 def describe(check: Check) -> str:
-    """Name, error and limit."""
+    """Return name, error and limit as text."""
     return f"{check.name} {check.error:.1e} (at most {check.limit:.0e})"

@@ -1,6 +1,7 @@
-"""The operators of one real step, run one by one on the device against the CPU: missing, wrong, fallen back, how quick.
+"""Runs the operators of one real step one by one, device against CPU, and times them.
 
-An operator that hangs or ends its process is named, and the others run in a new process without it.
+An operator is missing, wrong, run on the host, or correct. One that hangs or ends its process is
+named, and the others run in a new process without it.
 """
 
 from __future__ import annotations
@@ -34,18 +35,15 @@ if TYPE_CHECKING:
 
 TITLE = "operator replay"
 BATCHES = {"quick": 1, "full": 64}
-SILENCE = {
-    "quick": 15.0,
-    "full": 30.0,
-}  # seconds for one operator; a device compiles some of them first
-MARGIN = 5.0  # seconds before the limit in which no operator is begun any more
-RESTARTS = 5  # processes that may be lost, each to another operator
-SLOWEST = 10  # operators whose times the report holds
+SILENCE = {"quick": 15.0, "full": 30.0}  # seconds per operator; a device compiles some first
+MARGIN = 5.0  # seconds before the limit in which no operator starts
+RESTARTS = 5  # processes that may be lost, each to a different operator
+SLOWEST = 10  # how many of the slowest operators the report lists
 WRONG = ("failing", "missing", "inaccurate")
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """One a number format, operator by operator: lazy where a run is by itself, else eager."""
+    """Return one variant per number format: lazy if that is a run's default mode, else eager."""
     mode = LAZY if setting.modes[0] == LAZY else EAGER
     return [
         Variant(
@@ -64,7 +62,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
-    """Run one list; each outcome is on disk before the next operator begins."""
+    """Run one list; each outcome is on disk before the next operator starts."""
     from dino.verify.operators import list_operators, replay_each
 
     folder, options, batch = bench.setting.folder, variant.options, int(variant.options["batch"])
@@ -80,7 +78,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
             file.flush()
 
         for name in list_operators(number_format, batch=batch):
-            if name in earlier and name not in done:  # of another list, whose call is the very same
+            if name in earlier and name not in done:  # another list holds the same call
                 keep(earlier[name])
         outcomes = replay_each(
             cast("EagerDevice", bench.opened.device),
@@ -96,7 +94,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 
 def follow(result: Result, setting: Setting) -> Sequence[Variant]:
-    """After a process was lost in an operator: the same without it."""
+    """Return the same variant without the operator in which its process was lost."""
     options = result.variant.options
     lost = [*options.get("lost", ())]
     if (
@@ -121,14 +119,14 @@ def follow(result: Result, setting: Setting) -> Sequence[Variant]:
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """By number format: what is wrong first, then what the host had to run."""
+    """Judge by number format: wrong operators first, then those that the host ran."""
     return [
         _judge(result, read_kept(_kept(setting.folder, result.variant.label))) for result in results
     ]
 
 
 def tell_failure(finding: Finding, setting: Setting) -> Finding:
-    """Name the operators that were found wrong before the process was lost for good."""
+    """Name the operators that were found wrong before the last process was lost."""
     outcomes = read_kept(_kept(setting.folder, finding.variant.label))
     wrong = [each for each in outcomes if each["status"] in WRONG]
     named = f"{_name(wrong)}; then {finding.summary}" if wrong else finding.summary
@@ -155,20 +153,27 @@ def _judge(result: Result, outcomes: Sequence[Mapping[str, Any]]) -> Finding:
     }
     wrong = [each for each in odd if each["status"] in WRONG]
     if wrong:
-        remedy = "send the report: it names the operators; until then train in a mode that steps 3, 5 and 6 found right"
+        remedy = (
+            "send the report: it names the operators; until then train in a mode that steps 3, 5 "
+            "and 6 "
+            "found correct"
+        )
         return accept(
             result, FAIL, f"{len(wrong)} of {len(outcomes)}: {_name(wrong)}", remedy, **more
         )
     if odd:
-        remedy = "nothing is wrong, but each fallback costs a journey to the host; send the report"
+        remedy = (
+            "the numbers are correct, but each fallback costs a trip to the host; send the report"
+        )
         return accept(
             result, SLOW, f"{len(odd)} of {len(outcomes)} on the host: {_name(odd)}", remedy, **more
         )
     if not counts["pass"]:
         return accept(result, NOT_RUN, "no operator was run", **more)
     left = f", {counts['not run']} not run" if counts["not run"] else ""
-    median = f"; a launch takes {statistics.median(times):.0f} us in the median" if times else ""
-    return accept(result, PASS, f"{counts['pass']} of {len(outcomes)} right{left}{median}", **more)
+    median = f"; the median launch takes {statistics.median(times):.0f} us" if times else ""
+    summary = f"{counts['pass']} of {len(outcomes)} correct{left}{median}"
+    return accept(result, PASS, summary, **more)
 
 
 def _name(outcomes: Sequence[Mapping[str, Any]]) -> str:
@@ -181,7 +186,7 @@ def _kept(folder: Path, label: str) -> Path:
 
 
 def read_kept(path: Path) -> list[dict[str, Any]]:
-    """Outcomes of all processes of one list so far; none where nothing was begun."""
+    """Return the outcomes of one list so far, from all processes; none before the first."""
     return (
         [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if path.exists()

@@ -1,7 +1,4 @@
-"""A product of matrices in each execution mode: whether the device computes at all, and how fast at best.
-
-Letters: S side of the square matrices.
-"""
+"""Multiplies matrices in each execution mode: whether the device computes at all, and how fast."""
 
 from __future__ import annotations
 
@@ -16,18 +13,19 @@ TITLE = "product of matrices"
 SIDES = {"quick": 128, "full": 4096}
 CHECKED = 128  # side of the product whose numbers are compared
 REPEATS = 5
-# Relative L2 error. A sum of 128 products in float32 is off by about 3e-7, in 19-bit formats by 3e-4; a result that is
-# rounded to bfloat16 is off by 2^-9 at most a number and by about 1.7e-3 in this norm.
+# Relative L2 error. A sum of 128 products is off by about 3e-7 in float32 and by 3e-4 in 19-bit
+# formats. Rounding a result to bfloat16 changes each number by at most 2^-9, about 1.7e-3 in this
+# norm.
 LIMITS = {"fp32": 1e-5, "bf16": 4e-3}
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """One a mode; both number formats in it."""
+    """Return one variant per mode, with both number formats."""
     return [Variant(label=mode, device=setting.device, mode=mode) for mode in setting.modes]
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
-    """Compare a small product with the host's in float64, and time a large one."""
+    """Compare a small product with the host's in float64; time a large one."""
     import torch
     from torch import Tensor, nn
 
@@ -58,7 +56,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 
 def _time(call: Callable[[], Any], synchronize: Callable[[], None]) -> float:
-    """Seconds that the fastest of some calls takes."""
+    """Return the seconds of the fastest of some calls."""
     seconds = []
     for _ in range(REPEATS + 1):
         synchronize()
@@ -71,20 +69,23 @@ def _time(call: Callable[[], Any], synchronize: Callable[[], None]) -> float:
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """Each number format within its limit."""
-    found = []
+    """Check each number format against its limit."""
+    findings = []
     for result in results:
         figures = result.figures or {}
         wrong = [name for name, error in figures["errors"].items() if not error <= LIMITS[name]]
         rates = ", ".join(f"{name} {rate:.3g} TFLOP/s" for name, rate in figures["TFLOP/s"].items())
         if wrong:
             errors = ", ".join(f"{name} is off by {figures['errors'][name]:.1e}" for name in wrong)
-            remedy = f"train in another mode than {result.variant.mode}; this one multiplies matrices wrongly"
-            found.append(
+            remedy = (
+                f"train in another mode than {result.variant.mode}: this mode multiplies matrices "
+                "wrongly"
+            )
+            findings.append(
                 accept(
                     result, FAIL, f"wrong numbers: {errors} (at most {LIMITS[wrong[0]]:g})", remedy
                 )
             )
         else:
-            found.append(accept(result, PASS, f"right; {rates}"))
-    return found
+            findings.append(accept(result, PASS, f"correct; {rates}"))
+    return findings

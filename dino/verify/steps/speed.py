@@ -1,4 +1,4 @@
-"""Images a second of the product's own step in each mode, what that costs, and switches that may be faster."""
+"""Measures images per second of the training step in each mode, and with switches that may help."""
 
 from __future__ import annotations
 
@@ -29,14 +29,12 @@ TITLE = "speed"
 SMALL = {
     **{"arch": "vit_mini", "patch_size": 8, "global_crops_size": 32, "local_crops_size": 16},
     **{"local_crops_number": 2, "out_dim": 256, "batch_size_per_device": 4},
-    "drop_path_rate": 0.0,  # the networks of step 5, which a compiler then knows already
+    "drop_path_rate": 0.0,  # the networks of step 5, which are compiled already
 }
-REAL = {
-    "arch": "vit_small",
-    "batch_size_per_device": 64,
-}  # the paper's: 2 x 224 and 8 x 96 pixels, 65536 prototypes
-STEPS = {"quick": (2, 5), "full": (5, 20)}  # of warm-up, and timed
-SECONDS = {"quick": 5.0, "full": 10.0}  # for the timed steps
+# The paper's step: 2 x 224 and 8 x 96 pixels, 65536 prototypes.
+REAL = {"arch": "vit_small", "batch_size_per_device": 64}
+STEPS = {"quick": (2, 5), "full": (5, 20)}  # warm-up steps and timed steps
+SECONDS = {"quick": 5.0, "full": 10.0}  # time limit of the timed steps
 SLOW_WORDS = {
     "cpu fallbacks": "operators run on the host",
     "graph compilations": "graphs are compiled",
@@ -50,7 +48,7 @@ ATTENTION, AUTOGRAD, FUSED, RECOMPUTE = (
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """Every mode; in full also the largest batch (see `follow`) and each switch."""
+    """Return every mode; in full also each switch (`follow` adds the largest batch)."""
     if setting.is_quick:
         return [
             Variant(label=mode, device=setting.device, mode=mode, options={})
@@ -68,9 +66,8 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
         (FUSED, EAGER),
         (RECOMPUTE, first),
     ]
-    environment = {
-        "PT_HPU_USE_ATEN_SDPA": "0"
-    }  # what it takes between 1.20 and 1.23; nothing reads it elsewhere
+    # The switch for software 1.20 to 1.23; other software does not read it.
+    environment = {"PT_HPU_USE_ATEN_SDPA": "0"}
     return [
         *plain,
         *(
@@ -88,7 +85,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 
 def follow(result: Result, setting: Setting) -> Sequence[Variant]:
-    """The largest batch that would fit, where a mode's memory told it."""
+    """Return a variant with the largest batch that fits, if a mode's memory shows it."""
     largest = (result.figures or {}).get("largest batch")
     if setting.is_quick or not largest or result.variant.options:
         return []
@@ -97,7 +94,7 @@ def follow(result: Result, setting: Setting) -> Sequence[Variant]:
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
-    """Build, warm up, time, count, and time again by phase."""
+    """Build, warm up, time, count, and time by phase."""
     from dino.training.dry_run import count_bytes, estimate_batch
     from dino.verify.measure import build_workload, count_step, measure_speed, time_phases
 
@@ -137,7 +134,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def switched(switch: str | None, device: Any) -> Iterator[None]:
-    """What a switch changes, for the time of the block.
+    """Apply a switch inside the block.
 
     Raises:
         NotRunError: This software or device has no such switch.
@@ -150,7 +147,7 @@ def switched(switch: str | None, device: Any) -> Iterator[None]:
         return
     if switch == FUSED:
         if device.fuses_updates:
-            raise NotRunError("it is what this device does anyway")
+            raise NotRunError("this device always does that")
         device.fuses_updates = True
     elif switch == AUTOGRAD:
         torch._dynamo.config.compiled_autograd = True
@@ -158,12 +155,12 @@ def switched(switch: str | None, device: Any) -> Iterator[None]:
 
 
 def _fuse_attention() -> AbstractContextManager[object]:
-    """A context for the bridge of 1.24; a variable, which the variant has, does it for 1.20 to 1.23."""
+    """Return a context for bridge 1.24; for 1.20 to 1.23 the variant's variable is enough."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     release = read_release(find_version(*BRIDGE_PACKAGES))
     if release is None:
-        raise NotRunError("it is what torch does here anyway")
+        raise NotRunError("torch always does that here")
     if release < (1, 20):
         raise NotRunError(f"software {release[0]}.{release[1]} has no such switch")
     overrideable = getattr(SDPBackend, "OVERRIDEABLE", None)
@@ -175,7 +172,7 @@ def _fuse_attention() -> AbstractContextManager[object]:
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """It is slow where something runs, compiles or waits in every step that should not."""
+    """Report SLOW if something needlessly runs, compiles or waits in every step."""
     return [_judge(result) for result in results]
 
 
@@ -185,7 +182,11 @@ def _judge(result: Result) -> Finding:
     if figures["memory peak"]:
         seen += f", {figures['memory peak'] / 1e9:.2f} GB"
     if "launches a step" in figures:
-        seen += f", {figures['launches a step']} launches and {figures['host reads a step']} host reads a step"
+        seen += (
+            f", {figures['launches a step']} launches and {figures['host reads a step']} host "
+            "reads "
+            "per step"
+        )
     odd = [
         f"{text} ({figures[name]:.0f})" for name, text in SLOW_WORDS.items() if figures.get(name)
     ]
@@ -193,5 +194,5 @@ def _judge(result: Result) -> Finding:
         odd.append("the host waits for values")
     if not odd:
         return accept(result, PASS, seen)
-    remedy = "nothing is wrong, but each of these costs time in every step; send the report"
+    remedy = "the numbers are correct, but each of these costs time in every step; send the report"
     return accept(result, SLOW, f"{seen}; in the steady state {', '.join(odd)}", remedy)

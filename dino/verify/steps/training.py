@@ -1,9 +1,10 @@
-"""A short training of the demo in every mode and on the CPU: loss curves and k-NN side by side.
+"""Trains the demo briefly in every mode and on the CPU; compares loss curves and k-NN.
 
-It is the trainer's own run, loader, log and checkpoints included. Two right devices part by rounding alone, so what
-counts as equal is what rounding does: on the CPU, runs of one seed whose learning rate differs by a few parts in a
-million, in the number format in question, against the fp32 run (`benchmarks/verify_seeds.py`). A device may be FACTOR
-times that far away. Runs of other seeds are hundreds of times farther apart than rounding takes fp32 runs.
+It is a full run of the trainer, with loader, log and checkpoints. Correct devices differ by
+rounding alone. The effect of rounding was measured on the CPU: runs of one seed whose learning rate
+differs by a few parts in a million, in the number format in question, against the fp32 run
+(`benchmarks/verify_seeds.py`). A device may be FACTOR times that far away. Runs of different seeds
+are hundreds of times farther apart than fp32 runs that differ by rounding.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from dino.verify.base import (
 TITLE = "short training"
 REFERENCE = "CPU"
 FACTOR = 10.0  # a device may run more operators in 16 bits than the CPU, as in step 5
-LEAST = 0.01  # of a point of the curve, which starts at the logarithm of the prototypes: functions of its own round too
+# Smallest limit of a point of the curve, which starts at the log of the prototypes: a device's own
+# functions round too.
+LEAST = 0.01
 RATE = 0.003  # the peak learning rate for a batch of 256
 METHOD = {
     **{"patch_size": 8, "in_chans": 1, "use_bn_in_head": True, "drop_path_rate": 0.0},
@@ -52,16 +55,17 @@ ALIGNED = {"arch": "vit_mini", "global_crops_size": 32, "local_crops_size": 16}
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of one training; an epoch is a point of the curve.
+    """Size of one training; an epoch is a point of the curve.
 
     Attributes:
-        settings: Besides METHOD's, and over them.
+        settings: Settings in addition to METHOD, which they override.
         epochs: Points of the curve.
-        batch: Images a step.
-        steps: An epoch.
+        batch: Images per step.
+        steps: Steps per epoch.
         held_out: Validation images of each of the ten classes.
-        rounding: Largest distance of a point of the curve that rounding makes, by number format.
-        knn: Per cent that the accuracy at the end may be lower: rounding moves it by a few images.
+        rounding: Largest distance of a point of the curve caused by rounding, by number format.
+        knn: Percentage points by which the final accuracy may be lower: rounding moves a few
+            images.
     """
 
     settings: Mapping[str, Any]
@@ -85,15 +89,13 @@ SIZES = {
         batch=32,
         steps=10,
         held_out=50,
-        rounding={
-            "fp32": 2e-4,
-            "bf16": 2e-2,
-        },  # bf16 is assumed, seven times quick's: not measured at this size
+        # bf16 is assumed to be seven times that of quick; it was not measured at this size.
+        rounding={"fp32": 2e-4, "bf16": 2e-2},
         knn=4.0,
     ),
     "quick": Size(
-        settings=ALIGNED
-        | {"out_dim": 64, "in_chans": 3, "use_bn_in_head": False},  # what step 5 compiled
+        # The networks that step 5 compiled.
+        settings=ALIGNED | {"out_dim": 64, "in_chans": 3, "use_bn_in_head": False},
         epochs=4,
         batch=4,
         steps=5,
@@ -105,7 +107,7 @@ SIZES = {
 
 
 def list_variants(setting: Setting) -> Sequence[Variant]:
-    """The CPU in fp32, then every mode: in the format that people train in, and in fp32 where the limit allows it."""
+    """Return the CPU in fp32, then every mode: in full bf16 and fp32, in quick fp32 only."""
     reference = Variant(label=REFERENCE, device="cpu")
     formats = FORMATS[:1] if setting.is_quick else (FORMATS[1], FORMATS[0])
     tested = [
@@ -117,7 +119,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
-    """Train and score."""
+    """Train and score one variant."""
     import torch
 
     if variant.label == REFERENCE:
@@ -127,7 +129,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 
 def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
-    """One training with `more` settings; `losses` by epoch, and `knn`, the top-1 accuracy in %."""
+    """Train with `more` settings; return `losses` by epoch, and `knn`, the top-1 accuracy in %."""
     from dino.data.demo import CLASSES, DemoSpec, build_demo
     from dino.evaluation.knn import build_online_knn
     from dino.runtime.metrics import LOG_FILE
@@ -163,7 +165,7 @@ def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:
-    """Every curve against the CPU's."""
+    """Compare every curve with the CPU's."""
     reference = next((result for result in results if result.variant.label == REFERENCE), None)
     return [
         _tell_reference(result)
@@ -182,12 +184,13 @@ def _tell_reference(result: Result) -> Finding:
 
 def _judge(result: Result, reference: Mapping[str, Any] | None, size: Size) -> Finding:
     figures = result.figures or {}
-    seen = f"loss {_show(figures['losses'][0])} to {_show(figures['losses'][-1])}, k-NN {figures['knn']:.1f} %"
+    first, last = figures["losses"][0], figures["losses"][-1]
+    seen = f"loss {_show(first)} to {_show(last)}, k-NN {figures['knn']:.1f} %"
     if reference is None:
         return accept(
             result,
             NOT_RUN,
-            f"{seen}; the CPU's own training is missing, with which it would be compared",
+            f"{seen}; the CPU's own training, which is the reference, is missing",
         )
     gap = find_gap(figures["losses"], reference["losses"])
     lost = reference["knn"] - figures["knn"]
@@ -196,18 +199,18 @@ def _judge(result: Result, reference: Mapping[str, Any] | None, size: Size) -> F
         "k-NN": size.knn,
     }
     more = {"loss gap": gap, "k-NN lost": lost, "limits": limits}
-    apart = f"a point of the loss curve is {gap:.3f} from the CPU's (at most {limits['loss']:.3f})"
+    apart = f"the loss curve is up to {gap:.3f} from the CPU's (at most {limits['loss']:.3f})"
     if gap <= limits["loss"] and lost <= limits["k-NN"]:
         return accept(result, PASS, f"{seen}; {apart}", **more)
-    worse = f"k-NN {figures['knn']:.1f} % where the CPU has {reference['knn']:.1f} %"
-    remedy = f"do not train in this mode ({result.variant.mode}): it learns something else, without an error"
+    worse = f"k-NN is {figures['knn']:.1f} % instead of the CPU's {reference['knn']:.1f} %"
+    remedy = f"do not train in this mode ({result.variant.mode}): it silently learns something else"
     return accept(
         result, FAIL, f"{apart}; {worse} (at most {limits['k-NN']:.1f} less)", remedy, **more
     )
 
 
 def find_gap(losses: Sequence[float | None], reference: Sequence[float | None]) -> float:
-    """Largest distance of two curves; infinite where one has no number or fewer points."""
+    """Return the largest distance of two curves; infinite if a number or point is missing."""
     if len(losses) != len(reference):
         return math.inf
     pairs = zip(losses, reference, strict=True)

@@ -56,7 +56,7 @@ def checks(**errors):
         (
             {"checks": checks(head=1e-6, loss=5e-5)},
             "pass",
-            "2 numbers right; nearest to its limit: loss 5.0e-05",
+            "2 numbers correct; closest to its limit: loss 5.0e-05",
         ),
         ({"checks": checks(head=1e-6, loss=2e-4)}, "fail", "1 of 2 wrong, first loss 2.0e-04"),
         ({"checks": checks(head=math.inf)}, "fail", "1 of 1 wrong"),
@@ -86,7 +86,7 @@ def outcome(operator, status="pass", detail="", microseconds=10.0):
         (
             [outcome("aten::mm"), outcome("aten::add", microseconds=30.0)],
             "pass",
-            "2 of 2 right; a launch takes 20 us",
+            "2 of 2 correct; the median launch takes 20 us",
         ),
         (
             [outcome("aten::mm"), outcome("aten::x", "not run", "torch has none", None)],
@@ -159,7 +159,7 @@ def test_steps_are_as_the_cpu_within_what_the_format_costs_there(apart, own, sta
     figures = {"table": table(loss=1e-6, student=apart), "own": table(loss=0.0, student=own)}
     found = judge(alignment, setting, result("lazy bf16", figures))[0]
     assert found.status == status and (
-        status == "pass" or found.summary.startswith("apart from the CPU: student")
+        status == "pass" or found.summary.startswith("differs from the CPU: student")
     )
 
 

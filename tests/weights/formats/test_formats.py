@@ -95,7 +95,7 @@ def test_a_new_format_is_written_recognized_and_read_by_every_command(
     assert code == 0 and "toy.load('out.toy')" in text and "42 of 42 tensors matched" in text
     code, text = command(main, "inspect", out)
     assert code == 0 and f"{out}: toy's archive\n" in text and "vit_mini, patch size 16" in text
-    assert "beside it step (1)" in text
+    assert "also step (1)" in text
     assert command(main, "convert", out, back, "--to", "toy")[0] == 0
     original = dino.load(weights)
     assert equal_tensors(dino.load(out), original) and equal_tensors(dino.load(back), original)
