@@ -2,11 +2,12 @@
 
     python benchmarks/attention_maps.py [--image_size 480] [--arch vit_small] [--patch_size 8] [--repeat 3]
 
-The textbook way is the network as the paper's code writes it down: softmax(q k^T) v with the matrix in memory in every
-block, and the whole matrix of the last block, of which the maps are one row. Both ways run on the CPU with one thread,
-with the same random weights, each in a process of its own. Prints one JSON line: tokens N; the largest tensor, the
-tensors of N x N numbers or more, the growth of the process's peak memory and the median seconds of each way; and the
-largest difference between their maps. The first two are counted from every tensor that an operator gives.
+The textbook way is the network as the paper's code writes it down: softmax(q k^T) v with the matrix
+in memory in every block, and the whole matrix of the last block, of which the maps are one row.
+Both ways run on the CPU with one thread, with the same random weights, each in a process of its
+own. Prints one JSON line: tokens N; the largest tensor, the tensors of N x N numbers or more, the
+growth of the process's peak memory and the median seconds of each way; and the largest difference
+between their maps. The first two are counted from every tensor that an operator gives.
 """
 
 from __future__ import annotations

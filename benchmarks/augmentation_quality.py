@@ -2,7 +2,8 @@
 
     python benchmarks/augmentation_quality.py CIFAR10 [seeds] [epochs]         # 3 seeds, the recipe's epochs
 
-CIFAR10 holds `train` and `val`. Each line is one run of `configs/cifar10.yaml`: same network, same order of images.
+CIFAR10 holds `train` and `val`. Each line is one run of `configs/cifar10.yaml`: same network, same
+order of images.
 """
 
 from __future__ import annotations

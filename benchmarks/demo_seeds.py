@@ -2,8 +2,9 @@
 
     python benchmarks/demo_seeds.py [--seeds 0 1 2] [--probe]
 
-Prints one JSON line a seed. `--probe` trains the demo's network with labels instead (cross-entropy, the same images,
-crops of 0.4 to 1 of the area, flips and color jitter) and prints its validation accuracy.
+Prints one JSON line a seed. `--probe` trains the demo's network with labels instead (cross-entropy,
+the same images, crops of 0.4 to 1 of the area, flips and color jitter) and prints its validation
+accuracy.
 """
 
 from __future__ import annotations

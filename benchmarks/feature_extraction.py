@@ -2,12 +2,14 @@
 
     python benchmarks/feature_extraction.py FOLDER [--device cpu] [--images 256] [--batch 32] [--workers 2]
 
-Each way runs in processes of its own, in turn, on the same untrained weights, in fp32. `files` is all of it, the start
-of the loaders included; a folder with fewer images is repeated. `network` has batches of drawn pixels on the device
-already. The textbook is the original's extraction: Pillow and torchvision in a DataLoader, attention with its N x N
-weights, features gathered by index. Prints one JSON line a run, and one with the medians' ratios and the features'
-cosine similarities: of the same image both ways (the least), and of different images (the mean), once the mean over
-all images is taken away, which untrained features share. Memory is the card's, or that of the process without loaders.
+Each way runs in processes of its own, in turn, on the same untrained weights, in fp32. `files` is
+all of it, the start of the loaders included; a folder with fewer images is repeated. `network` has
+batches of drawn pixels on the device already. The textbook is the original's extraction: Pillow and
+torchvision in a DataLoader, attention with its N x N weights, features gathered by index. Prints
+one JSON line a run, and one with the medians' ratios and the features' cosine similarities: of the
+same image both ways (the least), and of different images (the mean), once the mean over all images
+is taken away, which untrained features share. Memory is the card's, or that of the process without
+loaders.
 """
 
 from __future__ import annotations

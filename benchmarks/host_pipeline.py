@@ -2,10 +2,11 @@
 
     python benchmarks/host_pipeline.py FOLDER [images] [rounds]          # 96 images, 5 rounds
 
-Prints one JSON line a way: images a second of processor time (which other users of the machine change less than the
-clock on the wall) as median, smallest and largest of several rounds, taken in turn, and its ratio to the textbook and
-to decoding. Ways: `textbook` is the paper's ten crops of Pillow and torchvision; `host` is what our loaders do;
-`host_and_device` adds what the device does, on this core, in batches; `decode` is reading pixels alone.
+Prints one JSON line a way: images a second of processor time (which other users of the machine
+change less than the clock on the wall) as median, smallest and largest of several rounds, taken in
+turn, and its ratio to the textbook and to decoding. Ways: `textbook` is the paper's ten crops of
+Pillow and torchvision; `host` is what our loaders do; `host_and_device` adds what the device does,
+on this core, in batches; `decode` is reading pixels alone.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/hpu_launches.py [--precision bf16 --lazy_mode false|true | --compile] [--arch vit_small ...]
 
-Takes the flags of main_dino.py; ViT-S/16 unless they say otherwise. Two images are enough, since a batch's size
-changes only how often the loss is cut: it is cut as at 64 images. HPU_SIMULATOR_RELEASE says which release, 1.19 or
-1.24. Prints a table of the fifth step (operators outside compiled graphs, and compiled graphs) and one JSON line.
+Takes the flags of main_dino.py; ViT-S/16 unless they say otherwise. Two images are enough, since a
+batch's size changes only how often the loss is cut: it is cut as at 64 images.
+HPU_SIMULATOR_RELEASE says which release, 1.19 or 1.24. Prints a table of the fifth step (operators
+outside compiled graphs, and compiled graphs) and one JSON line.
 """
 
 from __future__ import annotations

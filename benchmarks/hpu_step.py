@@ -2,10 +2,11 @@
 
     python benchmarks/hpu_step.py [--steps 20] [--phases] [--device hpu --arch vit_small --batch_size_per_device 64 ...]
 
-Takes the flags of main_dino.py, trains on drawn pixels as the trainer does, without waiting for the device between the
-steps, and prints one JSON line: images/s, launches and host reads a step, memory, and, where the device counts them,
-graph compilations and CPU fallbacks after warm-up. `--phases` adds milliseconds and launches by phase. `python -m
-dino.verify` measures the same in every mode.
+Takes the flags of main_dino.py, trains on drawn pixels as the trainer does, without waiting for the
+device between the steps, and prints one JSON line: images/s, launches and host reads a step,
+memory, and, where the device counts them, graph compilations and CPU fallbacks after warm-up.
+`--phases` adds milliseconds and launches by phase. `python -m dino.verify` measures the same in
+every mode.
 """
 
 from __future__ import annotations

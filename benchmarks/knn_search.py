@@ -2,11 +2,12 @@
 
     python benchmarks/knn_search.py [train] [queries] [k] [--device cuda]          # 50000 5000 20, on the CPU
 
-Features are 384 wide, of length 1, around 1000 centers. Prints one JSON line: the medians and ranges of several rounds
-in seconds, taken in turn, and for which share of the queries a way finds the same neighbors as the textbook, at least.
-Ways: `textbook` is the original's, 100 chunks of a product and a topk; `products` are these products alone; `faiss` is
-its flat index, built anew each time, as ours is, on the CPU only; `ours` is the index that evaluations use, in their
-chunks. All vectors lie on the device at first.
+Features are 384 wide, of length 1, around 1000 centers. Prints one JSON line: the medians and
+ranges of several rounds in seconds, taken in turn, and for which share of the queries a way finds
+the same neighbors as the textbook, at least.
+Ways: `textbook` is the original's, 100 chunks of a product and a topk; `products` are these
+products alone; `faiss` is its flat index, built anew each time, as ours is, on the CPU only; `ours`
+is the index that evaluations use, in their chunks. All vectors lie on the device at first.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     python benchmarks/label_propagation.py [--patch_size 8 16] [--threads 1] [--frames 5] [--rounds 3]
 
-Features are given (width 384, 8 context frames, 3 labels, neighborhood 12, top 5); what is measured is what follows
-them, up to the soft labels of the frame. Each way runs in processes of its own, in turn, so that each one's peak memory
-is its own. Prints one JSON line a patch size: milliseconds a frame (median and 10-90 %), milliseconds once for the
-neighborhood mask, peak memory of the process in MB and what of it came on top of the inputs, ratios, and the largest
-difference between the two results.
+Features are given (width 384, 8 context frames, 3 labels, neighborhood 12, top 5); what is measured
+is what follows them, up to the soft labels of the frame. Each way runs in processes of its own, in
+turn, so that each one's peak memory is its own. Prints one JSON line a patch size: milliseconds a
+frame (median and 10-90 %), milliseconds once for the neighborhood mask, peak memory of the process
+in MB and what of it came on top of the inputs, ratios, and the largest difference between the two
+results.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/loader.py FOLDER [batch] [rounds]          # batch 16, 3 rounds
 
-Prints one JSON line a way of `--augment_on`: images a second by the clock (median, smallest and largest round, taken
-in turn), bytes that go to the device for one image, and resident memory of this process and of its loaders in MiB.
+Prints one JSON line a way of `--augment_on`: images a second by the clock (median, smallest and
+largest round, taken in turn), bytes that go to the device for one image, and resident memory of
+this process and of its loaders in MiB.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The training step written plainly, as the paper and the original describe it: eager, loops, attention materialised.
 
-For comparison only. Names of parameters are the original's, so that both ways can start from the same weights.
+For comparison only. Names of parameters are the original's, so that both ways can start from the
+same weights.
 Shapes: B images, V views, N tokens, D width, K prototypes.
 """
 

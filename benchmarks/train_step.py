@@ -2,11 +2,11 @@
 
     python benchmarks/train_step.py [--device cpu] [--batch 8] [--precision bf16] [--recompute blocks]
 
-Each way runs in processes of its own, in turn, on the same weights and the same drawn views, which lie on the device
-already. The first step is not timed. `--precision` is ours; the textbook has fp32 on cpu and hpu and fp16 autocast
-with loss scaling on cuda. Utilisation is what the method needs (not what computing again adds) against the rate of a
-large matrix product in our number format, measured in the same process. Prints one JSON line a way, and one with the
-ratios.
+Each way runs in processes of its own, in turn, on the same weights and the same drawn views, which
+lie on the device already. The first step is not timed. `--precision` is ours; the textbook has fp32
+on cpu and hpu and fp16 autocast with loss scaling on cuda. Utilisation is what the method needs
+(not what computing again adds) against the rate of a large matrix product in our number format,
+measured in the same process. Prints one JSON line a way, and one with the ratios.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python benchmarks/verify_seeds.py [--size quick] [--precision bf16] [--changes 3] [--seeds 8]
 
-All on the CPU. First the run that verify takes as its reference; then `--changes` runs of its seed in `--precision`,
-whose learning rate is larger by 1, 10, 100 ... parts in a million, which is what another order of summation does; then
-`--seeds` runs of other seeds. Prints one JSON line a run, and last the largest distance of each kind from the
-reference, of a point of the loss curve and of the k-NN accuracy, as `dino/verify/steps/training.py` holds them.
+All on the CPU. First the run that verify takes as its reference; then `--changes` runs of its seed
+in `--precision`, whose learning rate is larger by 1, 10, 100 ... parts in a million, which is what
+another order of summation does; then `--seeds` runs of other seeds. Prints one JSON line a run, and
+last the largest distance of each kind from the reference, of a point of the loss curve and of the
+k-NN accuracy, as `dino/verify/steps/training.py` holds them.
 """
 
 from __future__ import annotations

@@ -108,6 +108,19 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
     return None
 
 
+def check_complete(
+    state: Mapping[str, Any], needed: Iterable[str], cause: str, *, remedy: str
+) -> None:
+    """Check that a checkpoint holds what a run needs to resume.
+
+    Raises:
+        CheckpointError: `cause`, followed by the names that are missing.
+    """
+    missing = [name for name in needed if name not in state]
+    if missing:
+        raise CheckpointError(f"{cause}: it lacks {', '.join(missing)}", remedy=remedy)
+
+
 def read_mode(folder: Path | str) -> str | None:
     """Execution mode of the run whose newest intact checkpoint is in `folder`; None if unknown.
 

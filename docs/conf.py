@@ -1,7 +1,8 @@
-"""How Sphinx makes a site of this folder: `make docs`. Warnings are errors, so a broken link ends the build.
+"""Sphinx builds this folder as a site (`make docs`). Warnings are errors, such as broken links.
 
-README.md, CONTRIBUTING.md and CHANGELOG.md lie above this folder, where hosts look for them, and are pages of the site
-too. Their links, and links to them, are written as they work in the repository; here they are turned to the site's.
+README.md, CONTRIBUTING.md and CHANGELOG.md are above this folder, where hosts look for them, and
+are pages of the site too. Links to and from them are written as they work in the repository; here
+they are rewritten for the site.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ python_use_unqualified_type_names = True
 
 
 def find_in_site(target: Path, *, is_image: bool) -> str | None:
-    """Where a file of the repository is seen from a page; None where the site has no page for it."""
+    """Return the site's path of a file of the repository, or None if the site has no such page."""
     if is_image or target.is_relative_to(DOCS):
         return Path(os.path.relpath(target, DOCS)).as_posix()
     return PAGES.get(target.relative_to(ROOT).as_posix()) if target.is_relative_to(ROOT) else None
 
 
 def point_into_site(text: str, folder: Path) -> str:
-    """Turn the links of a page that lies in `folder`; a link to what the site lacks keeps its words alone."""
+    """Rewrite the links of a page in `folder`; a link that the site lacks becomes plain text."""
 
     def turn(link: re.Match[str]) -> str:
         words, path, anchor = link.groups(default="")

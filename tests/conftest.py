@@ -1,4 +1,5 @@
-"""Fixtures every test folder shares: golden numbers, shared data, drawn tensors and a measure of distance."""
+"""Fixtures every test folder shares: golden numbers, shared data, drawn tensors and a measure of
+distance."""
 
 import contextlib
 import importlib
@@ -45,7 +46,8 @@ _bridge_variables: dict[str, str] = {}
 
 @contextlib.contextmanager
 def _simulated_card() -> Iterator[None]:
-    """The simulated bridge is installed and imported inside, and gone outside but for what torch keeps of it."""
+    """The simulated bridge is installed and imported inside, and gone outside but for what torch
+    keeps of it."""
     environment, path = dict(os.environ), list(sys.path)
     sys.path.insert(0, str(hpu_simulator.PACKAGE))
     sys.modules.update(_bridge)
@@ -71,7 +73,8 @@ if hpu_simulator.why_unavailable() is None:
 
 @contextlib.contextmanager
 def _real_gpu() -> Iterator[None]:
-    """Convolutions in fp32, by algorithms that give the same bits each time; torch's switches are put back."""
+    """Convolutions in fp32, by algorithms that give the same bits each time; torch's switches are
+    put back."""
     with pytest.MonkeyPatch.context() as switches:
         for name in ("benchmark", "allow_tf32", "deterministic"):
             switches.setattr(torch.backends.cudnn, name, name == "deterministic")
@@ -98,7 +101,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 @pytest.fixture
 def poptorch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The stand-in for PopTorch, importable inside the test only, with nothing left of other tests."""
+    """The stand-in for PopTorch, importable inside the test only, with nothing left of other
+    tests."""
     monkeypatch.syspath_prepend(str(FAKES))
     yield importlib.import_module("poptorch")
     for name in [name for name in sys.modules if name.split(".")[0] in {"poptorch", "popdist"}]:
@@ -122,7 +126,8 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 
 @pytest.fixture(params=["painted", "photographs"])
 def augment_numbers(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
-    """What Pillow and torchvision make of a painted picture; of two photographs too, where these are at hand.
+    """What Pillow and torchvision make of a painted picture; of two photographs too, where these
+    are at hand.
 
     Photographs do not travel with the package: their half is skipped where they are missing.
     """
@@ -159,5 +164,6 @@ def draw() -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def relative_error() -> Callable[[object, object], float]:
-    """``relative_error(value, expected)``: the L2 norm of the difference over that of the expected value."""
+    """``relative_error(value, expected)``: the L2 norm of the difference over that of the expected
+    value."""
     return _relative_error

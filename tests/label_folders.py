@@ -46,7 +46,8 @@ def make_davis(
 
 
 def make_runs(root: Path, runs: dict[str, Sequence[np.ndarray]]) -> Path:
-    """Write driving runs, by name and frame; an empty array is a frame without labels, of the first frame's size."""
+    """Write driving runs, by name and frame; an empty array is a frame without labels, of the first
+    frame's size."""
     for name, frames in runs.items():
         for number, labels in enumerate(frames):
             save_image(root / name / "image" / f"{number:05}.jpg", *frames[0].shape)

@@ -1,4 +1,5 @@
-"""Tiny runs of commands, in a fork server that has the imports behind it: a run costs its work and not its start."""
+"""Tiny runs of commands, in a fork server that has the imports behind it: a run costs its work and
+not its start."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def make_images(folder: Path, count: int, *, size: int = 20, seed: int = 0) -> P
 
 
 def make_labelled(root: Path, per_class: dict[str, int]) -> Path:
-    """Write train/ and val/ with two class folders of noise; `per_class` gives the images of each split."""
+    """Write train/ and val/ with two class folders of noise; `per_class` gives the images of each
+    split."""
     for split, count in per_class.items():
         for number, name in enumerate(("ant", "bee")):
             make_images(root / split / name, count, seed=number)
@@ -118,7 +120,8 @@ class Job:
             os.kill(self.process.pid or 0, number)
 
     def wait(self, seconds: float = 600) -> Result:
-        """Wait for the end; a run that hangs is killed and fails the test. A busy machine takes five times its time."""
+        """Wait for the end; a run that hangs is killed and fails the test. A busy machine takes
+        five times its time."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -136,7 +139,8 @@ def train(folder: Path, *words: object, prepare: Callable[[], None] | None = Non
 
 
 def choose_eager(words: Sequence[object]) -> list[str]:
-    """Words for a run on a simulated card: eager where they say no mode, since compiling takes far longer than a run.
+    """Words for a run on a simulated card: eager where they say no mode, since compiling takes far
+    longer than a run.
 
     Torch is upstream's here, where a run that says nothing is compiled.
     """
@@ -150,7 +154,8 @@ def train_pair(
     *words: object,
     prepare: tuple[Callable[[], None] | None, Callable[[], None] | None] = (None, None),
 ) -> list[Result]:
-    """The same with two processes, as a launcher starts them; `prepare` has what each of them does first."""
+    """The same with two processes, as a launcher starts them; `prepare` has what each of them does
+    first."""
     return run_pair(folder, "main_dino", *TINY, *choose_eager(words), prepare=prepare)
 
 
@@ -175,7 +180,8 @@ def run_pair(
 
 
 def find_port() -> int:
-    """A port for a job's first process, below those that the system gives to outgoing connections in the meantime."""
+    """A port for a job's first process, below those that the system gives to outgoing connections
+    in the meantime."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -224,7 +230,8 @@ def _run(script: str, words: list[str], output: str, prepare: Callable[[], None]
     from dino.training import build
 
     torch.set_num_threads(1)
-    # The original's head has 5 million weights however small the backbone is; these runs are about everything else.
+    # The original's head has 5 million weights however small the backbone is; these runs are about
+    # everything else.
     build.DINOHead = functools.partial(build.DINOHead, hidden_dim=64)
     with open(output, "w", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
@@ -244,7 +251,8 @@ def on_fake_ipu() -> None:
 
 
 def on_simulated_card() -> None:
-    """Let this process find the simulated bridge; for `prepare`, before anything asks torch for its accelerators."""
+    """Let this process find the simulated bridge; for `prepare`, before anything asks torch for its
+    accelerators."""
     from tests import hpu_simulator
 
     hpu_simulator.load_extension()

@@ -1,4 +1,5 @@
-"""A checkpoint is whole or it is not there; nothing but tensors and plain values is ever unpickled."""
+"""A checkpoint is whole or it is not there; nothing but tensors and plain values is ever
+unpickled."""
 
 import argparse
 import errno
@@ -172,7 +173,8 @@ def test_a_failure_while_saving_the_latest_keeps_the_newest_good_one(tmp_path, m
 
 @pytest.mark.parametrize("failing", range(4))
 def test_a_kill_between_any_two_renames_leaves_a_good_checkpoint(tmp_path, monkeypatch, failing):
-    """The process dies at the n-th rename: everything it did up to there stays, nothing after it happens."""
+    """The process dies at the n-th rename: everything it did up to there stays, nothing after it
+    happens."""
     replace, count = os.replace, iter(range(100))
 
     def dying(old, new):

@@ -1,4 +1,5 @@
-"""What a host of repositories reads beside the code: it parses, and says of the package what is so."""
+"""What a host of repositories reads beside the code: it parses, and says of the package what is
+so."""
 
 import re
 from pathlib import Path
@@ -30,7 +31,8 @@ def version():
 
 @pytest.fixture(scope="module")
 def oldest():
-    """The oldest versions that the package promises to work with: Python's, torch's and torchvision's."""
+    """The oldest versions that the package promises to work with: Python's, torch's and
+    torchvision's."""
     python = re.search(r'requires-python = ">=([\d.]+)"', read("pyproject.toml"))[1]
     torch, vision = (
         re.search(rf"^{name}>=([\d.]+)$", read("requirements-torch.txt"), re.MULTILINE)[1]

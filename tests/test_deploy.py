@@ -1,6 +1,8 @@
-"""What deploy/ holds fits itself, this package and the release table. Docker and a cluster are not asked.
+"""What deploy/ holds fits itself, this package and the release table. Docker and a cluster are not
+asked.
 
-Their own linters were, by hand: hadolint 2.15 and kubernetes-validate 1.37, for Kubernetes 1.28, 1.31 and 1.37.
+Their own linters were, by hand: hadolint 2.15 and kubernetes-validate 1.37, for Kubernetes 1.28,
+1.31 and 1.37.
 """
 
 import json

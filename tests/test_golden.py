@@ -1,4 +1,5 @@
-"""The golden numbers that travel: how large they are, what their page names, and those that are made here."""
+"""The golden numbers that travel: how large they are, what their page names, and those that are
+made here."""
 
 import runpy
 from collections.abc import Callable
@@ -37,7 +38,8 @@ def test_the_files_are_those_of_the_page_and_small_enough_to_travel() -> None:
 
 
 def test_the_script_asks_for_what_is_stored(maker: dict[str, Callable[..., Arrays]]) -> None:
-    """Another numpy may compute a sine or a root otherwise, so that a pixel at an edge falls to its other side."""
+    """Another numpy may compute a sine or a root otherwise, so that a pixel at an edge falls to its
+    other side."""
     chosen, stored = maker["choose_parameters"](), dino.golden.load("augment")
     photo, expected = chosen.pop("0/photo"), stored.pop("0/photo")
     assert photo.shape == expected.shape and photo.dtype == expected.dtype
@@ -50,7 +52,8 @@ def test_the_script_asks_for_what_is_stored(maker: dict[str, Callable[..., Array
 def test_the_script_makes_what_is_stored(
     maker: dict[str, Callable[..., Arrays]], augment_numbers: Arrays
 ) -> None:
-    """To the bit with Pillow 13.0 and torchvision 0.29, of the photographs too; others may round to the next level."""
+    """To the bit with Pillow 13.0 and torchvision 0.29, of the photographs too; others may round to
+    the next level."""
     made = maker["compute"](
         {key: value for key, value in augment_numbers.items() if not is_computed(key)}
     )

@@ -1,4 +1,5 @@
-"""The simulated Gaudi behaves as the bridge's sources say; every check runs in a process of its own mode."""
+"""The simulated Gaudi behaves as the bridge's sources say; every check runs in a process of its own
+mode."""
 
 import importlib.util
 import json
@@ -90,7 +91,8 @@ def test_eager_mode_and_the_compiler():
 
 
 def read_table(release):
-    """What the simulated bridge of a release is told; loaded from its file, since its package would be the bridge."""
+    """What the simulated bridge of a release is told; loaded from its file, since its package would
+    be the bridge."""
     path = PACKAGE / "habana_frameworks" / "torch" / "_release.py"
     spec = importlib.util.spec_from_file_location("release_of_the_simulator", path)
     module = importlib.util.module_from_spec(spec)
@@ -192,7 +194,8 @@ def test_the_training_step_equals_the_cpus_and_settles(release, words, graphs, l
         "PT_HPU_FORCE_TANH_FOR_GELU": "0",
     }  # its own mode
     report = json.loads(finish(start(str(SCRIPTS / "training.py"), "hpu", *words, **environment)))
-    # A loss is a difference of numbers between 8 and 16, whose last place is 2^-20; here the last ones have vanished.
+    # A loss is a difference of numbers between 8 and 16, whose last place is 2^-20; here the last
+    # ones have vanished.
     assert report["loss"] == pytest.approx(losses_on_the_cpu, rel=1e-4, abs=2 * 2**-20)
     settled = {
         "host_reads": [],

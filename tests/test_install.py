@@ -1,8 +1,10 @@
-"""The set-up: an environment is made completely or not believed in, and a vendor's torch is never replaced.
+"""The set-up: an environment is made completely or not believed in, and a vendor's torch is never
+replaced.
 
-The interpreters are bare virtual environments in a temporary folder that carry the metadata of a release; the packages
-pip may choose from are stub wheels in a local folder that demand what the real ones do. Those of torch are all later
-than the vendor's or the very ones that torchvision demands, so that replacing is always possible and always visible.
+The interpreters are bare virtual environments in a temporary folder that carry the metadata of a
+release; the packages pip may choose from are stub wheels in a local folder that demand what the
+real ones do. Those of torch are all later than the vendor's or the very ones that torchvision
+demands, so that replacing is always possible and always visible.
 """
 
 import json
@@ -41,7 +43,8 @@ CONDA_NAMES = {
 
 
 class Container(NamedTuple):
-    """What pip reads in a vendor's interpreter; `torchvision` is its version and the torch it demands."""
+    """What pip reads in a vendor's interpreter; `torchvision` is its version and the torch it
+    demands."""
 
     torch: str
     torchvision: tuple[str, str]
@@ -49,8 +52,10 @@ class Container(NamedTuple):
     inferred: str
 
 
-# Every habana-media-loader demands av==12.1.0 and tqdm, and pillow-simd before 1.24.1, pillow from then on (their
-# metadata on the package index). The torch that a torchvision demands is that of the published wheel of its number.
+# Every habana-media-loader demands av==12.1.0 and tqdm, and pillow-simd before 1.24.1, pillow from
+# then on (their
+# metadata on the package index). The torch that a torchvision demands is that of the published
+# wheel of its number.
 CONTAINERS = {
     "1.19": Container("2.5.1a0+git354fc07", ("0.20.1a0+git0", "2.5.1"), "1.19.2.32", "torchvision"),
     "1.20": Container(
@@ -73,7 +78,8 @@ CONTAINERS = {
 }
 NEWEST = CONTAINERS["1.24.0"]
 
-# Name -> version -> what the published package demands (Requires-Dist), and of what that needs, any version.
+# Name -> version -> what the published package demands (Requires-Dist), and of what that needs, any
+# version.
 TENSORBOARD = [
     "absl-py>=0.4",
     "grpcio>=1.48.2",
@@ -108,7 +114,8 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="GNU make i
 
 
 def read_requirements(*names):
-    """Package name -> range of the requirement files, in which every line but comments is ``name>=bound[,<bound]``."""
+    """Package name -> range of the requirement files, in which every line but comments is
+    ``name>=bound[,<bound]``."""
     lines = [
         line for name in names for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
     ]
@@ -138,7 +145,8 @@ def write_wheel(folder, name, version, requires=()):
 
 
 def write_installed(site_packages, name, version, requires=(), module=None):
-    """Write a package as pip would have installed it: metadata, and a module that must never be imported."""
+    """Write a package as pip would have installed it: metadata, and a module that must never be
+    imported."""
     info, module = (
         site_packages / f"{name.replace('-', '_')}-{version}.dist-info",
         site_packages / (module or name),
@@ -201,7 +209,8 @@ def find_base_interpreter():
 
 
 def make_interpreter(folder, container=None):
-    """Make a bare interpreter that has the packages of a container and no others; returns its path."""
+    """Make a bare interpreter that has the packages of a container and no others; returns its
+    path."""
     subprocess.run([find_base_interpreter(), "-m", "venv", "--without-pip", folder], check=True)
     if container:
         write_container(find_site_packages(folder), container)
@@ -244,8 +253,10 @@ def make_venv(python, *words, env):
     )
 
 
-# Tells for each folder what pip would install into an interpreter that has the folder's packages: by `pip install -r`
-# and by the script. One process for all, since pip takes longer to start than to resolve: each is a fork of it.
+# Tells for each folder what pip would install into an interpreter that has the folder's packages:
+# by `pip install -r`
+# and by the script. One process for all, since pip takes longer to start than to resolve: each is a
+# fork of it.
 PRETEND = """
 import os, runpy, sys, traceback, types
 from pathlib import Path
@@ -329,7 +340,8 @@ DEMANDING = "demanding"  # 1.24.0 and a requirement that wants torchvision
 
 @pytest.fixture(scope="module")
 def resolved(tmp_path_factory, offline):
-    """Case -> the names that are there, and what plain pip and each of the script's two calls of pip would install.
+    """Case -> the names that are there, and what plain pip and each of the script's two calls of
+    pip would install.
 
     Of the demanding one the error.
     """
@@ -386,7 +398,8 @@ def test_make_venv_never_gives_cv2_a_second_owner(resolved, owner):
 
 
 def test_plain_pip_would_replace_torch_for_the_other_file(tmp_path, offline):
-    """Why there are two files; and that the packages of these tests can show a torch that was replaced."""
+    """Why there are two files; and that the packages of these tests can show a torch that was
+    replaced."""
     python = make_interpreter(tmp_path / "vendor", NEWEST)
     give_pip(tmp_path / "vendor")
     command = [
@@ -404,7 +417,8 @@ def test_plain_pip_would_replace_torch_for_the_other_file(tmp_path, offline):
 
 
 def test_packages_of_the_user_and_of_the_system_count_as_the_interpreters(tmp_path, offline):
-    """They are seen through --system-site-packages alone; the user's folder stands for the system's."""
+    """They are seen through --system-site-packages alone; the user's folder stands for the
+    system's."""
     env = offline | {"PYTHONUSERBASE": str(tmp_path / "user")}
     ask = [
         find_base_interpreter(),

@@ -44,7 +44,8 @@ LAUNCHERS = (
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """65 labelled images to train on and 15 to score: numbers that two processes cannot share evenly."""
+    """65 labelled images to train on and 15 to score: numbers that two processes cannot share
+    evenly."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 65), ("val", 15)):
@@ -86,7 +87,8 @@ def finish(*processes):
 
 
 def start_ranks(*command):
-    """Two processes with the variables of torchrun, but without it, so that each one's exit code is seen."""
+    """Two processes with the variables of torchrun, but without it, so that each one's exit code is
+    seen."""
     meeting = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": find_port(),
@@ -177,8 +179,9 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_batch(alone, pair):
 def test_batch_norm_sees_the_whole_batch_under_the_older_launcher(alone, images, tmp_path):
     """Four steps of a batch-norm backbone on small batches.
 
-    Statistics by an all-reduce round differently from torch's own: 1e-5 in the loss, 6e-5 in the student. Where each
-    process normalizes by its own half of the batch, the same four steps differ by 6e-3 and 2e-2.
+    Statistics by an all-reduce round differently from torch's own: 1e-5 in the loss, 6e-5 in the
+    student. Where each process normalizes by its own half of the batch, the same four steps differ
+    by 6e-3 and 2e-2.
     """
     launcher = [
         "-m",

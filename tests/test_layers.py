@@ -1,4 +1,5 @@
-"""The house keeps its shape: imports go down, each field has its room, functions and files stay small."""
+"""The house keeps its shape: imports go down, each field has its room, functions and files stay
+small."""
 
 import ast
 import re

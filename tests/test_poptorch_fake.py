@@ -1,4 +1,5 @@
-"""The stand-in for PopTorch has the real one's names and signatures, and executes as its sources say."""
+"""The stand-in for PopTorch has the real one's names and signatures, and executes as its sources
+say."""
 
 import enum
 import inspect

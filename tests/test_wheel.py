@@ -1,4 +1,5 @@
-"""Wheel and source distribution: what is installed from them runs from any folder, without the repository."""
+"""Wheel and source distribution: what is installed from them runs from any folder, without the
+repository."""
 
 import importlib.metadata
 import importlib.util
@@ -19,7 +20,8 @@ BUILD = "import sys, setuptools.build_meta as b; out = sys.argv[1]; b.build_whee
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """(wheel, source distribution), built from a copy: setuptools leaves folders where it builds."""
+    """(wheel, source distribution), built from a copy: setuptools leaves folders where it
+    builds."""
     # Not imported here: setuptools wants to come before whatever else has imported distutils.
     release = (
         importlib.metadata.version("setuptools") if importlib.util.find_spec("setuptools") else "0"
@@ -41,7 +43,8 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """The scripts' folder of an environment that has the wheel and, through a .pth file, the packages at hand."""
+    """The scripts' folder of an environment that has the wheel and, through a .pth file, the
+    packages at hand."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False)
     site = next((folder / "lib").glob("python*")) / "site-packages"

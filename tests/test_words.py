@@ -1,4 +1,5 @@
-"""The words of the package: flags stay on the command line, and names are the field's, in American spelling."""
+"""The words of the package: flags stay on the command line, and names are the field's, in American
+spelling."""
 
 import ast
 import io

@@ -73,8 +73,8 @@ def parse_command(
         about: Texts of `--help`.
 
     Returns:
-        The config, the names of the settings that a flag or the recipe gave, and the reasons for values that were
-        chosen instead.
+        The config, the names of the settings that a flag or the recipe gave, and the reasons for
+        values that were chosen instead.
 
     Raises:
         OptionError: A flag or recipe key is unknown (the message names the nearest known one), or a

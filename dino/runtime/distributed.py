@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from dino.errors import OptionError
+from dino.errors import CheckpointError, OptionError
 from dino.runtime.launch import Launch
 
 # The limit of a collective; it is long because one rank may be writing a checkpoint.
@@ -111,6 +112,24 @@ class Processes:
         if self.is_rank_zero:
             self.store.set(name, value)
         return str(self.store.get(name).decode())
+
+    def check_position(self, folder: Path, name: str, value: int) -> None:
+        """Check that every process resumes at the same place.
+
+        Args:
+            folder: Output folder of the run.
+            name: "iteration" or "epoch".
+            value: Position that this process read there.
+
+        Raises:
+            CheckpointError: Rank 0 read another one, so the hosts do not share the folder.
+        """
+        first = self.read_from_first(name, str(value))
+        if int(first) != value:
+            raise CheckpointError(
+                f"{folder} holds {name} {value} here and {first} on rank 0's host",
+                remedy="`output_dir` must be a folder that all hosts share",
+            )
 
     def barrier(self) -> None:
         """Wait for all processes."""

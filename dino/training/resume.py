@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dino import checkpoint
 from dino.checkpoint import read_args
 from dino.errors import CheckpointError
 
@@ -54,13 +55,12 @@ def check_complete(state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: Something is missing; the message names it.
     """
-    missing = [name for name in NEEDED if name not in state]
-    if missing:
-        raise CheckpointError(
-            "the checkpoint in `output_dir` is not a training checkpoint: "
-            f"it lacks {', '.join(missing)}",
-            remedy="move it away, or pass it as `init_from` and use another `output_dir`",
-        )
+    checkpoint.check_complete(
+        state,
+        NEEDED,
+        "the checkpoint in `output_dir` is not a training checkpoint",
+        remedy="move it away, or pass it as `init_from` and use another `output_dir`",
+    )
 
 
 def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identity) -> int:

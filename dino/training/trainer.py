@@ -17,7 +17,7 @@ from dino import checkpoint
 from dino.config import RECIPE, as_dict, as_recipe
 from dino.data.image_source import ImageSource
 from dino.data.loaders import count_cores
-from dino.errors import CheckpointError, Interrupted, NonFiniteError
+from dino.errors import Interrupted, NonFiniteError
 from dino.files import atomic_write
 from dino.runtime.context import STOP_SIGNALS, Run, StopRequest
 from dino.runtime.distributed import StopAgreement
@@ -265,12 +265,7 @@ class Trainer:
             build_teacher(self.teacher, self.student)
             if center is not None:
                 self.program.load_state_dict({"centre": center})
-        first = self.run.processes.read_from_first("iteration", str(self.iteration))
-        if int(first) != self.iteration:
-            raise CheckpointError(
-                f"{self.folder} holds iteration {self.iteration} here and {first} on rank 0's host",
-                remedy="`output_dir` must be a folder that all hosts share",
-            )
+        self.run.processes.check_position(self.folder, "iteration", self.iteration)
 
     def _continue(self, state: Mapping[str, Any], path: Path, damaged: list[str]) -> None:
         for line in damaged:

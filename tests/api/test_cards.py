@@ -1,4 +1,5 @@
-"""Features on every device at hand; in a file of its own, since a card stays a module's default device."""
+"""Features on every device at hand; in a file of its own, since a card stays a module's default
+device."""
 
 from __future__ import annotations
 

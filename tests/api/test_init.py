@@ -81,7 +81,8 @@ def test_package_metadata_takes_the_version_without_importing_torch(tmp_path: Pa
     (tmp_path / "pyproject.toml").write_text(
         f'{project}version = {{ attr = "dino.__version__" }}\n'
     )
-    # In a process of its own: setuptools wants to be imported before whatever else has imported distutils.
+    # In a process of its own: setuptools wants to be imported before whatever else has imported
+    # distutils.
     code = "from setuptools.config import pyprojecttoml as p; print(p.read_configuration('pyproject.toml')['project'])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True

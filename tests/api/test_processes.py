@@ -16,7 +16,8 @@ from tests.running import run_pair
 
 
 def test_two_processes_embed_train_continue_and_embed_again(weights: Path, tmp_path: Path) -> None:
-    """No call finds what an earlier one told the others: whether all are there, and at which iteration rank 0 is."""
+    """No call finds what an earlier one told the others: whether all are there, and at which
+    iteration rank 0 is."""
     ended = run_pair(tmp_path, "tests.api.pair", weights, tmp_path)
     assert [each.code for each in ended] == [0, 0], ended
     expected = dino.embed(dino.load(weights), Pictures(5), device="cpu", num_workers=0).vectors
@@ -35,7 +36,8 @@ def test_two_processes_embed_train_continue_and_embed_again(weights: Path, tmp_p
 def test_a_later_call_does_not_read_what_an_earlier_one_wrote(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """torchrun's store outlives a call: an old iteration, or an old wish to stop, would end the next one."""
+    """torchrun's store outlives a call: an old iteration, or an old wish to stop, would end the
+    next one."""
     opened = [dist.HashStore(), dist.HashStore()]
     left = iter(opened)
     monkeypatch.setattr(distributed, "_met", {})

@@ -1,4 +1,5 @@
-"""Every block of docs/python.md runs, in order and in one namespace, beside the files that it names."""
+"""Every block of docs/python.md runs, in order and in one namespace, beside the files that it
+names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`dino.pretrain` trains as main_dino.py does, on a path or a program's images, and leaves the program as it was."""
+"""`dino.pretrain` trains as main_dino.py does, on a path or a program's images, and leaves the
+program as it was."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ CHANGING = ("args", "identity")  # a folder has a fingerprint, a data set has no
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_head() -> Iterator[None]:
-    """The original's head has 5 million weights however small the backbone is; these runs are about everything else."""
+    """The original's head has 5 million weights however small the backbone is; these runs are about
+    everything else."""
     with pytest.MonkeyPatch.context() as patch:
         shrink_head(patch)
         yield

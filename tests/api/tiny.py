@@ -1,4 +1,5 @@
-"""What the tests of the Python API share: tiny data sets, settings of a quick run, equality to the bit."""
+"""What the tests of the Python API share: tiny data sets, settings of a quick run, equality to the
+bit."""
 
 from __future__ import annotations
 

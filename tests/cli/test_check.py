@@ -1,4 +1,5 @@
-"""The whole command: what it says of bad and odd files, the list it leaves, its exit codes, and how it is stopped."""
+"""The whole command: what it says of bad and odd files, the list it leaves, its exit codes, and how
+it is stopped."""
 
 import json
 import logging
@@ -18,7 +19,8 @@ from dino.data.sources import open_images
 from dino.errors import DataError, OptionError
 from tests.running import make_images
 
-# What shared/data/broken holds, by its manifest; the damage in corrupt_scan.jpg is none that a decoder notices.
+# What shared/data/broken holds, by its manifest; the damage in corrupt_scan.jpg is none that a
+# decoder notices.
 BROKEN = {
     "corrupt": {
         "html_404.jpg",

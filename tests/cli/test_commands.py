@@ -1,4 +1,5 @@
-"""The command `dino`: every command explains itself, and is a script of the reference under another name."""
+"""The command `dino`: every command explains itself, and is a script of the reference under another
+name."""
 
 import re
 import subprocess

@@ -1,4 +1,5 @@
-"""The doctor: whatever hl-smi, the bridge and the environment are like, it says so and ends with 0 or 1."""
+"""The doctor: whatever hl-smi, the bridge and the environment are like, it says so and ends with 0
+or 1."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The command line is an interface: names and defaults are frozen, and those of the Gaudi reference are all there."""
+"""The command line is an interface: names and defaults are frozen, and those of the Gaudi reference
+are all there."""
 
 import ast
 import json
@@ -317,7 +318,8 @@ ALIASES = {
     "--store_on_device": ("--use_cuda",),
     "--dataset_path": ("--data_path",),
 }
-# Flags of the reference whose default is another one here: chosen at start, or with no default that could be right.
+# Flags of the reference whose default is another one here: chosen at start, or with no default that
+# could be right.
 DEPARTURES = {"--device", "--lazy_mode", "--data_path", "--pretrained_weights", "--num_labels"}
 DEPARTURES |= {"--distractors_path", "--whitening_path"}
 OWN_DEPARTURES = {AttentionVideoConfig: {"--threshold"}}  # masks are made where they are asked for

@@ -173,7 +173,8 @@ def test_an_override_that_cannot_be_meant_is_one_line(word, named):
 
 def test_two_keys_that_contradict_each_other_are_refused(tmp_path):
     words = write(tmp_path, {"Optimizer": {"lr": 0.1}, "LRScheduler": {"learning_rate": 0.2}})
-    named = "LRScheduler.learning_rate and Optimizer.lr set --lr to 0.2 and 0.1; remove one"  # sorted by the writer
+    # sorted by the writer
+    named = "LRScheduler.learning_rate and Optimizer.lr set --lr to 0.2 and 0.1; remove one"
     assert named in refusal(words)
 
 
@@ -361,7 +362,9 @@ def test_a_recipe_of_a_long_run_says_its_source_and_what_to_expect(path):
     assert "\n# Source: " in text and "\n# Expected" in text
 
 
-README = {  # the flags of the original's README, whose defaults are those of its main_dino.py with 64 images a card
+# the flags of the original's README, whose defaults are those of its main_dino.py with 64 images a
+# card
+README = {
     "vits16_vanilla": "--arch vit_small",
     "vits16_boosted": "--arch vit_small --epochs 300 --teacher_temp 0.07 --warmup_teacher_temp_epochs 30 "
     "--norm_last_layer false",

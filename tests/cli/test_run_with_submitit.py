@@ -1,7 +1,8 @@
-"""Jobs: two tasks of submitit's local executor train together and survive a timeout; what Slurm is asked for.
+"""Jobs: two tasks of submitit's local executor train together and survive a timeout; what Slurm is
+asked for.
 
-The timeout is what submitit's local controller makes of one: SIGUSR2 to every task. Slurm itself is played by two
-scripts named srun and sbatch, so its part ends with the file that sbatch would read.
+The timeout is what submitit's local controller makes of one: SIGUSR2 to every task. Slurm itself is
+played by two scripts named srun and sbatch, so its part ends with the file that sbatch would read.
 """
 
 import json
@@ -125,7 +126,8 @@ def start(images):
 
 
 def test_two_tasks_train_together_and_go_on_after_a_timeout(start, tmp_path):
-    """That the result is that of a run without the interruption, bit for bit, is test_launch's affair."""
+    """That the result is that of a run without the interruption, bit for bit, is test_launch's
+    affair."""
     job = start(tmp_path, "runs/%j")
     job.wait_for(job.output / "log.txt")
     job.time_out()
@@ -187,7 +189,8 @@ def test_without_submitit_the_remedy_is_named(monkeypatch, capfd, tmp_path):
 
 @pytest.fixture
 def slurm(monkeypatch, tmp_path):
-    """A cluster that takes every job and gives it the number 4711; calls give the lines for sbatch."""
+    """A cluster that takes every job and gives it the number 4711; calls give the lines for
+    sbatch."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name in ("srun", "sbatch"):

@@ -1,4 +1,5 @@
-"""How every command begins and ends: log lines and errors in the user's words, and the right exit code."""
+"""How every command begins and ends: log lines and errors in the user's words, and the right exit
+code."""
 
 import logging
 import os

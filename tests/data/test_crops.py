@@ -99,7 +99,8 @@ def test_the_global_views_do_not_depend_on_the_local_ones() -> None:
 
 
 def compute_distance(one: np.ndarray, two: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of two samples: the largest gap between their cumulative shares."""
+    """Kolmogorov-Smirnov distance of two samples: the largest gap between their cumulative
+    shares."""
     points = np.concatenate([one, two])
     shares = [
         np.searchsorted(np.sort(sample), points, side="right") / len(sample)
@@ -280,7 +281,8 @@ def test_the_center_crop_always_has_its_size(height: int, width: int, size: int)
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (300, 200), (224, 224)])
 def test_a_random_view_is_what_torchvision_makes_of_the_same_draw(height: int, width: int) -> None:
-    """Bilinear on a picture, which is antialiased; the box and the flip are those of the image's own generator."""
+    """Bilinear on a picture, which is antialiased; the box and the flip are those of the image's
+    own generator."""
     picture, flips = draw_smooth_image(height, width), 0
     for index in range(20):
         rng = build_rng(1, 2, index)

@@ -1,4 +1,5 @@
-"""Every picture becomes uint8 (C, H, W) by the documented conversions, or ends in one line that names the file."""
+"""Every picture becomes uint8 (C, H, W) by the documented conversions, or ends in one line that
+names the file."""
 
 import csv
 import shutil

@@ -1,4 +1,5 @@
-"""The embedded data set: same bytes for same words, whole or absent, and no class that pixels give away."""
+"""The embedded data set: same bytes for same words, whole or absent, and no class that pixels give
+away."""
 
 import json
 import os
@@ -223,7 +224,8 @@ def draw_split(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.
 def classify_by_neighbors(
     train: NDArray[np.float32], labels: NDArray[np.int64], rows: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Majority among the 20 rows of train, float (N, D), of smallest angle: (M, D) -> labels, int (M,)."""
+    """Majority among the 20 rows of train, float (N, D), of smallest angle: (M, D) -> labels, int
+    (M,)."""
     train, rows = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, rows))
     nearest = labels[np.argsort(-(rows @ train.T), axis=1)[:, :20]]
     return np.stack(

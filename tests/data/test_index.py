@@ -1,4 +1,5 @@
-"""A cached listing is the listing: whatever changed on disk, and whatever became of the index file."""
+"""A cached listing is the listing: whatever changed on disk, and whatever became of the index
+file."""
 
 import json
 import multiprocessing

@@ -1,4 +1,5 @@
-"""What a file is like: each kind of damage and oddity by a generated file, equal files by their bytes."""
+"""What a file is like: each kind of damage and oddity by a generated file, equal files by their
+bytes."""
 
 import os
 from pathlib import Path

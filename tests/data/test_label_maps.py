@@ -1,4 +1,5 @@
-"""Label maps keep their labels and colors on the way to disk and back, and what is none is refused by name."""
+"""Label maps keep their labels and colors on the way to disk and back, and what is none is refused
+by name."""
 
 from pathlib import Path
 

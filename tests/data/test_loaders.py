@@ -94,7 +94,8 @@ def damage(source: ImageSource, root: Path, *bad: int) -> ImageSource:
 
 
 def read_error(batches: Iterator) -> str:
-    """The text of the error that ends the batches; keeps no frame alive, as `pytest.raises` would."""
+    """The text of the error that ends the batches; keeps no frame alive, as `pytest.raises`
+    would."""
     try:
         list(batches)
     except DataError as error:
@@ -417,7 +418,8 @@ def test_batches_travel_as_open_files_while_there_may_be_enough(
     strategy: str,
     raised: list[tuple[int, int]],
 ) -> None:
-    """Ten loader processes may have 10 x 2 batches of 8 tensors on their way, beside 512 other files."""
+    """Ten loader processes may have 10 x 2 batches of 8 tensors on their way, beside 512 other
+    files."""
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(loaders.resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(loaders.resource, "setrlimit", lambda _, new: asked.append(new))
@@ -483,7 +485,8 @@ def build_views(
 
 
 def test_random_views_are_a_function_of_seed_epoch_and_image(source: ImageSource) -> None:
-    """The same images in the same batches as crops, with their labels, whatever the workers and processes."""
+    """The same images in the same batches as crops, with their labels, whatever the workers and
+    processes."""
     whole = list(build_views(source).read(2))
     for batch in whole:
         for pixels, label, index in zip(*batch, strict=True):

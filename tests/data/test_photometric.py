@@ -1,4 +1,5 @@
-"""The device's augmentation is the original's Pillow chain, one image at a time, without a look at any value."""
+"""The device's augmentation is the original's Pillow chain, one image at a time, without a look at
+any value."""
 
 from itertools import permutations
 from typing import Any
@@ -190,7 +191,8 @@ def test_a_blur_keeps_the_mean_of_a_plain_image_and_smooths_another() -> None:
 
 
 def test_the_strongest_blur_spreads_a_bright_pixel_six_pixels_far() -> None:
-    """As far as Pillow's three box blurs reach, and with the weights of a Gaussian over that reach."""
+    """As far as Pillow's three box blurs reach, and with the weights of a Gaussian over that
+    reach."""
     pixels = torch.zeros(1, 3, 25, 25, dtype=torch.uint8)
     pixels[..., 12, 12] = 255
     blurred = run(pixels, build_row(flags=(0, 0, 0, 1, 0), radius=2.0))[0, 0].cpu()

@@ -1,4 +1,5 @@
-"""Shards are a folder in another form: the same images, labels, crops and shares, or one line that says why not."""
+"""Shards are a folder in another form: the same images, labels, crops and shares, or one line that
+says why not."""
 
 import io
 import os

@@ -1,4 +1,5 @@
-"""Whatever `--data_path` names becomes one sorted list of images, or one line that says what is missing."""
+"""Whatever `--data_path` names becomes one sorted list of images, or one line that says what is
+missing."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Images of a program: what is taken, in which order, with which labels; and what is said of the rest."""
+"""Images of a program: what is taken, in which order, with which labels; and what is said of the
+rest."""
 
 from __future__ import annotations
 

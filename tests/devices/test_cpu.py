@@ -55,7 +55,8 @@ def draw_batch(case):
 
 
 def run_norm(norm, inputs, weights):
-    """Outputs, gradients and statistics of one training step; autocast hands inputs over in half precision."""
+    """Outputs, gradients and statistics of one training step; autocast hands inputs over in half
+    precision."""
     inputs = inputs.clone().requires_grad_()
     outputs = norm(inputs)
     (outputs * weights).sum().backward()

@@ -1,4 +1,5 @@
-"""Attention in bfloat16: as exact as torch's own, its backward pass in float32, and only where it fits."""
+"""Attention in bfloat16: as exact as torch's own, its backward pass in float32, and only where it
+fits."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""The order of what a GPU is asked to do, on a fake one: which stream copies, what waits for it. No GPU is needed."""
+"""The order of what a GPU is asked to do, on a fake one: which stream copies, what waits for it. No
+GPU is needed."""
 
 from __future__ import annotations
 

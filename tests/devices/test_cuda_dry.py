@@ -1,7 +1,9 @@
-"""The step on a GPU that is not there: tensors without content, which fail where the host would read one.
+"""The step on a GPU that is not there: tensors without content, which fail where the host would
+read one.
 
-Everything runs but what asks the driver: autograd's own backward pass, whose gradients are made up here, and the fused
-AdamW. In a process of its own, since other accelerators that torch has met get in the way.
+Everything runs but what asks the driver: autograd's own backward pass, whose gradients are made up
+here, and the fused AdamW. In a process of its own, since other accelerators that torch has met get
+in the way.
 """
 
 from __future__ import annotations
@@ -46,10 +48,12 @@ def test_a_step_reads_nothing_and_stays_on_the_gpu(optimizer: str) -> None:
 
 @contextlib.contextmanager
 def avoiding_the_driver() -> Iterator[None]:
-    """Inside, torch changes to a GPU without asking the driver, as newer torch does by itself with fake tensors.
+    """Inside, torch changes to a GPU without asking the driver, as newer torch does by itself with
+    fake tensors.
 
-    Torch 2.5 asks it at every index and convolution: its table of what changes devices gets for CUDA the entry of the
-    meta device, which does nothing. And it asks which fused attention the GPU has: there is none here.
+    Torch 2.5 asks it at every index and convolution: its table of what changes devices gets for
+    CUDA the entry of the meta device, which does nothing. And it asks which fused attention the GPU
+    has: there is none here.
     """
     if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
         yield

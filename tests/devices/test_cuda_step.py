@@ -1,4 +1,5 @@
-"""Training steps on a real GPU give the CPU's losses, whatever saves time or memory, and the host reads nothing."""
+"""Training steps on a real GPU give the CPU's losses, whatever saves time or memory, and the host
+reads nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ if not torch.cuda.is_available():
 
 SMALL = "--data_path demo --arch vit_mini --patch_size 8 --global_crops_size 32 --local_crops_size 16 --out_dim 64"
 SMALL += " --local_crops_number 2 --batch_size_per_device 4 --drop_path_rate 0 --recompute nothing"
-SMALL += " --epochs 1 --warmup_epochs 0 --freeze_last_layer 0 --lr 0.03"  # 5e-4 for this batch: losses move
+# 5e-4 for this batch: losses move
+SMALL += " --epochs 1 --warmup_epochs 0 --freeze_last_layer 0 --lr 0.03"
 STEPS = 4
 
 

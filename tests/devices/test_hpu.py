@@ -1,4 +1,5 @@
-"""A card as the house sees it: opened early or late, resumed, with its lists followed, and its errors explained."""
+"""A card as the house sees it: opened early or late, resumed, with its lists followed, and its
+errors explained."""
 
 import importlib
 import json
@@ -32,7 +33,8 @@ def open_as(*words):
 
 
 def in_process(target, folder, **variables):
-    """What a function says in a process of its own that finds a simulated card; gives its exit code and its lines."""
+    """What a function says in a process of its own that finds a simulated card; gives its exit code
+    and its lines."""
     output = folder / "said.txt"
     process = SERVER.Process(target=_run_and_write, args=(target, str(output), variables))
     process.start()

@@ -1,4 +1,5 @@
-"""Which cards of a shared Slurm node are the job's: the bridge wants modules where Slurm tells indices."""
+"""Which cards of a shared Slurm node are the job's: the bridge wants modules where Slurm tells
+indices."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""What the bridge finds when it is imported: variables, op lists where it reads them, and what came too late."""
+"""What the bridge finds when it is imported: variables, op lists where it reads them, and what came
+too late."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""What the errors of Gaudi's software mean: the words around a number decide, not the number alone."""
+"""What the errors of Gaudi's software mean: the words around a number decide, not the number
+alone."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""Which mode a card runs in: flags, variable, imported bridge, checkpoint and torch's build, in this order."""
+"""Which mode a card runs in: flags, variable, imported bridge, checkpoint and torch's build, in
+this order."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""Which op lists the bridge follows is shown by what it computes, in number formats that tell the lists apart."""
+"""Which op lists the bridge follows is shown by what it computes, in number formats that tell the
+lists apart."""
 
 import contextlib
 import json

@@ -1,4 +1,5 @@
-"""The device that compiles the whole step: how it is compiled, what it refuses, what comes back to the host."""
+"""The device that compiles the whole step: how it is compiled, what it refuses, what comes back to
+the host."""
 
 import math
 
@@ -101,7 +102,8 @@ def assert_close(one, other, tolerance=1e-6):
 
 
 def test_the_teacher_moves_once_an_update_after_the_weights(poptorch):
-    """A teacher of momentum m is m times itself and 1 - m times the new student, whatever is accumulated."""
+    """A teacher of momentum m is m times itself and 1 - m times the new student, whatever is
+    accumulated."""
     bench = Bench("--ga", "3", "--replica", "2")
     before = {name: tensor.clone() for name, tensor in bench.teacher.named_parameters()}
     for turn in range(3):
@@ -114,7 +116,8 @@ def test_the_teacher_moves_once_an_update_after_the_weights(poptorch):
 
 
 def test_the_step_has_no_backward_pass_of_its_own(poptorch, monkeypatch):
-    """The compiler makes it from the operations of the forward pass; the stand-in alone would take another."""
+    """The compiler makes it from the operations of the forward pass; the stand-in alone would take
+    another."""
 
     def refuse(*_):
         raise AssertionError("an autograd.Function in a compiled step")

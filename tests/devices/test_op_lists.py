@@ -1,4 +1,5 @@
-"""Two lists of ops decide which op runs in which number format: read, translated, checked, and followed on the CPU."""
+"""Two lists of ops decide which op runs in which number format: read, translated, checked, and
+followed on the CPU."""
 
 import json
 
@@ -136,7 +137,8 @@ def test_each_op_runs_in_the_format_of_its_list(name, casting):
 
 @pytest.fixture(scope="module")
 def on_card(tmp_path_factory):
-    """The formats in which a simulated card ran each op, read in a process whose bridge was given the lists."""
+    """The formats in which a simulated card ran each op, read in a process whose bridge was given
+    the lists."""
     reason = hpu_simulator.why_unavailable()
     if reason:
         pytest.skip(f"no simulated hpu: {reason}")

@@ -10,7 +10,8 @@ from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.registry import VITS, build_backbone
 
-PUBLISHED = {  # blocks of each chip, depth, chip of each block, least accumulation: counted in the published code
+# blocks of each chip, depth, chip of each block, least accumulation: counted in the published code
+PUBLISHED = {
     (1, 2, 2, 2, 2, 2, 1, 0): (12, (0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6), 61),
     (4, 4, 4, 0): (12, (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), 29),
     (3, 0): (3, (0, 0, 0), 11),

@@ -1,4 +1,5 @@
-"""What hl-smi prints: the shapes of public outputs of software 1.16 to 1.24, with made-up numbers."""
+"""What hl-smi prints: the shapes of public outputs of software 1.16 to 1.24, with made-up
+numbers."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def table_output(
     return "\n".join([BAR, *versions, HEAD, *rows, BAR, PROCESSES, *rows_used, END]) + "\n"
 
 
-# Name -> (text, [(index, name, driver, used)], [(card, pid, name)]); the deviations from `table_output` that were seen.
+# Name -> (text, [(index, name, driver, used)], [(card, pid, name)]); the deviations from
+# `table_output` that were seen.
 SHAPES = {
     "1.16, rows of processes without a bar at their end, one cut in two": (
         """\

@@ -30,7 +30,8 @@ def test_each_shape_that_was_seen_is_understood(shape):
     assert found[1] == [Holder(*holder) for holder in holders]
 
 
-# Of each stored sample: cards, the first one's board, the driver, holders, and the cards that seem free.
+# Of each stored sample: cards, the first one's board, the driver, holders, and the cards that seem
+# free.
 STORED = {
     "1_18_HL-325_one_card_no_process_part.txt": (1, "HL-325", "1.18.0-0a1b2c3", {}, [0]),
     "1_20_HL-225_driver_older_perf_NA.txt": (2, "HL-225", "1.19.1-0a1b2c3", {}, [0]),

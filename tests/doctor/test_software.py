@@ -1,4 +1,5 @@
-"""Real version strings and pairs are judged as public evidence says, and so are some that nobody has met yet."""
+"""Real version strings and pairs are judged as public evidence says, and so are some that nobody
+has met yet."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What the tests of searches share: weights that tell images apart, and the lines that a command prints."""
+"""What the tests of searches share: weights that tell images apart, and the lines that a command
+prints."""
 
 import logging
 import os
@@ -19,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a small network, drawn wide enough that its features differ from image to image."""
+    """A checkpoint of a small network, drawn wide enough that its features differ from image to
+    image."""
     torch.manual_seed(0)
     module = build_backbone("vit_mini", patch_size=16, img_size=64)
     for parameter in module.parameters():
@@ -36,7 +38,8 @@ def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score_lines(
     capsys: pytest.CaptureFixture[str], lively_weights: Path
 ) -> Iterator[Callable[[ModuleType, object], list[str]]]:
-    """``score_lines(script, *words)`` runs a script on the CPU with those weights; gives its result lines."""
+    """``score_lines(script, *words)`` runs a script on the CPU with those weights; gives its result
+    lines."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
 
@@ -60,7 +63,8 @@ def find_results(text: str) -> list[str]:
 
 @pytest.fixture
 def launched_lines(lively_weights: Path) -> Callable[..., list[str]]:
-    """``launched_lines(script, *words)``: the reference's line for eight cards, with two simulated ones."""
+    """``launched_lines(script, *words)``: the reference's line for eight cards, with two simulated
+    ones."""
     if hpu_simulator.why_unavailable():
         pytest.skip(f"no simulated hpu: {hpu_simulator.why_unavailable()}")
 

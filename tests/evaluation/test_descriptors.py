@@ -142,7 +142,8 @@ def test_three_sizes_are_averaged_for_each_image_on_its_own(
             one,
             *(F.interpolate(one, size=size, mode="bilinear") for size in ((28, 16), (20, 12))),
         ]
-        # The original hands on the scale and not the size, and torch then steps by the scale's inverse.
+        # The original hands on the scale and not the size, and torch then steps by the scale's
+        # inverse.
         sizes[1] = F.interpolate(
             one, scale_factor=1 / 2 ** (1 / 2), mode="bilinear", align_corners=False
         )

@@ -1,4 +1,5 @@
-"""The k-NN vote is exact against an independent statement of it, whatever the sizes; and the command that prints it."""
+"""The k-NN vote is exact against an independent statement of it, whatever the sizes; and the
+command that prints it."""
 
 import dataclasses
 import json
@@ -71,7 +72,8 @@ def test_scores_and_winners_are_the_originals(
 
 @pytest.mark.usefixtures("device")
 def test_classes_of_equal_votes_come_in_the_order_of_their_numbers() -> None:
-    """Where fewer than five classes got a vote, the original fills its top 5 with others, in this order; so do we."""
+    """Where fewer than five classes got a vote, the original fills its top 5 with others, in this
+    order; so do we."""
     train = Features(
         features=F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1),
         labels=torch.tensor([7, 3]),

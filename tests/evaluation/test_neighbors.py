@@ -1,4 +1,5 @@
-"""The nearest vectors are those of a plain sort; an approximate search says how many of them it finds."""
+"""The nearest vectors are those of a plain sort; an approximate search says how many of them it
+finds."""
 
 import contextlib
 import logging

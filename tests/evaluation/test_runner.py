@@ -1,4 +1,5 @@
-"""A runner refuses what it could not report, loads with rank 0 first, extracts on its own run and reports once."""
+"""A runner refuses what it could not report, loads with rank 0 first, extracts on its own run and
+reports once."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,9 @@
-"""Make the frozen files anew: `python -m tests.formats.make FOLDER` runs every command once, on tiny data.
+"""Make the frozen files anew: `python -m tests.formats.make FOLDER` runs every command once, on
+tiny data.
 
-The network is a full vit_mini with the full head, of which few units are alive: the others start at zero, where every
-gradient of theirs is zero too, so that files are large on disk and small once they are compressed.
+The network is a full vit_mini with the full head, of which few units are alive: the others start at
+zero, where every gradient of theirs is zero too, so that files are large on disk and small once
+they are compressed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ FILES = "files.txt"  # every file that the commands wrote
 
 WIDTH, BLOCKS, HIDDEN, PATCH, SIZE, CHANNELS = 96, 3, 192, 4, 32, 3  # vit_mini
 HEAD_HIDDEN, BOTTLENECK, PROTOTYPES = 2048, 256, 64
-ALIVE = 4  # of each head's queries, keys and values, of a block's hidden units, and of the projection head's widths
+# of each head's queries, keys and values, of a block's hidden units, and of the projection head's
+# widths
+ALIVE = 4
 
 QUIET = ("--device", "cpu", "--num_workers", "0")
 WEIGHTS = ("--pretrained_weights", "run/teacher_backbone.pth")
@@ -71,9 +75,11 @@ TRAIN = Command(
             "2",
         ),
         *("--batch_size_per_device", "4", "--epochs", "3", "--warmup_epochs", "0"),
-        # A small eps would make a whole step of the rounding where a gradient is zero but for it (the keys' bias).
+        # A small eps would make a whole step of the rounding where a gradient is zero but for it
+        # (the keys' bias).
         *("--lr", "0.1", "--min_lr", "1e-3", "--eps", "1e-5", "--momentum_teacher", "0.9"),
-        # 3 iterations an epoch; saved at 3, 4, 6, 8 and 9, so that checkpoint_previous.pth is inside an epoch.
+        # 3 iterations an epoch; saved at 3, 4, 6, 8 and 9, so that checkpoint_previous.pth is
+        # inside an epoch.
         *("--save_every_steps", "4", "--saveckp_freq", "2", "--eval_knn_every", "2"),
     ),
 )
@@ -402,7 +408,8 @@ def draw_landmarks(folder: Path) -> None:
 
 
 def draw_weights(path: Path) -> None:
-    """Write what training starts from: the original's names, few units alive, every number a multiple of 2 ** -10."""
+    """Write what training starts from: the original's names, few units alive, every number a
+    multiple of 2 ** -10."""
     import torch
 
     rng = np.random.default_rng(0)
@@ -425,7 +432,8 @@ def draw_weights(path: Path) -> None:
 
 
 def list_weights() -> Iterator[tuple[str, tuple[int, ...], tuple[Any, ...], float]]:
-    """Yield name, shape, indices alive and standard deviation of every tensor of vit_mini with the head."""
+    """Yield name, shape, indices alive and standard deviation of every tensor of vit_mini with the
+    head."""
     few, whole, tokens = slice(ALIVE), slice(None), (SIZE // PATCH) ** 2 + 1
     yield "backbone.cls_token", (1, 1, WIDTH), (whole,), 0.3
     yield "backbone.pos_embed", (1, tokens, WIDTH), (whole,), 0.3
@@ -488,7 +496,8 @@ def _run(folder: str, module: str, words: list[str], printed: str) -> None:
 
 
 def list_files(folder: Path) -> list[str]:
-    """All files of a folder that commands ran in, but those whose names hold the time or the machine."""
+    """All files of a folder that commands ran in, but those whose names hold the time or the
+    machine."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(
         name

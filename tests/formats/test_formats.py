@@ -1,8 +1,10 @@
-"""What earlier versions wrote still loads and continues, and what is written today has the same form.
+"""What earlier versions wrote still loads and continues, and what is written today has the same
+form.
 
-`fresh` holds what today's code writes, `frozen` what was written when the files were frozen. Form (names, order, types,
-shapes, plain values) is compared exactly everywhere; numbers that kernels compute are compared to the bit where torch
-and processor are those of the frozen files, and within a tolerance elsewhere.
+`fresh` holds what today's code writes, `frozen` what was written when the files were frozen. Form
+(names, order, types, shapes, plain values) is compared exactly everywhere; numbers that kernels
+compute are compared to the bit where torch and processor are those of the frozen files, and within
+a tolerance elsewhere.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ def read_json(path: Path) -> Any:
 
 
 def drop_added(value: Any) -> Any:
-    """A nested container without the keys, and in lists the names, that are newer than the frozen files."""
+    """A nested container without the keys, and in lists the names, that are newer than the frozen
+    files."""
     if isinstance(value, dict):
         return {key: drop_added(part) for key, part in value.items() if key not in ADDED}
     if isinstance(value, list):
@@ -144,7 +147,8 @@ def measure_distance(found: Any, expected: Any) -> float:
 def assert_same_numbers(
     found: Any, expected: Any, *, exact: bool, within: Mapping[str, float] | float
 ) -> None:
-    """Compare every number of two nested containers of one form; `within` may tell tolerances by the path's start."""
+    """Compare every number of two nested containers of one form; `within` may tell tolerances by
+    the path's start."""
     limits = within if isinstance(within, Mapping) else {"": within}
     for (path, value), (_, wanted) in zip(walk(found), walk(expected), strict=True):
         if not isinstance(wanted, torch.Tensor | float) or (
@@ -273,7 +277,8 @@ def test_tensorboard_has_the_frozen_tags_and_steps(fresh: Path, frozen: Path) ->
 
 
 def describe_json(value: Any) -> Any:
-    """Keys and types of a JSON value at any depth; of a list the different forms that its elements have."""
+    """Keys and types of a JSON value at any depth; of a list the different forms that its elements
+    have."""
     if isinstance(value, dict):
         return {key: describe_json(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,5 @@
-"""The phases of the product's training step, told to the recorder from outside; the product knows nothing of it."""
+"""The phases of the product's training step, told to the recorder from outside; the product knows
+nothing of it."""
 
 from __future__ import annotations
 

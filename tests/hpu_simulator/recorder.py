@@ -66,11 +66,13 @@ class Uploads(list[Upload]):
 
 
 class Join(NamedTuple):
-    """The host waited for the bridge's own threads, not for the card: why, and the lines of Python that asked for it.
+    """The host waited for the bridge's own threads, not for the card: why, and the lines of Python
+    that asked for it.
 
-    What waits, by the bridge's sources: in eager mode `torch.manual_seed` and copies from pinned memory, if anything
-    was queued since the last wait; in lazy mode collectives, a graph with a number that is new, and copies into a
-    tensor in use. Host reads, blocking uploads and fallbacks wait for the card as well and are counted by themselves.
+    What waits, by the bridge's sources: in eager mode `torch.manual_seed` and copies from pinned
+    memory, if anything was queued since the last wait; in lazy mode collectives, a graph with a
+    number that is new, and copies into a tensor in use. Host reads, blocking uploads and fallbacks
+    wait for the card as well and are counted by themselves.
     """
 
     kind: str
@@ -78,14 +80,16 @@ class Join(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """Work that the host gave to the card: an operator, or a compiled graph as "graph"; and the phase it was in."""
+    """Work that the host gave to the card: an operator, or a compiled graph as "graph"; and the
+    phase it was in."""
 
     operator: str
     phase: str
 
 
 class Launches(list[Launch]):
-    """All launches outside compiled graphs; views, allocations, uploads and collectives are none."""
+    """All launches outside compiled graphs; views, allocations, uploads and collectives are
+    none."""
 
     @property
     def operators(self) -> Counter[str]:
@@ -237,7 +241,8 @@ def describe_difference(old: list[str], new: list[str]) -> str:
 
 
 def find_caller() -> str:
-    """The innermost lines of Python outside torch and this simulator, as "file:line function < ..."."""
+    """The innermost lines of Python outside torch and this simulator, as "file:line function <
+    ..."."""
     frame, lines = sys._getframe(1), []
     while frame is not None and len(lines) < FRAMES:
         path = frame.f_code.co_filename
@@ -262,7 +267,8 @@ def _device() -> Any:
 
 
 def _likeness(lines: list[str], other: list[str]) -> tuple[float, ...]:
-    """Larger for more alike graphs: in the operators' order, their names, their lines but for numbers, their lines."""
+    """Larger for more alike graphs: in the operators' order, their names, their lines but for
+    numbers, their lines."""
     names, others = ([line.partition("(")[0] for line in graph] for graph in (lines, other))
     in_place = sum(a == b for a, b in zip(names, others, strict=False)) / max(
         len(names), len(others)

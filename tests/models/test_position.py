@@ -1,4 +1,5 @@
-"""A scaled position embedding is the original's, whatever computes it: in any number format, kept or made anew."""
+"""A scaled position embedding is the original's, whatever computes it: in any number format, kept
+or made anew."""
 
 import math
 
@@ -32,7 +33,8 @@ def test_the_product_is_the_interpolation_and_so_is_its_gradient(size):
             (value * torch.arange(value.shape[1])[:, None]).sum(), embedding
         )
         found.append((value.detach(), gradient))
-    # Where only the scale differs from 1 and no count, torch's own backward pass copies, though its forward does not.
+    # Where only the scale differs from 1 and no count, torch's own backward pass copies, though its
+    # forward does not.
     kinds = slice(0, 1) if size == (230, 224) else slice(0, 2)
     for theirs, ours in list(zip(*found, strict=True))[kinds]:
         assert float((theirs - ours).abs().max()) <= 1e-6 * float(theirs.abs().max())

@@ -1,4 +1,5 @@
-"""Every backbone by its name: features of the stated width, no classifier, any number of channels."""
+"""Every backbone by its name: features of the stated width, no classifier, any number of
+channels."""
 
 import pytest
 import torch

@@ -52,7 +52,8 @@ def test_outputs_are_those_of_the_original_at_every_size(
 
 
 def original_position(embedding, height, width, patch):
-    """interpolate_pos_encoding of the original, step by step, for an image of height x width pixels."""
+    """interpolate_pos_encoding of the original, step by step, for an image of height x width
+    pixels."""
     count, side = embedding.shape[1] - 1, int(math.sqrt(embedding.shape[1] - 1))
     if (height // patch) * (width // patch) == count and height == width:
         return embedding
@@ -252,7 +253,8 @@ class Count(TorchDispatchMode):
 
 
 def train_once(recompute, depth=None):
-    """Output, gradients, bytes that waited for the backward pass, and how often linear layers ran."""
+    """Output, gradients, bytes that waited for the backward pass, and how often linear layers
+    ran."""
     torch.manual_seed(0)
     model, kept = small_vit(drop_path_rate=0.5).train(), {}
     set_recompute(model, recompute)
@@ -279,7 +281,8 @@ def test_computing_again_changes_no_bit_and_keeps_less(depth):
     for other in tensors[1:]:
         assert all(torch.equal(one, two) for one, two in zip(tensors[0], other, strict=True))
     assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
-    # Of the two blocks' eight linear layers: none, fc1 of each, all but the one after which nothing is needed.
+    # Of the two blocks' eight linear layers: none, fc1 of each, all but the one after which nothing
+    # is needed.
     assert [count - products[0] for count in products] == [0, 0, 2, 7]
 
 

@@ -102,7 +102,8 @@ def work(rank: int, url: str, folder: str) -> None:
 
 
 def agree_to_stop(processes: Processes, wanted_at: int | None) -> int | None:
-    """The log line at which this process stops; the barrier stands for the gradients exchanged between two lines."""
+    """The log line at which this process stops; the barrier stands for the gradients exchanged
+    between two lines."""
     agreement = StopAgreement(processes)
     for line in range(1, 8):
         if agreement.check(line == wanted_at):
@@ -112,7 +113,8 @@ def agree_to_stop(processes: Processes, wanted_at: int | None) -> int | None:
 
 
 def wait_without_limit(processes: Processes, folder: Path) -> bool:
-    """Whether the other process was there afterwards, that had outlasted the time limit of a collective."""
+    """Whether the other process was there afterwards, that had outlasted the time limit of a
+    collective."""
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
     if not processes.is_rank_zero:
         time.sleep(2)

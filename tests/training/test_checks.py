@@ -1,4 +1,5 @@
-"""Wrong input is refused in one line that names the value and the remedy, before anything is built."""
+"""Wrong input is refused in one line that names the value and the remedy, before anything is
+built."""
 
 import logging
 

@@ -1,4 +1,5 @@
-"""--compile: each network is one graph, nothing breaks it, and no step after the first compiles again."""
+"""--compile: each network is one graph, nothing breaks it, and no step after the first compiles
+again."""
 
 import functools
 

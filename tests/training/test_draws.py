@@ -1,4 +1,5 @@
-"""What a step draws: the same at the same place of a run, other at any other, and a seed only where it is needed."""
+"""What a step draws: the same at the same place of a run, other at any other, and a seed only where
+it is needed."""
 
 from __future__ import annotations
 

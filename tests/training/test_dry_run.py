@@ -1,4 +1,5 @@
-"""`--dry_run`: counted operations, drawn batches, timed phases, the batch that fits; and nothing is written."""
+"""`--dry_run`: counted operations, drawn batches, timed phases, the batch that fits; and nothing is
+written."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def options_of(*words: object) -> TrainConfig:
 
 
 def count_vit(tokens: int, *, width: int, depth: int, ratio: float, patch: int) -> float:
-    """Multiply-adds of one view through a ViT: patches, four products with weights a block, and the attention."""
+    """Multiply-adds of one view through a ViT: patches, four products with weights a block, and the
+    attention."""
     block = tokens * width * width * (4 + 2 * ratio) + 2 * tokens * tokens * width
     return (tokens - 1) * 3 * patch * patch * width + depth * block
 
@@ -89,7 +91,8 @@ def count_head(width: int, prototypes: int) -> float:
 def test_counted_operations_are_those_of_the_formula(
     words: tuple[object, ...], shape: dict, sides: tuple[int, ...], prototypes: int
 ) -> None:
-    """Student: forward, and twice that backward but for the gradient of the pixels; teacher: the global views."""
+    """Student: forward, and twice that backward but for the gradient of the pixels; teacher: the
+    global views."""
     sizes = ("--global_crops_size", sides[0], "--local_crops_size", sides[1])
     views = [count_vit((side // shape["patch"]) ** 2 + 1, **shape) for side in (sides[0], *sides)]
     head = count_head(shape["width"], prototypes)

@@ -1,4 +1,5 @@
-"""Whole runs on simulated cards: the CPU's numbers, in every mode; checkpoints that travel; two cards as one."""
+"""Whole runs on simulated cards: the CPU's numbers, in every mode; checkpoints that travel; two
+cards as one."""
 
 from __future__ import annotations
 
@@ -171,7 +172,8 @@ def test_an_interrupted_run_continues_to_the_bit(images: Path, tmp_path: Path) -
 
 
 def test_a_checkpoint_goes_from_card_to_cpu_and_back(images: Path, tmp_path: Path) -> None:
-    """An epoch on a card with --hmp, one on the CPU, one on a card: the losses of the CPU alone within bf16."""
+    """An epoch on a card with --hmp, one on the CPU, one on a card: the losses of the CPU alone
+    within bf16."""
     for name, devices in {"there": ("hpu", "cpu", "hpu"), "here": ("cpu", "cpu", "cpu")}.items():
         for epochs, device in enumerate(devices, start=1):
             words = (
@@ -273,7 +275,8 @@ def test_batch_norm_spans_two_cards(images: Path, tmp_path: Path) -> None:
 
 
 def run_script(*words: object, **variables: str) -> subprocess.CompletedProcess:
-    """A command as a user of a container starts it: the bridge is installed, nothing else is prepared."""
+    """A command as a user of a container starts it: the bridge is installed, nothing else is
+    prepared."""
     environment = (
         os.environ | {"PYTHONPATH": str(hpu_simulator.PACKAGE), "OMP_NUM_THREADS": "1"} | variables
     )
@@ -303,7 +306,8 @@ def test_the_references_commands_train_and_score_on_a_card(tmp_path: Path) -> No
     launched = run_script(
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main_dino.py"),
         *(*words, *sizes.split(), "--batch_size_per_device", 4, "--num_workers", 1),
-        PT_HPU_LAZY_MODE="1",  # the reference's mode; upstream's torch, which is here, would compile
+        # the reference's mode; upstream's torch, which is here, would compile
+        PT_HPU_LAZY_MODE="1",
     )
     assert launched.returncode == 0, launched.stderr
     assert (

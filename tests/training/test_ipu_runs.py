@@ -1,4 +1,5 @@
-"""Whole commands on the stand-in for IPUs: the CPU's numbers, interruption, several processes, recipes, scripts."""
+"""Whole commands on the stand-in for IPUs: the CPU's numbers, interruption, several processes,
+recipes, scripts."""
 
 import functools
 import os
@@ -279,7 +280,8 @@ def test_synthetic_images_can_be_too_few_or_asked_to_be_scored(tmp_path: Path) -
     )
 
 
-RECIPES = {  # published: peak rate, images an update and process, copies as published, least accumulation
+# published: peak rate, images an update and process, copies as published, least accumulation
+RECIPES = {
     "vit_small_pod16": (2e-3, 1024, 4, 29),
     "vit_small_pod16_half": (2e-3, 1024, 4, 29),
     "vit_small_pod64": (2e-3, 4096, 16, 29),

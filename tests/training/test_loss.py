@@ -35,7 +35,8 @@ def softmax(row):
 
 
 def loss_of_logits_by_chunks(logits, targets, rows=3):
-    """The loss through a last layer that changes nothing: its vectors are the logits, and so are their gradients."""
+    """The loss through a last layer that changes nothing: its vectors are the logits, and so are
+    their gradients."""
     count = logits.shape[1]
     return compute_loss(logits, torch.eye(count), torch.ones(count, 1), targets, rows=rows)
 
@@ -51,7 +52,8 @@ BOTH = pytest.mark.parametrize(
 
 
 def loss_by_loops(student, teacher, center, temperature, images):
-    """Equation 2 of the paper: every pair of a teacher view and another student view, image by image, in float64."""
+    """Equation 2 of the paper: every pair of a teacher view and another student view, image by
+    image, in float64."""
     student, teacher, center = (np.asarray(x, dtype=np.float64) for x in (student, teacher, center))
     views, total, pairs = len(student) // images, 0.0, 0
     for teacher_view in range(2):

@@ -1,4 +1,5 @@
-"""What the user watches: averages since the last line, log.txt under the original's keys, one warning a collapse."""
+"""What the user watches: averages since the last line, log.txt under the original's keys, one
+warning a collapse."""
 
 import json
 import logging

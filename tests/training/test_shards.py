@@ -1,4 +1,5 @@
-"""Training from tar shards ends where training from the folder ends, also when it is killed inside an epoch."""
+"""Training from tar shards ends where training from the folder ends, also when it is killed inside
+an epoch."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""On a simulated card, the steady state of a run: no host read, no new graph, no operator that runs on the host.
+"""On a simulated card, the steady state of a run: no host read, no new graph, no operator that runs
+on the host.
 
-What each mode counts. Lazy: a graph is what lies between two step marks, new if an operator, a shape, a number format
-or a baked number differs from all before. Eager: the same for each operator by itself. Compiled: the graphs that
-torch.compile hands to `hpu_backend`, and the operators around them as in eager mode. A host read is a value, a copy to
-host memory or a shape that depends on values; a fallback is an operator that the bridge has not and the host runs. A
-join is a wait for the bridge's own threads; a launch is an operator or a compiled graph that the host gives the card.
+What each mode counts. Lazy: a graph is what lies between two step marks, new if an operator, a
+shape, a number format or a baked number differs from all before. Eager: the same for each operator
+by itself. Compiled: the graphs that torch.compile hands to `hpu_backend`, and the operators around
+them as in eager mode. A host read is a value, a copy to host memory or a shape that depends on
+values; a fallback is an operator that the bridge has not and the host runs. A join is a wait for
+the bridge's own threads; a launch is an operator or a compiled graph that the host gives the card.
 """
 
 from __future__ import annotations
@@ -34,11 +36,15 @@ MODES = {
     "lazy": ("--lazy_mode", "true"),
     "compiled": ("--compile",),
 }
-# Where new graphs are due: the first three steps (the second is the first with a learning rate above 0), the first
-# unfrozen one, and the last of the first epoch, which the first log line and the first score follow.
+# Where new graphs are due: the first three steps (the second is the first with a learning rate
+# above 0), the first
+# unfrozen one, and the last of the first epoch, which the first log line and the first score
+# follow.
 DUE = {0, 1, 2, STEPS - 1, STEPS}
-# Waits for the bridge's threads. Our networks need no seed, but the batch's first copy out of pinned memory waits for
-# what the last step has queued; from pageable memory it would not, and would be copied once more on the host.
+# Waits for the bridge's threads. Our networks need no seed, but the batch's first copy out of
+# pinned memory waits for
+# what the last step has queued; from pageable memory it would not, and would be copied once more on
+# the host.
 JOINS = {"eager": 1, "compiled": 1, "lazy": 0}
 FALLBACKS: set[str] = set()  # none is known that the training step needs
 
@@ -127,7 +133,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steps(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """A run of three epochs with everything that changes from step to step or from epoch to epoch."""
+    """A run of three epochs with everything that changes from step to step or from epoch to
+    epoch."""
     mode, numbers, release = request.param
     folder = tmp_path_factory.mktemp(f"{mode}_{numbers}")
     words = (

@@ -189,7 +189,8 @@ def drop_last_block(bench):
 
 
 def test_each_micro_batch_gets_its_own_depth(relative_error):
-    """Two images in two micro-batches of five views: the whole has view by view what the parts have image by image."""
+    """Two images in two micro-batches of five views: the whole has view by view what the parts have
+    image by image."""
     parts = torch.from_numpy(draw_depth((0.5,), 10, (3,))).reshape(2, 2, 5)
     together = parts.permute(1, 2, 0).reshape(1, 2, 10)
     benches = [drop_last_block(build_bench(micro_batches=count)) for count in (1, 2)]
@@ -361,7 +362,8 @@ def test_counters_count_in_all_and_in_a_row_and_latch_at_the_limit():
 
 
 def test_forward_and_backward_move_no_weight():
-    """A step that updates by nothing leaves both networks as they are, and gives the same loss again."""
+    """A step that updates by nothing leaves both networks as they are, and gives the same loss
+    again."""
     bench, losses = build_bench(kind=GivenViews), []
     before = bench.bits()
     for _ in range(2):
@@ -382,7 +384,8 @@ def test_phases_are_told_in_the_order_of_the_paper():
 
 
 def test_the_loss_is_that_of_the_views_in_their_order(relative_error):
-    """Views ordered by view, then by image: teacher rows 0..B-1 are the first view of every image."""
+    """Views ordered by view, then by image: teacher rows 0..B-1 are the first view of every
+    image."""
     bench, crops = build_bench(), draw_crops(0, images=2)
     views = bench.program.augment(crops)
     assert [tuple(view.shape) for view in views] == [(4, 3, 16, 16), (6, 3, 8, 8)]

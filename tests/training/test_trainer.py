@@ -1,4 +1,5 @@
-"""Whole runs: what they write, how they end, and that an interrupted one continues as if nothing had happened."""
+"""Whole runs: what they write, how they end, and that an interrupted one continues as if nothing
+had happened."""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ def test_the_same_command_twice_gives_the_same_bits(images: Path, tmp_path: Path
 
 @pytest.mark.long
 def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
-    """kill -9 at random moments, some while a checkpoint is being written: the end is that of an undisturbed run."""
+    """kill -9 at random moments, some while a checkpoint is being written: the end is that of an
+    undisturbed run."""
     words = [
         "--data_path",
         str(images),
@@ -152,7 +154,8 @@ def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
 
 
 def _kill_soon(job: Job, folder: Path, rng: random.Random, *, while_writing: bool) -> bool:
-    """Kill a run a moment after it made progress; gives whether a half-written file was left behind."""
+    """Kill a run a moment after it made progress; gives whether a half-written file was left
+    behind."""
     latest = folder / checkpoint.LATEST
     before = latest.stat().st_mtime_ns if latest.exists() else 0
     while job.process.is_alive():
@@ -170,7 +173,8 @@ def _kill_soon(job: Job, folder: Path, rng: random.Random, *, while_writing: boo
 
 
 def narrow_vgg() -> None:
-    """vgg11 as it is, but a sixteenth as wide: its 130 million weights would take a gigabyte a checkpoint."""
+    """vgg11 as it is, but a sixteenth as wide: its 130 million weights would take a gigabyte a
+    checkpoint."""
     from types import SimpleNamespace
 
     from torch import nn
@@ -446,7 +450,8 @@ def test_a_single_process_leaves_after_the_step_in_which_the_signal_came(
 def test_processes_leave_together_one_log_line_after_the_signal_was_seen(
     images: Path, tmp_path: Path
 ) -> None:
-    """The signal of iteration 3 is seen at the line of iteration 5, the last of an epoch; the next is at 10."""
+    """The signal of iteration 3 is seen at the line of iteration 5, the last of an epoch; the next
+    is at 10."""
     words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 8)
     results = train_pair(tmp_path, *words, prepare=(None, stop_in_third_step))
     assert [result.code for result in results] == [75, 75], [result.text for result in results]
@@ -592,7 +597,8 @@ def test_images_replaced_by_any_process_are_counted(images: Path, tmp_path: Path
 def test_pictures_of_every_odd_kind_train_and_broken_ones_are_named(
     shared_data: Path, tmp_path: Path
 ) -> None:
-    """All of `broken/`: those that decode are used, the rest are replaced, named in a line and counted."""
+    """All of `broken/`: those that decode are used, the rest are replaced, named in a line and
+    counted."""
     folder = shared_data / "broken"
     words = (
         "--data_path",
@@ -637,7 +643,8 @@ def test_online_knn_is_logged_and_leaves_the_training_as_it_is(tmp_path: Path) -
 
 
 def test_an_epoch_is_not_lost_with_its_score(tmp_path: Path) -> None:
-    """A validation image that cannot be read stops the run; once mended, the epoch is scored and not trained again."""
+    """A validation image that cannot be read stops the run; once mended, the epoch is scored and
+    not trained again."""
     root = make_labelled(tmp_path / "data", {"train": 12, "val": 6})
     words = ("--data_path", root / "train", "--eval_knn_every", 2)
     assert train(tmp_path, *words, "--output_dir", tmp_path / "whole").code == 0
@@ -667,7 +674,8 @@ def test_init_from_starts_a_new_run_from_weights(images: Path, tmp_path: Path) -
 
 
 def test_a_run_of_the_original_continues_here(images: Path, tmp_path: Path) -> None:
-    """The original's file: options as a namespace, learning rates as numpy numbers, nothing under `resume`."""
+    """The original's file: options as a namespace, learning rates as numpy numbers, nothing under
+    `resume`."""
     import argparse
 
     import numpy as np

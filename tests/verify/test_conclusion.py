@@ -9,7 +9,8 @@ RATES = {"lazy": 300.0, "compiled": 400.0, "eager": 100.0}
 
 
 def evidence(wrong=(), failed=(), timed=tuple(RATES), looked=tuple(RATES)):
-    """Reports in which `wrong` modes have other numbers than the CPU and `failed` ones end early."""
+    """Reports in which `wrong` modes have other numbers than the CPU and `failed` ones end
+    early."""
     parts = [
         finding(
             f"{mode} bf16",

@@ -1,4 +1,5 @@
-"""Whoever was started is found and ended, also in a session of its own and after its parent has died."""
+"""Whoever was started is found and ended, also in a session of its own and after its parent has
+died."""
 
 import os
 import subprocess

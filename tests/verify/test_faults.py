@@ -1,4 +1,5 @@
-"""On a simulated card each injected fault is named in the report, as what it is; and what hangs is gone afterwards."""
+"""On a simulated card each injected fault is named in the report, as what it is; and what hangs is
+gone afterwards."""
 
 import json
 from dataclasses import replace
@@ -73,7 +74,8 @@ def restrict(step, variants):
 
 @pytest.fixture
 def replay(runner):
-    """The report of a short operator replay with a fault; a label of its own keeps its outcomes from the others'."""
+    """The report of a short operator replay with a fault; a label of its own keeps its outcomes
+    from the others'."""
     from dino.verify.operators import list_operators
 
     names = list_operators("fp32", batch=1)

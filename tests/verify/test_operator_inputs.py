@@ -1,4 +1,5 @@
-"""What a replayed operator gets: numbers it allows, of the recorded form, the same for device and reference."""
+"""What a replayed operator gets: numbers it allows, of the recorded form, the same for device and
+reference."""
 
 from __future__ import annotations
 

@@ -30,12 +30,14 @@ def tool():
 
 
 def without_numbers(call: operator_list.Call) -> str:
-    """Its name without its number in the file, and its tensors; numbers among its arguments count by their kind."""
+    """Its name without its number in the file, and its tensors; numbers among its arguments count
+    by their kind."""
     kinds = [type(value).__name__ for value in call.arguments]
     return f"{call.operator} {kinds} {list(call.specs())} {call.results}"
 
 
-# Short: what changes the step or the op lists shows in these two; the tool writes all three at once.
+# Short: what changes the step or the op lists shows in these two; the tool writes all three at
+# once.
 @pytest.mark.parametrize(
     "formats", [("fp32", "ops"), pytest.param(("bf16",), marks=pytest.mark.long)], ids="-".join
 )

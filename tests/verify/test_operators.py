@@ -1,4 +1,5 @@
-"""Operator replay says what is wrong with an operator: on the CPU, with faults put into single operators."""
+"""Operator replay says what is wrong with an operator: on the CPU, with faults put into single
+operators."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ KEPT |= {speed: {"eager"}}
 
 @pytest.fixture
 def short(monkeypatch):
-    """One mode and one number format; what else takes long is left out, and every step is the real one."""
+    """One mode and one number format; what else takes long is left out, and every step is the real
+    one."""
     from dino.verify.operators import list_operators
 
     def keep(step, labels):

@@ -1,4 +1,5 @@
-"""Attention maps: the right rows of the right softmax, the original's masks, and the command's files."""
+"""Attention maps: the right rows of the right softmax, the original's masks, and the command's
+files."""
 
 from __future__ import annotations
 
@@ -138,7 +139,8 @@ def test_the_kept_patches_are_the_smallest_set_that_holds_the_share(
 
 
 def test_where_the_weakest_patches_hold_exactly_the_rest_none_of_them_is_kept() -> None:
-    """The original keeps a patch if the running sum *exceeds* 1 - share; eighths are exact in binary."""
+    """The original keeps a patch if the running sum *exceeds* 1 - share; eighths are exact in
+    binary."""
     maps = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[4.0, 2.0], [1.0, 1.0]]])
     kept = keep_mass(maps, 0.5)
     assert kept.tolist() == [[[False, False], [True, True]], [[True, False], [False, False]]]
@@ -193,7 +195,8 @@ def expected_files(threshold: float | None) -> set[str]:
 
 
 def test_one_image_gives_the_originals_files_and_numbers(shared_data: Path, tmp_path: Path) -> None:
-    """The original's steps with torchvision and all queries, beside what the command writes; 333 x 517 is cut."""
+    """The original's steps with torchvision and all queries, beside what the command writes; 333 x
+    517 is cut."""
     image, weights = shared_data / "broken" / "good.jpg", save_weights(tmp_path)
     run_main(
         *(

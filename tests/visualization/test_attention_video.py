@@ -1,4 +1,5 @@
-"""Attention videos: the original's pictures, frame after frame, in bounded memory; one line for what cannot be."""
+"""Attention videos: the original's pictures, frame after frame, in bounded memory; one line for
+what cannot be."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def save_weights(folder: Path) -> Path:
 
 
 def draw_as_the_original(weights: Path, frame: Path, threshold: float | None) -> np.ndarray:
-    """Mean over the heads of the CLS row of the whole matrix, where asked of the patches of each head's mask alone."""
+    """Mean over the heads of the CLS row of the whole matrix, where asked of the patches of each
+    head's mask alone."""
     backbone = build_backbone("vit_mini", patch_size=8, img_size=32)
     backbone.load_state_dict(torch.load(weights)["teacher"])
     pixels = torch.from_numpy(np.array(Image.open(frame).convert("RGB"))).permute(2, 0, 1) / 255

@@ -1,4 +1,5 @@
-"""Pictures: the colors of matplotlib's tables, one block a patch, and files that are whole or not there."""
+"""Pictures: the colors of matplotlib's tables, one block a patch, and files that are whole or not
+there."""
 
 from __future__ import annotations
 

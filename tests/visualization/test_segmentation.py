@@ -115,7 +115,8 @@ def test_colors_are_the_files_own_or_the_voc_map(tmp_path: Path) -> None:
 
 
 def test_gray_labels_have_the_colors_of_their_layout(tmp_path: Path) -> None:
-    """Runs those that eval_ipace_segmentation.py writes, so that truth and prediction look alike."""
+    """Runs those that eval_ipace_segmentation.py writes, so that truth and prediction look
+    alike."""
     clips = {"clip": [TRUTH] * 3}
     out = make_predictions(tmp_path / "out", clips)
     (run,) = list_clips("driving", make_runs(tmp_path / "runs", clips), out)

@@ -20,7 +20,8 @@ from dino.visualization.video import FrameSource, open_frames, write_video
 
 
 def make_frame(index: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A plain frame whose red tells its index, with a green upper left corner and a blue right edge."""
+    """A plain frame whose red tells its index, with a green upper left corner and a blue right
+    edge."""
     frame = np.full((height, width, 3), (4 * index, 60, 60), np.uint8)
     frame[: height // 4, : width // 4] = (0, 250, 0)
     frame[:, -width // 8 :] = (0, 0, 250)
@@ -142,7 +143,8 @@ def test_the_shared_video_is_read_whole_and_gray(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
 def test_a_turned_video_is_upright(tmp_path: Path, turn: int) -> None:
-    """The matrix of the track's header, as a phone writes it, turns the pixels clockwise by `turn`."""
+    """The matrix of the track's header, as a phone writes it, turns the pixels clockwise by
+    `turn`."""
     path = make_video(tmp_path / "v.mp4", 1)
     cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
     one = 1 << 16
@@ -183,7 +185,8 @@ def test_a_video_that_was_cut_off_is_an_error(tmp_path: Path, cut: str, name: st
 
 
 def make_matroska(path: Path, *, sound: float = 0, live: bool = False) -> list[int]:
-    """30 frames at 25 frames a second, and seconds of sound; gives where each frame's packet ends."""
+    """30 frames at 25 frames a second, and seconds of sound; gives where each frame's packet
+    ends."""
     with av.open(str(path), "w", options={"live": "1"} if live else {}) as container:
         picture = container.add_stream("libx264" if path.suffix == ".mkv" else "libvpx", rate=25)
         picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"

@@ -1,4 +1,5 @@
-"""What the converters' tests share: lively weights, a command run as a shell would, features of both sides."""
+"""What the converters' tests share: lively weights, a command run as a shell would, features of
+both sides."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

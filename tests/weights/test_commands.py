@@ -1,4 +1,5 @@
-"""Commands take weights in every form, on every device and with any number of processes, and give one answer."""
+"""Commands take weights in every form, on every device and with any number of processes, and give
+one answer."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What all converters share: where they write, what they adapt, and that what they wrote is what they read."""
+"""What all converters share: where they write, what they adapt, and that what they wrote is what
+they read."""
 
 import json
 from collections.abc import Callable

@@ -28,7 +28,8 @@ def build_network(*, norm_last_layer=True, use_bn=False):
 
 
 def make_published(*, half=False, norm_last_layer=True, compiled=True, seed=0):
-    """A checkpoint as the published code writes it: its names, its four groups, the state of the compiled optimizer."""
+    """A checkpoint as the published code writes it: its names, its four groups, the state of the
+    compiled optimizer."""
     torch.manual_seed(seed)
     model, wrapper = {}, []
     for network in ("student", "teacher"):
@@ -158,7 +159,8 @@ def test_prototypes_are_in_the_order_of_the_halves():
 
 
 def test_an_original_checkpoint_becomes_theirs_and_comes_back():
-    """As the original writes it: DDP's prefix, two groups of torch's AdamW, options as a namespace, trained norms."""
+    """As the original writes it: DDP's prefix, two groups of torch's AdamW, options as a namespace,
+    trained norms."""
     student = build_network(norm_last_layer=False)
     groups = build_optimizer("adamw", student).param_groups
     rule = torch.optim.AdamW(

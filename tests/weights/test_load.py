@@ -1,4 +1,5 @@
-"""Every form of a weights file gives the backbone that wrote it, whole, or one error that says what is missing."""
+"""Every form of a weights file gives the backbone that wrote it, whole, or one error that says what
+is missing."""
 
 import argparse
 import logging
@@ -347,7 +348,8 @@ def small_vit_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build_autoencoder() -> tuple[nn.Module, dict[str, Tensor]]:
-    """timm's network for the weights of masked autoencoders, and a file of such weights, decoder included."""
+    """timm's network for the weights of masked autoencoders, and a file of such weights, decoder
+    included."""
     torch.manual_seed(6)
     shape = {"embed_dim": 72, "depth": 3, "num_heads": 3, "mlp_ratio": 2, "img_size": 64}
     module = timm.create_model("vit_base_patch16_224.mae", num_classes=0, **shape).eval()
@@ -419,7 +421,8 @@ def test_a_name_of_the_hub_is_loaded_exactly_or_not_at_all(
 def test_published_xcit_names_are_translated_and_all_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The original's XCiT calls the position embedding `pos_embeder` and joins q, k and v of class attention."""
+    """The original's XCiT calls the position embedding `pos_embeder` and joins q, k and v of class
+    attention."""
     monkeypatch.setenv("DINO_WEIGHTS_DIR", str(tmp_path))
     module = build_backbone("xcit_nano_12_p16")
     theirs = {

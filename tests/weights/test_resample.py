@@ -1,4 +1,5 @@
-"""Weights are fitted to other channels, patches and sizes only where that was asked for, and each change is said."""
+"""Weights are fitted to other channels, patches and sizes only where that was asked for, and each
+change is said."""
 
 import logging
 
@@ -76,7 +77,8 @@ def test_everything_is_adapted_where_it_was_asked_for_and_said(
 def test_a_resampled_patch_sees_in_an_enlarged_image_what_it_saw(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The rule of FlexiViT (Beyer et al., 2022): enlarging patch and image together keeps the product."""
+    """The rule of FlexiViT (Beyer et al., 2022): enlarging patch and image together keeps the
+    product."""
     there, here = build(patch_size=8, img_size=32), build(patch_size=16, img_size=64)
     found = adapt_input(
         there.state_dict(), here.state_dict(), "FILE", new_channels=False, new_patches=True

@@ -1,4 +1,5 @@
-"""What a file holds is checked once: whatever is odd in it ends in one line, and before anything is written."""
+"""What a file holds is checked once: whatever is odd in it ends in one line, and before anything is
+written."""
 
 import json
 from collections.abc import Callable

@@ -11,7 +11,7 @@ import torch
 
 from dino import checkpoint
 from dino.config import as_dict
-from dino.errors import CheckpointError, NonFiniteError
+from dino.errors import NonFiniteError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.features import Features
 from dino.evaluation.linear.batches import TrainBatches
@@ -57,21 +57,16 @@ def restore_state(config: LinearConfig, task: LinearTask, run: Run) -> ProbeStat
     head.to(run.device.torch_device)
     layer = ProbeState(head, MomentumSGD(head.parameters()))
     if state is not None:
-        missing = [name for name in ("epoch", "optimizer", "best_acc") if name not in state]
-        if missing:
-            raise CheckpointError(
-                f"{path} is not a checkpoint of a run: it lacks {', '.join(missing)}",
-                remedy="move it away, or score it with `evaluate`",
-            )
+        checkpoint.check_complete(
+            state,
+            ("epoch", "optimizer", "best_acc"),
+            f"{path} is not a checkpoint of a run",
+            remedy="move it away, or score it with `evaluate`",
+        )
         layer.optimizer.load_state_dict(state["optimizer"])
         layer.epoch, layer.best = int(state["epoch"]), float(state["best_acc"])
         logger.info("continuing at epoch %d, best accuracy so far %.2f%%", layer.epoch, layer.best)
-    first = run.processes.read_from_first("epoch", str(layer.epoch))
-    if int(first) != layer.epoch:
-        raise CheckpointError(
-            f"{path.parent} holds epoch {layer.epoch} on this host and {first} on rank 0's",
-            remedy="`output_dir` must be a folder that all hosts share",
-        )
+    run.processes.check_position(path.parent, "epoch", layer.epoch)
     return layer
 
 

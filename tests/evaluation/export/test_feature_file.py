@@ -1,4 +1,5 @@
-"""extract_features.py: every image's row under its name, of the layers asked for, whoever shares the work."""
+"""extract_features.py: every image's row under its name, of the layers asked for, whoever shares
+the work."""
 
 from __future__ import annotations
 

@@ -114,7 +114,8 @@ def test_the_update_and_its_state_are_those_of_torch(run: Run) -> None:
 
 
 def test_another_rate_is_no_new_graph_and_no_host_read(run: Run) -> None:
-    """On the simulated card, in eager mode, where each operator is a graph; the third step is the steady state."""
+    """On the simulated card, in eager mode, where each operator is a graph; the third step is the
+    steady state."""
     if run.device.name != "hpu":
         pytest.skip("counts what the simulated card sees")
     head, data, seen = build_head(), draw_features(33), []  # of a size that no other test uses

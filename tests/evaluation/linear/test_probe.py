@@ -1,4 +1,5 @@
-"""eval_linear.py from its flags to its files: the original's numbers, lines and checkpoint, alone and in company."""
+"""eval_linear.py from its flags to its files: the original's numbers, lines and checkpoint, alone
+and in company."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def describe(model: VisionTransformer, pixels: list[torch.Tensor]) -> torch.Tens
 def train_plainly(
     images: Path, weights: Path, epochs: int, stop: int | None = None
 ) -> dict[str, Any]:
-    """The original's loop with torch's own optimizer and schedule; gives its checkpoint after `stop` epochs."""
+    """The original's loop with torch's own optimizer and schedule; gives its checkpoint after
+    `stop` epochs."""
     train, test = open_labelled_splits(str(images))
     model = build_backbone("vit_mini", patch_size=8, img_size=SIZE).eval()
     model.load_state_dict(torch.load(weights)["teacher"])
@@ -271,7 +273,8 @@ def test_a_finished_run_only_says_so(
 def test_kept_features_train_on_center_crops(
     words: list[str], images: Path, weights: Path, tmp_path: Path
 ) -> None:
-    """With an augmentation that is the center crop, the plain loop gives what kept features give."""
+    """With an augmentation that is the center crop, the plain loop gives what kept features
+    give."""
     run(*words, "--output_dir", tmp_path, "--cache_features")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -563,7 +566,7 @@ def test_hosts_that_do_not_share_the_folder_are_refused(
     monkeypatch.setattr(
         Processes, "read_from_first", lambda _, name, here: here if name == "mode" else "0"
     )
-    with pytest.raises(CheckpointError, match="holds epoch 1 here and 0 where rank 0 runs"):
+    with pytest.raises(CheckpointError, match="holds epoch 1 here and 0 on rank 0's host"):
         run(*words, "--output_dir", tmp_path, "--cache_features", "--epochs", 2)
 
 
@@ -638,7 +641,8 @@ PASSL_RECIPE = (
     / "linear"
     / "vits16_passl.yaml"
 )
-PASSL_WORDS = (  # the recipe on tiny images: what the network cannot have is changed, what the probe does is not
+# the recipe on tiny images: what the network cannot have is changed, what the probe does is not
+PASSL_WORDS = (
     *(
         "--config",
         PASSL_RECIPE,

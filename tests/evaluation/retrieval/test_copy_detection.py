@@ -1,4 +1,5 @@
-"""Copies find their originals as the protocol says, and the command prints what a plain statement of it prints."""
+"""Copies find their originals as the protocol says, and the command prints what a plain statement
+of it prints."""
 
 import json
 import re
@@ -129,7 +130,8 @@ def score_plainly(
 def test_where_the_originals_sizes_hold_its_figures_are_printed(
     shared_data: Path, lively_weights: Path, score_lines: Lines
 ) -> None:
-    """157 originals and 229 strong copies, with distractors and whitening: what the original's constants are for."""
+    """157 originals and 229 strong copies, with distractors and whitening: what the original's
+    constants are for."""
     root, distractors = shared_data / "copydays157", shared_data / "copydays" / "distractors"
     learnt_from = shared_data / "photos" / "val" / "church"
     expected = score_plainly(

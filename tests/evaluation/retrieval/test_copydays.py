@@ -1,4 +1,5 @@
-"""Copydays is read from what is there: which blocks, how many images, and whose copy each one is."""
+"""Copydays is read from what is there: which blocks, how many images, and whose copy each one
+is."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Rankings are judged by the revisited protocol; the area under a curve is that of trapezoids drawn one by one."""
+"""Rankings are judged by the revisited protocol; the area under a curve is that of trapezoids drawn
+one by one."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +25,8 @@ Golden = Callable[[str], dict[str, np.ndarray]]
 
 
 def draw_trapezoids(ranks: list[int], positives: int) -> float:
-    """One step of recall for each positive found; precision before and after it, as the benchmarks define them."""
+    """One step of recall for each positive found; precision before and after it, as the benchmarks
+    define them."""
     area = 0.0
     for found, place in enumerate(ranks):
         before = found / place if place else 1.0

@@ -1,4 +1,5 @@
-"""Driving runs are cut where labels are due; only the folder's own name leads from frames to labels."""
+"""Driving runs are cut where labels are due; only the folder's own name leads from frames to
+labels."""
 
 from pathlib import Path
 

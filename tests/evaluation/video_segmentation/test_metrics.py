@@ -37,7 +37,8 @@ def draw_blob(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def plain_boundary(mask: np.ndarray) -> np.ndarray:
-    """A pixel is on the boundary where it, its right, lower and lower right neighbors are not all alike."""
+    """A pixel is on the boundary where it, its right, lower and lower right neighbors are not all
+    alike."""
     height, width = mask.shape
     boundary = np.zeros_like(mask)
     for y in range(height):
@@ -163,7 +164,8 @@ def test_counts_and_iou_are_those_of_sets_of_pixels(
 
 
 def plain_bins(values: list[float]) -> tuple[list[float], list[float]]:
-    """First and last of the four bins; n frames numbered from 1 are cut at 1, 1 + (n-1)/4, ..., n, rounded."""
+    """First and last of the four bins; n frames numbered from 1 are cut at 1, 1 + (n-1)/4, ..., n,
+    rounded."""
     cuts = [math.floor(1 + (len(values) - 1) * quarter / 4 + 0.5) for quarter in range(5)]
     return values[cuts[0] - 1 : cuts[1]], values[cuts[3] - 1 : cuts[4]]
 

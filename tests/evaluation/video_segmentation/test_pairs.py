@@ -1,4 +1,5 @@
-"""Frames find their predictions in both layouts; whatever does not fit stops with the file's name."""
+"""Frames find their predictions in both layouts; whatever does not fit stops with the file's
+name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Labels are propagated as by a plain loop over all positions, to the original's numbers, in bounded memory."""
+"""Labels are propagated as by a plain loop over all positions, to the original's numbers, in
+bounded memory."""
 
 import math
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def test_golden_numbers(golden: Golden, draw: Draw, device: torch.device) -> Non
 def propagate_by_loops(
     target: np.ndarray, features: np.ndarray, labels: np.ndarray, *, radius: int, topk: int
 ) -> np.ndarray:
-    """One position at a time, in float64: all of its neighborhood in all frames, the best, their weighted mean."""
+    """One position at a time, in float64: all of its neighborhood in all frames, the best, their
+    weighted mean."""
     height, width = target.shape[:2]
     found = np.zeros((height, width, labels.shape[-1]))
     for row in range(height):
@@ -73,7 +75,8 @@ def propagate_by_loops(
 
 
 def draw_features(rng: np.random.Generator, shape: tuple[int, ...], *, tied: bool) -> np.ndarray:
-    """Vectors of length 1; tied ones lie on few axes, so that similarities are -1, 0 and 1 without rounding."""
+    """Vectors of length 1; tied ones lie on few axes, so that similarities are -1, 0 and 1 without
+    rounding."""
     if not tied:
         drawn = rng.standard_normal((*shape, 8)).astype(np.float32)
         return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
@@ -114,7 +117,8 @@ CASES = st.builds(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(CASES)
 def test_it_is_a_plain_loop(case: Case) -> None:
-    """Whatever the grid, the neighborhood, the number of neighbors and of frames, and however many are alike."""
+    """Whatever the grid, the neighborhood, the number of neighbors and of frames, and however many
+    are alike."""
     rng, grid = np.random.default_rng(case.seed), (case.height, case.width)
     features = draw_features(rng, (case.frames + 1, *grid), tied=case.tied)
     soft = rng.random((case.frames, *grid, case.labels)).astype(np.float32)
@@ -132,7 +136,8 @@ def test_it_is_a_plain_loop(case: Case) -> None:
 
 
 def test_the_oldest_frame_but_the_first_gives_way(device: torch.device) -> None:
-    """Every frame has one label of its own; a position that is like all frames takes them in equal parts."""
+    """Every frame has one label of its own; a position that is like all frames takes them in equal
+    parts."""
     alike = torch.ones(1, 1, 1)
     context = Context(alike, torch.eye(6)[0][None, None], last=2)
     expected = [{0}, {0, 1}, {0, 1, 2}, {0, 2, 3}, {0, 3, 4}, {0, 4, 5}]
@@ -190,7 +195,8 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_does_not_grow_with_the_square_of_the_grid(device: torch.device) -> None:
-    """480p at patch 8: the textbook's similarities are 8 x 6240 x 6240 numbers; here the largest tensor is a 200th."""
+    """480p at patch 8: the textbook's similarities are 8 x 6240 x 6240 numbers; here the largest
+    tensor is a 200th."""
     grid = (60, 104)
     features, labels = F.normalize(torch.rand(*grid, 4), dim=-1), torch.rand(*grid, 2)
     context, tiles = Context(features, labels, last=7), plan_tiles(grid, 12, device)

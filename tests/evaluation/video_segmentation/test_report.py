@@ -49,7 +49,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def table(text: str, head: str) -> list[list[str]]:
-    """The lines of a printed table, by the first word of its head, as cells; its columns must be aligned."""
+    """The lines of a printed table, by the first word of its head, as cells; its columns must be
+    aligned."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.split()[:1] == [head])
     width = len(lines[start])

@@ -1,4 +1,5 @@
-"""Scores of clips: the benchmark's figures on real sequences; the rules for void, objects and ignored labels."""
+"""Scores of clips: the benchmark's figures on real sequences; the rules for void, objects and
+ignored labels."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def read_pair(truth: Path, prediction: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boundary_by_distances(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """F with OpenCV's exact distance transform, of boundaries taken as blocks of four that are not alike."""
+    """F with OpenCV's exact distance transform, of boundaries taken as blocks of four that are not
+    alike."""
     distances, edges = [], []
     for mask in (truth, predicted):
         padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")

@@ -1,4 +1,5 @@
-"""Label propagation gives the original's label maps, alone and in company, on the CPU and on simulated cards."""
+"""Label propagation gives the original's label maps, alone and in company, on the CPU and on
+simulated cards."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def on_cpu(davis: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory)
 def segment_as_the_original(
     network: torch.nn.Module, frames: list[Path], labels: Path
 ) -> list[np.ndarray]:
-    """The original's evaluation of one sequence, stated plainly: all positions with all, no tiles, no buffers."""
+    """The original's evaluation of one sequence, stated plainly: all positions with all, no tiles,
+    no buffers."""
 
     def read(path: Path) -> torch.Tensor:
         image = cv2.imread(str(path))
@@ -230,7 +232,8 @@ def link_davis(source: Path, target: Path, frames: int, labels: int) -> Path:
 def test_real_frames_are_segmented_as_the_original_does(
     shared_data: Path, weights: Path, tmp_path: Path
 ) -> None:
-    """The first frames of two real sequences; colors are DAVIS's, the first frame's labels are the annotation."""
+    """The first frames of two real sequences; colors are DAVIS's, the first frame's labels are the
+    annotation."""
     data = link_davis(shared_data / "davis", tmp_path / "davis", frames=4, labels=1)
     output = segment(
         eval_video_segmentation.main, weights, data, tmp_path / "out", "--num_workers", 1
@@ -488,7 +491,8 @@ ELSEWHERE = pytest.mark.parametrize(
 def test_real_runs_are_segmented_alike_everywhere_and_scored(
     card: bool, pair: bool, shared_data: Path, weights: Path, tmp_path: Path
 ) -> None:
-    """Short links to both runs, so that processes share them; what one process on the CPU writes is the measure."""
+    """Short links to both runs, so that processes share them; what one process on the CPU writes is
+    the measure."""
     runs = tmp_path / "runs"
     for number, source in enumerate(sorted((shared_data / "ipace").iterdir())):
         for part in ("image", "segmentation"):
@@ -558,7 +562,8 @@ def test_a_convnet_and_real_runs(shared_data: Path, tmp_path: Path) -> None:
 def test_void_is_not_carried_along_and_predictions_can_be_scored(
     weights: Path, tmp_path: Path
 ) -> None:
-    """The first frame's file is its annotation as it is; a mask of 0 and 255 has an object of that label."""
+    """The first frame's file is its annotation as it is; a mask of 0 and 255 has an object of that
+    label."""
     data = write_davis(tmp_path / "data", {"wide": (3, (64, 48))})
     folder = data / "Annotations" / "480p" / "wide"
     labels = np.array(Image.open(folder / "00000.png"))
@@ -595,7 +600,8 @@ def test_clips_are_shared_out_by_their_frames(lengths: list[int], world_size: in
 
 
 def test_masked_autoencoders_are_read_as_they_are(weights: Path, tmp_path: Path) -> None:
-    """Their file holds an encoder of our names, a decoder that does not matter, and no options that we know."""
+    """Their file holds an encoder of our names, a decoder that does not matter, and no options that
+    we know."""
     network = torch.load(weights)["teacher"]
     model = {
         **network,

@@ -1,4 +1,5 @@
-"""A stand-in for popdist: several instances of one program, told by the environment that poprun sets."""
+"""A stand-in for popdist: several instances of one program, told by the environment that poprun
+sets."""
 
 import os
 

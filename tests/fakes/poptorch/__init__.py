@@ -1,8 +1,10 @@
-"""A stand-in for PopTorch 3.4 on the host: the names the product uses, with their signatures and what they do.
+"""A stand-in for PopTorch 3.4 on the host: the names the product uses, with their signatures and
+what they do.
 
-It executes: batches are split by device iterations, accumulation and replication in the documented order, the device's
-weights are copies of the host's, buffers are there once a replica. It does not know time, memory, which operators the
-real compiler takes, stochastic rounding, or the device's random numbers.
+It executes: batches are split by device iterations, accumulation and replication in the documented
+order, the device's weights are copies of the host's, buffers are there once a replica. It does not
+know time, memory, which operators the real compiler takes, stochastic rounding, or the device's
+random numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A compiled model that really executes: batches are split, gradients accumulated, weights live on the device."""
+"""A compiled model that really executes: batches are split, gradients accumulated, weights live on
+the device."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ ADVICE = "Create a new wrapper or call destroy() to recompile."
 
 
 class _Tracing(TorchDispatchMode):
-    """What the tracer sees while the graph is made: where each op is placed, and reads of the host."""
+    """What the tracer sees while the graph is made: where each op is placed, and reads of the
+    host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         context = _context.running
@@ -52,7 +54,8 @@ class _Tracing(TorchDispatchMode):
 
 
 class _DeviceOps(TorchFunctionMode):
-    """Ops that mean something else on the device: GELU is always its tanh form, half inputs cast float weights."""
+    """Ops that mean something else on the device: GELU is always its tanh form, half inputs cast
+    float weights."""
 
     CASTING = (
         torch.nn.functional.linear,
@@ -75,7 +78,8 @@ def _to_half(value):
 
 
 def _host_type(name):
-    """A wrapped module is an instance of a class of its own, whose accesses bring back the device's weights."""
+    """A wrapped module is an instance of a class of its own, whose accesses bring back the device's
+    weights."""
 
     def synced(method):
         def call(self, *args, **kwargs):
@@ -404,7 +408,8 @@ class PoplarExecutor:
         self._check_numbers(self._tensors.values())
 
     def _check_numbers(self, tensors):
-        """The device stops at a number that is not finite, where its options say so; here the loss and the weights."""
+        """The device stops at a number that is not finite, where its options say so; here the loss
+        and the weights."""
         checks = self._options._Popart.options.get("enableFloatingPointChecks", False)
         if checks and not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise Error("'poplar_application_runtime_error': floating point exception")

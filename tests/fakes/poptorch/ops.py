@@ -6,7 +6,8 @@ import torch
 
 from . import _context
 
-registry = {}  # (domain, name, version) -> (python function, whether it waits for the end of a device iteration)
+# (domain, name, version) -> (python function, whether it waits for the end of a device iteration)
+registry = {}
 
 
 def register(domain, name, version, function, *, deferred):

@@ -1,4 +1,5 @@
-"""Optimisers: torch's, whose groups reach the device by setOptimizer only, and whose state lives there."""
+"""Optimisers: torch's, whose groups reach the device by setOptimizer only, and whose state lives
+there."""
 
 from __future__ import annotations
 

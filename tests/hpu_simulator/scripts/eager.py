@@ -1,4 +1,5 @@
-"""The 1.24 line as it comes, and so in eager mode: what differs there; a failed check ends it with an error."""
+"""The 1.24 line as it comes, and so in eager mode: what differs there; a failed check ends it with
+an error."""
 
 import contextlib
 import io

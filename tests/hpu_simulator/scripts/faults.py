@@ -1,4 +1,5 @@
-"""Every fault that can be put into the card, in one process; a failed check ends it with an error."""
+"""Every fault that can be put into the card, in one process; a failed check ends it with an
+error."""
 
 import os
 import signal
@@ -23,7 +24,8 @@ from habana_frameworks.torch import _simulated  # noqa: E402
 
 
 def end_of(name: str) -> int:
-    """The signal that ends a process in which the operator is called; an alarm after a second, if nothing before."""
+    """The signal that ends a process in which the operator is called; an alarm after a second, if
+    nothing before."""
     child = os.fork()
     if child == 0:
         signal.alarm(1)

@@ -1,4 +1,5 @@
-"""Checks in lazy mode, run by pytest in a process of its own: the bridge's overwrites of torch stay in there."""
+"""Checks in lazy mode, run by pytest in a process of its own: the bridge's overwrites of torch stay
+in there."""
 
 import copy
 import inspect

@@ -1,4 +1,5 @@
-"""A few training steps of a tiny DINO on the device named by the first word; prints one JSON line."""
+"""A few training steps of a tiny DINO on the device named by the first word; prints one JSON
+line."""
 
 import json
 import sys

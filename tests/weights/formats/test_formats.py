@@ -1,4 +1,5 @@
-"""A format is one file: what lies in the folder is read, recognized, written and offered by the commands."""
+"""A format is one file: what lies in the folder is read, recognized, written and offered by the
+commands."""
 
 import importlib
 import subprocess

@@ -1,4 +1,5 @@
-"""transformers loads the folder that was written for it, computes the same, and what it saves becomes ours."""
+"""transformers loads the folder that was written for it, computes the same, and what it saves
+becomes ours."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +23,8 @@ Command = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def transformers() -> ModuleType:
-    """The library; newer ones run no network on an older torch. What we read and write needs neither."""
+    """The library; newer ones run no network on an older torch. What we read and write needs
+    neither."""
     library = pytest.importorskip("transformers")
     if not library.utils.is_torch_available():
         pytest.skip(f"transformers {library.__version__} refuses torch {torch.__version__}")

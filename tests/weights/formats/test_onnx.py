@@ -1,4 +1,5 @@
-"""The graph gives the network's features at any batch size, and so does torch's own exported program."""
+"""The graph gives the network's features at any batch size, and so does torch's own exported
+program."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""PASSL's files become ours with PASSL's own features, and ours become files that read back to the bit."""
+"""PASSL's files become ours with PASSL's own features, and ours become files that read back to the
+bit."""
 
 import pickle
 from collections.abc import Callable

@@ -111,7 +111,8 @@ class Call:
 
 
 def claim(shape: tuple[int, ...], raw: bytes = b"1234", kind: str = "f4") -> bytes:
-    """A pickle of one array that claims a shape; the claims are in the state, where numpy's own reader finds them."""
+    """A pickle of one array that claims a shape; the claims are in the state, where numpy's own
+    reader finds them."""
     honest = pickle.dumps({"a": np.zeros(1, dtype="f4")}, protocol=4)
     head, tail = honest.split(b"K\x01\x85")  # the shape (1,)
     file = io.BytesIO()

@@ -1,4 +1,5 @@
-"""timm loads what was written for it and computes the same features; and its networks become ours."""
+"""timm loads what was written for it and computes the same features; and its networks become
+ours."""
 
 import ast
 from collections.abc import Callable

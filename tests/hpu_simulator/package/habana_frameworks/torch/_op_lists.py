@@ -16,7 +16,8 @@ DEFAULTS = json.loads((SIMULATOR / "autocast.json").read_text())  # the same in 
 
 
 def choose_policies() -> dict[str, str]:
-    """Operator name -> autocast policy; the lower list wins over the fp32 list, that one over the promote list."""
+    """Operator name -> autocast policy; the lower list wins over the fp32 list, that one over the
+    promote list."""
     lower = read_list("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", DEFAULTS["lower"])
     fp32 = read_list("PT_HPU_AUTOCAST_FP32_OPS_LIST", DEFAULTS["fp32"])
     return {
@@ -30,7 +31,8 @@ def choose_policies() -> dict[str, str]:
 
 
 def read_list(variable: str, default: list[str]) -> list[str]:
-    """The names in the file that an environment variable points to, raw lines; the default where it is refused."""
+    """The names in the file that an environment variable points to, raw lines; the default where it
+    is refused."""
     path, rules = os.environ.get(variable), table["op_lists"]
     if not path:
         return default
@@ -47,7 +49,8 @@ def read_list(variable: str, default: list[str]) -> list[str]:
 
 
 def _keep_known(variable: str, lines: list[str]) -> list[str]:
-    """The lines that name an operator of torch; says on stderr which they are, and of each other one that it is not."""
+    """The lines that name an operator of torch; says on stderr which they are, and of each other
+    one that it is not."""
     names = {
         full.removeprefix("aten::").split(".")[0] for full in torch._C._dispatch_get_all_op_names()
     }
@@ -63,7 +66,8 @@ def _keep_known(variable: str, lines: list[str]) -> list[str]:
 
 
 def _warn(text: str, default: list[str]) -> list[str]:
-    """A later release says it on stderr, 1.19 in the bridge's log, for which a Python warning stands here."""
+    """A later release says it on stderr, 1.19 in the bridge's log, for which a Python warning
+    stands here."""
     if table["op_lists"]["checks_names"]:
         print(f"[WARNING][PT_BRIDGE][AUTOCAST] {text}", file=sys.stderr)
     else:

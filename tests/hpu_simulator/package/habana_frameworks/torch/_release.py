@@ -1,7 +1,8 @@
-"""Not part of the bridge: which release this one is. HPU_SIMULATOR_RELEASE says 1.19 or 1.24, the default.
+"""Not part of the bridge: which release this one is. HPU_SIMULATOR_RELEASE says 1.19 or 1.24, the
+default.
 
-What differs stands in `releases.json` and the lists of operators beside it. The release of each table: 1.19.0, and the
-1.24 line at commit bcc5172c of the bridge's public repository.
+What differs stands in `releases.json` and the lists of operators beside it. The release of each
+table: 1.19.0, and the 1.24 line at commit bcc5172c of the bridge's public repository.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Not part of the bridge: the simulated device behind this package and what the environment said at import."""
+"""Not part of the bridge: the simulated device behind this package and what the environment said at
+import."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def notice(kind: str, size: int, flags: str) -> None:
 
 
 def cut(why: str) -> None:
-    """Close the lazy graph and count a collective; in lazy mode the host waits until the graph is launched."""
+    """Close the lazy graph and count a collective; in lazy mode the host waits until the graph is
+    launched."""
     device.flush(why)
     if mode:
         notice("join", 0, why)

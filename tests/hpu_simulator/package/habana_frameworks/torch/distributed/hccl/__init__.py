@@ -166,7 +166,8 @@ def _create_process_group_hccl(backend_opts, pg_opts):
 
 
 def _restrict_torch():
-    """Give torch's functions the arguments that the bridge of this release leaves them; 1.19 knows no device_id."""
+    """Give torch's functions the arguments that the bridge of this release leaves them; 1.19 knows
+    no device_id."""
 
     def check_arguments(function, more):
         unknown = more.keys() - set(table[f"more_of_{function}"])

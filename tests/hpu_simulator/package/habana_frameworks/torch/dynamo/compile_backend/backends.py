@@ -11,7 +11,8 @@ from ... import _simulated
 
 
 class _Run(torch.fx.Interpreter):
-    """Runs a graph operator by operator; results have the strides that the tracer promised to later operators."""
+    """Runs a graph operator by operator; results have the strides that the tracer promised to later
+    operators."""
 
     def run(self, *args: object, **kwargs: object) -> object:
         """See the base class; all of it is one launch."""
@@ -19,7 +20,8 @@ class _Run(torch.fx.Interpreter):
         try:
             return super().run(*args, **kwargs)
         finally:
-            self.env = {}  # or it would hold the results, and autograd copies gradients that somebody holds
+            # or it would hold the results, and autograd copies gradients that somebody holds
+            self.env = {}
             _simulated.device.leave_graph()
 
     def run_node(self, n: torch.fx.Node) -> object:
