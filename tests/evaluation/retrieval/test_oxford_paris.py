@@ -231,7 +231,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         open_landmarks(None, NAME, crop_queries=False)
     with pytest.raises(DataError, match=rf"gnd_{NAME}\.pkl does not exist; {layout}"):
         open_set(str(tmp_path / "gone"))
-    with pytest.raises(DataError, match=r"lists jpg/c\.jpg, which does not exist; 2 of 6 do not"):
+    with pytest.raises(
+        DataError, match=r"lists jpg/c\.jpg, which does not exist; 2 of 6 images are missing"
+    ):
         open_set(write_set(tmp_path, build_truth(), images="abdr"))
 
 

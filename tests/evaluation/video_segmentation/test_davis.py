@@ -87,9 +87,9 @@ def name_instead(names: str) -> Callable[[Path], None]:
         (name_instead("ant\nbee\nant"), r"val.txt names a sequence twice: ant"),
         (
             name_instead("ant\n../bee"),
-            r"val.txt names \.\./bee; a sequence is the name of a folder",
+            r"val.txt names \.\./bee; a sequence must be a folder name",
         ),
-        (name_instead(".."), r"val.txt names \.\.; a sequence is the name of a folder"),
+        (name_instead(".."), r"val.txt names \.\.; a sequence must be a folder name"),
         (remove("JPEGImages", "480p", "bee", "00000.jpg"), r"JPEGImages/480p/bee holds no frame"),
         (
             remove("Annotations", "480p", "ant", "00000.png"),
