@@ -153,9 +153,8 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - damaged files raise all kinds of errors
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {_reason(error)}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(
-            f"{path} must hold a dictionary of tensors (got {type(state).__name__})"
-        )
+        kind = type(state).__name__
+        raise CheckpointError(f"{path} must hold a dictionary of tensors (got {kind})")
     written = state.get("format")
     if isinstance(written, int) and written > FORMAT and any(key in state for key in OWN_KEYS):
         raise CheckpointError(
@@ -176,21 +175,16 @@ def load_tensors(path: Path | str, *, mapped: bool = False) -> Any:
         Exception: Of any type, if the file is damaged or holds more; the process survives.
     """
     check_torch_file(path)
-    return torch.load(
-        path, map_location="cpu", weights_only=True, **({"mmap": True} if mapped else {})
-    )
+    more = {"mmap": True} if mapped else {}
+    return torch.load(path, map_location="cpu", weights_only=True, **more)
 
 
 def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
     """The options stored in a checkpoint, from a dictionary (ours) or a namespace (original's)."""
     args = state.get("args")
-    return (
-        dict(args)
-        if isinstance(args, Mapping)
-        else vars(args)
-        if isinstance(args, argparse.Namespace)
-        else {}
-    )
+    if isinstance(args, Mapping):
+        return dict(args)
+    return vars(args) if isinstance(args, argparse.Namespace) else {}
 
 
 def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -196,7 +196,10 @@ def test_other_networks_give_one_vector(images: Path, tmp_path: Path) -> None:
             r"`output` nowhere/f\.npz cannot be written; name a file in a folder",
         ),
         (("--output", "f.csv", "--patches"), r"`patches` does not fit into a \.csv"),
-        (("--output", "f.npz", "--layers", "4"), "`layers` 4: vit_mini has 3 blocks"),
+        (
+            ("--output", "f.npz", "--layers", "4"),
+            r"`layers` must be at most 3, the blocks of vit_mini \(got 4\)",
+        ),
         (("--output", "f.npz", "--layers", "0"), "--layers must be >= "),
         (("--output", "f.npz", "--data_path", "nowhere"), "`data_path` nowhere does not exist"),
         ((), "`output` is missing: name a file that ends in"),

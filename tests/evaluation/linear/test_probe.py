@@ -420,7 +420,7 @@ def test_a_network_without_blocks_gives_plain_features(
         9,
     )
     assert head_of(tmp_path)["module.linear.weight"].shape == (6, 1024)
-    assert "--n_last_blocks is of no meaning for shufflenet_v2_x0_5" in capsys.readouterr().out
+    assert "--n_last_blocks has no meaning for shufflenet_v2_x0_5" in capsys.readouterr().out
 
 
 def test_a_layer_is_scored_from_its_run_and_from_a_file(
@@ -477,9 +477,9 @@ def test_the_published_layer_is_read_from_the_mirror(
     [
         (
             ("--num_labels", "1000"),
-            r"`num_labels` 1000: .*val holds 6 class folders; leave the flag out",
+            r"`num_labels` must be 6, the class folders of .*val \(got 1000\); leave it out",
         ),
-        (("--num_labels", "5"), r"`num_labels` 5: .* holds 6 class folders"),
+        (("--num_labels", "5"), r"`num_labels` must be 6, the class folders of .* \(got 5\)"),
         (("--n_last_blocks", "4"), r"`n_last_blocks` must be at most 3 for vit_mini \(got 4\)"),
         (
             ("--batch_size_per_device", "64"),

@@ -122,7 +122,7 @@ HOSTILE = {
     ),
     "a long name 100,000 times": (
         b"\x80\x04}(X\6\0\0\0imlist](" + LONG_NAME + b"q\0" + b"h\0" * 100_000 + b"eu.",
-        "imlist is no list of image names",
+        "imlist is not a list of image names",
     ),
 }
 
@@ -140,7 +140,7 @@ def test_a_long_text_among_indices_is_not_repeated_in_memory(tmp_path: Path) -> 
     """As an array of texts, each padded to the longest, it would take 400 GB."""
     truth = build_truth()
     truth["gnd"][0]["easy"] = ["x" * 1_000_000, *[""] * 100_000]
-    with pytest.raises(DataError, match="easy is no list of indices"):
+    with pytest.raises(DataError, match="easy is not a list of indices"):
         open_set(write_set(tmp_path, truth))
 
 
@@ -202,8 +202,8 @@ def test_another_structure_is_read_or_refused_in_one_line(
             "easy has indices beyond the 4 images of imlist",
         ),
         (lambda truth: truth["gnd"][0].update(easy=[-1]), "easy has indices beyond"),
-        (lambda truth: truth["gnd"][0].update(easy=[0.5]), "easy is no list of indices"),
-        (lambda truth: truth.update(imlist="abcd"), "imlist is no list of image names"),
+        (lambda truth: truth["gnd"][0].update(easy=[0.5]), "easy is not a list of indices"),
+        (lambda truth: truth.update(imlist="abcd"), "imlist is not a list of image names"),
         (
             lambda truth: [query.update(easy=[], hard=[]) for query in truth["gnd"]],
             "no query has an easy or hard",
@@ -213,7 +213,9 @@ def test_another_structure_is_read_or_refused_in_one_line(
 def test_what_is_wrong_is_named(tmp_path: Path, change: Any, named: str) -> None:
     truth = build_truth()
     change(truth)
-    with pytest.raises(DataError, match=rf"gnd_{NAME}\.pkl is no ground truth of {NAME}: {named}"):
+    with pytest.raises(
+        DataError, match=rf"gnd_{NAME}\.pkl is not a ground truth of {NAME}: {named}"
+    ):
         open_set(write_set(tmp_path, truth))
 
 
@@ -229,7 +231,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         open_landmarks(None, NAME, crop_queries=False)
     with pytest.raises(DataError, match=rf"gnd_{NAME}\.pkl does not exist; {layout}"):
         open_set(str(tmp_path / "gone"))
-    with pytest.raises(DataError, match=r"lists jpg/c\.jpg, which does not exist; 2 of 6 do not"):
+    with pytest.raises(
+        DataError, match=r"lists jpg/c\.jpg, which does not exist; 2 of 6 images are missing"
+    ):
         open_set(write_set(tmp_path, build_truth(), images="abdr"))
 
 

@@ -87,9 +87,9 @@ def name_instead(names: str) -> Callable[[Path], None]:
         (name_instead("ant\nbee\nant"), r"val.txt names a sequence twice: ant"),
         (
             name_instead("ant\n../bee"),
-            r"val.txt names \.\./bee; a sequence is the name of a folder",
+            r"val.txt names \.\./bee; a sequence must be a folder name",
         ),
-        (name_instead(".."), r"val.txt names \.\.; a sequence is the name of a folder"),
+        (name_instead(".."), r"val.txt names \.\.; a sequence must be a folder name"),
         (remove("JPEGImages", "480p", "bee", "00000.jpg"), r"JPEGImages/480p/bee holds no frame"),
         (
             remove("Annotations", "480p", "ant", "00000.png"),
@@ -97,11 +97,11 @@ def name_instead(names: str) -> Callable[[Path], None]:
         ),
         (
             enlarge("JPEGImages", "480p", "ant", "00002.jpg"),
-            r"ant/00002.jpg is 31x20 pixels, .*00000.png 30x20",
+            r"ant/00002.jpg must have the size of .*00000.png, 30x20 pixels \(got 31x20\)",
         ),
         (
             enlarge("Annotations", "480p", "ant", "00000.png"),
-            r"ant/00000.jpg is 30x20 pixels, .*00000.png 31x20",
+            r"ant/00000.jpg must have the size of .*00000.png, 31x20 pixels \(got 30x20\)",
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_picture_of_another_ending_is_named_in_a_line(
     (folder / "00001.jpg").rename(folder / "00001.JPG")
     (folder / "notes.txt").touch()
     assert [path.name for path in list_frames(folder)] == ["00000.jpg", "00002.jpg"]
-    assert caplog.messages == [f"00001.JPG is not taken: frames of {folder} are *.jpg"]
+    assert caplog.messages == [f"00001.JPG is ignored: frames of {folder} are *.jpg"]
 
 
 @pytest.mark.parametrize("path", [None, ""])

@@ -102,7 +102,8 @@ def test_a_size_of_its_own_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     Image.new("RGB", (32, 20)).save(run / "image" / "1625481133.jpg")
     with pytest.raises(
-        DataError, match=r"image/1625481133.jpg is 32x20 pixels, .*1625481132.png 30x20"
+        DataError,
+        match=r"image/1625481133.jpg must have the size of .*1625481132.png, 30x20 pixels \(got 32x20\)",
     ):
         open_runs(str(tmp_path), 2)
 

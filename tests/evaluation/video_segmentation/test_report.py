@@ -249,11 +249,11 @@ def test_real_runs_predicted_by_their_labels(shared_data: Path, tmp_path: Path) 
     ("words", "text"),
     [
         ((), "--dataset_path is missing"),
-        (("--dataset_path", "nowhere"), "--dataset_path nowhere is no folder"),
+        (("--dataset_path", "nowhere"), "--dataset_path nowhere is not a folder"),
         (("--dataset_path", "davis"), "--prediction_path is missing"),
         (
             ("--dataset_path", "davis", "--prediction_path", "none"),
-            "--prediction_path none is no folder",
+            "--prediction_path none is not a folder",
         ),
         (("--dataset_path", "out", "--prediction_path", "out"), "has neither Annotations"),
         (
@@ -295,14 +295,14 @@ def test_a_label_beyond_the_classes_ends_with_2_and_names_the_file(
     words = driving(tmp_path)
     save_labels(tmp_path / "out/run_b/00001.png", RIGHT * 27)
     assert run(*words) == 2
-    assert "out/run_b/00001.png has the labels 27; known are 0 to 26" in capsys.readouterr().err
+    assert "out/run_b/00001.png must hold labels 0 to 26 (got 27)" in capsys.readouterr().err
 
 
 def test_skipping_all_frames_of_a_run_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*driving(tmp_path), "--skip_refreshed", "--refresh_label_interval", 1) == 2
-    assert "run_a has no frame but" in capsys.readouterr().err
+    assert "run_a has only frames" in capsys.readouterr().err
 
 
 def test_pictures_without_images_are_an_error(
@@ -321,4 +321,4 @@ def test_predictions_of_nothing_are_named(
     words = davis(tmp_path)
     make_predictions(tmp_path / "out", {"bird": [RIGHT]})
     assert run(*words) == 0
-    assert "not scored, since the data set has none of that name: bird" in capsys.readouterr().out
+    assert "not scored, because the data set lacks the names: bird" in capsys.readouterr().out

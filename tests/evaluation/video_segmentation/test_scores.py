@@ -155,7 +155,7 @@ def test_objects_that_come_later_are_background(tmp_path: Path) -> None:
 
 def test_a_predicted_object_beyond_those_of_the_first_frame_is_an_error(tmp_path: Path) -> None:
     clip = sequence(tmp_path, [place((1, 2))] * 3, [place((2, 2))] * 3)
-    with pytest.raises(DataError, match=r"cat/00001\.png has the labels 2; known are 0 to 1"):
+    with pytest.raises(DataError, match=r"cat/00001\.png must hold labels 0 to 1 \(got 2\)"):
         score_clip(clip)
 
 
@@ -202,7 +202,7 @@ def test_a_label_that_is_no_class_is_an_error_that_names_the_file(
 ) -> None:
     clip = run(tmp_path, [place((truth, 2))], [place((predicted, 2))])
     with pytest.raises(
-        DataError, match=rf"{file}/00000\.png has the labels (4|255); known are 0 to 3$"
+        DataError, match=rf"{file}/00000\.png must hold labels 0 to 3 \(got (4|255)\)$"
     ):
         score_driving(clip, num_classes=4, ignored=None)
 

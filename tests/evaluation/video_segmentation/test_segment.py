@@ -658,9 +658,13 @@ def label_all(folder: Path, damage: str) -> None:
         ("onto labels", OptionError, "would overwrite the true labels"),
         ("file", OptionError, "out/tall cannot be written to"),
         ("middle", DataError, r"00001.png does not exist; .* true labels of .*00001.jpg"),
-        ("size", DataError, r"00002.png is 64x47 pixels, .*00000.png 64x48"),
+        (
+            "size",
+            DataError,
+            r"00002.png must have the size of .*00000.png, 64x48 pixels \(got 64x47\)",
+        ),
         ("mask", DataError, "00000.png has no object"),
-        ("more", DataError, "00003.png belongs to no frame"),
+        ("more", DataError, "00003.png matches no frame"),
     ],
 )
 def test_what_is_wrong_ends_with_2_and_is_named(
