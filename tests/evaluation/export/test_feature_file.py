@@ -193,7 +193,7 @@ def test_other_networks_give_one_vector(images: Path, tmp_path: Path) -> None:
         ),
         (
             ("--output", "nowhere/f.npz"),
-            r"`output` nowhere/f\.npz cannot be written; name a file in a folder",
+            r"`output` nowhere/f\.npz cannot be written; name a file in an existing",
         ),
         (("--output", "f.csv", "--patches"), r"`patches` does not fit into a \.csv"),
         (
