@@ -23,7 +23,7 @@ from dino.verify.operator_inputs import Inputs
 from dino.verify.operator_list import BATCHES, FORMATS, Call, find_leaves, read_calls
 from dino.verify.operator_numbers import compare
 
-__all__ = ["BATCHES", "FORMATS", "Outcome", "Status", "list_operators", "replay", "replay_each"]
+__all__ = ["BATCHES", "FORMATS", "Outcome", "Status", "list_operators", "replay"]
 
 Status = Literal["pass", "missing", "failing", "inaccurate", "fell back", "not run"]
 
@@ -67,21 +67,6 @@ def list_operators(number_format: str, *, batch: int) -> list[str]:
 
 
 def replay(
-    device: EagerDevice,
-    number_format: str,
-    *,
-    batch: int,
-    seconds: float,
-    report: Callable[[str], None],
-    skip: Collection[str] = (),
-) -> list[Outcome]:
-    """Return all outcomes of `replay_each`."""
-    return list(
-        replay_each(device, number_format, batch=batch, seconds=seconds, report=report, skip=skip)
-    )
-
-
-def replay_each(
     device: EagerDevice,
     number_format: str,
     *,

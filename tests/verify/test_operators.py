@@ -49,7 +49,7 @@ def replay(number_format: str, skip: set[str]) -> tuple[list[operators.Outcome],
     outcomes = operators.replay(
         device, number_format, batch=1, seconds=600, report=reported.append, skip=skip
     )
-    return outcomes, reported
+    return list(outcomes), reported
 
 
 def test_the_small_operators_of_all_formats_pass_on_the_cpu():
@@ -243,9 +243,8 @@ def test_inputs_that_are_too_large_are_not_drawn(monkeypatch):
 
 def test_after_its_time_nothing_is_begun():
     reported: list[str] = []
-    outcomes = operators.replay(
-        CpuDevice("fp32"), "fp32", batch=1, seconds=0, report=reported.append
-    )
+    every = operators.replay(CpuDevice("fp32"), "fp32", batch=1, seconds=0, report=reported.append)
+    outcomes = list(every)
     assert reported == []
     assert {outcome.status for outcome in outcomes} == {"not run"}
     assert [outcome.operator for outcome in outcomes] == operators.list_operators("fp32", batch=1)
@@ -254,10 +253,10 @@ def test_after_its_time_nothing_is_begun():
 def test_an_outcome_comes_before_the_next_operator_begins():
     reported: list[str] = []
     arguments = {"batch": 1, "seconds": 600, "report": reported.append}
-    each = operators.replay_each(CpuDevice("fp32"), "fp32", **arguments)
+    each = operators.replay(CpuDevice("fp32"), "fp32", **arguments)
     first = next(each)
     assert reported == [first.operator]
-    rest = operators.replay_each(CpuDevice("fp32"), "fp32", **arguments, skip=reported)
+    rest = operators.replay(CpuDevice("fp32"), "fp32", **arguments, skip=reported)
     assert next(rest).operator == operators.list_operators("fp32", batch=1)[1]
 
 

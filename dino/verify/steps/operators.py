@@ -63,7 +63,7 @@ def list_variants(setting: Setting) -> Sequence[Variant]:
 
 def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
     """Run one list; each outcome is on disk before the next operator starts."""
-    from dino.verify.operators import list_operators, replay_each
+    from dino.verify.operators import list_operators, replay
 
     folder, options, batch = bench.setting.folder, variant.options, int(variant.options["batch"])
     kept, number_format = _kept(folder, variant.label), str(options["format"])
@@ -80,7 +80,7 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
         for name in list_operators(number_format, batch=batch):
             if name in earlier and name not in done:  # another list holds the same call
                 keep(earlier[name])
-        outcomes = replay_each(
+        outcomes = replay(
             cast("EagerDevice", bench.opened.device),
             number_format,
             batch=batch,
