@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,9 @@ from dino.devices import open_device
 from dino.devices.config import DeviceConfig
 from tests import hpu_simulator
 from tests.running import FAKES
+
+hypothesis.settings.register_profile("no timing", deadline=None)
+hypothesis.settings.load_profile("no timing")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

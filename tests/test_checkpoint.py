@@ -240,9 +240,7 @@ def whole_file(tmp_path_factory):
     return path.read_bytes()
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_cut_at_any_byte_is_an_error_or_the_exact_state(tmp_path, whole_file, data):
     length = data.draw(st.integers(0, len(whole_file)))

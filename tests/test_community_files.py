@@ -83,7 +83,7 @@ def test_ci_tests_the_oldest_versions_that_are_promised(jobs, oldest):
     assert pythons == python
     install = read_steps(jobs["floor"])[0]
     assert re.search(
-        rf"torch=={re.escape(torch)}\.\d+ torchvision=={re.escape(vision)}\.\d+$", install
+        rf"torch=={re.escape(torch)}\.\d+ torchvision=={re.escape(vision)}\.\d+\b", install
     )
 
 

@@ -76,7 +76,7 @@ VALUES = st.recursive(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @given(value=VALUES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_plain_values_are_read_as_pickle_reads_them(protocol: int, value: Any) -> None:
     assert_same(loads(pickle.dumps(value, protocol=protocol)), value)
 
@@ -193,7 +193,7 @@ EXAMPLE = {
     ),
     end=st.none() | st.integers(0, 2000),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_damaged_files_raise_the_one_error_or_are_read(
     protocol: int, edits: Any, end: int | None
 ) -> None:
@@ -213,7 +213,7 @@ def test_damaged_files_raise_the_one_error_or_are_read(
         lambda codes: "".join(code.code for code in codes).encode("latin1")
     )
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_arbitrary_bytes_raise_the_one_error_or_are_read(content: bytes) -> None:
     for end in (b"", b"."):
         try:

@@ -381,9 +381,7 @@ VALUES = {
     "old_name": st.integers(),
     "guess": st.integers(),
 }
-QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @QUICK

@@ -257,7 +257,7 @@ TREES = st.recursive(
 ).filter(lambda tree: isinstance(tree, dict))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tree=TREES)
 def test_every_leaf_of_a_tree_has_its_path(tree):
     for path, value in flatten(tree, ()):
@@ -268,7 +268,7 @@ def test_every_leaf_of_a_tree_has_its_path(tree):
     assert len(dict(flatten(tree, ()))) == len(re.findall(r"-?\d+", str(tree)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     value=st.integers()
     | st.text("ab=:.", min_size=1)

@@ -144,7 +144,7 @@ def test_boxes_are_distributed_as_torchvisions(
         ), name
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     height=st.integers(1, 4000),
     width=st.integers(1, 4000),
@@ -273,7 +273,7 @@ def test_the_whole_image_becomes_a_square_as_by_torchvision(
     assert difference.max() <= 2 and difference.float().mean() < 0.2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(1, 300), width=st.integers(1, 300), size=st.integers(1, 40))
 def test_the_center_crop_always_has_its_size(height: int, width: int, size: int) -> None:
     assert center_crop(draw_image(height, width), size).shape == (3, size, size)

@@ -107,9 +107,7 @@ def test_pixels_lie_channels_last_in_memory(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").permute(1, 2, 0).is_contiguous()
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(channels=st.sampled_from([1, 2, 3, 4, 8]), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_arrays_of_any_channel_count_come_back_unchanged(
     channels: int, height: int, width: int, tmp_path: Path
@@ -168,9 +166,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200), extension=st.sampled_from(EXTENSIONS))
 def test_arbitrary_bytes_end_in_a_data_error(
     content: bytes, extension: str, tmp_path: Path

@@ -50,7 +50,7 @@ def test_an_image_depends_on_its_arguments_alone() -> None:
     size=st.integers(1, 70),
     seed=st.integers(0, 2**63),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_class_size_and_seed_gives_an_image(
     label: int, index: int, size: int, seed: int
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_specification_out_of_bounds_is_refused(name: str, value: int) -> None
 @given(
     size=st.integers(1, 9), train=st.integers(1, 3), val=st.integers(1, 2), seed=st.integers(0, 99)
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_the_folder_is_a_balanced_image_folder(size: int, train: int, val: int, seed: int) -> None:
     spec = DemoSpec(image_size=size, train_per_class=train, val_per_class=val, seed=seed)
     with tempfile.TemporaryDirectory() as root:

@@ -15,7 +15,6 @@ def read_batches(
     return [{index for _, index in batch} for batch in batches]
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(1, 300),
     batch_size=st.integers(1, 9),
@@ -33,7 +32,6 @@ def test_processes_share_the_batches_of_one(
     assert all(len(batch) == batch_size for part in parts for batch in part)
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(1, 300),
     batch_size=st.integers(1, 40),

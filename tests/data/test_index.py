@@ -126,9 +126,7 @@ def test_a_listing_that_was_left_early_leaves_no_index(tree: Path, cache: Path) 
     assert list(list_files(tree, ENDINGS)) == SORTED
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_index_is_never_believed(
     tree: Path, cache: Path, place: float, value: int, cut: bool
@@ -212,7 +210,7 @@ def test_processes_that_start_together_list_once(tree: Path, tmp_path: Path) -> 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=st.dictionaries(
         TEXT, st.lists(TEXT | st.integers(), max_size=4), min_size=1, max_size=5

@@ -23,7 +23,7 @@ def draw_vectors(seed: int, count: int, width: int, *, spread: float) -> torch.T
     return F.normalize(torch.as_tensor(rows.astype(np.float32)), dim=1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1000),
     spread=st.sampled_from([1.0, 0.1, 1e-2, 1e-3, 0.0]),
@@ -46,7 +46,7 @@ def test_the_best_products_are_those_of_a_plain_sort(
     assert all(len(set(row)) == k for row in found.places.tolist())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     count=st.integers(4000, 6500),

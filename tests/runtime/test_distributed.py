@@ -192,7 +192,7 @@ class ThreadProcess:
         self.store, self.barrier = store, barrier
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(wanted=st.lists(st.none() | st.integers(1, 6), min_size=2, max_size=4))
 def test_all_stop_at_the_line_after_the_first_wish(wanted: list[int | None]) -> None:
     store, meeting, stops = SharedStore(), threading.Barrier(len(wanted)), {}

@@ -71,9 +71,7 @@ def test_a_resumed_run_takes_back_the_lines_it_will_write_anew(tmp_path: Path, e
 
 
 @pytest.mark.usefixtures("no_events")
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(1, 60))
 def test_a_line_cut_short_by_a_crash_is_taken_back(tmp_path: Path, cut: int) -> None:
     path = write_lines(tmp_path, 3)

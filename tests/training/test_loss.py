@@ -99,7 +99,7 @@ def test_two_views_give_the_numbers_of_the_original(loss_of, golden, draw, relat
 
 
 @BOTH
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     images=st.integers(1, 5),
     views=st.integers(2, 12),
@@ -123,7 +123,7 @@ def test_loss_equals_the_loops_for_any_number_of_views(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     images=st.integers(1, 4),
     views=st.integers(2, 6),

@@ -80,7 +80,7 @@ def test_other_optimizers_have_the_rate_of_convnets():
     assert choice.value == 0.03 and "sgd" in choice.reason
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(scale=SCALES)
 def test_at_any_scale_the_values_are_allowed_and_have_reasons(scale):
     found = choose_values(scale)
@@ -92,7 +92,7 @@ def test_at_any_scale_the_values_are_allowed_and_have_reasons(scale):
     assert 0.99 <= options.teacher.momentum_teacher < 1 and options.teacher.teacher_temp <= 0.07
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scale=SCALES, factor=st.integers(2, 50))
 def test_more_images_never_want_fewer_prototypes_or_a_faster_teacher(scale, factor):
     more = scale_of(scale.images * factor, scale.global_batch, scale.epochs)

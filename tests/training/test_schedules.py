@@ -39,7 +39,7 @@ def by_formula(iteration, base, final, total, warmup, start):
     return final + (base - final) * (1 + math.cos(math.pi * share)) / 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     base=st.floats(0, 10),
     final=st.floats(0, 10),

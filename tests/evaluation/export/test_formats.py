@@ -94,7 +94,7 @@ def test_arrays_names_and_labels_come_back(
 
 
 @given(numbers=st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_lines_of_text_give_the_same_float32_back(
     numbers: list[float], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -260,7 +260,7 @@ def build_image(height: int, width: int, channels: int = 3) -> torch.Tensor:
 @example(4000, 10, 224)
 @example(10, 4000, 224)
 @example(1, 1000, 3)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_views_are_pillows_thumbnails(height: int, width: int, longest: int) -> None:
     image = build_image(height, width)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -290,7 +290,7 @@ def test_a_view_has_the_size_that_was_told(
 @example(47, 33)
 @example(35, 40)
 @example(33, 32)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_cut_off_is_what_the_network_drops(height: int, width: int) -> None:
     backbone = build_small_vit()
     image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))

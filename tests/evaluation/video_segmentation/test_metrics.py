@@ -64,7 +64,7 @@ def plain_measure(truth: np.ndarray, predicted: np.ndarray) -> float:
 SIZES = st.integers(1, 24)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     height=SIZES,
@@ -78,7 +78,7 @@ def test_the_boundary_is_where_a_block_of_four_differs(
     assert np.array_equal(find_boundary(mask), plain_boundary(mask))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), height=SIZES, width=SIZES, radius=st.integers(0, 30))
 def test_dilation_reaches_every_pixel_within_the_radius_and_no_other(
     seed: int, height: int, width: int, radius: int
@@ -91,7 +91,7 @@ def test_dilation_reaches_every_pixel_within_the_radius_and_no_other(
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)),
     height=st.integers(5, 150),
@@ -139,7 +139,7 @@ def test_boundaries_further_apart_than_the_tolerance_do_not_match() -> None:
     assert measure_boundary(masks[0], masks[2]) == 0.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     labels=st.integers(1, 6),

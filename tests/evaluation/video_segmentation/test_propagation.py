@@ -114,7 +114,7 @@ CASES = st.builds(
 ).filter(lambda case: case.frames * (case.height * case.width) ** 2 < 30_000)  # the loop is slow
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.filter_too_much])
 @given(CASES)
 def test_it_is_a_plain_loop(case: Case) -> None:
     """Whatever the grid, the neighborhood, the number of neighbors and of frames, and however many
@@ -150,7 +150,7 @@ def test_the_oldest_frame_but_the_first_gives_way(device: torch.device) -> None:
         )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(height=st.integers(1, 70), width=st.integers(1, 110), radius=st.integers(0, 30))
 def test_tiles_of_one_size_cover_the_grid_and_hold_every_neighborhood(
     height: int, width: int, radius: int
