@@ -1,6 +1,6 @@
 """The order of images is a function of seed and epoch, and the processes share it."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dino.data.datasets import Share
