@@ -27,6 +27,12 @@ hypothesis.settings.load_profile("no timing")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests begin first, so that no process works alone at the end."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def _draw(key: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(dino.golden.draw(key, *shape)).to(torch.get_default_device())
 

@@ -209,6 +209,7 @@ def start_step(*command):
     return [start(*command, SLURM_PROCID=rank, SLURM_LOCALID=rank, **step) for rank in range(2)]
 
 
+@pytest.mark.long
 def test_under_srun_a_signal_to_one_process_stops_both_and_the_same_command_continues(
     pair, images, tmp_path
 ):

@@ -128,7 +128,7 @@ def test_any_module_can_be_embedded_with(relative_error: Relative) -> None:
     found = dino.embed(module, [np.full((30, 30, 3), 255, np.uint8)], **CPU).vectors
     imagenet = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     assert relative_error(found[0], imagenet) < 1e-5
-    with pytest.raises(TypeError, match=r"must give a tensor \(B, D\) \(got tuple\)"):
+    with pytest.raises(TypeError, match=r"must return a tensor \(B, D\) \(got tuple\)"):
         dino.embed(Pair(), [draw_pixels(0)], **CPU)
 
 
@@ -291,7 +291,9 @@ def test_a_probes_keywords_are_eval_linears_without_those_that_the_arguments_say
             dino.linear_probe(backbone, splits, tmp_path, **{name: "x"})
     with pytest.raises(TypeError, match=r"unknown setting 'learning_rate': did you mean lr\?"):
         dino.linear_probe(backbone, splits, tmp_path, learning_rate=1)
-    with pytest.raises(OptionError, match="`n_last_blocks` 4: vit_mini has 3"):
+    with pytest.raises(
+        OptionError, match=r"`n_last_blocks` must be at most 3 for vit_mini \(got 4\)"
+    ):
         dino.linear_probe(
             backbone, splits, tmp_path, n_last_blocks=4, batch_size_per_device=6, **CPU
         )

@@ -299,7 +299,7 @@ def test_bad_images_of_a_data_set_are_named_or_skipped(tmp_path: Path) -> None:
     images = Pictures(convert=convert)
     with pytest.raises(
         DataError,
-        match="image 5 of the data set cannot be read: OSError: broken; `on_bad_image` skip",
+        match="image 5 of the data set cannot be read: OSError: broken; use `on_bad_image` skip",
     ):
         dino.pretrain(images, tmp_path / "raise", **RUN)
     result = dino.pretrain(images, tmp_path / "skip", on_bad_image="skip", **{**RUN, "epochs": 1})

@@ -125,6 +125,7 @@ def start(images):
         job.end()
 
 
+@pytest.mark.long
 def test_two_tasks_train_together_and_go_on_after_a_timeout(start, tmp_path):
     """That the result is that of a run without the interruption, bit for bit, is test_launch's
     affair."""

@@ -36,7 +36,8 @@ def build_config(json_path: Path | None = None) -> EvaluationConfig:
 
 def test_a_result_that_could_not_be_written_is_refused_at_once(run: Run, tmp_path: Path) -> None:
     with pytest.raises(
-        OptionError, match="`json` .* cannot be written; name a file in a folder that exists"
+        OptionError,
+        match="`json` .* cannot be written; name a file in an existing, writable folder",
     ):
         Runner(build_config(tmp_path / "nowhere" / "result.json"), run)
 

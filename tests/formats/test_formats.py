@@ -163,6 +163,7 @@ def assert_same_numbers(
         assert measure_distance(value, wanted) <= limit, path
 
 
+@pytest.mark.long
 def test_the_same_files_are_written(fresh: Path) -> None:
     assert (fresh / make.FILES).read_text().split() == (
         make.FROZEN / make.FILES

@@ -290,6 +290,7 @@ def run_script(*words: object, **variables: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.long
 def test_the_references_commands_train_and_score_on_a_card(tmp_path: Path) -> None:
     """As the Gaudi reference writes them, but for the sizes; the device is found by itself."""
     data = make_labelled(tmp_path / "data", {"train": 12, "val": 6})

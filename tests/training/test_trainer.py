@@ -764,7 +764,10 @@ def refusals() -> list[tuple[list[str], list[str]]]:
         (["--lr", "-1"], ["--lr must be >= 0 (got -1.0)"]),
         (["--lr", "nan"], ["--lr must be >= 0 (got nan)"]),
         (["--seed", "-1"], ["--seed must be >= 0 (got -1)"]),
-        (["--local_crops_size", "4"], ["--local_crops_size 4", "--patch_size 8"]),
+        (
+            ["--local_crops_size", "4"],
+            ["--local_crops_size must be at least --patch_size 8 (got 4)"],
+        ),
         (["--precision", "bf16", "--hmp"], ["--precision bf16", "--hmp"]),
         (["--device", "ipu"], ["ipu"]),
         (["--arch", "vit_b_16"], ["vit_b_16", "16-pixel"]),
