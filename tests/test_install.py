@@ -14,10 +14,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import pip
 import pytest
 import yaml
 
@@ -320,7 +320,8 @@ def assert_stops(done, *words):
 
 def give_pip(environment):
     """Let an interpreter have this one's pip."""
-    (find_site_packages(environment) / "pip").symlink_to(Path(pip.__file__).parent)
+    own = metadata.distribution("pip").locate_file("pip")  # importing pip would replace distutils
+    (find_site_packages(environment) / "pip").symlink_to(str(own))
 
 
 def write_case(folder, release, cv2=None):
