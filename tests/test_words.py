@@ -32,6 +32,9 @@ REPLACED = {  # names of before: the field's
     "writing_whole": "atomic_write",
     "write_whole": "atomic_write",
     "drafting": "atomic_draft",
+    "admit": "validate",
+    "describer": "extractor",
+    "describe_left": "describe_unexpected",
 }
 BRITISH = re.compile(
     r"normalis|centre|optimis|colour|neighbour|synchronis|recognis|solaris|initialis", re.IGNORECASE

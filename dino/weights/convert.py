@@ -93,7 +93,9 @@ def read_network(config: ConversionConfig, layer: LayerConfig | None = None) -> 
     trained, tensors = found.trained, found.matched.tensors
     linear = {} if layer is None else find_layer(layer, found)
     used = {id(tensor) for tensor in linear.values()}
-    left = {name: tensor for name, tensor in found.matched.left.items() if id(tensor) not in used}
+    left = {
+        name: tensor for name, tensor in found.matched.unexpected.items() if id(tensor) not in used
+    }
     network = Network(
         origin=found.origin,
         tensors=tensors,
@@ -103,7 +105,7 @@ def read_network(config: ConversionConfig, layer: LayerConfig | None = None) -> 
         in_chans=trained.in_chans,
         image_size=(trained.image_size, trained.image_size),
         normalization=trained.normalization,
-        left=Matched(tensors, left).describe_left(),
+        left=Matched(tensors, left).describe_unexpected(),
     )
     size = read_size(config.conversion)
     return fix_size(network, size) if size else network
@@ -164,7 +166,7 @@ def find_layer(layer_file: LayerConfig, found: FoundNetwork) -> dict[str, Tensor
             raise WeightsError(f"{origin} holds no linear layer")
     else:
         origin = found.origin
-        layer = select_layer(found.matched.left, origin) or select_layer(found.state, origin)
+        layer = select_layer(found.matched.unexpected, origin) or select_layer(found.state, origin)
     weight, bias = (tuple(layer[name].shape) if layer else () for name in ("weight", "bias"))
     width = width_of(found.trained.module)
     if layer and (len(weight) != 2 or bias != weight[:1] or not weight[1] or weight[1] % width):

@@ -17,7 +17,7 @@ from dino.errors import CheckpointError, WeightsError, nearest
 from dino.models.config import HUB_PREFIX, BackboneConfig
 from dino.models.registry import build_backbone, is_vit
 from dino.weights.resample import adapt_input
-from dino.weights.validate import NOTHING, admit, check_network, match
+from dino.weights.validate import NOTHING, check_network, match, validate
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def read_published(path: Path) -> dict[str, Any]:
         CheckpointError: The file is damaged, for example by an interrupted download.
     """
     try:
-        return admit(checkpoint.load_file(path), path)
+        return validate(checkpoint.load_file(path), path)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}", remedy="remove it, and the published file is downloaded again"

@@ -116,7 +116,7 @@ def fill_network(found: FoundNetwork) -> TrainedBackbone:
     if found.state:  # an untrained network is already logged
         logger.info(
             "%s: %d of %d backbone tensors loaded into %s%s",
-            *(found.origin, count, count, found.trained.arch, found.matched.describe_left()),
+            *(found.origin, count, count, found.trained.arch, found.matched.describe_unexpected()),
         )
     return found.trained
 

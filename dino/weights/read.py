@@ -19,7 +19,7 @@ from torch import Tensor
 from dino import checkpoint
 from dino.errors import CheckpointError, WeightsError
 from dino.weights.formats import Format, list_formats
-from dino.weights.validate import admit
+from dino.weights.validate import validate
 
 STATE_DICT = "state_dict"  # the key under which files of many projects hold their network
 SAFETENSORS = ".safetensors"
@@ -43,9 +43,9 @@ def read_weights(word: str) -> dict[str, Any]:
     """
     claiming = find_format(word)
     if claiming and claiming.read:
-        return admit(claiming.read(word), word)
+        return validate(claiming.read(word), word)
     path = Path(word)
-    return admit(
+    return validate(
         read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.load_file(path), word
     )
 

@@ -30,7 +30,7 @@ ANYTHING = re.compile("")
 HEADS = r"(head|linear|fc|classifier|pooler|projector|projection_head|predictor|prototypes)\."
 
 
-def admit(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
+def validate(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
     """Validate the contents of a file, and detach every tensor.
 
     Args:
@@ -134,11 +134,11 @@ class Matched:
     """A file's tensors, divided into those of a network and the others."""
 
     tensors: dict[str, Tensor]  # one for each tensor of the network
-    left: dict[str, Tensor]  # the others
+    unexpected: dict[str, Tensor]  # the others
 
-    def describe_left(self) -> str:
+    def describe_unexpected(self) -> str:
         """Count the unused tensors by the first word of their names, as the end of a log line."""
-        counts = Counter(name.split(".")[0] for name in self.left)
+        counts = Counter(name.split(".")[0] for name in self.unexpected)
         named = ", ".join(f"{name} ({count})" for name, count in counts.items())
         return f"; not part of it: {named}" if named else ""
 
@@ -175,15 +175,15 @@ def match(
             f"loaded: {_shorten(wrong)}",
             remedy="check `arch`, `patch_size` and `checkpoint_key`",
         )
-    left = {name: tensor for name, tensor in tensors.items() if name not in needed}
-    foreign = [name for name in left if not beside.match(name)]
+    unexpected = {name: tensor for name, tensor in tensors.items() if name not in needed}
+    foreign = [name for name in unexpected if not beside.match(name)]
     if foreign:
         raise WeightsError(
             f"{origin}: it is another network, with {len(foreign)} tensors that this one lacks, "
             f"nothing was loaded: {_shorten(foreign)}",
             remedy="check `arch`",
         )
-    return Matched({name: tensors[name] for name in needed}, left)
+    return Matched({name: tensors[name] for name in needed}, unexpected)
 
 
 def _describe_misfit(stored: Tensor | None, needed: Tensor) -> str:
@@ -211,12 +211,12 @@ def _admit_tensors(values: Any, origin: Path | str) -> Any:
     if wrong:
         raise CheckpointError(f"{origin}: the name of a tensor must be a str (got {wrong})")
     return {
-        name: _admit(name, value, origin) if isinstance(value, Tensor) else value
+        name: _validate_tensor(name, value, origin) if isinstance(value, Tensor) else value
         for name, value in values.items()
     }
 
 
-def _admit(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
+def _validate_tensor(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
     """Detach a tensor: a saved parameter still requires gradients."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         layout = str(tensor.dtype if tensor.is_quantized else tensor.layout)

@@ -37,7 +37,7 @@ class TrainBatches(NamedTuple):
     """The batches, and the function from their inputs to features (B, D) on the device."""
 
     batches: Batches
-    describe: Callable[[Tensor], Tensor]
+    extract: Callable[[Tensor], Tensor]
 
 
 class CachedBatches:

@@ -83,22 +83,22 @@ class LinearProgram:
     """
 
     def __init__(
-        self, head: LinearHead, describe: Callable[[Tensor], Tensor], processes: Processes
+        self, head: LinearHead, extract: Callable[[Tensor], Tensor], processes: Processes
     ) -> None:
         """Bind the head.
 
         Args:
             head: The layer, on its device.
-            describe: Function from the inputs of the samples to features (B, D), without gradients.
+            extract: Function from the inputs of the samples to features (B, D), without gradients.
             processes: Processes over which gradients are averaged.
         """
-        self.head, self.describe, self.processes = head, describe, processes
+        self.head, self.extract, self.processes = head, extract, processes
         self.loss = torch.zeros((), device=head.linear.weight.device)
 
     def step(self, engine: Engine, batch: Samples, inputs: LinearInputs) -> None:
         """Train once on a batch."""
         # Tensors from inference mode cannot be used in training, so they are cloned.
-        features = self.describe(batch.inputs).clone()
+        features = self.extract(batch.inputs).clone()
         loss = F.cross_entropy(self.head(features), batch.labels)
         engine.backward(loss)
         self._average_gradients()

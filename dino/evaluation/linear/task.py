@@ -26,7 +26,7 @@ from dino.models.registry import is_vit, width_of
 from dino.models.vit import VisionTransformer
 from dino.weights.hub import read_published
 from dino.weights.load import TrainedBackbone
-from dino.weights.validate import admit, list_tensors, read_part
+from dino.weights.validate import list_tensors, read_part, validate
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def load_head(
         WeightsError: The layer is missing or has another shape.
         CheckpointError: The file is missing or damaged, or belongs to another task.
     """
-    state = read_published(path) if published else admit(checkpoint.load_file(path), path)
+    state = read_published(path) if published else validate(checkpoint.load_file(path), path)
     tensors = list_tensors(state, path)
     for name, own in head.state_dict().items():
         if name not in tensors:

@@ -95,7 +95,7 @@ class LinearTrainer:
         """
         self.config, self.run, self.layer, self.task, self.test = config, run, layer, task, test
         self.batches = train_batches.batches
-        self.program = LinearProgram(layer.head, train_batches.describe, run.processes)
+        self.program = LinearProgram(layer.head, train_batches.extract, run.processes)
         self.step = run.device.compile_train(self.program, layer.optimizer, 1)
         self.infer = run.device.compile_eval(layer.head)
         start, total = (epoch * len(self.batches) for epoch in (layer.epoch, config.run.epochs))

@@ -52,18 +52,18 @@ def evaluate_copy_detection(config: CopyDetectionConfig, run: Run) -> dict[str, 
     copydays = open_copydays(config.data.data_path)
     distractors = _open(config.copy_detection.distractors_path, "`distractors_path`")
     whitening = _open(config.copy_detection.whitening_path, "`whitening_path`")
-    describer = build_describer(runner.load_backbone(), config.size.imsize)
+    extractor = build_extractor(runner.load_backbone(), config.size.imsize)
     cut = functools.partial(resize_square, size=config.size.imsize)
 
-    def describe(source: ImageSource) -> Tensor:
-        return runner.extract(describer, source, cut=cut, normalize=False).features
+    def extract(source: ImageSource) -> Tensor:
+        return runner.extract(extractor, source, cut=cut, normalize=False).features
 
-    queries = describe(copydays.source)
+    queries = extract(copydays.source)
     database = queries[: len(copydays.blocks[0].positives)]
     if distractors is not None:
-        database = torch.cat([database, describe(distractors)])
+        database = torch.cat([database, extract(distractors)])
     if whitening is not None:
-        mean, operator = fit_whitening(describe(whitening))
+        mean, operator = fit_whitening(extract(whitening))
         queries, database = ((rows - mean) @ operator.T for rows in (queries, database))
     nearest = find_nearest(F.normalize(database, dim=1), F.normalize(queries, dim=1), DEPTH)
     scores = score_blocks(nearest, copydays.blocks)
@@ -73,7 +73,7 @@ def evaluate_copy_detection(config: CopyDetectionConfig, run: Run) -> dict[str, 
     return scores
 
 
-def build_describer(backbone: TrainedBackbone, size: int) -> TrainedBackbone:
+def build_extractor(backbone: TrainedBackbone, size: int) -> TrainedBackbone:
     """Wrap the backbone so that it returns CLS and GeM.
 
     Args:

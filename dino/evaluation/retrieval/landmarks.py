@@ -59,7 +59,7 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
     logger.info(
         "train: %d imgs / query: %d imgs, in %d shapes", database, queries, len(set(shapes))
     )
-    features = describe(backbone, landmarks.source, shapes, view, runner)
+    features = extract(backbone, landmarks.source, shapes, view, runner)
     scores = score_landmarks(rank(features[:database], features[database:]), landmarks.truths)
     _log_scores(landmark.dataset, scores)
     runner.report({"dataset": landmark.dataset, **_name_all(scores)})
@@ -111,7 +111,7 @@ def check_network(backbone: TrainedBackbone, shape: Shape) -> None:
         ) from error
 
 
-def describe(
+def extract(
     backbone: TrainedBackbone,
     source: ImageSource,
     shapes: Sequence[Shape],

@@ -57,10 +57,10 @@ def convert_checkpoint(config: IpuCheckpointConfig) -> None:
     from dino import checkpoint
     from dino.weights.ipu_checkpoint import is_published, read_published, write_published
     from dino.weights.plain import name_files
-    from dino.weights.validate import admit
+    from dino.weights.validate import validate
 
     source, target = name_files(config.files)
-    state = admit(checkpoint.load_file(source), source)
+    state = validate(checkpoint.load_file(source), source)
     theirs = is_published(state)
     checkpoint.save_file(target, read_published(state) if theirs else write_published(state))
     logger.info(
