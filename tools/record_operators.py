@@ -66,7 +66,7 @@ def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]
     """Record one format in a process that has not imported the bridge yet."""
     on_simulated_card()
     from dino.cli.options import parse
-    from dino.data.photometric import keep_constant
+    from dino.constants import forget_constants
     from dino.devices import open_device
     from dino.runtime.context import Run
     from dino.runtime.distributed import Processes
@@ -79,7 +79,7 @@ def record(number_format: str, batches: Sequence[int]) -> dict[int, list[Entry]]
         config = parse(TrainConfig, [*NETWORK, *MODE, *flags])
         device = open_device(config.device, precision=config.precision)
         run = Run(device=device, processes=Processes(Launch(), device.collective_backend, "env://"))
-        keep_constant.cache_clear()  # the cached constants are the last step's fake tensors
+        forget_constants()  # the cached constants are the last step's fake tensors
         recorded[batch] = record_step(config, run)
     return recorded
 

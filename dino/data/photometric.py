@@ -8,7 +8,6 @@ are floats in [0, 255] until they are normalized. Shapes: B images, C channels, 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dino.constants import keep_constant, to_constant
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,30 +49,9 @@ class Normalization:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalize (..., C, S, S) in [0, 255], uint8 or float, to float32."""
         levels = tuple(tuple(255.0 * part for part in parts) for parts in (self.mean, self.std))
-        shift, scale = place_constant(levels, pixels.device)[..., None, None]
+        shift, scale = to_constant(levels, pixels.device)[..., None, None]
         normalized: Tensor = (pixels.float() - shift).div_(scale)
         return normalized
-
-
-def place_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Numbers as a float32 tensor; an accelerator receives them once, not at every step."""
-    return _on_device(_make_numbers, device, values)
-
-
-def _make_numbers(values: tuple[Any, ...]) -> Tensor:
-    return torch.tensor(values, device="cpu")
-
-
-@functools.cache
-def keep_constant(make: Callable[..., Tensor], device: torch.device, arguments: Any) -> Tensor:
-    """The result of `make` on a device, computed once per process."""
-    with torch.inference_mode(False):
-        return make(arguments).to(device)
-
-
-def _on_device(make: Callable[..., Tensor], device: torch.device, arguments: Any) -> Tensor:
-    """Rebuild a constant on the host, where traced graphs must own it; cache it elsewhere."""
-    return make(arguments) if device.type == "cpu" else keep_constant(make, device, arguments)
 
 
 def build_normalization(
@@ -126,7 +106,7 @@ def _augment(
 
     views = change(pixels.contiguous().float(), flags[:, FLIP], lambda views: views.flip(-1))
     factors = torch.where(
-        flags[:, JITTER].flatten(1), parameters[:, FACTORS], place_constant(NEUTRAL, pixels.device)
+        flags[:, JITTER].flatten(1), parameters[:, FACTORS], to_constant(NEUTRAL, pixels.device)
     )
     views = jitter_color(views, factors, parameters[:, ORDER], eager=eager)
     if views.shape[1] == len(LUMA):
@@ -165,7 +145,7 @@ def jitter_color(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool 
 def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor, eager: bool) -> Tensor:
     # Positions 0 to 2 among the three blends.
     turn = order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()
-    positions = place_constant((0.0, 1.0, 2.0), pixels.device)[:, None]
+    positions = to_constant((0.0, 1.0, 2.0), pixels.device)[:, None]
     due = (turn[:, None] == positions).float()  # (B, 3, 3), one 1 per row
     factors = (due * factors[:, None]).sum(dim=2)
     for position in range(HUE):
@@ -220,7 +200,7 @@ def shift_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     distance = (chroma - red + green + blue - least) / chroma.clamp(min=1.0)
     sixths = torch.copysign(distance, green - blue).add_(6.0 * turns.reshape(-1, 1, 1, 1))
     sixths -= 6.0 * (sixths / 6.0).floor_()
-    middles = place_constant(HUE_MIDDLES, pixels.device).reshape(3, 1, 1)
+    middles = to_constant(HUE_MIDDLES, pixels.device).reshape(3, 1, 1)
     bend = (sixths - middles).abs_().sub_(3.0).abs_().clamp_(1.0, 2.0)
     return torch.addcmul(value + chroma, chroma, bend, value=-1.0).round_()
 
@@ -239,7 +219,7 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
         pixels: (B, C, S, S) float.
         radius: (B,) in pixels, above 0 and at most 2.
     """
-    offsets = place_constant(
+    offsets = to_constant(
         tuple(float(tap) for tap in range(-BLUR_REACH, BLUR_REACH + 1)), pixels.device
     )
     weights = F.threshold(
@@ -249,7 +229,7 @@ def blur(pixels: Tensor, radius: Tensor) -> Tensor:
     side = pixels.shape[-1]
     strip = min(side, BLUR_STRIP)
     reach, after = strip + 2 * BLUR_REACH, BLUR_REACH + -side % strip
-    kernels = (weights @ _on_device(_make_taps, pixels.device, strip)).reshape(-1, strip, reach)
+    kernels = (weights @ keep_constant(_make_taps, pixels.device, strip)).reshape(-1, strip, reach)
     rows = F.pad(pixels, (0, 0, BLUR_REACH, after), mode="replicate").unfold(2, reach, strip)
     pixels = (kernels[:, None, None] @ rows.transpose(-1, -2)).flatten(2, 3)[:, :, :side]
     columns = F.pad(pixels, (BLUR_REACH, after, 0, 0), mode="replicate").unfold(3, reach, strip)

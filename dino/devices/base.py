@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+TEMPORARY_PART = 64  # of the memory; about four temporary tensors exist at a time
+
 
 class Engine(Protocol):
     """The view of a device that a step has if it runs operator by operator.
@@ -126,6 +128,14 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def compile_module(self, module: nn.Module) -> nn.Module:
         """Compile a module for training."""
+
+    def compile_phase(self, phase: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile a function of tensors into one graph if the device compiles, else return it."""
+        return phase
+
+    def temporary_bytes(self) -> int:
+        """Return the size that one temporary tensor of a step should have at most."""
+        return (self.memory_total() or 0) // TEMPORARY_PART
 
     @abc.abstractmethod
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:

@@ -55,6 +55,10 @@ class CpuDevice(EagerDevice):
             widen_backward()
         return super().compile_train(program, optimizer, micro_batches)
 
+    def temporary_bytes(self) -> int:
+        """See the base class; more than a cache holds would be read from memory again."""
+        return 1 << 25
+
     def count_cards(self) -> int:
         """See the base class; the number of cores, since processes can share a CPU."""
         return len(os.sched_getaffinity(0))

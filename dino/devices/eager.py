@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -19,7 +19,13 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EagerDevice(Device):
-    """The part of an eager device that does not depend on the vendor."""
+    """The part of an eager device that does not depend on the vendor.
+
+    Attributes:
+        compile_options: Arguments of torch.compile.
+    """
+
+    compile_options: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -73,7 +79,13 @@ class EagerDevice(Device):
 
     def compile_module(self, module: nn.Module) -> nn.Module:
         """See the base class."""
-        return cast(nn.Module, torch.compile(module))
+        return cast(nn.Module, torch.compile(module, **self.compile_options))
+
+    def compile_phase(self, phase: Callable[..., Any]) -> Callable[..., Any]:
+        """See the base class."""
+        if not self.compiles or self.reads_freely:
+            return phase
+        return CompiledPhase(phase, self.compile_options)
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the base class."""
@@ -88,6 +100,23 @@ class EagerDevice(Device):
 
     def mark_step(self) -> None:
         """End a phase (forward, backward, update); lazy devices cut their graph here."""
+
+
+class CompiledPhase:
+    """A function that runs operator by operator once and as one graph from then on.
+
+    The first call computes what later ones keep (`dino.constants`), which is no part of the graph.
+    """
+
+    def __init__(self, phase: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        """Prepare to compile a function; `options` are those of torch.compile."""
+        self.next = phase
+        self.compiled = torch.compile(phase, fullgraph=True, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        run, self.next = self.next, self.compiled
+        return run(*args, **kwargs)
 
 
 class EagerStep(TrainStep):
@@ -111,6 +140,8 @@ class EagerStep(TrainStep):
         numbers = self.upload(inputs)
         self.optimizer.zero_grad(set_to_none=True)
         self.program.step(self, self.device.to_device(batch), numbers)
+        if self.scaler is not None:
+            self.scaler.update()
         self.device.mark_step()
 
     def upload(self, inputs: Any) -> Any:
@@ -152,8 +183,6 @@ class EagerStep(TrainStep):
     def update(self, inputs: Any) -> None:
         """See `Engine`."""
         self.optimizer.step(inputs)
-        if self.scaler is not None:
-            self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """See the base class."""

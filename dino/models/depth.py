@@ -41,15 +41,23 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor, given: Tensor | None = None) -> Tensor | None:
-        """Factor per image of a branch (B, N, D): (B, 1, 1), or None for 1 everywhere."""
+        """Factor per row of a branch, (B, 1, 1) or (T, 1) as `branch` has dimensions.
+
+        None stands for 1 everywhere. `given` has one factor per row; without it, rows are images.
+        """
         if self.rate == 0.0 or not self.training:
             return None
-        if given is not None:
-            return given.reshape(-1, 1, 1)
-        keep = torch.rand((branch.shape[0], 1, 1), device=branch.device) >= self.rate
+        factors = self.draw(branch.shape[0], branch.device) if given is None else given
+        return factors.reshape(-1, *(1,) * (branch.dim() - 1))
+
+    def draw(self, images: int, device: torch.device) -> Tensor:
+        """Draw (B,) float32 factors from torch's generator; without it if the rate is 0."""
+        if self.rate == 0.0:
+            return torch.ones(images, device=device)
+        keep = torch.rand(images, device=device) >= self.rate
         return keep.to(torch.float32) / max(1.0 - self.rate, 1e-9)
 
 
 def scale_branch(branch: Tensor, factor: Tensor | None) -> Tensor:
-    """Multiply (B, N, D) by (B, 1, 1) in the branch's dtype."""
+    """Multiply (B, N, D) by (B, 1, 1), or (T, D) by (T, 1), in the branch's dtype."""
     return branch if factor is None else branch * factor.to(branch.dtype)

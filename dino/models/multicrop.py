@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dino.models.head import DINOHead
+from dino.models.vit import VisionTransformer
 
 
 class MultiCrop(nn.Module):
-    """Runs the backbone once per resolution, and the head once over all except its last layer.
+    """Runs the backbone, and the head over all views except for its last layer.
 
+    Our vision transformer takes all resolutions at once, other networks one after the other.
     The caller computes the product with the prototypes, because the logits of all views are large.
     """
 
@@ -27,11 +29,8 @@ class MultiCrop(nn.Module):
             views: The groups.
             depth: (2 L, sum n_i) float32, branch factors of the L blocks of a vision transformer.
         """
-        if depth is None:
-            features = torch.cat([self.backbone(view) for view in views])
+        if isinstance(self.backbone, VisionTransformer):
+            features = self.backbone(views, depth)
         else:
-            parts = torch.split(depth, [len(view) for view in views], dim=1)
-            features = torch.cat(
-                [self.backbone(view, part) for view, part in zip(views, parts, strict=True)]
-            )
+            features = torch.cat([self.backbone(view) for view in views])
         return features, self.head.project(features)

@@ -7,8 +7,8 @@ first, then the patches row by row), D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dino.models.depth import DropPath, scale_branch
+from dino.models.packing import Groups, pack, spread, take_first, unpack
 from dino.models.patch_embed import ConvStem, PatchEmbed
 from dino.models.position import compute_weights, scale_position
 
@@ -32,14 +33,33 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D), without storing the N x N weights."""
-        return self.mix(self.qkv(tokens))
+    def forward(self, tokens: Tensor, groups: Groups = (), *, only_cls: bool = False) -> Tensor:
+        """(B, N, D) -> (B, N, D), without storing the N x N weights; see `mix`."""
+        return self.mix(self.qkv(tokens), groups, only_cls=only_cls)
 
-    def mix(self, qkv: Tensor) -> Tensor:
-        """Attend with projected tokens: (B, N, 3 D) -> (B, N, D)."""
-        mixed = F.scaled_dot_product_attention(*self._split(qkv))
-        tokens: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+    def mix(self, qkv: Tensor, groups: Groups = (), *, only_cls: bool = False) -> Tensor:
+        """Attend with projected tokens.
+
+        Args:
+            qkv: (B, N, 3 D), or (T, 3 D) with `groups`.
+            groups: Which tokens of a packed sequence belong together.
+            only_cls: Compute only the CLS tokens' result, (sum of B, D); needs `groups`.
+
+        Returns:
+            (B, N, D), or (T, D) with `groups`.
+        """
+        queries = slice(1) if only_cls else slice(None)
+        if not groups:
+            return self._project(self._attend(qkv, queries))
+        return self._project(pack([self._attend(part, queries) for part in unpack(qkv, groups)]))
+
+    def _attend(self, qkv: Tensor, queries: slice) -> Tensor:
+        query, key, value = self._split(qkv)
+        mixed = F.scaled_dot_product_attention(query[:, :, queries], key, value)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _project(self, mixed: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(mixed)
         return tokens
 
     def compute_weights(self, tokens: Tensor, queries: slice) -> Tensor:
@@ -88,28 +108,59 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(
-        self, tokens: Tensor, depth: tuple[Tensor | None, Tensor | None] = (None, None)
+        self,
+        tokens: Tensor,
+        depth: tuple[Tensor | None, Tensor | None] = (None, None),
+        groups: Groups = (),
+        *,
+        only_cls: bool = False,
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D); `depth` holds the factors of both branches, (B,) float32 each."""
+        """Run the block.
+
+        Args:
+            tokens: (B, N, D), or (T, D) with `groups`.
+            depth: Factors of both branches, float32, one per row of `tokens` (with `only_cls`, one
+                per image).
+            groups: Which tokens of a packed sequence belong together.
+            only_cls: Return only the CLS tokens, (sum of B, D), for a last block; needs `groups`.
+        """
         # Missing factors are drawn here, outside of what is recomputed.
         factors = self.drop_path(tokens, depth[0]), self.drop_path(tokens, depth[1])
         if self.recompute == "nothing" or not torch.is_grad_enabled():
-            return self._run(tokens, *factors)
+            return self._run(tokens, *factors, groups, only_cls)
         if self.recompute == "blocks":
-            return run_again(self._run, tokens, *factors)
-        return self._run_lean(tokens, *factors)
+            return run_again(self._run, tokens, *factors, groups, only_cls)
+        return self._run_lean(tokens, *factors, groups, only_cls)
 
-    def _run(self, tokens: Tensor, attended: Tensor | None, fed: Tensor | None) -> Tensor:
-        tokens = tokens + scale_branch(self.attn(self.norm1(tokens)), attended)
+    def _run(
+        self,
+        tokens: Tensor,
+        attended: Tensor | None,
+        fed: Tensor | None,
+        groups: Groups,
+        only_cls: bool,
+    ) -> Tensor:
+        branch = self.attn(self.norm1(tokens), groups, only_cls=only_cls)
+        tokens = take_first(tokens, groups) if only_cls else tokens
+        tokens = tokens + scale_branch(branch, attended)
         return tokens + scale_branch(self.mlp(self.norm2(tokens)), fed)
 
-    def _run_lean(self, tokens: Tensor, attended: Tensor | None, fed: Tensor | None) -> Tensor:
+    def _run_lean(
+        self,
+        tokens: Tensor,
+        attended: Tensor | None,
+        fed: Tensor | None,
+        groups: Groups,
+        only_cls: bool,
+    ) -> Tensor:
         """As `_run`, but recompute cheap results: normalized tokens and GELU outputs.
 
         `mlp` also recomputes the GELU's input, at the cost of running the first layer again.
         """
         qkv = run_again(lambda inputs: self.attn.qkv(self.norm1(inputs)), tokens)
-        tokens = tokens + scale_branch(self.attn.mix(qkv), attended)
+        branch = self.attn.mix(qkv, groups, only_cls=only_cls)
+        tokens = take_first(tokens, groups) if only_cls else tokens
+        tokens = tokens + scale_branch(branch, attended)
         if self.recompute == "mlp":
             branch = run_again(lambda inputs: self.mlp(self.norm2(inputs)), tokens)
         else:
@@ -118,7 +169,7 @@ class Block(nn.Module):
         return tokens + scale_branch(branch, fed)
 
 
-def run_again(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+def run_again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Run a function, store only its inputs, and recompute the rest in the backward pass.
 
     Recomputing stops once the backward pass has what it needs; a final linear layer runs once.
@@ -179,20 +230,38 @@ class VisionTransformer(nn.Module):
         """Drop probability of each block."""
         return [block.drop_path.rate for block in self._list_blocks()]
 
-    def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> CLS features (B, D); H and W may differ from `img_size`.
+    def forward(self, images: Tensor | Sequence[Tensor], depth: Tensor | None = None) -> Tensor:
+        """Images of any number of resolutions in one pass -> CLS features (sum of B, D).
+
+        The last block computes only what its CLS tokens need; nothing else is read.
 
         Args:
-            images: Normalized.
-            depth: (2 L, B) float32, each image's factors for both branches of the L blocks, in
-                training only; None to draw them here.
+            images: (B, C, H, W), or one such tensor per resolution; normalized. H and W may differ
+                from `img_size`.
+            depth: (2 L, sum of B) float32, each image's factors for both branches of the L blocks,
+                in training only; None to draw them here.
         """
-        tokens = self._embed(images)
-        rows = (None,) * 2 * len(self.blocks) if depth is None else depth.unbind()
-        for block, attended, fed in zip(self.blocks, rows[::2], rows[1::2], strict=True):
-            tokens = block(tokens, (attended, fed))
-        normalized: Tensor = self.norm(tokens)
-        return normalized[:, 0]
+        embedded = [self._embed(v) for v in ((images,) if isinstance(images, Tensor) else images)]
+        groups = tuple((len(tokens), tokens.shape[1]) for tokens in embedded)
+        tokens, (*blocks, last) = pack(embedded), self._list_blocks()
+        *factors, last_factors = self._list_factors(depth, groups, tokens.device)
+        for block, pair in zip(blocks, factors, strict=True):
+            tokens = block(tokens, pair, groups)
+        features: Tensor = self.norm(last(tokens, last_factors, groups, only_cls=True))
+        return features
+
+    def _list_factors(
+        self, depth: Tensor | None, groups: Groups, device: torch.device
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Each block's factors: one per token, and in the last block one per image."""
+        if not self.training or not any(self.drop_rates):
+            return [(None, None)] * len(self.blocks)
+        if depth is None:
+            images = sum(count for count, _ in groups)
+            parts = [block.drop_path for block in self._list_blocks() for _ in range(2)]
+            depth = torch.stack([part.draw(images, device) for part in parts])
+        *inner, attended, fed = (*spread(depth[:-2], groups).unbind(), *depth[-2:].unbind())
+        return [*zip(inner[::2], inner[1::2], strict=True), (attended, fed)]
 
     def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
         """Normalized tokens (B, N, D) of the last `n` blocks, the last block last."""

@@ -25,6 +25,7 @@ from dino.models.registry import build_backbone, expect_sizes, set_recompute, wi
 from dino.runtime.context import Run
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.ema import build_teacher
+from dino.training.loss import choose_rows
 from dino.training.step import DinoProgram
 
 
@@ -142,7 +143,6 @@ def build_program(
 ) -> DinoProgram:
     """Bind the networks to the step; wrap them for data parallelism and compile them if needed."""
     forward_student: nn.Module = student
-    forward_teacher: nn.Module = teacher
     if run.processes.world_size > 1 and not run.device.exchanges_gradients:
         forward_student = DistributedDataParallel(
             student,
@@ -151,17 +151,17 @@ def build_program(
             **run.device.parallel_settings,
         )
     if run.device.compiles:
-        forward_student, forward_teacher = map(
-            run.device.compile_module, (forward_student, teacher)
-        )
+        forward_student = run.device.compile_module(forward_student)
     return DinoProgram(
         student=forward_student,
-        teacher=forward_teacher,
+        teacher=teacher,
         prototypes=config.student.out_dim,
         normalization=build_normalization(config.student.chosen_in_chans),
         clip_grad=choose_clipping(config.optim, run.device),
         resolutions=1 + (config.crops.local_crops_number > 0),
         average=run.processes.all_reduce_mean_async,
+        compile_phase=run.device.compile_phase,
+        loss_rows=choose_rows(config.student.out_dim, run.device.temporary_bytes()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -24,8 +25,11 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> 
         student: Stays unchanged.
         momentum: () float32; 1 changes nothing, to the bit.
     """
+    update_average(list(teacher.parameters()), list(student.parameters()), momentum)
+
+
+def update_average(targets: Sequence[Tensor], sources: Sequence[Tensor], momentum: Tensor) -> None:
+    """Average tensor by tensor, as `update_teacher`."""
     with torch.no_grad():
-        targets: list[Tensor] = list(teacher.parameters())
-        sources: list[Tensor] = list(student.parameters())
         # A lerp needs no memory for the products.
-        torch._foreach_lerp_(targets, sources, [1 - momentum] * len(targets))
+        torch._foreach_lerp_(list(targets), list(sources), [1 - momentum] * len(targets))

@@ -7,15 +7,18 @@ then by image.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino.constants import keep_constant
+
 STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
 CENTER_MOMENTUM = 0.9  # paper, section 3.1
-# Rows of logits at a time: fewer read the prototypes too often, more use memory without a gain.
+# Least rows of logits at a time: fewer read the prototypes too often.
 CHUNK_ROWS = 128
 HALF_BOOST = 64.0  # keeps the small numbers of a softmax in float16's normal range
 
@@ -59,8 +62,52 @@ def compute_targets(logits: Tensor, center: Tensor, temperature: Tensor) -> Teac
     )
 
 
+def choose_rows(prototypes: int, temporary_bytes: int) -> int:
+    """Return how many rows of logits to hold at a time.
+
+    Args:
+        prototypes: K.
+        temporary_bytes: Size of one temporary tensor that the device prefers. About four of the
+            size of the logits in float32 exist at a time.
+    """
+    return max(CHUNK_ROWS, temporary_bytes // (4 * prototypes))
+
+
+def differentiate(
+    vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the loss () and its gradients for vectors, `weight_v` and `weight_g`.
+
+    The arguments are those of `compute_loss`. Products run in the type that autocast or an op list
+    chooses for the last layer.
+    """
+    dtype = F.linear(vectors[:1], weight_v[:1]).dtype
+    with torch.autocast(vectors.device.type, enabled=False):
+        length = torch.linalg.vector_norm(weight_v, dim=1, keepdim=True)
+        scale = weight_g / length
+        loss, to_vectors, to_prototypes = _differentiate(
+            vectors.to(dtype), (weight_v * scale).to(dtype), targets, rows
+        )
+        to_scale = (to_prototypes * weight_v).sum(dim=1, keepdim=True)
+        to_weight = to_prototypes.mul_(scale).addcmul_(
+            weight_v, to_scale * scale / length.square(), value=-1
+        )
+        return loss, to_vectors.to(vectors.dtype), to_weight, to_scale / length
+
+
+Differentiate = Callable[
+    [Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]
+]
+
+
 def compute_loss(
-    vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, *, rows: int = CHUNK_ROWS
+    vectors: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor,
+    targets: Tensor,
+    *,
+    rows: int = CHUNK_ROWS,
+    differentiate: Differentiate = differentiate,
 ) -> Tensor:
     """Mean cross-entropy between each global target and all other views of the student.
 
@@ -75,35 +122,30 @@ def compute_loss(
         weight_g: (K, 1) float32, lengths of the last layer's rows.
         targets: (2, B, K) float32, rows sum to 1.
         rows: Number of rows of logits to hold at a time.
+        differentiate: The function of that name, possibly compiled.
 
     Returns:
         () float32: -1 / (B T) times the sum of p log q over images and over the T = 2 V - 2 pairs
         of different views.
     """
-    loss: Tensor = _PrototypeLoss.apply(vectors, weight_v, weight_g, targets, rows)
+    loss: Tensor = _PrototypeLoss.apply(
+        vectors, weight_v, weight_g, targets, rows, differentiate
+    )
     return loss
 
 
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int
+        ctx: Any,
+        vectors: Tensor,
+        weight_v: Tensor,
+        weight_g: Tensor,
+        targets: Tensor,
+        rows: int,
+        differentiate: Differentiate,
     ) -> Tensor:
-        # The type that autocast or an op list chooses for the last layer.
-        dtype = F.linear(vectors[:1], weight_v[:1]).dtype
-        with torch.autocast(vectors.device.type, enabled=False):
-            length = torch.linalg.vector_norm(weight_v, dim=1, keepdim=True)
-            scale = weight_g / length
-            prototypes = (weight_v * scale).to(dtype)
-            loss, to_vectors, to_prototypes = _differentiate(
-                vectors.to(dtype), prototypes, targets, rows
-            )
-            del prototypes
-            to_scale = (to_prototypes * weight_v).sum(dim=1, keepdim=True)
-            to_weight = to_prototypes.mul_(scale).addcmul_(
-                weight_v, to_scale * scale / length.square(), value=-1
-            )
-        ctx.gradients = (to_vectors.to(vectors.dtype), to_weight, to_scale / length)
+        loss, *ctx.gradients = differentiate(vectors, weight_v, weight_g, targets, rows)
         return loss
 
     @staticmethod
@@ -112,7 +154,7 @@ class _PrototypeLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         pairs = zip(gradients, ctx.needs_input_grad, strict=False)
         scaled = (gradient.mul_(upstream) if needed else None for gradient, needed in pairs)
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
 def _differentiate(
@@ -125,13 +167,12 @@ def _differentiate(
     images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
     mean, to_prototypes = _compare(vectors, prototypes, targets, boost)
     total, to_vectors = -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE, []
-    # A global view is compared with one target, a local view with two.
-    for part, mass in ((vectors[: 2 * images], 1.0), (vectors[2 * images :], 2.0)):
-        for chunk in torch.split(part, rows) if len(part) else ():
-            log_sums, softmax = _normalize(F.linear(chunk, prototypes), mass * boost)
-            total = total + mass * log_sums.sum()
-            to_vectors.append(softmax @ prototypes)
-            _add_product(to_prototypes, softmax.t(), chunk)
+    masses = keep_constant(_make_masses, vectors.device, (images, len(vectors)))
+    for chunk, mass in zip(torch.split(vectors, rows), torch.split(masses, rows), strict=True):
+        log_sums, softmax = _normalize(F.linear(chunk, prototypes), mass * boost)
+        total = total + (mass * log_sums).sum()
+        to_vectors.append(softmax @ prototypes)
+        _add_product(to_prototypes, softmax.t(), chunk)
     pairs = _count_pairs(len(vectors), targets)
     factor = 1 / (pairs * STUDENT_TEMPERATURE * boost)
     return (
@@ -139,6 +180,12 @@ def _differentiate(
         torch.cat(to_vectors).float().sub_(mean, alpha=boost).mul_(factor),
         to_prototypes.mul_(factor),
     )
+
+
+def _make_masses(counts: tuple[int, int]) -> Tensor:
+    """(V B, 1) float32: a global view is compared with one target, a local view with two."""
+    images, rows = counts
+    return torch.tensor([[1.0]] * 2 * images + [[2.0]] * (rows - 2 * images), device="cpu")
 
 
 def _compare(
@@ -161,8 +208,8 @@ def _compare(
     return mean, (flat.t() @ share).float().mul_(images)
 
 
-def _normalize(logits: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Return log-sum-exp (n, 1) float32 and `factor` times the softmax, both at the temperature.
+def _normalize(logits: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-sum-exp (n, 1) float32 and `factor` (n, 1) times the softmax at the temperature.
 
     The softmax has the logits' type.
     """

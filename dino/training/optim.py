@@ -86,7 +86,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._complete_state()
 
     def step(self, inputs: UpdateInputs) -> None:  # type: ignore[override]  # torch has a closure
-        """Update every parameter in place from its `.grad`, which may be anything if masked."""
+        """Update every parameter in place from its `.grad`, which must be finite, masked or not."""
         with torch.no_grad():
             no_decay = torch.zeros_like(inputs.weight_decay)
             for bucket in self.buckets:
@@ -139,7 +139,7 @@ class AdamW(MaskedOptimizer):
         self, parameters: list[Tensor], rate: Tensor, decay: Tensor, keep: Tensor
     ) -> None:
         """See the base class."""
-        gradients = _gradients(parameters, keep)
+        gradients = _gradients(parameters)
         first = self._moments(parameters, "exp_avg")
         second = self._moments(parameters, "exp_avg_sq")
         step = self.state[parameters[0]]["step"].add_(keep)
@@ -165,7 +165,7 @@ class FusedAdamW(AdamW):
         torch._foreach_mul_(parameters, 1 - rate * decay)
         torch._fused_adamw_(
             parameters,
-            [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters],
+            _gradients(parameters),
             self._moments(parameters, "exp_avg"),
             self._moments(parameters, "exp_avg_sq"),
             [],
@@ -191,7 +191,7 @@ class SGD(MaskedOptimizer):
     ) -> None:
         """See the base class."""
         decayed = torch._foreach_mul(parameters, decay)
-        change = torch._foreach_add(_gradients(parameters, keep), decayed)
+        change = torch._foreach_add(_gradients(parameters), decayed)
         buffers = self._moments(parameters, "momentum_buffer")
         _apply_momentum(parameters, buffers, change, rate, keep)
 
@@ -210,7 +210,7 @@ class LARS(MaskedOptimizer):
         """See the base class; as in the original, vectors are neither decayed nor adapted."""
         change = [
             gradient if parameter.ndim == 1 else _adapt(parameter, gradient + decay * parameter)
-            for parameter, gradient in zip(parameters, _gradients(parameters, keep), strict=True)
+            for parameter, gradient in zip(parameters, _gradients(parameters), strict=True)
         ]
         _apply_momentum(parameters, self._moments(parameters, "mu"), change, rate, keep)
 
@@ -252,12 +252,9 @@ def _split(group: dict[str, Any]) -> list[Bucket]:
     return buckets
 
 
-def _gradients(parameters: list[Tensor], keep: Tensor) -> list[Tensor]:
-    """Return the gradients, set to 0 if masked, so that the update never multiplies 0 by NaN."""
-    return [
-        torch.zeros_like(p) if p.grad is None else p.grad.masked_fill_(keep == 0, 0.0)
-        for p in parameters
-    ]
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """Return the gradients; a missing one counts as 0."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def _update_average(averages: list[Tensor], values: Tensors, weight: Tensor) -> None:

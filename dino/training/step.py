@@ -20,13 +20,16 @@ from dino.devices.base import Engine
 from dino.models.head import PrototypeLayer
 from dino.models.multicrop import MultiCrop
 from dino.training.clipping import clip_gradients
-from dino.training.ema import update_teacher
+from dino.training.ema import update_average
 from dino.training.loss import (
+    CHUNK_ROWS,
     STUDENT_TEMPERATURE,
+    Differentiate,
     TeacherTargets,
     compute_feature_spread,
     compute_loss,
     compute_targets,
+    differentiate,
     update_center,
 )
 from dino.training.optim import UpdateInputs
@@ -85,6 +88,21 @@ class StepOutput(NamedTuple):
     feature_std: Tensor
 
 
+CompilePhase = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Phases(NamedTuple):
+    """The parts of a step that are functions of tensors, as the device runs them.
+
+    Backward passes and exchanges between processes are between them.
+    """
+
+    augment: Callable[..., tuple[Tensor, ...]]
+    run_teacher: Callable[..., tuple[TeacherTargets, Tensor]]
+    differentiate: Differentiate
+    update: Callable[..., None]
+
+
 class DinoProgram:
     """Student, teacher and the state that steps update: center, counters, meters.
 
@@ -108,11 +126,13 @@ class DinoProgram:
         clip_grad: float,
         resolutions: int = 2,
         average: Callable[[Tensor], Callable[[], Tensor]] = lambda tensor: lambda: tensor,
+        compile_phase: CompilePhase = lambda phase: phase,
+        loss_rows: int = CHUNK_ROWS,
     ) -> None:
         """Bind the networks.
 
         Args:
-            student: MultiCrop, possibly wrapped for data parallelism.
+            student: MultiCrop, possibly wrapped for data parallelism and compiled.
             teacher: MultiCrop without gradients.
             prototypes: K.
             normalization: Mean and standard deviation of the pixels.
@@ -120,15 +140,22 @@ class DinoProgram:
             resolutions: 2, or 1 without local views.
             average: Starts averaging a tensor over all processes; returns a function that waits
                 for the mean.
+            compile_phase: Compiles a function of tensors for the device, or returns it unchanged.
+            loss_rows: See `choose_rows`.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
         self.normalization, self.clip_grad, self.resolutions = normalization, clip_grad, resolutions
-        self.average = average
+        self.average, self.loss_rows = average, loss_rows
         self.center = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
         self.enter: Callable[[str], None] = lambda phase: None
+        self.parameters = list(student.parameters()), list(teacher.parameters())
+        self.statistics = [*_list_statistics(student), *_list_statistics(teacher)]
+        self.phases = Phases(
+            *map(compile_phase, (self.augment, self.run_teacher, differentiate, self.update))
+        )
 
     def step(self, engine: Engine, batch: Crops, inputs: StepInputs) -> None:
         """Train once on a batch, (micro-batches x B, ...) crops on the device.
@@ -141,47 +168,37 @@ class DinoProgram:
         depths = [None] * engine.micro_batches if inputs.depth is None else inputs.depth.unbind()
         for crops, depth in zip(engine.split(batch, self.student), depths, strict=True):
             self.enter("augmentation")
-            views = self.augment(crops, eager=engine.reads_freely)
+            views = self.phases.augment(crops, eager=engine.reads_freely)
 
             self.enter("teacher")  # it sees the global views only
             with torch.no_grad(), engine.autocast():
-                features, vectors = self.teacher(views[0])
-                logits = last_layer(self.teacher)(vectors)
-            targets = compute_targets(logits, self.center, inputs.temperature)
+                targets, spread = self.phases.run_teacher(
+                    views[0], self.center, inputs.temperature
+                )
 
             self.enter("student")  # it sees all views
             with engine.autocast():
                 _, vectors = self.student(*views, depth=depth)
                 self.enter("loss")
                 layer = last_layer(self.student)
-                loss = compute_loss(vectors, layer.weight_v, layer.weight_g, targets.probabilities)
+                loss = compute_loss(
+                    vectors,
+                    layer.weight_v,
+                    layer.weight_g,
+                    targets.probabilities,
+                    rows=self.loss_rows,
+                    differentiate=self.phases.differentiate,
+                )
 
-            outputs.append(
-                StepOutput(loss.detach(), *targets[1:], compute_feature_spread(features))
-            )
+            outputs.append(StepOutput(loss.detach(), *targets[1:], spread))
             if len(outputs) == engine.micro_batches:  # overlaps with the last backward pass
                 finish_average = self.begin_average(outputs)
             self.enter("backward")
             engine.backward(loss)
 
-        self.enter("clipping and optimizer")
+        self.enter("update")
         loss_scale = engine.unscale()
-        grad_norm, gradients_finite = clip_gradients(
-            self.student.parameters(), self.clip_grad, fused=engine.fuses_updates
-        )
-        mean = finish_average()
-        loss_finite = torch.isfinite(mean.loss).float()
-        keep = gradients_finite * loss_finite
-        keep_last_layer = keep * inputs.train_last_layer
-        engine.update(
-            UpdateInputs(inputs.learning_rate, inputs.weight_decay, keep, keep_last_layer)
-        )
-
-        self.enter("teacher's update")
-        update_teacher(self.teacher, self.student, 1.0 - keep * (1.0 - inputs.momentum))
-        self.restore_statistics(before, keep)
-        finite = keep if loss_scale is None else torch.where(loss_scale > 1.0, loss_finite, keep)
-        self.record(mean, grad_norm=grad_norm, keep=keep, finite=finite)
+        self.phases.update(engine, inputs, finish_average(), loss_scale, before)
 
     def augment(self, batch: Crops, *, eager: bool = False) -> tuple[Tensor, ...]:
         """Crops (B, v, S, S, C) -> one tensor (v B, C, S, S) float32 per resolution.
@@ -209,11 +226,54 @@ class DinoProgram:
                 for pixels, rows in ordered
             )
 
+    def run_teacher(
+        self, views: Tensor, center: Tensor, temperature: Tensor
+    ) -> tuple[TeacherTargets, Tensor]:
+        """Global views (2 B, C, S, S) -> targets, and the spread () of the teacher's features."""
+        features, vectors = self.teacher(views)
+        logits = last_layer(self.teacher)(vectors)
+        with torch.autocast(views.device.type, enabled=False):
+            targets = compute_targets(logits, center, temperature)
+            return targets, compute_feature_spread(features)
+
     def compute_targets(
         self, vectors: Tensor, center: Tensor, temperature: Tensor
     ) -> TeacherTargets:
-        """Turn the teacher's vectors (2 B, D) into targets, for devices that compile their step."""
+        """Turn the teacher's vectors (2 B, D) into targets."""
         return compute_targets(last_layer(self.teacher)(vectors), center, temperature)
+
+    def update(
+        self,
+        engine: Engine,
+        inputs: StepInputs,
+        mean: StepOutput,
+        loss_scale: Tensor | None,
+        before: Sequence[Tensor],
+    ) -> None:
+        """Clip the gradients, update student and teacher, and record the step.
+
+        Args:
+            engine: Holds the optimizer.
+            inputs: The step's inputs.
+            mean: Outputs averaged over micro-batches and processes.
+            loss_scale: () scale that the gradients had, or None.
+            before: Result of `copy_statistics` at the beginning of the step.
+        """
+        student, teacher = self.parameters
+        grad_norm, gradients_finite = clip_gradients(
+            student, self.clip_grad, fused=engine.fuses_updates, in_rows=not engine.reads_freely
+        )
+        loss_finite = torch.isfinite(mean.loss).float()
+        keep = gradients_finite * loss_finite
+        engine.update(
+            UpdateInputs(
+                inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer
+            )
+        )
+        update_average(teacher, student, 1.0 - keep * (1.0 - inputs.momentum))
+        self.restore_statistics(before, keep)
+        finite = keep if loss_scale is None else torch.where(loss_scale > 1.0, loss_finite, keep)
+        self.record(mean, grad_norm=grad_norm, keep=keep, finite=finite)
 
     def begin_average(self, outputs: Sequence[StepOutput]) -> Callable[[], StepOutput]:
         """Average over micro-batches and start averaging over processes, in one collective.
@@ -252,23 +312,13 @@ class DinoProgram:
 
     def copy_statistics(self) -> list[Tensor]:
         """Copy the batch norm statistics before a step, so that a masked step can be undone."""
-        return [buffer.clone() for buffer in self._buffers()]
+        return [buffer.clone() for buffer in self.statistics]
 
     def restore_statistics(self, before: Sequence[Tensor], keep: Tensor) -> None:
         """Restore the result of `copy_statistics` if `keep` () is 0."""
         with torch.no_grad():
-            for buffer, old in zip(self._buffers(), before, strict=True):
+            for buffer, old in zip(self.statistics, before, strict=True):
                 buffer.copy_(torch.where(keep > 0, buffer, old))
-
-    def _buffers(self) -> list[Tensor]:
-        """Return the batch norm statistics: all persistent buffers, which forward passes update."""
-        return [
-            buffer
-            for network in (self.student, self.teacher)
-            for part in network.modules()
-            for name, buffer in part._buffers.items()
-            if buffer is not None and name not in part._non_persistent_buffers_set
-        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return center, counters and meters."""
@@ -279,6 +329,16 @@ class DinoProgram:
         for stored, name in STORED.items():
             if stored in state:
                 setattr(self, name, state[stored].to(self.center.device))
+
+
+def _list_statistics(network: nn.Module) -> list[Tensor]:
+    """Return the batch norm statistics: all persistent buffers, which forward passes update."""
+    return [
+        buffer
+        for part in network.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None and name not in part._non_persistent_buffers_set
+    ]
 
 
 def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:

@@ -34,12 +34,21 @@ def test_one_resolution_is_enough(network):
         assert network(torch.randn(4, 3, 32, 32))[1].shape == (4, 8)
 
 
-def test_the_backbone_runs_once_a_resolution_and_the_head_once(network):
+def test_each_layer_runs_once_for_all_resolutions(network):
     calls = []
-    network.backbone.register_forward_hook(lambda *_: calls.append("backbone"))
-    network.head.mlp.register_forward_hook(lambda *_: calls.append("head"))
+    for name in ("backbone", "backbone.blocks.0.mlp", "head.mlp"):
+        part = network.get_submodule(name)
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
     network(torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16))
-    assert calls == ["backbone", "backbone", "head"]
+    assert calls == ["backbone.blocks.0.mlp", "backbone", "head.mlp"]
+
+
+def test_other_networks_run_once_a_resolution():
+    calls, backbone = [], torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    network = MultiCrop(backbone, DINOHead(in_dim=3, out_dim=16, hidden_dim=20, bottleneck_dim=8))
+    backbone.register_forward_hook(lambda *_: calls.append("backbone"))
+    network(torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16))
+    assert calls == ["backbone", "backbone"]
 
 
 def test_parameters_are_named_backbone_and_head(network):
@@ -59,4 +68,4 @@ def test_each_resolution_gets_the_depth_of_its_own_images():
     with torch.no_grad():
         features, _ = network(large, small, depth=depth)
         expected = torch.cat([backbone(large, depth[:, :2]), backbone(small, depth[:, 2:])])
-    assert torch.equal(features, expected)
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)

@@ -56,6 +56,7 @@ class HpuDevice(EagerDevice):
     loader_start = "forkserver"  # the driver's handles do not survive a fork
     # One large bucket, because each exchange cuts the lazy graph.
     parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
+    compile_options: Mapping[str, object] = {"backend": "hpu_backend", "dynamic": False}
 
     def __init__(
         self,
@@ -166,10 +167,6 @@ class HpuDevice(EagerDevice):
         """See the base class; cuts the graph, or the first step would also build the networks."""
         self.mark_step()
         return super().compile_train(program, optimizer, micro_batches)
-
-    def compile_module(self, module: nn.Module) -> nn.Module:
-        """See the base class."""
-        return cast(nn.Module, torch.compile(module, backend="hpu_backend", dynamic=False))
 
     def read_counters(self) -> dict[str, float]:
         """See the base class; these events cost time and should occur only at the start."""

@@ -53,4 +53,7 @@ def hpu_backend(graph_module, example_inputs, **kwargs):
     """Compile a graph; eager mode only."""
     if _simulated.mode:
         raise RuntimeError("hpu_backend needs PT_HPU_LAZY_MODE=0")
-    return aot_autograd(fw_compiler=_compile)(graph_module, example_inputs)
+    # PT_HPU_KEEP_INPUT_MUTATIONS, 1 in every release: what a graph changes, it writes itself
+    return aot_autograd(fw_compiler=_compile, keep_inference_input_mutations=True)(
+        graph_module, example_inputs
+    )
