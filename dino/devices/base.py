@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dino.devices.attention import Attend
+
 TEMPORARY_PART = 64  # of the memory; about four temporary tensors exist at a time
 
 
@@ -78,6 +80,7 @@ class Device(abc.ABC):
         exchanges_gradients: Whether the device's step averages gradients over processes itself.
         updates_per_step: Updates in one call of a training step.
         compiles: Whether networks are compiled for training.
+        attention: What vision transformers attend by in training; None for torch's own.
         mode: The execution mode, if the device has several; a checkpoint keeps it.
         caution: One line of advice for training in this mode, or None.
     """
@@ -96,6 +99,7 @@ class Device(abc.ABC):
     exchanges_gradients = False
     updates_per_step = 1
     compiles = False
+    attention: Attend | None = None
     mode: str | None = None
     caution: str | None = None
 

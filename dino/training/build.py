@@ -21,7 +21,13 @@ from dino.devices.config import IpuConfig
 from dino.errors import OptionError
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
-from dino.models.registry import build_backbone, expect_sizes, set_recompute, width_of
+from dino.models.registry import (
+    build_backbone,
+    expect_sizes,
+    set_attention,
+    set_recompute,
+    width_of,
+)
 from dino.runtime.context import Run
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.ema import build_teacher
@@ -50,6 +56,9 @@ def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]
     teacher = build_teacher(
         build_network(config, drop_path_rate=0.0, norm_last_layer=True), student
     )
+    if run.device.attention is not None:
+        for network in (student, teacher):
+            set_attention(network.backbone, run.device.attention)
     device = run.device
     if run.processes.world_size > 1:
         student, teacher = (
@@ -143,6 +152,7 @@ def build_program(
 ) -> DinoProgram:
     """Bind the networks to the step; wrap them for data parallelism and compile them if needed."""
     forward_student: nn.Module = student
+    forward_teacher: nn.Module = teacher
     if run.processes.world_size > 1 and not run.device.exchanges_gradients:
         forward_student = DistributedDataParallel(
             student,
@@ -152,9 +162,11 @@ def build_program(
         )
     if run.device.compiles:
         forward_student = run.device.compile_module(forward_student)
+        if run.device.reads_freely:  # otherwise it is part of a compiled phase
+            forward_teacher = run.device.compile_module(teacher)
     return DinoProgram(
         student=forward_student,
-        teacher=teacher,
+        teacher=forward_teacher,
         prototypes=config.student.out_dim,
         normalization=build_normalization(config.student.chosen_in_chans),
         clip_grad=choose_clipping(config.optim, run.device),

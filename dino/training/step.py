@@ -33,60 +33,14 @@ from dino.training.loss import (
     update_center,
 )
 from dino.training.optim import UpdateInputs
-
-# Names of the sums kept on the device; "steps" counts the steps that were not masked.
-METERS = ("steps", "loss", "entropy", "divergence", "feature_std", "centre_norm", "grad_norm")
-# Name in a checkpoint -> attribute.
-STORED = {"centre": "center", "non_finite": "non_finite", "meters": "meters"}
-NON_FINITE_LIMIT = 5  # masked steps in a row that end the run
-
-
-class StepInputs(NamedTuple):
-    """Inputs that change from step to step, float32 on the host until the step begins.
-
-    All are () except `depth`.
-
-    Attributes:
-        learning_rate: Learning rate of this iteration, already scaled with the global batch.
-        weight_decay: Weight decay of this iteration.
-        momentum: Momentum of the teacher's moving average.
-        temperature: The teacher's temperature.
-        train_last_layer: 0 while the last layer is frozen, else 1.
-        depth: Stochastic depth (micro-batches, 2 L, V B), or None without it (`training/draws`).
-    """
-
-    learning_rate: Tensor
-    weight_decay: Tensor
-    momentum: Tensor
-    temperature: Tensor
-    train_last_layer: Tensor
-    depth: Tensor | None = None
-
-    @classmethod
-    def on_host(cls, numbers: Sequence[float], depth: Tensor | None = None) -> StepInputs:
-        """Build the inputs from Python numbers, in field order."""
-        return cls(*torch.tensor(numbers, dtype=torch.float32, device="cpu").unbind())._replace(
-            depth=depth
-        )
-
-
-class StepOutput(NamedTuple):
-    """Output of a forward pass; every field may be averaged over micro-batches and processes.
-
-    Attributes:
-        loss: () float32.
-        batch_center: (1, K) float32, mean teacher logits.
-        entropy: () teacher entropy in nats.
-        divergence: () teacher divergence in nats.
-        feature_std: () spread of the teacher's features, 0 to about 1.
-    """
-
-    loss: Tensor
-    batch_center: Tensor
-    entropy: Tensor
-    divergence: Tensor
-    feature_std: Tensor
-
+from dino.training.step_values import (
+    METERS,
+    STORED,
+    StepInputs,
+    StepOutput,
+    count_non_finite,
+    list_statistics,
+)
 
 CompilePhase = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -152,10 +106,9 @@ class DinoProgram:
         self.meters = torch.zeros(len(METERS), device=device)
         self.enter: Callable[[str], None] = lambda phase: None
         self.parameters = list(student.parameters()), list(teacher.parameters())
-        self.statistics = [*_list_statistics(student), *_list_statistics(teacher)]
-        self.phases = Phases(
-            *map(compile_phase, (self.augment, self.run_teacher, differentiate, self.update))
-        )
+        self.statistics = [*list_statistics(student), *list_statistics(teacher)]
+        functions = self.augment, self.run_teacher, differentiate, self.update
+        self.phases = Phases(*(compile_phase(function) for function in functions))
 
     def step(self, engine: Engine, batch: Crops, inputs: StepInputs) -> None:
         """Train once on a batch, (micro-batches x B, ...) crops on the device.
@@ -172,23 +125,13 @@ class DinoProgram:
 
             self.enter("teacher")  # it sees the global views only
             with torch.no_grad(), engine.autocast():
-                targets, spread = self.phases.run_teacher(
-                    views[0], self.center, inputs.temperature
-                )
+                targets, spread = self.phases.run_teacher(views[0], self.center, inputs.temperature)
 
             self.enter("student")  # it sees all views
             with engine.autocast():
                 _, vectors = self.student(*views, depth=depth)
                 self.enter("loss")
-                layer = last_layer(self.student)
-                loss = compute_loss(
-                    vectors,
-                    layer.weight_v,
-                    layer.weight_g,
-                    targets.probabilities,
-                    rows=self.loss_rows,
-                    differentiate=self.phases.differentiate,
-                )
+                loss = self.compare(vectors, targets)
 
             outputs.append(StepOutput(loss.detach(), *targets[1:], spread))
             if len(outputs) == engine.micro_batches:  # overlaps with the last backward pass
@@ -235,6 +178,18 @@ class DinoProgram:
         with torch.autocast(views.device.type, enabled=False):
             targets = compute_targets(logits, center, temperature)
             return targets, compute_feature_spread(features)
+
+    def compare(self, vectors: Tensor, targets: TeacherTargets) -> Tensor:
+        """Student's vectors (V B, D) -> loss ()."""
+        layer = last_layer(self.student)
+        return compute_loss(
+            vectors,
+            layer.weight_v,
+            layer.weight_g,
+            targets.probabilities,
+            rows=self.loss_rows,
+            differentiate=self.phases.differentiate,
+        )
 
     def compute_targets(
         self, vectors: Tensor, center: Tensor, temperature: Tensor
@@ -329,24 +284,6 @@ class DinoProgram:
         for stored, name in STORED.items():
             if stored in state:
                 setattr(self, name, state[stored].to(self.center.device))
-
-
-def _list_statistics(network: nn.Module) -> list[Tensor]:
-    """Return the batch norm statistics: all persistent buffers, which forward passes update."""
-    return [
-        buffer
-        for part in network.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None and name not in part._non_persistent_buffers_set
-    ]
-
-
-def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:
-    """Return the next (2,) counters: masked steps in total and in a row; `finite` is () 1 or 0."""
-    total, row = counters.unbind()
-    masked = 1.0 - finite
-    next_row = torch.where(row >= NON_FINITE_LIMIT, row, (row + 1.0) * masked)
-    return torch.stack([total + masked, next_row])
 
 
 def last_layer(network: nn.Module) -> PrototypeLayer:

@@ -24,7 +24,8 @@ from dino.training.ema import build_teacher, update_teacher
 from dino.training.loss import compute_loss, compute_targets, update_center
 from dino.training.optim import LARS, UpdateInputs, build_optimizer
 from dino.training.schedules import compute_teacher_temperature
-from dino.training.step import METERS, DinoProgram, StepInputs
+from dino.training.step import DinoProgram
+from dino.training.step_values import METERS, StepInputs
 from dino.verify.golden_numbers import Found, Numbers, select_below
 
 # Factor on the limit: a key's bias has no true gradient, and Adam turns its rounding into whole

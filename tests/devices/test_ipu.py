@@ -23,7 +23,7 @@ from dino.training.checks import check_device
 from dino.training.config import TrainConfig
 from dino.training.loss import compute_loss
 from dino.training.optim import build_optimizer
-from dino.training.step import StepInputs
+from dino.training.step_values import StepInputs
 from tests.running import HALF_ON_CPU
 
 SMALL = (

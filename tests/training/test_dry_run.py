@@ -31,16 +31,7 @@ from tests import hpu_simulator
 from tests.running import TINY, make_images, on_simulated_card, train, train_pair
 from tests.training.test_build import run_of
 
-PHASES = [
-    "transfer",
-    "augmentation",
-    "teacher",
-    "student",
-    "loss",
-    "backward",
-    "clipping and optimizer",
-]
-PHASES += ["teacher's update"]
+PHASES = ["transfer", "augmentation", "teacher", "student", "loss", "backward", "update"]
 
 
 def options_of(*words: object) -> TrainConfig:

@@ -16,13 +16,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.eager import EagerDevice
+from dino.devices.hpu.attention import choose_attention
 from dino.devices.hpu.cards import MODULES, find_modules
 from dino.devices.hpu.environment import (
     LISTS,
@@ -69,6 +69,7 @@ class HpuDevice(EagerDevice):
         trains: bool = True,
         local_rank: int = 0,
         output_dir: str | None = None,
+        attention: str | None = None,
     ) -> None:
         """Complete the environment, import the bridge in the chosen mode and open the card.
 
@@ -81,11 +82,12 @@ class HpuDevice(EagerDevice):
             trains: Whether networks are trained; an evaluation compiles nothing.
             local_rank: Rank of this process on its host.
             output_dir: The run's output folder, if it has one.
+            attention: The setting `attention`.
 
         Raises:
             DeviceError: The bridge is missing, was imported too early or follows other lists; there
                 is no card; or the format is fp16.
-            OptionError: Settings and variables contradict each other.
+            OptionError: Settings and variables contradict each other, or this release lacks one.
         """
         if not is_bridge_installed():
             raise DeviceError(
@@ -93,9 +95,7 @@ class HpuDevice(EagerDevice):
                 remedy="start from a Gaudi container, or use `device` cuda or cpu",
             )
         if precision == "fp16":
-            raise DeviceError(
-                "`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on hpu"
-            )
+            raise DeviceError("`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32")
         mode = choose_mode(
             lazy_mode=lazy_mode,
             compiles=compiles if trains else False,
@@ -115,6 +115,7 @@ class HpuDevice(EagerDevice):
             "hpu", torch.device("hpu"), "hccl", "bf16" if precision == "ops" else precision
         )
         self.precision_name, self.pins_memory = precision, choose_pinning(torch.__version__)
+        self.attention = choose_attention(attention)
         self._check_lists(contents)
 
     def _import_bridge(self) -> None:
