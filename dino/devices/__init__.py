@@ -65,6 +65,8 @@ def open_device(
     lists = _read_lists(precision) if precision and number_format == "ops" else None
     compiles = precision.compile if precision else None
     if name == "ipu":
+        if precision and precision.attention:
+            raise OptionError("`attention` is not for `device` ipu", remedy="leave it out")
         return _open_whole(number_format, compiled, synthetic, compiles)
     _refuse_foreign(compiled, name)
     if name == "hpu":

@@ -83,7 +83,7 @@ class VisionTransformer(nn.Module):
                 in training only; None to draw them here.
         """
         embedded = [self._embed(v) for v in ((images,) if isinstance(images, Tensor) else images)]
-        groups = tuple((len(tokens), tokens.shape[1]) for tokens in embedded)
+        groups = tuple((tokens.shape[0], tokens.shape[1]) for tokens in embedded)
         tokens, (*blocks, last) = pack(embedded), self._list_blocks()
         *factors, last_factors = self._list_factors(depth, groups, tokens.device)
         for block, pair in zip(blocks, factors, strict=True):

@@ -90,10 +90,8 @@ def _find_factors(norms: Tensor, max_norm: float) -> Tensor:
 
 def _make_places(counts: tuple[int, ...]) -> Tensor:
     """(rows,) int32: the tensor of each row."""
-    return torch.repeat_interleave(
-        torch.arange(len(counts), dtype=torch.int32, device="cpu"),
-        torch.tensor(counts, device="cpu"),
-    )
+    owners = [place for place, count in enumerate(counts) for _ in range(count)]
+    return torch.tensor(owners, dtype=torch.int32, device="cpu")
 
 
 def _make_owners(counts: tuple[int, ...]) -> Tensor:

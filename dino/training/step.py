@@ -21,6 +21,7 @@ from dino.models.head import PrototypeLayer
 from dino.models.multicrop import MultiCrop
 from dino.training.clipping import clip_gradients
 from dino.training.ema import update_average
+from dino.training.exchange import Average, GradientExchange
 from dino.training.loss import (
     CHUNK_ROWS,
     STUDENT_TEMPERATURE,
@@ -78,29 +79,30 @@ class DinoProgram:
         prototypes: int,
         normalization: Normalization,
         clip_grad: float,
-        resolutions: int = 2,
-        average: Callable[[Tensor], Callable[[], Tensor]] = lambda tensor: lambda: tensor,
+        average: Average = lambda tensor: lambda: tensor,
+        exchange: GradientExchange | None = None,
         compile_phase: CompilePhase = lambda phase: phase,
         loss_rows: int = CHUNK_ROWS,
     ) -> None:
         """Bind the networks.
 
         Args:
-            student: MultiCrop, possibly wrapped for data parallelism and compiled.
+            student: MultiCrop, possibly compiled.
             teacher: MultiCrop without gradients.
             prototypes: K.
             normalization: Mean and standard deviation of the pixels.
             clip_grad: Largest norm of one gradient tensor; 0 disables clipping.
-            resolutions: 2, or 1 without local views.
             average: Starts averaging a tensor over all processes; returns a function that waits
                 for the mean.
+            exchange: Averages the gradients over processes; None for one process.
             compile_phase: Compiles a function of tensors for the device, or returns it unchanged.
             loss_rows: See `choose_rows`.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
-        self.normalization, self.clip_grad, self.resolutions = normalization, clip_grad, resolutions
+        self.normalization, self.clip_grad = normalization, clip_grad
         self.average, self.loss_rows = average, loss_rows
+        self.exchange = exchange or GradientExchange((), average, 0)
         self.center = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
@@ -119,7 +121,7 @@ class DinoProgram:
         """
         before, outputs = self.copy_statistics(), list[StepOutput]()
         depths = [None] * engine.micro_batches if inputs.depth is None else inputs.depth.unbind()
-        for crops, depth in zip(engine.split(batch, self.student), depths, strict=True):
+        for crops, depth in zip(engine.split(batch), depths, strict=True):
             self.enter("augmentation")
             views = self.phases.augment(crops, eager=engine.reads_freely)
 
@@ -134,12 +136,14 @@ class DinoProgram:
                 loss = self.compare(vectors, targets)
 
             outputs.append(StepOutput(loss.detach(), *targets[1:], spread))
-            if len(outputs) == engine.micro_batches:  # overlaps with the last backward pass
+            if len(outputs) == engine.micro_batches:  # exchanges overlap with the last backward
                 finish_average = self.begin_average(outputs)
+                self.exchange.begin()
             self.enter("backward")
             engine.backward(loss)
 
         self.enter("update")
+        self.exchange.finish()
         loss_scale = engine.unscale()
         self.phases.update(engine, inputs, finish_average(), loss_scale, before)
 
@@ -287,5 +291,5 @@ class DinoProgram:
 
 
 def last_layer(network: nn.Module) -> PrototypeLayer:
-    """Return the last layer of a MultiCrop, which may be wrapped for data parallelism."""
-    return cast(MultiCrop, getattr(network, "module", network)).head.last_layer
+    """Return the last layer of a MultiCrop, which may be compiled."""
+    return cast(MultiCrop, network).head.last_layer

@@ -40,9 +40,10 @@ def options_of(*words: object) -> TrainConfig:
 
 def count_vit(tokens: int, *, width: int, depth: int, ratio: float, patch: int) -> float:
     """Multiply-adds of one view through a ViT: patches, four products with weights a block, and the
-    attention."""
+    attention; in the last block, one token needs more than its projections."""
     block = tokens * width * width * (4 + 2 * ratio) + 2 * tokens * tokens * width
-    return (tokens - 1) * 3 * patch * patch * width + depth * block
+    last = width * width * (3 * tokens + 1 + 2 * ratio) + 2 * tokens * width
+    return (tokens - 1) * 3 * patch * patch * width + (depth - 1) * block + last
 
 
 def count_head(width: int, prototypes: int) -> float:

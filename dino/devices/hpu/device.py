@@ -11,6 +11,7 @@ attention, but it has not been measured on a card.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from dino.devices.attention import Attend
 from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.eager import EagerDevice
 from dino.devices.hpu.attention import choose_attention
@@ -43,7 +45,7 @@ from dino.devices.hpu.software import (
     read_release,
 )
 from dino.devices.op_lists import OpLists
-from dino.errors import DeviceError
+from dino.errors import DeviceError, OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,6 @@ class HpuDevice(EagerDevice):
     """One Gaudi card, hccl; fp32, bf16 and op lists; eager, compiled or lazy."""
 
     loader_start = "forkserver"  # the driver's handles do not survive a fork
-    # One large bucket, because each exchange cuts the lazy graph.
-    parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
     compile_options: Mapping[str, object] = {"backend": "hpu_backend", "dynamic": False}
 
     def __init__(
@@ -182,6 +182,12 @@ class HpuDevice(EagerDevice):
             if metric
         }
 
+    def find_fused_attention(self) -> Attend | None:
+        """See the base class."""
+        with contextlib.suppress(OptionError):
+            return choose_attention("fused")
+        return None
+
     def explain(self, error: RuntimeError) -> str | None:
         """See the base class."""
         cause, text = explain_failure(str(error)), str(error)
@@ -209,6 +215,11 @@ class HpuDevice(EagerDevice):
     def synchronize(self) -> None:
         """See the base class."""
         self.hpu.synchronize()
+
+    @property
+    def bucket_bytes(self) -> int:  # type: ignore[override]  # depends on the mode
+        """See the base class; each exchange cuts the lazy graph, so its buckets are large."""
+        return (256 if self.lazy else 64) * 2**20
 
     @property
     def reserved_cores(self) -> int:  # type: ignore[override]  # depends on the mode

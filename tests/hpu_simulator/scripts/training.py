@@ -57,7 +57,7 @@ class Engine:
 
     micro_batches, reads_freely, fuses_updates = 1, False, False
 
-    def split(self, batch, network):
+    def split(self, batch):
         return [batch]
 
     def autocast(self):
