@@ -122,6 +122,7 @@ class CompiledPhase:
     """A function that runs operator by operator once and as one graph from then on.
 
     The first call computes what later ones keep (`dino.constants`), which is no part of the graph.
+    So the second call compiles.
     """
 
     def __init__(self, phase: Callable[..., Any], options: Mapping[str, Any]) -> None:

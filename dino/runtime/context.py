@@ -79,6 +79,7 @@ def open_run(
     try:
         _check_mode(opened, processes)
         yield Run(device=opened, processes=processes)
+        processes.wait_for_all("done")  # rank 0 may hold the store that the others still read
     except BaseException as error:
         explained = opened.explain(error) if isinstance(error, RuntimeError) else None
         watch.announce(DeviceError(explained) if explained else error)

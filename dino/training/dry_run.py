@@ -96,7 +96,7 @@ def check_dry_run(config: TrainConfig) -> None:
 
 
 def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
-    """Run two steps, log the measurements and return them.
+    """Run two steps (three if they are compiled), log the measurements and return them.
 
     Raises:
         OptionError: The architecture does not accept the crop sizes or the number of channels.
@@ -115,7 +115,7 @@ def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
     step = device.compile_train(program, optimizer, config.run.accumulate_steps)
     batch, plan = draw_batch(config), build_plan(config, iterations=1, world_size=world_size)
     depth = StepDraws(config, student, device).begin(0)
-    for _ in range(2):
+    for _ in range(2 + device.compiles):  # phases compile in the second step
         clock.seconds.clear()
         clock.enter("transfer")
         step(batch, plan.inputs(0, depth))

@@ -34,7 +34,7 @@ RATES = [1e-4 * (1 + step % 7) for step in range(1000)]
 
 
 class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Counts, inside its `with` block, launches on the device by phase, and reads by the host.
+    """Counts, inside its `with` block, launches by phase, uploads, and reads by the host.
 
     A launch is an operator that computes; views and allocations do not count. Code compiled by
     torch.compile is not inspected, if torch can leave it out.
@@ -45,6 +45,7 @@ class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.launches: Counter[str] = Counter()
         self.reads, self.phase = 0, "step"
+        self.uploads = self.pinned = 0
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -61,6 +62,8 @@ class StepCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped
         result = func(*args, **(kwargs or {}))
         moved = name == "_to_copy" and args[0].device != result.device
         self.reads += name in READS or (moved and result.device.type == "cpu")
+        if moved and args[0].device.type == "cpu":
+            self.uploads, self.pinned = self.uploads + 1, self.pinned + args[0].is_pinned()
         self.launches[self.phase] += not (moved or name in FREE or func.is_view)
         return result
 
@@ -173,6 +176,8 @@ def count_step(work: Workload) -> dict[str, Any]:
         work()
     return {
         "host reads a step": counts.reads,
+        "uploads a step": counts.uploads,
+        "uploads from pinned memory": counts.pinned,
         "launches a step": whole,
         "launches by phase": dict(counts.launches),
     }

@@ -201,7 +201,9 @@ def test_a_checkpoint_goes_from_card_to_cpu_and_back(images: Path, tmp_path: Pat
     }
 
 
-@pytest.mark.parametrize("mode", [("--lazy_mode", "true"), ("--compile",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "mode", [("--lazy_mode", "true"), ("--lazy_mode", "false"), ("--compile",)], ids=" ".join
+)
 def test_two_cards_equal_one_with_twice_the_batch(
     images: Path, on_cpu: Path, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:

@@ -309,7 +309,7 @@ def test_recipes_give_the_published_batch_and_rate(name: str) -> None:
         "head.last_layer.weight_v",
     ]
     placement = place_blocks(config.pipeline, VITS[options.backbone.arch].depth)
-    assert placement.stages(names, 2) == least <= config.ga
+    assert placement.stages(names) == least <= config.ga
     instances = 32 if "256" in name else 1
     assert config.async_type != "rebatch" or config.rebatched_worker_size <= batch // instances
 

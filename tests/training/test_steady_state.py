@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests import hpu_simulator
-from tests.running import make_labelled, on_simulated_card, train
+from tests.running import make_labelled, on_simulated_card, train, train_pair
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10  # an epoch; the log line is at its end
@@ -143,6 +143,7 @@ def describe(seen: hpu_simulator.Seen) -> dict[str, Any]:
         "float64": dict(seen.float64),
         "uploads": seen.uploads.count,
         "blocking": seen.uploads.blocking,
+        "collectives": seen.collectives,
         "joins": [list(join) for join in seen.joins],
         "launches": seen.launches.operators,
         "compiled": seen.launches.graphs,
@@ -272,6 +273,42 @@ def test_a_compiled_step_is_six_graphs_and_a_few_launches(
         for phase, (launches, graphs) in COMPILED.items():
             assert step["launches"].get(phase, 0) <= launches, phase
             assert step["compiled"].get(phase, 0) == graphs, phase
+
+
+def record_small_buckets(path: str, release: str) -> None:
+    """As `record_steps`, with gradients in several buckets."""
+    record_steps(path, release)
+    from dino.devices.hpu.device import HpuDevice
+
+    HpuDevice.bucket_bytes = 250_000
+
+
+@pytest.mark.parametrize("mode", ["compiled", "lazy"])
+def test_two_cards_add_a_few_launches_a_bucket(images: Path, tmp_path: Path, mode: str) -> None:
+    words = ["--data_path", images / "train", "--output_dir", tmp_path / "run", "--device", "hpu"]
+    words += [*MODES[mode], "--epochs", 2, "--warmup_epochs", 1, "--precision", "bf16"]
+    words += ["--local_crops_number", 2, "--batch_size_per_device", 2]
+    prepare = tuple(
+        functools.partial(record_small_buckets, str(tmp_path / f"seen{rank}"), "1.24")
+        for rank in range(2)
+    )
+    results = train_pair(tmp_path, *words, prepare=prepare)
+    assert [result.code for result in results] == [0, 0], results
+    seen = [json.loads(line) for line in (tmp_path / "seen0").read_text().splitlines()]
+    assert {place for place, step in enumerate(seen) if step["new"]} <= DUE
+    step = seen[-3]
+    assert (step["reads"], step["blocking"]) == ([], 0)
+    # The exchange of the statistics is one collective; each other one is a bucket.
+    buckets = step["collectives"] - 1
+    assert buckets >= 3
+    if mode == "lazy":
+        assert step["graphs"] <= 3 + buckets
+        return
+    parts = step["compiled"]["student"]
+    assert parts == step["compiled"]["backward"] >= 2
+    launches = sum(step["launches"].values()) + sum(step["compiled"].values())
+    one_card = sum(map(sum, COMPILED.values()))
+    assert launches <= one_card + 4 * buckets
 
 
 @pytest.mark.parametrize(

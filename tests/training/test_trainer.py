@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -375,7 +376,7 @@ def break_loss() -> None:
     from dino.training import step
 
     whole = step.compute_loss
-    step.compute_loss = lambda *tensors: whole(*tensors) * float("nan")
+    step.compute_loss = lambda *tensors, **more: whole(*tensors, **more) * float("nan")
 
 
 def break_two_steps() -> None:
@@ -384,9 +385,9 @@ def break_two_steps() -> None:
 
     whole, calls = step.compute_loss, []
 
-    def sometimes(*tensors: torch.Tensor) -> torch.Tensor:
+    def sometimes(*tensors: torch.Tensor, **more: Any) -> torch.Tensor:
         calls.append(1)
-        return whole(*tensors) * (float("nan") if len(calls) in (3, 4) else 1.0)
+        return whole(*tensors, **more) * (float("nan") if len(calls) in (3, 4) else 1.0)
 
     step.compute_loss = sometimes
 
@@ -416,11 +417,11 @@ def stop_in_third_step() -> None:
 
     whole, calls = step.compute_loss, []
 
-    def signaled(*tensors: torch.Tensor) -> torch.Tensor:
+    def signaled(*tensors: torch.Tensor, **more: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return whole(*tensors)
+        return whole(*tensors, **more)
 
     step.compute_loss = signaled
 
@@ -503,9 +504,9 @@ def break_four_steps() -> None:
 
     whole, calls = step.compute_loss, []
 
-    def sometimes(*tensors: torch.Tensor) -> torch.Tensor:
+    def sometimes(*tensors: torch.Tensor, **more: Any) -> torch.Tensor:
         calls.append(1)
-        return whole(*tensors) * (float("nan") if 7 <= len(calls) <= 10 else 1.0)
+        return whole(*tensors, **more) * (float("nan") if 7 <= len(calls) <= 10 else 1.0)
 
     step.compute_loss = sometimes
 
@@ -803,3 +804,24 @@ def assert_refused(result: Result, wanted: list[str]) -> None:
     lines = [line for line in result.text.splitlines() if "Error: " in line]
     assert len(lines) == 1 and "Traceback" not in result.text, result.text
     assert all(part in lines[0] for part in wanted), lines[0]
+
+
+def linger_at_log_lines() -> None:
+    """This process is slow to ask the others, the last time when they have nothing left to do."""
+    from dino.runtime.distributed import StopAgreement
+
+    check = StopAgreement.check
+
+    def slow(self: StopAgreement, wanted: bool) -> bool:
+        time.sleep(3)
+        return check(self, wanted)
+
+    StopAgreement.check = slow
+
+
+def test_a_process_that_is_done_waits_for_a_slow_one(images: Path, tmp_path: Path) -> None:
+    """Rank 0 holds the store that the others still read."""
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1)
+    words = (*words, "--batch_size_per_device", 2)
+    results = train_pair(tmp_path, *words, prepare=(None, linger_at_log_lines))
+    assert [result.code for result in results] == [0, 0], results

@@ -6,6 +6,7 @@ import torch
 from torch._dynamo import register_backend
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ... import _simulated
 
@@ -15,10 +16,11 @@ class _Run(torch.fx.Interpreter):
     operators."""
 
     def run(self, *args: object, **kwargs: object) -> object:
-        """See the base class; all of it is one launch."""
+        """See the base class; all of it is one launch, and torch sees no operator of it."""
         _simulated.device.enter_graph()
         try:
-            return super().run(*args, **kwargs)
+            with _disable_current_modes():
+                return super().run(*args, **kwargs)
         finally:
             # or it would hold the results, and autograd copies gradients that somebody holds
             self.env = {}
