@@ -93,6 +93,7 @@ def _make_places(counts: tuple[int, ...]) -> Tensor:
     return torch.repeat_interleave(
         torch.arange(len(counts), dtype=torch.int32, device="cpu"),
         torch.tensor(counts, device="cpu"),
+        output_size=sum(counts),
     )
 
 
