@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dino.devices.cuda_graph import GraphStep
 from dino.devices.casting import cast_together
+from dino.devices.cuda_graph import GraphStep
 from dino.devices.eager import EagerDevice, EagerStep
 from dino.verify.measure import READS
-
 
 UNDECLARED = ("running_mean", "running_var")  # batch norm writes to them, and its schema is silent
 
@@ -51,7 +50,9 @@ class Recording(TorchDispatchMode):
         if func.overloadpacket.__name__ in READS:
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         named = [*zip(func._schema.arguments, args, strict=False)]
-        named += [(part, kwargs[part.name]) for part in func._schema.arguments if part.name in kwargs]
+        named += [
+            (part, kwargs[part.name]) for part in func._schema.arguments if part.name in kwargs
+        ]
         for part, value in named:
             written = part.alias_info is not None and part.alias_info.is_write
             if written or part.name in UNDECLARED:
