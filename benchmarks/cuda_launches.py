@@ -39,6 +39,7 @@ def main() -> None:
             for phase, count in found.items():
                 if (phase == "backward") == only:
                     table[PHASES.get(phase, phase)] += count
+    operators, kernels = +operators, +kernels  # without phases that launch nothing
     for phase in operators:
         counts = backward if phase == "backward" else forward
         most = Counter(

@@ -152,7 +152,7 @@ class Device(abc.ABC):
         """Change how a network computes in training, not what.
 
         Args:
-            stages: Modules that run by their `forward`, one after the other.
+            stages: Modules that run by their `forward`, one after the other, once in a pass.
         """
 
     @abc.abstractmethod

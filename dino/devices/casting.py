@@ -24,7 +24,8 @@ def cast_together(stages: Iterable[nn.Module]) -> None:
     the other, as data parallelism needs it.
 
     Args:
-        stages: Modules that run by their `forward`, none within another.
+        stages: Modules that run by their `forward`, none within another. Each runs once in a pass:
+            autocast would cast the weights once for all calls, and add gradients in its format.
     """
     for stage in stages:
         joint = _JointCast(stage)

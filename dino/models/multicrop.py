@@ -24,10 +24,9 @@ class MultiCrop(nn.Module):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """Parts of our vision transformer and its head that run one after the other."""
-        if not isinstance(self.backbone, VisionTransformer):
-            return [self.head.mlp]
-        return [self.backbone.patch_embed, *self.backbone.blocks, self.head.mlp]
+        """Parts with most of the weights, which run one after the other and once in a pass."""
+        blocks = self.backbone.blocks if isinstance(self.backbone, VisionTransformer) else ()
+        return [*blocks, self.head.mlp]
 
     def forward(self, *views: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """View groups (n_i, C, S_i, S_i) -> features (sum n_i, D) and projected vectors, in order.
