@@ -52,6 +52,8 @@ TRAIN = {
     "--hmp-opt-level": "O1",
     "--hmp-verbose": False,
     "--compile": None,
+    "--attention": None,
+    "--cuda_graph": False,
     "--pipeline": None,
     "--replica": 1,
     "--ga": None,
