@@ -3,7 +3,8 @@
     python benchmarks/train_step.py [--device cpu] [--batch 8] [--precision bf16] [--recompute blocks]
 
 Each way runs in processes of its own, in turn, on the same weights and the same drawn views, which
-lie on the device already. The first step is not timed. `--precision` is ours; the textbook has fp32
+lie on the device already. The first step is not timed, nor are those before a CUDA graph is
+replayed (a graph has no phases). `--precision` is ours; the textbook has fp32
 on cpu and hpu and fp16 autocast with loss scaling on cuda. Utilisation is what the method needs
 (not what computing again adds) against the rate of a large matrix product in our number format,
 measured in the same process. Prints one JSON line a way, and one with the ratios.
@@ -34,6 +35,7 @@ from benchmarks import textbook_step  # noqa: E402
 from dino.cli.options import parse  # noqa: E402
 from dino.cli.session import open_session  # noqa: E402
 from dino.data.crops import Crops  # noqa: E402
+from dino.devices.cuda_graph import WARM_UP  # noqa: E402
 from dino.runtime.context import Run  # noqa: E402
 from dino.training.build import build_networks, build_program, choose_clipping  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
@@ -43,6 +45,7 @@ from dino.training.step_values import StepInputs  # noqa: E402
 
 SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 NUMBERS = {"rate": 5e-4, "decay": 0.04, "momentum": 0.996, "temperature": 0.04}
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
 DEVICES, PRECISIONS = ("cpu", "cuda", "hpu"), ("fp32", "bf16", "fp16")
 Step = Callable[[Callable[[str], None]], float | None]
 
@@ -60,6 +63,7 @@ def parse_words() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda_graph", action="store_true")
     parser.add_argument(
         "--recompute", default="nothing", choices=["nothing", "activations", "mlp", "blocks"]
     )
@@ -100,7 +104,8 @@ def build_config(words: argparse.Namespace) -> TrainConfig:
         str(words.batch),
     ]
     line += ["--recompute", words.recompute]
-    return parse(TrainConfig, line + ["--compile"] * words.compile)
+    line += ["--compile"] * words.compile + ["--cuda_graph"] * words.cuda_graph
+    return parse(TrainConfig, line)
 
 
 def build_ours(
@@ -175,7 +180,8 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         device = run.device
         before = read_memory(run)
         step, tell = (build_ours if words.impl == "ours" else build_textbook)(words, config, run)
-        step(lambda name: None)
+        for _ in range(1 + WARM_UP * words.cuda_graph):
+            step(lambda name: None)
         clock, seconds = PhaseClock(device.synchronize), []
         for _ in range(words.steps):
             device.synchronize()
@@ -200,9 +206,7 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
         "spread": [round(words.batch / part, 3) for part in (max(seconds), min(seconds))],
         "peak_memory_mb": round(memory / 1e6),
         "host_reads": found.get("aten::_local_scalar_dense", 0),
-        "launches": sum(
-            count for name, count in found.items() if name.startswith(("cudaLaunch", "cuLaunch"))
-        ),
+        "launches": sum(count for name, count in found.items() if name.startswith(LAUNCHES)),
         "phases": {name: round(part / whole, 3) for name, part in clock.seconds.items()},
         "utilisation": round(count_flops(config) * rate / product, 3),
         "product_tflops": round(product / 1e12, 3),

@@ -91,21 +91,19 @@ def augment(
 def _augment(
     pixels: Tensor, parameters: Tensor, normalization: Normalization, eager: bool
 ) -> Tensor:
-    flags = parameters[:, FLAGS].reshape(-1, 5, 1, 1, 1) > 0.5
+    flags = (parameters[:, FLAGS].reshape(-1, 5, 1, 1, 1) > 0.5).float()
 
     def change(views: Tensor, flag: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
         if eager and not flag.any():
             return views
         # Weights of 0 and 1 select exactly; selecting with a mask takes a CPU four times longer.
-        return (
-            operation(views)
-            if eager and flag.all()
-            else views.lerp_(operation(views), flag.float())
-        )
+        return operation(views) if eager and flag.all() else views.lerp_(operation(views), flag)
 
     views = change(pixels.contiguous().float(), flags[:, FLIP], lambda views: views.flip(-1))
     factors = torch.where(
-        flags[:, JITTER].flatten(1), parameters[:, FACTORS], to_constant(NEUTRAL, pixels.device)
+        parameters[:, JITTER, None] > 0.5,
+        parameters[:, FACTORS],
+        to_constant(NEUTRAL, pixels.device),
     )
     views = jitter_color(views, factors, parameters[:, ORDER], eager=eager)
     if views.shape[1] == len(LUMA):
@@ -132,43 +130,44 @@ def jitter_color(pixels: Tensor, factors: Tensor, order: Tensor, *, eager: bool 
     Returns:
         (B, C, S, S) float in [0, 255].
     """
-    if pixels.shape[1] != len(LUMA):
-        return _blend_in_order(pixels, factors[:, :HUE], order, eager)
     before = order[:, :HUE] < order[:, HUE:]
-    pixels = _blend_in_order(pixels, torch.where(before, factors[:, :HUE], 1.0), order, eager)
-    if not eager or factors[:, HUE].any():
-        pixels = shift_hue(pixels, factors[:, HUE])
-    return _blend_in_order(pixels, torch.where(before, 1.0, factors[:, :HUE]), order, eager)
-
-
-def _blend_in_order(pixels: Tensor, factors: Tensor, order: Tensor, eager: bool) -> Tensor:
     # Positions 0 to 2 among the three blends.
-    turn = order[:, :HUE] - (order[:, :HUE] > order[:, HUE:]).float()
+    turn = order[:, :HUE] - (~before).float()
     positions = to_constant((0.0, 1.0, 2.0), pixels.device)[:, None]
     due = (turn[:, None] == positions).float()  # (B, 3, 3), one 1 per row
-    factors = (due * factors[:, None]).sum(dim=2)
+    blends = factors[:, :HUE]
+    if pixels.shape[1] != len(LUMA):
+        return _blend_in_order(pixels, blends, due, eager)
+    pixels = _blend_in_order(pixels, torch.where(before, blends, 1.0), due, eager)
+    if not eager or factors[:, HUE].any():
+        pixels = shift_hue(pixels, factors[:, HUE])
+    return _blend_in_order(pixels, torch.where(before, 1.0, blends), due, eager)
+
+
+def _blend_in_order(pixels: Tensor, factors: Tensor, due: Tensor, eager: bool) -> Tensor:
+    shares = 1.0 - (due * factors[:, None]).sum(dim=2)
     for position in range(HUE):
-        factor = factors[:, position].reshape(-1, 1, 1, 1)
-        if eager and factor.eq(1.0).all():
+        share = shares[:, position].reshape(-1, 1, 1, 1)
+        if eager and not share.any():
             continue
         luma = compute_gray(pixels)
         mean = (luma.round().mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
         _, contrast, saturation = due[:, position].reshape(-1, HUE, 1, 1, 1).unbind(dim=1)
         gray = luma if pixels.shape[1] == len(LUMA) else pixels
-        blend_(pixels, torch.addcmul(contrast * mean, saturation, gray), factor)
+        blend_(pixels, torch.addcmul(contrast * mean, saturation, gray), share)
     return pixels
 
 
-def blend_(pixels: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
+def blend_(pixels: Tensor, reference: Tensor, share: Tensor) -> Tensor:
     """Pillow's blend with a reference, rounded down to integer levels, in place.
 
     Args:
         pixels: (B, C, S, S) float, integer levels in [0, 255].
         reference: Black (brightness), mean luma (contrast) or luma (saturation); broadcastable to
             `pixels`.
-        factor: (B, 1, 1, 1); 1 keeps `pixels`, 0 yields the reference.
+        share: (B, 1, 1, 1), 1 minus Pillow's factor; 0 keeps `pixels`, 1 yields the reference.
     """
-    return pixels.lerp_(reference, 1.0 - factor).clamp_(0.0, 255.0).floor_()
+    return pixels.lerp_(reference, share).clamp_(0.0, 255.0).floor_()
 
 
 def compute_gray(pixels: Tensor) -> Tensor:

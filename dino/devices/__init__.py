@@ -64,6 +64,8 @@ def open_device(
     number_format = resolve_precision(precision, name) if precision else "fp32"
     lists = _read_lists(precision) if precision and number_format == "ops" else None
     compiles = precision.compile if precision else None
+    if precision and precision.cuda_graph:
+        _check_graph(name, number_format)
     if name == "ipu":
         if precision and precision.attention:
             raise OptionError("`attention` is not for `device` ipu", remedy="leave it out")
@@ -86,11 +88,25 @@ def open_device(
         )
     device = _open_usual(name, number_format, local_rank, lists)
     device.compiles = bool(compiles)
+    device.replays = bool(precision and precision.cuda_graph)
     if precision and precision.attention == "explicit":
         from dino.devices.attention import attend_explicitly
 
         device.attention = attend_explicitly
     return device
+
+
+def _check_graph(name: str, number_format: str) -> None:
+    if name != "cuda":
+        raise OptionError(
+            f"`cuda_graph` is for `device` cuda only, and this is {name}", remedy="leave it out"
+        )
+    if number_format == "fp16":
+        raise OptionError(
+            "`cuda_graph` does not work with `precision` fp16, whose loss scale changes on the "
+            "host",
+            remedy="use bf16 or fp32, or leave it out",
+        )
 
 
 def _open_usual(

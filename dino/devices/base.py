@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -24,11 +24,13 @@ class Engine(Protocol):
         micro_batches: Number of equal parts of a batch; all of them make one update.
         reads_freely: Whether the host can read a value without waiting for it.
         fuses_updates: Whether torch's fused AdamW and its norms of tensor lists run here.
+        fuses_lists: Whether products of a list of tensors and a () tensor are one kernel.
     """
 
     micro_batches: int
     reads_freely: bool
     fuses_updates: bool
+    fuses_lists: bool
 
     def split(self, batch: Any) -> Iterator[Any]:
         """Yield the micro-batches."""
@@ -71,6 +73,7 @@ class Device(abc.ABC):
         collective_backend: gloo, nccl or hccl.
         pins_memory: Whether loaders pin memory; a device name if torch needs one.
         fuses_updates: Whether torch's fused AdamW and its norms of tensor lists run here.
+        fuses_lists: Whether products of a list of tensors and a () tensor are one kernel.
         reads_freely: Whether the host can read a value of a step without waiting for it.
         reserved_cores: Host cores that a process keeps busy in addition to its loaders.
         loader_start: Start method of loader processes; None for torch's default.
@@ -80,6 +83,8 @@ class Device(abc.ABC):
         exchanges_gradients: Whether the device's step averages gradients over processes itself.
         updates_per_step: Updates in one call of a training step.
         compiles: Whether networks are compiled for training.
+        replays: Whether a step is recorded once and replayed; then there is one process, and
+            networks draw nothing on the device.
         attention: What vision transformers attend by in training; None for torch's own.
         mode: The execution mode, if the device has several; a checkpoint keeps it.
         caution: One line of advice for training in this mode, or None.
@@ -90,6 +95,7 @@ class Device(abc.ABC):
     collective_backend: str
     pins_memory: bool | str = False
     fuses_updates = False
+    fuses_lists = False
     reads_freely = False
     reserved_cores = 0
     loader_start: str | None = None
@@ -99,6 +105,7 @@ class Device(abc.ABC):
     exchanges_gradients = False
     updates_per_step = 1
     compiles = False
+    replays = False
     attention: Attend | None = None
     mode: str | None = None
     caution: str | None = None
@@ -149,6 +156,13 @@ class Device(abc.ABC):
     def temporary_bytes(self) -> int:
         """Return the size that one temporary tensor of a step should have at most."""
         return (self.memory_total() or 0) // TEMPORARY_PART
+
+    def prepare_network(self, stages: Iterable[nn.Module]) -> None:  # noqa: B027 - most need none
+        """Change how a network computes in training, not what.
+
+        Args:
+            stages: Modules that run by their `forward`, one after the other, once in a pass.
+        """
 
     @abc.abstractmethod
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:

@@ -30,6 +30,7 @@ class PrecisionConfig:
     hmp_verbose: bool = False
     compile: bool | None = None
     attention: str | None = setting(None, choices=("explicit", "fused"))
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

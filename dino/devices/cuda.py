@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dino.devices.eager import EagerDevice
+from dino.devices.base import TrainProgram, TrainStep
+from dino.devices.casting import cast_together
+from dino.devices.cuda_graph import CudaRecorder, GraphStep, ReplayedProgram
+from dino.devices.eager import AUTOCAST_TYPES, EagerDevice
 from dino.devices.op_lists import OpLists
 from dino.devices.untyped import build_stream
 from dino.errors import DeviceError
@@ -18,6 +21,7 @@ class CudaDevice(EagerDevice):
     """One GPU of this host, NCCL; fp32, bf16, fp16 and op lists."""
 
     fuses_updates = True
+    fuses_lists = True
     pins_memory = True
 
     def __init__(self, precision: str, local_rank: int, lists: OpLists | None = None) -> None:
@@ -64,10 +68,24 @@ class CudaDevice(EagerDevice):
         uploaded.record_stream(computing)
         return uploaded
 
+    def prepare_network(self, stages: Iterable[nn.Module]) -> None:
+        """See the base class; a compiled network and op lists cast in their own way."""
+        if self.precision in AUTOCAST_TYPES and not self.compiles:
+            cast_together(stages)
+
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the base class; torch's SyncBatchNorm has fused kernels here."""
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
         return convert(module)
+
+    def compile_train(
+        self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int
+    ) -> TrainStep:
+        """See the base class."""
+        if not self.replays:
+            return super().compile_train(program, optimizer, micro_batches)
+        recorded = cast(ReplayedProgram, program)
+        return GraphStep(self, recorded, optimizer, micro_batches, CudaRecorder())
 
     def explain(self, error: RuntimeError) -> str | None:
         """See the base class."""

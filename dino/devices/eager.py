@@ -150,6 +150,7 @@ class EagerStep(TrainStep):
         self.device, self.program = device, program
         self.optimizer, self.micro_batches = optimizer, micro_batches
         self.reads_freely, self.fuses_updates = device.reads_freely, device.fuses_updates
+        self.fuses_lists = device.fuses_lists
         self.scaler = device.build_scaler()
 
     def __call__(self, batch: Any, inputs: Any) -> None:

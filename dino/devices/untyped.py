@@ -21,6 +21,19 @@ def build_stream() -> torch.cuda.Stream:
     return build()
 
 
+def record_graph(stream: torch.cuda.Stream, function: Callable[[], None]) -> Callable[[], None]:
+    """Record what a function launches on a stream as a CUDA graph; return what launches the graph.
+
+    Loaders pin memory in a thread of this process, which only `thread_local` allows meanwhile.
+    """
+    build: Callable[[], torch.cuda.CUDAGraph] = torch.cuda.CUDAGraph
+    graph = build()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        function()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
 def run_backward(loss: Tensor) -> None:
     """Compute the gradients of a loss ()."""
     run: Callable[[], None] = loss.backward

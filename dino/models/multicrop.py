@@ -22,6 +22,12 @@ class MultiCrop(nn.Module):
         self.backbone = backbone
         self.head = head
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        """Parts with most of the weights, which run one after the other and once in a pass."""
+        blocks = self.backbone.blocks if isinstance(self.backbone, VisionTransformer) else ()
+        return [*blocks, self.head.mlp]
+
     def forward(self, *views: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """View groups (n_i, C, S_i, S_i) -> features (sum n_i, D) and projected vectors, in order.
 

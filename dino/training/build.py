@@ -29,6 +29,7 @@ from dino.models.registry import (
 )
 from dino.runtime.context import Run
 from dino.training.config import OptimConfig, TrainConfig
+from dino.training.draws import draws_by_itself
 from dino.training.ema import build_teacher
 from dino.training.exchange import GradientExchange
 from dino.training.loss import choose_rows
@@ -65,6 +66,8 @@ def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]
             cast(MultiCrop, device.synchronize_batch_norm(network))
             for network in (student, teacher)
         )
+    for network in (student, teacher):
+        device.prepare_network(network.stages)
     return student.to(device.torch_device), teacher.to(device.torch_device)
 
 
@@ -151,6 +154,8 @@ def build_program(
     config: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run
 ) -> DinoProgram:
     """Bind the networks to the step; exchange gradients and compile if needed."""
+    if run.device.replays:
+        check_replay(config, student, run)
     forward_student: nn.Module = student
     forward_teacher: nn.Module = teacher
     exchange = None
@@ -175,6 +180,25 @@ def build_program(
         compile_phase=run.device.compile_phase,
         loss_rows=choose_rows(config.student.out_dim, run.device.temporary_bytes()),
     )
+
+
+def check_replay(config: TrainConfig, student: MultiCrop, run: Run) -> None:
+    """Check that one recorded step can stand for all steps.
+
+    Raises:
+        OptionError: There are several processes, or the student draws random numbers itself.
+    """
+    if run.processes.world_size > 1:
+        raise OptionError(
+            f"`cuda_graph` is for one process, and this run has {run.processes.world_size}",
+            remedy="leave it out",
+        )
+    if draws_by_itself(student.backbone, config):
+        raise OptionError(
+            f"`cuda_graph` does not work with `arch` {config.backbone.chosen_arch}, which draws "
+            "random numbers in each step",
+            remedy="leave it out, or use a vit_* or a network without dropout",
+        )
 
 
 def choose_clipping(optim: OptimConfig, device: Device) -> float:

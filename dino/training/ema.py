@@ -28,8 +28,26 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> 
     update_average(list(teacher.parameters()), list(student.parameters()), momentum)
 
 
-def update_average(targets: Sequence[Tensor], sources: Sequence[Tensor], momentum: Tensor) -> None:
-    """Average tensor by tensor, as `update_teacher`."""
+def update_average(
+    targets: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    momentum: Tensor,
+    *,
+    fused: bool = False,
+) -> None:
+    """Average tensor by tensor, as `update_teacher`.
+
+    Args:
+        targets: Become the averages.
+        sources: Stay unchanged.
+        momentum: () float32; 1 changes nothing, to the bit.
+        fused: Whether products of a list of tensors and a () tensor are one kernel here. They need
+            memory for the products, and a lerp does not, but no device has a kernel for the lerp of
+            a list by a () tensor.
+    """
     with torch.no_grad():
-        # A lerp needs no memory for the products.
-        torch._foreach_lerp_(list(targets), list(sources), [1 - momentum] * len(targets))
+        if fused:
+            torch._foreach_mul_(list(targets), momentum)
+            torch._foreach_add_(list(targets), torch._foreach_mul(list(sources), 1 - momentum))
+        else:
+            torch._foreach_lerp_(list(targets), list(sources), [1 - momentum] * len(targets))

@@ -229,7 +229,8 @@ class DinoProgram:
                 inputs.learning_rate, inputs.weight_decay, keep, keep * inputs.train_last_layer
             )
         )
-        update_average(teacher, student, 1.0 - keep * (1.0 - inputs.momentum))
+        momentum = 1.0 - keep * (1.0 - inputs.momentum)
+        update_average(teacher, student, momentum, fused=engine.fuses_lists)
         self.restore_statistics(before, keep)
         finite = keep if loss_scale is None else torch.where(loss_scale > 1.0, loss_finite, keep)
         self.record(mean, grad_norm=grad_norm, keep=keep, finite=finite)

@@ -53,6 +53,7 @@ TRAIN = {
     "--hmp-verbose": False,
     "--compile": None,
     "--attention": None,
+    "--cuda_graph": False,
     "--pipeline": None,
     "--replica": 1,
     "--ga": None,

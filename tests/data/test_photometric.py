@@ -154,7 +154,7 @@ def apply_one(pixels: Tensor, operation: int, factor: float) -> Tensor:
         return photometric.shift_hue(pixels, torch.tensor([factor]))
     luma = photometric.compute_gray(pixels)
     mean = (luma.round().mean() + 0.5).floor().reshape(1, 1, 1, 1)
-    return photometric.blend_(pixels.clone(), (torch.zeros(1), mean, luma)[operation], wide)
+    return photometric.blend_(pixels.clone(), (torch.zeros(1), mean, luma)[operation], 1.0 - wide)
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dino.cli.options import parse
+from dino.devices.cuda_graph import WARM_UP
 from dino.runtime.context import open_run
 from dino.training.build import build_networks, build_program
 from dino.training.config import TrainConfig
@@ -27,6 +28,8 @@ SMALL += " --local_crops_number 2 --batch_size_per_device 4 --drop_path_rate 0 -
 # 5e-4 for this batch: losses move
 SMALL += " --epochs 1 --warmup_epochs 0 --freeze_last_layer 0 --lr 0.03"
 STEPS = 4
+GRAPH_STEPS = WARM_UP + 4
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")  # of the host; a graph is one
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +55,11 @@ def open_steps(words: str) -> Iterator[tuple[DinoProgram, Callable[[], None]]]:
         yield program, lambda: step(batch, inputs)
 
 
-def compute_losses(words: str) -> list[float]:
+def compute_losses(words: str, steps: int = STEPS) -> list[float]:
     """The loss of each step; a step that a loss scale masked has none."""
     with open_steps(words) as (program, step):
         sums = []
-        for _ in range(STEPS):
+        for _ in range(steps):
             step()
             sums.append([program.meters[METERS.index(name)].item() for name in ("steps", "loss")])
     pairs = zip([[0.0, 0.0], *sums], sums, strict=False)
@@ -82,7 +85,7 @@ def expected() -> list[float]:
     ],
 )
 def test_losses_are_the_cpus(words: str, limit: float, expected: list[float]) -> None:
-    assert compute_losses(f"`device` cuda {words}") == pytest.approx(expected, rel=limit)
+    assert compute_losses(f"--device cuda {words}") == pytest.approx(expected, rel=limit)
 
 
 def test_in_fp16_the_first_loss_scale_may_mask_steps_and_the_others_are_the_cpus(
@@ -106,6 +109,48 @@ def test_the_host_reads_nothing_in_a_step(precision: str) -> None:
     with open_steps(f"--device cuda --precision {precision}") as (_, step):
         step()  # places constants
         step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("more", ["", "--compile", "--recompute blocks"])
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("bf16", 1e-3)])
+def test_a_replayed_graph_gives_the_eager_steps_losses(
+    precision: str, limit: float, more: str
+) -> None:
+    words = f"--device cuda --precision {precision} {more}"
+    eager = compute_losses(words, GRAPH_STEPS)
+    assert len(eager) == GRAPH_STEPS
+    assert compute_losses(f"{words} --cuda_graph", GRAPH_STEPS) == pytest.approx(eager, rel=limit)
+
+
+def count_launches(words: str) -> int:
+    """What the host launches in one step after the first."""
+    with open_steps(f"--device cuda --precision bf16 {words}") as (_, step):
+        for _ in range(GRAPH_STEPS):
+            step()
+        torch.cuda.synchronize()
+        with torch.profiler.profile() as events:
+            step()
+            torch.cuda.synchronize()
+    found = {event.key: event.count for event in events.key_averages()}
+    return sum(count for name, count in found.items() if name.startswith(LAUNCHES))
+
+
+def test_compiled_steps_launch_less_and_a_graph_next_to_nothing() -> None:
+    eager, compiled = count_launches(""), count_launches("--compile")
+    assert 0 < compiled < eager
+    for more in ("", "--compile"):
+        assert 0 < count_launches(f"{more} --cuda_graph") <= 100
+
+
+def test_the_host_reads_nothing_when_a_graph_is_replayed() -> None:
+    with open_steps("--device cuda --precision bf16 --cuda_graph") as (_, step):
+        for _ in range(GRAPH_STEPS):
+            step()
         torch.cuda.set_sync_debug_mode("error")
         try:
             step()

@@ -42,6 +42,11 @@ FLAGS: Mapping[str, Spec] = {
         "attention of our vision transformers in training: explicit, softmax(q k^T) v, the default "
         "on hpu, or fused, a kernel of the device, the default elsewhere; not verified on a card"
     ),
+    "cuda_graph": Spec(
+        "cuda only, one process, not fp16: record the whole training step as one CUDA graph and "
+        "replay it, which saves the host's time; also with --compile; not verified on a card",
+        switch=True,
+    ),
     # LaunchConfig
     "dist_url": Spec("rendezvous of the processes: env://, tcp://host:port or file:///shared/path"),
     "local_rank": Spec(

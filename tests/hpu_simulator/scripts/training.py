@@ -55,7 +55,7 @@ def cut() -> None:
 class Engine:
     """What the step needs of a device, with nothing of the product's own."""
 
-    micro_batches, reads_freely, fuses_updates = 1, False, False
+    micro_batches, reads_freely, fuses_updates, fuses_lists = 1, False, False, False
 
     def split(self, batch):
         return [batch]
