@@ -33,9 +33,12 @@ struct Sums {
     void start(int32_t value) { lanes = _mm512_set1_epi32(value); }
     void add(const uint8_t* pairs, int32_t weights) {
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs));
-        const __m512i products =
-            _mm512_madd_epi16(_mm512_cvtepu8_epi16(bytes), _mm512_set1_epi32(weights));
-        lanes = _mm512_add_epi32(lanes, products);
+        const __m512i levels = _mm512_cvtepu8_epi16(bytes), both = _mm512_set1_epi32(weights);
+#if defined(__AVX512VNNI__)
+        lanes = _mm512_dpwssd_epi32(lanes, levels, both);
+#else
+        lanes = _mm512_add_epi32(lanes, _mm512_madd_epi16(levels, both));
+#endif
     }
     void store(int bits, uint8_t* out) const {
         const __m512i levels = _mm512_sra_epi32(lanes, _mm_cvtsi32_si128(bits));
@@ -111,9 +114,10 @@ void transpose(const uint8_t* from, size_t from_step, uint8_t* to, size_t to_ste
 
 // One axis of one crop: where each output's pairs begin, and their weights.
 struct Axis {
-    int pairs;                      // per output
+    int pairs;                      // of the output that has the most
     int bits;                       // weights are multiplied by 2^bits
-    std::vector<int32_t> first;     // index of the first pair
+    std::vector<int32_t> first;     // index of each output's first pair
+    std::vector<int32_t> count;     // its pairs
     std::vector<int32_t> weights;   // (outputs, pairs), two numbers of 16 bits each
 };
 
@@ -133,7 +137,8 @@ double bicubic(double x) {
 int place(int input, double scale, int offset, Weighing& space, Axis& axis) {
     const double support = scale >= 1.0 ? 2.0 * scale : 2.0;
     const int64_t most = static_cast<int64_t>(std::ceil(static_cast<float>(support))) * 2 + 1;
-    int64_t taps = 0, pairs = 0;
+    int64_t taps = 0;
+    axis.pairs = 0;
     for (size_t i = 0; i < axis.first.size(); ++i) {
         const double center = scale * (i + 0.5);
         const int64_t first = std::max<int64_t>(static_cast<int64_t>(center - support + 0.5), 0);
@@ -144,9 +149,9 @@ int place(int input, double scale, int offset, Weighing& space, Axis& axis) {
         space.count[i] = static_cast<double>(count);
         axis.first[i] = static_cast<int32_t>(first) + offset;
         taps = std::max(taps, count);
-        pairs = std::max(pairs, ((axis.first[i] & 1) + count + 1) / 2);
+        axis.count[i] = static_cast<int32_t>((axis.first[i] & 1) + count + 1) / 2;
+        axis.pairs = std::max(axis.pairs, axis.count[i]);
     }
-    axis.pairs = static_cast<int>(pairs);
     return static_cast<int>(taps);
 }
 
@@ -159,6 +164,7 @@ bool weigh(int input, int output, int offset, Weighing& space, Axis& axis) {
         part->assign(output, 0.0);
     space.nearest.assign(output, 1.0);
     axis.first.resize(output);
+    axis.count.resize(output);
     const int taps = place(input, scale, offset, space, axis);
     space.weights.resize(static_cast<size_t>(taps) * output);
     const double* const center = space.center.data();
@@ -241,7 +247,7 @@ void pair_row(const uint8_t* row, int width, int channels, uint8_t* pairs) {
 }
 
 struct Scratch {
-    std::vector<uint8_t> strip, columns, rows;
+    std::vector<uint8_t> strip, columns, tile, rows;
     Weighing weighing;
     Axis across, down;
     size_t height;  // bytes from column to column
@@ -287,46 +293,47 @@ void sum(const uint8_t* from, size_t step, const int32_t* weights, int pairs, in
     for (int part = 0; part < N; ++part) sums[part].store(bits, out + WIDE * part);
 }
 
+// Levels of `length` outputs, a multiple of WIDE.
+void sum_all(const uint8_t* from, size_t step, const int32_t* weights, int pairs, int bits,
+             size_t length, uint8_t* out) {
+    size_t place = 0;
+    for (; place + 4 * WIDE <= length; place += 4 * WIDE)
+        sum<4>(from + 2 * place, step, weights, pairs, bits, out + place);
+    for (; place < length; place += WIDE)
+        sum<1>(from + 2 * place, step, weights, pairs, bits, out + place);
+}
+
 // (width / 2, C, height, 2) -> rows (height / 2, size * C, 2).
 void scale_across(const Box& box, int top, int size, int channels, Scratch& scratch, size_t step) {
     const Axis& axis = scratch.across;
-    const size_t jump = channels * scratch.height;
-    uint8_t tile[TILE * STRIP];
-    for (int begin = 0; begin < size * channels; begin += TILE)
-        for (int y = 0; y < box.height; y += STRIP) {
-            const int end = std::min(begin + TILE, size * channels);
-            const int left = box.height - y;
-            int x = begin / channels, channel = begin % channels;
-            for (int out = begin; out < end; ++out) {
-                const uint8_t* from = scratch.columns.data() + axis.first[x] * jump +
-                                      channel * scratch.height + 2 * (top + y);
-                const int32_t* weights = axis.weights.data() + x * axis.pairs;
-                uint8_t* const to = tile + (out - begin) * STRIP;
-                if (left > WIDE) sum<2>(from, jump, weights, axis.pairs, axis.bits, to);
-                else sum<1>(from, jump, weights, axis.pairs, axis.bits, to);
-                if (++channel == channels) channel = 0, ++x;
-            }
-            uint8_t* const to = scratch.rows.data() + y / 2 * step + 2 * begin;
-            transpose(tile, STRIP, to, step);
-            if (left > WIDE) transpose(tile + WIDE, STRIP, to + TILE * step, step);
+    const size_t jump = channels * scratch.height, length = pad(box.height, WIDE);
+    reserve(scratch.tile, TILE * length);
+    uint8_t* const tile = scratch.tile.data();
+    for (int begin = 0; begin < size * channels; begin += TILE) {
+        for (int out = begin; out < std::min(begin + TILE, size * channels); ++out) {
+            const int x = out / channels;
+            const uint8_t* from = scratch.columns.data() + axis.first[x] * jump +
+                                  (out % channels) * scratch.height + 2 * top;
+            const int32_t* weights = axis.weights.data() + x * axis.pairs;
+            sum_all(from, jump, weights, axis.count[x], axis.bits, length, tile + (out - begin) * length);
         }
+        for (size_t y = 0; y < length; y += WIDE)
+            transpose(tile + y, length, scratch.rows.data() + y / 2 * step + 2 * begin, step);
+    }
 }
 
 // rows (height / 2, size * C, 2) -> (size, size, C).
 void scale_down(int size, int channels, const Scratch& scratch, size_t step, uint8_t* out) {
     const Axis& axis = scratch.down;
-    const int width = size * channels;
+    const size_t width = static_cast<size_t>(size) * channels, whole = width / WIDE * WIDE;
+    uint8_t rest[WIDE];
     for (int y = 0; y < size; ++y, out += width) {
         const uint8_t* const from = scratch.rows.data() + axis.first[y] * step;
         const int32_t* const weights = axis.weights.data() + y * axis.pairs;
-        int x = 0;
-        for (; x + 4 * WIDE <= width; x += 4 * WIDE)
-            sum<4>(from + 2 * x, step, weights, axis.pairs, axis.bits, out + x);
-        for (; x < width; x += WIDE) {
-            uint8_t levels[WIDE];
-            sum<1>(from + 2 * x, step, weights, axis.pairs, axis.bits, levels);
-            std::memcpy(out + x, levels, std::min(WIDE, width - x));
-        }
+        sum_all(from, step, weights, axis.count[y], axis.bits, whole, out);
+        if (whole == width) continue;
+        sum<1>(from + 2 * whole, step, weights, axis.count[y], axis.bits, rest);
+        std::memcpy(out + whole, rest, width - whole);
     }
 }
 

@@ -7,6 +7,7 @@ those of the original's DataAugmentationDINO. Shapes: V views, C channels, S sid
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -111,15 +112,7 @@ class Crops(NamedTuple):
 
 
 def cut_views(image: Tensor, crops: Sequence[tuple[Box, int]]) -> np.ndarray:
-    """Crop and resize view by view with torch; `data/native` does the same in one call.
-
-    Args:
-        image: (C, H, W) uint8.
-        crops: Box and side in pixels of each view.
-
-    Returns:
-        The views one after another, each (S, S, C) uint8, as one flat array.
-    """
+    """Crop and resize view by view with torch; `data/native` does the same in one call."""
     views = [resize_crop(image, box, (side, side)).permute(1, 2, 0).numpy() for box, side in crops]
     return np.concatenate([view.reshape(-1) for view in views])
 
@@ -141,17 +134,28 @@ def cut_crops(
         cut: How the views are cropped; all ways return the same levels.
     """
     channels, height, width = image.shape
-    global_views, local_views = recipe.global_recipes(), recipe.local_recipes()
-    global_boxes = [draw_box(height, width, view.scale, rng) for view in global_views]
-    global_parameters = torch.from_numpy(draw_parameters(global_views, rng))
-    local_boxes = [draw_box(height, width, view.scale, rng) for view in local_views]
-    local_parameters = torch.from_numpy(draw_parameters(local_views, rng))
-    views = zip((*global_boxes, *local_boxes), (*global_views, *local_views), strict=True)
-    pixels = torch.from_numpy(cut(image, [(box, view.size) for box, view in views]))
+    groups, rows, boxes = plan_views(recipe), [], []
+    for views in groups:  # in this order: resumed runs draw the same numbers
+        boxes += [draw_box(height, width, view.scale, rng) for view in views]
+        rows.append(rng.random((len(views), photometric.PARAMETERS)))
+    views = sum(groups, ())
+    pixels = cut(image, [(box, view.size) for box, view in zip(boxes, views, strict=True)])
+    parameters = torch.from_numpy(scale_parameters(views, np.concatenate(rows)))
     shapes = [(-1, size, size, channels) for size in (recipe.global_size, recipe.local_size)]
     end = GLOBAL_VIEWS * recipe.global_size**2 * channels
-    parts = pixels[:end].view(shapes[0]), pixels[end:].view(shapes[1])
-    return Crops(parts[0], global_parameters, parts[1], local_parameters, torch.tensor(replaced))
+    return Crops(
+        torch.from_numpy(pixels[:end].reshape(shapes[0])),
+        parameters[:GLOBAL_VIEWS],
+        torch.from_numpy(pixels[end:].reshape(shapes[1])),
+        parameters[GLOBAL_VIEWS:],
+        torch.from_numpy(np.array(replaced)),  # a third of torch.tensor's time
+    )
+
+
+@functools.cache
+def plan_views(recipe: CropRecipe) -> tuple[tuple[ViewRecipe, ...], tuple[ViewRecipe, ...]]:
+    """The global and the local views, made once per process."""
+    return recipe.global_recipes(), recipe.local_recipes()
 
 
 def build_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -191,7 +195,11 @@ def draw_box(height: int, width: int, scale: tuple[float, float], rng: np.random
 
 def draw_parameters(views: Sequence[ViewRecipe], rng: np.random.Generator) -> np.ndarray:
     """Draw (V, PARAMETERS) float32 parameters of V views; `data/photometric` names the columns."""
-    drawn = rng.random((len(views), photometric.PARAMETERS))
+    return scale_parameters(views, rng.random((len(views), photometric.PARAMETERS)))
+
+
+def scale_parameters(views: Sequence[ViewRecipe], drawn: np.ndarray) -> np.ndarray:
+    """(V, PARAMETERS) numbers drawn from [0, 1) as the parameters of V views, float32."""
     rows = drawn.astype(np.float32)
     rows[:, photometric.FLAGS] = drawn[:, photometric.FLAGS] < np.reshape(
         [view.chances for view in views], (-1, 5)
