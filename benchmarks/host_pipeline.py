@@ -7,7 +7,7 @@ change less than the clock on the wall) as median, smallest and largest of sever
 turn, and its ratio to the textbook and to decoding. Ways: `textbook` is the paper's ten crops of
 Pillow and torchvision; `native` is what our loaders do with a compiler, `torch` without one or with
 DINO_NATIVE=0; `host_and_device` adds what the device does, on this core, in batches; `decode` is
-reading pixels alone. Without a compiler the row `native` is missing.
+reading pixels alone. Without a compiler `native` is the same as `torch`.
 """
 
 from __future__ import annotations
@@ -103,8 +103,6 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
         "host_and_device": run_device,
         "decode": run_decode,
     }
-    if dataset.cut is plain.cut:
-        del ways["native"]
     return ways, len(source)
 
 
