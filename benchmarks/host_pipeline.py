@@ -5,12 +5,14 @@
 Prints one JSON line a way: images a second of processor time (which other users of the machine
 change less than the clock on the wall) as median, smallest and largest of several rounds, taken in
 turn, and its ratio to the textbook and to decoding. Ways: `textbook` is the paper's ten crops of
-Pillow and torchvision; `host` is what our loaders do; `host_and_device` adds what the device does,
-on this core, in batches; `decode` is reading pixels alone.
+Pillow and torchvision; `native` is what our loaders do with a compiler, `torch` without one or with
+DINO_NATIVE=0; `host_and_device` adds what the device does, on this core, in batches; `decode` is
+reading pixels alone. Without a compiler `native` is the same as `torch`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -31,6 +33,7 @@ from torchvision import transforms as T  # noqa: E402
 from dino.data.crops import CropRecipe, ViewRecipe  # noqa: E402
 from dino.data.datasets import CropDataset  # noqa: E402
 from dino.data.decode import read_image  # noqa: E402
+from dino.data.native import choose_cut  # noqa: E402
 from dino.data.photometric import IMAGENET_MEAN, IMAGENET_STD, Normalization, augment  # noqa: E402
 from dino.data.sources import open_images  # noqa: E402
 
@@ -68,7 +71,8 @@ def build_textbook(recipe: CropRecipe) -> list[T.Compose]:
 def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], int]:
     """Each way as a callable of image indices, and how many images there are."""
     source = open_images(folder)
-    dataset = CropDataset(source, CropRecipe(), seed=0, skip_bad=False)
+    dataset, plain = (CropDataset(source, CropRecipe(), seed=0, skip_bad=False) for _ in range(2))
+    dataset.cut = choose_cut()
     views, normalize = build_textbook(CropRecipe()), Normalization()
 
     def run_textbook(indices: list[int]) -> None:
@@ -84,7 +88,7 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
                 pixels, rows = (part.transpose(0, 1).flatten(0, 1) for part in group)
                 augment(pixels.movedim(-1, 1), rows, normalize, eager=True)
 
-    def run_host(indices: list[int]) -> None:
+    def run_host(dataset: CropDataset, indices: list[int]) -> None:
         for index in indices:
             dataset[0, index]
 
@@ -94,7 +98,8 @@ def build_ways(folder: str) -> tuple[dict[str, Callable[[list[int]], object]], i
 
     ways = {
         "textbook": run_textbook,
-        "host": run_host,
+        "native": functools.partial(run_host, dataset),
+        "torch": functools.partial(run_host, plain),
         "host_and_device": run_device,
         "decode": run_decode,
     }

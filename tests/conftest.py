@@ -21,6 +21,9 @@ from dino.devices.config import DeviceConfig
 from tests import hpu_simulator
 from tests.running import FAKES
 
+# Cropping by torch needs no compiler. `tests/data/test_native.py` compares the native crops with it.
+os.environ.setdefault("DINO_NATIVE", "0")
+
 hypothesis.settings.register_profile("no timing", deadline=None)
 hypothesis.settings.load_profile("no timing")
 

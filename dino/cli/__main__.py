@@ -28,6 +28,7 @@ COMMANDS = {  # in the order in which they are listed
     "inspect": "describe a weights file",
     "check": "list corrupt, tiny, odd and duplicate images",
     "pack": "pack a folder of images into tar shards",
+    "build-native": "compile the fast crops of the loaders",
     "doctor": "report whether a device can run here, and if not, why",
     "verify": "test which modes of a device compute correct numbers",
     "align": "compare training steps on two devices",

@@ -7,8 +7,9 @@ those of the original's DataAugmentationDINO. Shapes: V views, C channels, S sid
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,6 +34,10 @@ RANDOM_SCALE = (0.08, 1.0)  # area fraction of a random crop (torchvision's Rand
 RESIZE_RATIO = 256 / 224  # evaluation: shorter side after resizing / side of the center crop
 # Pillow's thumbnail: sizes beyond twice the target are first averaged down by integer factors.
 REDUCING_GAP = 2.0
+
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+# (C, H, W) uint8 image, the box and the side of each crop -> the crops, flat, each (S, S, C).
+CutViews = Callable[[Tensor, Sequence[tuple[Box, int]]], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +111,18 @@ class Crops(NamedTuple):
     replaced: Tensor
 
 
+def cut_views(image: Tensor, crops: Sequence[tuple[Box, int]]) -> np.ndarray:
+    """Crop and resize view by view with torch; `data/native` does the same in one call."""
+    views = [resize_crop(image, box, (side, side)).permute(1, 2, 0).numpy() for box, side in crops]
+    return np.concatenate([view.reshape(-1) for view in views])
+
+
 def cut_crops(
-    image: Tensor, recipe: CropRecipe, rng: np.random.Generator, replaced: int = 0
+    image: Tensor,
+    recipe: CropRecipe,
+    rng: np.random.Generator,
+    replaced: int = 0,
+    cut: CutViews = cut_views,
 ) -> Crops:
     """Crop all views of an image and draw their photometric parameters.
 
@@ -116,16 +131,31 @@ def cut_crops(
         recipe: Which views to crop.
         rng: The image's own generator.
         replaced: Stored in the result.
+        cut: How the views are cropped; all ways return the same levels.
     """
-    global_pixels, global_parameters = _cut_views(
-        image, recipe.global_recipes(), recipe.global_size, rng
-    )
-    local_pixels, local_parameters = _cut_views(
-        image, recipe.local_recipes(), recipe.local_size, rng
-    )
+    channels, height, width = image.shape
+    groups, rows, boxes = plan_views(recipe), [], []
+    for views in groups:  # in this order: resumed runs draw the same numbers
+        boxes += [draw_box(height, width, view.scale, rng) for view in views]
+        rows.append(rng.random((len(views), photometric.PARAMETERS)))
+    views = sum(groups, ())
+    pixels = cut(image, [(box, view.size) for box, view in zip(boxes, views, strict=True)])
+    parameters = torch.from_numpy(scale_parameters(views, np.concatenate(rows)))
+    shapes = [(-1, size, size, channels) for size in (recipe.global_size, recipe.local_size)]
+    end = GLOBAL_VIEWS * recipe.global_size**2 * channels
     return Crops(
-        global_pixels, global_parameters, local_pixels, local_parameters, torch.tensor(replaced)
+        torch.from_numpy(pixels[:end].reshape(shapes[0])),
+        parameters[:GLOBAL_VIEWS],
+        torch.from_numpy(pixels[end:].reshape(shapes[1])),
+        parameters[GLOBAL_VIEWS:],
+        torch.from_numpy(np.array(replaced)),  # a third of torch.tensor's time
     )
+
+
+@functools.cache
+def plan_views(recipe: CropRecipe) -> tuple[tuple[ViewRecipe, ...], tuple[ViewRecipe, ...]]:
+    """The global and the local views, made once per process."""
+    return recipe.global_recipes(), recipe.local_recipes()
 
 
 def build_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -133,19 +163,7 @@ def build_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, index))
 
 
-def _cut_views(
-    image: Tensor, views: tuple[ViewRecipe, ...], size: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    pixels = np.empty((len(views), size, size, image.shape[0]), dtype=np.uint8)
-    for row, view in enumerate(views):
-        box = draw_box(image.shape[1], image.shape[2], view.scale, rng)
-        pixels[row] = resize_crop(image, box, (size, size)).permute(1, 2, 0).numpy()
-    return torch.from_numpy(pixels), torch.from_numpy(draw_parameters(views, rng))
-
-
-def draw_box(
-    height: int, width: int, scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def draw_box(height: int, width: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
     """Draw a box of random area and aspect ratio (torchvision's RandomResizedCrop.get_params).
 
     Args:
@@ -177,7 +195,11 @@ def draw_box(
 
 def draw_parameters(views: Sequence[ViewRecipe], rng: np.random.Generator) -> np.ndarray:
     """Draw (V, PARAMETERS) float32 parameters of V views; `data/photometric` names the columns."""
-    drawn = rng.random((len(views), photometric.PARAMETERS))
+    return scale_parameters(views, rng.random((len(views), photometric.PARAMETERS)))
+
+
+def scale_parameters(views: Sequence[ViewRecipe], drawn: np.ndarray) -> np.ndarray:
+    """(V, PARAMETERS) numbers drawn from [0, 1) as the parameters of V views, float32."""
     rows = drawn.astype(np.float32)
     rows[:, photometric.FLAGS] = drawn[:, photometric.FLAGS] < np.reshape(
         [view.chances for view in views], (-1, 5)
@@ -191,9 +213,7 @@ def draw_parameters(views: Sequence[ViewRecipe], rng: np.random.Generator) -> np
     return rows
 
 
-def resize_crop(
-    image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int], *, mode: str = "bicubic"
-) -> Tensor:
+def resize_crop(image: Tensor, box: Box, size: tuple[int, int], *, mode: str = "bicubic") -> Tensor:
     """Crop a box (top, left, height, width), resize it antialiased to (C, *size); uint8."""
     top, left, height, width = box
     part = np.ascontiguousarray(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dino.data.crops import CropRecipe, Crops, build_rng, cut_crops
+from dino.data.crops import CropRecipe, Crops, CutViews, build_rng, cut_crops, cut_views
 from dino.data.image_source import ImageSource
 from dino.data.photometric import Normalization, augment
 from dino.errors import DataError
@@ -60,6 +60,7 @@ class CropDataset(Dataset[Crops | DataError]):
         self.recipe = recipe
         self.seed = seed
         self.skip_bad = skip_bad
+        self.cut: CutViews = cut_views  # the training loader chooses
 
     def __getitem__(self, key: tuple[int, int]) -> Crops | DataError:
         """Crops of image `index` in `epoch`; `skip_bad` replaces an unreadable one by the next."""
@@ -69,7 +70,7 @@ class CropDataset(Dataset[Crops | DataError]):
             candidate = (index + replaced) % len(self.source)
             try:
                 image = self.source.read(candidate, self.recipe.channels, whole=True)
-                crops = cut_crops(image, self.recipe, rng, replaced)
+                crops = cut_crops(image, self.recipe, rng, replaced, self.cut)
                 return (
                     crops
                     if self.host_normalization is None

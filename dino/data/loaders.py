@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.epoch_batches import EpochBatches
 from dino.data.image_source import ImageSource
+from dino.data.native import choose_cut
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def build_train_loader(
         DataError: There are fewer images than one global batch.
     """
     check_count(dataset.source, batch_size * share.world_size)
+    if isinstance(dataset, CropDataset):  # here, so that no loader process compiles
+        dataset.cut = choose_cut()
     batches = EpochBatches(
         len(dataset.source), batch_size, seed=dataset.seed, share=share, piece=piece
     )
@@ -174,10 +177,9 @@ def choose_sharing(workers: int) -> str:
     """
     needed = OTHER_FILES + workers * PREFETCH * FILES_OF_BATCH
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unlimited = resource.RLIM_INFINITY
-    if soft == unlimited or needed <= soft:
+    if soft == resource.RLIM_INFINITY or needed <= soft:
         return "file_descriptor"
-    if hard != unlimited and needed > hard:
+    if hard != resource.RLIM_INFINITY and needed > hard:
         return "file_system"
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     return "file_descriptor"
