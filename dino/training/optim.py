@@ -126,7 +126,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
 
 # Otherwise torch wraps it in hooks and profiler records, which no compiled step can contain.
-MaskedOptimizer.step.hooked = True  # type: ignore[attr-defined]
+MaskedOptimizer.step.hooked = True  # type: ignore[attr-defined]  # a mark that torch reads
 
 
 class AdamW(MaskedOptimizer):
