@@ -13,12 +13,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dino.models.depth import DropPath, scale_branch
 from dino.models.packing import Groups, pack, spread, take_first, unpack
 from dino.models.patch_embed import ConvStem, PatchEmbed
 from dino.models.position import compute_weights, scale_position
+from dino.models.recompute import run_again, run_linear
 
 LAYER_NORM_EPS = 1e-6  # as the original; smaller than torch's default
 
@@ -48,19 +48,19 @@ class Attention(nn.Module):
         Returns:
             (B, N, D), or (T, D) with `groups`.
         """
+        parts = self.attend(qkv, groups, only_cls=only_cls)
+        tokens: Tensor = self.proj(pack(parts) if groups else parts[0])
+        return tokens
+
+    def attend(self, qkv: Tensor, groups: Groups = (), *, only_cls: bool = False) -> list[Tensor]:
+        """`mix` before the output projection: one (B, N, D) per resolution."""
         queries = slice(1) if only_cls else slice(None)
-        if not groups:
-            return self._project(self._attend(qkv, queries))
-        return self._project(pack([self._attend(part, queries) for part in unpack(qkv, groups)]))
+        return [self._attend(part, queries) for part in (unpack(qkv, groups) if groups else [qkv])]
 
     def _attend(self, qkv: Tensor, queries: slice) -> Tensor:
         query, key, value = self._split(qkv)
         mixed = F.scaled_dot_product_attention(query[:, :, queries], key, value)
         return mixed.transpose(1, 2).flatten(2)
-
-    def _project(self, mixed: Tensor) -> Tensor:
-        tokens: Tensor = self.proj(mixed)
-        return tokens
 
     def compute_weights(self, tokens: Tensor, queries: slice) -> Tensor:
         """Attention of the selected queries: (B, N, D) -> (B, heads, len(queries), N)."""
@@ -157,25 +157,18 @@ class Block(nn.Module):
 
         `mlp` also recomputes the GELU's input, at the cost of running the first layer again.
         """
-        qkv = run_again(lambda inputs: self.attn.qkv(self.norm1(inputs)), tokens)
-        branch = self.attn.mix(qkv, groups, only_cls=only_cls)
+        qkv = run_linear(self.norm1, self.attn.qkv, tokens)
+        parts = self.attn.attend(qkv, groups, only_cls=only_cls)
+        join = (lambda *parts: pack(parts)) if groups else (lambda part: part)
+        branch = run_linear(join, self.attn.proj, *parts)
         tokens = take_first(tokens, groups) if only_cls else tokens
         tokens = tokens + scale_branch(branch, attended)
         if self.recompute == "mlp":
             branch = run_again(lambda inputs: self.mlp(self.norm2(inputs)), tokens)
         else:
-            hidden = run_again(lambda inputs: self.mlp.fc1(self.norm2(inputs)), tokens)
-            branch = run_again(self.mlp.project, hidden)
+            hidden = run_linear(self.norm2, self.mlp.fc1, tokens)
+            branch = run_linear(self.mlp.act, self.mlp.fc2, hidden)
         return tokens + scale_branch(branch, fed)
-
-
-def run_again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Run a function, store only its inputs, and recompute the rest in the backward pass.
-
-    Recomputing stops once the backward pass has what it needs; a final linear layer runs once.
-    """
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result
 
 
 class VisionTransformer(nn.Module):
