@@ -78,6 +78,7 @@ class Device(abc.ABC):
         exchanges_gradients: Whether the device's step averages gradients over processes itself.
         updates_per_step: Updates in one call of a training step.
         compiles: Whether networks are compiled for training.
+        recompute: What the backward pass of a vision transformer recomputes unless chosen.
         mode: The execution mode, if the device has several; a checkpoint keeps it.
         caution: One line of advice for training in this mode, or None.
     """
@@ -96,6 +97,7 @@ class Device(abc.ABC):
     exchanges_gradients = False
     updates_per_step = 1
     compiles = False
+    recompute = "nothing"
     mode: str | None = None
     caution: str | None = None
 

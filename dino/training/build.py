@@ -21,7 +21,13 @@ from dino.devices.config import IpuConfig
 from dino.errors import OptionError
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
-from dino.models.registry import build_backbone, expect_sizes, set_recompute, width_of
+from dino.models.registry import (
+    build_backbone,
+    expect_sizes,
+    is_vit,
+    set_recompute,
+    width_of,
+)
 from dino.runtime.context import Run
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.ema import build_teacher
@@ -46,7 +52,7 @@ def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]
     )
     _check_crops(student.backbone, config, sizes)
     expect_sizes(student.backbone, sizes)
-    set_recompute(student.backbone, config.run.recompute)
+    set_recompute(student.backbone, choose_recompute(config, run.device))
     teacher = build_teacher(
         build_network(config, drop_path_rate=0.0, norm_last_layer=True), student
     )
@@ -163,6 +169,14 @@ def build_program(
         compile_phase=run.device.compile_phase,
         loss_rows=choose_rows(config.student.out_dim, run.device.temporary_bytes()),
     )
+
+
+def choose_recompute(config: TrainConfig, device: Device) -> str:
+    """Return what the backward pass recomputes; `auto` is the device's choice for our ViTs."""
+    chosen_word = config.run.recompute
+    if chosen_word != "auto":
+        return chosen_word
+    return device.recompute if is_vit(config.backbone.chosen_arch) else "nothing"
 
 
 def choose_clipping(optim: OptimConfig, device: Device) -> float:
