@@ -28,8 +28,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from dino.models.block import Attention  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
-from dino.models.vit import Attention  # noqa: E402
 from dino.visualization.attention import ClsAttention  # noqa: E402
 
 MIB = 2**20

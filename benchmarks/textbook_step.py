@@ -221,7 +221,7 @@ class Textbook:
         self.optimizer.zero_grad()
         enter("backward")
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        enter("clipping and optimizer")
+        enter("update")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         for parameter in self.student.parameters():
@@ -234,7 +234,6 @@ class Textbook:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        enter("teacher's update")
         with torch.no_grad():
             for ours, theirs in zip(
                 self.student.parameters(), self.teacher.parameters(), strict=True

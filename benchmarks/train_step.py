@@ -39,7 +39,7 @@ from dino.training.build import build_networks, build_program, choose_clipping  
 from dino.training.config import TrainConfig  # noqa: E402
 from dino.training.dry_run import PhaseClock, count_flops, measure_matmul  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
-from dino.training.step import StepInputs  # noqa: E402
+from dino.training.step_values import StepInputs  # noqa: E402
 
 SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 NUMBERS = {"rate": 5e-4, "decay": 0.04, "momentum": 0.996, "temperature": 0.04}

@@ -15,6 +15,8 @@ from dino.errors import OptionError
 
 if TYPE_CHECKING:
     from dino.devices.base import Device
+    from dino.devices.cpu import CpuDevice
+    from dino.devices.cuda import CudaDevice
     from dino.devices.ipu.device import IpuDevice
     from dino.devices.op_lists import OpLists
 
@@ -63,6 +65,8 @@ def open_device(
     lists = _read_lists(precision) if precision and number_format == "ops" else None
     compiles = precision.compile if precision else None
     if name == "ipu":
+        if precision and precision.attention:
+            raise OptionError("`attention` is not for `device` ipu", remedy="leave it out")
         return _open_whole(number_format, compiled, synthetic, compiles)
     _refuse_foreign(compiled, name)
     if name == "hpu":
@@ -78,18 +82,28 @@ def open_device(
             trains=precision is not None,
             local_rank=local_rank,
             output_dir=output_dir,
+            attention=precision.attention if precision else None,
         )
-    device: Device
+    device = _open_usual(name, number_format, local_rank, lists)
+    device.compiles = bool(compiles)
+    if precision and precision.attention == "explicit":
+        from dino.devices.attention import attend_explicitly
+
+        device.attention = attend_explicitly
+    return device
+
+
+def _open_usual(
+    name: str, number_format: str, local_rank: int, lists: OpLists | None
+) -> CudaDevice | CpuDevice:
+    """Open a device that torch supports itself."""
     if name == "cuda":
         from dino.devices.cuda import CudaDevice
 
-        device = CudaDevice(number_format, local_rank, lists)
-    else:
-        from dino.devices.cpu import CpuDevice
+        return CudaDevice(number_format, local_rank, lists)
+    from dino.devices.cpu import CpuDevice
 
-        device = CpuDevice(number_format, lists)
-    device.compiles = bool(compiles)
-    return device
+    return CpuDevice(number_format, lists)
 
 
 def _read_lists(precision: PrecisionConfig) -> OpLists:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dino.devices.attention import Attend
+
 TEMPORARY_PART = 64  # of the memory; about four temporary tensors exist at a time
 
 
@@ -28,8 +30,8 @@ class Engine(Protocol):
     reads_freely: bool
     fuses_updates: bool
 
-    def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
-        """Yield the micro-batches; a data parallel `network` exchanges gradients in the last."""
+    def split(self, batch: Any) -> Iterator[Any]:
+        """Yield the micro-batches."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which forward passes run in the chosen number format."""
@@ -72,13 +74,14 @@ class Device(abc.ABC):
         reads_freely: Whether the host can read a value of a step without waiting for it.
         reserved_cores: Host cores that a process keeps busy in addition to its loaders.
         loader_start: Start method of loader processes; None for torch's default.
-        parallel_settings: Arguments of DistributedDataParallel on this device.
+        bucket_bytes: Gradients that processes exchange in one collective.
         clips_by_default: Whether gradients are clipped if `clip_grad` is not set.
         refused: Unsupported settings of a run -> what to do instead.
         exchanges_gradients: Whether the device's step averages gradients over processes itself.
         updates_per_step: Updates in one call of a training step.
         compiles: Whether networks are compiled for training.
         recompute: What the backward pass of a vision transformer recomputes unless chosen.
+        attention: What vision transformers attend by in training; None for torch's own.
         mode: The execution mode, if the device has several; a checkpoint keeps it.
         caution: One line of advice for training in this mode, or None.
     """
@@ -91,13 +94,14 @@ class Device(abc.ABC):
     reads_freely = False
     reserved_cores = 0
     loader_start: str | None = None
-    parallel_settings: Mapping[str, Any] = {}
+    bucket_bytes = 25 * 2**20  # as in torch's DistributedDataParallel
     clips_by_default = True
     refused: Mapping[str, str] = {}
     exchanges_gradients = False
     updates_per_step = 1
     compiles = False
     recompute = "nothing"
+    attention: Attend | None = None
     mode: str | None = None
     caution: str | None = None
 
@@ -128,12 +132,21 @@ class Device(abc.ABC):
         """Build the fastest callable for inference."""
 
     @abc.abstractmethod
-    def compile_module(self, module: nn.Module) -> nn.Module:
-        """Compile a module for training."""
+    def compile_module(self, module: nn.Module, *, in_parts: bool = False) -> nn.Module:
+        """Compile a module for training.
+
+        Args:
+            module: The module.
+            in_parts: Whether its gradients must become available part by part, a bucket at a time.
+        """
 
     def compile_phase(self, phase: Callable[..., Any]) -> Callable[..., Any]:
         """Compile a function of tensors into one graph if the device compiles, else return it."""
         return phase
+
+    def find_fused_attention(self) -> Attend | None:
+        """Return the device's fused attention if it is not the default and this software has it."""
+        return None
 
     def temporary_bytes(self) -> int:
         """Return the size that one temporary tensor of a step should have at most."""

@@ -29,6 +29,7 @@ class PrecisionConfig:
     hmp_opt_level: str = setting("O1", choices=("O1", "O2"))
     hmp_verbose: bool = False
     compile: bool | None = None
+    attention: str | None = setting(None, choices=("explicit", "fused"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,9 +77,12 @@ class EagerDevice(Device):
 
         return infer
 
-    def compile_module(self, module: nn.Module) -> nn.Module:
+    def compile_module(self, module: nn.Module, *, in_parts: bool = False) -> nn.Module:
         """See the base class."""
-        return cast(nn.Module, torch.compile(module, **self.compile_options))
+        options = dict(self.compile_options)
+        if in_parts:
+            options["backend"] = split_backend(options.get("backend"), self.bucket_bytes)
+        return cast(nn.Module, torch.compile(module, **options))
 
     def compile_phase(self, phase: Callable[..., Any]) -> Callable[..., Any]:
         """See the base class."""
@@ -100,6 +103,19 @@ class EagerDevice(Device):
 
     def mark_step(self) -> None:
         """End a phase (forward, backward, update); lazy devices cut their graph here."""
+
+
+def split_backend(name: str | None, bucket_bytes: int) -> Callable[..., Any]:
+    """Return a compiler that makes one graph per bucket of parameters.
+
+    A graph's gradients exist only when all of its backward pass has run, so those of one graph
+    could not be exchanged meanwhile. Torch splits graphs like this for DistributedDataParallel.
+    """
+    from torch._dynamo.backends.distributed import DDPOptimizer
+    from torch._dynamo.backends.registry import lookup_backend
+
+    compile_graph = lookup_backend(name or "inductor")
+    return DDPOptimizer(bucket_bytes, compile_graph, first_bucket_cap=bucket_bytes).compile_fn
 
 
 class CompiledPhase:
@@ -152,14 +168,9 @@ class EagerStep(TrainStep):
         pairs = zip(fields.items(), parts, strict=True)
         return inputs._replace(**{name: part.reshape(field.shape) for (name, field), part in pairs})
 
-    def split(self, batch: Any, network: nn.Module) -> Iterator[Any]:
+    def split(self, batch: Any) -> Iterator[Any]:
         """See `Engine`."""
-        hold: Callable[[], AbstractContextManager[object]] = getattr(
-            network, "no_sync", contextlib.nullcontext
-        )
-        for index, part in enumerate(split_batch(batch, self.micro_batches), start=1):
-            with contextlib.nullcontext() if index == self.micro_batches else hold():
-                yield part
+        return split_batch(batch, self.micro_batches)
 
     def autocast(self) -> AbstractContextManager[object]:
         """See `Engine`."""

@@ -27,6 +27,14 @@ def run_backward(loss: Tensor) -> None:
     run()
 
 
+def call_with_gradient(parameter: Tensor, function: Callable[[Tensor], None]) -> None:
+    """Call `function` whenever the gradient of a parameter has been added to its `grad`."""
+    register: Callable[[Callable[[Tensor], None]], object] = (
+        parameter.register_post_accumulate_grad_hook
+    )
+    register(function)
+
+
 def open_kernels() -> torch.library.Library:
     """Open a set of kernels for torch's operators, for `replace_kernel` and `close_kernels`."""
     build: Callable[[str, str], torch.library.Library] = torch.library.Library

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dino.errors import OptionError, nearest
 from dino.models.config import TIMM_PREFIX
@@ -131,6 +131,12 @@ def expect_sizes(backbone: nn.Module, sides: Iterable[int]) -> None:
     """Prepare a backbone for square images of these sides in pixels; other sizes are slower."""
     if isinstance(backbone, VisionTransformer):
         backbone.expect_sizes(sides)
+
+
+def set_attention(backbone: nn.Module, attend: Callable[..., Tensor]) -> None:
+    """Make a vision transformer of ours attend by `attend`; leave other networks unchanged."""
+    if isinstance(backbone, VisionTransformer):
+        backbone.set_attention(attend)
 
 
 def set_recompute(backbone: nn.Module, what: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,12 @@ class Processes:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with rank 0's."""
+        with torch.no_grad():
+            for tensor in tensors if self.world_size > 1 else ():
+                dist.broadcast(tensor.data, 0)
 
     def gather_rows(self, rows: Tensor, count: int) -> Tensor:
         """Gather the rows of all processes in data set order.

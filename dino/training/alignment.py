@@ -19,7 +19,7 @@ from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.optim import BETAS, build_optimizer
 from dino.training.plan import Plan
-from dino.training.step import METERS
+from dino.training.step_values import METERS
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dino.config import chosen
 from dino.data.crops import CropRecipe
@@ -25,12 +24,14 @@ from dino.models.registry import (
     build_backbone,
     expect_sizes,
     is_vit,
+    set_attention,
     set_recompute,
     width_of,
 )
 from dino.runtime.context import Run
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.ema import build_teacher
+from dino.training.exchange import GradientExchange
 from dino.training.loss import choose_rows
 from dino.training.step import DinoProgram
 
@@ -56,6 +57,9 @@ def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]
     teacher = build_teacher(
         build_network(config, drop_path_rate=0.0, norm_last_layer=True), student
     )
+    if run.device.attention is not None:
+        for network in (student, teacher):
+            set_attention(network.backbone, run.device.attention)
     device = run.device
     if run.processes.world_size > 1:
         student, teacher = (
@@ -147,25 +151,28 @@ def choose_piece(config: IpuConfig, batch_size: int) -> int | None:
 def build_program(
     config: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run
 ) -> DinoProgram:
-    """Bind the networks to the step; wrap them for data parallelism and compile them if needed."""
+    """Bind the networks to the step; exchange gradients and compile if needed."""
     forward_student: nn.Module = student
+    forward_teacher: nn.Module = teacher
+    exchange = None
     if run.processes.world_size > 1 and not run.device.exchanges_gradients:
-        forward_student = DistributedDataParallel(
-            student,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,
-            **run.device.parallel_settings,
+        run.processes.copy_from_first([*student.parameters(), *student.buffers()])
+        build_teacher(teacher, student)
+        exchange = GradientExchange(
+            student.parameters(), run.processes.all_reduce_mean_async, run.device.bucket_bytes
         )
     if run.device.compiles:
-        forward_student = run.device.compile_module(forward_student)
+        forward_student = run.device.compile_module(student, in_parts=exchange is not None)
+        if run.device.reads_freely:  # otherwise it is part of a compiled phase
+            forward_teacher = run.device.compile_module(teacher)
     return DinoProgram(
         student=forward_student,
-        teacher=teacher,
+        teacher=forward_teacher,
         prototypes=config.student.out_dim,
         normalization=build_normalization(config.student.chosen_in_chans),
         clip_grad=choose_clipping(config.optim, run.device),
-        resolutions=1 + (config.crops.local_crops_number > 0),
         average=run.processes.all_reduce_mean_async,
+        exchange=exchange,
         compile_phase=run.device.compile_phase,
         loss_rows=choose_rows(config.student.out_dim, run.device.temporary_bytes()),
     )

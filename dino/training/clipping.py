@@ -45,9 +45,7 @@ def clip_gradients(
         return total, torch.isfinite(total).float()
 
 
-def _clip_list(
-    gradients: list[Tensor], max_norm: float, *, fused: bool
-) -> tuple[Tensor, Tensor]:
+def _clip_list(gradients: list[Tensor], max_norm: float, *, fused: bool) -> tuple[Tensor, Tensor]:
     norms = torch.stack(
         torch._foreach_norm(gradients)
         if fused
@@ -79,7 +77,7 @@ def _clip_rows(gradients: list[Tensor], max_norm: float) -> tuple[list[Tensor], 
     if max_norm > 0:
         rows.mul_(_find_factors(norms, max_norm).index_select(0, places)[:, None])
     rows.masked_fill_(~torch.isfinite(total), 0.0)
-    parts = torch.split(rows, counts)
+    parts = torch.split(rows, list(counts))
     return [
         part.reshape(-1)[: old.numel()].reshape(old.shape)
         for part, old in zip(parts, gradients, strict=True)
@@ -92,10 +90,8 @@ def _find_factors(norms: Tensor, max_norm: float) -> Tensor:
 
 def _make_places(counts: tuple[int, ...]) -> Tensor:
     """(rows,) int32: the tensor of each row."""
-    return torch.repeat_interleave(
-        torch.arange(len(counts), dtype=torch.int32, device="cpu"),
-        torch.tensor(counts, device="cpu"),
-    )
+    owners = [place for place, count in enumerate(counts) for _ in range(count)]
+    return torch.tensor(owners, dtype=torch.int32, device="cpu")
 
 
 def _make_owners(counts: tuple[int, ...]) -> Tensor:

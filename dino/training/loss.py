@@ -6,6 +6,7 @@ then by image.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -95,9 +96,7 @@ def differentiate(
         return loss, to_vectors.to(vectors.dtype), to_weight, to_scale / length
 
 
-Differentiate = Callable[
-    [Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]
-]
+Differentiate = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def compute_loss(
@@ -128,9 +127,8 @@ def compute_loss(
         () float32: -1 / (B T) times the sum of p log q over images and over the T = 2 V - 2 pairs
         of different views.
     """
-    loss: Tensor = _PrototypeLoss.apply(
-        vectors, weight_v, weight_g, targets, rows, differentiate
-    )
+    bound = functools.partial(differentiate, rows=rows)
+    loss: Tensor = _PrototypeLoss.apply(vectors, weight_v, weight_g, targets, bound)
     return loss
 
 
@@ -142,10 +140,9 @@ class _PrototypeLoss(torch.autograd.Function):
         weight_v: Tensor,
         weight_g: Tensor,
         targets: Tensor,
-        rows: int,
-        differentiate: Differentiate,
+        differentiate: Callable[..., tuple[Tensor, ...]],
     ) -> Tensor:
-        loss, *ctx.gradients = differentiate(vectors, weight_v, weight_g, targets, rows)
+        loss, *ctx.gradients = differentiate(vectors, weight_v, weight_g, targets)
         return loss
 
     @staticmethod
@@ -154,7 +151,7 @@ class _PrototypeLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         pairs = zip(gradients, ctx.needs_input_grad, strict=False)
         scaled = (gradient.mul_(upstream) if needed else None for gradient, needed in pairs)
-        return (*scaled, None, None, None)
+        return (*scaled, None, None)
 
 
 def _differentiate(

@@ -125,6 +125,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return [self.state[parameter][name] for parameter in parameters]
 
 
+# Otherwise torch wraps it in hooks and profiler records, which no compiled step can contain.
+MaskedOptimizer.step.hooked = True  # type: ignore[attr-defined]
+
+
 class AdamW(MaskedOptimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
 

@@ -12,7 +12,7 @@ from dino.config import chosen
 from dino.devices.base import Device
 from dino.training.config import TrainConfig
 from dino.training.schedules import compute_cosine, compute_teacher_temperature
-from dino.training.step import StepInputs
+from dino.training.step_values import StepInputs
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from dino.runtime.metrics import MetricLog
 from dino.runtime.progress import Progress
 from dino.training.loss import diagnose_collapse
 from dino.training.plan import Plan
-from dino.training.step import METERS, DinoProgram
+from dino.training.step import DinoProgram
+from dino.training.step_values import METERS
 
 logger = logging.getLogger(__name__)
 

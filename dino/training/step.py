@@ -21,6 +21,7 @@ from dino.models.head import PrototypeLayer
 from dino.models.multicrop import MultiCrop
 from dino.training.clipping import clip_gradients
 from dino.training.ema import update_average
+from dino.training.exchange import Average, GradientExchange
 from dino.training.loss import (
     CHUNK_ROWS,
     STUDENT_TEMPERATURE,
@@ -33,60 +34,14 @@ from dino.training.loss import (
     update_center,
 )
 from dino.training.optim import UpdateInputs
-
-# Names of the sums kept on the device; "steps" counts the steps that were not masked.
-METERS = ("steps", "loss", "entropy", "divergence", "feature_std", "centre_norm", "grad_norm")
-# Name in a checkpoint -> attribute.
-STORED = {"centre": "center", "non_finite": "non_finite", "meters": "meters"}
-NON_FINITE_LIMIT = 5  # masked steps in a row that end the run
-
-
-class StepInputs(NamedTuple):
-    """Inputs that change from step to step, float32 on the host until the step begins.
-
-    All are () except `depth`.
-
-    Attributes:
-        learning_rate: Learning rate of this iteration, already scaled with the global batch.
-        weight_decay: Weight decay of this iteration.
-        momentum: Momentum of the teacher's moving average.
-        temperature: The teacher's temperature.
-        train_last_layer: 0 while the last layer is frozen, else 1.
-        depth: Stochastic depth (micro-batches, 2 L, V B), or None without it (`training/draws`).
-    """
-
-    learning_rate: Tensor
-    weight_decay: Tensor
-    momentum: Tensor
-    temperature: Tensor
-    train_last_layer: Tensor
-    depth: Tensor | None = None
-
-    @classmethod
-    def on_host(cls, numbers: Sequence[float], depth: Tensor | None = None) -> StepInputs:
-        """Build the inputs from Python numbers, in field order."""
-        return cls(*torch.tensor(numbers, dtype=torch.float32, device="cpu").unbind())._replace(
-            depth=depth
-        )
-
-
-class StepOutput(NamedTuple):
-    """Output of a forward pass; every field may be averaged over micro-batches and processes.
-
-    Attributes:
-        loss: () float32.
-        batch_center: (1, K) float32, mean teacher logits.
-        entropy: () teacher entropy in nats.
-        divergence: () teacher divergence in nats.
-        feature_std: () spread of the teacher's features, 0 to about 1.
-    """
-
-    loss: Tensor
-    batch_center: Tensor
-    entropy: Tensor
-    divergence: Tensor
-    feature_std: Tensor
-
+from dino.training.step_values import (
+    METERS,
+    STORED,
+    StepInputs,
+    StepOutput,
+    count_non_finite,
+    list_statistics,
+)
 
 CompilePhase = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -124,38 +79,38 @@ class DinoProgram:
         prototypes: int,
         normalization: Normalization,
         clip_grad: float,
-        resolutions: int = 2,
-        average: Callable[[Tensor], Callable[[], Tensor]] = lambda tensor: lambda: tensor,
+        average: Average = lambda tensor: lambda: tensor,
+        exchange: GradientExchange | None = None,
         compile_phase: CompilePhase = lambda phase: phase,
         loss_rows: int = CHUNK_ROWS,
     ) -> None:
         """Bind the networks.
 
         Args:
-            student: MultiCrop, possibly wrapped for data parallelism and compiled.
+            student: MultiCrop, possibly compiled.
             teacher: MultiCrop without gradients.
             prototypes: K.
             normalization: Mean and standard deviation of the pixels.
             clip_grad: Largest norm of one gradient tensor; 0 disables clipping.
-            resolutions: 2, or 1 without local views.
             average: Starts averaging a tensor over all processes; returns a function that waits
                 for the mean.
+            exchange: Averages the gradients over processes; None for one process.
             compile_phase: Compiles a function of tensors for the device, or returns it unchanged.
             loss_rows: See `choose_rows`.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
-        self.normalization, self.clip_grad, self.resolutions = normalization, clip_grad, resolutions
+        self.normalization, self.clip_grad = normalization, clip_grad
         self.average, self.loss_rows = average, loss_rows
+        self.exchange = exchange or GradientExchange((), average, 0)
         self.center = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
         self.enter: Callable[[str], None] = lambda phase: None
         self.parameters = list(student.parameters()), list(teacher.parameters())
-        self.statistics = [*_list_statistics(student), *_list_statistics(teacher)]
-        self.phases = Phases(
-            *map(compile_phase, (self.augment, self.run_teacher, differentiate, self.update))
-        )
+        self.statistics = [*list_statistics(student), *list_statistics(teacher)]
+        functions = self.augment, self.run_teacher, differentiate, self.update
+        self.phases = Phases(*(compile_phase(function) for function in functions))
 
     def step(self, engine: Engine, batch: Crops, inputs: StepInputs) -> None:
         """Train once on a batch, (micro-batches x B, ...) crops on the device.
@@ -166,37 +121,29 @@ class DinoProgram:
         """
         before, outputs = self.copy_statistics(), list[StepOutput]()
         depths = [None] * engine.micro_batches if inputs.depth is None else inputs.depth.unbind()
-        for crops, depth in zip(engine.split(batch, self.student), depths, strict=True):
+        for crops, depth in zip(engine.split(batch), depths, strict=True):
             self.enter("augmentation")
             views = self.phases.augment(crops, eager=engine.reads_freely)
 
             self.enter("teacher")  # it sees the global views only
             with torch.no_grad(), engine.autocast():
-                targets, spread = self.phases.run_teacher(
-                    views[0], self.center, inputs.temperature
-                )
+                targets, spread = self.phases.run_teacher(views[0], self.center, inputs.temperature)
 
             self.enter("student")  # it sees all views
             with engine.autocast():
                 _, vectors = self.student(*views, depth=depth)
                 self.enter("loss")
-                layer = last_layer(self.student)
-                loss = compute_loss(
-                    vectors,
-                    layer.weight_v,
-                    layer.weight_g,
-                    targets.probabilities,
-                    rows=self.loss_rows,
-                    differentiate=self.phases.differentiate,
-                )
+                loss = self.compare(vectors, targets)
 
             outputs.append(StepOutput(loss.detach(), *targets[1:], spread))
-            if len(outputs) == engine.micro_batches:  # overlaps with the last backward pass
+            if len(outputs) == engine.micro_batches:  # exchanges overlap with the last backward
                 finish_average = self.begin_average(outputs)
+                self.exchange.begin()
             self.enter("backward")
             engine.backward(loss)
 
         self.enter("update")
+        self.exchange.finish()
         loss_scale = engine.unscale()
         self.phases.update(engine, inputs, finish_average(), loss_scale, before)
 
@@ -235,6 +182,18 @@ class DinoProgram:
         with torch.autocast(views.device.type, enabled=False):
             targets = compute_targets(logits, center, temperature)
             return targets, compute_feature_spread(features)
+
+    def compare(self, vectors: Tensor, targets: TeacherTargets) -> Tensor:
+        """Student's vectors (V B, D) -> loss ()."""
+        layer = last_layer(self.student)
+        return compute_loss(
+            vectors,
+            layer.weight_v,
+            layer.weight_g,
+            targets.probabilities,
+            rows=self.loss_rows,
+            differentiate=self.phases.differentiate,
+        )
 
     def compute_targets(
         self, vectors: Tensor, center: Tensor, temperature: Tensor
@@ -331,24 +290,6 @@ class DinoProgram:
                 setattr(self, name, state[stored].to(self.center.device))
 
 
-def _list_statistics(network: nn.Module) -> list[Tensor]:
-    """Return the batch norm statistics: all persistent buffers, which forward passes update."""
-    return [
-        buffer
-        for part in network.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None and name not in part._non_persistent_buffers_set
-    ]
-
-
-def count_non_finite(counters: Tensor, finite: Tensor) -> Tensor:
-    """Return the next (2,) counters: masked steps in total and in a row; `finite` is () 1 or 0."""
-    total, row = counters.unbind()
-    masked = 1.0 - finite
-    next_row = torch.where(row >= NON_FINITE_LIMIT, row, (row + 1.0) * masked)
-    return torch.stack([total + masked, next_row])
-
-
 def last_layer(network: nn.Module) -> PrototypeLayer:
-    """Return the last layer of a MultiCrop, which may be wrapped for data parallelism."""
-    return cast(MultiCrop, getattr(network, "module", network)).head.last_layer
+    """Return the last layer of a MultiCrop, which may be compiled."""
+    return cast(MultiCrop, network).head.last_layer

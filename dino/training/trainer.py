@@ -30,7 +30,7 @@ from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
 from dino.training.resume import Identity, check_complete, find_position
-from dino.training.step import NON_FINITE_LIMIT
+from dino.training.step_values import NON_FINITE_LIMIT
 from dino.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dino import golden
+from dino.models.registry import set_attention
 from dino.runtime.context import Run
 
 Found = Iterator[tuple[str, float, float]]  # what was computed, its error, the allowed error
@@ -48,8 +49,12 @@ class Numbers:
         return self.to_device(np.float32(value))
 
     def build(self, module: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
-        """Load these weights into a module and move it to the device."""
+        """Load these weights into a module that attends as in training; move it to the device."""
         module.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
+        attend = self.run.device.attention
+        if attend is not None:
+            for part in module.modules():
+                set_attention(part, attend)
         return module.to(self.run.device.torch_device)
 
     def compile(self, module: nn.Module) -> nn.Module:

@@ -21,7 +21,8 @@ from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.dry_run import PhaseClock
 from dino.training.optim import build_optimizer
-from dino.training.step import DinoProgram, StepInputs
+from dino.training.step import DinoProgram
+from dino.training.step_values import StepInputs
 
 READS = {"_local_scalar_dense", "nonzero", "_unique2"}  # operators whose result the host waits for
 FREE = {  # they compute nothing, although torch does not call them views

@@ -52,6 +52,7 @@ TRAIN = {
     "--hmp-opt-level": "O1",
     "--hmp-verbose": False,
     "--compile": None,
+    "--attention": None,
     "--pipeline": None,
     "--replica": 1,
     "--ga": None,

@@ -269,11 +269,3 @@ def test_the_input_is_left_as_it_was() -> None:
     augment(pixels, rows, Normalization())
     assert torch.equal(pixels, before[0])
     assert torch.equal(rows, before[1])
-
-
-def test_a_device_gets_a_constant_once_and_a_graph_traced_on_the_host_its_own(device):
-    before, after = (photometric.place_constant((1.0, 2.0), device) for _ in range(2))
-    assert (after is before) == (device.type != "cpu")
-    assert after.device.type == device.type and after.tolist() == before.tolist() == [1.0, 2.0]
-    photometric.forget_constants()
-    assert photometric.place_constant((1.0, 2.0), device) is not before

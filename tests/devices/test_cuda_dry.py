@@ -124,7 +124,8 @@ def main() -> None:
     from dino.training.config import TrainConfig
     from dino.training.ema import build_teacher
     from dino.training.optim import build_optimizer
-    from dino.training.step import DinoProgram, StepInputs
+    from dino.training.step import DinoProgram
+    from dino.training.step_values import StepInputs
 
     options = parse(TrainConfig, [*WORDS.split(), "--local_crops_number", "2"])
     student = build_network(options, drop_path_rate=0.1, norm_last_layer=False)

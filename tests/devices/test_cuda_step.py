@@ -16,7 +16,8 @@ from dino.training.config import TrainConfig
 from dino.training.dry_run import draw_batch
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
-from dino.training.step import METERS, DinoProgram
+from dino.training.step import DinoProgram
+from dino.training.step_values import METERS
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU here", allow_module_level=True)

@@ -23,7 +23,7 @@ from dino.training.checks import check_device
 from dino.training.config import TrainConfig
 from dino.training.loss import compute_loss
 from dino.training.optim import build_optimizer
-from dino.training.step import StepInputs
+from dino.training.step_values import StepInputs
 from tests.running import HALF_ON_CPU
 
 SMALL = (
@@ -199,8 +199,9 @@ def test_a_layout_places_both_networks_and_the_moving_teacher(poptorch):
     assert {placed[f"student.{name}"] for name, _ in bench.student.named_parameters()} == {0, 1, 2}
 
 
-@pytest.mark.parametrize(("local_crops", "least"), [(1, 21), (0, 17)])
-def test_the_least_accumulation_is_what_the_compiler_wants(poptorch, local_crops, least):
+@pytest.mark.parametrize("local_crops", [0, 1])
+def test_the_least_accumulation_is_what_the_compiler_wants(poptorch, local_crops):
+    least = 17
     words = (
         "--pipeline",
         "1",

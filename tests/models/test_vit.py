@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dino.models.block import Attention
 from dino.models.registry import set_recompute
-from dino.models.vit import Attention, VisionTransformer
+from dino.models.vit import VisionTransformer
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -291,7 +292,7 @@ def test_without_gradients_nothing_is_wrapped(recompute, monkeypatch):
     model, images = small_vit(), torch.randn(2, 3, 32, 32)
     expected = model(images)
     set_recompute(model, recompute)
-    monkeypatch.setattr("dino.models.vit.run_again", None)
+    monkeypatch.setattr("dino.models.block.run_again", None)
     with torch.no_grad():
         assert torch.equal(model(images), expected)
 

@@ -282,12 +282,12 @@ def test_synthetic_images_can_be_too_few_or_asked_to_be_scored(tmp_path: Path) -
 
 # published: peak rate, images an update and process, copies as published, least accumulation
 RECIPES = {
-    "vit_small_pod16": (2e-3, 1024, 4, 29),
-    "vit_small_pod16_half": (2e-3, 1024, 4, 29),
-    "vit_small_pod64": (2e-3, 4096, 16, 29),
-    "vit_base_pod16": (5e-4, 256, 2, 61),
-    "vit_base_pod64": (2e-3, 12800, 8, 61),
-    "vit_base_pod256": (2e-3, 4096, 32, 61),
+    "vit_small_pod16": (2e-3, 1024, 4, 23),
+    "vit_small_pod16_half": (2e-3, 1024, 4, 23),
+    "vit_small_pod64": (2e-3, 4096, 16, 23),
+    "vit_base_pod16": (5e-4, 256, 2, 47),
+    "vit_base_pod64": (2e-3, 12800, 8, 47),
+    "vit_base_pod256": (2e-3, 4096, 32, 47),
 }
 
 

@@ -12,7 +12,7 @@ from dino.cli.options import parse
 from dino.training.config import TrainConfig
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, MeterSnapshot, Reporter, read_device
-from dino.training.step import METERS
+from dino.training.step_values import METERS
 
 HEALTHY = {"entropy": 2.0, "divergence": 1.0}
 UNIFORM = {"entropy": math.log(64), "divergence": 0.0}

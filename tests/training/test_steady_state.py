@@ -14,6 +14,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 from tests import hpu_simulator
 from tests.running import make_labelled, on_simulated_card, train
 
+ROOT = Path(__file__).parents[2]
 STEPS = 10  # an epoch; the log line is at its end
 RUNS = (  # each mode in both number formats and of both releases
     ("eager", "fp32", "1.24"),
@@ -46,6 +49,28 @@ DUE = {0, 1, 2, STEPS - 1, STEPS}
 # what the last step has queued; from pageable memory it would not, and would be copied once more on
 # the host.
 JOINS = {"eager": 1, "compiled": 1, "lazy": 0}
+# (launches, graphs) of each phase of a compiled step, for any network of ours. The backward pass
+# scales the loss's gradients by the upstream gradient and sums micro-batches outside of graphs.
+COMPILED = {
+    "augmentation": (0, 1),
+    "teacher": (0, 1),
+    "student": (0, 1),
+    "loss": (0, 1),
+    "exchange": (1, 0),
+    "backward": (10, 1),
+    "update": (0, 1),
+}
+# Launches of each phase of an eager or lazy step with 12 blocks, all that the host queues:
+# fp32, bf16, and op lists on either release.
+QUEUED = {
+    "augmentation": 340,
+    "teacher": 460,
+    "student": 650,
+    "loss": 65,
+    "exchange": 1,
+    "backward": 720,
+    "update": 160,
+}
 FALLBACKS: set[str] = set()  # none is known that the training step needs
 
 pytestmark = pytest.mark.skipif(
@@ -104,8 +129,9 @@ def record_steps(path: str, release: str) -> None:
 def _remember_shapes(
     shapes: dict[str, list], name: str, _module: object, inputs: tuple[Any]
 ) -> None:
-    if tuple(inputs[0].shape) not in map(tuple, shapes.setdefault(name, [])):
-        shapes[name].append(list(inputs[0].shape))
+    for views in inputs[0]:
+        if list(views.shape) not in shapes.setdefault(name, []):
+            shapes[name].append(list(views.shape))
 
 
 def describe(seen: hpu_simulator.Seen) -> dict[str, Any]:
@@ -234,3 +260,39 @@ def test_every_step_cuts_as_many_graphs_and_uploads_and_launches_as_much(
     later = [step for place, step in enumerate(steps) if place > STEPS and (place + 1) % STEPS]
     for what in ("graphs", "uploads", "launches", "compiled"):
         assert all(step[what] == later[0][what] for step in later), what
+
+
+def test_a_compiled_step_is_six_graphs_and_a_few_launches(
+    steps: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    if "compiled" not in request.node.callspec.id:
+        pytest.skip("in other modes each operator is launched or queued")
+    for step in steps[STEPS + 1 : 2 * STEPS - 1]:
+        assert step["launches"].keys() | step["compiled"].keys() <= COMPILED.keys()
+        for phase, (launches, graphs) in COMPILED.items():
+            assert step["launches"].get(phase, 0) <= launches, phase
+            assert step["compiled"].get(phase, 0) == graphs, phase
+
+
+@pytest.mark.parametrize(
+    ("precision", "mode", "release"),
+    [("bf16", "eager", "1.24"), ("ops", "lazy", "1.19"), ("fp32", "lazy", "1.24")],
+)
+def test_a_step_of_twelve_blocks_queues_few_operators(
+    precision: str, mode: str, release: str
+) -> None:
+    """ViT-Ti has as many operators as ViT-S: only their widths differ."""
+    words = ["--arch", "vit_tiny", "--out_dim", "256", "--drop_path_rate", "0.1"]
+    words += ["--precision", precision, *MODES[mode]]
+    line = subprocess.run(
+        [sys.executable, "benchmarks/hpu_launches.py", *words],
+        env={**os.environ, "HPU_SIMULATOR_RELEASE": release},
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout.splitlines()[-1]
+    found = json.loads(line)
+    assert found["launches"].keys() == QUEUED.keys()
+    assert {k: v for k, v in found["launches"].items() if v > QUEUED[k]} == {}
+    assert found["lazy graphs"] == (3 if mode == "lazy" else 0)

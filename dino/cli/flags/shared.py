@@ -38,6 +38,10 @@ FLAGS: Mapping[str, Spec] = {
         "which has no lazy mode",
         switch=True,
     ),
+    "attention": Spec(
+        "attention of our vision transformers in training: explicit, softmax(q k^T) v, the default "
+        "on hpu, or fused, a kernel of the device, the default elsewhere; not verified on a card"
+    ),
     # LaunchConfig
     "dist_url": Spec("rendezvous of the processes: env://, tcp://host:port or file:///shared/path"),
     "local_rank": Spec(

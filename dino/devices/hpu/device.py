@@ -11,18 +11,20 @@ attention, but it has not been measured on a card.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from dino.devices.attention import Attend
 from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.eager import EagerDevice
+from dino.devices.hpu.attention import choose_attention
 from dino.devices.hpu.cards import MODULES, find_modules
 from dino.devices.hpu.environment import (
     LISTS,
@@ -43,7 +45,7 @@ from dino.devices.hpu.software import (
     read_release,
 )
 from dino.devices.op_lists import OpLists
-from dino.errors import DeviceError
+from dino.errors import DeviceError, OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,6 @@ class HpuDevice(EagerDevice):
     """One Gaudi card, hccl; fp32, bf16 and op lists; eager, compiled or lazy."""
 
     loader_start = "forkserver"  # the driver's handles do not survive a fork
-    # One large bucket, because each exchange cuts the lazy graph.
-    parallel_settings: Mapping[str, int] = {"bucket_cap_mb": 256}
     compile_options: Mapping[str, object] = {"backend": "hpu_backend", "dynamic": False}
 
     def __init__(
@@ -69,6 +69,7 @@ class HpuDevice(EagerDevice):
         trains: bool = True,
         local_rank: int = 0,
         output_dir: str | None = None,
+        attention: str | None = None,
     ) -> None:
         """Complete the environment, import the bridge in the chosen mode and open the card.
 
@@ -81,11 +82,12 @@ class HpuDevice(EagerDevice):
             trains: Whether networks are trained; an evaluation compiles nothing.
             local_rank: Rank of this process on its host.
             output_dir: The run's output folder, if it has one.
+            attention: The setting `attention`.
 
         Raises:
             DeviceError: The bridge is missing, was imported too early or follows other lists; there
                 is no card; or the format is fp16.
-            OptionError: Settings and variables contradict each other.
+            OptionError: Settings and variables contradict each other, or this release lacks one.
         """
         if not is_bridge_installed():
             raise DeviceError(
@@ -93,9 +95,7 @@ class HpuDevice(EagerDevice):
                 remedy="start from a Gaudi container, or use `device` cuda or cpu",
             )
         if precision == "fp16":
-            raise DeviceError(
-                "`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32 on hpu"
-            )
+            raise DeviceError("`precision` fp16 needs `device` cuda", remedy="use bf16 or fp32")
         mode = choose_mode(
             lazy_mode=lazy_mode,
             compiles=compiles if trains else False,
@@ -115,6 +115,7 @@ class HpuDevice(EagerDevice):
             "hpu", torch.device("hpu"), "hccl", "bf16" if precision == "ops" else precision
         )
         self.precision_name, self.pins_memory = precision, choose_pinning(torch.__version__)
+        self.attention = choose_attention(attention)
         self._check_lists(contents)
 
     def _import_bridge(self) -> None:
@@ -181,6 +182,12 @@ class HpuDevice(EagerDevice):
             if metric
         }
 
+    def find_fused_attention(self) -> Attend | None:
+        """See the base class."""
+        with contextlib.suppress(OptionError):
+            return choose_attention("fused")
+        return None
+
     def explain(self, error: RuntimeError) -> str | None:
         """See the base class."""
         cause, text = explain_failure(str(error)), str(error)
@@ -208,6 +215,11 @@ class HpuDevice(EagerDevice):
     def synchronize(self) -> None:
         """See the base class."""
         self.hpu.synchronize()
+
+    @property
+    def bucket_bytes(self) -> int:  # type: ignore[override]  # depends on the mode
+        """See the base class; each exchange cuts the lazy graph, so its buckets are large."""
+        return (256 if self.lazy else 64) * 2**20
 
     @property
     def reserved_cores(self) -> int:  # type: ignore[override]  # depends on the mode

@@ -151,7 +151,7 @@ class IpuDevice(Device):
 
         return infer
 
-    def compile_module(self, module: nn.Module) -> nn.Module:
+    def compile_module(self, module: nn.Module, *, in_parts: bool = False) -> nn.Module:
         """See the base class.
 
         Raises:

@@ -36,21 +36,20 @@ class Placement:
             return self.blocks[int(block[1])] if self.blocks else 0
         return self.blocks[-1] if self.blocks and name.startswith("backbone.norm.") else 0
 
-    def stages(self, names: Iterable[str], resolutions: int) -> int:
+    def stages(self, names: Iterable[str]) -> int:
         """Return the stages of one training step, forward and backward.
 
         It is also the least number of accumulated micro-batches. A new stage begins when the next
-        op is on another chip. The teacher's update and its forward pass visit all chips; the
-        student visits the backbone once per resolution, then its head.
+        op is on another chip. The teacher's update, its forward pass and the student's visit all
+        chips.
 
         Args:
             names: Names of the parameters.
-            resolutions: Groups of views of one size.
         """
         backbone = [0, *self.blocks]
         head = [self.hidden, self.prototypes]
         moved = sorted({self.chip_of(name) for name in names})
-        visits = [*moved, 0, *backbone, *head, *backbone * resolutions, *head]
+        visits = [*moved, 0, *backbone, *head, *backbone, *head]
         switches = sum(chip != before for chip, before in zip(visits, [0, *visits], strict=False))
         return 2 * (switches + 1) - 1
 

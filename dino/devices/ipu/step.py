@@ -118,7 +118,7 @@ class IpuStep(TrainStep):
             depth = len([*backbone.get_submodule("blocks").children()])
         self.placement = place_blocks(self.config.pipeline, depth)
         names = [name for name, _ in program.student.named_parameters()]
-        least = self.placement.stages(names, program.resolutions)
+        least = self.placement.stages(names)
         if self.config.pipeline is not None and self.accumulated < least:
             written = " ".join(map(str, self.config.pipeline))
             raise OptionError(

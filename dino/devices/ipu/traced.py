@@ -28,7 +28,6 @@ class TracedProgram(Protocol):
         student: Network with the parts `backbone` and `head`.
         teacher: The same, without gradients.
         center: (1, K) float32, in host memory.
-        resolutions: Number of tensors that `augment` returns.
         clip_grad: Largest gradient norm; 0 disables clipping.
         student_temperature: Divisor of the student's logits.
     """
@@ -36,7 +35,6 @@ class TracedProgram(Protocol):
     student: nn.Module
     teacher: nn.Module
     center: Tensor
-    resolutions: int
     clip_grad: float
     student_temperature: float
 

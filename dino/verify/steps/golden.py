@@ -84,10 +84,11 @@ def run(variant: Variant, bench: Bench) -> Mapping[str, Any]:
 
 def _list_modules(precision: str) -> dict[str, Callable[[Numbers], Found]]:
     """Return modules by name; those that ignore the number format run in fp32 only."""
-    from dino.verify import golden_networks, golden_sets
+    from dino.verify import golden_attention, golden_networks, golden_sets
 
     formatted: dict[str, Callable[[Numbers], Found]] = {
         "loss": golden_networks.check_loss,
+        "attention": golden_attention.check_attention,
         "head": golden_networks.check_head,
         "ViT": golden_networks.check_vit,
         "eight steps": golden_networks.check_trajectory,

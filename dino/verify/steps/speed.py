@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from dino.config import change
+from dino.devices.attention import Attend
+from dino.devices.base import Device
 from dino.devices.hpu.software import BRIDGE_PACKAGES, find_version, read_release
 from dino.training.config import TrainConfig
 from dino.verify.base import (
@@ -142,10 +143,8 @@ def switched(switch: str | None, device: Any) -> Iterator[None]:
     import torch
 
     if switch == ATTENTION:
-        with _fuse_attention():
-            yield
-        return
-    if switch == FUSED:
+        device.attention = _fuse_attention(device)
+    elif switch == FUSED:
         if device.fuses_updates:
             raise NotRunError("this device always does that")
         device.fuses_updates = True
@@ -154,21 +153,19 @@ def switched(switch: str | None, device: Any) -> Iterator[None]:
     yield
 
 
-def _fuse_attention() -> AbstractContextManager[object]:
-    """Return a context for bridge 1.24; for 1.20 to 1.23 the variant's variable is enough."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
+def _fuse_attention(device: Device) -> Attend | None:
+    """Return the kernel of 1.24, or None for 1.20 to 1.23, where a variable chooses it."""
     release = read_release(find_version(*BRIDGE_PACKAGES))
     if release is None:
         raise NotRunError("torch always does that here")
     if release < (1, 20):
         raise NotRunError(f"software {release[0]}.{release[1]} has no such switch")
-    overrideable = getattr(SDPBackend, "OVERRIDEABLE", None)
-    return (
-        sdpa_kernel([overrideable])
-        if release >= (1, 24) and overrideable
-        else contextlib.nullcontext()
-    )
+    if release < (1, 24):
+        return None
+    fused = device.find_fused_attention()
+    if fused is None:
+        raise NotRunError("this software has no fused attention with a backward pass")
+    return fused
 
 
 def judge(results: Sequence[Result], setting: Setting) -> list[Finding]:

@@ -156,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
     """Refuse a configuration of transformers that does not describe a ViT like ours."""
-    from dino.models.vit import LAYER_NORM_EPS
+    from dino.models.block import LAYER_NORM_EPS
 
     expected = {**FIXED, "layer_norm_eps": LAYER_NORM_EPS}
     if config["layer_norm_eps"] == USUAL_EPS:
@@ -249,8 +249,8 @@ def write_folder(network: Network, target: Path) -> None:
 
 def describe(network: Network) -> dict[str, Any]:
     """Describe the network as transformers' ViTConfig."""
+    from dino.models.block import LAYER_NORM_EPS
     from dino.models.registry import VITS
-    from dino.models.vit import LAYER_NORM_EPS
 
     height, width = network.grid_size
     return {

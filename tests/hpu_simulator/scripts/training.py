@@ -21,7 +21,8 @@ from dino.models.multicrop import MultiCrop  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
 from dino.training.ema import build_teacher  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
-from dino.training.step import DinoProgram, StepInputs  # noqa: E402
+from dino.training.step import DinoProgram  # noqa: E402
+from dino.training.step_values import StepInputs  # noqa: E402
 
 
 def build_network() -> MultiCrop:
@@ -56,7 +57,7 @@ class Engine:
 
     micro_batches, reads_freely, fuses_updates = 1, False, False
 
-    def split(self, batch, network):
+    def split(self, batch):
         return [batch]
 
     def autocast(self):
