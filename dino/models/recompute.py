@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+
 def run_again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Run a function, store only its inputs, and recompute the rest in the backward pass.
 
