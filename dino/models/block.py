@@ -156,10 +156,10 @@ class Block(nn.Module):
         groups: Groups,
         only_cls: bool,
     ) -> Tensor:
-        """As `_run`, but recompute cheap results: normalized tokens, GELU outputs,
-        and the attended tokens in one sequence.
+        """As `_run`, but recompute cheap results.
 
-        `mlp` also recomputes the GELU's input, at the cost of running the first layer again.
+        These are normalized tokens, GELU outputs, and the attended tokens in one sequence. `mlp`
+        also recomputes the GELU's input, at the cost of running the first layer again.
         """
         qkv = run_linear(self.norm1, self.attn.qkv, tokens)
         parts = self.attn.mix_parts(qkv, groups, only_cls=only_cls)
