@@ -65,7 +65,7 @@ def parse_words() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cuda_graph", action="store_true")
     parser.add_argument(
-        "--recompute", default="nothing", choices=["nothing", "activations", "mlp", "blocks"]
+        "--recompute", default="auto", choices=["auto", "nothing", "activations", "mlp", "blocks"]
     )
     parser.add_argument(
         "--impl", choices=["textbook", "ours"], help="measure this way, in this process"

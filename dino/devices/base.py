@@ -85,6 +85,7 @@ class Device(abc.ABC):
         compiles: Whether networks are compiled for training.
         replays: Whether a step is recorded once and replayed; then there is one process, and
             networks draw nothing on the device.
+        recompute: What the backward pass of a vision transformer recomputes unless chosen.
         attention: What vision transformers attend by in training; None for torch's own.
         mode: The execution mode, if the device has several; a checkpoint keeps it.
         caution: One line of advice for training in this mode, or None.
@@ -106,6 +107,7 @@ class Device(abc.ABC):
     updates_per_step = 1
     compiles = False
     replays = False
+    recompute = "nothing"
     attention: Attend | None = None
     mode: str | None = None
     caution: str | None = None

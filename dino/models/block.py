@@ -7,15 +7,14 @@ head, T tokens of all resolutions in a packed sequence (`dino/models/packing`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dino.models.depth import DropPath, scale_branch
 from dino.models.packing import Groups, pack, take_first, unpack
+from dino.models.recompute import run_again, run_linear
 
 LAYER_NORM_EPS = 1e-6  # as the original; smaller than torch's default
 
@@ -50,19 +49,21 @@ class Attention(nn.Module):
         Returns:
             (B, N, D), or (T, D) with `groups`.
         """
+        parts = self.mix_parts(qkv, groups, only_cls=only_cls)
+        tokens: Tensor = self.proj(pack(parts) if groups else parts[0])
+        return tokens
+
+    def mix_parts(
+        self, qkv: Tensor, groups: Groups = (), *, only_cls: bool = False
+    ) -> list[Tensor]:
+        """As `mix`, without the output projection: one (B, N, D) per resolution."""
         queries = slice(1) if only_cls else slice(None)
-        if not groups:
-            return self._project(self._attend(qkv, queries))
-        return self._project(pack([self._attend(part, queries) for part in unpack(qkv, groups)]))
+        return [self._attend(part, queries) for part in (unpack(qkv, groups) if groups else [qkv])]
 
     def _attend(self, qkv: Tensor, queries: slice) -> Tensor:
         query, key, value = self._split(qkv)
         mixed = self.attend(query[:, :, queries], key, value)
         return mixed.transpose(1, 2).flatten(2)
-
-    def _project(self, mixed: Tensor) -> Tensor:
-        tokens: Tensor = self.proj(mixed)
-        return tokens
 
     def compute_weights(self, tokens: Tensor, queries: slice) -> Tensor:
         """Attention of the selected queries: (B, N, D) -> (B, heads, len(queries), N)."""
@@ -155,26 +156,20 @@ class Block(nn.Module):
         groups: Groups,
         only_cls: bool,
     ) -> Tensor:
-        """As `_run`, but recompute cheap results: normalized tokens and GELU outputs.
+        """As `_run`, but recompute cheap results.
 
-        `mlp` also recomputes the GELU's input, at the cost of running the first layer again.
+        These are normalized tokens, GELU outputs, and the attended tokens in one sequence. `mlp`
+        also recomputes the GELU's input, at the cost of running the first layer again.
         """
-        qkv = run_again(lambda inputs: self.attn.qkv(self.norm1(inputs)), tokens)
-        branch = self.attn.mix(qkv, groups, only_cls=only_cls)
+        qkv = run_linear(self.norm1, self.attn.qkv, tokens)
+        parts = self.attn.mix_parts(qkv, groups, only_cls=only_cls)
+        join = (lambda *parts: pack(parts)) if groups else (lambda part: part)
+        branch = run_linear(join, self.attn.proj, *parts)
         tokens = take_first(tokens, groups) if only_cls else tokens
         tokens = tokens + scale_branch(branch, attended)
         if self.recompute == "mlp":
             branch = run_again(lambda inputs: self.mlp(self.norm2(inputs)), tokens)
         else:
-            hidden = run_again(lambda inputs: self.mlp.fc1(self.norm2(inputs)), tokens)
-            branch = run_again(self.mlp.project, hidden)
+            hidden = run_linear(self.norm2, self.mlp.fc1, tokens)
+            branch = run_linear(self.mlp.act, self.mlp.fc2, hidden)
         return tokens + scale_branch(branch, fed)
-
-
-def run_again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Run a function, store only its inputs, and recompute the rest in the backward pass.
-
-    Recomputing stops once the backward pass has what it needs; a final linear layer runs once.
-    """
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result

@@ -23,6 +23,7 @@ from dino.models.multicrop import MultiCrop
 from dino.models.registry import (
     build_backbone,
     expect_sizes,
+    is_vit,
     set_attention,
     set_recompute,
     width_of,
@@ -53,7 +54,7 @@ def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]
     )
     _check_crops(student.backbone, config, sizes)
     expect_sizes(student.backbone, sizes)
-    set_recompute(student.backbone, config.run.recompute)
+    set_recompute(student.backbone, choose_recompute(config, run.device))
     teacher = build_teacher(
         build_network(config, drop_path_rate=0.0, norm_last_layer=True), student
     )
@@ -199,6 +200,14 @@ def check_replay(config: TrainConfig, student: MultiCrop, run: Run) -> None:
             "random numbers in each step",
             remedy="leave it out, or use a vit_* or a network without dropout",
         )
+
+
+def choose_recompute(config: TrainConfig, device: Device) -> str:
+    """Return what the backward pass recomputes; `auto` is the device's choice for our ViTs."""
+    chosen_word = config.run.recompute
+    if chosen_word != "auto":
+        return chosen_word
+    return device.recompute if is_vit(config.backbone.chosen_arch) else "nothing"
 
 
 def choose_clipping(optim: OptimConfig, device: Device) -> float:

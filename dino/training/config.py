@@ -51,7 +51,7 @@ class RunConfig(EpochConfig):
     """How large an update is, and how often to save and score."""
 
     accumulate_steps: int = setting(1, least=1)
-    recompute: str = setting("nothing", choices=("nothing", "activations", "mlp", "blocks"))
+    recompute: str = setting("auto", choices=("auto", "nothing", "activations", "mlp", "blocks"))
     saveckp_freq: int = setting(20, least=0)
     save_every_steps: int = setting(0, least=0)
     keep_checkpoints: int = setting(0, least=0)

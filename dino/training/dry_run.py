@@ -21,7 +21,13 @@ from dino.devices.base import Device
 from dino.devices.untyped import run_backward
 from dino.errors import CheckpointError
 from dino.runtime.context import Run
-from dino.training.build import build_network, build_networks, build_program, build_recipe
+from dino.training.build import (
+    build_network,
+    build_networks,
+    build_program,
+    build_recipe,
+    choose_recompute,
+)
 from dino.training.checks import check_device, check_images, check_settings
 from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
@@ -52,6 +58,7 @@ class DryRunResult:
         memory_total: Bytes of memory on its device, or None.
         memory_image: Bytes that one more image in a batch takes, or None.
         largest_batch: Estimate of the largest `batch_size_per_device` that fits, or None.
+        recompute: What the backward pass recomputes.
     """
 
     images_per_second: float
@@ -62,6 +69,7 @@ class DryRunResult:
     memory_total: int | None
     memory_image: float | None
     largest_batch: int | None
+    recompute: str
 
 
 class PhaseClock:
@@ -135,6 +143,7 @@ def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
         memory_total=device.memory_total(),
         memory_image=image,
         largest_batch=largest,
+        recompute=choose_recompute(config, device),
     )
     for line in describe(result, seconds):
         logger.info("%s", line)
@@ -257,8 +266,9 @@ def describe(found: DryRunResult, seconds: float) -> list[str]:
     ]
     if found.memory_peak is None:
         return [*lines, "memory: this device does not report it"]
+    again = f", `recompute` {found.recompute}"
     total = "" if found.memory_total is None else f" of {found.memory_total / 1e9:.1f} GB"
-    lines.append(f"peak memory: {found.memory_peak / 1e9:.2f} GB{total} per process")
+    lines.append(f"peak memory: {found.memory_peak / 1e9:.2f} GB{total} per process{again}")
     if found.largest_batch is not None and found.memory_image is not None:
         image = f"{found.memory_image / 1e6:.3g} MB per image"
         lines.append(f"`batch_size_per_device` {found.largest_batch} should just fit ({image})")

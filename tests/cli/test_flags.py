@@ -106,7 +106,7 @@ TRAIN = {
     "--output_dir": ".",
     "--epochs": 100,
     "--accumulate_steps": 1,
-    "--recompute": "nothing",
+    "--recompute": "auto",
     "--seed": 0,
     "--saveckp_freq": 20,
     "--save_every_steps": 0,

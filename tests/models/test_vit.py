@@ -287,12 +287,46 @@ def test_computing_again_changes_no_bit_and_keeps_less(depth):
     assert [count - products[0] for count in products] == [0, 0, 2, 7]
 
 
+def train_packed(recompute, dtype, frozen=()):
+    """Features and gradients of two resolutions in one pass."""
+    torch.manual_seed(0)
+    model = small_vit().train()
+    set_recompute(model, recompute)
+    for name, part in model.named_parameters():
+        part.requires_grad_(name not in frozen)
+    images = [torch.randn(2, 3, 32, 32), torch.randn(3, 3, 16, 16)]
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        features = model(images)
+    features.square().sum().backward()
+    return [features.detach(), *(part.grad for part in model.parameters())]
+
+
+@pytest.mark.parametrize("recompute", ["activations", "mlp", "blocks"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_computing_again_changes_no_bit_of_packed_resolutions(recompute, dtype):
+    pairs = zip(train_packed("nothing", dtype), train_packed(recompute, dtype), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_frozen_part_gets_no_gradient_when_activations_are_computed_again():
+    first = ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    frozen = (*first, "blocks.0.norm1.weight", "blocks.0.norm1.bias", "blocks.1.mlp.fc1.weight")
+    pairs = zip(
+        train_packed("nothing", None, frozen),
+        train_packed("activations", None, frozen),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert other is None if one is None else torch.equal(one, other)
+
+
 @pytest.mark.parametrize("recompute", ["activations", "mlp", "blocks"])
 def test_without_gradients_nothing_is_wrapped(recompute, monkeypatch):
     model, images = small_vit(), torch.randn(2, 3, 32, 32)
     expected = model(images)
     set_recompute(model, recompute)
     monkeypatch.setattr("dino.models.block.run_again", None)
+    monkeypatch.setattr("dino.models.block.run_linear", None)
     with torch.no_grad():
         assert torch.equal(model(images), expected)
 

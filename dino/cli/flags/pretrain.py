@@ -49,7 +49,8 @@ FLAGS: Mapping[str, Spec] = {
     "accumulate_steps": Spec("batches per update; the global batch grows by this factor"),
     "recompute": Spec(
         "what the backward pass recomputes to save memory, from least to most: activations "
-        "(normalizations, GELUs), mlp (also MLPs), blocks; slower by a few percent to a fifth"
+        "(normalizations, GELUs), mlp (also MLPs), blocks; slower by up to a fifth. auto is "
+        "activations for a vision transformer on cpu, else nothing"
     ),
     "saveckp_freq": Spec("epochs between two numbered checkpoints; 0 keeps none"),
     "save_every_steps": Spec(
