@@ -131,7 +131,8 @@ class GraphStep(EagerStep):
     def _hold(self, batch: Any, inputs: Any) -> None:
         """Copy a batch and its inputs into the tensors that the graph reads."""
         if self.held is None:
-            self.held = batch, inputs
+            # Copies: a batch that was on the device already stays its owner's.
+            self.held = type(batch)(*(field.clone() for field in batch)), inputs
             return
         pairs = [
             pair

@@ -152,6 +152,17 @@ def test_phases_are_told_of_steps_that_run_and_not_while_recording() -> None:
     assert not clock.seconds and bench.program.enter == clock.enter
 
 
+def test_a_batch_stays_its_owners() -> None:
+    bench = Bench()
+    batches = [
+        bench.base._replace(global_pixels=torch.full_like(bench.base.global_pixels, level))
+        for level in (1, 2)
+    ]
+    for batch in batches:
+        bench.step(batch, bench.plan.inputs(0, bench.draws.begin(0)))
+    assert [int(batch.global_pixels.max()) for batch in batches] == [1, 2]
+
+
 def test_another_shape_is_one_line() -> None:
     bench = Bench().run(0, 1)
     inputs = bench.plan.inputs(1, bench.draws.begin(1))
