@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,21 @@ def test_package_metadata_takes_the_version_without_importing_torch(tmp_path: Pa
 
 
 FUTURE = "from __future__ import annotations\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "20000 None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_openmp_spins_briefly_unless_the_user_chose_otherwise(own, expected):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | own
+    code = f"import dino, os; print(*map(os.environ.get, {names}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
