@@ -45,8 +45,9 @@ EXACT = (
     "normalisation/",
 )  # plain values that no kernel has a part in
 ADDED = frozenset(
-    {"format"}
+    {"format", "attention", "cuda_graph"}
 )  # keys and flags that files have gained since; those without them must load
+RENEWED = {("recompute", "nothing"): "auto"}  # defaults of then: the defaults of today
 OF_WEIGHTS = "identity/backbone"  # a digest of weights, which other kernels train otherwise
 
 
@@ -99,9 +100,13 @@ def read_json(path: Path) -> Any:
 
 def drop_added(value: Any) -> Any:
     """A nested container without the keys, and in lists the names, that are newer than the frozen
-    files."""
+    files, and with the defaults of today."""
     if isinstance(value, dict):
-        return {key: drop_added(part) for key, part in value.items() if key not in ADDED}
+        return {
+            key: RENEWED.get((key, part), part) if isinstance(part, str) else drop_added(part)
+            for key, part in value.items()
+            if key not in ADDED
+        }
     if isinstance(value, list):
         return [drop_added(part) for part in value if not (isinstance(part, str) and part in ADDED)]
     return value
