@@ -57,6 +57,10 @@ def test_a_step_reads_nothing_and_stays_on_the_gpu(optimizer: str) -> None:
 
 
 @built_with_cuda
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
+    reason="no count: operators differ between releases, and the bounds are those of torch 2.14",
+)
 def test_a_step_of_twelve_blocks_launches_few_operators_and_uploads_nothing() -> None:
     """ViT-Ti has as many operators as ViT-S: only their widths differ."""
     done = subprocess.run(

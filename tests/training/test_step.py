@@ -175,9 +175,10 @@ def test_sixteen_images_at_once_equal_four_times_four(optimizer, local_views, re
     for name in ("student", "teacher"):
         expected = getattr(whole, name).state_dict()
         for key, tensor in getattr(parts, name).state_dict().items():
-            # As in the trajectory: the key bias follows rounding.
-            limit = 1e-3 if key.endswith("attn.qkv.bias") else 1e-5
-            assert relative_error(tensor, expected[key]) <= limit, f"{name}.{key}"
+            wanted = expected[key]
+            if key.endswith("attn.qkv.bias"):  # as in the trajectory, the key's follows rounding
+                tensor, wanted = (torch.cat(part.chunk(3)[::2]) for part in (tensor, wanted))
+            assert relative_error(tensor, wanted) <= 1e-5, f"{name}.{key}"
     assert relative_error(parts.program.center, whole.program.center) <= 1e-5
     for meter in ("steps", "loss", "entropy", "centre_norm", "grad_norm"):
         assert parts.meter(meter) == pytest.approx(whole.meter(meter), rel=1e-4)
