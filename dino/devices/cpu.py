@@ -28,7 +28,7 @@ class CpuDevice(EagerDevice):
 
     fuses_updates = RECENT
     reads_freely = True
-    recompute = "activations" if RECENT else "nothing"  # costs about nothing, saves a quarter
+    recompute = "activations" if RECENT else "nothing"
 
     def __init__(self, precision: str, lists: OpLists | None = None) -> None:
         """Open the CPU.
