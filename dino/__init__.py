@@ -45,7 +45,7 @@ __all__ = [
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 # Threads of OpenMP (libgomp, read when torch loads it) spin at the end of each parallel loop. By
 # default they do so for milliseconds, which is most of their time if other programs want the cores.
-# Fewer than 20,000 rounds cost a quiet machine 5 % (docs/performance.md).
+# 6,000 rounds and fewer cost a quiet machine about 5 % (docs/performance.md).
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
     os.environ["GOMP_SPINCOUNT"] = "20000"
 
