@@ -23,7 +23,7 @@ def keep_constant(make: Callable[..., Tensor], device: torch.device, arguments: 
     """
     if device.type == "cpu":
         return make(arguments)
-    key = (make.__name__, device.type, device.index, arguments)
+    key = (make.__module__, make.__name__, device.type, device.index, arguments)
     if key not in _kept:
         with torch.inference_mode(False):
             _kept[key] = make(arguments).to(device)

@@ -114,7 +114,7 @@ class DryEngine:
         self.student, self.rule, self.losses = student, rule, list[Tensor]()
         self.autocast, self.goes_back = autocast, backward
 
-    def split(self, batch: Any, *_networks: nn.Module) -> list[Any]:
+    def split(self, batch: Any) -> list[Any]:
         return [batch]
 
     def backward(self, loss: Tensor) -> None:

@@ -100,7 +100,7 @@ class Device(abc.ABC):
     reads_freely = False
     reserved_cores = 0
     loader_start: str | None = None
-    bucket_bytes = 25 * 2**20  # as in torch's DistributedDataParallel
+    bucket_bytes = 25 * 2**20
     clips_by_default = True
     refused: Mapping[str, str] = {}
     exchanges_gradients = False
@@ -147,8 +147,13 @@ class Device(abc.ABC):
             in_parts: Whether its gradients must become available part by part, a bucket at a time.
         """
 
-    def compile_phase(self, phase: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile a function of tensors into one graph if the device compiles, else return it."""
+    def compile_phase(self, phase: Callable[..., Any], *, whole: bool = True) -> Callable[..., Any]:
+        """Compile a function of tensors if the device compiles, else return it.
+
+        Args:
+            phase: The function.
+            whole: Whether anything but one graph is an error.
+        """
         return phase
 
     def find_fused_attention(self) -> Attend | None:

@@ -84,11 +84,11 @@ class EagerDevice(Device):
             options["backend"] = split_backend(options.get("backend"), self.bucket_bytes)
         return cast(nn.Module, torch.compile(module, **options))
 
-    def compile_phase(self, phase: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_phase(self, phase: Callable[..., Any], *, whole: bool = True) -> Callable[..., Any]:
         """See the base class."""
         if not self.compiles or self.reads_freely:
             return phase
-        return CompiledPhase(phase, self.compile_options)
+        return CompiledPhase(phase, {**self.compile_options, "fullgraph": whole})
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the base class."""
@@ -128,7 +128,7 @@ class CompiledPhase:
     def __init__(self, phase: Callable[..., Any], options: Mapping[str, Any]) -> None:
         """Prepare to compile a function; `options` are those of torch.compile."""
         self.next = phase
-        self.compiled = torch.compile(phase, fullgraph=True, **options)
+        self.compiled = torch.compile(phase, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""

@@ -18,6 +18,8 @@ from dino.models.recompute import run_again, run_linear
 
 LAYER_NORM_EPS = 1e-6  # as the original; smaller than torch's default
 
+Factors = tuple[Tensor | None, Tensor | None]  # of the attention's branch and the perceptron's
+
 
 class Attention(nn.Module):
     """Multi-head self-attention.
@@ -113,7 +115,7 @@ class Block(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        depth: tuple[Tensor | None, Tensor | None] = (None, None),
+        depth: Factors = (None, None),
         groups: Groups = (),
         *,
         only_cls: bool = False,
@@ -130,32 +132,18 @@ class Block(nn.Module):
         # Missing factors are drawn here, outside of what is recomputed.
         factors = self.drop_path(tokens, depth[0]), self.drop_path(tokens, depth[1])
         if self.recompute == "nothing" or not torch.is_grad_enabled():
-            return self._run(tokens, *factors, groups, only_cls)
+            return self._run(tokens, factors, groups, only_cls)
         if self.recompute == "blocks":
-            return run_again(self._run, tokens, *factors, groups, only_cls)
-        return self._run_lean(tokens, *factors, groups, only_cls)
+            return run_again(self._run, tokens, factors, groups, only_cls)
+        return self._run_lean(tokens, factors, groups, only_cls)
 
-    def _run(
-        self,
-        tokens: Tensor,
-        attended: Tensor | None,
-        fed: Tensor | None,
-        groups: Groups,
-        only_cls: bool,
-    ) -> Tensor:
+    def _run(self, tokens: Tensor, factors: Factors, groups: Groups, only_cls: bool) -> Tensor:
         branch = self.attn(self.norm1(tokens), groups, only_cls=only_cls)
         tokens = take_first(tokens, groups) if only_cls else tokens
-        tokens = tokens + scale_branch(branch, attended)
-        return tokens + scale_branch(self.mlp(self.norm2(tokens)), fed)
+        tokens = tokens + scale_branch(branch, factors[0])
+        return tokens + scale_branch(self.mlp(self.norm2(tokens)), factors[1])
 
-    def _run_lean(
-        self,
-        tokens: Tensor,
-        attended: Tensor | None,
-        fed: Tensor | None,
-        groups: Groups,
-        only_cls: bool,
-    ) -> Tensor:
+    def _run_lean(self, tokens: Tensor, factors: Factors, groups: Groups, only_cls: bool) -> Tensor:
         """As `_run`, but recompute cheap results.
 
         These are normalized tokens, GELU outputs, and the attended tokens in one sequence. `mlp`
@@ -166,10 +154,10 @@ class Block(nn.Module):
         join = (lambda *parts: pack(parts)) if groups else (lambda part: part)
         branch = run_linear(join, self.attn.proj, *parts)
         tokens = take_first(tokens, groups) if only_cls else tokens
-        tokens = tokens + scale_branch(branch, attended)
+        tokens = tokens + scale_branch(branch, factors[0])
         if self.recompute == "mlp":
             branch = run_again(lambda inputs: self.mlp(self.norm2(inputs)), tokens)
         else:
             hidden = run_linear(self.norm2, self.mlp.fc1, tokens)
             branch = run_linear(self.mlp.act, self.mlp.fc2, hidden)
-        return tokens + scale_branch(branch, fed)
+        return tokens + scale_branch(branch, factors[1])

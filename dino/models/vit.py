@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dino.models.block import LAYER_NORM_EPS, Block
+from dino.models.block import LAYER_NORM_EPS, Block, Factors
 from dino.models.packing import Groups, pack, spread
 from dino.models.patch_embed import ConvStem, PatchEmbed
 from dino.models.position import compute_weights, scale_position
@@ -93,7 +93,7 @@ class VisionTransformer(nn.Module):
 
     def _list_factors(
         self, depth: Tensor | None, groups: Groups, device: torch.device
-    ) -> list[tuple[Tensor | None, Tensor | None]]:
+    ) -> list[Factors]:
         """Each block's factors: one per token, and in the last block one per image."""
         if not self.training or not any(self.drop_rates):
             return [(None, None)] * len(self.blocks)

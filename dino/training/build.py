@@ -29,10 +29,10 @@ from dino.models.registry import (
     width_of,
 )
 from dino.runtime.context import Run
+from dino.runtime.exchange import GradientExchange
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.draws import draws_by_itself
 from dino.training.ema import build_teacher
-from dino.training.exchange import GradientExchange
 from dino.training.loss import choose_rows
 from dino.training.step import DinoProgram
 
@@ -161,8 +161,8 @@ def build_program(
     forward_teacher: nn.Module = teacher
     exchange = None
     if run.processes.world_size > 1 and not run.device.exchanges_gradients:
-        run.processes.copy_from_first([*student.parameters(), *student.buffers()])
-        build_teacher(teacher, student)
+        for network in (student, teacher):
+            run.processes.copy_from_first([*network.parameters(), *network.buffers()])
         exchange = GradientExchange(
             student.parameters(), run.processes.all_reduce_mean_async, run.device.bucket_bytes
         )

@@ -19,9 +19,9 @@ from dino.data.photometric import Normalization, augment
 from dino.devices.base import Engine
 from dino.models.head import PrototypeLayer
 from dino.models.multicrop import MultiCrop
+from dino.runtime.exchange import Average, GradientExchange
 from dino.training.clipping import clip_gradients
 from dino.training.ema import update_average
-from dino.training.exchange import Average, GradientExchange
 from dino.training.loss import (
     CHUNK_ROWS,
     STUDENT_TEMPERATURE,
@@ -43,7 +43,7 @@ from dino.training.step_values import (
     list_statistics,
 )
 
-CompilePhase = Callable[[Callable[..., Any]], Callable[..., Any]]
+CompilePhase = Callable[..., Callable[..., Any]]  # Device.compile_phase
 
 
 class Phases(NamedTuple):
@@ -81,7 +81,7 @@ class DinoProgram:
         clip_grad: float,
         average: Average = lambda tensor: lambda: tensor,
         exchange: GradientExchange | None = None,
-        compile_phase: CompilePhase = lambda phase: phase,
+        compile_phase: CompilePhase = lambda phase, **_: phase,
         loss_rows: int = CHUNK_ROWS,
     ) -> None:
         """Bind the networks.
@@ -102,15 +102,19 @@ class DinoProgram:
         self.student, self.teacher = student, teacher
         self.normalization, self.clip_grad = normalization, clip_grad
         self.average, self.loss_rows = average, loss_rows
-        self.exchange = exchange or GradientExchange((), average, 0)
+        self.exchange = exchange or GradientExchange()
         self.center = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
         self.meters = torch.zeros(len(METERS), device=device)
         self.enter: Callable[[str], None] = lambda phase: None
         self.parameters = list(student.parameters()), list(teacher.parameters())
         self.statistics = [*list_statistics(student), *list_statistics(teacher)]
-        functions = self.augment, self.run_teacher, differentiate, self.update
-        self.phases = Phases(*(compile_phase(function) for function in functions))
+        self.phases = Phases(
+            compile_phase(self.augment),
+            compile_phase(self.run_teacher, whole=False),  # a foreign network may not trace
+            compile_phase(differentiate),
+            compile_phase(self.update),
+        )
 
     def step(self, engine: Engine, batch: Crops, inputs: StepInputs) -> None:
         """Train once on a batch, (micro-batches x B, ...) crops on the device.

@@ -104,16 +104,23 @@ def test_what_saves_memory_or_time_changes_no_loss(words: str) -> None:
     )
 
 
+@contextlib.contextmanager
+def forbidding_reads() -> Iterator[None]:
+    """Inside, a wait of the host for the GPU is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_host_reads_nothing_in_a_step(precision: str) -> None:
     with open_steps(f"--device cuda --precision {precision}") as (_, step):
         step()  # places constants
         step()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with forbidding_reads():
             step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("more", ["", "--compile", "--recompute blocks"])
@@ -151,8 +158,5 @@ def test_the_host_reads_nothing_when_a_graph_is_replayed() -> None:
     with open_steps("--device cuda --precision bf16 --cuda_graph") as (_, step):
         for _ in range(GRAPH_STEPS):
             step()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with forbidding_reads():
             step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

@@ -17,6 +17,7 @@ from dino.devices.base import Engine
 from dino.evaluation.features import Features
 from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
+from dino.runtime.exchange import GradientExchange
 
 INIT_STD = 0.01  # of the weights, as in the original's LinearClassifier
 MOMENTUM = 0.9
@@ -92,7 +93,9 @@ class LinearProgram:
             extract: Function from the inputs of the samples to features (B, D), without gradients.
             processes: Processes over which gradients are averaged.
         """
-        self.head, self.extract, self.processes = head, extract, processes
+        self.head, self.extract = head, extract
+        exchanged = head.parameters() if processes.world_size > 1 else ()
+        self.exchange = GradientExchange(exchanged, processes.all_reduce_mean_async)
         self.loss = torch.zeros((), device=head.linear.weight.device)
 
     def step(self, engine: Engine, batch: Samples, inputs: LinearInputs) -> None:
@@ -100,22 +103,11 @@ class LinearProgram:
         # Tensors from inference mode cannot be used in training, so they are cloned.
         features = self.extract(batch.inputs).clone()
         loss = F.cross_entropy(self.head(features), batch.labels)
+        self.exchange.begin()
         engine.backward(loss)
-        self._average_gradients()
+        self.exchange.finish()
         engine.update(inputs.learning_rate)
         self.loss += loss.detach()
-
-    def _average_gradients(self) -> None:
-        """Average gradients over the processes in one collective."""
-        gradients = [
-            parameter.grad for parameter in self.head.parameters() if parameter.grad is not None
-        ]
-        packed = self.processes.all_reduce_mean(
-            torch.cat([gradient.flatten() for gradient in gradients])
-        )
-        means = torch.split(packed, [gradient.numel() for gradient in gradients])
-        for gradient, mean in zip(gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
 
 
 class LinearScore(NamedTuple):

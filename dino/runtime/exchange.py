@@ -25,15 +25,18 @@ class GradientExchange:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], average: Average, bucket_bytes: int
+        self,
+        parameters: Iterable[nn.Parameter] = (),
+        average: Average = lambda tensor: lambda: tensor,
+        bucket_bytes: int = 25 * 2**20,
     ) -> None:
         """Listen to the gradients.
 
         Args:
-            parameters: Those of a network in their order; frozen ones are left out. None if there
-                is one process.
+            parameters: Those of a network in their order; frozen ones are left out. None for one
+                process, which has nothing to exchange.
             average: Starts averaging a tensor over processes; returns a function that waits.
-            bucket_bytes: Size at which a bucket is full.
+            bucket_bytes: Size at which a bucket is full; as in DistributedDataParallel by default.
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         self.average, self.buckets = average, fill_buckets(trained[::-1], bucket_bytes)
