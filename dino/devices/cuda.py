@@ -20,7 +20,6 @@ from dino.errors import DeviceError
 class CudaDevice(EagerDevice):
     """One GPU of this host, NCCL; fp32, bf16, fp16 and op lists."""
 
-    fuses_updates = True
     fuses_lists = True
     pins_memory = True
 
@@ -67,6 +66,11 @@ class CudaDevice(EagerDevice):
         # Otherwise the next copy could reuse the memory while this stream still reads it.
         uploaded.record_stream(computing)
         return uploaded
+
+    @property
+    def fuses_updates(self) -> bool:  # type: ignore[override]  # depends on the settings
+        """See the base class; compilers fuse the written-out update, and do not know the kernel."""
+        return not self.compiles
 
     def prepare_network(self, stages: Iterable[nn.Module]) -> None:
         """See the base class; a compiled network and op lists cast in their own way."""

@@ -8,6 +8,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from dino.cli.options import parse
+from dino.devices.cpu import CpuDevice
+from dino.devices.cuda import CudaDevice
 from dino.runtime.context import open_run
 from dino.training.build import build_networks, build_program
 from dino.training.config import TrainConfig
@@ -56,3 +58,24 @@ def test_a_network_is_one_graph_for_good(words, monkeypatch):
     assert graphs == [2] * 4  # student and teacher, compiled in the first step
     assert not counters["graph_break"]
     assert compiled == pytest.approx(plain, rel=1e-5 if "fp32" in words else 1e-3)
+
+
+def test_every_phase_compiles_on_a_device_whose_values_the_host_must_not_read(monkeypatch):
+    """As on a GPU: the tracer lacks the kernel of the fused update, for one."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    plain, _ = run_steps("--precision fp32 --recompute nothing", 4)
+    usual = {"reads_freely": False, "fuses_lists": True, "fuses_updates": CudaDevice.fuses_updates}
+    for name, value in usual.items():
+        monkeypatch.setattr(CpuDevice, name, value)
+    compiled, graphs = run_steps("--precision fp32 --recompute nothing --compile", 4)
+    # The student compiles in the first step, the phases around it in the second.
+    assert graphs == [1, 5, 5, 5]
+    assert not counters["graph_break"]
+    assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_the_fused_update_is_for_steps_that_are_not_compiled():
+    device = object.__new__(CudaDevice)
+    assert device.fuses_updates
+    device.compiles = True
+    assert not device.fuses_updates
