@@ -45,9 +45,9 @@ __all__ = [
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 # Threads of OpenMP (libgomp, read when torch loads it) spin at the end of each parallel loop. By
 # default they do so for milliseconds, which is most of their time if other programs want the cores.
-# 6,000 rounds and fewer cost a quiet machine about 5 % (docs/performance.md).
+# docs/performance.md has the figures.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-    os.environ["GOMP_SPINCOUNT"] = "20000"
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from dino.devices.base import TrainProgram, TrainStep
 from dino.devices.cpu_attention import restore_attention, widen_backward
 from dino.devices.eager import EagerDevice
 from dino.devices.op_lists import OpLists
+from dino.devices.time_slices import shorten_slices
 from dino.errors import DeviceError
 
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container (cgroup v2), in bytes
@@ -49,9 +50,11 @@ class CpuDevice(EagerDevice):
     ) -> TrainStep:
         """See the base class.
 
-        From then on this process keeps freed memory and uses our attention for bfloat16.
+        From then on this process keeps freed memory, has short time slices, and uses our attention
+        for bfloat16.
         """
         keep_freed_memory()
+        shorten_slices()
         if self.precision == "bf16" and RECENT:
             widen_backward()
         return super().compile_train(program, optimizer, micro_batches)

@@ -97,7 +97,7 @@ FUTURE = "from __future__ import annotations\n"
 @pytest.mark.parametrize(
     ("own", "expected"),
     [
-        ({}, "20000 None"),
+        ({}, "10000 None"),
         ({"GOMP_SPINCOUNT": "7"}, "7 None"),
         ({"OMP_WAIT_POLICY": "active"}, "None active"),
     ],
