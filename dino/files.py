@@ -1,4 +1,4 @@
-"""Atomic file writes, and lookup of the presets shipped with the package."""
+"""Atomic file writes, bounded reads, and lookup of the presets shipped with the package."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def find_preset(name: str) -> Path:
     own = Path(name)
     shipped = Path(str(importlib.resources.files("dino"))) / "presets" / name
     return shipped if not own.exists() and not own.is_absolute() and shipped.is_file() else own
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: The file is missing, larger, or a pipe or device, which may have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"it is larger than {most >> 20} MiB")
+    return content
 
 
 @contextlib.contextmanager

@@ -258,21 +258,6 @@ def scale_shorter(height: int, width: int, shorter: int) -> tuple[int, int]:
     )
 
 
-def resize_whole(image: Tensor, size: tuple[int, ...] | None) -> Tensor:
-    """Resize an image as torchvision's `Resize` does by default (bilinear, antialiased).
-
-    Args:
-        image: (C, H, W) uint8; so is the result.
-        size: (height, width) stretches the image. A single number is the length of the shorter
-            side and keeps the aspect ratio. None returns the image unchanged.
-    """
-    if size is None:
-        return image
-    height, width = image.shape[1:]
-    scaled = (size[0], size[1]) if len(size) > 1 else scale_shorter(height, width, size[0])
-    return resize_crop(image, (0, 0, height, width), scaled, mode="bilinear")
-
-
 def center_crop(image: Tensor, size: int) -> Tensor:
     """The evaluation view: resize the shorter side to `size` * 256 / 224, then crop the center.
 

@@ -60,13 +60,14 @@ class LabelMap(NamedTuple):
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """Read an indexed, gray or bilevel picture of at most 8 bits.
+    """Read an indexed, gray or bilevel PNG of at most 8 bits.
 
     Raises:
         DataError: The file is missing, damaged or not a label map; the text names it.
     """
     try:
-        with Image.open(path) as picture:
+        # Only PNG keeps labels exactly; and no other decoder of Pillow sees a stranger's file.
+        with Image.open(path, formats=("PNG",)) as picture:
             mode, labels = picture.mode, np.array(picture).astype(np.uint8)
             palette = bytes(picture.getpalette() or ()) or None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino.data.crops import center_crop, resize_whole
+from dino.data.crops import center_crop
 from dino.data.decode import read_image
 from dino.data.demo import DemoSpec, draw_image
 from dino.data.photometric import Normalization, build_normalization
@@ -35,6 +35,7 @@ from dino.visualization.pictures import (
     color,
     draw_mask,
     overlay,
+    resize_whole,
     save_picture,
     to_picture,
     upsample_nearest,
@@ -211,8 +212,7 @@ def visualize_attention(config: AttentionConfig, run: Run) -> list[Path]:
         progress.close()
         if entries:
             sheets = [str(path) for path in sheet.close()]
-            plural = "s" * (len(entries) > 1)
-            logger.info("attention maps of %d image%s: %s", len(entries), plural, " ".join(sheets))
+            logger.info("images with attention maps: %d; %s", len(entries), " ".join(sheets))
             write_result(config.report.json, {"images": entries, "sheets": sheets})
     return folders
 

@@ -51,8 +51,6 @@ def generate_video(config: AttentionVideoConfig, run: Run) -> Path:
         DinoError: Wrong weights, an architecture without attention maps, missing or unreadable
             frames, or an output path that is not writable.
     """
-    """
-    """
     target = Path(config.video.output_path) / f"video.{config.video.video_format}"
     if not run.processes.is_rank_zero:
         return target

@@ -1,4 +1,4 @@
-"""Drawing and atomically writing pictures: color maps, overlays, masks and contact sheets.
+"""Resizing, drawing and atomically writing pictures: color maps, overlays, masks, contact sheets.
 
 Shapes: P side of a patch in pixels, h x w patches, H x W = P h x P w pixels.
 """
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dino.data.crops import scale_shorter
 from dino.files import atomic_write
 
 Pixels = NDArray[np.uint8]
@@ -47,6 +49,25 @@ def color(values: NDArray[np.float32], table: int) -> Pixels:
 def upsample_nearest(patches: np.ndarray, patch_size: int) -> np.ndarray:
     """Repeat each patch's value over its pixels: (h, w, ...) -> (H, W, ...)."""
     return patches.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+
+
+def resize_whole(image: Tensor, size: tuple[int, ...] | None) -> Tensor:
+    """Resize an image as torchvision's `Resize` resizes a picture: Pillow's bilinear levels.
+
+    torch's resize is faster, but some levels differ by one, which attention maps show.
+
+    Args:
+        image: (C, H, W) uint8; so is the result.
+        size: (height, width) stretches the image. A single number is the length of the shorter
+            side and keeps the aspect ratio. None returns the image unchanged.
+    """
+    if size is None:
+        return image
+    height, width = image.shape[1:]
+    scaled = (size[0], size[1]) if len(size) > 1 else scale_shorter(height, width, size[0])
+    bands = (Image.fromarray(band) for band in image.numpy())  # any number of channels
+    resized = [band.resize(scaled[::-1], Image.Resampling.BILINEAR) for band in bands]
+    return torch.from_numpy(np.stack([np.asarray(band) for band in resized]))
 
 
 def to_picture(image: Tensor) -> Pixels:

@@ -12,12 +12,11 @@ import functools
 import itertools
 import logging
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, SupportsBytes, cast
+from typing import SupportsBytes, cast
 
 import av
 import numpy as np
@@ -27,6 +26,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from dino.data.decode import EXTENSIONS, read_image
+from dino.data.frames import list_pictures
 from dino.errors import DataError, OptionError
 from dino.files import atomic_write
 from dino.visualization.pictures import Pixels
@@ -41,6 +41,7 @@ ENCODERS = {".mp4": ("libx264", "libopenh264", "mpeg4"), ".avi": ("mpeg4",)}
 QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": str(3 * 118)}}
 # The element of a Matroska file that contains everything after its first few bytes.
 SEGMENT = bytes.fromhex("18538067")
+SLANT = 0.01  # of a matrix that turns by a multiple of 90 degrees, relative to its scale
 LARGEST_TICK = 65535  # MPEG-4 counts the ticks of a second in 16 bits
 REPAIR = "download it again, or recover the intact part with `ffmpeg -i OLD NEW`"
 
@@ -137,9 +138,7 @@ def _count_bytes_promised(path: Path) -> int:
 
 
 def _open_folder(folder: Path) -> FrameSource:
-    paths = sorted(
-        (path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS)), key=_order
-    )
+    paths = list_pictures(folder)
     if not paths:
         raise DataError(
             f"`input_path` {folder} holds no frame (looked for {' '.join(EXTENSIONS)})",
@@ -160,12 +159,6 @@ def _open_folder(folder: Path) -> FrameSource:
     return FrameSource(path=folder, count=len(paths), rate=None, read=read)
 
 
-def _order(path: Path) -> tuple[list[Any], str]:
-    """Sort key that compares numbers in names by value: frame-9999 comes before frame-10000."""
-    parts = re.split(r"([0-9]+)", path.stem)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
-
-
 def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Tensor]]:
     """Yield the frames of a video; `promised` is the header's packet count, 0 if unknown."""
     if channels not in LAYOUTS:
@@ -182,7 +175,8 @@ def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Ten
                 # A packet is corrupt if the file ends inside it.
                 packets += packet.size > 0 and not packet.is_corrupt
                 for frame in packet.decode():
-                    yield f"frame-{done:04}", _read_pixels(frame, channels)
+                    pixels = _turn_upright(_read_pixels(frame, channels), frame, path)
+                    yield f"frame-{done:04}", torch.from_numpy(pixels.copy()).permute(2, 0, 1)
                     done += 1
     except av.FFmpegError as error:
         raise DataError(
@@ -198,20 +192,37 @@ def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Ten
         )
 
 
-def _read_pixels(frame: av.VideoFrame, channels: int) -> Tensor:
-    """(C, H, W) uint8, rotated as the video's metadata says; phones rely on that."""
-    pixels = frame.to_ndarray(format=LAYOUTS[channels]).reshape(frame.height, frame.width, channels)
-    return torch.from_numpy(np.rot90(pixels, _count_turns(frame)).copy()).permute(2, 0, 1)
+def _read_pixels(frame: av.VideoFrame, channels: int) -> Pixels:
+    """(H, W, C) uint8, as stored."""
+    pixels = cast(Pixels, frame.to_ndarray(format=LAYOUTS[channels]))  # 8 bits in both layouts
+    return pixels.reshape(frame.height, frame.width, channels)
 
 
-def _count_turns(frame: av.VideoFrame) -> int:
-    """Counterclockwise quarter turns that bring a frame upright; PyAV has the angle since 14.2."""
-    # 3 x 3 int32, beginning with cosine and sine.
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return 0
-    cosine, sine = np.frombuffer(bytes(cast(SupportsBytes, matrix)), np.int32)[:2].tolist()
-    return -round(math.degrees(math.atan2(sine, cosine)) / 90)
+def _turn_upright(pixels: Pixels, frame: av.VideoFrame, path: Path) -> Pixels:
+    """Turn and mirror pixels (H, W, C) as the video's metadata says; phones rely on that.
+
+    Raises:
+        DataError: They need another turn than by a multiple of 90 degrees.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    # 3 x 3 int32. The pixel at x, y is shown at x * a + y * c, x * b + y * d; the scale is not
+    # applied. Some programs write zeros for "as stored".
+    numbers = np.frombuffer(bytes(cast(SupportsBytes, data)), np.int32) if data else np.zeros(9)
+    a, b, c, d = numbers[[0, 1, 3, 4]].astype(np.float64)
+    if not numbers.any():
+        return pixels
+    if max(abs(b), abs(c)) > SLANT * min(abs(a), abs(d)):  # rows become columns
+        pixels = pixels.swapaxes(0, 1)
+        a, b, c, d = c, d, a, b
+    if max(abs(b), abs(c)) > SLANT * min(abs(a), abs(d)):
+        angle = math.degrees(math.atan2(numbers[1], numbers[0]))
+        raise DataError(
+            f"`input_path` {path} must be shown turned by a multiple of 90 degrees"
+            f" (got {angle:.0f})",
+            value=path,
+            remedy="`ffmpeg -i OLD NEW` turns the pixels themselves",
+        )
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 class VideoWriter:

@@ -22,7 +22,6 @@ from dino.data.crops import (
     random_resized_crop,
     resize_crop,
     resize_square,
-    resize_whole,
 )
 from dino.data.decode import read_image
 
@@ -295,19 +294,3 @@ def test_a_random_view_is_what_torchvision_makes_of_the_same_draw(height: int, w
         assert (found.int() - expected.int()).abs().max() <= 1
         flips += flipped
     assert 4 <= flips <= 16
-
-
-@pytest.mark.parametrize("size", [(96,), (64, 120), (480, 480), (500, 700), None])
-def test_whole_images_are_resized_as_by_torchvision(
-    shared_data: Path, size: tuple[int, ...] | None
-) -> None:
-    for path in (
-        shared_data / "broken" / "good.jpg",
-        shared_data / "broken" / "huge_aspect_10x4000.jpg",
-    ):
-        picture = Image.open(path).convert("RGB")
-        expected = np.asarray(picture if size is None else transforms.Resize(list(size))(picture))[
-            :8000
-        ]
-        found = resize_whole(read_image(path), size).permute(1, 2, 0).numpy()[:8000]
-        assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 1

@@ -3,6 +3,7 @@ recipes, scripts."""
 
 import functools
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -507,3 +508,18 @@ def test_the_knn_script_starts_the_score(words: list[str], command: str) -> None
     )
     assert done.stdout.split("eval_knn.py ")[1].strip() == command
     assert subprocess.run(script, capture_output=True, check=False).returncode == 2
+
+
+def test_the_published_codes_commands_work_in_the_folder_of_scripts(tmp_path: Path) -> None:
+    """`cd script; python extract_weights.py ...; sh eval_knn.sh`, with data/ next to script/."""
+    (tmp_path / "data" / "imagenet1k").mkdir(parents=True)
+    shutil.copytree(ROOT / "script", tmp_path / "script", symlinks=True)
+    here = tmp_path / "script"
+    (here / "vit_model.pth").touch()
+    words = {"cwd": here, "env": os.environ | {"PYTHON": "echo"}, "text": True}
+    scored = subprocess.run(["sh", "eval_knn.sh"], capture_output=True, check=True, **words).stdout
+    assert scored.split() == [
+        *("./../eval_knn.py", "--pretrained_weights", "vit_model.pth"),
+        *("--data_path", "./../data/imagenet1k", "--nb_knn", "10", "20"),
+    ]
+    assert (ROOT / "script" / "extract_weights.py").samefile(ROOT / "extract_weights.py")

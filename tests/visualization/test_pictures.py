@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
+from dino.data.decode import read_image
 from dino.errors import OptionError
 from dino.visualization import pictures
 from dino.visualization.pictures import (
@@ -20,6 +22,7 @@ from dino.visualization.pictures import (
     color,
     draw_mask,
     overlay,
+    resize_whole,
     save_picture,
     to_picture,
     upsample_nearest,
@@ -130,3 +133,19 @@ def test_a_tile_keeps_the_aspect_and_shows_the_strongest_patch_brightest(tmp_pat
     ).all()
     middle = row[TILE // 2].reshape(3, 2, TILE // 2)[:, :, TILE // 4]
     assert middle.tolist() == [[200, 200], [50, 200], [200, 0]]
+
+
+@pytest.mark.parametrize("size", [(96,), (64, 120), (480, 480), (500, 700), None])
+def test_whole_images_are_resized_as_by_torchvision(
+    shared_data: Path, size: tuple[int, ...] | None
+) -> None:
+    for path in (
+        shared_data / "broken" / "good.jpg",
+        shared_data / "broken" / "huge_aspect_10x4000.jpg",
+    ):
+        picture = Image.open(path).convert("RGB")
+        expected = np.asarray(picture if size is None else transforms.Resize(list(size))(picture))[
+            :8000
+        ]
+        found = resize_whole(read_image(path), size).permute(1, 2, 0).numpy()[:8000]
+        np.testing.assert_array_equal(found, expected)

@@ -1,13 +1,14 @@
 """Clips whose first frame is labeled, the layout of DAVIS 2017, and the size of its frames.
 
 ROOT/ImageSets/2017/val.txt      names of the sequences, one per line
-ROOT/JPEGImages/480p/SEQ/*.jpg   frames, in the order of their names
+ROOT/JPEGImages/480p/SEQ/*.jpg   frames, in the order of the numbers in their names
 ROOT/Annotations/480p/SEQ/*.png  label maps; only the first frame's is read
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino.data.crops import resize_bilinear
-from dino.data.decode import EXTENSIONS, read_size
+from dino.data.decode import read_size
+from dino.data.frames import list_pictures
 from dino.data.photometric import IMAGENET_MEAN, Normalization
 from dino.errors import DataError
+from dino.files import read_bounded
+from dino.plain_pickle.limits import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ SHORT_SIDE = 480  # pixels; read_frame of the original
 MULTIPLE = 64  # pixels; the long side is rounded down to a multiple
 RESOLUTION = "480p"
 SPLIT = Path("ImageSets", "2017", "val.txt")
+LARGEST_LIST = 1 << 20  # bytes of val.txt; that of DAVIS has 300
+LONGEST_NAME = 255  # bytes of a folder's name, on every common file system
 # In this one evaluation the original's red deviation is 0.228, and ImageNet's is 0.229. Published
 # figures were computed with 0.228, so it stays.
 FRAME_NORMALIZATION = Normalization(mean=IMAGENET_MEAN, std=(0.228, 0.224, 0.225))
@@ -88,17 +94,18 @@ def read_split(root: Path) -> list[str]:
     """
     path = root / SPLIT
     try:
-        names = path.read_text(encoding="utf-8").split()
+        names = read_bounded(path, LARGEST_LIST).decode("utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}, the list of sequences, cannot be read: {error}") from error
     if not names:
         raise DataError(f"{path} names no sequence")
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{path} names a sequence twice: {name}")
-        if Path(name).name != name or name == "..":
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DataError(f"{path} names a sequence twice: {shorten(name)}")
+        if Path(name).name != name or name == ".." or len(name.encode()) > LONGEST_NAME:
             raise DataError(
-                f"{path} names {name}", remedy="a sequence must be a folder name without a slash"
+                f"{path} names {shorten(name)}",
+                remedy="a sequence must be a folder name without a slash",
             )
     return names
 
@@ -110,7 +117,7 @@ def list_truths(root: Path, name: str) -> tuple[Path, ...]:
         DataError: There are fewer than three, or the map of a frame in between is missing.
     """
     truths = list_frames(root / "Annotations" / RESOLUTION / name, ".png")
-    for image in sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")):
+    for image in index_images(root, name).values():
         if not (truth := truths[0].with_name(f"{image.stem}.png")).is_file():
             raise DataError(
                 f"{truth} does not exist", remedy=f"it must hold the true labels of {image}"
@@ -123,6 +130,13 @@ def list_truths(root: Path, name: str) -> tuple[Path, ...]:
     return truths
 
 
+def index_images(root: Path, name: str) -> dict[str, Path]:
+    """List the frames of a sequence by name; there are none where only label maps exist."""
+    folder = root / "JPEGImages" / RESOLUTION / name
+    paths = list_pictures(folder) if folder.is_dir() else []
+    return {path.stem: path for path in paths if path.suffix == ".jpg"}
+
+
 def _open_sequence(root: Path, name: str) -> Clip:
     frames = list_frames(root / "JPEGImages" / RESOLUTION / name)
     labels = root / "Annotations" / RESOLUTION / name / f"{frames[0].stem}.png"
@@ -130,19 +144,18 @@ def _open_sequence(root: Path, name: str) -> Clip:
 
 
 def list_frames(folder: Path, ending: str = ".jpg") -> tuple[Path, ...]:
-    """List the frames in a folder by name. A warning names the first picture with another ending.
+    """List the frames in a folder by number. A warning names the first with another ending.
 
     Raises:
         DataError: There are no frames.
     """
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
-    frames = tuple(sorted(folder.glob(f"*{ending}")))
+    pictures = list_pictures(folder)
+    frames = tuple(path for path in pictures if path.suffix == ending)
     if not frames:
         raise DataError(f"{folder} holds no frames (*{ending})")
-    others = sorted(
-        path for path in set(folder.iterdir()) - set(frames) if path.suffix.lower() in EXTENSIONS
-    )
+    others = [path for path in pictures if path.suffix != ending]
     if others:
         logger.warning("%s is ignored: frames of %s are *%s", others[0].name, folder, ending)
     return frames

@@ -1,6 +1,6 @@
 """Driving data: a run, or a folder of runs, with labels at regular frames.
 
-RUN/image/*.jpg         frames, in the order of their names
+RUN/image/*.jpg         frames, in the order of the numbers in their names
 RUN/segmentation/*.png  label maps of some or all frames, by the same names
 """
 

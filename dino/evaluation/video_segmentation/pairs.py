@@ -19,8 +19,8 @@ from dino.data.label_maps import ScoredClip, ScoredFrame, read_label_map
 from dino.errors import DataError
 from dino.evaluation.video_segmentation.davis import (
     DAVIS_PALETTE,
-    RESOLUTION,
     check_sizes,
+    index_images,
     list_frames,
     list_truths,
     read_split,
@@ -97,10 +97,8 @@ def read_labels(path: Path, known: Collection[int]) -> NDArray[np.uint8]:
 
 def _list_sequence(root: Path, name: str, predictions: Path) -> ScoredClip:
     truths = list_truths(root, name)
-    images = {path.stem: path for path in (root / "JPEGImages" / RESOLUTION / name).glob("*.jpg")}
-    frames = _pair(
-        truths[1:-1], {path.stem: n for n, path in enumerate(truths)}, images, predictions
-    )
+    numbers = {path.stem: n for n, path in enumerate(truths)}
+    frames = _pair(truths[1:-1], numbers, index_images(root, name), predictions)
     return ScoredClip(name=name, first=truths[0], frames=frames, palette=DAVIS_PALETTE)
 
 
@@ -149,7 +147,10 @@ def _pair(
 
 
 def _describe(known: Collection[int]) -> str:
-    """Describe a range with a gap, such as `0 to 26 and 255`."""
+    """Describe ranges with gaps, such as `0 to 26 and 255`."""
     ordered = sorted(known)
-    least, most = ordered[0], next(n for n in ordered if n + 1 not in known)
-    return f"{least} to {most}" + "".join(f" and {n}" for n in ordered if n > most)
+    firsts, lasts = ([n for n in ordered if n + step not in known] for step in (-1, 1))
+    return " and ".join(
+        str(first) if first == last else f"{first} to {last}"
+        for first, last in zip(firsts, lasts, strict=True)
+    )

@@ -12,7 +12,7 @@ from dino.config import chosen
 from dino.data.label_maps import ScoredClip
 from dino.errors import DataError, OptionError
 from dino.evaluation.config import MetricsConfig, SegmentationMetricsConfig
-from dino.evaluation.video_segmentation.davis import Clip, check_sizes, list_truths
+from dino.evaluation.video_segmentation.davis import VOID, Clip, check_sizes, list_truths
 from dino.evaluation.video_segmentation.pairs import (
     DAVIS,
     list_clips,
@@ -129,6 +129,7 @@ def report_davis(dataset_path: Path, prediction_path: Path) -> dict[str, Any]:
 def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     # All label maps are read first, so that errors appear at once.
     labels = {clip.name: find_objects(clip.first) for clip in clips}
+    _tell_of_gaps(labels)
     progress = Progress(sum(len(clip.frames) for clip in clips), "frames scored")
     scored = {
         clip.name: score_sequence(labels[clip.name], progress.follow(clip.frames)) for clip in clips
@@ -136,7 +137,9 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     progress.close()
     sequences = {name: average_objects(scores) for name, scores in scored.items()}
     objects = {
-        f"{name}_{n}": score for name, scores in scored.items() for n, score in enumerate(scores, 1)
+        f"{name}_{label}": score
+        for name, scores in scored.items()
+        for label, score in zip(labels[name], scores, strict=True)
     }
     # The benchmark averages over objects, not over sequences.
     total = average_objects(list(objects.values()))
@@ -144,8 +147,8 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     rows: Rows = [("kind", "name", "frames", *total.named())]
     for name, scores in scored.items():
         rows += [
-            ("object", f"{name}_{n}", frames[name], *score.named().values())
-            for n, score in enumerate(scores, 1)
+            ("object", f"{name}_{label}", frames[name], *score.named().values())
+            for label, score in zip(labels[name], scores, strict=True)
         ]
         rows.append(("sequence", name, frames[name], *sequences[name].named().values()))
     rows.append(("mean", "mean over objects", sum(frames.values()), *total.named().values()))
@@ -159,6 +162,17 @@ def _report_davis(clips: Sequence[ScoredClip]) -> tuple[dict[str, Any], Rows]:
     )
     figures = {"sequences": _named(sequences), "objects": _named(objects)}
     return {**total.named(), "frames": sum(frames.values()), **figures}, rows
+
+
+def _tell_of_gaps(labels: Mapping[str, tuple[int, ...]]) -> None:
+    """Report sequences for which davis2017-evaluation counts labels that do not exist."""
+    for name, objects in labels.items():
+        if objects not in (tuple(range(1, len(objects) + 1)), (VOID,)):
+            logger.info(
+                "%s: scored are the %d labels that exist, %s; davis2017-evaluation scores each of "
+                "1 to %d, absent ones as 1",
+                *(name, len(objects), ", ".join(map(str, objects)), objects[-1]),
+            )
 
 
 def _report_driving(

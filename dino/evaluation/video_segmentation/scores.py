@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.data.label_maps import ScoredFrame
+from dino.data.label_maps import ScoredFrame, read_label_map
 from dino.errors import DataError
-from dino.evaluation.video_segmentation.davis import ALL_LABELS, VOID
+from dino.evaluation.video_segmentation.davis import ALL_LABELS, VOID, drop_void
 from dino.evaluation.video_segmentation.metrics import (
     Measure,
     average,
@@ -53,37 +53,41 @@ def average_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
     )
 
 
-def find_objects(annotation: Path) -> range:
-    """Return the object labels of a DAVIS sequence: 1 to the highest in its first annotation.
+def find_objects(annotation: Path) -> tuple[int, ...]:
+    """Return the object labels of a DAVIS sequence: those that its first annotation shows.
+
+    davis2017-evaluation takes 1 to the highest, which is the same for consecutive labels. Void
+    (255) as the only label is the object, as in DAVIS 2016.
 
     Raises:
         DataError: The annotation cannot be read or has no object.
     """
-    first = read_labels(annotation, ALL_LABELS)
-    objects = range(1, int(first[first != VOID].max(initial=0)) + 1)
+    shown = np.unique(drop_void(read_label_map(annotation).labels))
+    objects = tuple(shown[shown > 0].tolist())
     if not objects:
         raise DataError(
-            f"{annotation} has no object (0 is background, {VOID} void)",
-            remedy="use labels of DAVIS 2017",
+            f"{annotation} has no object: all its labels are 0, background",
+            remedy="the first label map of a sequence must show its objects",
         )
     return objects
 
 
-def score_sequence(objects: range, frames: Iterable[ScoredFrame]) -> list[ObjectScore]:
+def score_sequence(objects: Sequence[int], frames: Iterable[ScoredFrame]) -> list[ObjectScore]:
     """Score every object of a DAVIS sequence.
 
     Other true labels, void (255) and objects that appear later, are background. This is the
     semi-supervised task of davis2017-evaluation, which passes no void to its measures.
 
     Raises:
-        DataError: A label map cannot be read, or a prediction has a label that is not an object.
+        DataError: A label map cannot be read, a prediction has a label that is not an object, or
+            masks of DAVIS 2016 are mixed with labels of DAVIS 2017.
     """
     regions, boundaries = [], []
     for frame in frames:
-        truth = read_labels(frame.truth, ALL_LABELS)
-        predicted = read_labels(frame.prediction, range(len(objects) + 1))
+        truth = read_labels(frame.truth, {0, VOID} if objects == (VOID,) else ALL_LABELS)
+        predicted = read_labels(frame.prediction, {0, *objects})
         ious = compute_iou(count_labels(truth, predicted, len(ALL_LABELS)))
-        regions.append(ious[1 : len(objects) + 1])
+        regions.append(ious[list(objects)])
         boundaries.append(
             [measure_boundary(truth == label, predicted == label) for label in objects]
         )

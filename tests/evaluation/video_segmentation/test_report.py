@@ -87,6 +87,27 @@ def test_davis_prints_objects_sequences_and_their_mean(
     assert float(written["mean over objects"]["J-Mean"]) == values["J-Mean"]
 
 
+def test_labels_that_do_not_exist_are_not_scored_and_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = RIGHT + 199 * (HALF > 0)
+    words = (
+        "--dataset_path",
+        make_davis(tmp_path / "davis", {"cat": [labels] * 3, "dog": [RIGHT] * 3}),
+    )
+    words += (
+        "--prediction_path",
+        make_predictions(tmp_path / "out", {"cat": [RIGHT] * 3, "dog": [RIGHT] * 3}),
+    )
+    assert run(*words, "--json", tmp_path / "a.json") == 0
+    values = json.loads((tmp_path / "a.json").read_text())
+    assert list(values["objects"]) == ["cat_1", "cat_200", "dog_1"]
+    assert values["objects"]["cat_200"]["J-Mean"] == 0 and values["J-Mean"] == pytest.approx(0.5)
+    printed = capsys.readouterr().out
+    assert "cat: scored are the 2 labels that exist, 1, 200; davis2017-evaluation" in printed
+    assert "dog: scored" not in printed
+
+
 def test_the_score_of_predictions_just_written_is_that_of_the_command(tmp_path: Path) -> None:
     words = davis(tmp_path)
     assert run(*words, "--json", tmp_path / "a.json") == 0

@@ -159,10 +159,35 @@ def test_a_predicted_object_beyond_those_of_the_first_frame_is_an_error(tmp_path
         score_clip(clip)
 
 
-@pytest.mark.parametrize("label", [0, 255])
-def test_a_first_annotation_without_an_object_is_an_error(tmp_path: Path, label: int) -> None:
+def test_a_first_annotation_without_an_object_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cat/00000\.png has no object"):
-        score_clip(sequence(tmp_path, [place((label, 2))] * 3, [EMPTY] * 3))
+        score_clip(sequence(tmp_path, [EMPTY] * 3, [EMPTY] * 3))
+
+
+def test_labels_with_gaps_score_as_the_same_objects_numbered_without(tmp_path: Path) -> None:
+    """And a predicted label in between is an error, as one beyond is."""
+    truth, predicted = ((1, 2), (200, 20)), ((1, 4), (200, 23))
+    gaps = sequence(tmp_path / "gaps", [place(*truth)] * 4, [place(*predicted)] * 4)
+    renumbered = [
+        place(*((label % 199 + label // 200, left) for label, left in clip))
+        for clip in (truth, predicted)
+    ]
+    none = sequence(tmp_path / "none", [renumbered[0]] * 4, [renumbered[1]] * 4)
+    assert find_objects(gaps.first) == (1, 200) and find_objects(none.first) == (1, 2)
+    assert score_clip(gaps) == score_clip(none)
+    assert [score.region.mean for score in score_clip(gaps)] == [24 / 48, 18 / 54]
+    with pytest.raises(DataError, match=r"must hold labels 0 to 1 and 200 \(got 2\)"):
+        score_clip(sequence(tmp_path / "wrong", [place(*truth)] * 3, [place((2, 2))] * 3))
+
+
+def test_masks_of_0_and_255_are_one_object(tmp_path: Path) -> None:
+    masks, labels = ([place((label, left)) for left in (2, 4)] for label in (255, 1))
+    found = sequence(tmp_path / "2016", [masks[0]] * 4, [masks[1]] * 4)
+    expected = sequence(tmp_path / "2017", [labels[0]] * 4, [labels[1]] * 4)
+    assert score_clip(found) == score_clip(expected) != []
+    mixed = sequence(tmp_path / "mixed", [masks[0], *labels, *labels], [masks[0]] * 5)
+    with pytest.raises(DataError, match=r"00001\.png must hold labels 0 and 255 \(got 1\)"):
+        score_clip(mixed)
 
 
 def test_classes_of_a_run_are_counted_over_all_frames(tmp_path: Path) -> None:

@@ -578,9 +578,13 @@ def test_void_is_not_carried_along_and_predictions_can_be_scored(
     found = read_all(output)
     assert (found["wide/00000.png"] == labels).all()
     assert set(np.unique(found["wide/00001.png"]).tolist()) == {0, 1, 2}
-    Image.fromarray(np.where(labels, 255, 0).astype(np.uint8)).save(folder / "00000.png")
-    found = read_all(segment(eval_video_segmentation.main, weights, data, tmp_path / "mask"))
+    for number in range(3):
+        Image.fromarray(np.where(labels, 255, 0).astype(np.uint8)).save(folder / f"{number:05}.png")
+    words = (tmp_path / "mask", "--evaluate", "--json", told)
+    found = read_all(segment(eval_video_segmentation.main, weights, data, *words))
     assert set(np.unique(found["wide/00002.png"]).tolist()) == {0, 255}
+    scores = json.loads(told.read_text())["scores"]
+    assert list(scores["objects"]) == ["wide_255"] and 0 < scores["J&F-Mean"] <= 1
 
 
 @given(lengths=st.lists(st.integers(1, 99), max_size=20), world_size=st.integers(1, 8))
@@ -642,10 +646,8 @@ def label_all(folder: Path, damage: str) -> None:
         first.save(folder / "00001.png")
     if damage == "more":
         first.save(folder / "00003.png")
-    if damage == "mask":
-        Image.fromarray(np.where(np.array(first), 255, 0).astype(np.uint8)).save(
-            folder / "00000.png"
-        )
+    if damage == "nothing":
+        Image.new("L", (64, 48)).save(folder / "00000.png")
 
 
 @pytest.mark.parametrize(
@@ -663,7 +665,7 @@ def label_all(folder: Path, damage: str) -> None:
             DataError,
             r"00002.png must have the size of .*00000.png, 64x48 pixels \(got 64x47\)",
         ),
-        ("mask", DataError, "00000.png has no object"),
+        ("nothing", DataError, "00000.png has no object"),
         ("more", DataError, "00003.png matches no frame"),
     ],
 )
@@ -686,7 +688,7 @@ def test_what_is_wrong_ends_with_2_and_is_named(
         output.mkdir()
         (output / "tall").touch()
         weights = tmp_path / "not read yet"
-    elif damage in ("middle", "size", "mask", "more"):
+    elif damage in ("middle", "size", "nothing", "more"):
         (data / "ImageSets/2017/val.txt").write_text("wide")
         label_all(data / "Annotations/480p/wide", damage)
         weights, words = tmp_path / "not read yet", ("--evaluate",)
