@@ -16,6 +16,7 @@ CODE = [*PACKAGE, *SCRIPTS]
 
 WORDS = {
     "errors",
+    "cache",
     "constants",
     "files",
     "checkpoint",

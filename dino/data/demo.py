@@ -6,7 +6,6 @@ carry little information and the pattern carries all of it.
 Letters: S side of the image in pixels, G side of the finer drawing grid (G = 2 S).
 """
 
-import fcntl
 import logging
 import shutil
 from collections.abc import Iterable
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dino.cache import check_owner, find_cache_root, hold_lock
 from dino.data.demo_patterns import SHAPES, TEXTURES, Mask, Points
-from dino.data.index import find_cache_root
 from dino.errors import DataError
 from dino.files import atomic_write
 
@@ -189,7 +188,7 @@ def build_demo(spec: DemoSpec | None = None, root: Path | None = None) -> Path:
         The folder that contains train/CLASS/*.png and val/CLASS/*.png.
 
     Raises:
-        DataError: The folder cannot be written, or the disk is full.
+        DataError: The folder cannot be written or is another user's, or the disk is full.
     """
     spec = spec or DemoSpec()
     root = root or find_cache_root()
@@ -197,14 +196,13 @@ def build_demo(spec: DemoSpec | None = None, root: Path | None = None) -> Path:
     try:
         if not folder.is_dir():
             root.mkdir(parents=True, exist_ok=True)
-            with (root / f".{spec.folder_name}.lock").open("w") as lock:
-                # The system frees this lock even if the process is killed, so it is never stale.
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with hold_lock(root / f".{spec.folder_name}.lock"):
                 _write_once(folder, spec)
+        check_owner(folder)
     except OSError as error:
         raise DataError(
             f"cannot write the demo data set to {folder}: {error.strerror or error}",
-            remedy="set DINO_CACHE_DIR to a writable folder with free space",
+            remedy="set DINO_CACHE_DIR to a writable folder of your own with free space",
         ) from error
     return folder
 
@@ -216,6 +214,7 @@ def _write_once(folder: Path, spec: DemoSpec) -> None:
     _logger.info("drawing the demo data set into %s", folder)
     with atomic_write(folder, alone=True) as partial:
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+        partial.mkdir()  # fails on a link that somebody else has left
         for split, count in zip(SPLITS, (spec.train_per_class, spec.val_per_class), strict=True):
             _write_split(partial / split, count, spec)
 

@@ -9,23 +9,23 @@ cache is not writable, it is listed every time. Any index file may be deleted at
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dino.cache import find_cache_root, hold_lock, make_folder, read_own, write_own
 from dino.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise it whenever equal records would mean something else
+VERSION = 2  # raise it whenever equal records would mean something else
 WORTH = 20_000  # entries; below this, listing is fast enough without an index
 # A folder may change again within one tick of the disk's clock (2 s on FAT, 1 s on some network
 # disks) after it was listed. Anything that changed this recently is listed again next time.
@@ -33,12 +33,6 @@ FRESH = 3_000_000_000  # ns
 
 Stamp = tuple[int, ...]
 NO_STAMP: Stamp = ()  # matches no file
-
-
-def find_cache_root() -> Path:
-    """$DINO_CACHE_DIR, else $XDG_CACHE_HOME/dino, else ~/.cache/dino."""
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DINO_CACHE_DIR") or f"{shared}/dino").expanduser()
 
 
 def read_stamp(path: str | Path) -> Stamp:
@@ -50,7 +44,11 @@ def read_stamp(path: str | Path) -> Stamp:
     Raises:
         OSError: There is no such file or folder.
     """
-    status = os.stat(path)
+    return stamp_of(os.stat(path))
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """As `read_stamp`, of what the system said about a file or folder."""
     size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     return size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -62,9 +60,15 @@ class Index:
     its records.
     """
 
-    def __init__(self, kind: str, place: str) -> None:
-        """Read the stored records of `place`, an absolute path or several."""
-        self.place, self.key = place, [VERSION, kind, place]
+    def __init__(self, kind: str, place: str, is_valid: Callable[[Any], bool]) -> None:
+        """Read the stored records of `place`, an absolute path or several.
+
+        Args:
+            kind: What the records are about.
+            place: What they belong to.
+            is_valid: Whether the contents of a record have the right form.
+        """
+        self.place, self.key, self.is_valid = place, [VERSION, kind, place], is_valid
         digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         self.path = find_cache_root() / "index" / f"{kind}-{digest}.json"
         self.known = self._read()
@@ -80,7 +84,9 @@ class Index:
     def look_up(self, name: str, stamp: Stamp) -> Any:
         """The contents of folder or shard `name` at this stamp; None if not recorded."""
         record = self.known.get(name)
-        if record is None or tuple(record[0]) != stamp:
+        if not isinstance(record, list) or len(record) != 2 or record[0] != list(stamp):
+            return None
+        if not self.is_valid(record[1]):
             return None
         self.records[name] = record
         return record[1]
@@ -95,7 +101,7 @@ class Index:
             count: Number of entries in it.
         """
         lasting = max(stamp[1:]) < time.time_ns() - FRESH
-        self.records[name] = [stamp if lasting else NO_STAMP, found]
+        self.records[name] = [list(stamp if lasting else NO_STAMP), found]
         self.found += count
         if self.found >= WORTH and not self.locked:
             self._lock()
@@ -118,78 +124,35 @@ class Index:
             self.place.partition("\n")[0],
         )
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # The system frees this lock even if the process is killed, so it is never stale.
-            door = self.doors.enter_context(self.path.with_suffix(".lock").open("w"))
-            fcntl.flock(door, fcntl.LOCK_EX)
+            make_folder(self.path.parent)
+            self.doors.enter_context(hold_lock(self.path.with_suffix(".lock")))
         except OSError as error:
-            logger.warning(
-                "cannot write the index %s: %s; set DINO_CACHE_DIR to a writable folder",
-                self.path,
-                error,
-            )
+            self._warn(error)
         self.known = self._read()
 
     def _read(self) -> dict[str, list[Any]]:
         """The records on disk; empty if the file is missing, damaged or for something else."""
         try:
-            digest, _, body = self.path.read_bytes().partition(b"\n")
+            digest, _, body = read_own(self.path).partition(b"\n")
             if hashlib.sha256(body).hexdigest().encode() != digest:
                 return {}
-            key, records = json.loads(body)
-        except (OSError, ValueError):
+            stored = json.loads(body)
+        except (OSError, ValueError, RecursionError):
             return {}
-        return dict(records) if key == self.key else {}
+        match stored:
+            case [self.key, dict(records)]:
+                return records
+        return {}
 
     def _write(self) -> None:
         body = json.dumps([self.key, self.records], separators=(",", ":")).encode()
         try:
+            make_folder(self.path.parent)
             with atomic_write(self.path) as temporary:
-                temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+                write_own(temporary, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         except OSError as error:
-            logger.warning(
-                "cannot write the index %s: %s; set DINO_CACHE_DIR to a writable folder",
-                self.path,
-                error,
-            )
+            self._warn(error)
 
-
-def list_files(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
-    """Yield the names of all files below `root` with these extensions, relative to it.
-
-    A folder's own files come before those of its sub-folders; both are sorted. Links are followed.
-
-    Args:
-        root: The folder.
-        endings: Extensions in lower case, with the dot; matched in either case.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
-    with Index("folder", f"{os.path.abspath(root)}\n{' '.join(endings)}") as index:
-        yield from _walk(root, "", endings, index)
-
-
-def _walk(root: Path, folder: str, endings: tuple[str, ...], index: Index) -> Iterator[str]:
-    path = os.path.join(root, folder)
-    stamp = read_stamp(path)
-    listing = index.look_up(folder, stamp)
-    if listing is None:
-        listing = _list(path, endings)
-        index.store(folder, stamp, listing, sum(map(len, listing)))
-    files, folders = listing
-    yield from (os.path.join(folder, name) for name in files)
-    for name in folders:
-        yield from _walk(root, os.path.join(folder, name), endings, index)
-
-
-def _list(path: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Files with these extensions and sub-folders, directly in a folder, each sorted."""
-    files, folders = [], []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(endings):
-                files.append(entry.name)
-    return sorted(files), sorted(folders)
+    def _warn(self, error: OSError) -> None:
+        text = "cannot write the index %s: %s; set DINO_CACHE_DIR to a writable folder of your own"
+        logger.warning(text, self.path, error)

@@ -7,9 +7,7 @@ failure torch makes the crops.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import fcntl
 import hashlib
 import importlib.resources
 import logging
@@ -18,7 +16,7 @@ import platform
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino.cache import find_cache_root, hold_lock, make_folder, read_own
 from dino.data.crops import Box, CutViews, cut_views, resize_crop
-from dino.data.index import find_cache_root
 from dino.errors import DinoError
 from dino.files import atomic_write
 
@@ -47,7 +45,6 @@ FLAGS = (
 )
 PATIENCE = 120  # seconds that a compiler may take
 DIGEST = hashlib.sha256().digest_size  # bytes at the end of a library, over all before
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OUTSIDE = 2  # what the library returns for a box that is not inside the image
 # (height, width, channels) and (box, side) of the crops by which a library is compared with torch.
 TRIALS: tuple[tuple[tuple[int, int, int], list[tuple[Box, int]]], ...] = (
@@ -152,10 +149,14 @@ def open_native() -> NativeCrops:
     try:
         folder = make_folder(find_cache_root() / "native")
         path = folder / f"crops-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
-        with _alone(folder / "lock"):
+        # The processes of a run build one after another; all but the first find the library.
+        with hold_lock(folder / "lock"):
             native = _load(path) or build(command, source, path)
     except OSError as error:
-        raise NativeError(f"the cache folder cannot be used: {error}") from error
+        raise NativeError(
+            f"the cache folder cannot be used: {error}",
+            remedy="set DINO_CACHE_DIR to a folder of your own",
+        ) from error
     compare(native)
     return native
 
@@ -173,18 +174,6 @@ def find_compiler() -> str:
             f"no C++ compiler (looked for {' '.join(names)})", remedy="install one or set CXX"
         )
     return found
-
-
-def make_folder(folder: Path) -> Path:
-    """Make a folder that only this user can write.
-
-    Raises:
-        NativeError: It is a link, another user's, or writable by others.
-        OSError: It cannot be made.
-    """
-    folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
-    _check_owner(folder, folder.lstat(), stat.S_ISDIR)
-    return folder
 
 
 def build(command: Sequence[str], source: Path, path: Path) -> NativeCrops:
@@ -210,9 +199,7 @@ def check_library(path: Path) -> None:
         NativeError: It is missing, damaged, or not this user's alone.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            _check_owner(path, os.fstat(file.fileno()), stat.S_ISREG)
-            content = file.read()
+        content = read_own(path)
     except OSError as error:
         raise NativeError(f"{path} cannot be read: {error}") from error
     if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
@@ -239,23 +226,6 @@ def _load(path: Path) -> NativeCrops | None:
         if path.exists():
             logger.info("%s; building it again", error)
         return None
-
-
-def _check_owner(path: Path, status: os.stat_result, kind: Any) -> None:
-    if not kind(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & OTHERS_WRITE:
-        raise NativeError(
-            f"{path} is a link, another user's, or writable by others",
-            remedy="set DINO_CACHE_DIR to a folder of your own",
-        )
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """The processes of a run build one after another; all but the first find the library."""
-    with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "rb") as file:
-        with contextlib.suppress(OSError):  # a disk without locks: each builds its own draft
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _run(command: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -169,12 +169,25 @@ def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members]:
     stamps = [_stamp(path) for path in shards]
     images: list[Found] = []
     places: list[tuple[int, int, int]] = []
-    with Index("shards", "\n".join(os.path.abspath(path) for path in shards)) as index:
+    place = "\n".join(os.path.abspath(path) for path in shards)
+    with Index("shards", place, _is_contents) as index:
         for number, contents in enumerate(_look_into(shards, stamps, index)):
             images += contents
             places += [(number, image.offset, image.size) for image in contents]
     return images, Members(
         tuple(zip(shards, stamps, strict=True)), np.array(places, dtype=np.int64).reshape(-1, 3)
+    )
+
+
+def _is_contents(record: Any) -> bool:
+    """Whether a stored record is a list of `Found`."""
+    return isinstance(record, list) and all(
+        isinstance(image, list)
+        and len(image) == len(Found._fields)
+        and isinstance(image[0], str)
+        and all(type(number) is int and number >= 0 for number in image[1:3])
+        and (image[3] is None or type(image[3]) is int)
+        for image in record
     )
 
 

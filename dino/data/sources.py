@@ -10,7 +10,7 @@ from dino.data.decode import EXTENSIONS
 from dino.data.demo import build_demo
 from dino.data.image_list import read_list
 from dino.data.image_source import ImageSource
-from dino.data.index import list_files
+from dino.data.listing import list_folder
 from dino.data.shards import ENDING, find_shards, is_pattern, list_members
 from dino.errors import DataError
 
@@ -193,7 +193,7 @@ def _list_files(root: Path, flag: str, level: int) -> ImageSource:
     if root.is_file():
         return ImageSource(root=root.parent, names=read_list(root, flag))
     try:
-        names = tuple(list_files(root, EXTENSIONS))
+        names = list_folder(root, EXTENSIONS).names
     except OSError as error:
         raise DataError(f"{flag} {root} cannot be read: {error}") from error
     labels, classes = _label_by_folder(names, level)

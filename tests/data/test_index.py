@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dino.data import index
-from dino.data.index import Index, find_cache_root, list_files
+from dino.data import index, listing
+from dino.data.index import Index
+from dino.data.listing import list_folder
 
 FRESH = index.FRESH  # before the fixture below changes it
 ENDINGS = (".png",)
@@ -39,6 +40,14 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
+def list_all(root: Path) -> list[str]:
+    return list(list_folder(root, ENDINGS).names)
+
+
+def accept(_record: object) -> bool:
+    return True
+
+
 def scans(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """What is listed, and the folders that were looked into for it."""
     seen: list[str] = []
@@ -50,7 +59,7 @@ def scans(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", scan)
-        return list(list_files(root, ENDINGS)), seen
+        return list_all(root), seen
 
 
 def test_the_second_listing_looks_into_no_folder(
@@ -63,7 +72,7 @@ def test_the_second_listing_looks_into_no_folder(
 def test_only_a_changed_folder_is_looked_into_again(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(list_files(tree, ENDINGS))
+    list_all(tree)
     (tree / "a/deep/9.png").touch()
     (tree / "b/4.png").rename(tree / "b/5.png")
     expected = ["0.png", "a/1.png", "a/2.PNG", "a/deep/3.png", "a/deep/9.png", "b/5.png"]
@@ -71,20 +80,20 @@ def test_only_a_changed_folder_is_looked_into_again(
 
 
 def test_a_change_whose_time_was_set_back_is_noticed(tree: Path) -> None:
-    list(list_files(tree, ENDINGS))
+    list_all(tree)
     before = os.stat(tree / "b")
     (tree / "b/4.png").unlink()
     os.utime(tree / "b", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert list(list_files(tree, ENDINGS)) == SORTED[:-1]
+    assert list_all(tree) == SORTED[:-1]
 
 
 def test_new_and_removed_folders_are_noticed(tree: Path) -> None:
-    list(list_files(tree, ENDINGS))
+    list_all(tree)
     (tree / "a/deep/3.png").unlink()
     (tree / "a/deep").rmdir()
     (tree / "c").mkdir()
     (tree / "c/7.png").touch()
-    assert list(list_files(tree, ENDINGS)) == ["0.png", "a/1.png", "a/2.PNG", "b/4.png", "c/7.png"]
+    assert list_all(tree) == ["0.png", "a/1.png", "a/2.PNG", "b/4.png", "c/7.png"]
 
 
 def test_a_folder_that_changed_a_moment_ago_is_not_believed(
@@ -93,7 +102,7 @@ def test_a_folder_that_changed_a_moment_ago_is_not_believed(
     monkeypatch.setattr(
         index, "FRESH", 3600 * 10**9
     )  # it could change again within one tick of the disk's clock
-    list(list_files(tree, ENDINGS))
+    list_all(tree)
     assert scans(tree, monkeypatch) == (SORTED, [".", "a", "a/deep", "b"])
 
 
@@ -106,7 +115,7 @@ def test_a_listing_within_a_clock_tick_of_a_change_is_not_trusted(
     changed = max(os.stat(folder).st_ctime_ns for folder in (tree, *tree.rglob("*")))
     with monkeypatch.context() as clock:
         clock.setattr(time, "time_ns", lambda: changed + age * 10**9)
-        list(list_files(tree, ENDINGS))
+        list_all(tree)
     assert scans(tree, monkeypatch) == (SORTED, looked_into)
 
 
@@ -114,16 +123,8 @@ def test_small_folders_leave_nothing_in_the_cache(
     tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "WORTH", 1000)
-    assert list(list_files(tree, ENDINGS)) == SORTED
+    assert list_all(tree) == SORTED
     assert not cache.exists()
-
-
-def test_a_listing_that_was_left_early_leaves_no_index(tree: Path, cache: Path) -> None:
-    names = list_files(tree, ENDINGS)
-    next(names)
-    del names
-    assert not list(cache.glob("*.json*")) + list(cache.glob("*.tmp"))
-    assert list(list_files(tree, ENDINGS)) == SORTED
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -131,38 +132,38 @@ def test_a_listing_that_was_left_early_leaves_no_index(tree: Path, cache: Path) 
 def test_a_damaged_index_is_never_believed(
     tree: Path, cache: Path, place: float, value: int, cut: bool
 ) -> None:
-    list(list_files(tree, ENDINGS))
+    list_all(tree)
     (path,) = cache.glob("*.json")
     content = bytearray(path.read_bytes())
     at = int(place * (len(content) - 1))
     content[at:] = b"" if cut else bytes([value]) + content[at + 1 :]
     path.write_bytes(content)
-    assert list(list_files(tree, ENDINGS)) == SORTED
+    assert list_all(tree) == SORTED
     assert json.loads(path.read_bytes().partition(b"\n")[2])[0][1] == "folder"  # and is whole again
 
 
 def test_an_index_of_another_folder_is_never_believed(
     tree: Path, cache: Path, tmp_path: Path
 ) -> None:
-    list(list_files(tree, ENDINGS))
+    list_all(tree)
     (path,) = cache.glob("*.json")
-    other = Index("folder", "elsewhere")
+    other = Index("folder", "elsewhere", accept)
     path.rename(other.path)
-    assert Index("folder", "elsewhere").known == {}
+    assert Index("folder", "elsewhere", accept).known == {}
 
 
 def test_a_cache_that_cannot_be_written_to_costs_speed_alone(
     tree: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.parent.write_text("a file where the folder should be")
-    assert list(list_files(tree, ENDINGS)) == SORTED
+    assert list_all(tree) == SORTED
     assert "set DINO_CACHE_DIR to a writable folder" in caplog.text
 
 
 def test_a_full_disk_leaves_the_old_index(
     tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(list_files(tree, ENDINGS))
+    list_all(tree)
     (path,) = cache.glob("*.json")
     before = path.read_bytes()
     (tree / "b/6.png").touch()
@@ -172,22 +173,22 @@ def test_a_full_disk_leaves_the_old_index(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
-        assert list(list_files(tree, ENDINGS)) == [*SORTED, "b/6.png"]
+        assert list_all(tree) == [*SORTED, "b/6.png"]
     assert path.read_bytes() == before
     assert not list(cache.glob("*.tmp"))
 
 
 def _list_slowly(root: str, seen: str) -> None:
-    plain = index._list
+    plain = listing.look_into
 
-    def count(path: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    def count(path: str, endings: tuple[str, ...]) -> listing.Folder:
         with open(seen, "a") as file:
             file.write(f"{path}\n")
         time.sleep(0.1)
         return plain(path, endings)
 
-    index._list, index.WORTH, index.FRESH = count, 1, 0
-    assert list(list_files(Path(root), ENDINGS)) == SORTED
+    listing.look_into, index.WORTH, index.FRESH = count, 1, 0
+    assert list_all(Path(root)) == SORTED
 
 
 def test_processes_that_start_together_list_once(tree: Path, tmp_path: Path) -> None:
@@ -218,10 +219,10 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
     place=TEXT,
 )
 def test_records_come_back_as_they_were(cache: Path, records: dict[str, list], place: str) -> None:
-    with Index("folder", place) as written:
+    with Index("folder", place, accept) as written:
         for name, found in records.items():
             written.store(name, (1, 2, 3), found, 1)
-    read = Index("folder", place)
+    read = Index("folder", place, accept)
     assert {name: read.look_up(name, (1, 2, 3)) for name in records} == records
     assert all(read.look_up(name, (1, 2, 4)) is None for name in records)
 
@@ -231,24 +232,6 @@ def test_a_name_that_is_no_utf8_comes_back(cache: Path, monkeypatch: pytest.Monk
         index.logger, "disabled", True
     )  # pytest's workers cannot send such a name in a report
     name = os.fsdecode(b"\xff\xfe.png")
-    with Index("folder", name) as written:
+    with Index("folder", name, accept) as written:
         written.store(name, (1, 2, 3), [[name], []], 1)
-    assert Index("folder", name).look_up(name, (1, 2, 3)) == [[name], []]
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"DINO_CACHE_DIR": "/c"}, "/c"),
-        ({"XDG_CACHE_HOME": "/x"}, "/x/dino"),
-        ({"HOME": "/h"}, "/h/.cache/dino"),
-    ],
-)
-def test_the_cache_root_follows_the_environment(
-    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("DINO_CACHE_DIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert str(find_cache_root()) == expected
+    assert Index("folder", name, accept).look_up(name, (1, 2, 3)) == [[name], []]

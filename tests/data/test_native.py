@@ -224,32 +224,21 @@ def test_a_library_that_differs_from_torch_is_not_used(
     assert log.messages == [text]
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
-def test_a_folder_that_others_can_write_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
-) -> None:
-    native.make_folder(tmp_path / "native")
-    assert (tmp_path / "native").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "native").chmod(mode)
-    with pytest.raises(NativeError, match="writable by others; set DINO_CACHE_DIR"):
-        native.make_folder(tmp_path / "native")
-
-
-def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir(mode=0o700)
-    (tmp_path / "native").symlink_to(tmp_path / "real")
-    with pytest.raises(NativeError, match="is a link, another user's, or writable by others"):
-        native.make_folder(tmp_path / "native")
-
-
-def test_folders_and_libraries_of_another_user_are_refused(
+def test_libraries_of_another_user_are_refused(
     built: NativeCrops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(NativeError, match="another user's"):
-        native.make_folder(built.path.parent)
-    with pytest.raises(NativeError, match="another user's"):
         native.check_library(built.path)
+
+
+def test_a_folder_of_others_leads_back_to_torch(
+    switched_on: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path))
+    (tmp_path / "native").symlink_to(switched_on)
+    with pytest.raises(NativeError, match="is a link, another.*set DINO_CACHE_DIR to a folder of"):
+        open_native()
 
 
 @pytest.fixture
