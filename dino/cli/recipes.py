@@ -17,6 +17,7 @@ import yaml
 
 from dino.errors import OptionError, nearest
 from dino.files import find_preset
+from dino.runtime.launch import read_launch
 
 DEEPEST = 20  # levels of sections
 MOST = 5000  # values after aliases are expanded; a few lines of aliases can stand for billions
@@ -172,12 +173,9 @@ def flatten(tree: Any, known: Collection[str], path: str = "") -> Iterator[tuple
         yield path, tree
 
 
-RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # of torchrun, mpirun and srun
-
-
 def is_rank_zero() -> bool:
     """Whether this process is rank 0 of its launch; asked before the run knows its processes."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+    return read_launch(os.environ).rank == 0
 
 
 def sets(*fields: str) -> Meaning:

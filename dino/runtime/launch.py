@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import zlib
@@ -21,46 +22,117 @@ class Launch:
     local_world_size: int = 1
 
 
-# Rank, world size, local rank and local world size for torchrun (and torch.distributed.launch),
-# mpirun and srun. Slurm's variables are those of a step: a script that runs python in an allocation
-# without srun is a single process.
+# Rank, world size, local rank and local world size. The first launcher that gives all four wins,
+# because mpirun starts its daemons with srun; torchrun, which runs under either, needs only two.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # and PyTorchJob, DeepSpeed
+# Slurm's variables are those of a step: a script that runs python in an allocation without srun is
+# a single process.
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    TORCHRUN,
     (
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    (
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI
+    ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),  # Cray
+    (
+        "JSM_NAMESPACE_RANK",
+        "JSM_NAMESPACE_SIZE",
+        "JSM_NAMESPACE_LOCAL_RANK",
+        "JSM_NAMESPACE_LOCAL_SIZE",
+    ),
+    SLURM,
 )
+# Set by launchers that do not tell a process how many there are.
+WITHOUT_SIZE = ("PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE", "MPI_LOCALRANKID")
+PODS = "PET_NNODES"  # "2" or "1:4", in pods that Kubeflow prepares for torchrun
+VARIABLES = frozenset((*(name for names in LAUNCHERS for name in names), *WITHOUT_SIZE, PODS))
+RESERVED_STEPS = 0xFFFFFFF0  # from here on Slurm numbers batch scripts and interactive shells
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
     """Read this process's position from the environment; without a launcher it is the only one.
 
+    Without any local number there is one process per host, as in the pods of PyTorchJob.
+
     Raises:
-        OptionError: A launcher's variable is not a number, or the rank is outside the world.
+        OptionError: A launcher's variable is missing or not a number, or the rank is outside the
+            world.
     """
-    for rank, world_size, local_rank, local_world_size in LAUNCHERS:
-        if rank in environment and world_size in environment:
-            launch = Launch(
-                rank=_number(environment, rank),
-                world_size=_number(environment, world_size),
-                local_rank=_number(environment, local_rank, "0"),
-                local_world_size=_number(environment, local_world_size, environment[world_size]),
-            )
-            if not 0 <= launch.rank < launch.world_size:
-                raise OptionError(
-                    f"{rank} must be at least 0 and below {world_size}={launch.world_size} "
-                    f"(got {launch.rank})"
-                )
-            return launch
-    return Launch()
+    told = [names for names in LAUNCHERS if names[0] in environment and names[1] in environment]
+    if not told:
+        _refuse_traces(environment)
+        return Launch()
+    rank, world_size, local_rank, local_world_size = max(
+        told, key=lambda names: names is TORCHRUN or environment.keys() >= {*names}
+    )
+    here = environment[world_size] if local_rank in environment else "1"
+    launch = Launch(
+        rank=_number(environment, rank),
+        world_size=_number(environment, world_size),
+        local_rank=_number(environment, local_rank, "0", least=0),
+        local_world_size=_number(environment, local_world_size, here, least=1),
+    )
+    if not 0 <= launch.rank < launch.world_size:
+        raise OptionError(
+            f"{rank} must be at least 0 and below {world_size}={launch.world_size} "
+            f"(got {launch.rank})"
+        )
+    return launch
+
+
+def _refuse_traces(environment: Mapping[str, str]) -> None:
+    """Refuse a process that a launcher started without saying its rank and the number of ranks.
+
+    Raises:
+        OptionError: The text names the variable that tells of a launcher, and the missing one.
+    """
+    for rank, world_size, *_ in LAUNCHERS:
+        if rank in environment and (rank != SLURM[0] or _is_step(environment)):
+            raise _missing(environment, rank, world_size)
+        if environment.get(world_size, "1") != "1":
+            raise _missing(environment, world_size, rank)
+    for name in WITHOUT_SIZE:
+        if name in environment:
+            raise _missing(environment, name, "WORLD_SIZE")
+    if environment.get(PODS, "1").split(":")[-1] != "1":
+        raise _missing(environment, PODS, "RANK")
+
+
+def _is_step(environment: Mapping[str, str]) -> bool:
+    """Whether srun started one of several processes; a batch script is process 0 of no step."""
+    step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
+    numbered = step.isdecimal() and int(step) < RESERVED_STEPS
+    several = numbered and environment.get("SLURM_NTASKS") != "1"
+    return several or environment[SLURM[0]] != "0"
+
+
+def _missing(environment: Mapping[str, str], name: str, missing: str) -> OptionError:
+    return OptionError(
+        f"{name}={environment[name]} tells of a launcher, but {missing} is not set",
+        remedy="set RANK and WORLD_SIZE (0 and 1 for a single process), or use torchrun",
+    )
 
 
 # Variables that identify a job.
-JOBS = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
+JOBS = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "PMIX_NAMESPACE",
+    "OMPI_MCA_ess_base_jobid",
+    "PBS_JOBID",
+    "LSB_JOBID",
+    "PALS_APID",
+)
 
 
 def export_launch(launch: Launch, dist_url: str) -> None:
@@ -73,9 +145,9 @@ def export_launch(launch: Launch, dist_url: str) -> None:
         return
     if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
         _name_meeting_point(launch)
-    numbers = (launch.rank, launch.world_size, launch.local_rank)
-    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), numbers, strict=True):
-        os.environ.setdefault(name, str(value))
+    numbers = (launch.rank, launch.world_size, launch.local_rank, launch.local_world_size)
+    for name, value in zip(TORCHRUN, numbers, strict=True):
+        os.environ[name] = str(value)
 
 
 def _name_meeting_point(launch: Launch) -> None:
@@ -103,12 +175,15 @@ def _first_host() -> str:
         ) from error
 
 
-def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
-    text = environment.get(name, default or "").split("(")[0].split(",")[0]  # Slurm writes "8(x2)"
-    try:
-        return int(text)
-    except ValueError:
-        raise OptionError(
-            f"the environment variable {name} must be a whole number (got {text!r})",
-            remedy="check how the processes are launched",
-        ) from None
+def _number(
+    environment: Mapping[str, str], name: str, default: str = "", *, least: int | None = None
+) -> int:
+    text = environment.get(name, default).split("(")[0].split(",")[0]  # Slurm writes "8(x2)"
+    with contextlib.suppress(ValueError):
+        if least is None or int(text) >= least:
+            return int(text)
+    expected = "a whole number" + ("" if least is None else f" of at least {least}")
+    raise OptionError(
+        f"the environment variable {name} must be {expected} (got {text!r})",
+        remedy="check how the processes are launched",
+    )

@@ -16,6 +16,7 @@ from typing import Any
 
 from dino.config import change
 from dino.errors import DinoError
+from dino.runtime.launch import VARIABLES
 from dino.training.config import TrainConfig
 from dino.verify.base import Bench, NotRunError, Say, Setting, Variant
 
@@ -26,17 +27,8 @@ MEMORY_WORDS = (
     "cannot allocate memory",
     "can't allocate",
 )
-NOT_OURS = (  # verify launches its processes itself and sets their mode with flags
-    *(
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "SLURM_PROCID",
-        "OMPI_COMM_WORLD_RANK",
-    ),
-    "PT_HPU_LAZY_MODE",
-)
+# verify launches its processes itself and sets their mode with flags.
+NOT_OURS = (*VARIABLES, "PT_HPU_LAZY_MODE")
 
 
 def work(order: Mapping[str, Any]) -> int:

@@ -318,7 +318,8 @@ def test_printed_options_are_a_recipe_that_gives_them_again(tmp_path, capsys):
 
 
 def test_only_the_first_process_prints(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setenv("PMI_SIZE", "2")
     with pytest.raises(SystemExit):
         parse(LinearConfig, ["--print_config"])
     assert capsys.readouterr().out == ""
