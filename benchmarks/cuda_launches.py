@@ -123,10 +123,7 @@ def build_networks(config: TrainConfig) -> tuple[MultiCrop, MultiCrop]:
 def draw_batch(host: Crops, images: int, device: torch.device) -> Any:
     """A batch without content, shaped as many images of `host`'s one."""
     return Crops(
-        *(
-            torch.empty(images, *field.shape[1:], dtype=field.dtype, device=device)
-            for field in host
-        )
+        *(torch.empty(images, *field.shape[1:], dtype=field.dtype, device=device) for field in host)
     )
 
 

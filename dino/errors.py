@@ -71,6 +71,12 @@ class Interrupted(DinoError):
     exit_code = 75
 
 
+class StoppedByCtrlC(Interrupted):
+    """Ctrl-C asked the run to stop, and it stopped after saving."""
+
+    exit_code = 130
+
+
 class PeerFailed(DinoError):
     """Another process of the run failed; this one exits with the same code."""
 

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,9 @@ import torch
 import dino.golden
 from dino.devices import open_device
 from dino.devices.config import DeviceConfig
+from dino.runtime.signals import STOP_SIGNALS
 from tests import hpu_simulator
-from tests.running import FAKES
+from tests.running import FAKES, hear_signals
 
 # Cropping by torch needs no compiler. `tests/data/test_native.py` compares the native crops with it.
 os.environ.setdefault("DINO_NATIVE", "0")
@@ -120,6 +122,16 @@ def poptorch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     yield importlib.import_module("poptorch")
     for name in [name for name in sys.modules if name.split(".")[0] in {"poptorch", "popdist"}]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def hears_signals() -> Iterator[None]:
+    """Signals do what they do in a terminal's foreground, and are put back."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    hear_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

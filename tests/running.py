@@ -24,6 +24,7 @@ from PIL import Image
 
 from dino import checkpoint
 from dino.cli.session import exit_code
+from dino.runtime.signals import STOP_SIGNALS
 
 FAKES = (
     Path(__file__).resolve().parent / "fakes"
@@ -239,10 +240,18 @@ def _run(script: str, words: list[str], output: str, prepare: Callable[[], None]
         sys.stdout = sys.stderr = io.TextIOWrapper(
             os.fdopen(1, "wb", buffering=0), write_through=True
         )
+        hear_signals()
         if prepare is not None:
             prepare()
         code = exit_code(lambda: importlib.import_module(script).main(words))
     sys.exit(code)
+
+
+def hear_signals() -> None:
+    """Handle signals as in a terminal's foreground; background jobs of a shell ignore Ctrl-C."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def on_fake_ipu() -> None:

@@ -19,6 +19,7 @@ EXIT_CODES = {
     "DeviceError": 2,
     "NonFiniteError": 3,
     "Interrupted": 75,
+    "StoppedByCtrlC": 130,
     "PeerFailed": 2,
 }
 
@@ -33,8 +34,10 @@ def test_exit_codes_are_frozen():
 def test_the_documented_table_holds_every_exit_code_and_no_other():
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     section = text.split("## Exit codes")[1].split("\n## ")[0]
-    assert re.findall(r"^\| (\d+) \|", section, re.MULTILINE) == ["0", "1", "2", "3", "75"]
-    assert {0, *EXIT_CODES.values()} == {0, 1, 2, 3, 75}
+    assert re.findall(r"^\| (\d+) \|", section, re.MULTILINE) == [
+        *("0", "1", "2", "3", "75", "130")
+    ]
+    assert {0, *EXIT_CODES.values()} == {0, 1, 2, 3, 75, 130}
 
 
 def test_an_error_ends_with_its_remedy_and_keeps_value_and_setting():

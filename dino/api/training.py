@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from dino.api.weights import load
 from dino.config import as_recipe, build
 from dino.data.image_source import ImageSource
 from dino.data.user_images import UserSource, wrap_images
-from dino.errors import Interrupted, OptionError
+from dino.errors import OptionError, StoppedByCtrlC
 from dino.evaluation.knn import build_online_knn
-from dino.runtime.context import STOP_SIGNALS, Run, open_run
+from dino.runtime.context import Run, open_run
 from dino.runtime.metrics import LOG_FILE, read_history
 from dino.training.checks import check_options
 from dino.training.config import TrainConfig
@@ -54,7 +53,8 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
     On the CPU, training makes malloc keep freed memory, and bf16 replaces torch's attention. Both
     last as long as the process. Log handlers, signal handlers and the random state are restored.
 
-    Ctrl-C in the main thread saves, then raises KeyboardInterrupt. A second one raises it at once.
+    Ctrl-C in the main thread saves, then raises KeyboardInterrupt. A second one raises it at once,
+    as does the first one if there is nothing to save.
 
     Args:
         data: A path (folder, tar shards, list of files, "demo"), or a map-style torch Dataset (or
@@ -69,8 +69,9 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
     Raises:
         TypeError: A keyword is not a setting. The message suggests the closest one.
         DinoError: A value is wrong, an image cannot be read, or the folder holds a checkpoint of
-            another run. `Interrupted` on SIGTERM or SIGUSR1, after saving.
-        KeyboardInterrupt: On Ctrl-C. The text names the checkpoint to continue from.
+            another run. `Interrupted` on SIGTERM, SIGUSR1 or SIGHUP, after saving.
+        KeyboardInterrupt: On Ctrl-C. The text names the checkpoint to continue from, if there is
+            one.
     """
     refuse_made("pretrain", settings, ("data_path",))
     data_path = {"data_path": data} if is_path(data) else {}
@@ -119,8 +120,6 @@ def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
         KeyboardInterrupt: On Ctrl-C, after saving.
         DinoError: As in `pretrain`.
     """
-    stops_on = (*STOP_SIGNALS, signal.SIGINT)
-    stopped: list[signal.Signals | None] = []
     try:
         with torch.random.fork_rng(devices=[]), _open(config) as run:
             if isinstance(source, UserSource) and run.processes.is_rank_zero:
@@ -129,16 +128,10 @@ def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
                     len(source),
                 )
             score = score_online(config, run) if config.run.eval_knn_every else None
-            trainer = Trainer(config, source, run, score, recipe=recipe, stops_on=stops_on)
-            try:
-                trainer.train()
-            finally:
-                stopped.append(trainer.stop.signal)
+            Trainer(config, source, run, score, recipe=recipe).train()
             run.processes.barrier()  # every rank reads the files that rank 0 wrote
-    except Interrupted as error:
-        if stopped[-1] == signal.SIGINT:
-            raise KeyboardInterrupt(str(error)) from error
-        raise
+    except StoppedByCtrlC as error:
+        raise KeyboardInterrupt(str(error)) from error
 
 
 def _open(config: TrainConfig) -> contextlib.AbstractContextManager[Run]:

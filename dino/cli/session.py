@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dino.cli.flags import FLAGS
 from dino.errors import DinoError
+from dino.runtime.launch import read_launch, tell_launcher
+from dino.runtime.output import Console, losing_output
+from dino.runtime.signals import leaving_on
 
 if TYPE_CHECKING:
     from dino.runtime.context import Run
@@ -40,10 +43,8 @@ class _Spelling(logging.Formatter):
 
 def set_up_logging() -> int:
     """Log plain lines from rank 0, and warnings with the rank from other ranks; return the rank."""
-    from dino.runtime.launch import read_launch
-
     rank = read_launch(os.environ).rank
-    handler = logging.StreamHandler(sys.stdout)
+    handler = Console(sys.stdout)
     handler.setFormatter(_Spelling("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True
@@ -68,6 +69,8 @@ def open_session(config: Any, **more: Any) -> Iterator[Run]:
 def exit_code(command: Callable[[], None]) -> int:
     """Run `command` and turn the project's errors into one line on stderr and an exit code.
 
+    A closed terminal (SIGHUP) ends it with 129, unless a training run saves first.
+
     Args:
         command: The body of a script, without arguments.
 
@@ -79,20 +82,34 @@ def exit_code(command: Callable[[], None]) -> int:
         # A file name may hold bytes that are not text.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command()
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "stopped by Ctrl-C; the same command continues a training run from its last "
-            "checkpoint\n"
-        )
-        return 128 + signal.SIGINT
+        with leaving_on(signal.SIGHUP):
+            command()
+    except KeyboardInterrupt as error:
+        return _fail(f"stopped by Ctrl-C{f'; {error}' if error.args else ''}", 128 + signal.SIGINT)
     except ModuleNotFoundError as error:
         if error.name not in LIBRARIES:
             raise
-        sys.stderr.write(f"{error.name} is not installed; {LIBRARIES[error.name]}\n")
-        return DinoError.exit_code
+        return _fail(f"{error.name} is not installed; {LIBRARIES[error.name]}", DinoError.exit_code)
     except DinoError as error:
-        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-        sys.stderr.write(f"{rank}{type(error).__name__}: {' '.join(spell(str(error)).split())}\n")
-        return error.exit_code
+        text = f"{type(error).__name__}: {' '.join(spell(str(error)).split())}"
+        return _fail(f"{_name_rank()}{text}", error.exit_code)
+    finally:
+        with losing_output(sys.stdout):
+            sys.stdout.flush()
     return 0
+
+
+def _name_rank() -> str:
+    """Return a prefix that names this process among several."""
+    with contextlib.suppress(DinoError):
+        launch = read_launch(os.environ)
+        return f"[rank {launch.rank}] " if launch.world_size > 1 else ""
+    return ""
+
+
+def _fail(line: str, code: int) -> int:
+    """Print the line and pass it to the launcher; return the code."""
+    tell_launcher(line)
+    with losing_output(sys.stderr):
+        sys.stderr.write(f"{line}\n")
+    return code

@@ -5,14 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import cast
 
 from dino.devices import open_device
 from dino.devices.base import Device
@@ -24,8 +19,6 @@ from dino.runtime.failures import FailureWatch
 from dino.runtime.launch import export_launch, read_launch
 
 logger = logging.getLogger(__name__)
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,52 +94,6 @@ def _check_mode(device: Device, processes: Processes) -> None:
             remedy="give all processes the same variables and a shared `output_dir`, "
             "or set `lazy_mode`",
         )
-
-
-class StopRequest:
-    """Records that a signal arrived, so that the loop can save and stop.
-
-    A second Ctrl-C stops it at once.
-    """
-
-    def __init__(self, signals: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
-        """Start without a signal; outside the main thread, signals cannot be caught."""
-        self.signals, self.signal = signals, cast("signal.Signals | None", None)
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Catch the signals inside the block and restore their handlers after it."""
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        caught = self.signals if in_main_thread else ()
-        before = {name: signal.signal(name, self._remember) for name in caught}
-        try:
-            yield self
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
-
-    def __bool__(self) -> bool:
-        """Whether a signal has arrived."""
-        return self.signal is not None
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit inside the block, so that it removes its temporary files."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def make_output_folder(path: str, flag: str = "`output_dir`") -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,8 @@ from torch.distributed.distributed_c10d import Store
 
 from dino.errors import DinoError, Interrupted, NonFiniteError, PeerFailed
 from dino.runtime.distributed import Processes, is_written, write
+from dino.runtime.launch import tell_launcher
+from dino.runtime.output import losing_output
 
 KEY = "failure"
 SEEN = "failure_seen"
@@ -70,14 +73,17 @@ class FailureWatch:
             if failure is not None and not self.closed.is_set():
                 store.add(SEEN, 1)
                 error = PeerFailed(*failure)
-                sys.stderr.write(
-                    f"[rank {self.rank}] {type(error).__name__}: {self.phrase(str(error))}\n"
-                )
-                sys.stderr.flush()
+                line = f"[rank {self.rank}] {type(error).__name__}: {self.phrase(str(error))}"
+                tell_launcher(line)
+                with losing_output(sys.stderr):
+                    sys.stderr.write(f"{line}\n")
+                    sys.stderr.flush()
                 os._exit(error.exit_code)
 
     def _tell(self, store: Store, error: BaseException) -> None:
         code = error.exit_code if isinstance(error, DinoError) else 1
+        if isinstance(error, KeyboardInterrupt):
+            code = 128 + signal.SIGINT
         text = " ".join(f"{type(error).__name__}: {error}".split())
         write(store, KEY, f"{code} {self.rank} {text}")
         give_up = time.monotonic() + LINGER

@@ -1,13 +1,16 @@
-"""This process's place among the others, as its launcher's environment describes it."""
+"""The launcher: which place it gives this process, and how it learns why the process ends."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dino.errors import OptionError
 
@@ -133,6 +136,15 @@ JOBS = (
     "LSB_JOBID",
     "PALS_APID",
 )
+
+
+def tell_launcher(line: str) -> None:
+    """Write why this process ends where torchrun reads it for its report of the root cause."""
+    path, now = os.environ.get("TORCHELASTIC_ERROR_FILE"), str(int(time.time()))
+    message = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": now}}
+    with contextlib.suppress(OSError):
+        if path:
+            Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 def export_launch(launch: Launch, dist_url: str) -> None:

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from dino.runtime.output import losing_output
+
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -35,8 +37,9 @@ class Progress:
         """Show that `done` steps are complete, with `values` next to them."""
         step, self.done = done - self.done, done
         if self.bar is not None:
-            self.bar.update(step)
-            self.bar.set_postfix(values or {})
+            with losing_output(sys.stderr):
+                self.bar.update(step)
+                self.bar.set_postfix(values or {})
         elif self.shown:
             shown = "  ".join(f"{name} {value}" for name, value in (values or {}).items())
             logger.info("%s  %d/%d  %s  eta %s", self.title, done, self.total, shown, self.eta())
@@ -59,7 +62,8 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         if self.bar is not None:
-            self.bar.close()
+            with losing_output(sys.stderr):
+                self.bar.close()
 
 
 def format_seconds(seconds: float) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from dino import checkpoint
 from dino.config import RECIPE, as_dict, as_recipe
 from dino.data.image_source import ImageSource
 from dino.data.loaders import count_cores
-from dino.errors import Interrupted, NonFiniteError
+from dino.errors import NonFiniteError
 from dino.files import atomic_write
-from dino.runtime.context import STOP_SIGNALS, Run, StopRequest
+from dino.runtime.context import Run
 from dino.runtime.distributed import StopAgreement
+from dino.runtime.signals import StopRequest
 from dino.training.build import build_loader, build_networks, build_program
 from dino.training.checks import check_device
 from dino.training.config import TrainConfig
@@ -51,7 +51,6 @@ class Trainer:
         evaluate: Evaluate | None = None,
         *,
         recipe: str | None = None,
-        stops_on: Sequence[signal.Signals] = STOP_SIGNALS,
     ) -> None:
         """Build everything, and continue from the output folder's checkpoint if there is one.
 
@@ -62,7 +61,6 @@ class Trainer:
             evaluate: Scores the teacher's backbone every `eval_knn_every` epochs; called on every
                 process.
             recipe: Text of recipe.yaml, which reproduces the run; defaults to all settings.
-            stops_on: Signals that save and end the run.
 
         Raises:
             DinoError: The network does not accept the sizes, there are too few images, or the
@@ -85,7 +83,7 @@ class Trainer:
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
         self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
         self.mode = run.device.mode
-        self.stop, self.agreement = StopRequest(stops_on), StopAgreement(run.processes)
+        self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
         first = run.processes.is_rank_zero
         if first:
@@ -106,6 +104,7 @@ class Trainer:
 
         Raises:
             Interrupted: A signal arrived, and the state is saved.
+            KeyboardInterrupt: Ctrl-C came twice, or while there was nothing to save.
             NonFiniteError: There were too many non-finite steps in a row.
             DataError: An image cannot be read.
         """
@@ -130,6 +129,7 @@ class Trainer:
             self.bad_here += int((batch.replaced > 0).sum())
             self.step(batch, self.plan.inputs(self.iteration, self.draws.begin(self.iteration)))
             self.iteration += 1
+            self.stop.unsaved = True
             self._after_step()
             before = time.monotonic()
 
@@ -188,11 +188,7 @@ class Trainer:
         if saved or self._save():
             # Launchers end all processes once one has left, and rank 0 may still be writing.
             self.run.processes.barrier()
-            reason = self.stop.signal.name if self.stop.signal else "a signal to another process"
-            raise Interrupted(
-                f"{reason}: saved iteration {self.iteration} in {self.folder / checkpoint.LATEST}; "
-                "the same command continues"
-            )
+            raise self.stop.explain()
 
     def _save(self, numbered: int | None = None) -> bool:
         """Save unless the last step was masked; return whether it was saved."""
@@ -209,6 +205,8 @@ class Trainer:
             checkpoint.save_file(self.folder / checkpoint.TEACHER, _backbone_only(state))
             if numbered is not None:
                 checkpoint.keep_copy(self.folder, numbered, self.config.run.keep_checkpoints)
+        self.stop.saved = f"iteration {self.iteration} in {self.folder / checkpoint.LATEST}"
+        self.stop.unsaved = self.run.processes.world_size > 1  # rank 0 may still be writing
         return True
 
     def _count_bad_images(self) -> None:
@@ -282,6 +280,7 @@ class Trainer:
         )
         self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
         self.mode = self.mode or more.get("mode")  # a device without modes keeps the old one
+        self.stop.saved = f"iteration {self.iteration} in {path}"
         logger.info("continuing from %s at iteration %d", path, self.iteration)
 
 

@@ -38,6 +38,7 @@ from tests.api.tiny import (
 )
 from tests.running import SERVER
 
+pytestmark = pytest.mark.usefixtures("hears_signals")
 CHANGING = ("args", "identity")  # a folder has a fingerprint, a data set has not
 
 
@@ -129,6 +130,13 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         dino.pretrain(Acting(9, press_twice), tmp_path, **RUN)
+    assert not (tmp_path / checkpoint.LATEST).exists()
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once(tmp_path: Path) -> None:
+    acting = Acting(1, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="^nothing is saved$"):
+        dino.pretrain(acting, tmp_path, **RUN)
     assert not (tmp_path / checkpoint.LATEST).exists()
 
 

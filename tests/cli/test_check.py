@@ -17,7 +17,7 @@ from dino.cli.session import exit_code
 from dino.data import inspection
 from dino.data.sources import open_images
 from dino.errors import DataError, OptionError
-from tests.running import make_images
+from tests.running import hear_signals, make_images
 
 # What shared/data/broken holds, by its manifest; the damage in corrupt_scan.jpg is none that a
 # decoder notices.
@@ -166,11 +166,6 @@ def test_a_worker_that_dies_ends_the_check_in_one_line(
     assert not (tmp_path / "list.txt").exists()
 
 
-def hear_ctrl_c():
-    """A shell's background jobs ignore Ctrl-C, and so would what they start."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def test_ctrl_c_ends_the_check_and_its_workers(tmp_path: Path) -> None:
     folder, fifo = make_images(tmp_path / "images", 3), tmp_path / "images" / "waits.png"
     os.mkfifo(fifo)  # a worker that opens it waits for ever
@@ -181,7 +176,7 @@ def test_ctrl_c_ends_the_check_and_its_workers(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=hear_ctrl_c,
+        preexec_fn=hear_signals,
     )
     with fifo.open("wb"):  # opens as soon as a worker reads it
         os.killpg(run.pid, signal.SIGINT)

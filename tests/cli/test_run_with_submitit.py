@@ -27,7 +27,7 @@ from dino.cli.options import as_words, parse, parse_command
 from dino.cli.session import exit_code
 from dino.cli.submission import RequeueRequest, SubmitConfig, TrainingTask
 from dino.errors import Interrupted
-from dino.runtime.context import StopRequest
+from dino.runtime.signals import StopRequest
 from dino.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]

@@ -3,12 +3,15 @@ code."""
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from dino import errors
 from dino.cli.flags import FLAGS
@@ -120,23 +123,63 @@ def test_an_error_is_one_line_on_stderr_and_its_code(kind, capsys, monkeypatch):
 
 
 def test_a_process_of_a_group_says_which_one_it_is(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
+    for name, value in {"PMI_RANK": "3", "PMI_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
     assert exit_code(raising(errors.DataError("no images"))) == 2
     assert capsys.readouterr().err == "[rank 3] DataError: no images\n"
 
 
 def test_ctrl_c_is_one_line_and_the_code_that_shells_give_it(capsys):
     assert exit_code(raising(KeyboardInterrupt())) == 130
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("stopped by Ctrl-C") and err.count("\n") == 1
+    assert capsys.readouterr() == ("", "stopped by Ctrl-C\n")
+
+
+def test_ctrl_c_in_a_training_run_says_what_is_saved(capsys):
+    assert exit_code(raising(KeyboardInterrupt("nothing is saved"))) == 130
+    assert capsys.readouterr() == ("", "stopped by Ctrl-C; nothing is saved\n")
+
+
+def test_a_closed_terminal_ends_a_command_with_the_code_that_shells_give_it(
+    tmp_path, hears_signals
+):
+    made = tmp_path / "temporary"
+
+    def command():
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            made.symlink_to(folder)
+            signal.raise_signal(signal.SIGHUP)
+
+    with pytest.raises(SystemExit) as end:
+        exit_code(command)
+    assert end.value.code == 129 and not made.exists()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
 def test_a_process_that_ends_with_another_one_has_its_code(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert exit_code(raising(errors.PeerFailed(1, "5", "KeyError: 'x'"))) == 1
     assert (
         capsys.readouterr().err == "[rank 3] PeerFailed: ended because rank 5 did: KeyError: 'x'\n"
     )
+
+
+def test_torchrun_reports_the_line_as_the_root_cause(tmp_path, monkeypatch):
+    """Its report is made here by its own code, from two processes of which the second failed."""
+    files = [tmp_path / str(rank) for rank in range(2)]
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(files[1]))
+    exit_code(raising(errors.DataError("no images", remedy="look for them")))
+    failed = {rank: ProcessFailure(rank, 7, 2, str(file)) for rank, file in enumerate(files)}
+    failed[0].timestamp += 1
+    report = str(ChildFailedError("main_dino.py", failed))
+    cause = report[report.index("Root Cause") :]
+    assert "rank      : 1" in cause and ": DataError: no images; look for them\n" in cause
+
+
+def test_an_error_file_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path))
+    assert exit_code(raising(errors.DataError("no images"))) == 2
+    assert capsys.readouterr().err == "DataError: no images\n"
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x")])

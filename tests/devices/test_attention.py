@@ -29,7 +29,10 @@ def test_attention_written_out_equals_torchs_and_so_do_its_gradients(queries, re
 
 
 def test_a_network_attends_as_it_is_told():
-    calls, backbone = [], VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=3, heads=2)
+    calls, backbone = (
+        [],
+        VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=3, heads=2),
+    )
 
     def attend(*parts):
         calls.append(len(parts))

@@ -1,10 +1,8 @@
-"""Opening and leaving a run: its device, signals and the output folder."""
+"""Opening and leaving a run: its device and the output folder."""
 
 import errno
 import logging
 import os
-import signal
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +13,7 @@ from dino.devices.config import DeviceConfig, PrecisionConfig
 from dino.errors import DeviceError, OptionError
 from dino.runtime import context
 from dino.runtime.config import LaunchConfig
-from dino.runtime.context import (
-    STOP_SIGNALS,
-    StopRequest,
-    leaving_on_sigterm,
-    make_output_folder,
-    open_run,
-)
+from dino.runtime.context import make_output_folder, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -80,30 +72,6 @@ def test_processes_in_different_modes_do_not_begin(here: str | None, first: str 
     context._check_mode(SimpleNamespace(mode=first), processes)
 
 
-@pytest.mark.parametrize("name", STOP_SIGNALS)
-def test_a_stop_signal_is_remembered_and_handlers_are_restored(name: signal.Signals) -> None:
-    before = {name: signal.getsignal(name) for name in STOP_SIGNALS}
-    with StopRequest().listening() as stop:
-        assert not stop
-        assert stop.signal is None
-        signal.raise_signal(name)
-        assert stop
-        assert stop.signal is name
-    assert {name: signal.getsignal(name) for name in STOP_SIGNALS} == before
-    assert stop
-
-
-def test_handlers_are_restored_after_an_error() -> None:
-    before = {name: signal.getsignal(name) for name in STOP_SIGNALS}
-    with pytest.raises(RuntimeError, match="work"), StopRequest().listening():
-        raise RuntimeError("work")
-    assert {name: signal.getsignal(name) for name in STOP_SIGNALS} == before
-
-
-def test_both_documented_signals_are_listened_to() -> None:
-    assert set(STOP_SIGNALS) == {signal.SIGTERM, signal.SIGUSR1}
-
-
 def test_an_output_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
     for _ in range(2):
         assert make_output_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
@@ -131,16 +99,3 @@ def test_an_output_folder_on_a_full_disk_is_refused(
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OptionError, match="No space left on device"):
         make_output_folder(str(tmp_path / "new"))
-
-
-def test_sigterm_ends_the_block_and_what_it_made_is_taken_away(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with (
-        pytest.raises(SystemExit) as caught,
-        leaving_on_sigterm(),
-        tempfile.TemporaryDirectory(dir=tmp_path),
-    ):
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pause()
-    assert caught.value.code == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before

@@ -3,6 +3,7 @@ had happened."""
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -411,19 +412,22 @@ def test_single_non_finite_steps_are_skipped_and_counted(images: Path, tmp_path:
     assert all(tensor.isfinite().all() for tensor in state["student"].values())
 
 
-def stop_in_third_step() -> None:
-    """A scheduler's signal arrives while the third step computes."""
+def stop_in_step(number: int, name: signal.Signals = signal.SIGTERM, times: int = 1) -> None:
+    """A signal arrives while a step, from 1, computes."""
     from dino.training import step
 
     whole, calls = step.compute_loss, []
 
     def signaled(*tensors: torch.Tensor, **more: Any) -> torch.Tensor:
         calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(times if len(calls) == number else 0):
+            os.kill(os.getpid(), name)
         return whole(*tensors, **more)
 
     step.compute_loss = signaled
+
+
+stop_in_third_step = functools.partial(stop_in_step, 3)
 
 
 def stop_in_third_step_which_is_broken() -> None:
@@ -446,6 +450,51 @@ def test_a_single_process_leaves_after_the_step_in_which_the_signal_came(
     result = train(tmp_path, *words, prepare=stop_in_third_step)
     assert result.code == 75 and "SIGTERM: saved iteration 3 in" in result.text, result.text
     assert iteration_of(tmp_path / "run") == 3
+
+
+@pytest.mark.parametrize(("name", "code"), [(signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_a_terminals_signal_saves_too(
+    images: Path, tmp_path: Path, name: signal.Signals, code: int
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run")
+    result = train(tmp_path, *words, prepare=functools.partial(stop_in_step, 3, name))
+    assert result.code == code and f"{name.name}: saved iteration 3 in" in result.text, result.text
+    assert iteration_of(tmp_path / "run") == 3
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "said"),
+    [
+        ((1, signal.SIGINT), 130, "stopped by Ctrl-C; nothing is saved\n"),
+        ((1, signal.SIGHUP), 129, ""),
+        ((3, signal.SIGINT, 2), 130, "stopped by Ctrl-C; saved is iteration 2 in "),
+    ],
+    ids=["Ctrl-C in the first step", "hung up in the first step", "second Ctrl-C"],
+)
+def test_a_run_that_ends_at_once_says_what_is_saved(
+    images: Path, tmp_path: Path, stop: tuple[Any, ...], code: int, said: str
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--save_every_steps", 2)
+    result = train(tmp_path, *words, prepare=functools.partial(stop_in_step, *stop))
+    assert result.code == code and said in result.text, result.text
+    assert "Traceback" not in result.text and "saved iteration" not in result.text
+    assert (tmp_path / "run" / checkpoint.LATEST).exists() == (stop[0] > 1)
+
+
+def stop_while_scoring() -> None:
+    """Ctrl-C while the teacher is scored; the epoch is already saved."""
+    from dino.training.trainer import Trainer
+
+    Trainer._score = lambda *_: signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_scoring_ends_at_once_and_says_what_is_saved(tmp_path: Path) -> None:
+    data = make_labelled(tmp_path / "data", {"train": 10, "val": 4})
+    words = ("--data_path", data / "train", "--output_dir", tmp_path / "run")
+    result = train(tmp_path, *words, "--eval_knn_every", 1, prepare=stop_while_scoring)
+    assert result.code == 130, result.text
+    assert "stopped by Ctrl-C; saved is iteration 5 in " in result.text, result.text
+    assert iteration_of(tmp_path / "run") == 5
 
 
 def test_processes_leave_together_one_log_line_after_the_signal_was_seen(

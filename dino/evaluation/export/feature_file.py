@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ from dino.evaluation.runner import Runner
 from dino.files import atomic_draft
 from dino.models.registry import width_of
 from dino.models.vit import VisionTransformer
-from dino.runtime.context import Run, leaving_on_sigterm
+from dino.runtime.context import Run
+from dino.runtime.signals import leaving_on
 from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
@@ -206,7 +208,7 @@ def write_arrays(
     Raises:
         OptionError: The file cannot be written.
     """
-    with leaving_on_sigterm(), atomic_draft(output, "`output`") as draft:
+    with leaving_on(signal.SIGTERM), atomic_draft(output, "`output`") as draft:
         arrays = {
             name: _make_array(draft.with_name(f"{name}.npy"), (len(source), *shape))
             for name, shape in layout.shapes().items()
