@@ -24,6 +24,7 @@ from dino.errors import OptionError, nearest
 Config = TypeVar("Config")
 
 RECIPE = "recipe.yaml"  # a run's settings, stored alongside its checkpoint
+RECIPE_MARK = "# every flag as it was resolved; read it with --config"  # first line of ours
 UNSET = "defaults"  # key of a recipe: the settings that were left at their defaults
 REFERENCE, LIMITS = "reference", "limits"  # keys of a field's metadata
 # Other projects' names for settings, where the closest spelling would suggest the wrong setting.
@@ -182,8 +183,8 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
         raise OptionError(
             f"`{name}` must be {count} {parts[0].__name__} values (got {value!r})", value=value
         )
-    if wanted is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if wanted is str and isinstance(value, str | os.PathLike):
+        return expand_home(os.fspath(value))
     if wanted is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
     if wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -193,6 +194,14 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
             f"`{name}` must be of type {wanted.__name__} (got {value!r})", value=value
         )
     return value
+
+
+def expand_home(text: str) -> str:
+    """Replace a leading `~` by the home folder; shells leave it in `--output_dir=~/runs`.
+
+    No text of a setting but a path begins with one.
+    """
+    return os.path.expanduser(text)
 
 
 def change(config: Config, values: Mapping[str, Any]) -> Config:
@@ -223,7 +232,7 @@ def as_recipe(config: Any, given: Collection[str], reasons: Mapping[str, str] | 
         reasons: Why a value was chosen, by setting; written as a comment on its line.
     """
     reasons = reasons or {}
-    lines = ["# every flag as it was resolved; read it with --config"]
+    lines = [RECIPE_MARK]
     for name, value in as_dict(config).items():
         comment = f"  # {reasons[name]}" if name in reasons else ""
         lines.append(_write_line(name, value) + comment)

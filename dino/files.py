@@ -1,9 +1,11 @@
-"""Atomic file writes, bounded reads, and lookup of the presets shipped with the package."""
+"""Writes that are whole or not there, bounded reads, and lookup of the shipped presets."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.resources
+import io
 import os
 import shutil
 import tempfile
@@ -12,13 +14,15 @@ from pathlib import Path
 
 from dino.errors import OptionError
 
+MARK = "written by the DINO package; its commands replace it"  # inside a picture, as a comment
+
 
 def find_preset(name: str) -> Path:
     """Resolve a file name given by the user: the working directory first, then shipped presets.
 
     "configs/vits16.yaml" and "ops_bf16.txt" resolve from any directory; the user's files win.
     """
-    own = Path(name)
+    own = Path(os.path.expanduser(name))
     shipped = Path(str(importlib.resources.files("dino"))) / "presets" / name
     return shipped if not own.exists() and not own.is_absolute() and shipped.is_file() else own
 
@@ -96,3 +100,19 @@ def atomic_draft(path: Path, flag: str) -> Iterator[Path]:
                 os.replace(file, path / file.name)
     except OSError as error:
         raise OptionError(f"{flag} {path} cannot be written: {error}", value=path) from error
+
+
+def append_whole(file: io.FileIO, content: bytes) -> None:
+    """Append to an unbuffered file, all of it or nothing.
+
+    Raises:
+        OSError: It cannot be written, for example because the disk is full.
+    """
+    end = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise

@@ -44,7 +44,7 @@ PRELOAD = (
 )
 COMPILER = "torch._dynamo.backends.common"  # which the simulated bridge imports
 SERVER.set_forkserver_preload(
-    [*(f"dino.{name}" for name in PRELOAD), "torch.utils.tensorboard", COMPILER]
+    [*(f"dino.{name}" for name in PRELOAD), "tensorboard.summary.writer.record_writer", COMPILER]
 )
 
 TINY = (

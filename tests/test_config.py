@@ -2,11 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 
-from dino.config import UNSET, as_dict, as_recipe, change, chosen, derived, list_settings
+from dino.config import UNSET, as_dict, as_recipe, build, change, chosen, derived, list_settings
 from dino.evaluation.config import CopyDetectionConfig, KnnConfig, LinearConfig, RetrievalConfig
 from dino.training.config import TrainConfig
 
@@ -57,6 +58,13 @@ def test_a_config_is_changed_by_setting_in_a_copy():
 def test_a_setting_that_a_config_does_not_have_cannot_be_changed():
     with pytest.raises(KeyError, match="outdim"):
         change(TrainConfig(), {"outdim": 64})
+
+
+def test_a_tilde_of_a_programs_path_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = build(TrainConfig, {"output_dir": Path("~/run"), "data_path": "~", "arch": "a~b"})
+    assert (config.run.output_dir, config.data.data_path) == ("/home/me/run", "/home/me")
+    assert config.backbone.arch == "a~b"
 
 
 def test_a_recipe_holds_every_value_the_reasons_and_what_nobody_gave():

@@ -22,7 +22,9 @@ from dino.data.user_images import UserSource, wrap_images
 from dino.errors import OptionError, StoppedByCtrlC
 from dino.evaluation.knn import build_online_knn
 from dino.runtime.context import Run, open_run
-from dino.runtime.metrics import LOG_FILE, read_history
+from dino.runtime.folder_lock import hold_folder
+from dino.runtime.log_file import read_history
+from dino.runtime.metrics import LOG_FILE
 from dino.training.checks import check_options
 from dino.training.config import TrainConfig
 from dino.training.preset import apply_preset, log_reasons
@@ -121,7 +123,11 @@ def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
         DinoError: As in `pretrain`.
     """
     try:
-        with torch.random.fork_rng(devices=[]), _open(config) as run:
+        with (
+            torch.random.fork_rng(devices=[]),
+            _open(config) as run,
+            hold_folder(config.run.output_dir, first=run.processes.is_rank_zero),
+        ):
             if isinstance(source, UserSource) and run.processes.is_rank_zero:
                 logger.warning(
                     "a data set of %d images: only their number is checked when the run continues",

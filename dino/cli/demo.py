@@ -52,6 +52,7 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     from dino.evaluation.knn import score_backbone
     from dino.models.config import WeightsConfig
     from dino.models.vit import VisionTransformer
+    from dino.runtime.folder_lock import hold_folder
     from dino.runtime.metrics import EVENTS
     from dino.training.build import build_networks
     from dino.training.checks import check_options
@@ -64,7 +65,8 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
     with open_session(config, precision=config.precision) as run:
         untrained = build_networks(config, run)[1].backbone
-        Trainer(config, source, run, recipe=recipe).train()
+        with hold_folder(folder, first=run.processes.is_rank_zero):
+            Trainer(config, source, run, recipe=recipe).train()
         weights = WeightsConfig(pretrained_weights=str(paths["checkpoint"]))
         teacher = load_backbone(config.backbone, weights)
         splits = open_labelled_splits("demo")

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, given, reasons = parse_command(TrainConfig, argv, apply_preset, about=ABOUT)
 
     from dino.api.training import score_online
+    from dino.runtime.folder_lock import hold_folder
     from dino.training.checks import check_options
     from dino.training.dry_run import check_dry_run, dry_run
     from dino.training.trainer import Trainer
@@ -48,4 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             dry_run(config, run)
             return
         score = score_online(config, run) if config.run.eval_knn_every else None
-        Trainer(config, source, run, score, recipe=as_recipe(config, given, reasons)).train()
+        recipe = as_recipe(config, given, reasons)
+        with hold_folder(config.run.output_dir, first=run.processes.is_rank_zero):
+            Trainer(config, source, run, score, recipe=recipe).train()

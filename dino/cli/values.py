@@ -6,6 +6,8 @@ import types
 import typing
 from typing import Any
 
+from dino.config import expand_home
+
 TRUE = ("1", "true", "on", "yes")
 FALSE = ("0", "false", "off", "no")
 
@@ -27,7 +29,7 @@ def convert(value: Any, annotation: Any) -> Any:
     is_wrong_type = value is None or isinstance(value, bool | list | dict)
     if is_wrong_type or (target is int and isinstance(value, float)):
         raise ValueError(value)
-    return target(value)
+    return expand_home(str(value)) if target is str else target(value)
 
 
 def required(annotation: Any) -> Any:

@@ -6,82 +6,67 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dino.errors import OptionError
 from dino.files import atomic_write
+from dino.runtime.events import EventFile
+from dino.runtime.log_file import append_line, open_log
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.txt"
 EVENTS = "tensorboard"
 
 
 class MetricLog:
-    """The two records of a run, log.txt and TensorBoard; a resumed run continues them."""
+    """The two records of a run, log.txt and TensorBoard; a resumed run continues them.
+
+    A line that cannot be written, for example because the disk is full, is lost with a warning.
+    """
 
     def __init__(self, folder: Path, *, epoch: int, iteration: int) -> None:
-        """Open both and drop lines and events from `epoch` and `iteration` on.
+        """Open both and drop a resumed run's lines and events from `epoch` and `iteration` on.
 
         The run writes these again.
 
         Raises:
-            OptionError: The folder cannot be written to.
+            OptionError: One of them cannot be written to.
         """
-        self.path = folder / LOG_FILE
-        self._keep_lines_before(epoch)
-        self.events_folder = folder / EVENTS
-        self.events = _open_events(
-            self.events_folder, purge_step=iteration + 1 if iteration else None
-        )
+        self.path, self.warned = folder / LOG_FILE, False
+        open_log(self.path, epoch if iteration else None)
+        self.events = EventFile(folder / EVENTS, purge_step=iteration + 1 if iteration else None)
 
     def write_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars, one per tag."""
-        for tag, value in values.items():
-            self.events.add_scalar(tag, value, step)
+        with self._losing_a_line(EVENTS):
+            self.events.add_scalars(values, step)
 
     def write_epoch(self, values: Mapping[str, Any]) -> None:
         """Append one JSON line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(values)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._losing_a_line(LOG_FILE):
+            append_line(self.path, json.dumps(_finite(values)))
 
     def close(self) -> None:
-        """Flush the events."""
+        """Close the events."""
         self.events.close()
 
-    def _keep_lines_before(self, epoch: int) -> None:
-        if not self.path.exists():
-            return
+    @contextlib.contextmanager
+    def _losing_a_line(self, name: str) -> Iterator[None]:
+        """Warn of the first line that cannot be written; the run's state is worth more."""
         try:
-            lines = [
-                line
-                for line in self.path.read_text(encoding="utf-8").splitlines()
-                if _epoch_of(line) < epoch
-            ]
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            yield
         except OSError as error:
-            raise OptionError(f"{self.path} cannot be rewritten: {error}") from error
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read a log.txt, one mapping per epoch; skip lines that are not JSON objects."""
-    history: list[dict[str, Any]] = []
-    if not path.exists():
-        return history
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            values = json.loads(line)
-            history += [values] if isinstance(values, dict) else []
-    return history
+            if not self.warned:
+                path = self.path.with_name(name)
+                logger.warning("%s cannot be written to: %s; lines are lost", path, error.strerror)
+            self.warned = True
 
 
 def _finite(value: Any) -> Any:
@@ -136,24 +121,10 @@ def write_events(folder: Path, values: Mapping[str, float]) -> None:
     Raises:
         OptionError: The folder cannot be written to.
     """
-    events = _open_events(folder)
-    for tag, value in values.items():
-        events.add_scalar(tag, value, 0)
-    events.close()
-
-
-def _open_events(folder: Path, purge_step: int | None = None) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter  # imported here: it takes a second or more
-
+    events = EventFile(folder)
     try:
-        return SummaryWriter(str(folder), purge_step=purge_step)
+        events.add_scalars(values, 0)
     except OSError as error:
         raise OptionError(f"{folder} cannot be written to: {error}") from error
-
-
-def _epoch_of(line: str) -> float:
-    """Return the epoch of a JSON line; infinity for a line that a crash truncated."""
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    finally:
+        events.close()

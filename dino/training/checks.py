@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
+from dino import checkpoint
 from dino.data.image_source import ImageSource
 from dino.data.loaders import check_count
 from dino.data.sources import open_online_splits, open_training_source
@@ -14,6 +16,7 @@ from dino.errors import OptionError
 from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
 from dino.runtime.launch import read_launch
+from dino.runtime.ownership import check_recipe, foreign
 from dino.training.config import RunConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -34,8 +37,22 @@ def check_options(config: TrainConfig, source: ImageSource | None = None) -> Ima
     """
     check_settings(config)
     source = check_images(config, source)
-    make_output_folder(config.run.output_dir)
+    check_folder(make_output_folder(config.run.output_dir))
     return source
+
+
+def check_folder(folder: Path) -> None:
+    """Check that the run will replace no file but its own.
+
+    Raises:
+        OptionError: A file that it writes is the user's, or of another run.
+    """
+    check_recipe(folder)
+    continued = any((folder / name).exists() for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
+    earlier = [folder / checkpoint.TEACHER, *sorted(folder.glob("checkpoint[0-9]*.pth"))]
+    other = next((path for path in earlier if path.exists() and not continued), None)
+    if other is not None:
+        raise foreign(other, "is of another run")
 
 
 def check_settings(config: TrainConfig) -> None:

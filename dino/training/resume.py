@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dino import checkpoint
 from dino.checkpoint import read_args
 from dino.errors import CheckpointError
+from dino.training.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,16 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
     if (then.world, then.global_batch) == (now.world, now.global_batch):
         return then.iteration
     return _change_batch(then, now)
+
+
+def is_over(folder: Path, plan: Plan, iteration: int) -> bool:
+    """Whether more epochs are done than the run asks for; says so."""
+    over = iteration > plan.epochs * plan.iterations
+    if over:
+        done = iteration / plan.iterations
+        text = "%s has %.4g epochs, `epochs` %d asks for fewer: nothing to train"
+        logger.info(text, folder / checkpoint.LATEST, done, plan.epochs)
+    return over
 
 
 def _change_batch(then: Identity, now: Identity) -> int:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dino import checkpoint
-from dino.config import RECIPE, as_dict, as_recipe
+from dino.config import as_dict, as_recipe
 from dino.data.image_source import ImageSource
 from dino.data.loaders import count_cores
 from dino.errors import NonFiniteError
-from dino.files import atomic_write
 from dino.runtime.context import Run
 from dino.runtime.distributed import StopAgreement
+from dino.runtime.folder_lock import check_held
+from dino.runtime.ownership import write_recipe
 from dino.runtime.signals import StopRequest
 from dino.training.build import build_loader, build_networks, build_program
 from dino.training.checks import check_device
@@ -29,7 +30,7 @@ from dino.training.ema import build_teacher
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
-from dino.training.resume import Identity, check_complete, find_position
+from dino.training.resume import Identity, check_complete, find_position, is_over
 from dino.training.step_values import NON_FINITE_LIMIT
 from dino.weights.initial import load_initial_weights
 
@@ -85,10 +86,10 @@ class Trainer:
         self.mode = run.device.mode
         self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
+        self.over = is_over(self.folder, self.plan, self.iteration)
         first = run.processes.is_rank_zero
-        if first:
-            with atomic_write(self.folder / RECIPE, "`output_dir`") as temporary:
-                temporary.write_text(recipe or as_recipe(config, as_dict(config)), encoding="utf-8")
+        if first and not self.over:
+            write_recipe(self.folder, recipe or as_recipe(config, as_dict(config)))
         cores = max(1, count_cores() // run.processes.local_world_size)
         self.reporter = Reporter(
             self.folder,
@@ -116,7 +117,8 @@ class Trainer:
                     self._train_epoch(epoch)
         finally:
             self.reporter.close()
-        logger.info("done: %s", self.folder / checkpoint.LATEST)
+        if not self.over:
+            logger.info("done: %s", self.folder / checkpoint.LATEST)
 
     def _train_epoch(self, epoch: int) -> None:
         inside = self.iteration % self.plan.iterations
@@ -200,6 +202,7 @@ class Trainer:
             return False
         self.step.read_back()
         if self.run.processes.is_rank_zero:
+            check_held(self.folder)
             state = self.run.device.to_host(self._state())
             checkpoint.save_latest(self.folder, state)
             checkpoint.save_file(self.folder / checkpoint.TEACHER, _backbone_only(state))

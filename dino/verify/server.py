@@ -26,7 +26,7 @@ PRELOADED = (  # torch first; TensorBoard alone takes a second
         "dino.training.trainer",
         "dino.training.alignment",
         "dino.evaluation.knn",
-        "torch.utils.tensorboard",
+        "tensorboard.summary.writer.record_writer",
     ),
 )
 POLL = 0.02  # seconds between two checks for ended processes

@@ -206,8 +206,9 @@ def test_the_history_is_empty_where_nothing_was_logged(tmp_path: Path) -> None:
     assert len(dino.pretrain(Pictures(), tmp_path, **once).history) == 1
     (tmp_path / "log.txt").unlink()
     assert dino.pretrain(Pictures(), tmp_path, **once).history == []
-    (tmp_path / "log.txt").write_text('{"epoch": 0}\n{"ep', encoding="utf-8")
-    assert dino.pretrain(Pictures(), tmp_path, **once).history == [{"epoch": 0}]
+    own = {"train_loss": 1.5, "epoch": 0}
+    (tmp_path / "log.txt").write_text(json.dumps(own) + '\n{"note": 1}\n', encoding="utf-8")
+    assert dino.pretrain(Pictures(), tmp_path, **once).history == [own]
 
 
 def test_the_preset_counts_a_programs_images(

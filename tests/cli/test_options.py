@@ -16,6 +16,7 @@ from dino.config import as_dict, as_recipe, chosen, derived, setting
 from dino.errors import OptionError, nearest
 from dino.evaluation.config import KnnConfig
 from dino.training.config import TrainConfig
+from dino.visualization.config import AttentionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +148,20 @@ def test_what_completes_a_config_sees_what_was_given_and_its_reasons_are_kept():
     config, given, reasons = parse_command(Toy, ["--size", "4"], complete)
     assert seen == [{"size"}] and config.more.depth == 1
     assert given == {"size"} and reasons == {"depth": "so said the images"}
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("data_path: ~/images\n")
+    words = ("--config=~/recipe.yaml", "--output_dir=~/run", "-o", "init_from=~/start.pth")
+    options = parse(TrainConfig, words)
+    assert options.data.data_path == f"{tmp_path}/images"
+    assert options.run.output_dir == f"{tmp_path}/run"
+    assert options.student.init_from == f"{tmp_path}/start.pth"
+    assert parse(AttentionConfig, ("--image_path", "~/a.png", "./~/b.png")).pictures.image_path == (
+        f"{tmp_path}/a.png",
+        "./~/b.png",
+    )
 
 
 def test_the_last_of_two_equal_flags_counts():

@@ -1,15 +1,18 @@
 """The two records of a run go on where a resumed run left off."""
 
+import errno
+import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dino.errors import OptionError
-from dino.runtime import metrics
+from dino.runtime import events, log_file
+from dino.runtime.log_file import read_history
 from dino.runtime.metrics import (
     EVENTS,
     LOG_FILE,
@@ -21,78 +24,70 @@ from dino.runtime.metrics import (
 )
 
 
-def read_epochs(folder: Path) -> list[int]:
-    return [json.loads(line)["epoch"] for line in (folder / LOG_FILE).read_text().splitlines()]
-
-
 def read_scalars(folder: Path, tag: str) -> dict[int, float]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
-def write_lines(folder: Path, epochs: int) -> Path:
-    lines = [
-        json.dumps({"train_loss": 1.5, "train_lr": 0.1, "epoch": epoch}) for epoch in range(epochs)
-    ]
-    (folder / LOG_FILE).write_text("".join(f"{line}\n" for line in lines))
-    return folder / LOG_FILE
-
-
-@pytest.fixture
-def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave TensorBoard out, for tests of log.txt alone."""
-    monkeypatch.setattr(metrics, "_open_events", lambda *_, **__: None)
-
-
-@pytest.mark.usefixtures("no_events")
 def test_each_epoch_is_one_line_of_json(tmp_path: Path) -> None:
     log = MetricLog(tmp_path, epoch=0, iteration=0)
     for epoch in range(3):
         log.write_epoch({"train_loss": 5.5, "train_lr": 0.25, "train_wd": 0.04, "epoch": epoch})
+    log.close()
     lines = (tmp_path / LOG_FILE).read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
     assert json.loads(lines[1]) == {
         "train_loss": 5.5,
         "train_lr": 0.25,
         "train_wd": 0.04,
         "epoch": 1,
     }
-    assert read_epochs(tmp_path) == [0, 1, 2]
 
 
-@pytest.mark.usefixtures("no_events")
-@pytest.mark.parametrize("epoch", range(5))
-def test_a_resumed_run_takes_back_the_lines_it_will_write_anew(tmp_path: Path, epoch: int) -> None:
-    write_lines(tmp_path, 4)
-    log = MetricLog(tmp_path, epoch=epoch, iteration=7)
-    assert read_epochs(tmp_path) == list(range(min(epoch, 4)))
-    log.write_epoch({"epoch": epoch})
-    assert read_epochs(tmp_path) == [*range(min(epoch, 4)), epoch]
+@pytest.mark.parametrize(
+    ("epoch", "iteration", "left"), [(0, 0, [0, 1, 2]), (0, 3, []), (1, 7, [0]), (5, 40, [0, 1, 2])]
+)
+def test_a_resumed_run_continues_the_log_and_a_new_one_removes_nothing(
+    tmp_path: Path, epoch: int, iteration: int, left: list[int]
+) -> None:
+    log = MetricLog(tmp_path, epoch=0, iteration=0)
+    for number in range(3):
+        log.write_epoch({"train_loss": 5.5, "epoch": number})
+    log.close()
+    MetricLog(tmp_path, epoch=epoch, iteration=iteration).close()
+    assert [values["epoch"] for values in read_history(tmp_path / LOG_FILE)] == left
 
 
-@pytest.mark.usefixtures("no_events")
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.integers(1, 60))
-def test_a_line_cut_short_by_a_crash_is_taken_back(tmp_path: Path, cut: int) -> None:
-    path = write_lines(tmp_path, 3)
-    whole = path.read_bytes()
-    length = len(whole) // 3
-    path.write_bytes(whole[: max(2 * length, len(whole) - cut)])
-    log = MetricLog(tmp_path, epoch=2, iteration=7)
-    log.write_epoch({"epoch": 2})
-    assert read_epochs(tmp_path) == [0, 1, 2]
-    assert path.read_bytes()[: 2 * length] == whole[: 2 * length]
+def test_a_full_disk_costs_lines_and_warns_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MetricLog(tmp_path, epoch=0, iteration=0)
+
+    def fill(file: io.FileIO, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(events, "append_whole", fill)
+        full.setattr(log_file, "append_whole", fill)
+        log.write_scalars({"loss": 1.0}, 1)
+        log.write_epoch({"train_loss": 1.0, "epoch": 0})
+    warned = f"{tmp_path / EVENTS} cannot be written to: No space left on device; lines are lost"
+    assert caplog.messages == [warned]
+    log.write_scalars({"loss": 2.0}, 2)
+    log.write_epoch({"train_loss": 2.0, "epoch": 1})
+    log.close()
+    assert read_scalars(tmp_path / EVENTS, "loss") == {2: 2.0}
+    assert [values["epoch"] for values in read_history(tmp_path / LOG_FILE)] == [1]
 
 
-@pytest.mark.usefixtures("no_events")
-@pytest.mark.parametrize("line", ["[1]", "{}", '{"epoch": null}', "7", '{"epo', "\0\0\0"])
-def test_foreign_lines_are_taken_back(tmp_path: Path, line: str) -> None:
-    path = write_lines(tmp_path, 2)
-    with path.open("a") as file:
-        file.write(line)
-    MetricLog(tmp_path, epoch=9, iteration=7)
-    assert read_epochs(tmp_path) == [0, 1]
-    assert [entry.name for entry in tmp_path.iterdir()] == [LOG_FILE]
+def test_a_folder_that_was_deleted_costs_lines(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path, epoch=0, iteration=0)
+    shutil.rmtree(tmp_path)
+    log.write_scalars({"loss": 1.0}, 1)
+    log.write_epoch({"train_loss": 1.0, "epoch": 0})
+    log.close()
+    assert log.warned and not tmp_path.exists()
 
 
 def test_events_from_the_resumed_iteration_on_are_replaced(tmp_path: Path) -> None:
@@ -122,12 +117,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
         MetricLog(tmp_path / "file", epoch=0, iteration=0)
     with pytest.raises(OptionError, match="cannot be written to"):
         write_events(tmp_path / "file" / "events", {"a": 1.0})
-
-
-def test_a_log_that_cannot_be_rewritten_is_named(tmp_path: Path) -> None:
-    (tmp_path / LOG_FILE).mkdir()
-    with pytest.raises(OptionError, match=r"log\.txt cannot be rewritten"):
-        MetricLog(tmp_path, epoch=0, iteration=0)
 
 
 def test_a_result_is_one_json_object_whole_or_not_at_all(

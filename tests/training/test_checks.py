@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dino.cli.options import parse
+from dino.config import as_recipe
 from dino.errors import DataError, DinoError, OptionError
 from dino.training.checks import check_options, check_scales, check_sizes, check_warmups
 from dino.training.config import TrainConfig
@@ -45,6 +46,36 @@ def test_good_options_give_the_images_and_make_the_output_folder(words, tmp_path
     assert len(check_options(options_of(*words))) == 8
     assert (tmp_path / "out").is_dir()
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("recipe.yaml", "lr: 0.1  # mine\n"),
+        ("recipe.yaml", ""),
+        ("teacher_backbone.pth", "of another run"),
+        ("checkpoint0000.pth", "of another run"),
+        ("checkpoint0300.pth", "of another run"),
+    ],
+)
+def test_a_file_that_the_run_would_replace_is_refused(words, tmp_path, name, text):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).write_text(text)
+    reason = rf"{name} .* would be replaced; move it away, or name another `output_dir`"
+    with pytest.raises(OptionError, match=reason):
+        check_options(options_of(*words))
+    assert (folder / name).read_text() == text and len(list(folder.iterdir())) == 1
+
+
+def test_the_files_of_the_run_itself_are_replaced(words, tmp_path):
+    """Those of the original too: its checkpoint is continued."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(as_recipe(TrainConfig(), ()))
+    for name in ("checkpoint_previous.pth", "checkpoint0000.pth", "teacher_backbone.pth"):
+        (folder / name).write_text("ours")
+    check_options(options_of(*words))
 
 
 def test_the_defaults_go_together():

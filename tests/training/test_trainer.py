@@ -4,6 +4,7 @@ had happened."""
 from __future__ import annotations
 
 import functools
+import json
 import os
 import random
 import shutil
@@ -17,6 +18,8 @@ import pytest
 import torch
 
 from dino import checkpoint
+from dino.config import RECIPE
+from dino.runtime.folder_lock import LOCK_FILE, hold_folder
 from tests.running import (
     TINY,
     Job,
@@ -290,6 +293,29 @@ def test_a_file_that_no_training_wrote_is_refused(images: Path, tmp_path: Path) 
     shutil.copy(folder / checkpoint.TEACHER, folder / checkpoint.LATEST)
     result = train(tmp_path, "--data_path", images, "--output_dir", folder)
     assert_refused(result, ["not a training checkpoint", "student"])
+
+
+def test_a_folder_is_one_runs_at_a_time_and_holds_no_file_but_its_own(
+    images: Path, tmp_path: Path
+) -> None:
+    """Notes of the user and the console stay; fewer epochs than done leave the recipe alone."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.txt").write_bytes(b"my notes")
+    words = ("--data_path", images, "--output_dir", folder)
+    with hold_folder(folder, first=True):
+        refused = train(tmp_path, *words, "--epochs", 2)
+        assert_refused(refused, ["belongs to another run", f"pid {os.getpid()}", "sign of life"])
+        assert {path.name for path in folder.iterdir()} == {"log.txt", LOCK_FILE}
+    assert train(tmp_path, *words, "--epochs", 2).code == 0
+    notes, *lines = (folder / "log.txt").read_bytes().splitlines()
+    assert notes == b"my notes" and [json.loads(line)["epoch"] for line in lines] == [0, 1]
+    before = {name: (folder / name).read_bytes() for name in (RECIPE, "log.txt")}
+    fewer = train(tmp_path, *words, "--epochs", 1)
+    assert fewer.code == 0 and "done" not in fewer.text
+    assert f"{folder}/checkpoint.pth has 2 epochs, --epochs 1 asks for fewer" in fewer.text
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    assert not (folder / LOCK_FILE).exists()
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,19 @@ from pathlib import Path
 from torch import nn
 
 from dino import checkpoint
-from dino.config import RECIPE, as_dict, as_recipe
+from dino.config import as_dict, as_recipe
 from dino.data.image_source import ImageSource
 from dino.errors import OptionError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.linear.batches import cache_lessons, open_lessons
 from dino.evaluation.linear.head import LinearHead, LinearScore, score_head
-from dino.evaluation.linear.task import CHECKPOINT, LinearTask, load_head, open_task
+from dino.evaluation.linear.task import BEST, CHECKPOINT, LinearTask, load_head, open_task
 from dino.evaluation.linear.trainer import LinearTrainer, restore_state
 from dino.evaluation.runner import Runner
-from dino.files import atomic_write
 from dino.models.config import BackboneConfig
 from dino.runtime.context import Run, make_output_folder
+from dino.runtime.folder_lock import hold_folder
+from dino.runtime.ownership import check_recipe, foreign, write_recipe
 from dino.weights.hub import PUBLISHED_LINEAR, find_published
 from dino.weights.load import TrainedBackbone
 
@@ -63,11 +64,11 @@ def evaluate_linear(
         task = replace(
             task, descriptor=replace(task.descriptor, module=wrap(task.descriptor.module))
         )
-    score, best = (
-        _score_layer(config, task, runner)
-        if task.train is None
-        else _train_layer(config, task, runner, recipe)
-    )
+    if task.train is None:
+        score, best = _score_layer(config, task, runner)
+    else:
+        with hold_folder(config.run.output_dir, first=run.processes.is_rank_zero):
+            score, best = _train_layer(config, task, runner, recipe)
     counts = {"train": len(task.train or ()), "test": len(task.test), "classes": task.classes}
     runner.report({**counts, **score._asdict(), "best_top1": best})
     return score
@@ -91,6 +92,9 @@ def check_folder(config: LinearConfig) -> None:
             value=folder,
             remedy=f"name another: `output_dir` {folder / 'linear'}",
         )
+    check_recipe(folder)
+    if (folder / BEST).exists() and not (folder / CHECKPOINT).exists():
+        raise foreign(folder / BEST, "is of another run")
 
 
 def _train_layer(
@@ -99,9 +103,14 @@ def _train_layer(
     assert task.train is not None
     run = runner.run
     layer = restore_state(config, task, run)
-    if run.processes.is_rank_zero:
-        with atomic_write(Path(config.run.output_dir) / RECIPE, "`output_dir`") as temporary:
-            temporary.write_text(recipe, encoding="utf-8")
+    if layer.epoch > config.run.epochs:
+        logger.info(
+            "`output_dir` has %d epochs, `epochs` %d asks for fewer: nothing to train",
+            layer.epoch,
+            config.run.epochs,
+        )
+    elif run.processes.is_rank_zero:
+        write_recipe(Path(config.run.output_dir), recipe)
     test = runner.extract(task.descriptor, task.test, normalize=False)
     logger.info("Data loaded with %d train and %d val imgs.", len(task.train), len(task.test))
     # A finished layer needs no training features.

@@ -26,6 +26,7 @@ from dino.evaluation.linear.head import (
 )
 from dino.evaluation.linear.task import BEST, CHECKPOINT, LinearTask, load_head
 from dino.runtime.context import Run
+from dino.runtime.folder_lock import check_held
 from dino.runtime.metrics import MetricLog
 from dino.runtime.progress import Progress
 
@@ -220,6 +221,7 @@ class LinearTrainer:
             "identity": dict(self.task.identity),
             "format": checkpoint.FORMAT,
         }
+        check_held(Path(self.config.run.output_dir))
         # The best comes first: a run killed in between repeats this epoch and finds it best again.
         for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
             checkpoint.save_file(

@@ -40,6 +40,7 @@ from dino.evaluation.linear.task import BEST, CHECKPOINT
 from dino.models.registry import VITS, VitShape, build_backbone
 from dino.models.vit import VisionTransformer
 from dino.runtime.distributed import Processes
+from dino.runtime.folder_lock import hold_folder
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
 
@@ -596,6 +597,27 @@ def test_the_folder_of_a_pre_training_run_is_left_alone(words: list[str], tmp_pa
     with pytest.raises(OptionError, match="holds a pre-training run"):
         run(*words, "--output_dir", tmp_path)
     assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
+
+
+def test_a_probes_folder_is_one_runs_and_holds_no_file_but_its_own(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with hold_folder(tmp_path, first=True), pytest.raises(OptionError, match="to another run"):
+        run(*words, "--output_dir", tmp_path)
+    for name in (RECIPE, BEST):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(OptionError, match=f"{name} .* would be replaced"):
+            run(*words, "--output_dir", tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+    (tmp_path / "log.txt").write_text("my notes\n")
+    run(*words, "--output_dir", tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in (RECIPE, "log.txt")}
+    assert before["log.txt"].startswith(b'my notes\n{"train_lr"')
+    run(*words, "--output_dir", tmp_path, "--epochs", 2)
+    text = "--output_dir has 3 epochs, --epochs 2 asks for fewer: nothing to train"
+    assert text in capsys.readouterr().out
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
 
 
 def test_a_loss_that_is_no_number_ends_the_run_without_saving(

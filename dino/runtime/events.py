@@ -1,0 +1,61 @@
+"""TensorBoard events, written at once: a killed run keeps them, and a full disk is an error here.
+
+The writers of TensorBoard and torch write from a thread, where an error ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dino.errors import OptionError
+from dino.files import append_whole
+
+COUNT = itertools.count()  # two files of one second have different names
+
+
+class EventFile:
+    """One new events file in a folder."""
+
+    def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
+        """Create the file; TensorBoard drops what older files hold from `purge_step` on.
+
+        Raises:
+            OptionError: The folder cannot be written to.
+        """
+        moment = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(COUNT)}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = (folder / f"events.out.tfevents.{moment}").open("ab", buffering=0)
+            self._write(file_version="brain.Event:2")
+            if purge_step is not None:
+                self._write(step=purge_step, session_log={"status": "START"})
+        except OSError as error:
+            raise OptionError(f"{folder} cannot be written to: {error}") from error
+
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write scalars, one per tag.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        self._write(step=step, summary={"value": scalars})
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def _write(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # imported here: it takes a while
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), **fields).SerializeToString())
+        append_whole(self.file, record.getvalue())
