@@ -22,7 +22,8 @@ from torch import Tensor
 
 from dino.errors import CheckpointError
 from dino.files import atomic_write
-from dino.plain_pickle.nesting import check_torch_file
+from dino.plain_pickle.torch_file import check_torch_file
+from dino.stored import check_values
 
 LATEST = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
@@ -73,11 +74,14 @@ def keep_copy(folder: Path, epoch: int, keep: int) -> None:
         old.unlink()
 
 
-def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path, list[str]] | None:
+def load_latest(
+    folder: Path, *, set_aside: bool, check: Callable[[dict[str, Any], Path], None] | None = None
+) -> tuple[dict[str, Any], Path, list[str]] | None:
     """Read the newest intact checkpoint of a run.
 
     Args:
         folder: The run's output folder.
+        check: Raises `CheckpointError` for a state whose content is damaged, given its file.
         set_aside: Rename damaged files to `*.damaged`, so that the next save does not mistake them
             for intact ones, and delete partial files left by a killed process.
 
@@ -94,6 +98,8 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
     for path in candidates:
         try:
             state = load_file(path)
+            if check is not None:
+                check(state, path)
         except CheckpointError as error:
             damaged.append(str(error))
             continue
@@ -103,7 +109,7 @@ def load_latest(folder: Path, *, set_aside: bool) -> tuple[dict[str, Any], Path,
     if damaged:
         raise CheckpointError(
             "; ".join(damaged),
-            remedy="remove them to start from scratch, or use another `output_dir`",
+            remedy="move them away to start from scratch, or use another `output_dir`",
         )
     return None
 
@@ -129,7 +135,8 @@ def read_mode(folder: Path | str) -> str | None:
     for name in (LATEST, PREVIOUS):
         with contextlib.suppress(CheckpointError):
             resume = load_file(Path(folder, name), mapped=True).get("resume")
-            return resume.get("mode") if isinstance(resume, Mapping) else None
+            mode = resume.get("mode") if isinstance(resume, Mapping) else None
+            return mode if isinstance(mode, str) else None
     return None
 
 
@@ -140,10 +147,12 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
 
     Args:
         path: The file.
-        mapped: Leave the tensors on disk until first use; fast if only plain values are needed.
+        mapped: Leave the tensors on disk until first use, without comparing their checksums; fast
+            if only plain values are needed.
 
     Raises:
-        CheckpointError: The file is missing, damaged, foreign, or holds other pickled objects.
+        CheckpointError: The file is missing, damaged, foreign, or holds other pickled objects or
+            tensors that are not dense.
     """
     try:
         with _allowing():
@@ -155,6 +164,7 @@ def load_file(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
     if not isinstance(state, dict):
         kind = type(state).__name__
         raise CheckpointError(f"{path} must hold a dictionary of tensors (got {kind})")
+    check_values(state, path)
     written = state.get("format")
     if isinstance(written, int) and written > FORMAT and any(key in state for key in OWN_KEYS):
         raise CheckpointError(
@@ -169,12 +179,12 @@ def load_tensors(path: Path | str, *, mapped: bool = False) -> Any:
 
     Args:
         path: The file.
-        mapped: Leave the tensors on disk until first use.
+        mapped: As in `load_file`.
 
     Raises:
         Exception: Of any type, if the file is damaged or holds more; the process survives.
     """
-    check_torch_file(path)
+    check_torch_file(path, mapped=mapped)
     more = {"mmap": True} if mapped else {}
     return torch.load(path, map_location="cpu", weights_only=True, **more)
 
@@ -185,39 +195,6 @@ def read_args(state: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(args, Mapping):
         return dict(args)
     return vars(args) if isinstance(args, argparse.Namespace) else {}
-
-
-def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip leading `module.` and `backbone.`, in any order, as the original's evaluations do.
-
-    Raises:
-        CheckpointError: As `join_unique`.
-    """
-    return join_unique(
-        (re.sub(r"^((module|backbone)\.)+", "", name), tensor) for name, tensor in weights.items()
-    )
-
-
-def join_unique(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Collect renamed tensors into a dictionary.
-
-    Raises:
-        CheckpointError: Two tensors have the same new name, so the intended one is ambiguous.
-    """
-    unique: dict[str, Tensor] = {}
-    for name, tensor in named:
-        if name in unique:
-            raise CheckpointError(
-                f"the weights file holds {name} twice, under different names",
-                remedy="remove one of the two",
-            )
-        unique[name] = tensor
-    return unique
-
-
-def add_prefix(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Prepend `prefix` to every name."""
-    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@ unpickled."""
 
 import argparse
 import errno
+import gzip
 import os
 import pickle
 import zipfile
@@ -10,6 +11,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -255,6 +257,88 @@ def test_a_file_cut_at_any_byte_is_an_error_or_the_exact_state(tmp_path, whole_f
         assert number_of(state) == 7
 
 
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, whole_file, data):
+    """Nothing in a zip is without its checksum but dates and padding."""
+    place = data.draw(st.integers(0, 8 * len(whole_file) - 1))
+    content = bytearray(whole_file)
+    content[place // 8] ^= 1 << place % 8
+    path = tmp_path / "flipped.pth"
+    path.write_bytes(content)
+    try:
+        state = checkpoint.load_file(path)
+    except CheckpointError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)
+    else:
+        assert number_of(state) == 7
+
+
+def test_a_flipped_bit_in_a_tensor_falls_back_and_names_the_record(tmp_path):
+    for number in (1, 2):
+        checkpoint.save_latest(tmp_path, make_state(number))
+    latest = tmp_path / checkpoint.LATEST
+    content = latest.read_bytes()
+    weights = make_state(2)["student"]["module.backbone.norm.weight"].numpy().tobytes()
+    place = content.index(weights) + 7
+    latest.unlink()
+    latest.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+    state, path, damaged = checkpoint.load_latest(tmp_path, set_aside=True)
+    assert (number_of(state), path.name) == (1, checkpoint.PREVIOUS)
+    assert "Bad CRC-32 for file 'archive/data/0'" in damaged[0]
+    assert checkpoint.read_mode(tmp_path) is None
+
+
+def test_a_file_that_was_written_without_checksums_is_read(tmp_path):
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this torch always writes checksums")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(make_state(3), tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert number_of(checkpoint.load_file(tmp_path / "a.pth")) == 3
+
+
+def test_records_that_claim_more_than_the_file_has_are_refused(tmp_path):
+    """Such as a compressed record of 100 MB of zeros."""
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/data/0", bytes(10**8))
+    with pytest.raises(CheckpointError, match="records claim to be larger than the file"):
+        checkpoint.load_file(tmp_path / "a.pth")
+
+
+OTHERS = {
+    "a web page": (b"\n<!DOCTYPE html><html>Not found</html>", "web page: download the file"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+    "gzip": (gzip.compress(b"weights"), "compressed by gzip: unpack it"),
+    "tar": (b"a.pth" + bytes(252) + b"ustar\x0000" + bytes(300), "a tar archive: unpack it"),
+    "safetensors": (safetensors.torch.save({"a": torch.zeros(2)}), "begins as a safetensors file"),
+    "words": (b"404: Not Found", "it is a text that begins with '404: Not Found'"),
+    "nothing": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_a_file_is_instead_is_said(tmp_path, name):
+    content, reason = OTHERS[name]
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"a.pth is damaged or not a checkpoint: .*{reason}"):
+        checkpoint.load_file(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("opening", [b"]", b"}K\x01", b"cargparse\nNamespace\n)\x81}U\x01a"])
+def test_containers_that_nest_without_end_are_refused(tmp_path, opening, legacy):
+    """Lists, dictionaries and objects: torch reads them, and their readers would recurse."""
+    closing = {b"]": b"a", b"}": b"s", b"c": b"sb"}[opening[:1]]
+    deep = opening * 2_000 + b"N" + closing * 2_000
+    write_pickle(tmp_path / "c.pth", b"\x80\x02}U\x01a" + deep + b"s.", legacy=legacy)
+    with pytest.raises(CheckpointError, match=r"c\.pth: it nests more than 100 levels deep"):
+        checkpoint.load_file(tmp_path / "c.pth")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -366,39 +450,6 @@ def test_numpy_numbers_are_read_under_either_spelling(tmp_path, module, kind):
 def test_options_are_read_from_a_dictionary_or_a_namespace(args, expected):
     assert checkpoint.read_args({"args": args}) == expected
     assert checkpoint.read_args({}) == {}
-
-
-def test_prefixes_are_stripped_in_either_order():
-    names = [
-        "module.backbone.norm.bias",
-        "backbone.norm.weight",
-        "module.head.mlp.0.weight",
-        "cls_token",
-    ]
-    weights = {name: torch.full((1,), float(place)) for place, name in enumerate(names)}
-    stripped = checkpoint.strip_prefixes(weights)
-    assert {name: int(value) for name, value in stripped.items()} == {
-        **{"norm.bias": 0, "norm.weight": 1, "head.mlp.0.weight": 2, "cls_token": 3}
-    }
-
-
-def test_a_prefix_within_a_name_is_part_of_it():
-    names = ["patch_embed.backbone.conv.weight", "submodule.weight", "my_backbone.bias"]
-    assert list(checkpoint.strip_prefixes({name: torch.zeros(1) for name in names})) == names
-
-
-def test_two_names_that_become_one_are_an_error():
-    with pytest.raises(CheckpointError, match=r"holds norm\.bias twice"):
-        checkpoint.strip_prefixes(
-            {"backbone.norm.bias": torch.zeros(1), "norm.bias": torch.ones(1)}
-        )
-
-
-def test_a_prefix_is_put_in_front_of_every_name():
-    assert list(checkpoint.add_prefix("module.", {"a": torch.zeros(1), "b.c": torch.zeros(1)})) == [
-        "module.a",
-        "module.b.c",
-    ]
 
 
 @pytest.mark.parametrize(

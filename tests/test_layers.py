@@ -24,6 +24,8 @@ WORDS = {
     "golden",
     "plain_pickle",
     "presets",
+    "stored",
+    "stored_optimizer",
 }  # they may import one another
 LEVELS = {
     **dict.fromkeys(WORDS, 0),

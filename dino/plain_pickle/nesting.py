@@ -7,16 +7,10 @@ recurses without limit and revisits shared parts, so a small file could crash or
 from __future__ import annotations
 
 import pickletools
-import zipfile
-from pathlib import Path
 from typing import IO, NamedTuple
 
-from dino.plain_pickle.limits import DAMAGE, MOST_LEVELS, MOST_VALUES, PlainPickleError
+from dino.plain_pickle.limits import MOST_LEVELS, MOST_VALUES, PlainPickleError
 
-# Number of pickles at the start of a file from before torch 1.6: magic number, protocol, system,
-# content, keys.
-LEGACY_PICKLES = 5
-ARCHIVE = b"PK\x03\x04"
 COUNTED = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 GETS = {"GET", "BINGET", "LONG_BINGET"}
@@ -27,39 +21,6 @@ class Nesting(NamedTuple):
 
     levels: int = 0
     values: int = 1
-
-
-def check_torch_file(path: Path | str) -> None:
-    """Reject a `torch.save` file whose tuples nest or repeat beyond the limits of plain pickles.
-
-    Raises:
-        OSError: The file cannot be read.
-        PlainPickleError: The file is damaged, or its tuples exceed the limits.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            is_archive = file.read(len(ARCHIVE)) == ARCHIVE  # as torch decides
-            file.seek(0)
-            if is_archive:
-                _check_archive(file)
-            else:
-                for _ in range(LEGACY_PICKLES):
-                    check_tuples(file)
-    except PlainPickleError:
-        raise
-    except (*DAMAGE, zipfile.BadZipFile, NotImplementedError) as error:
-        raise PlainPickleError(f"it is not a complete torch.save file: {error}") from error
-
-
-def _check_archive(file: IO[bytes]) -> None:
-    size = file.seek(0, 2)
-    with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
-            if entry.filename.rsplit("/", 1)[-1] == "data.pkl":
-                if entry.file_size > size:  # torch does not compress
-                    raise PlainPickleError(f"{entry.filename} claims to be larger than the file")
-                with archive.open(entry) as content:
-                    check_tuples(content)
 
 
 def check_tuples(file: IO[bytes]) -> None:

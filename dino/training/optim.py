@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.errors import OptionError
+from dino.stored_optimizer import copy_moments
 
 LAST_LAYER = "last_layer"  # parameters with this in their name are frozen at first
 BETAS = (0.9, 0.999)  # torch's AdamW defaults, which the original uses
@@ -102,12 +103,18 @@ class MaskedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load our own state, or that of torch's optimizer of the same name, as in the original."""
+        """Load our own state, or that of torch's optimizer of the same name, as in the original.
+
+        Raises:
+            CheckpointError: A moment or a group does not fit the parameters.
+        """
+        moments = copy_moments(state_dict, self, self.state_names, "the checkpoint")
         groups = [
             {**saved, **{key: group[key] for key in ("last_layer", "decayed")}}
             for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True)
         ]
-        super().load_state_dict({**state_dict, "param_groups": groups})
+        super().load_state_dict({"state": {}, "param_groups": groups})
+        self.state.update(moments)
         self._complete_state()
 
     def _complete_state(self) -> None:

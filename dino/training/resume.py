@@ -26,7 +26,6 @@ IDENTITY = (
     "use_bn_in_head",
     "optimizer",
 )
-NEEDED = ("student", "teacher", "optimizer", "epoch", "dino_loss")
 PLACE = ("dist_url", "local_rank", "data_path", "output_dir")  # where it runs; changes not logged
 
 
@@ -51,18 +50,10 @@ class Identity:
     fingerprint: str
 
 
-def check_complete(state: Mapping[str, Any]) -> None:
-    """Reject a file that was not written by a training run.
-
-    Raises:
-        CheckpointError: Something is missing; the message names it.
-    """
-    checkpoint.check_complete(
-        state,
-        NEEDED,
-        "the checkpoint in `output_dir` is not a training checkpoint",
-        remedy="move it away, or pass it as `init_from` and use another `output_dir`",
-    )
+def is_other_run(state: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written with another network or optimizer than `args` say."""
+    before = read_args(state)
+    return any(name in before and before[name] != args[name] for name in IDENTITY)
 
 
 def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identity) -> int:
@@ -111,6 +102,27 @@ def is_over(folder: Path, plan: Plan, iteration: int) -> bool:
         text = "%s has %.4g epochs, `epochs` %d asks for fewer: nothing to train"
         logger.info(text, folder / checkpoint.LATEST, done, plan.epochs)
     return over
+
+
+def select_published(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the part of a checkpoint that people publish: the teacher's backbone and its settings.
+
+    Settings that say where the run took place are left out.
+    """
+    teacher = {
+        name: tensor for name, tensor in state["teacher"].items() if name.startswith("backbone.")
+    }
+    args = {
+        name: value
+        for name, value in state["args"].items()
+        if name in IDENTITY or not (name in PLACE or _is_path(value))
+    }
+    kept = {"teacher": teacher, "epoch": state["epoch"], "args": args}
+    return {**kept, "normalisation": state["normalisation"]}
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and any(sign in value for sign in "/\\~")
 
 
 def _change_batch(then: Identity, now: Identity) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dino import checkpoint
+from dino import checkpoint, stored
 from dino.config import as_dict, as_recipe
 from dino.data.image_source import ImageSource
 from dino.data.loaders import count_cores
@@ -27,10 +27,11 @@ from dino.training.checks import check_device
 from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.ema import build_teacher
+from dino.training.inside import Held, check_inside, without_module
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
-from dino.training.resume import Identity, check_complete, find_position, is_over
+from dino.training.resume import Identity, find_position, is_over, select_published
 from dino.training.step_values import NON_FINITE_LIMIT
 from dino.weights.initial import load_initial_weights
 
@@ -205,7 +206,7 @@ class Trainer:
             check_held(self.folder)
             state = self.run.device.to_host(self._state())
             checkpoint.save_latest(self.folder, state)
-            checkpoint.save_file(self.folder / checkpoint.TEACHER, _backbone_only(state))
+            checkpoint.save_file(self.folder / checkpoint.TEACHER, select_published(state))
             if numbered is not None:
                 checkpoint.keep_copy(self.folder, numbered, self.config.run.keep_checkpoints)
         self.stop.saved = f"iteration {self.iteration} in {self.folder / checkpoint.LATEST}"
@@ -223,7 +224,7 @@ class Trainer:
         program, scaler = self.program.state_dict(), self.step.state_dict()
         pixels = asdict(self.program.normalization)
         return {
-            "student": checkpoint.add_prefix("module.", self.student.state_dict()),
+            "student": stored.add_prefix("module.", self.student.state_dict()),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.iteration // self.plan.iterations,
@@ -253,7 +254,9 @@ class Trainer:
 
     def _begin(self) -> None:
         """Continue the run in the output folder, or start one, from `init_from` if it is set."""
-        latest = checkpoint.load_latest(self.folder, set_aside=self.run.processes.is_rank_zero)
+        latest = checkpoint.load_latest(
+            self.folder, set_aside=self.run.processes.is_rank_zero, check=self._check
+        )
         if latest is not None:
             self._continue(*latest)
         elif self.config.student.init_from:
@@ -268,13 +271,22 @@ class Trainer:
                 self.program.load_state_dict({"centre": center})
         self.run.processes.check_position(self.folder, "iteration", self.iteration)
 
+    def _check(self, state: Mapping[str, Any], path: Path) -> None:
+        held = Held(
+            networks={"student": self.student, "teacher": self.teacher},
+            optimizer=self.optimizer,
+            program=self.program.state_dict(),
+            scaler=self.step.state_dict(),
+            args=as_dict(self.config),
+        )
+        check_inside(state, held, path)
+
     def _continue(self, state: Mapping[str, Any], path: Path, damaged: list[str]) -> None:
         for line in damaged:
             logger.warning("%s; continuing from the one before it", line)
-        check_complete(state)
         self.iteration = find_position(state, as_dict(self.config), self._identity())
-        self.student.load_state_dict(_without_module(state["student"]))
-        self.teacher.load_state_dict(_without_module(state["teacher"]))
+        for name, network in (("student", self.student), ("teacher", self.teacher)):
+            network.load_state_dict(without_module(state[name], name, path))
         self.optimizer.load_state_dict(state["optimizer"])
         self.step.load_state_dict(state.get("fp16_scaler") or {})
         more = state.get("resume", {})
@@ -285,13 +297,3 @@ class Trainer:
         self.mode = self.mode or more.get("mode")  # a device without modes keeps the old one
         self.stop.saved = f"iteration {self.iteration} in {path}"
         logger.info("continuing from %s at iteration %d", path, self.iteration)
-
-
-def _backbone_only(state: Mapping[str, Any]) -> dict[str, Any]:
-    weights = state["teacher"].items()
-    teacher = {name: tensor for name, tensor in weights if name.startswith("backbone.")}
-    return {"teacher": teacher} | {name: state[name] for name in ("epoch", "args", "normalisation")}
-
-
-def _without_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}

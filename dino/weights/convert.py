@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino import checkpoint
+from dino import checkpoint, stored
 from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
 from dino.files import atomic_draft
@@ -214,11 +214,11 @@ def write_ours(network: Network, target: Path) -> None:
         "global_crops_size": height,
     }
     state: dict[str, Any] = {
-        "teacher": checkpoint.add_prefix(BACKBONE, network.tensors),
+        "teacher": stored.add_prefix(BACKBONE, network.tensors),
         "args": arch | args,
     }
     if network.linear:
-        state["state_dict"] = checkpoint.add_prefix("module.linear.", network.linear)
+        state["state_dict"] = stored.add_prefix("module.linear.", network.linear)
     checkpoint.save_file(target, state | {"normalisation": network.normalization})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino import checkpoint
+from dino import checkpoint, stored
 from dino.errors import CheckpointError
 from dino.weights.ipu_optimizer import HALVES, check_optimizer, read_optimizer, write_optimizer
 
@@ -41,7 +41,7 @@ def read_published(state: Mapping[str, Any]) -> dict[str, Any]:
         if "weight_g" in name
     )
     ours = {
-        "student": checkpoint.add_prefix("module.", networks["student"]),
+        "student": stored.add_prefix("module.", networks["student"]),
         "teacher": networks["teacher"],
         "optimizer": read_optimizer(state["optimizer"], networks["student"], fixed),
         "epoch": state["epoch"] + 1,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from dino import checkpoint
+from dino import checkpoint, stored
 from dino.errors import CheckpointError, WeightsError
 from dino.weights.formats import Format, list_formats
 from dino.weights.validate import validate
@@ -113,6 +113,6 @@ def rename_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A tensor is in the file under two names.
     """
-    tensors = checkpoint.strip_prefixes(tensors)
+    tensors = stored.strip_prefixes(tensors)
     candidates = (form.rename(tensors) for form in list_formats().values())
     return next((renamed for renamed in candidates if renamed is not None), tensors)

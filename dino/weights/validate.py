@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino import checkpoint
+from dino import checkpoint, stored
 from dino.errors import CheckpointError, WeightsError
 from dino.models.zoo import open_library
 from dino.weights.formats import list_formats
@@ -80,7 +80,7 @@ def list_tensors(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tens
         CheckpointError: `state_dict` is not a dictionary, or two names without prefix are equal.
     """
     held = read_part(state, "state_dict", origin) if "state_dict" in state else state
-    return checkpoint.strip_prefixes(
+    return stored.strip_prefixes(
         {name: value for name, value in held.items() if isinstance(value, Tensor)}
     )
 

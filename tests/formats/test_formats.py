@@ -47,6 +47,8 @@ EXACT = (
 ADDED = frozenset(
     {"format", "attention", "cuda_graph"}
 )  # keys and flags that files have gained since; those without them must load
+# Settings that say where a run took place, which the file that people publish had then.
+WITHDRAWN = frozenset({"data_path", "output_dir", "dist_url", "local_rank", "executable_cache_dir"})
 RENEWED = {("recompute", "nothing"): "auto"}  # defaults of then: the defaults of today
 OF_WEIGHTS = "identity/backbone"  # a digest of weights, which other kernels train otherwise
 
@@ -91,24 +93,31 @@ def copy(frozen: Path, folder: Path, name: str, new: str | None = None) -> None:
 
 
 def load(path: Path) -> Any:
-    return drop_added(torch.load(path, map_location="cpu", weights_only=True))
+    return drop(torch.load(path, map_location="cpu", weights_only=True), list_changed(path))
 
 
 def read_json(path: Path) -> Any:
-    return drop_added(json.loads(path.read_text()))
+    return drop(json.loads(path.read_text()), list_changed(path))
 
 
-def drop_added(value: Any) -> Any:
-    """A nested container without the keys, and in lists the names, that are newer than the frozen
-    files, and with the defaults of today."""
+def list_changed(path: Path) -> frozenset[str]:
+    """Names that only the files of today or those of then have."""
+    return ADDED | WITHDRAWN if "teacher_backbone" in path.name else ADDED
+
+
+def drop(value: Any, names: frozenset[str]) -> Any:
+    """A nested container without these keys, and in lists without these names, and with the
+    defaults of today."""
     if isinstance(value, dict):
         return {
-            key: RENEWED.get((key, part), part) if isinstance(part, str) else drop_added(part)
+            key: RENEWED.get((key, part), part) if isinstance(part, str) else drop(part, names)
             for key, part in value.items()
-            if key not in ADDED
+            if key not in names
         }
     if isinstance(value, list):
-        return [drop_added(part) for part in value if not (isinstance(part, str) and part in ADDED)]
+        return [
+            drop(part, names) for part in value if not (isinstance(part, str) and part in names)
+        ]
     return value
 
 
@@ -272,7 +281,7 @@ def test_log_lines_have_the_frozen_keys(
 @pytest.mark.parametrize("name", ["run/recipe.yaml", "linear/recipe.yaml"])
 def test_recipes_have_the_frozen_keys_and_values(name: str, fresh: Path, frozen: Path) -> None:
     found, expected = (
-        drop_added(yaml.safe_load((folder / name).read_text())) for folder in (fresh, frozen)
+        drop(yaml.safe_load((folder / name).read_text()), ADDED) for folder in (fresh, frozen)
     )
     assert list(found.items()) == list(expected.items())
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from dino import checkpoint
 from dino.devices.cpu import CpuDevice
-from dino.errors import OptionError
+from dino.errors import CheckpointError, OptionError
 from dino.training.clipping import clip_gradients
 from dino.training.optim import (
     LARS,
@@ -286,7 +286,7 @@ def test_torch_reads_our_adamw_state(relative_error):
 def test_state_of_another_grouping_is_refused(name):
     model = build_network()
     optimizer = build_rule(name, model)
-    with pytest.raises(ValueError):
+    with pytest.raises(CheckpointError, match=r"must have groups of \[\d, \d\] parameters"):
         optimizer.load_state_dict(
             {"state": {}, "param_groups": optimizer.state_dict()["param_groups"][:1]}
         )

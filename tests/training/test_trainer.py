@@ -288,6 +288,66 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(images: Path, tmp_p
     assert (tmp_path / "run" / "checkpoint.pth.damaged").exists()
 
 
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a moment of one number": (
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
+        "optimizer.state.0.exp_avg must be",
+    ),
+    "a NaN": (
+        lambda state: state["teacher"]["backbone.norm.bias"].fill_(torch.nan),
+        "teacher.backbone.norm.bias holds NaN",
+    ),
+    "a far iteration": (
+        lambda state: state["resume"]["identity"].update(iteration=10**9),
+        "iteration 1000000000 of 10 an epoch is not in epoch 2",
+    ),
+}
+
+
+def test_a_checkpoint_that_is_damaged_inside_falls_back_to_the_one_before(
+    images: Path, tmp_path: Path
+) -> None:
+    """The damaged one is set aside each time, and one without a predecessor is refused."""
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 2)
+    assert train(tmp_path, *words).code == 0
+    latest, before = (tmp_path / "run" / n for n in (checkpoint.LATEST, checkpoint.PREVIOUS))
+    whole = {path: path.read_bytes() for path in (latest, before)}
+    for damage, reason in DAMAGE.values():
+        state = state_of(tmp_path / "run")
+        damage(state)
+        torch.save(state, latest)
+        result = train(tmp_path, *words)
+        assert result.code == 0 and reason in result.text, result.text
+        assert "at iteration 10" in result.text
+        assert latest.with_name("checkpoint.pth.damaged").exists()
+        for path, content in whole.items():
+            path.unlink()
+            path.write_bytes(content)
+    torch.save(state, latest)
+    before.unlink()
+    assert_refused(train(tmp_path, *words), ["iteration 1000000000", "another --output_dir"])
+
+
+def test_a_moment_that_repeats_one_number_continues_with_memory_of_its_own(
+    images: Path, tmp_path: Path
+) -> None:
+    """Its shape is right and its memory is one number, which a fused kernel would run past."""
+    folder = run_once(images, tmp_path)
+    state = state_of(folder)
+    moments = state["optimizer"]["state"]
+    for entry in moments.values():
+        entry["exp_avg"] = torch.zeros(1).expand(entry["exp_avg"].shape)
+        entry["exp_avg_sq"] = entry["exp_avg"]
+    (folder / checkpoint.LATEST).unlink()
+    torch.save(state, folder / checkpoint.LATEST)
+    result = train(tmp_path, "--data_path", images, "--output_dir", folder, "--epochs", 2)
+    assert result.code == 0 and "at iteration 10" in result.text, result.text
+    assert all(
+        entry["exp_avg"].is_contiguous() and not torch.equal(entry["exp_avg"], entry["exp_avg_sq"])
+        for entry in state_of(folder)["optimizer"]["state"].values()
+    )
+
+
 def test_a_file_that_no_training_wrote_is_refused(images: Path, tmp_path: Path) -> None:
     folder = run_once(images, tmp_path)
     shutil.copy(folder / checkpoint.TEACHER, folder / checkpoint.LATEST)

@@ -7,17 +7,19 @@ classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino.devices.base import Engine
+from dino.errors import CheckpointError
 from dino.evaluation.features import Features
 from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
 from dino.runtime.exchange import GradientExchange
+from dino.stored_optimizer import copy_moments
 
 INIT_STD = 0.01  # of the weights, as in the original's LinearClassifier
 MOMENTUM = 0.9
@@ -53,6 +55,18 @@ class MomentumSGD(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0, **fixed})
         for parameter in self.param_groups[0]["params"]:
             self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy the momentum of a file, of ours or of torch.optim.SGD.
+
+        Raises:
+            CheckpointError: It is missing or does not fit.
+        """
+        names = ("momentum_buffer",)
+        for parameter, held in copy_moments(state_dict, self, names, "the checkpoint").items():
+            if not held:
+                raise CheckpointError("the checkpoint's optimizer lacks a momentum_buffer")
+            self.state[parameter] = held
 
     def step(self, rate: Tensor) -> None:  # type: ignore[override]  # torch's step takes a closure
         """Update every parameter in place from its `.grad`; `rate` is () float32 on the device."""

@@ -24,6 +24,7 @@ from dino.evaluation.linear.head import LinearHead
 from dino.evaluation.runner import Runner
 from dino.models.registry import is_vit, width_of
 from dino.models.vit import VisionTransformer
+from dino.stored import check_tensor
 from dino.weights.hub import read_published
 from dino.weights.load import TrainedBackbone
 from dino.weights.validate import list_tensors, read_part, validate
@@ -191,6 +192,7 @@ def load_head(
                 f"(got {tuple(tensors[name].shape)})",
                 remedy="check `data_path`, `arch`, `n_last_blocks` and `avgpool_patchtokens`",
             )
+        check_tensor(name, tensors[name], own, path)
     stored = read_part(state, "identity", path)
     for name, value in identity.items():
         if name in stored and stored[name] != value:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dino import checkpoint
+from dino import checkpoint, stored
 from dino.config import as_dict
 from dino.errors import NonFiniteError
 from dino.evaluation.config import LinearConfig
@@ -29,6 +29,7 @@ from dino.runtime.context import Run
 from dino.runtime.folder_lock import check_held
 from dino.runtime.metrics import MetricLog
 from dino.runtime.progress import Progress
+from dino.stored import check_count, check_number
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def restore_state(config: LinearConfig, task: LinearTask, run: Run) -> ProbeStat
             remedy="move it away, or score it with `evaluate`",
         )
         layer.optimizer.load_state_dict(state["optimizer"])
-        layer.epoch, layer.best = int(state["epoch"]), float(state["best_acc"])
+        layer.epoch = check_count(state["epoch"], "epoch", path)
+        layer.best = check_number(state["best_acc"], "best_acc", path)
         logger.info("continuing at epoch %d, best accuracy so far %.2f%%", layer.epoch, layer.best)
     run.processes.check_position(path.parent, "epoch", layer.epoch)
     return layer
@@ -213,7 +215,7 @@ class LinearTrainer:
         }
         state = {
             "epoch": done,
-            "state_dict": checkpoint.add_prefix("module.", self.layer.head.state_dict()),
+            "state_dict": stored.add_prefix("module.", self.layer.head.state_dict()),
             "optimizer": self.layer.optimizer.state_dict(),
             "scheduler": {**scheduler, "_step_count": done + 1, "_last_lr": [rate]},
             "best_acc": self.layer.best,

@@ -79,12 +79,12 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """
     import torch
 
-    from dino import checkpoint
+    from dino import stored
 
     named = [(name.removeprefix("vit."), tensor) for name, tensor in tensors.items()]
     if MARK not in dict(named):
         return None
-    left, ours = checkpoint.join_unique(named), {}
+    left, ours = stored.join_unique(named), {}
     blocks = {name.split(".")[2] for name in left if name.startswith("encoder.layer.")}
     for name, theirs in _name_pairs(len(blocks)):
         pieces = [left[part] for part in theirs if part in left and left[part].ndim]
@@ -92,7 +92,7 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
             ours[name] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
             for part in theirs:
                 del left[part]
-    return checkpoint.join_unique([*left.items(), *ours.items()])
+    return stored.join_unique([*left.items(), *ours.items()])
 
 
 def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

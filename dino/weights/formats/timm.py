@@ -107,12 +107,12 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
 
 def _read_mirrored(name: str, mirrored: Path) -> dict[str, Tensor]:
     """Read a file of the mirror folder, without the classifier."""
-    from dino import checkpoint
+    from dino import stored
     from dino.models.zoo import open_library
     from dino.weights.read import read_weights, select_network
 
     timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
-    tensors = checkpoint.strip_prefixes(
+    tensors = stored.strip_prefixes(
         select_network(read_weights(str(mirrored)), "state_dict", mirrored)
     )
     layers = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
