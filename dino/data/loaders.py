@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.process import BaseProcess
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Sh
 from dino.data.epoch_batches import EpochBatches
 from dino.data.image_source import ImageSource
 from dino.data.native import choose_cut
+from dino.data.worker_signals import holding_signals, outlive_signals
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,8 @@ def _settings(workers: int, pin_memory: bool | str, start: str | None) -> dict[s
     if not workers:
         return {"num_workers": 0, **pinning}
     context = multiprocessing.get_context(start)
+    if context.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # its start would end `holding_signals`
     if start == "forkserver":
         # torch is then imported once rather than by every worker.
         context.set_forkserver_preload(["__main__", __name__])
@@ -225,30 +228,7 @@ def _begin_worker(sharing: str, _worker: int) -> None:
     share(sharing)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
-    _outlive_signals()
-
-
-def _outlive_signals() -> None:
-    """Survive signals sent to the whole job until the run has saved; obey the parent's SIGTERM."""
-    for name in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    # Unlike os.getppid(), which torch uses, this is never the fork server, which outlives the run.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        for end in (_end_when_told, _end_when_alone):
-            threading.Thread(target=end, args=(parent,), daemon=True).start()
-
-
-def _end_when_told(parent: BaseProcess) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)
-
-
-def _end_when_alone(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(0)
+    outlive_signals()
 
 
 def _collate(items: Sequence[Any]) -> Any:
@@ -279,7 +259,9 @@ def _checked(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
-        with _without_threads_of_opencv():
+        # Workers that persist are there already, and what they are doing may take long.
+        starts = loader.num_workers > 0 and getattr(loader, "_iterator", None) is None
+        with _without_threads_of_opencv(), holding_signals(starts):
             batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
             # torch's handler would raise anywhere in the main thread. Without it, a dead worker is

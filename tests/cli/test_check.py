@@ -1,6 +1,7 @@
 """The whole command: what it says of bad and odd files, the list it leaves, its exit codes, and how
 it is stopped."""
 
+import contextlib
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,22 +168,37 @@ def test_a_worker_that_dies_ends_the_check_in_one_line(
     assert not (tmp_path / "list.txt").exists()
 
 
+WAITING = """
+import sys
+from dino.cli.check import main
+from dino.cli.session import exit_code
+from dino.data import inspection
+
+inspection.find_oddity = lambda path: open(sys.argv[2], "rb").read()  # waits for a writer
+sys.exit(exit_code(lambda: main([sys.argv[1], "--num_workers", "2"])))
+"""
+
+
 def test_ctrl_c_ends_the_check_and_its_workers(tmp_path: Path) -> None:
-    folder, fifo = make_images(tmp_path / "images", 3), tmp_path / "images" / "waits.png"
-    os.mkfifo(fifo)  # a worker that opens it waits for ever
-    command = [sys.executable, "-m", "dino.data.check", str(folder), "--num_workers", "2"]
+    """As soon as a worker is at work; the other one may still start."""
+    folder, fifo = make_images(tmp_path / "images", 3), tmp_path / "waits"
+    os.mkfifo(fifo)
     run = subprocess.Popen(
-        command,
+        [sys.executable, "-c", WAITING, str(folder), str(fifo)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=hear_signals,
     )
-    with fifo.open("wb"):  # opens as soon as a worker reads it
-        os.killpg(run.pid, signal.SIGINT)
-        _, errors = run.communicate(
-            timeout=60
-        )  # returns when no process holds the pipes: no worker is left
-    assert run.returncode == 130
-    assert errors.startswith("stopped by Ctrl-C") and errors.count("\n") == 1
+    writer = None
+    while writer is None:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+        with contextlib.suppress(OSError):  # until a worker opens it for reading
+            writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    os.killpg(run.pid, signal.SIGINT)
+    # Returns when no process holds the pipes: no worker is left.
+    _, errors = run.communicate(timeout=120)
+    os.close(writer)
+    assert (run.returncode, errors) == (130, "stopped by Ctrl-C\n")
