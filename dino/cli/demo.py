@@ -54,6 +54,7 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     from dino.models.vit import VisionTransformer
     from dino.runtime.folder_lock import hold_folder
     from dino.runtime.metrics import EVENTS
+    from dino.runtime.ownership import check_own
     from dino.training.build import build_networks
     from dino.training.checks import check_options
     from dino.training.trainer import Trainer
@@ -62,6 +63,8 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
 
     set_up_logging()
     source, folder = check_options(config), Path(config.run.output_dir)
+    target = folder / "attention.png"
+    check_own([target])
     paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
     with open_session(config, precision=config.precision) as run:
         untrained = build_networks(config, run)[1].backbone
@@ -84,7 +87,6 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     val = splits[1]
     pictures = [val.path(index * len(val) // PICTURES) for index in range(PICTURES)]
     normalization = build_normalization(teacher.in_chans, teacher.normalization)
-    target = folder / "attention.png"
     paths["attention maps"] = draw_sheet(
         cast(VisionTransformer, teacher.module.cpu()),
         pictures,

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dino.errors import DataError
-from dino.files import atomic_write
+from dino.files import MARK, atomic_write
 
 MODES = ("P", "L", "1")  # of Pillow: palette, gray, bilevel; a pixel's value is its label
 
@@ -91,4 +92,11 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], palette: bytes) -> No
     picture = Image.fromarray(labels)
     picture.putpalette(palette)
     with atomic_write(path, "`output_dir`:") as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=mark_png())
+
+
+def mark_png() -> PngInfo:
+    """The mark by which a picture is recognized as one of this package."""
+    info = PngInfo()
+    info.add_text("Comment", MARK)
+    return info

@@ -15,15 +15,19 @@ from dino.errors import OptionError
 from dino.files import MARK, atomic_write
 
 
-def check_own(paths: Iterable[Path]) -> None:
+def check_own(paths: Iterable[Path], setting: str = "output_dir") -> None:
     """Check that the pictures that a command will replace are of this package.
+
+    Args:
+        paths: Files that may exist.
+        setting: The setting that names their folder.
 
     Raises:
         OptionError: One is not.
     """
     for path in paths:
-        if path.exists() and not _holds_mark(path):
-            raise foreign(path)
+        if path.is_file() and not _holds_mark(path):
+            raise foreign(path, setting=setting)
 
 
 def check_recipe(folder: Path) -> None:
@@ -50,17 +54,19 @@ def write_recipe(folder: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def foreign(path: Path, why: str = "was not written by this command") -> OptionError:
+def foreign(
+    path: Path, why: str = "was not written by this command", *, setting: str = "output_dir"
+) -> OptionError:
     """The error for a file that would be replaced."""
     return OptionError(
         f"{path} {why} and would be replaced",
         value=path,
-        remedy="move it away, or name another `output_dir`",
+        remedy=f"move it away, or name another `{setting}`",
     )
 
 
 def _holds_mark(path: Path) -> bool:
-    if not path.is_file() or not path.stat().st_size:
+    if not path.stat().st_size:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(MARK.encode()) >= 0

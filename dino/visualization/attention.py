@@ -20,13 +20,16 @@ from dino.data.demo import DemoSpec, draw_image
 from dino.data.photometric import Normalization, build_normalization
 from dino.data.sources import find_images
 from dino.errors import DataError, OptionError
-from dino.files import atomic_write
+from dino.files import MARK, atomic_write
 from dino.models.registry import VITS, check_arch, is_vit
 from dino.models.vit import VisionTransformer
 from dino.runtime.config import FrozenConfig
 from dino.runtime.context import Run, make_output_folder
+from dino.runtime.folder_lock import hold_folder
 from dino.runtime.metrics import check_target, write_result
+from dino.runtime.ownership import check_own
 from dino.runtime.progress import Progress
+from dino.visualization.attention_files import SHEET, Images, list_outputs, name_folders
 from dino.visualization.config import AttentionConfig
 from dino.visualization.pictures import (
     VIRIDIS,
@@ -46,7 +49,6 @@ from dino.weights.load import load_backbone
 logger = logging.getLogger(__name__)
 
 DRAWN_SIZE = 480  # pixels, side of the picture drawn if no image is given
-SHEET = "sheet.png"
 
 
 class ClsAttention(nn.Module):
@@ -196,10 +198,20 @@ def visualize_attention(config: AttentionConfig, run: Run) -> list[Path]:
     reader = open_attention(config, run)
     alone = not inputs or (len(inputs) == 1 and Path(inputs[0]).is_file())
     folders = [output] if alone else [output / name for name in name_folders(paths)]
-    sheet, progress, entries = Sheet(output / SHEET), Progress(len(folders), "attention maps"), []
-    images: Sequence[Path | None] = paths or [None]
+    with hold_folder(output, first=True):
+        check_own(list_outputs(output, folders))
+        images: Sequence[Path | None] = paths or [None]
+        _draw_images(config, reader, output, dict(zip(folders, images, strict=True)))
+    return folders
+
+
+def _draw_images(
+    config: AttentionConfig, reader: AttentionReader, output: Path, images: Images
+) -> None:
+    """Write the files of every image, by folder, then the sheet and `json`."""
+    sheet, progress, entries = Sheet(output / SHEET), Progress(len(images), "attention maps"), []
     try:
-        for done, (folder, path) in enumerate(zip(folders, images, strict=True), start=1):
+        for done, (folder, path) in enumerate(images.items(), start=1):
             view, heads = _read(path, config.pictures.image_size, reader)
             maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
             target = make_output_folder(str(folder))
@@ -214,20 +226,6 @@ def visualize_attention(config: AttentionConfig, run: Run) -> list[Path]:
             sheets = [str(path) for path in sheet.close()]
             logger.info("images with attention maps: %d; %s", len(entries), " ".join(sheets))
             write_result(config.report.json, {"images": entries, "sheets": sheets})
-    return folders
-
-
-def name_folders(paths: Sequence[Path]) -> list[str]:
-    """A folder name per image: its file name without extension, numbered if already taken."""
-    taken, names = {SHEET}, []
-    for path in paths:
-        name, number = path.stem, 1
-        while name.casefold() in taken:  # some file systems ignore case
-            number += 1
-            name = f"{path.stem}-{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
 
 
 def _read(
@@ -257,6 +255,7 @@ def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | N
     save_picture(folder / "img.png", picture)
     with atomic_write(folder / "attention.npy", "") as temporary, temporary.open("wb") as file:
         np.save(file, maps[:-1].numpy())
+        file.write(MARK.encode())  # after the array, where readers have stopped
     for name, values in zip(names, maps.numpy(), strict=True):
         heat = upsample_nearest(color(values, VIRIDIS), patch_size)
         save_picture(folder / f"attn-{name}.png", heat)

@@ -19,7 +19,9 @@ from torch import Tensor
 from dino.config import chosen
 from dino.errors import DataError, OptionError
 from dino.runtime.context import Run, make_output_folder
+from dino.runtime.folder_lock import hold_folder
 from dino.runtime.metrics import check_target, write_result
+from dino.runtime.ownership import check_own
 from dino.runtime.progress import Progress
 from dino.visualization.attention import AttentionReader, check_size, keep_mass, open_attention
 from dino.visualization.config import AttentionVideoConfig
@@ -62,6 +64,22 @@ def generate_video(config: AttentionVideoConfig, run: Run) -> Path:
         pictures: Iterator[Pixels] = (to_picture(frame) for _, frame in source.read(3))
     else:
         pictures = _draw_attention(source, open_attention(config, run), config, target.parent)
+    with hold_folder(config.video.output_path, first=True):
+        check_own(_list_outputs(target, source, config.video.video_only), "output_path")
+        return _write(pictures, source, config, target)
+
+
+def _list_outputs(target: Path, source: FrameSource, video_only: bool) -> list[Path]:
+    """The existing files that the command may replace or remove."""
+    maps = [] if video_only else [*(target.parent / ATTENTION).glob("attn-*.jpg")]
+    frames = source.path.is_file() and not video_only
+    return [target, *maps, *((target.parent / FRAMES).glob("frame-*.jpg") if frames else ())]
+
+
+def _write(
+    pictures: Iterator[Pixels], source: FrameSource, config: AttentionVideoConfig, target: Path
+) -> Path:
+    """Write the video, log its facts and write `json`."""
     rate = config.video.fps or source.rate or chosen(config.video, "fps")
     progress = Progress(source.count, f"frames of {source.path.name}")
     with write_video(target, rate=rate) as writer, contextlib.closing(progress):

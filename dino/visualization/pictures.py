@@ -6,6 +6,7 @@ Shapes: P side of a patch in pixels, h x w patches, H x W = P h x P w pixels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dino.data.crops import scale_shorter
-from dino.files import atomic_write
+from dino.data.label_maps import mark_png
+from dino.files import MARK, atomic_write
 
 Pixels = NDArray[np.uint8]
 
@@ -95,14 +97,18 @@ def _mix(picture: Pixels, over: Pixels, share: np.float32 | NDArray[np.float32])
 
 
 def save_picture(path: Path, pixels: Pixels) -> None:
-    """Write (H, W, 3) uint8 as PNG or JPEG, depending on the extension.
+    """Write (H, W, 3) uint8 as PNG or JPEG, depending on the extension, with our mark in it.
 
     Raises:
         OptionError: The file cannot be written.
     """
-    file_format = "JPEG" if path.suffix == ".jpg" else "PNG"
+    options: dict[str, Any] = (
+        {"format": "JPEG", "quality": JPEG_QUALITY, "comment": MARK}
+        if path.suffix == ".jpg"
+        else {"format": "PNG", "pnginfo": mark_png()}
+    )
     with atomic_write(path, "") as temporary:
-        Image.fromarray(pixels).save(temporary, format=file_format, quality=JPEG_QUALITY)
+        Image.fromarray(pixels).save(temporary, **options)
 
 
 class Sheet:

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 from dino.data.decode import read_image
 from dino.data.label_maps import ScoredClip, ScoredFrame, read_label_map
 from dino.runtime.context import make_output_folder
+from dino.runtime.folder_lock import hold_folder
+from dino.runtime.ownership import check_own
 from dino.runtime.progress import Progress
 from dino.visualization.pictures import Pixels, save_picture
 from dino.visualization.video import write_video
@@ -39,11 +41,24 @@ def draw_clips(clips: Sequence[ScoredClip], folder: Path, *, ignored: int | None
         DataError: A file cannot be decoded.
         OptionError: A file cannot be written.
     """
+    with hold_folder(make_output_folder(str(folder), "`pictures`"), first=True):
+        check_own((path for clip in clips for path in _list_pictures(clip, folder)), "pictures")
+        _draw_clips(clips, folder, ignored)
+
+
+def _draw_clips(clips: Sequence[ScoredClip], folder: Path, ignored: int | None) -> None:
     progress = Progress(sum(len(clip.frames) for clip in clips), f"pictures in {folder}")
     for clip in clips:
         make_output_folder(str(folder / clip.name), flag="`pictures`")
         _draw_clip(clip, folder, ignored, progress)
     progress.close()
+
+
+def _list_pictures(clip: ScoredClip, folder: Path) -> list[Path]:
+    """The files that a clip's pictures replace."""
+    stems = [frame.truth.stem for frame in clip.frames]
+    pictures = [folder / clip.name / f"{stem}.jpg" for stem in stems]
+    return [folder / f"{clip.name}.mp4", folder / f"{clip.name}.png", *pictures]
 
 
 def draw_frame(frame: ScoredFrame, colors: Pixels, ignored: int | None) -> Pixels:

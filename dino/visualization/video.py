@@ -28,7 +28,7 @@ from torch import Tensor
 from dino.data.decode import EXTENSIONS, read_image
 from dino.data.frames import list_pictures
 from dino.errors import DataError, OptionError
-from dino.files import atomic_write
+from dino.files import MARK, atomic_write
 from dino.visualization.pictures import Pixels
 
 logger = logging.getLogger(__name__)
@@ -291,6 +291,7 @@ def write_video(path: Path, *, rate: float) -> Iterator[VideoWriter]:
     with atomic_write(path, "") as temporary:
         try:
             with av.open(str(temporary), "w", format=path.suffix[1:], options=options) as container:
+                container.metadata["comment"] = MARK
                 writer = VideoWriter(container, path, rate)
                 yield writer
                 writer.finish()

@@ -27,14 +27,15 @@ from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
+from dino.runtime.folder_lock import hold_folder
 from dino.runtime.launch import Launch
 from dino.visualization.attention import (
     ClsAttention,
     draw_sheet,
     keep_mass,
-    name_folders,
     open_attention,
 )
+from dino.visualization.attention_files import name_folders
 from dino.visualization.config import AttentionConfig
 from dino.visualization.pictures import TILE, VIRIDIS, color
 from tests import hpu_simulator
@@ -295,6 +296,26 @@ def test_a_folder_and_files_give_a_folder_each_and_one_sheet(
     ]
     assert {tuple(entry["grid"]) for entry in result["images"]} == {(4, 6)}
     assert np.asarray(Image.open(out / "sheet.png")).shape == (4 * TILE, (2 + HEADS) * TILE, 3)
+
+
+@pytest.mark.parametrize("name", ["img.png", "sheet.png", "attention.npy", "attn-head2.png"])
+def test_a_users_picture_stays_and_the_commands_own_are_drawn_again(
+    tmp_path: Path, name: str
+) -> None:
+    """The image that is drawn may be called img.png and lie in the output folder."""
+    Image.new("RGB", (32, 32), "red").save(tmp_path / name, format="PNG")
+    mine = (tmp_path / name).read_bytes()
+    words = (*TINY, "--image_size", 32, 32, "--output_dir", tmp_path)
+    with pytest.raises(OptionError, match=rf"{name} was not written by this .*`output_dir`"):
+        run_main(*words)
+    assert (tmp_path / name).read_bytes() == mine and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / name).unlink()
+    (tmp_path / "attn-notes.png").write_text("mine")
+    for _ in range(2):
+        run_main(*words)
+    assert (tmp_path / "attn-notes.png").read_text() == "mine"
+    with hold_folder(tmp_path, first=True), pytest.raises(OptionError, match="to another run"):
+        run_main(*words)
 
 
 def test_a_folder_of_one_image_gives_a_folder_too(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 import video_generation as script
 from dino.errors import DataError, OptionError
+from dino.files import MARK
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.visualization import attention_video
@@ -371,7 +372,7 @@ def test_what_cannot_be_meant_is_one_line(
 def test_a_killed_run_leaves_the_video_that_was_there(tmp_path: Path) -> None:
     frames, out = make_images(tmp_path / "in", 400), tmp_path / "out"
     out.mkdir()
-    (out / "video.mp4").write_text("of another run")
+    (out / "video.mp4").write_text(MARK)
     job = Job(
         tmp_path,
         [*TINY, "--input_path", str(frames), "--output_path", str(out)],
@@ -381,7 +382,22 @@ def test_a_killed_run_leaves_the_video_that_was_there(tmp_path: Path) -> None:
         time.sleep(0.01)
     job.kill(signal.SIGKILL)
     assert job.wait().code == -signal.SIGKILL
-    assert (out / "video.mp4").read_text() == "of another run"
+    assert (out / "video.mp4").read_text() == MARK
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "attention/attn-a.jpg", "frames/frame-0009.jpg"])
+def test_a_users_file_stays_and_the_commands_own_are_made_again(tmp_path: Path, name: str) -> None:
+    frames, out = make_images(tmp_path / "in", 2), tmp_path / "out"
+    run_main("--input_path", frames, "--output_path", tmp_path / "first", "--video_only")
+    video = tmp_path / "first" / "video.mp4"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    with pytest.raises(OptionError, match=rf"{name} was not written by this .*`output_path`"):
+        run_main(*TINY, "--input_path", video, "--output_path", out)
+    assert [path.read_text() for path in out.rglob("*") if path.is_file()] == ["mine"]
+    (out / name).unlink()
+    for _ in range(2):
+        run_main(*TINY, "--input_path", video, "--output_path", out)
 
 
 def test_two_processes_give_one_video(tmp_path: Path) -> None:

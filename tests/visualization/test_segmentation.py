@@ -136,6 +136,17 @@ def test_the_colors_of_davis_are_those_of_its_files(shared_data: Path) -> None:
     assert np.array_equal(read_colors(path, DAVIS_PALETTE)[:21], COLORS[:21])
 
 
+@pytest.mark.parametrize("name", ["run.mp4", "run.png", "run/00001.jpg"])
+def test_a_users_picture_stays_and_our_own_are_drawn_again(tmp_path: Path, name: str) -> None:
+    clip, target = make_clip(tmp_path, frames=2), tmp_path / "pictures"
+    for _ in range(2):
+        draw_clips([clip], target, ignored=None)
+    (target / name).write_text("mine")
+    with pytest.raises(OptionError, match=rf"{name} was not written by this .*`pictures`"):
+        draw_clips([clip], target, ignored=None)
+    assert (target / name).read_text() == "mine"
+
+
 def test_a_folder_that_is_in_the_way_is_an_error_and_leaves_no_video(tmp_path: Path) -> None:
     clip = make_clip(tmp_path, frames=2)
     target = tmp_path / "pictures"

@@ -46,6 +46,8 @@ from dino.evaluation.video_segmentation.propagation import (
 from dino.evaluation.video_segmentation.report import check_truths, report_davis
 from dino.models.dense import build_dense
 from dino.runtime.context import Run, make_output_folder
+from dino.runtime.folder_lock import hold_folder
+from dino.runtime.ownership import check_own
 from dino.runtime.progress import Progress
 from dino.weights.load import TrainedBackbone
 
@@ -101,7 +103,15 @@ def segment_clips(clips: Sequence[Clip], config: ClipsConfig, runner: Runner) ->
     Returns:
         The number of sequences and of frames, the duration in seconds, and the folder.
     """
-    start, output, run = time.monotonic(), make_output_folder(config.output.output_dir), runner.run
+    output = make_output_folder(config.output.output_dir)
+    with hold_folder(output, first=runner.run.processes.is_rank_zero):
+        return _segment_all(clips, config, runner, output)
+
+
+def _segment_all(
+    clips: Sequence[Clip], config: ClipsConfig, runner: Runner, output: Path
+) -> dict[str, Any]:
+    start, run = time.monotonic(), runner.run
     _make_folders(clips, output)
     backbone = runner.load_backbone()
     mine, done = share_clips(clips, run.processes.world_size)[run.processes.rank], 0
@@ -147,6 +157,7 @@ def _make_folders(clips: Sequence[Clip], output: Path) -> None:
                 remedy="name another",
             )
         make_output_folder(str(output / clip.name))
+    check_own(output / clip.name / _name(frame) for clip in clips for frame in clip.frames)
 
 
 def _segment(
@@ -157,9 +168,13 @@ def _segment(
     truth = drop_void(first_labels) if clip.has_void else first_labels
     maps = itertools.islice(features, len(clip.frames))
     for number, labels in enumerate(propagate_clip(truth, maps, config, run, clip.name), start=1):
-        path = folder / f"{clip.frames[number - 1].stem}.png"
+        path = folder / _name(clip.frames[number - 1])
         write_label_map(path, first_labels if number == 1 else labels, palette or clip.palette)
         yield number
+
+
+def _name(frame: Path) -> str:
+    return f"{frame.stem}.png"
 
 
 def propagate_clip(

@@ -30,6 +30,7 @@ from dino.evaluation.video_segmentation.davis import DAVIS_PALETTE, Clip
 from dino.evaluation.video_segmentation.ipace import DRIVING_PALETTE
 from dino.evaluation.video_segmentation.segment import choose_normalization, share_clips
 from dino.models.registry import build_backbone
+from dino.runtime.ownership import check_own
 from dino.weights.load import TrainedBackbone
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
@@ -294,6 +295,16 @@ def test_frames_keep_their_names_and_sizes_and_the_result_is_told(
         and shapes["wide/00004.png"] == (120, 213)
         and len(shapes) == 10
     )
+
+
+def test_a_users_label_map_stays(davis: Path, weights: Path, tmp_path: Path) -> None:
+    theirs = segment(eval_video_segmentation.main, weights, davis, tmp_path) / "wide/00004.png"
+    check_own(tmp_path.rglob("*.png"))
+    Image.new("L", (4, 4)).save(theirs)
+    mine = theirs.read_bytes()
+    with pytest.raises(OptionError, match=r"wide/00004\.png was not written by this command"):
+        segment(eval_video_segmentation.main, weights, davis, tmp_path)
+    assert theirs.read_bytes() == mine
 
 
 @pytest.mark.parametrize("words", [("--batch_size_per_device", 3), ("--num_workers", 2)])
