@@ -218,9 +218,11 @@ def _temporary(path: Path) -> Iterator[Path]:
         with atomic_write(path) as temporary:
             yield temporary
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+    except (OSError, RuntimeError) as error:
+        # torch's writer raises RuntimeError, with a position in the file, when a write falls short.
+        reason = error if isinstance(error, OSError) else "the disk is full or failing"
         raise CheckpointError(
-            f"{path} cannot be written ({error})",
+            f"{path} cannot be written ({reason})",
             remedy="the file before it is untouched: free space or change `output_dir`",
         ) from error
 
