@@ -87,7 +87,8 @@ def apply_preset(
         source: The images; defaults to those in `data_path`.
 
     Returns:
-        The settings, and the reason for each value that was chosen.
+        The settings, and the reason for each value that was chosen; that of `preset` says that
+        nothing is left to choose.
 
     Raises:
         DinoError: The images cannot be listed, or the launcher's environment is invalid.
@@ -111,14 +112,16 @@ def apply_preset(
     resolved = change(
         config, {name: value for name, (value, _) in chosen.items()} | {"preset": None}
     )
-    return resolved, {name: f"auto: {reason}" for name, (_, reason) in chosen.items()}
+    reasons = {name: f"auto: {reason}" for name, (_, reason) in chosen.items()}
+    return resolved, reasons | {"preset": "auto was applied; it chose the values marked so"}
 
 
 def log_reasons(config: TrainConfig, reasons: Mapping[str, str]) -> None:
     """Log one line for each value that the preset chose."""
     values = as_dict(config)
     for name, reason in reasons.items():
-        logger.info("`%s` %g (%s)", name, values[name], reason)
+        if name != "preset":
+            logger.info("`%s` %g (%s)", name, values[name], reason)
 
 
 def _choose_prototypes(scale: Scale) -> Choice:

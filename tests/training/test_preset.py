@@ -114,11 +114,11 @@ def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypat
     )
     assert (options.teacher.momentum_teacher, options.student.out_dim) == (0.9, 16)  # both given
     assert options.optim.lr == 0.001 and "global batch 64" in reasons["lr"]  # 4 x 2 x 8
-    assert options.optim.warmup_epochs == 3 and reasons.keys() == set(NAMES) - {
+    assert options.optim.warmup_epochs == 3 and reasons.keys() == {*NAMES, "preset"} - {
         "out_dim",
         "momentum_teacher",
     }
-    assert options.run.preset is None and not reasons.keys() & given
+    assert options.run.preset is None and reasons.keys() & given == {"preset"}
     with caplog.at_level(logging.INFO):
         log_reasons(options, reasons)
     assert (
@@ -139,6 +139,7 @@ def test_the_reasons_are_printed_beside_the_values(tmp_path, capsys):
         preset_of("--data_path", images, "--print_config")
     text = capsys.readouterr().out
     assert "teacher_temp: 0.03  # auto: 8 images, up to 20000" in text
+    assert "preset: null  # auto was applied; it chose the values marked so\n" in text
     (tmp_path / "printed.yaml").write_text(text)
     again, _, reasons = parse_command(
         TrainConfig, ["--config", str(tmp_path / "printed.yaml")], apply_preset
