@@ -38,7 +38,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(f"it is larger than {most >> 20} MiB")
+        raise OSError(f"it has more than {most} bytes")
     return content
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dino.errors import OptionError
-from dino.files import atomic_write
+from dino.files import atomic_write, read_bounded
 
 
 def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -81,3 +81,16 @@ def test_who_writes_alone_reuses_what_a_killed_process_left(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (
         tmp_path / "file"
     ).read_text() == "whole"
+
+
+def test_a_read_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1234")
+    assert read_bounded(tmp_path / "file", 4) == b"1234"
+    with pytest.raises(OSError, match="it has more than 3 bytes"):
+        read_bounded(tmp_path / "file", 3)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            read_bounded(path, 3)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(tmp_path / "nowhere", 3)

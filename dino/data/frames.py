@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dino.data.decode import is_picture
+from dino.data.listing import is_hidden
 
 
 def list_pictures(folder: Path) -> list[Path]:
     """List the pictures in a folder in order, without hidden ones such as `._1.png` of macOS."""
-    paths = (path for path in folder.iterdir() if is_picture(path.name) and path.name[0] != ".")
-    return sorted((path for path in paths if path.is_file()), key=order_by_numbers)
+    paths = (path for path in folder.iterdir() if is_picture(path.name))
+    shown = [path for path in paths if not is_hidden(path.name) and path.is_file()]
+    return sorted(shown, key=order_by_numbers)
 
 
 def order_by_numbers(path: Path) -> tuple[list[Any], str]:

@@ -25,6 +25,7 @@ from dino.runtime.ownership import check_own
 from dino.runtime.progress import Progress
 from dino.visualization.attention import AttentionReader, check_size, keep_mass, open_attention
 from dino.visualization.config import AttentionVideoConfig
+from dino.visualization.frame_source import FrameSource, open_frames
 from dino.visualization.pictures import (
     INFERNO,
     Pixels,
@@ -33,7 +34,7 @@ from dino.visualization.pictures import (
     to_picture,
     upsample_nearest,
 )
-from dino.visualization.video import FrameSource, open_frames, write_video
+from dino.visualization.video import write_video
 
 logger = logging.getLogger(__name__)
 

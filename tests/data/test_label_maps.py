@@ -43,6 +43,15 @@ def test_other_pictures_are_refused(mode: str, tmp_path: Path) -> None:
         read_label_map(tmp_path / "map.png")
 
 
+@pytest.mark.parametrize("ending", ["bmp", "jpg", "eps"])
+def test_only_png_is_decoded_whatever_the_name(ending: str, tmp_path: Path) -> None:
+    """JPEG changes labels, and PostScript is a program."""
+    Image.new("L", (6, 4)).save(tmp_path / f"map.{ending}")
+    (tmp_path / f"map.{ending}").rename(tmp_path / "map.png")
+    with pytest.raises(DataError, match=r"map\.png cannot be decoded: cannot identify"):
+        read_label_map(tmp_path / "map.png")
+
+
 def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     (tmp_path / "map.png").write_bytes(b"nonsense")
     for name in ("map.png", "nowhere.png"):

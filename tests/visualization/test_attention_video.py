@@ -23,8 +23,9 @@ from dino.files import MARK
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
 from dino.visualization import attention_video
+from dino.visualization.frame_source import FrameSource, open_frames
 from dino.visualization.pictures import INFERNO, color
-from dino.visualization.video import FrameSource, open_frames, write_video
+from dino.visualization.video import write_video
 from tests import hpu_simulator
 from tests.running import Job, make_images, on_simulated_card, run_alone, run_pair
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dino.data.image_source import ImageSource
+from dino.data.listing import is_hidden
 from dino.data.sources import list_images
 from dino.errors import DataError
 
@@ -66,7 +67,8 @@ def open_copydays(data_path: str | None) -> Copydays:
 
 def _list_blocks(root: Path, family: str) -> list[str]:
     """List the blocks of a family by number, as in the original, and then other names."""
-    names = [folder.name for folder in (root / family).glob("*") if folder.is_dir()]
+    folders = (folder for folder in (root / family).glob("*") if folder.is_dir())
+    names = [folder.name for folder in folders if not is_hidden(folder.name)]
     return [
         f"{family}/{name}"
         for name in sorted(names, key=lambda name: (not name.isdigit(), len(name), name))

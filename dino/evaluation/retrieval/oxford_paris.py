@@ -20,7 +20,9 @@ from dino.data.crops import resize_lanczos
 from dino.data.decode import Box
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
+from dino.files import read_bounded
 
+LARGEST = 256 << 20  # bytes of a ground truth; that of a million images has less
 LONGEST = 1024  # characters of an image's name: a small pickle can repeat a long text many times
 
 
@@ -78,7 +80,7 @@ def open_landmarks(data_path: str | None, name: str, *, crop_queries: bool) -> L
 def _read(path: Path) -> Any:
     """Read a ground truth without running code from it, see `dino.plain_pickle`."""
     try:
-        return plain_pickle.loads(path.read_bytes())
+        return plain_pickle.loads(read_bounded(path, LARGEST))
     except (OSError, plain_pickle.PlainPickleError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 

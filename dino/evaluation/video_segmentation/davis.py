@@ -102,7 +102,8 @@ def read_split(root: Path) -> list[str]:
     for name, count in Counter(names).items():
         if count > 1:
             raise DataError(f"{path} names a sequence twice: {shorten(name)}")
-        if Path(name).name != name or name == ".." or len(name.encode()) > LONGEST_NAME:
+        is_name = Path(name).name == name != ".." and name.isprintable()
+        if not is_name or len(name.encode()) > LONGEST_NAME:
             raise DataError(
                 f"{path} names {shorten(name)}",
                 remedy="a sequence must be a folder name without a slash",

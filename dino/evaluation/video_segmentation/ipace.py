@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from dino.data.listing import is_hidden
 from dino.errors import DataError
 from dino.evaluation.video_segmentation.davis import ALL_LABELS, Clip, check_clips, list_frames
 
@@ -86,7 +87,8 @@ def find_runs(root: Path) -> dict[str, Path]:
     """Find the runs in a folder by name, or the folder itself. Symlinks keep their own names."""
     if _is_run(root):
         return {root.resolve().name: root}
-    return {folder.name: folder for folder in sorted(root.iterdir()) if _is_run(folder)}
+    folders = (folder for folder in sorted(root.iterdir()) if not is_hidden(folder.name))
+    return {folder.name: folder for folder in folders if _is_run(folder)}
 
 
 def _is_run(folder: Path) -> bool:

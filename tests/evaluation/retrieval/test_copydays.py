@@ -26,7 +26,7 @@ ORIGINALS = ["200000.jpg", "200100.jpg", "200200.jpg"]
 
 
 def test_blocks_are_those_on_disk_in_the_originals_order(tmp_path: Path) -> None:
-    some = {f"jpegqual_{quality}": ["200010.jpg"] for quality in (75, 8, 100)}
+    some = {f"jpegqual_{quality}": ["200010.jpg"] for quality in (75, 8, 100, ".hidden")}
     more = {f"crops_{share}": ["200020.jpg", "200220.jpg"] for share in ("80", "10", "mine")}
     found = open_copydays(
         str(write_blocks(tmp_path, original=ORIGINALS, strong=["200101.jpg"], **some, **more))

@@ -136,6 +136,15 @@ def test_a_hostile_file_ends_in_one_line(tmp_path: Path, name: str) -> None:
         open_set(root)
 
 
+def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    root = write_set(tmp_path, {})
+    path = tmp_path / NAME / f"gnd_{NAME}.pkl"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # without content on disk
+    with pytest.raises(DataError, match="cannot be read: it has more than 268435456 bytes"):
+        open_set(root)
+
+
 def test_a_long_text_among_indices_is_not_repeated_in_memory(tmp_path: Path) -> None:
     """As an array of texts, each padded to the longest, it would take 400 GB."""
     truth = build_truth()

@@ -1,5 +1,6 @@
 """DAVIS's layout is read or refused by name, and frames are scaled as the original scales them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from dino.evaluation.video_segmentation.davis import (
     compute_frame_size,
     drop_void,
     list_frames,
+    list_truths,
     open_davis,
+    read_split,
     resize_frame,
 )
 from dino.evaluation.video_segmentation.ipace import DRIVING_PALETTE
@@ -112,6 +115,42 @@ def test_what_is_wrong_is_named_before_the_work(
     damage(root)
     with pytest.raises(DataError, match=named):
         open_davis(str(root))
+
+
+def test_frames_come_by_number_and_hidden_files_are_none(tmp_path: Path) -> None:
+    root = write_davis(tmp_path)
+    frames, labels = (root / part / "480p" / "ant" for part in ("JPEGImages", "Annotations"))
+    for old, new in enumerate((1, 2, 10)):
+        (frames / f"{old:05}.jpg").rename(frames / f"{new}.jpg")
+        Image.new("P", (30, 20)).save(labels / f"{new}.png")
+    (labels / "00000.png").unlink()
+    (frames / "._1.jpg").write_bytes(b"of macOS")
+    (ant,) = (clip for clip in open_davis(str(root)) if clip.name == "ant")
+    assert [path.name for path in ant.frames] == ["1.jpg", "2.jpg", "10.jpg"]
+    assert ant.labels.name == "1.png"
+    assert [path.name for path in list_truths(root, "ant")] == ["1.png", "2.png", "10.png"]
+
+
+def test_lists_of_any_content_are_read_or_refused_in_bounded_time(tmp_path: Path) -> None:
+    path = write_davis(tmp_path) / "ImageSets" / "2017" / "val.txt"
+    path.write_bytes(b"\xef\xbb\xbfbee\r\nant\r\n")  # as editors of Windows save it
+    assert read_split(tmp_path) == ["bee", "ant"]
+    names = [str(number) for number in range(100_000)]
+    path.write_text(" ".join(names))
+    assert read_split(tmp_path) == names
+    for content, named in (
+        (b"a" * 5000, r"val.txt names a{80}\.\.\.;"),
+        (b"c\0w", r"val.txt names c\?w;"),
+        (b"a " * 600_000, "cannot be read: it has more than 1048576 bytes"),
+        (b"\xff\xfec\0o\0w\0", "cannot be read: 'utf-8' codec"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=named):
+            read_split(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="cannot be read: it is not a regular file"):
+        read_split(tmp_path)
 
 
 def test_a_picture_of_another_ending_is_named_in_a_line(

@@ -64,6 +64,16 @@ def test_runs_of_a_folder_come_by_name_and_other_folders_do_not_matter(tmp_path:
     assert describe(open_runs(str(tmp_path), 50)) == [("a", 1, "0"), ("b", 5, "0")]
 
 
+def test_frames_come_by_number_and_hidden_folders_are_no_runs(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", count=3, labelled=range(1))
+    for old, new in enumerate((1, 2, 10)):
+        (run / "image" / f"162548113{old}.jpg").rename(run / "image" / f"{new}.jpg")
+    (run / "segmentation" / "1625481130.png").rename(run / "segmentation" / "1.png")
+    (tmp_path / ".ipynb_checkpoints" / "image").mkdir(parents=True)
+    (clip,) = open_runs(str(tmp_path), 50)
+    assert [path.stem for path in clip.frames] == ["1", "2", "10"]
+
+
 def test_the_words_image_and_jpg_elsewhere_in_the_path_stay(tmp_path: Path) -> None:
     """The fork replaces both in the whole path."""
     root = tmp_path / "image_jpg" / "image"

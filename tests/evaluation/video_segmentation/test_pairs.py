@@ -58,6 +58,25 @@ def test_davis_pairs_all_but_the_first_and_the_last_frame(tmp_path: Path) -> Non
     assert clips[0].first == root / "Annotations/480p/cat/00000.png"
 
 
+@BOTH
+def test_frames_are_paired_and_numbered_by_number(tmp_path: Path, layout: str) -> None:
+    frames = [LABELS * 0, LABELS, LABELS * 2, LABELS * 3]
+    make = {"davis": make_davis, "driving": make_runs}[layout]
+    root, out = (
+        make(tmp_path / "data", {"cat": frames}),
+        make_predictions(tmp_path / "out", {"cat": frames}),
+    )
+    for path in [*root.rglob("0*.*"), *out.rglob("0*.*")]:
+        path.rename(
+            path.with_stem({"00000": "8", "00001": "9", "00002": "10", "00003": "11"}[path.stem])
+        )
+    (clip,) = list_clips(layout, root, out)
+    found = [(frame.number, frame.truth.stem, frame.prediction.stem) for frame in clip.frames]
+    everything = [(0, "8", "8"), (1, "9", "9"), (2, "10", "10"), (3, "11", "11")]
+    assert found == (everything if layout == "driving" else everything[1:3])
+    assert clip.first.stem == "8"
+
+
 def test_davis_needs_no_pictures_and_no_prediction_of_what_is_not_scored(tmp_path: Path) -> None:
     root = make_davis(tmp_path / "davis", {"cat": [LABELS] * 4}, images=False)
     out = make_predictions(tmp_path / "out", {"cat": [LABELS] * 2}, start=1)
