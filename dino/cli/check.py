@@ -80,16 +80,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if output:
         _check_output(Path(output))
     source = open_images(config.source.data_path)
+    logger.info("images: %s", source.describe())
     if source.members:
         raise DataError(
             f"--data_path {source.root} holds shards",
             remedy="check the folder from which they were packed",
         )
+    refused = _find_refusal(config.source.data_path)
+    if refused:
+        logger.warning("training would refuse this: %s", refused)
     findings = inspect_images(source, config)
     names = _choose_clean(source, findings, Path(output).parent) if output else []
     _report(source, findings)
     listed = _write_clean(names, Path(output), len(source)) if output else {}
-    write_result(config.report.json, _as_result(source, findings, **listed))
+    result = _as_result(source, findings, refused=refused, passed_over=source.passed, **listed)
+    write_result(config.report.json, result)
     counts = ", ".join(f"{len(reasons)} {kind}" for kind, reasons in findings.items() if reasons)
     if counts:
         raise CheckFailed(
@@ -105,6 +110,7 @@ def inspect_images(source: ImageSource, config: CheckConfig) -> Findings:
         DataError: A loader process died.
     """
     from dino.data.inspection import Digests, InspectionDataset
+    from dino.data.listing import show
     from dino.data.loaders import choose_workers, read_items
     from dino.runtime.progress import Progress
 
@@ -129,10 +135,19 @@ def inspect_images(source: ImageSource, config: CheckConfig) -> Findings:
         progress.close()
     same = digests.find_duplicates()
     return findings | {
-        "duplicate": {
-            later: f"equals {_shown(source.names[first])}" for later, first in same.items()
-        }
+        "duplicate": {later: f"equals {show(source.names[first])}" for later, first in same.items()}
     }
+
+
+def _find_refusal(data_path: str | None) -> str | None:
+    """Why training does not take the images, or None."""
+    from dino.data.sources import open_training_source
+
+    try:
+        open_training_source(data_path)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _check_output(path: Path) -> None:
@@ -185,19 +200,16 @@ def _write_clean(names: Sequence[str], path: Path, count: int) -> dict[str, Any]
 
 def _report(source: ImageSource, found: Findings) -> None:
     """Log one line per finding, by kind, then by name."""
+    from dino.data.listing import show
+
     for kind, reasons in found.items():
         for index, reason in reasons.items():
-            logger.info("%s: %s: %s", kind, _shown(source.names[index]), reason)
+            logger.info("%s: %s: %s", kind, show(source.names[index]), reason)
 
 
-def _as_result(source: ImageSource, found: Findings, **listed: Any) -> dict[str, Any]:
+def _as_result(source: ImageSource, found: Findings, **more: Any) -> dict[str, Any]:
     kinds = {
         kind: [{"name": source.names[index], "reason": reason} for index, reason in reasons.items()]
         for kind, reasons in found.items()
     }
-    return {"images": len(source), **kinds, **listed}
-
-
-def _shown(name: str) -> str:
-    """Return a name that a terminal can show."""
-    return name if name.isprintable() else ascii(name)
+    return {"images": len(source), **kinds, **more}

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     from dino.data.packing import Packing, pack_images
-    from dino.data.sources import holds_splits, list_images
+    from dino.data.sources import list_images
+    from dino.data.splits import holds_splits
     from dino.runtime.context import make_output_folder
     from dino.runtime.metrics import write_result
     from dino.runtime.progress import Progress

@@ -14,7 +14,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 from torch import Tensor
 
 from dino.errors import DataError
@@ -22,8 +22,12 @@ from dino.errors import DataError
 EXTENSIONS = (
     ".jpg",
     ".jpeg",
+    ".jpe",
+    ".jfif",
     ".png",
     ".ppm",
+    ".pnm",
+    ".pbm",
     ".bmp",
     ".pgm",
     ".tif",
@@ -31,6 +35,7 @@ EXTENSIONS = (
     ".webp",
     ".gif",
     ".npy",
+    *([".avif"] if features.check("avif") else []),
 )
 MODES = {1: "L", 3: "RGB"}
 ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}

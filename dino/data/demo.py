@@ -207,6 +207,11 @@ def build_demo(spec: DemoSpec | None = None, root: Path | None = None) -> Path:
     return folder
 
 
+def is_demo(folder: Path) -> bool:
+    """Whether a folder is the default demo dataset, or below it."""
+    return folder.is_relative_to(find_cache_root() / DemoSpec().folder_name)
+
+
 def _write_once(folder: Path, spec: DemoSpec) -> None:
     """Write every image to a temporary folder and rename it; the caller holds the lock."""
     if folder.is_dir():

@@ -2,32 +2,98 @@
 
 from __future__ import annotations
 
+import codecs
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dino.data.decode import EXTENSIONS
+from dino.data.listing import LETTERS_SHOWN
 from dino.errors import DataError
+
+LONGEST = 4096  # letters of a line; systems do not open longer paths
 
 
 def read_list(path: Path, flag: str) -> tuple[str, ...]:
     """Read the image names that a text file lists.
 
     Raises:
-        DataError: It is not text, or lists a name that is not an image; the text names `flag`.
+        DataError: It is not text, lists a name that is not an image, or a file that is missing; the
+            text names `flag`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = dict(_read_lines(path, flag))
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{flag} {path} is not a text file that lists images: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    wrong = next((name for name in names if not name.lower().endswith(EXTENSIONS)), None)
+    wrong = next((name for name in lines.values() if not name.lower().endswith(EXTENSIONS)), None)
     if wrong is not None:
         raise DataError(
-            f"{flag} {path} lists {wrong!r}, which is not an image name"
+            f"{flag} {path} lists {wrong[:LETTERS_SHOWN]!r}, which is not an image name"
             f" (known: {' '.join(EXTENSIONS)})"
         )
-    return names
+    _check_files(path, lines, flag)
+    return tuple(lines.values())
+
+
+def _read_lines(path: Path, flag: str) -> Iterator[tuple[int, str]]:
+    """Yield the number of each line that is not blank, and what it says."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    # Editors of Windows begin a file with the mark of its encoding.
+    is_wide = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with path.open(encoding="utf-16" if is_wide else "utf-8-sig") as text:
+        for number, line in enumerate(iter(lambda: text.readline(LONGEST + 1), ""), 1):
+            if len(line) > LONGEST:
+                raise DataError(f"{flag} {path} line {number} has more than {LONGEST} letters")
+            if line.strip():
+                yield number, line.strip()
+
+
+def _check_files(path: Path, lines: Mapping[int, str], flag: str) -> None:
+    """Check that every line names a file, by looking once into each folder."""
+    known: dict[str, set[str]] = {}
+    missing = []
+    for number, name in lines.items():
+        folder, base = os.path.split(name)
+        if folder not in known:
+            known[folder] = _list_files(path.parent / folder)
+        if base not in known[folder] and not _is_file(path.parent / name):
+            missing.append(number)
+    if missing:
+        first = lines[missing[0]]
+        raise DataError(
+            f"{flag} {path}: {len(missing)} of {len(lines)} listed images do not exist, the first"
+            f" is {first[:LETTERS_SHOWN]!r} in line {missing[0]}",
+            remedy=_explain(path.parent, first),
+        )
+
+
+def _list_files(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (OSError, ValueError):
+        return set()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path names a file, such as one that its folder does not list."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _explain(folder: Path, name: str) -> str:
+    if "://" in name:
+        return "download it: a list names files"
+    if name.startswith("~"):
+        return "write out the home folder"
+    if "\\" in name:
+        return "write / between folders"
+    if _is_file(Path(name)):
+        return f"names are relative to the folder of the list, {folder}"
+    return f"names are absolute, or relative to {folder}"
 
 
 def name_lines(root: Path, names: Sequence[str], folder: Path) -> Iterator[str | None]:

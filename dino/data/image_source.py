@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino.data.decode import Box, read_image, read_size
+from dino.data.listing import Passed, describe
 from dino.data.shards import Member, Members
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class ImageSource:
         boxes: The region of each picture to use, in pixels of the stored picture; None for all of
             a picture, or for all of every picture.
         members: Locations of the images in shards, or None if they are files.
+        origin: What the images are, and where.
+        passed: What else is there and is not used.
     """
 
     root: Path
@@ -35,10 +38,18 @@ class ImageSource:
     classes: tuple[str, ...] = ()
     boxes: tuple[Box | None, ...] | None = None
     members: Members | None = field(default=None, compare=False)
+    origin: str = field(default="", compare=False)
+    passed: Passed = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         """Number of images N."""
         return len(self.names)
+
+    def describe(self) -> str:
+        """What a run says about its images: origin, numbers, and what it passes over."""
+        labels = f" in {len(self.classes)} classes" if self.classes else ", no classes"
+        passed = f"; passed over: {describe(self.passed)}" if self.passed else ""
+        return f"{self.origin or self.root}, {len(self)} images{labels}{passed}"
 
     def path(self, index: int) -> Path:
         """Path of image `index`, if it is a file."""
@@ -90,7 +101,8 @@ class ImageSource:
         """At most `limit` images, evenly spaced, so that classes keep their proportions."""
         if limit is None or limit >= len(self):
             return self
-        return self.selected([index * len(self) // limit for index in range(limit)])
+        chosen = self.selected([index * len(self) // limit for index in range(limit)])
+        return replace(chosen, origin=f"{chosen.origin} (`data_limit` of {len(self)})")
 
     def selected(self, indices: Sequence[int]) -> ImageSource:
         """The images with the given indices, in the given order."""

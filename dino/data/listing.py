@@ -48,18 +48,16 @@ class Listing(NamedTuple):
 
     Attributes:
         names: Relative to the folder; a folder's own images come before those of its sub-folders.
-        folders: All folders below, relative to it.
         passed: What is passed over.
     """
 
     names: tuple[str, ...]
-    folders: tuple[str, ...]
     passed: Passed
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's images."""
-    return name.startswith(".") or name.lower() in SYSTEM
+    return name.startswith(".") and name != ".." or name.lower() in SYSTEM
 
 
 def kind_of(name: str) -> str:
@@ -173,11 +171,15 @@ def is_folder(record: Any) -> bool:
         and all(isinstance(name, str) and _is_plain(name) for name in (*files, *folders))
         and isinstance(links, dict)
         and all(isinstance(target, str) for target in links.values())
-        and isinstance(passed, dict)
-        and all(
-            isinstance(counted, list) and [type(value) for value in counted] == [int, str]
-            for counted in passed.values()
-        )
+        and is_passed(passed)
+    )
+
+
+def is_passed(record: Any) -> bool:
+    """Whether a stored record has the form of `Passed`."""
+    return isinstance(record, dict) and all(
+        isinstance(counted, list) and [type(value) for value in counted] == [int, str]
+        for counted in record.values()
     )
 
 
@@ -187,7 +189,6 @@ def _is_plain(name: str) -> bool:
 
 def _put_in_order(root: str, found: Mapping[str, Folder]) -> Listing:
     names: list[str] = []
-    folders: list[str] = []
     passed: Passed = {}
     is_new = _reach_once(root, found)
     waiting = [""]
@@ -197,7 +198,6 @@ def _put_in_order(root: str, found: Mapping[str, Folder]) -> Listing:
             add(passed, AGAIN, folder)
             continue
         here = found[folder]
-        folders.append(folder)
         for kind, (count, first) in here.passed.items():
             add(passed, kind, os.path.join(folder, first), count)
         for name in here.files:
@@ -207,7 +207,7 @@ def _put_in_order(root: str, found: Mapping[str, Folder]) -> Listing:
             else:
                 add(passed, AGAIN, path)
         waiting += [os.path.join(folder, name) for name in reversed(here.folders)]
-    return Listing(tuple(names), tuple(folders[1:]), passed)
+    return Listing(tuple(names), passed)
 
 
 def _reach_once(root: str, found: Mapping[str, Folder]) -> Callable[[str, str], bool]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from dino.data.image_source import ImageSource
-from dino.data.shards import ENDING, LABEL, sample_of
+from dino.data.shard_names import ENDING
+from dino.data.shards import LABEL, sample_of
 from dino.errors import DataError
 from dino.files import atomic_write
 

@@ -6,9 +6,8 @@ an index, as in a folder; order, shares, crops and resuming are therefore identi
 
 from __future__ import annotations
 
-import glob
 import os
-import re
+import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,11 @@ import numpy as np
 
 from dino.data.decode import EXTENSIONS
 from dino.data.index import Index, Stamp, read_stamp
+from dino.data.listing import HIDDEN, Passed, add, describe, is_hidden, is_passed, kind_of
 from dino.errors import DataError
 
-ENDING = ".tar"
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 LABEL = ".cls"
 AT_ONCE = 16  # shards scanned concurrently; on a network disk, most of the time is waiting
-GROUP = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 class Found(NamedTuple):
@@ -36,6 +33,13 @@ class Found(NamedTuple):
     offset: int
     size: int
     label: int | None
+
+
+class Contents(NamedTuple):
+    """What one shard holds, as stored in an index: its images, and what is passed over."""
+
+    images: list[Found]
+    passed: Passed
 
 
 @dataclass(frozen=True)
@@ -91,76 +95,8 @@ class Members:
         return replace(self, places=self.places[np.asarray(indices, dtype=np.int64)])
 
 
-def is_pattern(path: str) -> bool:
-    """Whether a path denotes tar shards; an existing path of another kind does not."""
-    return path.endswith((ENDING, *PACKED)) or (ENDING in path and not os.path.exists(path))
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expand `{000..012}` and `{one,two}` as a shell does: the last group varies fastest.
-
-    Raises:
-        DataError: A range is descending, or braces have any other form.
-    """
-    group = GROUP.search(pattern)
-    if group is None:
-        if "{" in pattern or "}" in pattern:
-            raise DataError(
-                f"{pattern}: braces must hold a range ({{000..012}}) or a list ({{one,two}}),"
-                " and must not be nested"
-            )
-        return [pattern]
-    first, last, choices = group.groups()
-    if first is not None and int(first) > int(last):
-        raise DataError(
-            f"{pattern}: {{{first}..{last}}} is descending", remedy=f"write {{{last}..{first}}}"
-        )
-    padded = any(len(end) > 1 and end[0] == "0" for end in (first, last) if end)
-    width = max(len(first), len(last)) if padded else 0
-    if first is None:
-        words = choices.split(",")
-    else:
-        words = [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
-    tails = expand_braces(pattern[group.end() :])
-    return [
-        f"{head}{word}{tail}"
-        for head in expand_braces(pattern[: group.start()])
-        for word in words
-        for tail in tails
-    ]
-
-
-def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
-    """List the tar files that braces and wildcards name, in order; each wildcard's are sorted.
-
-    Raises:
-        DataError: A shard is missing, named twice or compressed, or a wildcard matches nothing.
-    """
-    names = [pattern] if os.path.exists(pattern) else expand_braces(pattern)
-    wild = [name for name in names if not os.path.exists(name) and glob.has_magic(name)]
-    matches = {name: sorted(glob.glob(name)) for name in wild}
-    paths = [path for name in names for path in matches.get(name, [name])]
-    missing = [name for name in names if not matches.get(name, os.path.exists(name))]
-    if missing:
-        raise DataError(
-            f"{flag} {pattern}: {len(missing)} of {len(names)} shards are missing,"
-            f" the first is {missing[0]}"
-        )
-    in_order = sorted(paths)
-    repeated = next((a for a, b in zip(in_order, in_order[1:], strict=False) if a == b), None)
-    if repeated:
-        raise DataError(f"{flag} {pattern} names the shard {repeated} twice")
-    odd = next((path for path in paths if not path.endswith(ENDING)), None)
-    if odd:
-        raise DataError(
-            f"{flag} {pattern}: {odd} is not an uncompressed {ENDING} file",
-            remedy="decompress it, because compressed files cannot be read by offset",
-        )
-    return tuple(map(Path, paths))
-
-
-def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members]:
-    """List the images of all shards, in order.
+def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members, Passed]:
+    """List the images of all shards, in order, and what is passed over.
 
     Raises:
         DataError: A shard is not a tar file, is truncated, has no images, or has images that are
@@ -169,38 +105,48 @@ def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members]:
     stamps = [_stamp(path) for path in shards]
     images: list[Found] = []
     places: list[tuple[int, int, int]] = []
+    passed: Passed = {}
     place = "\n".join(os.path.abspath(path) for path in shards)
     with Index("shards", place, _is_contents) as index:
-        for number, contents in enumerate(_look_into(shards, stamps, index)):
-            images += contents
-            places += [(number, image.offset, image.size) for image in contents]
-    return images, Members(
+        for number, (found, others) in enumerate(_look_into(shards, stamps, index)):
+            images += found
+            places += [(number, image.offset, image.size) for image in found]
+            for kind, (count, first) in others.items():
+                add(passed, kind, f"{shards[number]}/{first}", count)
+    members = Members(
         tuple(zip(shards, stamps, strict=True)), np.array(places, dtype=np.int64).reshape(-1, 3)
     )
+    return images, members, passed
 
 
 def _is_contents(record: Any) -> bool:
-    """Whether a stored record is a list of `Found`."""
-    return isinstance(record, list) and all(
+    """Whether a stored record has the form of `Contents`."""
+    if not isinstance(record, list) or len(record) != len(Contents._fields):
+        return False
+    images, passed = record
+    return isinstance(images, list) and all(map(_is_found, images)) and is_passed(passed)
+
+
+def _is_found(image: Any) -> bool:
+    return (
         isinstance(image, list)
         and len(image) == len(Found._fields)
         and isinstance(image[0], str)
         and all(type(number) is int and number >= 0 for number in image[1:3])
         and (image[3] is None or type(image[3]) is int)
-        for image in record
     )
 
 
 def _stamp(shard: Path) -> Stamp:
     try:
+        if not stat.S_ISREG(os.stat(shard).st_mode):
+            raise DataError(f"{shard} is no file")  # a pipe may never end
         return read_stamp(shard)
     except OSError as error:
         raise DataError(f"{shard} cannot be read: {error}") from error
 
 
-def _look_into(
-    shards: Sequence[Path], stamps: Sequence[Stamp], index: Index
-) -> Iterator[list[Found]]:
+def _look_into(shards: Sequence[Path], stamps: Sequence[Stamp], index: Index) -> Iterator[Contents]:
     """Yield the contents of each shard, from the index if recorded there."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for start in range(0, len(shards), AT_ONCE):
@@ -209,28 +155,35 @@ def _look_into(
             contents = {name: index.look_up(name, stamp) for name, stamp in batch}
             unknown = [(name, stamp) for name, stamp in batch if contents[name] is None]
             scans = pool.map(scan_shard, [name for name, _ in unknown])
-            for (name, stamp), images in zip(unknown, scans, strict=True):
-                contents[name] = images
-                index.store(name, stamp, images, len(images))
-            for images in contents.values():
-                yield [Found(*image) for image in images]
+            for (name, stamp), found in zip(unknown, scans, strict=True):
+                contents[name] = found
+                index.store(name, stamp, found, len(found.images))
+            for images, passed in contents.values():
+                yield Contents([Found(*image) for image in images], passed)
 
 
-def scan_shard(path: str) -> list[Found]:
-    """List the images of one tar file, from its headers alone.
+def scan_shard(path: str) -> Contents:
+    """List the images of one tar file, from its headers alone, and count its other files.
 
     Raises:
         DataError: It is not a tar file, is truncated, has no images, or has images that are links.
     """
     images: list[Found] = []
     labels: dict[str, int] = {}
+    passed: Passed = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = os.path.normpath(member.name)
-                if name.endswith(LABEL):
+                if member.isdir():
+                    continue
+                if any(map(is_hidden, name.split(os.sep))):
+                    add(passed, HIDDEN, name)
+                elif name.endswith(LABEL):
                     labels[sample_of(name)] = _read_label(tar, member, path)
-                elif name.lower().endswith(EXTENSIONS) and not member.isdir():
+                elif not name.lower().endswith(EXTENSIONS):
+                    add(passed, kind_of(name), name)
+                else:
                     if not member.isreg() or member.issparse():
                         raise DataError(
                             f"{path} holds {name} as a link",
@@ -243,8 +196,10 @@ def scan_shard(path: str) -> list[Found]:
             f"{path} is not a tar file or is truncated ({error})", remedy="copy or pack it again"
         ) from error
     if not images:
-        raise DataError(f"{path} holds no image (looked for {' '.join(EXTENSIONS)})")
-    return [image._replace(label=labels.get(sample_of(image.name))) for image in images]
+        others = f"; passed over: {describe(passed)}" if passed else ""
+        raise DataError(f"{path} holds no image (looked for {' '.join(EXTENSIONS)}{others})")
+    labelled = [image._replace(label=labels.get(sample_of(image.name))) for image in images]
+    return Contents(labelled, passed)
 
 
 def sample_of(name: str) -> str:

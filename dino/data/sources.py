@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from dino.data.decode import EXTENSIONS
-from dino.data.demo import build_demo
+from dino.data.demo import build_demo, is_demo
 from dino.data.image_list import read_list
 from dino.data.image_source import ImageSource
-from dino.data.listing import list_folder
-from dino.data.shards import ENDING, find_shards, is_pattern, list_members
+from dino.data.listing import describe, list_folder, show
+from dino.data.shard_names import ENDING, find_shards, is_pattern
+from dino.data.shards import list_members
+from dino.data.splits import find_mixed_splits, find_validation, holds_splits
 from dino.errors import DataError
 
-VALIDATION = ("val", "validation")
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/|pipe:", re.IGNORECASE)
 FLAG = "`data_path`"
 ASK = (
     "name a folder of images, tar shards, a text file that lists images,"
@@ -26,12 +29,15 @@ def open_training_source(data_path: str | None, limit: int | None = None) -> Ima
     """List the training images; in a folder with train and val splits, those of the train split.
 
     Raises:
-        DataError: The path is not set, does not exist, or has no images.
+        DataError: The path is not set, does not exist, has no images, or mixes splits.
     """
     root = _existing(data_path)
-    if root.is_dir() and holds_splits(root):
+    if os.path.isdir(root) and holds_splits(root):
         root = root / "train"
-    return _open(root).limited(limit)
+    source = _open(root)
+    if source.members or os.path.isdir(root):  # a list file names its images on purpose
+        _refuse_mixed_splits(source)
+    return source.limited(limit)
 
 
 def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSource]:
@@ -41,7 +47,7 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
         DataError: A split is missing or has no class folders, or their classes differ.
     """
     root = _existing(data_path)
-    folder = _validation_folder(root)
+    folder = find_validation(root)
     if folder is None or not holds_splits(root):
         raise DataError(
             f"`data_path` {root} needs the folders train and val (or validation),"
@@ -59,7 +65,7 @@ def open_validation_images(data_path: str | None) -> ImageSource:
         DataError: The folder is missing or has no class folders.
     """
     root = _existing(data_path)
-    folder = _validation_folder(root)
+    folder = find_validation(root)
     if folder is None:
         raise DataError(
             f"`data_path` {root} needs the folder val (or validation), with class folders in it",
@@ -77,7 +83,7 @@ def open_images(data_path: str | None) -> ImageSource:
         DataError: The path is not set, does not exist, or has no images.
     """
     root = _existing(data_path)
-    return _open(root, level=1 if root.is_dir() and holds_splits(root) else 0)
+    return _open(root, level=1 if os.path.isdir(root) and holds_splits(root) else 0)
 
 
 def open_online_splits(
@@ -90,7 +96,7 @@ def open_online_splits(
             to them.
     """
     train = open_training_source(data_path, limit)
-    folder = _validation_folder(train.root.parent)
+    folder = find_validation(train.root.parent)
     if train.labels is None or folder is None:
         raise DataError(
             f"`eval_knn_every` needs class folders in {train.root} and a folder val"
@@ -109,9 +115,11 @@ def list_images(path: Path, flag: str) -> ImageSource:
     Raises:
         DataError: It does not exist, cannot be read, or has no images.
     """
-    if not path.exists():
+    if not os.path.exists(path):
+        _check_local(str(path), flag)
         raise DataError(
-            f"{flag} {path} does not exist: name a folder of images or a text file that lists them"
+            f"{flag} {show(str(path))} does not exist:"
+            " name a folder of images or a text file that lists them"
         )
     return _list(path, flag)
 
@@ -127,10 +135,11 @@ def find_images(path: str, flag: str) -> tuple[Path, ...]:
         DataError: The path does not exist or has no images.
     """
     root = Path(path)
-    if root.is_file():
+    if os.path.isfile(path):
         return (root,)
-    if not root.exists():
-        raise DataError(f"{flag} {path} does not exist: name images or folders of images")
+    if not os.path.exists(path):
+        _check_local(path, flag)
+        raise DataError(f"{flag} {show(path)} does not exist: name images or folders of images")
     source = _list(root, flag)
     return tuple(source.path(index) for index in range(len(source)))
 
@@ -145,31 +154,60 @@ def find_stray(source: ImageSource) -> Path | None:
     )
 
 
+def _refuse_mixed_splits(source: ImageSource) -> None:
+    mixed = find_mixed_splits(source.names)
+    if mixed is None:
+        return
+    one = f"`data_path` {source.root / mixed[0]}" if source.members is None else "one of them"
+    raise DataError(
+        f"{source.root} holds the splits {mixed[0]} and {mixed[1]}",
+        remedy=f"name {one}, or train on both by a text file that lists their images",
+    )
+
+
 def _existing(data_path: str | None) -> Path:
     if not data_path:
         raise DataError(f"`data_path` is missing: {ASK}")
     if data_path == "demo":
+        _check_demo()
         return build_demo()
-    if not os.path.exists(data_path) and not is_pattern(data_path):
-        raise DataError(f"`data_path` {data_path} does not exist: {ASK}", value=data_path)
+    if not os.path.exists(data_path):
+        _check_local(data_path, FLAG)
+        if not is_pattern(data_path):
+            raise DataError(f"`data_path` {show(data_path)} does not exist: {ASK}", value=data_path)
     return Path(data_path)
 
 
-def _validation_folder(root: Path) -> Path | None:
-    return next((root / name for name in VALIDATION if (root / name).is_dir()), None)
+def _check_demo() -> None:
+    """Refuse to guess which images `demo` means."""
+    own = Path("demo")
+    if own.is_file() or (own.is_dir() and list_folder(own, (*EXTENSIONS, ENDING)).names):
+        raise DataError(
+            "`data_path` demo means the built-in images, and there are images in ./demo too",
+            remedy="write ./demo for those, or start in another folder",
+        )
 
 
-def holds_splits(root: Path) -> bool:
-    """Whether a folder is divided into the splits train and val (or validation)."""
-    return (root / "train").is_dir() and _validation_folder(root) is not None
+def _check_local(path: str, flag: str) -> None:
+    if URL.match(path):
+        raise DataError(
+            f"{flag} {show(path)} is no path on this machine",
+            value=path,
+            remedy="copy the images to a disk, or mount the store, and name the folder",
+        )
 
 
 def _open(root: Path, level: int = 0) -> ImageSource:
     """Open `data_path`: shards by pattern, a list file, a folder of images, or of shards."""
-    if is_pattern(str(root)) and not root.is_dir():
+    if is_pattern(str(root)) and not os.path.isdir(root):
         return _list_shards(find_shards(str(root), FLAG))
     source = _list_files(root, FLAG, level)
-    shards = sorted(root.glob(f"*{ENDING}")) if root.is_dir() and not len(source) else []
+    shards = sorted(root.glob(f"[!.]*{ENDING}")) if os.path.isdir(root) else []
+    if shards and len(source):
+        raise DataError(
+            f"{FLAG} {root} holds shards ({shards[0].name}) beside pictures ({source.names[0]})",
+            remedy=f"name the shards, such as '{root}/*{ENDING}', or move them",
+        )
     kinds = sorted({path.name.rstrip(f"{ENDING}0123456789") for path in shards})
     if len(kinds) > 1:
         raise DataError(
@@ -185,31 +223,46 @@ def _list(root: Path, flag: str) -> ImageSource:
 
 def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
     if not len(source):
-        raise DataError(f"{flag} {root} holds no image (looked for {' '.join(EXTENSIONS)})")
+        passed = f"; passed over: {describe(source.passed)}" if source.passed else ""
+        raise DataError(f"{flag} {root} holds no image (looked for {' '.join(EXTENSIONS)}{passed})")
     return source
 
 
 def _list_files(root: Path, flag: str, level: int) -> ImageSource:
-    if root.is_file():
-        return ImageSource(root=root.parent, names=read_list(root, flag))
+    if os.path.isfile(root):
+        names = read_list(root, flag)
+        again = len(names) - len(set(names))
+        origin = f"list {root}" + f" ({again} of its lines repeat images)" * bool(again)
+        return ImageSource(root=root.parent, names=names, origin=origin)
     try:
-        names = list_folder(root, EXTENSIONS).names
+        names, passed = list_folder(root, EXTENSIONS)
     except OSError as error:
         raise DataError(f"{flag} {root} cannot be read: {error}") from error
     labels, classes = _label_by_folder(names, level)
-    return ImageSource(root=root, names=names, labels=labels, classes=classes)
+    origin = f"{'built-in images' if is_demo(root) else 'folder'} {root}"
+    return ImageSource(
+        root=root, names=names, labels=labels, classes=classes, origin=origin, passed=passed
+    )
 
 
 def _list_shards(shards: Sequence[Path]) -> ImageSource:
     """Classes are the folders in the members' names, or the numbers of .cls members if any."""
-    images, members = list_members(shards)
+    images, members, passed = list_members(shards)
     names = tuple(image.name for image in images)
     labels, classes = _label_by_folder(names, 0)
     numbers = tuple(image.label for image in images if image.label is not None)
     if len(numbers) == len(names) and numbers != labels:
         labels, classes = numbers, tuple(map(str, range(max(numbers) + 1)))
     root = Path(os.path.commonpath([path.absolute().parent for path in shards]))
-    return ImageSource(root=root, names=names, labels=labels, classes=classes, members=members)
+    return ImageSource(
+        root=root,
+        names=names,
+        labels=labels,
+        classes=classes,
+        members=members,
+        origin=f"{len(shards)} shards, the first {shards[0]}",
+        passed=passed,
+    )
 
 
 def _label_by_folder(

@@ -108,6 +108,7 @@ def wrap_images(images: Any, *, labels: Sequence[int] | None = None) -> UserSour
     )
     return UserSource(
         root=Path(type(images).__name__),
+        origin=f"images of the program ({type(images).__name__})",
         names=tuple(map(os.fspath, images) if paths else map(str, range(len(images)))),
         labels=numbers,
         classes=_find_classes(images),

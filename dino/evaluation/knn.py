@@ -247,6 +247,7 @@ def _extract(config: KnnConfig, runner: Runner) -> tuple[Features, Features]:
     backbone = runner.load_backbone()
     splits, speeds = [], {}
     for name, source in zip(("train", "test"), sources, strict=True):
+        logger.info("source (%s): %s", name, source.describe())
         start = time.monotonic()
         splits.append(runner.extract(backbone, source))
         speeds[f"{name}/examples/sec"] = len(splits[-1].labels) / (time.monotonic() - start)

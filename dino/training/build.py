@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import cast
 
@@ -35,6 +36,8 @@ from dino.training.draws import draws_by_itself
 from dino.training.ema import build_teacher
 from dino.training.loss import choose_rows
 from dino.training.step import DinoProgram
+
+logger = logging.getLogger(__name__)
 
 
 def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]:
@@ -155,6 +158,7 @@ def build_program(
     config: TrainConfig, student: MultiCrop, teacher: MultiCrop, run: Run
 ) -> DinoProgram:
     """Bind the networks to the step; exchange gradients and compile if needed."""
+    logger.info("network: %s", describe_network(config, student))
     if run.device.replays:
         check_replay(config, student, run)
     forward_student: nn.Module = student
@@ -180,6 +184,21 @@ def build_program(
         exchange=exchange,
         compile_phase=run.device.compile_phase,
         loss_rows=choose_rows(config.student.out_dim, run.device.temporary_bytes()),
+    )
+
+
+def describe_network(config: TrainConfig, student: MultiCrop) -> str:
+    """What a run says about its network and the crops that it gets."""
+    backbone, head = (
+        f"{sum(parameter.numel() for parameter in part.parameters()) / 1e6:.3g} M parameters"
+        for part in (student.backbone, student.head)
+    )
+    name, crops = config.backbone.chosen_arch, config.crops
+    patches = f" with patches of {config.backbone.chosen_patch_size}" if is_vit(name) else ""
+    local = f", {crops.local_crops_number} local crops of {crops.local_crops_size}"
+    return (
+        f"{name}{patches}, {backbone}, and {head} in its head; 2 global crops of"
+        f" {crops.global_crops_size}{local if crops.local_crops_number else ''} pixels"
     )
 
 

@@ -68,14 +68,16 @@ def check_settings(config: TrainConfig) -> None:
 
 
 def check_images(config: TrainConfig, source: ImageSource | None = None) -> ImageSource:
-    """List the images and check that there are enough.
+    """List the images, say which they are, and check that there are enough.
 
     Raises:
         DataError: There are no images, or too few.
     """
     source = source or open_source(config)
+    logger.info("source: %s", source.describe())
     if config.run.eval_knn_every:
-        open_online_splits(config.data.data_path, config.train_data.data_limit)
+        _, test = open_online_splits(config.data.data_path, config.train_data.data_limit)
+        logger.info("source of the k-NN score: %s", test.describe())
     batch = (
         config.data.batch_size_per_device
         * config.run.accumulate_steps

@@ -62,6 +62,14 @@ class Plan:
         """Return one iteration's step inputs in host memory; `depth` is from `StepDraws.begin`."""
         return StepInputs.on_host(self.numbers(iteration), depth)
 
+    def describe(self, iteration: int) -> str:
+        """What a run that starts at `iteration` says about its length."""
+        total = self.epochs * self.iterations
+        return (
+            f"{self.epochs} epochs of {self.iterations} iterations, {total} in all, from"
+            f" {iteration} on; {self.global_batch} images each"
+        )
+
 
 def build_plan(
     config: TrainConfig, *, iterations: int, world_size: int, device: Device | None = None

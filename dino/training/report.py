@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dino.runtime.metrics import MetricLog
-from dino.runtime.progress import Progress
+from dino.runtime.progress import Progress, format_seconds
 from dino.training.loss import diagnose_collapse
 from dino.training.plan import Plan
 from dino.training.step import DinoProgram
@@ -106,6 +106,8 @@ class Reporter:
             feeding: How the images are read, to explain why the device waits for them.
         """
         self.plan, self.prototypes, self.epoch = plan, prototypes, iteration // plan.iterations
+        if shown:
+            logger.info("length: %s", plan.describe(iteration))
         self.log = MetricLog(folder, epoch=self.epoch, iteration=iteration) if shown else None
         self.progress = Progress(
             plan.epochs * plan.iterations, "training", start=iteration, shown=shown
@@ -133,6 +135,8 @@ class Reporter:
             "data_wait_share": self.waited / seconds,
         }
         self._show(means, timings, rate, iteration, reading.masked)
+        self.lines += 1
+        self._say_end(iteration, timings["iter_time"])
         self._warn_of_collapse(means)
         self._warn_of_waiting(timings["data_wait_share"])
         self.write(
@@ -200,8 +204,16 @@ class Reporter:
             logger.warning("%s", diagnosis)
         self.warned = collapse
 
+    def _say_end(self, iteration: int, pace: float) -> None:
+        """Say once when the run will end, if an iteration takes `pace` seconds."""
+        left = self.plan.epochs * self.plan.iterations - iteration
+        if self.log is None or self.lines != SETTLING_LINES or not left:
+            return
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left * pace))
+        text = "%d iterations left at %.3g s: training ends in about %s, on %s"
+        logger.info(text, left, pace, format_seconds(left * pace), end)
+
     def _warn_of_waiting(self, share: float) -> None:
-        self.lines += 1
         if (
             self.feeding is None
             or self.log is None

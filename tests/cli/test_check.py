@@ -202,3 +202,20 @@ def test_ctrl_c_ends_the_check_and_its_workers(tmp_path: Path) -> None:
     _, errors = run.communicate(timeout=120)
     os.close(writer)
     assert (run.returncode, errors) == (130, "stopped by Ctrl-C\n")
+
+
+def test_the_check_sees_what_training_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        make_images(tmp_path / "images" / split, 2)
+    (tmp_path / "images/train/.hidden.png").touch()
+    assert check(tmp_path / "images", "--json", tmp_path / "r") == 1  # equal images in both
+    result = json.loads((tmp_path / "r").read_text())
+    assert result["passed_over"] == {"hidden or of the system": [1, "train/.hidden.png"]}
+    assert "holds the splits train and test" in result["refused"]
+    out = capsys.readouterr().out
+    assert f"images: folder {tmp_path}/images, 4 images" in out
+    assert "training would refuse this: " in out
+    assert check(tmp_path / "images" / "train", "--json", tmp_path / "r") == 0
+    assert json.loads((tmp_path / "r").read_text())["refused"] is None

@@ -18,9 +18,10 @@ from dino.data.crops import CropRecipe, Crops
 from dino.data.datasets import CropDataset, Share
 from dino.data.decode import read_image
 from dino.data.image_source import ImageSource
+from dino.data.listing import show
 from dino.data.loaders import build_train_loader
 from dino.data.packing import Packing, pack_images
-from dino.data.shards import expand_braces, find_shards
+from dino.data.shard_names import expand_braces, find_shards
 from dino.data.sources import (
     find_images,
     open_images,
@@ -359,3 +360,22 @@ def test_no_text_of_braces_breaks_the_parser(pattern: str) -> None:
 def test_a_file_whose_name_has_braces_is_itself(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a{1}.tar", {"a.png": picture()})
     assert find_shards(str(path), "--data_path") == (path,)
+
+
+def test_hidden_members_are_no_images_and_the_others_are_counted(tmp_path: Path) -> None:
+    members = {
+        "./a/1.png": picture(),
+        "a/._1.png": b"",
+        "__MACOSX/a/1.png": b"",
+        "._a.cls": b"none",
+        "a/1.json": b"{}",
+        "a/2.heic": b"",
+    }
+    path = write_tar(tmp_path / "x.tar", members)
+    source = open_training_source(str(path))
+    assert source.names == ("a/1.png",)
+    assert source.describe() == (
+        f"1 shards, the first {path}, 1 images in 1 classes; passed over: 3 hidden or of the system"
+        f" ({show(f'{path}/a/._1.png')}), 1 .json ({show(f'{path}/a/1.json')}),"
+        f" 1 .heic ({show(f'{path}/a/2.heic')})"
+    )

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from torchvision.datasets import ImageFolder
 
 from dino.data import sources
+from dino.data.demo import DemoSpec
 from dino.data.image_list import name_lines
 from dino.data.image_source import ImageSource
 from dino.data.sources import (
@@ -194,6 +195,100 @@ def test_the_online_score_needs_class_folders_and_a_validation_folder(tmp_path: 
             open_online_splits(str(root))
 
 
+def test_a_folder_that_is_called_demo_is_not_confused_with_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "build_demo", lambda: fill(tmp_path / "built"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "log.txt").write_text("the output of a run")
+    assert open_training_source("demo").root == tmp_path / "built"
+    fill(tmp_path / "demo", ("a/1.png",))
+    for read in (open_training_source, open_images, open_labelled_splits):
+        with pytest.raises(DataError, match="there are images in ./demo too; write ./demo for"):
+            read("demo")
+    assert open_training_source("./demo").names == ("a/1.png",)
+    assert open_training_source(str(tmp_path / "demo")).names == ("a/1.png",)
+
+
+def test_the_demo_says_that_it_is_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path))
+    folder = fill(tmp_path / DemoSpec().folder_name, ("train/a/1.png", "val/a/1.png"))
+    expected = f"built-in images {folder}/train, 1 images in 1 classes"
+    assert open_training_source("demo").describe() == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://bucket/train", "gs://b/t-{000..010}.tar", "HTTPS://host/a.tar", "pipe:cat x.tar"],
+)
+def test_urls_are_no_paths(url: str) -> None:
+    for read in (open_training_source, open_images, open_labelled_splits):
+        with pytest.raises(DataError, match="is no path on this machine; copy the images to a"):
+            read(url)
+    with pytest.raises(DataError, match=r"^`train_features_path` .* is no path on this machine"):
+        list_images(Path(url), "`train_features_path`")
+
+
+def test_a_source_says_what_it_uses_and_what_not(tmp_path: Path) -> None:
+    fill(tmp_path, ("ant/1.png", "bee/2.png", "bee/3.png", "ant/.4.png"))
+    (tmp_path / "bee" / "5.heic").touch()
+    source = open_training_source(str(tmp_path))
+    assert source.describe() == (
+        f"folder {tmp_path}, 3 images in 2 classes; passed over:"
+        " 1 hidden or of the system (ant/.4.png), 1 .heic (bee/5.heic)"
+    )
+    assert (
+        source.limited(2)
+        .describe()
+        .startswith(f"folder {tmp_path} (`data_limit` of 3), 2 images in 2 classes; passed over: ")
+    )
+    for name in ("ant/1.png", "bee/2.png", "bee/3.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"holds no image \(looked for .*; passed over: 1 hidden"):
+        open_training_source(str(tmp_path))
+
+
+def test_shards_beside_pictures_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, ("previews/a.png",))
+    (tmp_path / "x-000.tar").touch()
+    for read in (open_training_source, open_images):
+        with pytest.raises(DataError, match=r"shards \(x-000.tar\) beside pictures \(previews/a"):
+            read(str(tmp_path))
+    (tmp_path / "x-000.tar").rename(tmp_path / "._x-000.tar")
+    assert open_training_source(str(tmp_path)).names == ("previews/a.png",)
+
+
+@pytest.mark.parametrize("ending", ["jpe", "jfif", "JFIF", "pnm", "pbm"])
+def test_less_common_endings_are_read(tmp_path: Path, ending: str) -> None:
+    kind = "jpeg" if ending.lower() in ("jpe", "jfif") else "ppm"
+    Image.new("RGB", (5, 4), (200, 200, 200)).save(tmp_path / f"a.{ending}", kind)
+    assert open_training_source(str(tmp_path)).read(0, 3).unique().tolist() == [200]
+
+
+def test_avif_is_read_where_pillow_can(tmp_path: Path) -> None:
+    (tmp_path / "a.avif").touch()
+    if features.check("avif"):
+        Image.new("RGB", (16, 16), (200, 200, 200)).save(tmp_path / "a.avif")
+        pixels = open_training_source(str(tmp_path)).read(0, 3).float()
+        assert abs(pixels.mean() - 200) < 2
+    else:
+        with pytest.raises(DataError, match=r"passed over: 1 .avif"):
+            open_training_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "pipe.tar", "x" * 5000, "x" * 5000 + ".tar"])
+def test_paths_of_no_files_end_at_the_door(tmp_path: Path, name: str) -> None:
+    for pipe in ("pipe", "pipe.tar"):
+        os.mkfifo(tmp_path / pipe)
+    for read in (open_training_source, open_images, lambda path: list_images(Path(path), "x")):
+        with pytest.raises(DataError):
+            read(str(tmp_path / name))
+    if "pipe" not in name and name != "/dev/zero":
+        with pytest.raises(DataError):
+            find_images(str(tmp_path / name), "`image_path`")
+
+
 def test_missing_splits_are_named(tmp_path: Path) -> None:
     for split in ("train", "val"):
         fill(tmp_path / split, (f"{split}/a/1.png",))
@@ -371,6 +466,7 @@ def test_a_name_that_can_stand_in_a_list_is_read_back(
     source = ImageSource(root=root / "images", names=(f"{text}.png",))
     [line] = name_lines(source.root, source.names, root)
     if line is not None:
+        source.path(0).touch()
         (root / "list.txt").write_text(f"{line}\n", encoding="utf-8")
         assert open_images(str(root / "list.txt")).path(0) == root / "images" / f"{text}.png"
 

@@ -12,7 +12,7 @@ from dino.cli.options import parse
 from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
 from dino.errors import DataError, OptionError
-from dino.training.build import build_loader, build_networks, build_program
+from dino.training.build import build_loader, build_networks, build_program, describe_network
 from dino.training.config import TrainConfig
 from tests.running import TINY, make_images
 
@@ -105,3 +105,24 @@ def test_the_program_has_the_flags_numbers() -> None:
     assert program.clip_grad == 0.5
     assert program.center.shape == (1, 16) and not program.center.any()
     assert len(program.normalization.mean) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            (),
+            "vit_mini with patches of 8, 0.244 M parameters, and 4.92 M parameters in its head;"
+            " 2 global crops of 16, 1 local crops of 8 pixels",
+        ),
+        (
+            ("--arch", "resnet18", "--local_crops_number", 0),
+            "resnet18, 11.2 M parameters, and 5.78 M parameters in its head;"
+            " 2 global crops of 16 pixels",
+        ),
+    ],
+)
+def test_the_network_and_its_crops_are_said(words: tuple[object, ...], expected: str) -> None:
+    config = options_of(*words)
+    student, _ = build_networks(config, run_of())
+    assert describe_network(config, student) == expected

@@ -2,6 +2,7 @@
 built."""
 
 import logging
+import shutil
 
 import pytest
 from PIL import Image
@@ -46,6 +47,19 @@ def test_good_options_give_the_images_and_make_the_output_folder(words, tmp_path
     assert len(check_options(options_of(*words))) == 8
     assert (tmp_path / "out").is_dir()
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_images_are_described_before_anything_is_built(words, images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (images / "class0" / ".hidden.png").touch()
+    images.rename(tmp_path / "train")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    check_options(options_of(*words, "--data_path", tmp_path, "--eval_knn_every", 1))
+    assert caplog.messages == [
+        f"{start} folder {tmp_path}/{split}, 8 images in 2 classes; passed over:"
+        " 1 hidden or of the system (class0/.hidden.png)"
+        for start, split in (("source:", "train"), ("source of the k-NN score:", "val"))
+    ]
 
 
 @pytest.mark.parametrize(

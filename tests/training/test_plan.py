@@ -117,3 +117,12 @@ def test_a_device_that_updates_several_times_a_call_has_the_rate_of_one_update()
     plan = build_plan(options, iterations=5, world_size=2, device=device)
     assert plan.global_batch == 48
     assert plan.learning_rate[0] == pytest.approx(0.0005 * 16 / 256)
+
+
+def test_the_length_of_a_run_is_said():
+    plan = plan_of("--epochs", "3", "--warmup_epochs", "1")
+    said = plan.describe(10)
+    assert said == (
+        f"3 epochs of {plan.iterations} iterations, {3 * plan.iterations} in all, from 10 on;"
+        f" {plan.global_batch} images each"
+    )

@@ -4,6 +4,7 @@ warning a collapse."""
 import json
 import logging
 import math
+import time
 
 import pytest
 import torch
@@ -216,3 +217,11 @@ def test_a_resumed_run_takes_back_the_lines_it_will_write_anew(plan, tmp_path):
     (tmp_path / "log.txt").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n{"epo')
     Reporter(tmp_path, plan, prototypes=64, iteration=10, shown=True).close()
     assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
+
+
+def test_the_end_is_estimated_once_after_a_few_steps(plan, reporter, caplog):
+    for lines in (1, 2, 3):
+        reporter.began = time.monotonic() - 20
+        reporter.report(reading_of(10 * lines, **HEALTHY), 10 * lines)
+    (estimate,) = (text for text in caplog.messages if "training ends in" in text)
+    assert estimate.startswith("10 iterations left at 2 s: training ends in about 0:00:20, on ")

@@ -85,6 +85,7 @@ def write_feature_file(config: FeatureFileConfig, run: Run) -> None:
     runner = Runner(config, run)
     with run.processes.rank_zero_first():
         source = open_images(config.data.data_path)
+        logger.info("source: %s", source.describe())
         check_names(source)
         stray = find_stray(source)
         if stray and run.processes.is_rank_zero:

@@ -98,7 +98,9 @@ def open_task(
             train = None
         if train is not None:
             train = train.limited(config.limit.data_limit)
+            logger.info("source (train): %s", train.describe())
             check_count(train, config.data.batch_size_per_device * processes.world_size)
+        logger.info("source (test): %s", test.describe())
         if probe.num_labels not in {None, len(test.classes)}:
             raise OptionError(
                 f"`num_labels` must be {len(test.classes)}, the class folders of {test.root} "

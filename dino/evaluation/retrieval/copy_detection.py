@@ -175,4 +175,8 @@ def score_blocks(nearest: Tensor, blocks: tuple[Block, ...]) -> dict[str, float]
 
 
 def _open(path: str | None, setting: str) -> ImageSource | None:
-    return list_images(Path(path), setting) if path else None
+    if not path:
+        return None
+    source = list_images(Path(path), setting)
+    logger.info("source (%s): %s", setting, source.describe())
+    return source

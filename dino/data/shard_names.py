@@ -1,0 +1,82 @@
+"""Names of tar shards: braces and wildcards that stand for many of them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from dino.errors import DataError
+
+ENDING = ".tar"
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+GROUP = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path denotes tar shards; an existing path of another kind does not."""
+    return path.endswith((ENDING, *PACKED)) or (ENDING in path and not os.path.exists(path))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{000..012}` and `{one,two}` as a shell does: the last group varies fastest.
+
+    Raises:
+        DataError: A range is descending, or braces have any other form.
+    """
+    group = GROUP.search(pattern)
+    if group is None:
+        if "{" in pattern or "}" in pattern:
+            raise DataError(
+                f"{pattern}: braces must hold a range ({{000..012}}) or a list ({{one,two}}),"
+                " and must not be nested"
+            )
+        return [pattern]
+    first, last, choices = group.groups()
+    if first is not None and int(first) > int(last):
+        raise DataError(
+            f"{pattern}: {{{first}..{last}}} is descending", remedy=f"write {{{last}..{first}}}"
+        )
+    padded = any(len(end) > 1 and end[0] == "0" for end in (first, last) if end)
+    width = max(len(first), len(last)) if padded else 0
+    if first is None:
+        words = choices.split(",")
+    else:
+        words = [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
+    tails = expand_braces(pattern[group.end() :])
+    return [
+        f"{head}{word}{tail}"
+        for head in expand_braces(pattern[: group.start()])
+        for word in words
+        for tail in tails
+    ]
+
+
+def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
+    """List the tar files that braces and wildcards name, in order; each wildcard's are sorted.
+
+    Raises:
+        DataError: A shard is missing, named twice or compressed, or a wildcard matches nothing.
+    """
+    names = [pattern] if os.path.exists(pattern) else expand_braces(pattern)
+    wild = [name for name in names if not os.path.exists(name) and glob.has_magic(name)]
+    matches = {name: sorted(glob.glob(name)) for name in wild}
+    paths = [path for name in names for path in matches.get(name, [name])]
+    missing = [name for name in names if not matches.get(name, os.path.exists(name))]
+    if missing:
+        raise DataError(
+            f"{flag} {pattern}: {len(missing)} of {len(names)} shards are missing,"
+            f" the first is {missing[0]}"
+        )
+    in_order = sorted(paths)
+    repeated = next((a for a, b in zip(in_order, in_order[1:], strict=False) if a == b), None)
+    if repeated:
+        raise DataError(f"{flag} {pattern} names the shard {repeated} twice")
+    odd = next((path for path in paths if not path.endswith(ENDING)), None)
+    if odd:
+        raise DataError(
+            f"{flag} {pattern}: {odd} is not an uncompressed {ENDING} file",
+            remedy="decompress it, because compressed files cannot be read by offset",
+        )
+    return tuple(map(Path, paths))

@@ -1,0 +1,45 @@
+"""Folders that divide images into those to train on and others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+VALIDATION = ("val", "validation")
+# train2017, Test, training_set, val-images; the first group is empty for all but training.
+SPLIT = re.compile(
+    r"(?:(train|training)|(?:test|testing|val|valid|validation|dev|eval))"
+    r"(?:[-_ ]?(?:set|split|data|images|\d+))?",
+    re.IGNORECASE,
+)
+
+
+def find_validation(root: Path) -> Path | None:
+    """The folder of the validation images, if there is one."""
+    return next((root / name for name in VALIDATION if (root / name).is_dir()), None)
+
+
+def holds_splits(root: Path) -> bool:
+    """Whether a folder is divided into the splits train and val (or validation)."""
+    return (root / "train").is_dir() and find_validation(root) is not None
+
+
+def find_mixed_splits(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two folders side by side, one for training and one for other use, that both hold images."""
+    folders: set[str] = set()
+    for name in names:
+        folder = name.rpartition(os.sep)[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition(os.sep)[0]
+    training: dict[str, str] = {}
+    other: dict[str, str] = {}
+    for folder in sorted(folders):
+        above, _, name = folder.rpartition(os.sep)
+        split = SPLIT.fullmatch(name)
+        if split:
+            (training if split[1] else other).setdefault(above, folder)
+    both = next((above for above in training if above in other), None)
+    return None if both is None else (training[both], other[both])
