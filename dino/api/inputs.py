@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino.config import build
+from dino.config import build, expand_home
 from dino.data.config import DataConfig
 from dino.data.decode import is_picture
 from dino.data.image_source import ImageSource
@@ -76,7 +76,7 @@ def open_source(images: Any) -> ImageSource:
     """
     if not is_path(images):
         return wrap_images(images)
-    path = os.fspath(images)
+    path = expand_home(os.fspath(images))
     is_one_picture = is_picture(path) and not os.path.isdir(path)
     return wrap_images([path]) if is_one_picture else open_images(path)
 
@@ -88,7 +88,7 @@ def open_splits(data: Any) -> tuple[ImageSource, ImageSource]:
         DataError: A split is missing or has no labels, or the classes of the splits differ.
     """
     if is_path(data):
-        return open_labelled_splits(os.fspath(data))
+        return open_labelled_splits(expand_home(os.fspath(data)))
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise DataError(
             "data must be a folder with train and val, or a pair (train, val) "

@@ -45,3 +45,9 @@ def test_pairs_that_do_not_fit_are_refused(splits: Path, tmp_path: Path) -> None
 
 def test_a_folder_with_a_pictures_name_is_a_folder(tmp_path: Path) -> None:
     assert open_source(write_pictures(tmp_path / "odd.png", 2)).names == ("000.png", "001.png")
+
+
+def test_a_tilde_is_the_home_folder(splits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(splits))
+    assert open_source("~/val").names == open_source(splits / "val").names
+    assert [len(part) for part in open_splits("~")] == [len(part) for part in open_splits(splits)]
