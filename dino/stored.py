@@ -152,9 +152,9 @@ def check_tensor(
         raise CheckpointError(
             f"{origin}: {name} must be {tuple(like.shape)} (got {tuple(value.shape)})"
         )
-    if _name_kind(value) != _name_kind(like):
+    if name_numbers(value) != name_numbers(like):
         raise CheckpointError(
-            f"{origin}: {name} must hold {_name_kind(like)} (got {_name_kind(value)})"
+            f"{origin}: {name} must hold {name_numbers(like)} (got {name_numbers(value)})"
         )
     converted = value.detach().to(like.dtype)
     if finite and not is_finite(converted):
@@ -220,7 +220,7 @@ def check_number(value: Any, what: str, origin: object) -> float:
     Raises:
         CheckpointError: It is not one.
     """
-    if isinstance(value, Tensor) and not value.ndim and _name_kind(value) != "complex numbers":
+    if isinstance(value, Tensor) and not value.ndim and name_numbers(value) != "complex numbers":
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise CheckpointError(f"{origin}: its {what} must be a finite number")
@@ -236,7 +236,8 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(numbers.sum(dtype=torch.float64).isfinite()) or bool(numbers.isfinite().all())
 
 
-def _name_kind(tensor: Tensor) -> str:
+def name_numbers(tensor: Tensor) -> str:
+    """Name the kind of a tensor's numbers, whatever their width."""
     if tensor.is_complex():
         return "complex numbers"
     if tensor.dtype == torch.bool:

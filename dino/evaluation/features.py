@@ -25,9 +25,11 @@ from dino.data.photometric import build_normalization
 from dino.errors import CheckpointError, DataError
 from dino.runtime.context import Run
 from dino.runtime.progress import Progress
+from dino.stored import check_values, is_finite, name_numbers
 from dino.weights.load import TrainedBackbone
 
 PROGRESS_EVERY = 20  # batches between two progress lines
+MOST_CLASSES = 1_000_000  # of a file of labels: a vote has one number per class
 GATHER_ROWS = 16384  # rows a process sends at a time
 
 
@@ -255,4 +257,37 @@ def load_features(folder: Path, name: str) -> Features:
             f"{name}labels.pth N labels",
             value=folder,
         )
-    return Features(features=features, labels=labels)
+    try:
+        check_values({f"{name}feat.pth": features, f"{name}labels.pth": labels}, folder)
+    except CheckpointError as error:
+        raise DataError(f"`load_features` {error}", value=folder) from error
+    _check_numbers(features, labels, f"`load_features` {folder}: {name}")
+    return Features(features=features.detach(), labels=labels.detach().long())
+
+
+def _check_numbers(features: Tensor, labels: Tensor, what: str) -> None:
+    """Check dense features (N, D) and labels (N) of a file.
+
+    Raises:
+        DataError: They are not finite numbers, or not numbers of classes.
+    """
+    kinds = name_numbers(features), name_numbers(labels)
+    if kinds != ("floating-point numbers", "integers"):
+        raise DataError(
+            f"{what}feat.pth must hold floating-point numbers and {what.split()[-1]}labels.pth "
+            f"integers (got {' and '.join(kinds)})"
+        )
+    if any(t.numel() * t.itemsize > t.untyped_storage().nbytes() for t in (features, labels)):
+        raise DataError(f"{what}feat.pth and its labels must be stored whole, not expanded")
+    if not is_finite(features):
+        rows = (~features.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        raise DataError(
+            f"{what}feat.pth holds NaN or infinite numbers in {len(rows)} of {len(features)} rows, "
+            f"the first is row {rows[0]}"
+        )
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= MOST_CLASSES:
+        raise DataError(
+            f"{what}labels.pth must hold class numbers from 0 to {MOST_CLASSES - 1} "
+            f"(got {least if least < 0 else most})"
+        )

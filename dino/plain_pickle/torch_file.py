@@ -47,9 +47,13 @@ def check_torch_file(path: Path | str, *, mapped: bool = False) -> None:
         PlainPickleError: The file is damaged, of another kind, or exceeds the limits.
     """
     with Path(path).open("rb") as file:
-        start = file.read(START)
-        _check_kind(start)
+        start, size = file.read(START), file.seek(0, 2)
         file.seek(0)
+        kind = _name_kind(start)
+        if _begins_as_safetensors(start, size):
+            kind = "it begins as a safetensors file, not as one of torch.save"
+        if kind:
+            raise PlainPickleError(kind)
         try:
             if start.startswith(ARCHIVE):  # as torch decides
                 _check_archive(file, mapped=mapped)
@@ -63,36 +67,40 @@ def check_torch_file(path: Path | str, *, mapped: bool = False) -> None:
             raise PlainPickleError(reason) from error
 
 
-def is_safetensors(path: Path | str) -> bool:
-    """Whether a file begins as safetensors do: the length of a JSON text, and its first brace."""
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON text, then its first brace."""
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             start = file.read(START)
-            return _is_safetensors(start) and _read_length(start) <= file.seek(0, 2)
+            return _begins_as_safetensors(start, file.seek(0, 2))
     except OSError:
         return False
 
 
-def _read_length(start: bytes) -> int:
-    return int.from_bytes(start[:8], "little")
+def name_other_kind(path: Path) -> str:
+    """Say what a file is by its first bytes; empty for an unknown kind."""
+    try:
+        with path.open("rb") as file:
+            return _name_kind(file.read(START))
+    except OSError:
+        return ""
 
 
-def _is_safetensors(start: bytes) -> bool:
-    return start[8:9] == b"{"
+def _begins_as_safetensors(start: bytes, size: int) -> bool:
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
 
 
-def _check_kind(start: bytes) -> None:
-    """Name a file of another kind by its first bytes."""
+def _name_kind(start: bytes) -> str:
     if not start:
-        raise PlainPickleError("it is empty")
+        return "it is empty"
     opening = start.lstrip().lower()
-    for mark, reason in OTHER_FILES.items():
-        if start.startswith(mark) or opening.startswith(mark):
-            raise PlainPickleError(reason)
-    if start[TAR_AT:].startswith(TAR):
-        raise PlainPickleError("it is a tar archive: unpack it first")
-    if _is_safetensors(start):
-        raise PlainPickleError("it begins as a safetensors file, not as one of torch.save")
+    named = (
+        reason
+        for mark, reason in OTHER_FILES.items()
+        if start.startswith(mark) or opening.startswith(mark)
+    )
+    is_tar = start[TAR_AT:].startswith(TAR)
+    return next(named, "it is a tar archive: unpack it first" if is_tar else "")
 
 
 def _quote_text(start: bytes) -> str:

@@ -30,7 +30,7 @@ from dino.weights.network import Network, is_vision_transformer
 from dino.weights.read import read_weights, rename_to_ours, select_network
 from dino.weights.resample import POSITION
 from dino.weights.targets import OURS, check_output, read_size
-from dino.weights.validate import Matched, list_tensors
+from dino.weights.validate import Matched, check_finite, list_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ def find_layer(layer_file: LayerConfig, found: FoundNetwork) -> dict[str, Tensor
             f"{origin}: a linear layer must have shapes (C, n x {width}) and (C,) "
             f"(got {weight} and {bias})"
         )
+    check_finite(layer, origin)
     return layer
 
 

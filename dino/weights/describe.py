@@ -15,7 +15,7 @@ from torch import Tensor
 from dino import checkpoint
 from dino.weights.formats import Contents, list_formats
 from dino.weights.network import count_blocks, guess_backbone, is_vision_transformer
-from dino.weights.read import find_format, rename_to_ours, split_networks
+from dino.weights.read import find_format, list_networks, rename_to_ours
 from dino.weights.validate import list_beside_vit
 
 Networks = dict[str, Mapping[str, Tensor]]
@@ -49,21 +49,6 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
         "flags": {name: _plain(value) for name, value in checkpoint.read_args(state).items()},
     }
     return {name: value for name, value in about.items() if value is not None}
-
-
-def list_networks(state: Mapping[str, Any]) -> Networks:
-    """List every dictionary of tensors in a file by its name, or the file itself as `weights`."""
-    networks: Networks = {}
-    for name, value in state.items():
-        if name != "dino_loss" and isinstance(value, Mapping) and value and _holds_tensors(value):
-            networks |= split_networks(value) or {name: value}
-    return networks or ({"weights": state} if state and _holds_tensors(state) else {})
-
-
-def _holds_tensors(values: Mapping[str, Any]) -> bool:
-    return all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items()
-    )
 
 
 def _plain(value: Any) -> Any:

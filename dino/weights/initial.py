@@ -7,11 +7,13 @@ import logging
 from torch import Tensor
 
 from dino.models.multicrop import MultiCrop
+from dino.stored import strip_wrappers
 from dino.weights.network import is_vision_transformer
 from dino.weights.read import read_weights, rename_to_ours, select_network
 from dino.weights.resample import adapt_input
 from dino.weights.validate import (
     ANYTHING,
+    check_finite,
     check_network,
     check_square,
     list_beside_vit,
@@ -53,7 +55,7 @@ def load_initial_weights(
     check_square(state, path)
     matched = match(student.backbone, backbone, path, beside)
     student.backbone.load_state_dict(matched.tensors)
-    tensors = {name.removeprefix("module."): value for name, value in network.items()}
+    tensors = strip_wrappers(network)
     head = {
         name.removeprefix("head."): value
         for name, value in tensors.items()
@@ -69,5 +71,6 @@ def load_initial_weights(
     logger.info("`init_from` %s: %d of %d backbone tensors%s", path, count, count, rest)
     if not fits:
         return None
+    check_finite(head, f"{path}: the head")
     student.head.load_state_dict(head)
     return read_center(state, len(student.head.last_layer.weight_v), path)

@@ -7,6 +7,7 @@ safe unpickler, and safetensors hold no code.
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +19,15 @@ from torch import Tensor
 
 from dino import checkpoint, stored
 from dino.errors import CheckpointError, WeightsError
+from dino.plain_pickle.torch_file import is_safetensors, name_other_kind
 from dino.weights.formats import Format, list_formats
 from dino.weights.validate import validate
 
+logger = logging.getLogger(__name__)
+
 STATE_DICT = "state_dict"  # the key under which files of many projects hold their network
 SAFETENSORS = ".safetensors"
+WHOLE = "weights"  # name of a network that is a whole file
 LONGEST_LIST = 300  # characters of the list of a file's keys
 
 
@@ -45,9 +50,8 @@ def read_weights(word: str) -> dict[str, Any]:
     if claiming and claiming.read:
         return validate(claiming.read(word), word)
     path = Path(word)
-    return validate(
-        read_safetensors(path) if path.suffix == SAFETENSORS else checkpoint.load_file(path), word
-    )
+    by_safetensors = path.suffix == SAFETENSORS or is_safetensors(path)
+    return validate(read_safetensors(path) if by_safetensors else checkpoint.load_file(path), word)
 
 
 def find_format(word: str) -> Format | None:
@@ -73,7 +77,8 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+        reason = name_other_kind(path) or str(error)
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {reason}") from error
 
 
 def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapping[str, Tensor]:
@@ -84,21 +89,51 @@ def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapp
     Raises:
         WeightsError: The network is not in the file.
     """
+    found = _find_network(state, key)
+    if found is None:
+        held = textwrap.shorten(", ".join(map(str, state)), LONGEST_LIST, placeholder=" ...")
+        raise WeightsError(
+            f"{path} has no network {key!r}",
+            remedy=f"it holds {held}: set or drop `checkpoint_key`",
+        )
+    name, network = found
+    names = list(list_networks(state))
+    if len(names) > 1:
+        logger.info("%s holds the networks %s: %s is used", path, ", ".join(names), name)
+    return network
+
+
+def _find_network(state: Mapping[str, Any], key: str) -> tuple[str, Mapping[str, Tensor]] | None:
+    """Find a network and its name in the file."""
     network = state.get(key)
     if isinstance(network, Mapping):
-        return network
+        return key, network
     others = (STATE_DICT, *(name for form in list_formats().values() for name in form.keys))
     is_named = key not in ("teacher", *others)
-    for name in others:
-        if isinstance(state.get(name), Mapping):
-            networks = split_networks(state[name]) or ({} if is_named else {key: state[name]})
+    for name, held in [*((name, state.get(name)) for name in others), (WHOLE, state)]:
+        if isinstance(held, Mapping) and (name != WHOLE or (held and _holds_tensors(held))):
+            networks = split_networks(held)
             if key in networks:
-                return networks[key]
-    if state and not is_named and all(isinstance(value, Tensor) for value in state.values()):
-        return state
-    held = textwrap.shorten(", ".join(map(str, state)), LONGEST_LIST, placeholder=" ...")
-    raise WeightsError(
-        f"{path} has no network {key!r}", remedy=f"it holds {held}: set or drop `checkpoint_key`"
+                return key, networks[key]
+            if not is_named:
+                return next(iter(networks.items()), (name, held))
+    return None
+
+
+def list_networks(state: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
+    """List every dictionary of tensors in a file by its name, or the file itself as `weights`."""
+    networks: dict[str, Mapping[str, Tensor]] = {}
+    for name, value in state.items():
+        if name != "dino_loss" and isinstance(value, Mapping) and value and _holds_tensors(value):
+            networks |= split_networks(value) or {name: value}
+    if networks or not (state and _holds_tensors(state)):
+        return networks
+    return dict(split_networks(state)) or {WHOLE: state}
+
+
+def _holds_tensors(values: Mapping[str, Any]) -> bool:
+    return all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items()
     )
 
 

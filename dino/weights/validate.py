@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dino import checkpoint, stored
 from dino.errors import CheckpointError, WeightsError
 from dino.models.zoo import open_library
+from dino.stored import check_values, is_finite, name_numbers, shorten_names
 from dino.weights.formats import list_formats
 
 # Settings of a backbone in the args of a file, in addition to `arch`.
@@ -52,6 +52,7 @@ def validate(state: Mapping[Any, Any], origin: Path | str) -> dict[str, Any]:
             )
     if state.get("normalisation") is not None:
         _check_normalization(state["normalisation"], origin)
+    check_values(state, origin)
     return {
         name: _admit_tensors(value, origin) for name, value in _admit_tensors(state, origin).items()
     }
@@ -158,7 +159,8 @@ def match(
         beside: Pattern of the tensors that the file may hold in addition.
 
     Raises:
-        WeightsError: Tensors are missing, have another shape, or are foreign. The text lists them.
+        WeightsError: Tensors are missing, have another shape or kind of number, hold NaN, or are
+            foreign. The text lists them.
     """
     needed = module.state_dict()
     if not needed.keys() <= tensors.keys() and any("cls_attn_blocks" in name for name in needed):
@@ -167,29 +169,51 @@ def match(
     wrong = [
         f"{name} ({_describe_misfit(tensors.get(name), tensor)})"
         for name, tensor in needed.items()
-        if name not in tensors or tensors[name].shape != tensor.shape
+        if _describe_misfit(tensors.get(name), tensor)
     ]
+    unexpected = {name: tensor for name, tensor in tensors.items() if name not in needed}
     if wrong:
+        others = f"; the file has {shorten_names(list(unexpected))}" if unexpected else ""
         raise WeightsError(
             f"{origin}: {len(wrong)} of {len(needed)} backbone tensors do not fit, nothing was "
-            f"loaded: {_shorten(wrong)}",
+            f"loaded: {shorten_names(wrong)}{others}",
             remedy="check `arch`, `patch_size` and `checkpoint_key`",
         )
-    unexpected = {name: tensor for name, tensor in tensors.items() if name not in needed}
+    check_finite({name: tensors[name] for name in needed}, origin)
     foreign = [name for name in unexpected if not beside.match(name)]
     if foreign:
         raise WeightsError(
             f"{origin}: it is another network, with {len(foreign)} tensors that this one lacks, "
-            f"nothing was loaded: {_shorten(foreign)}",
+            f"nothing was loaded: {shorten_names(foreign)}",
             remedy="check `arch`",
         )
     return Matched({name: tensors[name] for name in needed}, unexpected)
 
 
+def check_finite(tensors: Mapping[str, Tensor], origin: object) -> None:
+    """Check that weights are numbers, as a run that diverged leaves none.
+
+    Raises:
+        WeightsError: They hold NaN or infinite numbers; the text lists the tensors.
+    """
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if broken:
+        raise WeightsError(
+            f"{origin}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite numbers: "
+            f"{shorten_names(broken)}",
+            remedy="use a checkpoint from before",
+        )
+
+
 def _describe_misfit(stored: Tensor | None, needed: Tensor) -> str:
+    """Say why a tensor does not fit; empty if it does."""
     if stored is None:
         return "missing"
-    return f"must be {tuple(needed.shape)}, got {tuple(stored.shape)}"
+    if stored.shape != needed.shape:
+        return f"must be {tuple(needed.shape)}, got {tuple(stored.shape)}"
+    if needed.is_floating_point() and not stored.is_floating_point():
+        return f"must hold {name_numbers(needed)}, got {name_numbers(stored)}"
+    return ""
 
 
 def list_beside_vit() -> re.Pattern[str]:
@@ -202,7 +226,10 @@ def list_beside_vit() -> re.Pattern[str]:
 
 
 def _admit_tensors(values: Any, origin: Path | str) -> Any:
-    """Validate and detach a dictionary of tensors. Anything else is returned unchanged."""
+    """Check the names of a dictionary of tensors, and detach them: a parameter requires gradients.
+
+    Anything else is returned unchanged.
+    """
     if not isinstance(values, Mapping) or not any(
         isinstance(value, Tensor) for value in values.values()
     ):
@@ -211,20 +238,9 @@ def _admit_tensors(values: Any, origin: Path | str) -> Any:
     if wrong:
         raise CheckpointError(f"{origin}: the name of a tensor must be a str (got {wrong})")
     return {
-        name: _validate_tensor(name, value, origin) if isinstance(value, Tensor) else value
+        name: value.detach() if isinstance(value, Tensor) else value
         for name, value in values.items()
     }
-
-
-def _validate_tensor(name: str, tensor: Tensor, origin: Path | str) -> Tensor:
-    """Detach a tensor: a saved parameter still requires gradients."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-        layout = str(tensor.dtype if tensor.is_quantized else tensor.layout)
-        raise CheckpointError(
-            f"{origin}: {name} must be a dense tensor (got {'meta' if tensor.is_meta else layout})",
-            remedy="save it dense, with its numbers",
-        )
-    return tensor.detach()
 
 
 def _check_normalization(stored: Any, origin: Path | str) -> None:
@@ -244,7 +260,3 @@ def _check_normalization(stored: Any, origin: Path | str) -> None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in {int, float} and math.isfinite(value)
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

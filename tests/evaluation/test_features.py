@@ -219,6 +219,40 @@ def test_features_and_labels_that_do_not_go_together_are_refused(
         load_features(tmp_path, "train")
 
 
+ROWS, LABELS = torch.rand(8, 3), torch.arange(8)
+NAN = torch.full((8, 3), torch.nan).where(LABELS[:, None] == 5, ROWS)
+ODD_FEATURES = {
+    "a NaN": (NAN, LABELS, "holds NaN or infinite numbers in 1 of 8 rows, the first is row 5"),
+    "integers": (ROWS.long(), LABELS, r"floating-point numbers .* \(got integers and integers\)"),
+    "float labels": (ROWS, LABELS.float(), "and floating-point numbers"),
+    "negative labels": (ROWS, LABELS - 1, r"class numbers from 0 to 999999 \(got -1\)"),
+    "huge labels": (ROWS, LABELS + 10**9, r"from 0 to 999999 \(got 1000000007\)"),
+    "sparse": (torch.eye(8, 3).to_sparse(), LABELS, r"trainfeat\.pth must be a dense tensor"),
+    "expanded": (ROWS, torch.zeros(1).long().expand(8), "stored whole, not expanded"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_FEATURES)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_features_and_labels_that_cannot_vote_are_named(name: str, tmp_path: Path) -> None:
+    features, labels, reason = ODD_FEATURES[name]
+    torch.save(features, tmp_path / "trainfeat.pth")
+    torch.save(labels, tmp_path / "trainlabels.pth")
+    with pytest.raises(DataError, match=reason) as caught:
+        load_features(tmp_path, "train")
+    assert str(caught.value).startswith(f"`load_features` {tmp_path}")
+
+
+def test_features_that_require_gradients_and_short_labels_are_plain_afterwards(
+    tmp_path: Path,
+) -> None:
+    torch.save(ROWS.clone().requires_grad_(), tmp_path / "trainfeat.pth")
+    torch.save(LABELS.to(torch.uint8), tmp_path / "trainlabels.pth")
+    found = load_features(tmp_path, "train")
+    assert torch.equal(found.features, ROWS) and not found.features.requires_grad
+    assert found.labels.dtype == torch.int64 and torch.equal(found.labels, LABELS)
+
+
 class WholeMean(nn.Module):
     """(B, C, H, W) -> (B, C): the mean color, for views of any size."""
 

@@ -194,12 +194,13 @@ def test_a_file_that_reads_back_differently_is_an_error_and_the_one_before_it_st
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.pth", "weights.pth"]
 
 
-def test_nan_comes_back_as_it_was(tmp_path: Path, command: Command, lively: Any) -> None:
+def test_nan_is_refused_by_name(tmp_path: Path, command: Command, lively: Any) -> None:
     tensors = lively().state_dict()
     tensors["norm.bias"][0] = float("nan")
     torch.save(tensors, tmp_path / "in.pth")
     code, text = command(convert_timm, tmp_path / "in.pth", tmp_path / "out.safetensors")
-    assert code == 0 and "42 of 42 tensors matched" in text
+    assert code == 2 and "1 of 42 tensors hold NaN or infinite numbers: norm.bias" in text
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_without_a_file_the_published_weights_are_converted(

@@ -52,6 +52,20 @@ FILES: dict[str, tuple[Any, str]] = {
         "checkpoint of the IPU port",
     ),
     "mae": ({"model": {**BACKBONE, "mask_token": torch.zeros(1)}}, "masked autoencoder (MAE)"),
+    "dinov2": (
+        {**BACKBONE, "mask_token": torch.zeros(1, 96), "blocks.0.ls1.gamma": torch.zeros(96)},
+        "DINOv2, a vision transformer with layer scale, which this project does not compute",
+    ),
+    "registers": ({**BACKBONE, "register_tokens": torch.zeros(1, 4, 96)}, "DINOv2, a vision"),
+    "swiglu": ({**BACKBONE, "blocks.0.mlp.w12.weight": torch.zeros(8, 96)}, "DINOv2, a vision"),
+    "dinov3": ({**BACKBONE, "storage_tokens": torch.zeros(1, 4, 96)}, "DINOv3, a vision"),
+    "lightning": (
+        {
+            "state_dict": {f"student_backbone.{n}": t for n, t in BACKBONE.items()}
+            | {f"student_head.{n}": t for n, t in HEAD.items()}
+        },
+        "networks of another project in one dictionary",
+    ),
     "hugging face": (to_hugging_face(BACKBONE), "Hugging Face, a ViT of the transformers library"),
     "timm": (
         {**BACKBONE, "head.weight": torch.zeros(5, 96)},

@@ -283,3 +283,12 @@ def test_extract_weights_never_writes_half_a_backbone(tmp_path):
     assert not (tmp_path / "out.pth").exists()
     with pytest.raises(OptionError, match="name both files"):
         main(["--weights", str(tmp_path / "checkpoint.pth")])
+
+
+@pytest.mark.parametrize("key", ["model", "optimizer", "center", "epoch"])
+@pytest.mark.parametrize("value", ["words", [torch.zeros(2)], {"a": torch.zeros(2)}])
+def test_their_file_with_a_damaged_entry_is_one_line(key, value, tmp_path):
+    torch.save({**make_published(), key: value}, tmp_path / "theirs.pth")
+    with pytest.raises(CheckpointError) as caught:
+        convert_ipu([str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")])
+    assert "\n" not in str(caught.value) and not (tmp_path / "ours.pth").exists()

@@ -169,7 +169,8 @@ def test_missing_tensors_are_counted_and_listed_and_nothing_is_loaded(tmp_path: 
 
 def test_a_long_list_of_missing_tensors_is_cut(tmp_path: Path) -> None:
     with pytest.raises(
-        WeightsError, match=r"and \d+ more; check `arch`, `patch_size` and `checkpoint_key`"
+        WeightsError,
+        match=r"and \d+ more; the file has foreign; check `arch`, `patch_size` and `checkpoint_key`",
     ):
         load(save(tmp_path, {"teacher": {"foreign": torch.zeros(1)}}), arch="vit_mini")
 

@@ -16,7 +16,7 @@ from dino.models.registry import build_backbone
 from dino.weights.formats import timm as timm_format
 from dino.weights.formats.huggingface import to_hugging_face
 from dino.weights.load import TrainedBackbone, load_backbone
-from dino.weights.read import read_weights
+from dino.weights.read import read_weights, rename_to_ours, select_network
 
 
 def build(arch: str = "vit_mini", **settings: Any) -> nn.Module:
@@ -323,3 +323,166 @@ def test_an_unknown_tag_of_timm_is_too() -> None:
         match=r"vit_small_patch16_224\.din is unknown: did you mean vit_small_patch16_224\.d",
     ):
         read_weights("timm:vit_small_patch16_224.din")
+
+
+PLAIN = dict(build().state_dict())
+OTHER = {name: tensor + 1 for name, tensor in PLAIN.items()}
+LAYER = {"fc.weight": torch.zeros(4, 96), "fc.bias": torch.zeros(4)}
+
+
+def put(prefix: str, tensors: dict[str, torch.Tensor] = PLAIN) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+WRAPPED: dict[str, tuple[dict[str, Any], str]] = {
+    "torch.compile": (put("_orig_mod."), ""),
+    "DDP of torch.compile": ({"state_dict": put("module._orig_mod.")}, ""),
+    "FSDP": ({"model": put("_fsdp_wrapped_module.")}, ""),
+    "DeepSpeed": ({"module": put("")}, ""),
+    "Lightning": ({"state_dict": put("model."), "pytorch-lightning_version": "2.0"}, ""),
+    "Lightning's DINO": (
+        {"state_dict": put("teacher.", PLAIN) | put("student.", OTHER)},
+        "networks teacher, student: teacher is used",
+    ),
+    "lightly's DINO": (
+        {
+            "state_dict": put("student_backbone.", OTHER)
+            | put("student_head.", LAYER)
+            | put("teacher_backbone.")
+            | put("teacher_head.", LAYER)
+        },
+        "networks teacher, student: teacher is used",
+    ),
+    "DINOv2's run": (
+        {"model": put("student.backbone.", OTHER) | put("teacher.backbone."), "iteration": 3},
+        "networks teacher, student: teacher is used",
+    ),
+    "DINOv2's teacher": ({"teacher": put("backbone.") | put("dino_head.", LAYER)}, ""),
+    "flat names of DINOv2": (put("teacher.backbone."), ""),
+    "MoCo": (
+        {"state_dict": put("module.encoder_q.") | put("module.encoder_k.", OTHER)},
+        "networks encoder_q, encoder_k: encoder_q is used",
+    ),
+    "MoCo v3": (
+        {"state_dict": put("module.base_encoder.") | put("module.momentum_encoder.", OTHER)},
+        "networks base_encoder, momentum_encoder: base_encoder is used",
+    ),
+    "solo-learn": (
+        {"state_dict": put("backbone.") | put("momentum_backbone.", OTHER)},
+        "networks backbone, momentum_backbone: backbone is used",
+    ),
+    "a network and its average": (
+        {"state_dict": put(""), "state_dict_ema": put("", OTHER)},
+        "networks state_dict, state_dict_ema: state_dict is used",
+    ),
+    "ours": (
+        {"student": put("module.backbone.", OTHER), "teacher": put("backbone.")},
+        "networks student, teacher: teacher is used",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_files_of_known_wrappers_are_read_and_the_choice_is_named(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    state, said = WRAPPED[name]
+    torch.save(state, tmp_path / "w.pth")
+    assert_same(load(tmp_path / "w.pth"), build())
+    assert said in caplog.text and ("is used" in caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a network and its average", "state_dict_ema"),
+        ("MoCo", "encoder_k"),
+        ("Lightning's DINO", "student"),
+        ("DINOv2's run", "student"),
+        ("solo-learn", "momentum_backbone"),
+    ],
+)
+def test_the_other_network_is_read_by_its_name(name: str, key: str, tmp_path: Path) -> None:
+    torch.save(WRAPPED[name][0], tmp_path / "w.pth")
+    tensors = rename_to_ours(select_network(read_weights(str(tmp_path / "w.pth")), key, "FILE"))
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in OTHER.items())
+
+
+def test_names_of_the_file_are_told_beside_those_that_are_wanted(tmp_path: Path) -> None:
+    torch.save(put("trunk."), tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsError,
+        match=r"cls_token \(missing\), .* and 32 more; the file has trunk\.cls_token, .* 32 more;",
+    ):
+        load_backbone(
+            BackboneConfig(arch="vit_mini"),
+            WeightsConfig(pretrained_weights=str(tmp_path / "w.pth")),
+        )
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(number: float, tmp_path: Path) -> None:
+    broken = {**PLAIN, "blocks.1.norm2.bias": torch.full((96,), number)}
+    torch.save(broken, tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsError, match=r"1 of 42 tensors hold NaN or infinite numbers: blocks\.1\.norm2\.bias"
+    ):
+        load(tmp_path / "w.pth")
+
+
+def test_complex_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({**PLAIN, "norm.bias": PLAIN["norm.bias"] + 0j}, tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsError, match=r"norm\.bias \(must hold floating-point numbers, got co"
+    ):
+        load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_hugging_face_folder_in_shards_is_read(tmp_path: Path, kind: str) -> None:
+    folder = make_folder(tmp_path / "hf", to_hugging_face(build().state_dict()))
+    whole = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, stem = list(whole), {"safetensors": "model", "bin": "pytorch_model"}[kind]
+    shards = {f"{stem}-0000{part}-of-00002.{kind}": names[part - 1 :: 2] for part in (1, 2)}
+    for shard, held in shards.items():
+        tensors = {name: whole[name] for name in held}
+        save = safetensors.torch.save_file if kind == "safetensors" else torch.save
+        save(tensors, folder / shard)
+    index = folder / f"{stem}.{kind}.index.json"
+    places = {name: shard for shard, held in shards.items() for name in held}
+    index.write_text(json.dumps({"weight_map": places}))
+    assert_same(load(folder), build())
+    index.write_text(json.dumps({"weight_map": places | {names[0]: "../elsewhere.bin"}}))
+    with pytest.raises(CheckpointError, match=r"must name files of this folder \(got '../elsew"):
+        load(folder)
+    index.write_text(json.dumps({"weight_map": list(places)}))
+    with pytest.raises(CheckpointError, match="must hold a weight_map"):
+        load(folder)
+
+
+def test_the_only_variant_of_a_hugging_face_folder_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    half = {name: t.half() for name, t in to_hugging_face(build().state_dict()).items()}
+    folder = make_folder(tmp_path / "hf", half)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    tensors = rename_to_ours(read_weights(str(folder))["state_dict"])
+    assert tensors["norm.bias"].dtype == torch.float16
+    assert "model.fp16.safetensors is used" in caplog.text
+    (folder / "model.bf16.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="keep one of model.bf16.safetensors, model.fp16"):
+        load(folder)
+
+
+def test_safetensors_under_another_name_are_read(tmp_path: Path) -> None:
+    safetensors.torch.save_file(build().state_dict(), tmp_path / "w.pth")
+    assert_same(load(tmp_path / "w.pth"), build())
+
+
+def test_a_pointer_under_the_name_of_safetensors_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="it is a Git LFS pointer, not the file"):
+        read_weights(str(tmp_path / "w.safetensors"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.errors import CheckpointError, WeightsError
+from dino.errors import WeightsError
 from dino.weights.config import ConversionConfig
 from dino.weights.formats import Contents, Format
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FIXED = {"model_type": "vit", "hidden_act": "gelu", "qkv_bias": True}
 USUAL_EPS = (
     1e-12  # default layer_norm_eps of transformers, also written for weights trained with 1e-6
@@ -124,34 +123,21 @@ def read_folder(word: str) -> dict[str, Any]:
         CheckpointError: A file is missing or damaged.
         WeightsError: The network is not one of our vision transformers.
     """
-    from dino.weights.read import read_weights, select_network
+    from dino.weights.hugging_face_files import read_json, read_tensors
 
     path = Path(word)
-    config = {**DEFAULTS, **_read_json(path / "config.json")}
+    config = {**DEFAULTS, **read_json(path / "config.json")}
     _check_config(config, path)
-    file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{path} holds none of {', '.join(WEIGHTS)}")
     about_images = path / "preprocessor_config.json"
-    images = _read_json(about_images) if about_images.exists() else {}
+    images = read_json(about_images) if about_images.exists() else {}
     normalization = {"mean": images.get("image_mean"), "std": images.get("image_std")}
-    tensors = select_network(read_weights(str(file)), "state_dict", file)
+    tensors = read_tensors(path)
     size = _check_input(config, tensors, path)
     return {
         "state_dict": tensors,
         "args": {"arch": _find_arch(config, path), "image_size": size},
         "normalisation": normalization if all(normalization.values()) else None,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a dictionary (got {type(content).__name__})")
-    return content
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dino.errors import CheckpointError
 from dino.weights.config import IpuCheckpointConfig
 from dino.weights.formats import Contents, Format
 
@@ -15,12 +17,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NETWORKS = ("student", "teacher")
+LONGEST_REASON = 200  # characters of an error in the file
+# Raised by entries of other types or shapes.
+BROKEN = (ValueError, IndexError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 def is_ipu(tensors: Any) -> bool:
-    """Whether the names are the IPU port's, which holds student and teacher in one dictionary."""
+    """Whether the names are the IPU port's: two networks, whose last layers have two halves."""
     return isinstance(tensors, Mapping) and any(
-        str(name).startswith(f"{network}_head.") for name in tensors for network in NETWORKS
+        str(name).startswith(f"{network}_head.last_layer1.")
+        for name in tensors
+        for network in NETWORKS
     )
 
 
@@ -62,7 +69,12 @@ def convert_checkpoint(config: IpuCheckpointConfig) -> None:
     source, target = name_files(config.files)
     state = validate(checkpoint.load_file(source), source)
     theirs = is_published(state)
-    checkpoint.save_file(target, read_published(state) if theirs else write_published(state))
+    try:
+        converted = read_published(state) if theirs else write_published(state)
+    except BROKEN as error:
+        reason = textwrap.shorten(repr(error), LONGEST_REASON, placeholder=" ...")
+        raise CheckpointError(f"{source} is damaged inside: {reason}") from error
+    checkpoint.save_file(target, converted)
     logger.info(
         "%s: %s, of the other form in %s",
         target,

@@ -142,6 +142,7 @@ def test_without_the_file_nobody_knows_the_format(
 
 def test_formats_are_asked_in_a_fixed_order() -> None:
     assert list(list_formats()) == [
+        "dinov2",
         "huggingface",
         "onnx",
         "ipu",
@@ -149,6 +150,7 @@ def test_formats_are_asked_in_a_fixed_order() -> None:
         "original",
         "timm",
         "paddle",
+        "wrapped",
     ]
     assert list(list_converters()) == ["huggingface", "timm", "paddle", "onnx", "ipu"]
 
@@ -188,7 +190,8 @@ def test_networks_that_lie_in_one_dictionary_are_the_ipu_ports_alone() -> None:
     split: Any = list_formats()["ipu"].split
     tensors = {"student.a": torch.zeros(1), "teacher.a": torch.ones(1)}
     assert split(tensors) == {}
-    found = split({**tensors, "teacher_head.b": torch.ones(2), "stray": torch.zeros(3)})
+    half = {"teacher_head.last_layer1.b": torch.ones(2)}
+    found = split({**tensors, **half, "stray": torch.zeros(3)})
     assert {network: sorted(part) for network, part in found.items()} == {
-        **{"student": ["a", "stray"], "teacher": ["a", "head.b", "stray"]},
+        **{"student": ["a", "stray"], "teacher": ["a", "head.last_layer1.b", "stray"]},
     }
