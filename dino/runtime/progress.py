@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -9,12 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dino.runtime.output import losing_output
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+
+BAR = "{desc} {n_fmt}/{total_fmt}{postfix} eta {remaining}"
+SHORT = {"images/s": "img/s", "data wait": "wait", "skipped steps": "skipped"}  # names on a bar
+LESS = ("lr", "epoch")  # left out, in this order, where a terminal has no room for all values
+ROOM_FOR_ETA = len(" eta 00:00:00")
 
 
 class Progress:
@@ -28,21 +35,34 @@ class Progress:
         # A notebook redraws a line as a terminal does.
         live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = (
-            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True)
+            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True, bar_format=BAR)
             if shown and live
             else None
         )
+        self.lines = contextlib.ExitStack()
+        if self.bar is not None:
+            self.lines.enter_context(logging_redirect_tqdm())  # log lines go above the bar
 
     def advance(self, done: int, values: Mapping[str, str] | None = None) -> None:
         """Show that `done` steps are complete, with `values` next to them."""
         step, self.done = done - self.done, done
         if self.bar is not None:
             with losing_output(sys.stderr):
+                self.bar.set_postfix_str(self._fit(values or {}, self.bar.ncols), refresh=False)
                 self.bar.update(step)
-                self.bar.set_postfix(values or {})
+                self.bar.refresh()
         elif self.shown:
             shown = "  ".join(f"{name} {value}" for name, value in (values or {}).items())
             logger.info("%s  %d/%d  %s  eta %s", self.title, done, self.total, shown, self.eta())
+
+    def _fit(self, values: Mapping[str, str], columns: int | None) -> str:
+        """Write values for a bar of `columns`; where not all fit, some are left out."""
+        parts = {name: f"{SHORT.get(name, name)} {value}" for name, value in values.items()}
+        room = (columns or 80) - len(f"{self.title} {self.done}/{self.total}, ") - ROOM_FOR_ETA
+        for name in LESS:
+            if len(" ".join(parts.values())) > room:
+                parts.pop(name, None)
+        return " ".join(parts.values())
 
     def follow(self, items: Iterable[Item], *, every: int = 100) -> Iterator[Item]:
         """Yield items, one per step; without a terminal, log every `every` items and at the end."""
@@ -61,6 +81,7 @@ class Progress:
 
     def close(self) -> None:
         """Remove the bar."""
+        self.lines.close()
         if self.bar is not None:
             with losing_output(sys.stderr):
                 self.bar.close()

@@ -76,8 +76,31 @@ def test_on_a_terminal_a_bar_counts(
         assert shown.bar.n == 20
         shown.close()
     assert "epoch 7" in terminal.getvalue()
-    assert "loss=2.5" in terminal.getvalue()
+    assert "loss 2.5" in terminal.getvalue()
     assert read_lines(caplog) == []
+
+
+def test_a_bar_has_80_columns_and_log_lines_have_lines_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    handler = logging.StreamHandler(terminal)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    shown = Progress(125_000, "training", start=119_990)
+    values = {"epoch": "100/100", "loss": "9.1234", "lr": "0.000123", "images/s": "1234.5"}
+    shown.advance(120_000, {**values, "data wait": "12%", "skipped steps": "3"})
+    logging.getLogger().warning("a line")
+    shown.close()
+    assert logging.getLogger().handlers == [handler]
+    lines = re.split(r"[\r\n]", terminal.getvalue())
+    kept = "training 120000/125000, loss 9.1234 img/s 1234.5 wait 12% skipped 3 eta "
+    assert "a line" in lines and max(map(len, lines)) <= 80
+    assert any(line.startswith(kept) for line in lines)
+    shown = Progress(300, "training")
+    shown.advance(10, values)
+    shown.close()
+    assert "epoch 100/100 loss 9.1234 lr 0.000123 img/s 1234.5 eta" in terminal.getvalue()
 
 
 def test_the_time_left_follows_the_pace_of_this_run(clock: SimpleNamespace) -> None:
