@@ -8,6 +8,7 @@ import torch
 
 from dino.devices import open_device
 from dino.devices.config import DeviceConfig
+from dino.errors import CheckpointError
 from dino.evaluation.features import Features
 from dino.evaluation.linear.head import (
     LinearHead,
@@ -174,3 +175,28 @@ def test_processes_count_every_image_once(monkeypatch: pytest.MonkeyPatch, run: 
     assert sum(part.top1 for part in parts) == pytest.approx(whole.top1)
     assert sum(part.top5 or 0 for part in parts) == pytest.approx(whole.top5)
     assert sum(part.loss for part in parts) == pytest.approx(whole.loss)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.zeros(1), r"momentum_buffer must be \(\d+, \d+\) \(got \(1,\)\)"),
+        (None, "lacks a momentum_buffer"),
+        ([0.0], r"momentum_buffer must be a tensor \(got list\)"),
+    ],
+)
+def test_momentum_that_does_not_fit_is_named(value: object, reason: str) -> None:
+    state = MomentumSGD(build_head().parameters()).state_dict()
+    state["state"][0] = {"momentum_buffer": value}
+    with pytest.raises(CheckpointError, match=reason):
+        MomentumSGD(build_head().parameters()).load_state_dict(state)
+
+
+def test_momentum_of_a_file_gets_memory_of_its_own() -> None:
+    optimizer = MomentumSGD(build_head().parameters())
+    state = optimizer.state_dict()
+    shape = state["state"][0]["momentum_buffer"].shape
+    state["state"][0]["momentum_buffer"] = torch.ones(1).expand(shape)
+    optimizer.load_state_dict(state)
+    held = optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum_buffer"]
+    assert held.is_contiguous() and held.untyped_storage().nbytes() == held.nbytes
