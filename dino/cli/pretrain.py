@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging()
     log_reasons(config, reasons)
     if config.run.dry_run:
-        check_dry_run(config)
+        images = check_dry_run(config)
     else:
         source = check_options(config)
     with open_session(
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         output_dir=config.run.output_dir,
     ) as run:
         if config.run.dry_run:
-            dry_run(config, run)
+            dry_run(config, run, images)
             return
         score = score_online(config, run) if config.run.eval_knn_every else None
         recipe = as_recipe(config, given, reasons)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.data.crops import Crops
-from dino.data.synthetic import make_batch
+from dino.data.synthetic import IMAGENET, make_batch
 from dino.devices.base import Device
 from dino.devices.untyped import run_backward
 from dino.errors import CheckpointError
@@ -89,8 +89,11 @@ class PhaseClock:
         self.phase, self.began = phase, now
 
 
-def check_dry_run(config: TrainConfig) -> None:
+def check_dry_run(config: TrainConfig) -> int:
     """Check what a run would check, except the output folder; check images only if some are named.
+
+    Returns:
+        The number of images of an epoch; ImageNet's if none are named.
 
     Raises:
         DinoError: A setting is wrong; the message says which one and what to do.
@@ -100,11 +103,17 @@ def check_dry_run(config: TrainConfig) -> None:
     if word and not is_name(word) and not Path(word).exists():
         raise CheckpointError(f"`init_from` {word} does not exist", value=word)
     if config.data.data_path is not None:
-        check_images(config)
+        return len(check_images(config))
+    return config.train_data.data_limit or IMAGENET
 
 
-def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
+def dry_run(config: TrainConfig, run: Run, images: int = IMAGENET) -> DryRunResult:
     """Run two steps (three if they are compiled), log the measurements and return them.
+
+    Args:
+        config: The settings of the run.
+        run: Device and processes.
+        images: Number of images of an epoch, for the duration of the run.
 
     Raises:
         OptionError: The architecture does not accept the crop sizes or the number of channels.
@@ -145,7 +154,7 @@ def dry_run(config: TrainConfig, run: Run) -> DryRunResult:
         largest_batch=largest,
         recompute=choose_recompute(config, device),
     )
-    for line in describe(result, seconds):
+    for line in (*describe(result, seconds), describe_duration(config.run.epochs, images, rate)):
         logger.info("%s", line)
     return result
 
@@ -251,6 +260,12 @@ def estimate_batch(
         return None, None
     image = (peak - fixed) / micro_batch
     return (None if total is None else max(0, int((USABLE * total - fixed) / image))), image
+
+
+def describe_duration(epochs: int, images: int, rate: float) -> str:
+    """Return how long a run takes at `rate` images/s, if its images arrive in time."""
+    hours = epochs * images / rate / 3600
+    return f"duration: {epochs} epochs of {images:,} images take {hours:,.1f} hours at this rate"
 
 
 def describe(found: DryRunResult, seconds: float) -> list[str]:

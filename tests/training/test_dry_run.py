@@ -22,6 +22,7 @@ from dino.training.dry_run import (
     check_dry_run,
     count_bytes,
     count_flops,
+    describe_duration,
     draw_batch,
     dry_run,
     estimate_batch,
@@ -171,6 +172,16 @@ def test_two_steps_show_rate_phases_and_memory(caplog: pytest.LogCaptureFixture)
     assert found.memory_peak < found.memory_total
 
 
+def test_the_duration_is_that_of_the_images_of_all_epochs(tmp_path: Path) -> None:
+    assert describe_duration(100, 1_281_167, 1000.0) == (
+        "duration: 100 epochs of 1,281,167 images take 35.6 hours at this rate"
+    )
+    assert check_dry_run(options_of("--dry_run")) == 1_281_167
+    assert check_dry_run(options_of("--dry_run", "--data_limit", 300)) == 300
+    images = make_images(tmp_path, 12)
+    assert check_dry_run(options_of("--dry_run", "--data_path", images)) == 12
+
+
 def test_a_host_tells_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = CpuDevice("fp32")
     before, held = device.memory_peak(), torch.ones(2**26)
@@ -198,6 +209,7 @@ def test_the_command_says_what_a_run_would_cost_and_writes_nothing(
     for line in (
         r"dry run: [\d.]+ images/s",
         r"GFLOP per image, .* \d+% of the rate of large",
+        r"duration: \d+ epochs of [\d,]+ images take [\d,.]+ hours at this rate",
         r"peak memory: [\d.]+ GB of [\d.]+ GB",
     ):
         assert re.search(line, result.text), result.text

@@ -65,9 +65,8 @@ FLAGS: Mapping[str, Spec] = {
         "number of images, the global batch and the epochs; each with a reason"
     ),
     "dry_run": Spec(
-        "run two steps on random pixels and report images/s, memory, FLOPs, the share of each "
-        "phase "
-        "and the largest batch; writes no files",
+        "run two steps on random pixels and report images/s, hours, memory, FLOPs, the share of "
+        "each phase and the largest batch; writes no files",
         switch=True,
     ),
 }
