@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -93,6 +94,10 @@ def exit_code(command: Callable[[], None]) -> int:
     except DinoError as error:
         text = f"{type(error).__name__}: {' '.join(spell(str(error)).split())}"
         return _fail(f"{_name_rank()}{text}", error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _fail(f"the path {str(error.filename)[:80]}... is too long", DinoError.exit_code)
     finally:
         with losing_output(sys.stdout):
             sys.stdout.flush()

@@ -213,3 +213,12 @@ def test_a_name_that_is_no_text_is_printed_all_the_same():
         [sys.executable, "-c", script], capture_output=True, env=environment, check=True
     )
     assert done.stdout.decode() == "a\\udcff\n"
+
+
+def test_a_path_that_is_too_long_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        Path("a" * 5000).is_dir()
+        Path("a" * 5000).read_bytes()
+
+    assert exit_code(command) == 2
+    assert capsys.readouterr().err == f"the path {'a' * 80}... is too long\n"
