@@ -6,14 +6,21 @@ user's and closed to others, a file too, and links are never followed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 NOT_OWN = "is a link, another user's, or writable by others"
 
@@ -34,6 +41,24 @@ def make_folder(folder: Path) -> Path:
     folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
     _check(folder, folder.lstat(), stat.S_ISDIR)
     return folder
+
+
+def protect_compiled_code() -> None:
+    """Let torch's compiler keep its code in a folder that only this user can write.
+
+    It loads what it finds there, and by default that is a folder in /tmp that anybody can make
+    first. A folder that the user has set stays.
+    """
+    if VARIABLE in os.environ:
+        return
+    folder = Path(tempfile.gettempdir()) / f"dino_compiled_{os.geteuid()}"
+    try:
+        make_folder(folder)
+    except OSError as error:
+        logger.warning("compiled code is not kept: %s; set %s to a folder", error, VARIABLE)
+        folder = Path(tempfile.mkdtemp(prefix="dino_compiled_"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[VARIABLE] = str(folder)
 
 
 def check_owner(folder: Path) -> None:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from dino.cache import check_owner, find_cache_root, hold_lock, make_folder, read_own, write_own
+from dino.cache import (
+    VARIABLE,
+    check_owner,
+    find_cache_root,
+    hold_lock,
+    make_folder,
+    protect_compiled_code,
+    read_own,
+    write_own,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +87,22 @@ def test_a_lock_behind_a_link_leaves_its_target_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="exists"):
         write_own(tmp_path / "lock", b"")
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_compiled_code_is_kept_where_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "/mine")
+    protect_compiled_code()
+    assert os.environ[VARIABLE] == "/mine"
+    monkeypatch.delenv(VARIABLE)
+    protect_compiled_code()
+    usual = Path(os.environ[VARIABLE])
+    assert usual.parent == tmp_path and stat.S_IMODE(usual.stat().st_mode) == 0o700
+    monkeypatch.delenv(VARIABLE)
+    usual.chmod(0o777)  # as anybody could have made it
+    protect_compiled_code()
+    assert Path(os.environ[VARIABLE]) not in (usual, tmp_path)
+    assert Path(os.environ[VARIABLE]).parent == tmp_path
+    assert f"writable by others: '{usual}'" in caplog.text

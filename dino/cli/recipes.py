@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 
 from dino.errors import OptionError, nearest
-from dino.files import find_preset
+from dino.files import find_preset, read_bounded
 from dino.runtime.launch import read_launch
 
 DEEPEST = 20  # levels of sections
+LARGEST = 1 << 20  # bytes of a recipe
 MOST = 5000  # values after aliases are expanded; a few lines of aliases can stand for billions
 
 # What PyYAML raises: its own errors, and Python's for impossible dates, numbers, tags and nesting.
@@ -84,7 +85,9 @@ def read_recipe(path: str) -> dict[str, Any]:
         OptionError: The file is missing, is not YAML, or is not a mapping.
     """
     try:
-        recipe = _load(find_preset(path).read_text(encoding="utf-8")) or {}
+        recipe = _load(read_bounded(find_preset(path), LARGEST).decode("utf-8-sig")) or {}
+    except RecursionError as error:
+        raise OptionError(f"--config {path} is nested too deeply") from error
     except (OSError, *NO_YAML) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(recipe, dict):

@@ -19,11 +19,12 @@ from dino.data.image_source import ImageSource
 from dino.data.shard_names import ENDING
 from dino.data.shards import LABEL, sample_of
 from dino.errors import DataError
-from dino.files import atomic_write
+from dino.files import atomic_write, read_bounded
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it whenever equal images would yield other shards
+LARGEST_NOTE = 1 << 20  # bytes
 QUALITY = 95  # of a scaled JPEG; Pillow's documentation advises against more
 SMOOTH = {"P": "RGB", "PA": "RGBA", "1": "L"}
 ORIENTATION = ExifTags.Base.Orientation
@@ -90,8 +91,8 @@ def _claim(note: Path, source: ImageSource, packing: Packing) -> None:
     }
     if note.exists():
         try:
-            theirs = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError as error:
+            theirs = dict(json.loads(read_bounded(note, LARGEST_NOTE)))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{note} is damaged: {error}", remedy="pack into an empty folder"
             ) from error

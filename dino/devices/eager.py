@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dino.cache import protect_compiled_code
 from dino.devices.base import Device, TrainProgram, TrainStep, split_batch
 from dino.devices.batch_norm import synchronize
 from dino.devices.op_lists import CastingOps, OpLists
@@ -79,6 +80,7 @@ class EagerDevice(Device):
 
     def compile_module(self, module: nn.Module, *, in_parts: bool = False) -> nn.Module:
         """See the base class."""
+        protect_compiled_code()
         options = dict(self.compile_options)
         if in_parts:
             options["backend"] = split_backend(options.get("backend"), self.bucket_bytes)
@@ -88,6 +90,7 @@ class EagerDevice(Device):
         """See the base class."""
         if not self.compiles or self.reads_freely:
             return phase
+        protect_compiled_code()
         return CompiledPhase(phase, {**self.compile_options, "fullgraph": whole})
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:

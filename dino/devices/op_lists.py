@@ -21,10 +21,11 @@ from torch import Tensor
 from dino.devices.config import PrecisionConfig
 from dino.devices.untyped import close_kernels, open_kernels, replace_kernel
 from dino.errors import OptionError, nearest
-from dino.files import find_preset
+from dino.files import find_preset, read_bounded
 
 logger = logging.getLogger(__name__)
 
+LARGEST = 1 << 20  # bytes of a list
 # Names in the Gaudi reference's lists that are not ATen functions -> their meaning, or None.
 TRANSLATED = {
     "cross_entropy": "cross_entropy_loss",
@@ -181,9 +182,8 @@ def _find_widest(tensors: Iterable[Tensor]) -> torch.dtype:
 
 
 def _read_names(file: str, spelling: str) -> list[str]:
-    path = find_preset(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(find_preset(file), LARGEST).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
             f"{spelling} {file} cannot be read ({error})", remedy="give a file with one op per line"

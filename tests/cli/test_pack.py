@@ -170,3 +170,11 @@ def test_wrong_command_lines_end_before_any_work(images: Path, tmp_path: Path) -
     (tmp_path / "set" / "train").mkdir()
     with pytest.raises(OptionError, match="holds splits; pack each split separately"):
         main([str(tmp_path / "set"), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "5", "[[1]]", "nonsense", "null"])
+def test_a_note_that_is_none_is_one_line(images: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "photos.json").write_text(text)
+    with pytest.raises(DataError, match=r"photos\.json is damaged: .*; pack into an empty folder"):
+        pack(images, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Recipes: nested keys and their meaning, words that change them, and the files of `configs/`."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -190,12 +191,20 @@ def test_two_keys_that_contradict_each_other_are_refused(tmp_path):
         ("Optimizer: {lr: 0.1, lr: 0.2}", "duplicate key 'lr'"),
         ("Optimizer.lr: 0.1\nOptimizer: {lr: 0.2}", "set --lr to 0.1 and 0.2; remove one"),
         ("lr: 2024-13-45", "cannot be read: month must be in 1..12"),
-        ("[" * 3000, "cannot be read"),
+        ("[" * 3000, "is nested too deeply"),
+        ("lr: " + "[" * 200_000, "is nested too deeply"),
+        ("lr: 1\n" + "#" * (1 << 20), "cannot be read: it has more than 1048576 bytes"),
     ],
 )
 def test_odd_recipes_are_one_line(text, named, tmp_path):
     (tmp_path / "odd.yaml").write_text(text)
     assert named in refusal(["--config", str(tmp_path / "odd.yaml")])
+
+
+def test_recipes_that_never_end_are_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", "/dev/zero", "x" * 5000):
+        assert "cannot be read: " in refusal(["--config", str(path)])
 
 
 LAUGHS = "".join(

@@ -2,6 +2,7 @@
 followed on the CPU."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -262,6 +263,13 @@ def test_a_name_in_both_lists_is_named_and_runs_in_bf16(write, caplog):
 def test_a_missing_list_is_named():
     with pytest.raises(OptionError, match="`hmp_fp32` gone.txt cannot be read"):
         read("--hmp-fp32", "gone.txt")
+
+
+def test_a_list_that_never_ends_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero", "x" * 5000):
+        with pytest.raises(OptionError, match="`hmp_fp32` .* cannot be read"):
+            read("--hmp-fp32", path)
 
 
 def test_the_names_that_a_list_may_hold_are_the_bridges(shared_facts):

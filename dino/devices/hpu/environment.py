@@ -15,6 +15,7 @@ from dino.devices.hpu.mode import VARIABLE as LAZY
 from dino.devices.hpu.mode import Mode
 from dino.devices.hpu.software import Release
 from dino.errors import DeviceError, OptionError
+from dino.files import read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ GELU = "PT_HPU_FORCE_TANH_FOR_GELU"
 GRADIENTS = "PT_HPU_EAGER_ENABLE_GRADIENT_VIEW_LAYOUT_OPT"
 # Top folders in which the 1.24 bridge refuses op lists; links are resolved (autocast_helpers.cpp).
 REFUSED = frozenset("bin boot dev etc lib lost+found proc root run sbin srv sys usr var".split())
+LARGEST = 1 << 20  # bytes of a list
 HARMLESS = {
     GELU: "uses the tanh form of GELU",
     GRADIENTS: "is slower in the gradients of convolutions",
@@ -93,7 +95,7 @@ def read_own_lists(environment: Mapping[str, str]) -> dict[str, str]:
     for name in LISTS:
         if environment.get(name):
             try:
-                contents[name] = Path(environment[name]).read_text(encoding="utf-8")
+                contents[name] = read_bounded(Path(environment[name]), LARGEST).decode()
             except (OSError, UnicodeDecodeError) as error:
                 raise OptionError(
                     f"{name}={environment[name]} cannot be read ({error})", remedy="unset it"
