@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dino.data.decode import EXTENSIONS
@@ -14,7 +15,7 @@ from dino.data.image_source import ImageSource
 from dino.data.listing import describe, list_folder, show
 from dino.data.shard_names import ENDING, find_shards, is_pattern
 from dino.data.shards import list_members
-from dino.data.splits import find_mixed_splits, find_validation, holds_splits
+from dino.data.splits import find_mixed_splits, find_validation, holds_splits, is_divided
 from dino.errors import DataError
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+:/|pipe:", re.IGNORECASE)
@@ -77,13 +78,17 @@ def open_validation_images(data_path: str | None) -> ImageSource:
 def open_images(data_path: str | None) -> ImageSource:
     """List all images: of a folder including its splits, of shards, or of a text file.
 
-    In a folder with train and val splits, labels come from the class folders inside the splits.
+    In a folder of splits, labels come from the class folders inside the splits.
 
     Raises:
         DataError: The path is not set, does not exist, or has no images.
     """
     root = _existing(data_path)
-    return _open(root, level=1 if os.path.isdir(root) and holds_splits(root) else 0)
+    source = _open(root)
+    if source.labels is None or not is_divided(source.classes):
+        return source
+    labels, classes = _label_by_folder(source.names, level=1)
+    return replace(source, labels=labels, classes=classes)
 
 
 def open_online_splits(
@@ -197,11 +202,11 @@ def _check_local(path: str, flag: str) -> None:
         )
 
 
-def _open(root: Path, level: int = 0) -> ImageSource:
+def _open(root: Path) -> ImageSource:
     """Open `data_path`: shards by pattern, a list file, a folder of images, or of shards."""
     if is_pattern(str(root)) and not os.path.isdir(root):
         return _list_shards(find_shards(str(root), FLAG))
-    source = _list_files(root, FLAG, level)
+    source = _list_files(root, FLAG)
     shards = sorted(root.glob(f"[!.]*{ENDING}")) if os.path.isdir(root) else []
     if shards and len(source):
         raise DataError(
@@ -218,7 +223,7 @@ def _open(root: Path, level: int = 0) -> ImageSource:
 
 
 def _list(root: Path, flag: str) -> ImageSource:
-    return _not_empty(_list_files(root, flag, 0), root, flag)
+    return _not_empty(_list_files(root, flag), root, flag)
 
 
 def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
@@ -228,7 +233,7 @@ def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
     return source
 
 
-def _list_files(root: Path, flag: str, level: int) -> ImageSource:
+def _list_files(root: Path, flag: str) -> ImageSource:
     if os.path.isfile(root):
         names = read_list(root, flag)
         again = len(names) - len(set(names))
@@ -238,7 +243,7 @@ def _list_files(root: Path, flag: str, level: int) -> ImageSource:
         names, passed = list_folder(root, EXTENSIONS)
     except OSError as error:
         raise DataError(f"{flag} {root} cannot be read: {error}") from error
-    labels, classes = _label_by_folder(names, level)
+    labels, classes = _label_by_folder(names)
     origin = f"{'built-in images' if is_demo(root) else 'folder'} {root}"
     return ImageSource(
         root=root, names=names, labels=labels, classes=classes, origin=origin, passed=passed
@@ -249,7 +254,7 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
     """Classes are the folders in the members' names, or the numbers of .cls members if any."""
     images, members, passed = list_members(shards)
     names = tuple(image.name for image in images)
-    labels, classes = _label_by_folder(names, 0)
+    labels, classes = _label_by_folder(names)
     numbers = tuple(image.label for image in images if image.label is not None)
     if len(numbers) == len(names) and numbers != labels:
         labels, classes = numbers, tuple(map(str, range(max(numbers) + 1)))
@@ -266,7 +271,7 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
 
 
 def _label_by_folder(
-    names: tuple[str, ...], level: int
+    names: tuple[str, ...], level: int = 0
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Labels and classes from the folders `level` levels down; None if an image is in none."""
     folders = [_class_folder(name, level) for name in names]

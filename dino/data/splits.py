@@ -18,12 +18,18 @@ SPLIT = re.compile(
 
 def find_validation(root: Path) -> Path | None:
     """The folder of the validation images, if there is one."""
-    return next((root / name for name in VALIDATION if (root / name).is_dir()), None)
+    return next((root / name for name in VALIDATION if os.path.isdir(root / name)), None)
 
 
 def holds_splits(root: Path) -> bool:
     """Whether a folder is divided into the splits train and val (or validation)."""
-    return (root / "train").is_dir() and find_validation(root) is not None
+    return os.path.isdir(root / "train") and find_validation(root) is not None
+
+
+def is_divided(folders: Iterable[str]) -> bool:
+    """Whether folders side by side are splits, among them one for training and another."""
+    kinds = {bool(split[1]) for split in map(SPLIT.fullmatch, folders) if split}
+    return len(kinds) == 2
 
 
 def find_mixed_splits(names: Iterable[str]) -> tuple[str, str] | None:

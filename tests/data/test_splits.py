@@ -63,3 +63,14 @@ def test_mixed_splits_within_the_train_split_or_a_shard_are_refused(tmp_path: Pa
     for name in ("a", "b.tar"):
         with pytest.raises(DataError, match="holds the splits train and"):
             open_training_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("train", "other"), [("train", "val"), ("Train", "Test")])
+def test_classes_are_those_inside_the_splits(tmp_path: Path, train: str, other: str) -> None:
+    fill(tmp_path, f"{train}/ant/1.png", f"{other}/ant/2.png", f"{other}/bee/3.png")
+    source = open_images(str(tmp_path))
+    labels = {
+        name.rpartition("/")[2]: label
+        for name, label in zip(source.names, source.labels or (), strict=True)
+    }
+    assert (source.classes, labels) == (("ant", "bee"), {"1.png": 0, "2.png": 0, "3.png": 1})
