@@ -15,7 +15,13 @@ from dino.data.image_source import ImageSource
 from dino.data.listing import describe, list_folder, show
 from dino.data.shard_names import ENDING, find_shards, is_pattern
 from dino.data.shards import list_members
-from dino.data.splits import find_mixed_splits, find_validation, holds_splits, is_divided
+from dino.data.splits import (
+    find_mixed_splits,
+    find_validation,
+    holds_splits,
+    is_divided,
+    label_by_folder,
+)
 from dino.errors import DataError
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+:/|pipe:", re.IGNORECASE)
@@ -87,7 +93,7 @@ def open_images(data_path: str | None) -> ImageSource:
     source = _open(root)
     if source.labels is None or not is_divided(source.classes):
         return source
-    labels, classes = _label_by_folder(source.names, level=1)
+    labels, classes = label_by_folder(source.names, level=1)
     return replace(source, labels=labels, classes=classes)
 
 
@@ -163,11 +169,13 @@ def _refuse_mixed_splits(source: ImageSource) -> None:
     mixed = find_mixed_splits(source.names)
     if mixed is None:
         return
-    one = f"`data_path` {source.root / mixed[0]}" if source.members is None else "one of them"
-    raise DataError(
-        f"{source.root} holds the splits {mixed[0]} and {mixed[1]}",
-        remedy=f"name {one}, or train on both by a text file that lists their images",
+    remedy = (
+        "pack one of them alone"
+        if source.members
+        else f"name `data_path` {source.root / mixed[0]}, or a text file that lists the images of"
+        " both"
     )
+    raise DataError(f"{source.root} holds the splits {mixed[0]} and {mixed[1]}", remedy=remedy)
 
 
 def _existing(data_path: str | None) -> Path:
@@ -243,7 +251,7 @@ def _list_files(root: Path, flag: str) -> ImageSource:
         names, passed = list_folder(root, EXTENSIONS)
     except OSError as error:
         raise DataError(f"{flag} {root} cannot be read: {error}") from error
-    labels, classes = _label_by_folder(names)
+    labels, classes = label_by_folder(names)
     origin = f"{'built-in images' if is_demo(root) else 'folder'} {root}"
     return ImageSource(
         root=root, names=names, labels=labels, classes=classes, origin=origin, passed=passed
@@ -254,7 +262,7 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
     """Classes are the folders in the members' names, or the numbers of .cls members if any."""
     images, members, passed = list_members(shards)
     names = tuple(image.name for image in images)
-    labels, classes = _label_by_folder(names)
+    labels, classes = label_by_folder(names)
     numbers = tuple(image.label for image in images if image.label is not None)
     if len(numbers) == len(names) and numbers != labels:
         labels, classes = numbers, tuple(map(str, range(max(numbers) + 1)))
@@ -268,23 +276,6 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
         origin=f"{len(shards)} shards, the first {shards[0]}",
         passed=passed,
     )
-
-
-def _label_by_folder(
-    names: tuple[str, ...], level: int = 0
-) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """Labels and classes from the folders `level` levels down; None if an image is in none."""
-    folders = [_class_folder(name, level) for name in names]
-    if not all(folders):
-        return None, ()
-    classes = tuple(sorted(set(folders)))
-    index = {name: number for number, name in enumerate(classes)}
-    return tuple(index[folder] for folder in folders), classes
-
-
-def _class_folder(name: str, level: int) -> str:
-    parts = name.split(os.sep, level + 1)
-    return parts[level] if len(parts) > level + 1 else ""
 
 
 def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:

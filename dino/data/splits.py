@@ -1,4 +1,4 @@
-"""Folders that divide images into those to train on and others."""
+"""Folders that divide images into classes, and into those to train on and others."""
 
 from __future__ import annotations
 
@@ -49,3 +49,20 @@ def find_mixed_splits(names: Iterable[str]) -> tuple[str, str] | None:
             (training if split[1] else other).setdefault(above, folder)
     both = next((above for above in training if above in other), None)
     return None if both is None else (training[both], other[both])
+
+
+def label_by_folder(
+    names: tuple[str, ...], level: int = 0
+) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+    """Labels and classes from the folders `level` levels down; None if an image is in none."""
+    folders = [_class_folder(name, level) for name in names]
+    if not all(folders):
+        return None, ()
+    classes = tuple(sorted(set(folders)))
+    index = {name: number for number, name in enumerate(classes)}
+    return tuple(index[folder] for folder in folders), classes
+
+
+def _class_folder(name: str, level: int) -> str:
+    parts = name.split(os.sep, level + 1)
+    return parts[level] if len(parts) > level + 1 else ""

@@ -43,7 +43,7 @@ def fill(root: Path, *names: str) -> Path:
 def test_training_on_mixed_splits_is_refused_and_a_list_is_the_way_out(tmp_path: Path) -> None:
     root = fill(tmp_path, "Train/1.png", "Test/2.png")
     with pytest.raises(
-        DataError, match=r"holds the splits Train and Test; name `data_path` \S+/Train, or"
+        DataError, match=r"holds the splits Train and Test; name `data_path` \S+/Train, or a text"
     ):
         open_training_source(str(root))
     assert open_training_source(str(root / "Train")).names == ("1.png",)
