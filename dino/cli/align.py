@@ -90,8 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(AlignConfig, argv, ABOUT)
 
     from dino.runtime.metrics import check_target, write_result
+    from dino.training.checks import check_settings
 
     set_up_logging()
+    check_settings(config)
     check_target(config.report.json)
     rows = align(config)
     for line in write_table(rows):

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from dino.devices.untyped import all_reduce
 
+Norm = TypeVar("Norm", bound=nn.modules.batchnorm._BatchNorm)
 
-def synchronize(module: nn.Module) -> nn.Module:
-    """Replace every batch norm inside `module`, and `module` itself if it is one."""
+
+def synchronize(module: nn.Module, kind: type[nn.modules.batchnorm._BatchNorm]) -> nn.Module:
+    """Replace every batch norm inside `module`, and `module` itself if it is one, by a `kind`."""
     for name, child in module.named_children():
-        module.set_submodule(name, synchronize(child))
-    return (
-        AllReduceBatchNorm.adopt(module)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        else module
+        module.set_submodule(name, synchronize(child, kind))
+    return adopt(module, kind) if isinstance(module, nn.modules.batchnorm._BatchNorm) else module
+
+
+def adopt(norm: nn.modules.batchnorm._BatchNorm, kind: type[Norm]) -> Norm:
+    """Build a `kind` that shares the parameters, buffers and parts of another batch norm."""
+    adopted = kind(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
     )
+    adopted._parameters, adopted._buffers = norm._parameters, norm._buffers
+    adopted._modules, adopted.training = norm._modules, norm.training
+    return adopted
+
+
+def run_parts(norm: nn.Module, normalized: Tensor) -> Tensor:
+    """Apply what a batch norm of timm holds in addition: its dropout and its activation."""
+    for part in norm.children():
+        normalized = part(normalized)
+    return normalized
 
 
 class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -28,22 +45,13 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
     num_batches_tracked: Tensor
     momentum: float
 
-    @classmethod
-    def adopt(cls, norm: nn.modules.batchnorm._BatchNorm) -> AllReduceBatchNorm:
-        """Build one that shares the parameters and buffers of an ordinary batch norm."""
-        adopted = cls(
-            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-        )
-        adopted._parameters, adopted._buffers = norm._parameters, norm._buffers
-        return adopted.train(norm.training)
-
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...), computed in fp32.
 
         In training, statistics are over all dimensions except C, and over all processes.
         """
         if not self.training:
-            return super().forward(inputs)
+            return run_parts(self, super().forward(inputs))
         values = inputs.float()
         dims, shape = [0, *range(2, inputs.ndim)], (1, -1, *(1,) * (inputs.ndim - 2))
         count = values.new_full((1,), inputs.numel() / inputs.shape[1])
@@ -54,7 +62,7 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._update_running((total / counts).detach(), (variance * counts / (counts - 1)).detach())
         scale = (variance + self.eps).rsqrt() * self.weight
         normalized: Tensor = centered * scale.reshape(shape) + self.bias.reshape(shape)
-        return normalized.to(inputs.dtype)
+        return run_parts(self, normalized.to(inputs.dtype))
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         self.num_batches_tracked.add_(1)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dino.devices.base import TrainProgram, TrainStep
+from dino.devices.batch_norm import run_parts, synchronize
 from dino.devices.casting import cast_together
 from dino.devices.cuda_graph import CudaRecorder, GraphStep, ReplayedProgram
 from dino.devices.eager import AUTOCAST_TYPES, EagerDevice
 from dino.devices.op_lists import OpLists
 from dino.devices.untyped import build_stream
 from dino.errors import DeviceError
+
+
+class FusedBatchNorm(nn.SyncBatchNorm):
+    """Batch norm over all processes by torch's kernels, with the further parts of timm's."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...)."""
+        return run_parts(self, super().forward(inputs))
 
 
 class CudaDevice(EagerDevice):
@@ -79,8 +88,7 @@ class CudaDevice(EagerDevice):
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the base class; torch's SyncBatchNorm has fused kernels here."""
-        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        return convert(module)
+        return synchronize(module, FusedBatchNorm)
 
     def compile_train(
         self, program: TrainProgram, optimizer: torch.optim.Optimizer, micro_batches: int

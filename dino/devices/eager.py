@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dino.cache import protect_compiled_code
 from dino.devices.base import Device, TrainProgram, TrainStep, split_batch
-from dino.devices.batch_norm import synchronize
+from dino.devices.batch_norm import AllReduceBatchNorm, synchronize
 from dino.devices.op_lists import CastingOps, OpLists
 from dino.devices.untyped import run_backward
 
@@ -95,7 +95,7 @@ class EagerDevice(Device):
 
     def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
         """See the base class."""
-        return synchronize(module)
+        return synchronize(module, AllReduceBatchNorm)
 
     def synchronize(self) -> None:
         """See the base class; on the CPU nothing is queued."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dino.errors import OptionError, nearest
 from dino.models.config import TIMM_PREFIX
+from dino.models.foreign import build_timm, build_torchvision
 from dino.models.vit import VisionTransformer
 from dino.models.zoo import open_library
 
@@ -95,7 +96,7 @@ def build_backbone(
         patch_size: Side of a patch in pixels; ViT only.
         in_chans: Channels C of an image.
         img_size: Side in pixels of the images that the ViT's position embedding is stored for.
-        drop_path_rate: Stochastic depth, 0 to 1; ViT and timm only.
+        drop_path_rate: Stochastic depth, 0 to 1, of a network that has it.
 
     Returns:
         A module (B, C, H, W) -> (B, D) with the attribute `embed_dim`.
@@ -112,14 +113,8 @@ def build_backbone(
             drop_path_rate=drop_path_rate,
             **vars(VITS[arch]),
         )
-    if _is_of_timm(arch):
-        timm = open_library("timm", purpose=f"`arch` {arch}")
-        model: nn.Module = timm.create_model(
-            _timm_name(arch), num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate
-        )
-        model.embed_dim = model.num_features  # for `width_of`
-        return model
-    return _build_torchvision(arch, in_chans)
+    build = build_timm if _is_of_timm(arch) else build_torchvision
+    return build(_timm_name(arch), in_chans=in_chans, drop_path_rate=drop_path_rate)
 
 
 def width_of(backbone: nn.Module) -> int:
@@ -161,9 +156,14 @@ def set_recompute(backbone: nn.Module, what: str) -> None:
         )
 
 
+def keeps_statistics(part: nn.Module) -> bool:
+    """Whether a module itself is a batch norm, of torch or not: it averages over batches."""
+    return any(name.startswith("running_") for name in part._buffers)
+
+
 def _recompute_in_timm(backbone: nn.Module) -> bool:
     """Enable checkpointing of timm blocks if supported; batch norm would see each batch twice."""
-    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in backbone.modules()):
+    if any(map(keeps_statistics, backbone.modules())):
         return False
     try:
         switch = cast(Callable[[bool], None], backbone.set_grad_checkpointing)
@@ -200,7 +200,8 @@ def describe_in_timm(
     shape = VITS[arch]
     if shape.conv_stem:
         raise OptionError(
-            f"timm has no network like {arch}, which embeds patches with several convolutions"
+            f"timm has no network like {arch}, which embeds patches with several convolutions",
+            remedy="ONNX holds any network",
         )
     name = f"{arch.replace('deit_', 'vit_')}_patch{patch_size}_224"
     if not timm.is_model(name):
@@ -235,41 +236,3 @@ def _timm_name(arch: str) -> str:
 def _xcit_names() -> list[str]:
     names: list[str] = open_library("timm", purpose="XCiT").list_models(f"{XCIT_PREFIX}*")
     return names
-
-
-def _build_torchvision(arch: str, in_chans: int) -> nn.Module:
-    auxiliary = {"aux_logits": False} if arch in {"googlenet", "inception_v3"} else {}
-    models = open_library("torchvision", purpose=f"`arch` {arch}").models
-    model = models.get_model(arch, weights=None, **auxiliary)
-    name, model.embed_dim = _classifier(model)
-    model.set_submodule(name, nn.Identity())
-    if in_chans != 3:
-        _change_input(model, in_chans)
-    built: nn.Module = model
-    return built
-
-
-def _classifier(model: nn.Module) -> tuple[str, int]:
-    """Name and input width of the classifier: the last linear layer, else the last convolution."""
-    modules = dict(model.named_modules())
-    linear = [
-        (name, part.in_features) for name, part in modules.items() if isinstance(part, nn.Linear)
-    ]
-    if linear:
-        return linear[-1]
-    return [(n, m.in_channels) for n, m in modules.items() if isinstance(m, nn.Conv2d)][-1]
-
-
-def _change_input(model: nn.Module, in_chans: int) -> None:
-    name, first = next(
-        (name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d)
-    )
-    changed = nn.Conv2d(
-        in_chans,
-        first.out_channels,
-        kernel_size=cast("tuple[int, int]", first.kernel_size),
-        stride=cast("tuple[int, int]", first.stride),
-        padding=cast("str | tuple[int, int]", first.padding),
-        bias=first.bias is not None,
-    )
-    model.set_submodule(name, changed.to(torch.get_default_dtype()))

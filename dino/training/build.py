@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import cast
 
-import torch
 from torch import nn
 
 from dino.config import chosen
@@ -41,21 +39,16 @@ logger = logging.getLogger(__name__)
 
 
 def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]:
-    """Build student and teacher on the device; both start with the same weights.
-
-    Raises:
-        OptionError: The architecture does not accept the crop sizes or the number of channels.
-    """
+    """Build student and teacher on the device; both start with the same weights."""
     run.device.seed(config.run.seed)
     student = build_network(
         config,
-        drop_path_rate=config.student.drop_path_rate,
+        drop_path_rate=float(chosen(config.student, "drop_path_rate")),
         norm_last_layer=config.student.norm_last_layer,
     )
     sizes = [config.crops.global_crops_size] + [config.crops.local_crops_size] * (
         config.crops.local_crops_number > 0
     )
-    _check_crops(student.backbone, config, sizes)
     expect_sizes(student.backbone, sizes)
     set_recompute(student.backbone, choose_recompute(config, run.device))
     teacher = build_teacher(
@@ -257,18 +250,3 @@ def build_network(
         norm_last_layer=norm_last_layer,
     )
     return MultiCrop(backbone, head)
-
-
-def _check_crops(backbone: nn.Module, config: TrainConfig, sizes: Iterable[int]) -> None:
-    """Run the untrained network on each size, so that a bad size fails before the first step."""
-    was_training = backbone.training
-    for size in sizes:
-        try:
-            with torch.no_grad():
-                backbone.eval()(torch.zeros(1, config.student.chosen_in_chans, size, size))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise OptionError(
-                f"`arch` {config.backbone.chosen_arch} cannot take {size}-pixel crops: {error}",
-                value=config.backbone.chosen_arch,
-            ) from error
-    backbone.train(was_training)

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 
 from dino import checkpoint
+from dino.data.crops import GLOBAL_VIEWS
 from dino.data.image_source import ImageSource
 from dino.data.loaders import check_count
 from dino.data.sources import open_online_splits, open_training_source
 from dino.data.synthetic import IMAGENET, make_synthetic_source
 from dino.devices.base import Device
 from dino.errors import OptionError
+from dino.models.probe import Probe, check_depth
 from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
 from dino.runtime.launch import read_launch
@@ -65,6 +67,7 @@ def check_settings(config: TrainConfig) -> None:
     check_scales(config)
     check_sizes(config)
     check_warmups(config)
+    check_network(config)
 
 
 def check_images(config: TrainConfig, source: ImageSource | None = None) -> ImageSource:
@@ -147,6 +150,29 @@ def check_sizes(config: TrainConfig) -> None:
             logger.warning(
                 "`%s` %d: patches of %d fill only %d pixels of it", name, size, patch, filled
             )
+
+
+def check_network(config: TrainConfig) -> None:
+    """Check that a network of timm or torchvision trains on the crops; one of ours always does.
+
+    Raises:
+        OptionError: It does not, or it has no stochastic depth for a `drop_path_rate`.
+    """
+    arch, crops, in_chans = (
+        config.backbone.chosen_arch,
+        config.crops,
+        config.student.chosen_in_chans,
+    )
+    if is_vit(arch):
+        return
+    # Batch norm is over all processes.
+    images = config.data.batch_size_per_device * read_launch(os.environ).world_size
+    probe = Probe(arch, in_chans=in_chans)
+    probe.check_pass(GLOBAL_VIEWS * images, crops.global_crops_size)
+    if crops.local_crops_number:
+        probe.check_pass(crops.local_crops_number * images, crops.local_crops_size)
+    if rate := config.student.drop_path_rate:
+        check_depth(arch, rate, in_chans=in_chans, side=crops.global_crops_size)
 
 
 def check_warmups(config: TrainConfig) -> None:

@@ -15,7 +15,7 @@ from dino.runtime.config import LaunchConfig
 class StudentConfig(ChannelConfig):
     """The student network: head, stochastic depth and initial weights."""
 
-    drop_path_rate: float = setting(0.1, least=0, most=1)
+    drop_path_rate: float | None = derived(0.1, least=0, most=1)
     out_dim: int = setting(65536, least=2)
     norm_last_layer: bool = True
     use_bn_in_head: bool = False

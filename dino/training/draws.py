@@ -5,18 +5,16 @@ They are keyed by (seed, iteration, rank, micro-batch), so checkpoints hold no g
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.data.crops import GLOBAL_VIEWS
 from dino.devices.base import Device
 from dino.models.depth import draw_depth
 from dino.models.multicrop import MultiCrop
+from dino.models.probe import SeenRandom
 from dino.models.vit import VisionTransformer
 from dino.training.config import TrainConfig
 
@@ -94,19 +92,4 @@ def draws_by_itself(backbone: nn.Module, config: TrainConfig) -> bool:
         return True
     finally:
         backbone.train(was_training)
-    return seen.random
-
-
-class SeenRandom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook is untyped
-    """Records whether any operator inside used a random generator."""
-
-    random = False
-
-    def __init__(self) -> None:
-        """Start with no random operator seen."""
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Record whether the operator is random, then run it."""
-        self.random |= torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
+    return bool(seen.count)

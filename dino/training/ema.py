@@ -8,13 +8,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dino.models.registry import keeps_statistics
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def build_teacher(teacher: Network, student: nn.Module) -> Network:
     """Copy the student's weights into the teacher, turn its gradients off and return it."""
     teacher.load_state_dict(student.state_dict())
+    set_modes(teacher)
     return teacher.requires_grad_(False)
+
+
+def set_modes(teacher: nn.Module) -> None:
+    """Turn off all that is random in the teacher; batch norm uses its batch, as the original's."""
+    for part in teacher.modules():
+        part.training = keeps_statistics(part)
 
 
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: Tensor) -> None:

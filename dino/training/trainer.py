@@ -26,7 +26,7 @@ from dino.training.build import build_loader, build_networks, build_program
 from dino.training.checks import check_device
 from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
-from dino.training.ema import build_teacher
+from dino.training.ema import build_teacher, set_modes
 from dino.training.inside import Held, check_inside, without_module
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
@@ -179,10 +179,8 @@ class Trainer:
         return self._save(numbered=epoch if frequency and epoch % frequency == 0 else None)
 
     def _score(self, evaluate: Evaluate) -> Mapping[str, float]:
-        backbone = self.teacher.backbone
-        was_training = backbone.training
-        values = evaluate(backbone)
-        backbone.train(was_training)
+        values = evaluate(self.teacher.backbone)
+        set_modes(self.teacher)
         logger.info("%s", ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
         self.reporter.write(values, self.iteration)
         return values

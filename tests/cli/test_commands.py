@@ -12,6 +12,7 @@ from dino import __version__
 from dino.cli.__main__ import COMMANDS, main
 from dino.cli.flags import FLAGS, ipu
 from dino.cli.session import exit_code
+from dino.models.registry import VITS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
@@ -73,6 +74,13 @@ def test_required_flags_come_first(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dino"])
     text = show_help(capsys, "pretrain", "--help")
     assert text.index("required:") < text.index("  --data_path") < text.index("  --device")
+
+
+def test_the_help_names_every_network_of_ours_and_where_others_come_from(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dino"])
+    for command in ("pretrain", "knn"):
+        words = re.split(r"[\s,]+", show_help(capsys, command, "--help"))
+        assert {*VITS, "timm:NAME", "torchvision"} <= set(words)
 
 
 def test_ipu_flags_are_shown_where_they_are_asked_for(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The CPU: batch norm over processes, batches in parts, copies for the host."""
 
+import copy
 import ctypes
 import os
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from dino.devices import cpu
+from dino.devices import batch_norm, cpu
 from dino.devices.base import split_batch
-from dino.devices.batch_norm import AllReduceBatchNorm
+from dino.devices.batch_norm import AllReduceBatchNorm, run_parts, synchronize
 from dino.devices.cpu import CpuDevice
+from dino.devices.cuda import FusedBatchNorm
 from dino.errors import DeviceError
 
 ROWS = (2, 4)  # images of each process; they need not be equal
@@ -139,6 +142,26 @@ def test_synchronized_batch_norm_equals_torchs_in_eval_mode(device):
     adopted = device.synchronize_batch_norm(nn.Sequential(norm.eval()))
     assert not adopted[0].training
     assert torch.equal(adopted(inputs), norm(inputs))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_norm_of_timm_keeps_its_activation(device, training, monkeypatch):
+    monkeypatch.setattr(batch_norm, "all_reduce", lambda tensor: tensor)
+    network = nn.Sequential(BatchNormAct2d(5, act_layer=nn.GELU)).train(training)
+    nn.init.normal_(network[0].bias)
+    inputs, expected = torch.randn(4, 5, 3, 3), copy.deepcopy(network)
+    torch.testing.assert_close(device.synchronize_batch_norm(network)(inputs), expected(inputs))
+    theirs, ours = expected.state_dict(), network.state_dict()
+    assert theirs.keys() == ours.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_a_batch_norm_on_a_gpu_keeps_timms_activation_too():
+    norm = synchronize(nn.Sequential(BatchNormAct2d(5, act_layer=nn.GELU)), FusedBatchNorm)[0]
+    assert isinstance(norm, nn.SyncBatchNorm) and isinstance(norm.act, nn.GELU)
+    inputs = torch.randn(4, 5)
+    assert torch.equal(run_parts(norm, inputs), nn.functional.gelu(inputs))
 
 
 def test_a_frozen_batch_norm_stays_frozen(device):

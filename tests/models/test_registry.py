@@ -2,6 +2,7 @@
 channels."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -16,6 +17,8 @@ SOME = [
     ("squeezenet1_0", 512, "classifier"),
     ("xcit_nano_12_p16", 128, "head"),
     ("timm:resnet18", 512, "fc"),
+    ("timm:mobilenetv3_small_050", 1024, "classifier"),  # wider than its last feature map
+    ("timm:vgg11", 4096, "head.fc"),  # without stochastic depth
 ]
 
 
@@ -101,6 +104,31 @@ def test_stochastic_depth_reaches_timm():
         if type(part).__name__ == "DropPath"
     ]
     assert rates and max(rates) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("arch", ["swin_t", "efficientnet_b0"])
+def test_stochastic_depth_reaches_torchvision(arch):
+    rates = [
+        part.p
+        for part in build_backbone(arch, drop_path_rate=0.3).modules()
+        if type(part).__name__ == "StochasticDepth"
+    ]
+    assert rates == sorted(rates) and (rates[0], rates[-1]) == pytest.approx((0, 0.3))
+    still = build_backbone(arch, drop_path_rate=0.0)
+    assert not any(getattr(part, "p", 0) for part in still.features.modules())
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+)
+def test_a_network_of_timm_that_takes_any_size_is_timms_at_its_own(name):
+    theirs = timm.create_model(name, num_classes=0).eval()
+    ours = build_backbone(f"timm:{name}").eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(1, *theirs.pretrained_cfg["input_size"])
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+        assert ours(images[..., :96, :96]).shape == (1, ours.embed_dim)
 
 
 def test_blocks_of_timms_networks_are_computed_again_too():

@@ -11,7 +11,7 @@ import torch
 from dino.cli.options import parse
 from dino.data.sources import open_training_source
 from dino.devices.cpu import CpuDevice
-from dino.errors import DataError, OptionError
+from dino.errors import DataError
 from dino.training.build import build_loader, build_networks, build_program, describe_network
 from dino.training.config import TrainConfig
 from tests.running import TINY, make_images
@@ -75,11 +75,6 @@ def test_batch_norm_is_synchronized_among_processes_only() -> None:
     ]
     assert alone.count("BatchNorm1d") == 2 and among.count("BatchNorm1d") == 0
     assert len(alone) == len(among)
-
-
-def test_a_size_that_the_network_refuses_is_named() -> None:
-    with pytest.raises(OptionError, match="`arch` vit_b_16 cannot take 16-pixel crops"):
-        build_networks(options_of("--arch", "vit_b_16"), run_of())
 
 
 def test_the_loader_gives_the_crops_that_the_flags_describe(tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from PIL import Image
 from dino.cli.options import parse
 from dino.config import as_recipe
 from dino.errors import DataError, DinoError, OptionError
-from dino.training.checks import check_options, check_scales, check_sizes, check_warmups
+from dino.training.checks import (
+    check_network,
+    check_options,
+    check_scales,
+    check_sizes,
+    check_warmups,
+)
 from dino.training.config import TrainConfig
 
 
@@ -117,6 +123,59 @@ def test_the_size_of_local_crops_does_not_matter_where_there_are_none():
 def test_a_crop_that_patches_do_not_fill_is_named_and_used(caplog):
     check_sizes(options_of("--global_crops_size", 230))
     assert "`global_crops_size` 230: patches of 16 fill only 224 pixels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("vit_b_16",), r"^`arch` vit_b_16 cannot take 96-pixel crops: Wrong image height!"),
+        (
+            ("timm:gmixer_12_224", "--global_crops_size", 96),
+            r"^`arch` timm:gmixer_12_224 cannot take 96-pixel crops: Input height \(96\) doesn't",
+        ),
+        (
+            ("resnet18", "--drop_path_rate", 0.2),
+            r"^`drop_path_rate` 0.2 does nothing: `arch` resnet18 has no stochastic depth; leave",
+        ),
+        (
+            (
+                *("resnet18", "--local_crops_size", 32, "--local_crops_number", 1),
+                *("--batch_size_per_device", 1),
+            ),
+            r"^`arch` resnet18 cannot train on 1 crop of 32 pixels at a time: Expected more than 1 "
+            r".*; raise `batch_size_per_device`$",
+        ),
+    ],
+)
+def test_a_network_that_does_not_train_on_the_crops_is_refused_before_images_are_looked_for(
+    words, line, tmp_path
+):
+    options = options_of("--arch", *words, "--data_path", tmp_path / "no_images")
+    with pytest.raises(OptionError, match=line) as caught:
+        check_options(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_batch_norm_has_the_images_of_all_processes(monkeypatch):
+    words = ("--arch", "resnet18", "--local_crops_size", 32, "--local_crops_number", 1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_network(options_of(*words, "--batch_size_per_device", 1))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("timm:test_vit", "--drop_path_rate", 0.2),
+        ("timm:mobilenetv3_small_050", "--drop_path_rate", 0),
+        ("efficientnet_b0", "--drop_path_rate", 0.2),
+        ("resnet18", "--drop_path_rate", 0),
+        ("resnet18",),
+        ("vit_mini", "--drop_path_rate", 0.2),
+    ],
+)
+def test_a_network_that_trains_on_the_crops_passes(words):
+    check_network(options_of("--arch", *words))
 
 
 def test_patches_do_not_matter_to_other_networks(caplog):

@@ -122,5 +122,7 @@ def test_batch_norm_over_processes_is_not_asked_to_talk_to_them(
     from dino.devices import batch_norm
 
     monkeypatch.setattr(batch_norm, "all_reduce", None)
-    network = batch_norm.synchronize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    network = CpuDevice("fp32").synchronize_batch_norm(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    )
     assert not draws_by_itself(network, parse(TrainConfig, [*TINY]))

@@ -23,6 +23,22 @@ def test_the_teacher_starts_equal_and_takes_no_gradient():
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
+class Draws(nn.Module):
+    """Random without a module that shows it."""
+
+    def forward(self, images):
+        return nn.functional.dropout(images, 0.5, self.training)
+
+
+def test_nothing_in_the_teacher_is_random_and_batch_norm_follows_its_batch():
+    parts = nn.BatchNorm1d(7), nn.Dropout(0.5), Draws()
+    teacher = build_teacher(nn.Sequential(*parts), nn.Sequential(*parts))
+    images = torch.randn(6, 7) + 5
+    first, second = teacher(images), teacher(images)
+    assert torch.equal(first, second) and first.mean().abs() < 1e-5
+    assert teacher[0].running_mean.mean() > 0.1
+
+
 def test_ten_updates_equal_a_loop_in_float64(relative_error):
     student, teacher = build(0), build_teacher(build(1), build(2))
     expected = [parameter.detach().double().clone() for parameter in teacher.parameters()]

@@ -15,7 +15,8 @@ FLAGS: Mapping[str, Spec] = {
     ),
     # ProbeConfig
     "n_last_blocks": Spec(
-        "concatenate the CLS tokens of this many last blocks; ViT only (paper: 4 small, 1 base)"
+        "concatenate the CLS tokens of this many last blocks, by default at most all; ViT only "
+        "(paper: 4 small, 1 base)"
     ),
     "avgpool_patchtokens": Spec(
         "append the mean patch token of the last block; ViT only (paper: false small, true base)"

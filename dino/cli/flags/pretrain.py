@@ -8,7 +8,9 @@ from dino.cli.spec import Spec
 
 FLAGS: Mapping[str, Spec] = {
     # StudentConfig
-    "drop_path_rate": Spec("stochastic depth of the student, 0 to 1"),
+    "drop_path_rate": Spec(
+        "stochastic depth of the student, 0 to 1; a network without it refuses it"
+    ),
     "out_dim": Spec("prototypes K, the width of the head's output; small data sets need fewer"),
     "norm_last_layer": Spec("keep the prototypes at unit length; more stable for small networks"),
     "use_bn_in_head": Spec("batch norm in the head's hidden layers"),

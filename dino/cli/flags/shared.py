@@ -54,11 +54,9 @@ FLAGS: Mapping[str, Spec] = {
     ),
     # BackboneConfig
     "arch": Spec(
-        "vit_mini, vit_tiny, vit_small, vit_base, vit_large, deit_tiny, deit_small, any "
-        "torchvision "
-        "classification model (resnet50), xcit_* from timm, or mae (a masked autoencoder's ViT, "
-        "size "
-        "inferred from its weights)"
+        "vit_mini, vit_micro, vit_tiny, vit_small, vit_base, vit_large, vit_huge, deit_tiny, "
+        "deit_small, timm:NAME for any model of timm, xcit_* of timm, any classification model of "
+        "torchvision (resnet50), or, for weights, mae (a masked autoencoder's ViT, size inferred)"
     ),
     "patch_size": Spec("side of a ViT patch in pixels; smaller is better and slower"),
     # ChannelConfig

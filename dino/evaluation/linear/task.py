@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -114,7 +114,10 @@ def open_task(
         "classes": digest_names(test.classes),
     }
     if is_vit(backbone.arch):
-        identity |= {name: chosen(probe, name) for name in SETTINGS}
+        identity |= {
+            "n_last_blocks": choose_blocks(config, backbone),
+            "avgpool_patchtokens": chosen(probe, "avgpool_patchtokens"),
+        }
     if train is not None:
         identity |= {
             "images": train.fingerprint(),
@@ -131,7 +134,7 @@ def build_descriptor(backbone: TrainedBackbone, config: LinearConfig) -> Trained
     """Return the descriptor of the settings. A network other than a ViT returns its plain features.
 
     Raises:
-        OptionError: `n_last_blocks` is larger than the depth of the network.
+        OptionError: As `choose_blocks`.
     """
     probe, network = config.linear, backbone.module
     if not isinstance(network, VisionTransformer):
@@ -140,15 +143,32 @@ def build_descriptor(backbone: TrainedBackbone, config: LinearConfig) -> Trained
                 "`%s` has no meaning for %s: its plain features are used", name, backbone.arch
             )
         return backbone
-    depth = len(network.blocks)
-    blocks = int(chosen(probe, "n_last_blocks"))
-    if blocks > depth:
-        raise OptionError(
-            f"`n_last_blocks` must be at most {depth} for {backbone.arch} (got {blocks})",
-            value=blocks,
-        )
-    module = LastBlocks(network, blocks=blocks, average_patches=bool(probe.avgpool_patchtokens))
+    module = LastBlocks(
+        network,
+        blocks=choose_blocks(config, backbone),
+        average_patches=bool(probe.avgpool_patchtokens),
+    )
     return replace(backbone, module=module.eval())
+
+
+def choose_blocks(config: LinearConfig, backbone: TrainedBackbone) -> int:
+    """Return the number of last blocks of a ViT: by default all of a network that has fewer.
+
+    Raises:
+        OptionError: `n_last_blocks` is larger than the depth of the network.
+    """
+    depth, wanted = (
+        len(cast(VisionTransformer, backbone.module).blocks),
+        config.linear.n_last_blocks,
+    )
+    if wanted is None:
+        return min(int(chosen(config.linear, "n_last_blocks")), depth)
+    if wanted > depth:
+        raise OptionError(
+            f"`n_last_blocks` must be at most {depth} for {backbone.arch} (got {wanted})",
+            value=wanted,
+        )
+    return wanted
 
 
 def compute_digest(module: nn.Module) -> str:

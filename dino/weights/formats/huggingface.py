@@ -221,7 +221,8 @@ def write_folder(network: Network, target: Path) -> None:
     if not (network.is_plain_vit and network.arch):
         got = network.arch or "a network with an unknown number of heads"
         raise WeightsError(
-            f"{network.origin} must be a plain ViT such as vit_small for transformers (got {got})"
+            f"{network.origin} must be a plain ViT such as vit_small for transformers (got {got})",
+            remedy="ONNX holds any network",
         )
     make_output_folder(str(target), "`file_out`")
     files = (("config.json", describe), ("preprocessor_config.json", describe_input))
