@@ -12,6 +12,8 @@ from typing import Any
 
 from dino.evaluation.config import EvaluationConfig
 from dino.evaluation.features import build_loader_config, extract_features
+from dino.models.probe import FEW, Probe
+from dino.models.registry import is_vit
 from dino.runtime.context import Run
 from dino.runtime.metrics import check_target, write_result
 from dino.weights.hub import PUBLISHED, Published
@@ -41,15 +43,25 @@ class Runner:
         )
         self.extract = functools.partial(extract_features, run=run, reading=self.reading)
 
-    def load_backbone(self, published: Published = PUBLISHED) -> TrainedBackbone:
+    def load_backbone(
+        self, published: Published = PUBLISHED, *, center_crops: bool = True
+    ) -> TrainedBackbone:
         """Load the backbone of the settings, rank 0 first. The default file is one of `published`.
+
+        Args:
+            published: The published files, used if no file is named.
+            center_crops: Whether its images will be squares of the size of its training.
 
         Raises:
             WeightsError: The weights are missing or do not fit.
             CheckpointError: The file is damaged.
+            OptionError: A network of another library does not take such squares.
         """
         with self.run.processes.rank_zero_first():
-            return load_backbone(self.config.backbone, self.config.weights, published=published)
+            loaded = load_backbone(self.config.backbone, self.config.weights, published=published)
+        if center_crops and not is_vit(loaded.arch):
+            Probe(loaded.arch, in_chans=loaded.in_chans).check_pass(FEW, loaded.image_size)
+        return loaded
 
     def report(self, values: Mapping[str, Any]) -> None:
         """Write the values to `json`, on rank 0.

@@ -2,6 +2,7 @@
 reports once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dino.evaluation import runner as rooms
 from dino.evaluation.config import EvaluationConfig
 from dino.evaluation.features import extract_features
 from dino.evaluation.runner import Runner
+from dino.models.config import BackboneConfig, WeightsConfig
 from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
 from dino.runtime.launch import Launch
@@ -64,10 +66,21 @@ def test_rank_0_loads_first(
     monkeypatch.setattr(
         rooms, "load_backbone", lambda *settings, published: done.append("load") or published
     )
-    assert Runner(build_config(), run).load_backbone({("vit_small", 16): "file"}) == {
-        ("vit_small", 16): "file"
-    }
+    published = {("vit_small", 16): "file"}
+    assert Runner(build_config(), run).load_backbone(published, center_crops=False) == published
     assert done == order
+
+
+def test_a_network_of_one_size_is_refused_at_another_before_images_are_read(run: Run) -> None:
+    config = replace(
+        build_config(),
+        backbone=BackboneConfig(arch="timm:test_vit_relpos"),
+        weights=WeightsConfig(random_weights=True),
+    )
+    runner = Runner(config, run)
+    assert runner.load_backbone(center_crops=False).module.embed_dim == 96
+    with pytest.raises(OptionError, match=r"^`arch` timm:test_vit_relpos cannot take 224-pixel"):
+        runner.load_backbone()
 
 
 def test_features_are_those_of_its_run_and_reading(run: Run, tmp_path: Path) -> None:

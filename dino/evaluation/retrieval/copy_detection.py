@@ -52,7 +52,7 @@ def evaluate_copy_detection(config: CopyDetectionConfig, run: Run) -> dict[str, 
     copydays = open_copydays(config.data.data_path)
     distractors = _open(config.copy_detection.distractors_path, "`distractors_path`")
     whitening = _open(config.copy_detection.whitening_path, "`whitening_path`")
-    extractor = build_extractor(runner.load_backbone(), config.size.imsize)
+    extractor = build_extractor(runner.load_backbone(center_crops=False), config.size.imsize)
     cut = functools.partial(resize_square, size=config.size.imsize)
 
     def extract(source: ImageSource) -> Tensor:

@@ -45,7 +45,7 @@ def evaluate_retrieval(config: RetrievalConfig, run: Run) -> dict[str, RankingSc
     landmarks = open_landmarks(
         config.data.data_path, landmark.dataset, crop_queries=landmark.crop_queries
     )
-    backbone = runner.load_backbone(PUBLISHED_FOR_RETRIEVAL)
+    backbone = runner.load_backbone(PUBLISHED_FOR_RETRIEVAL, center_crops=False)
     patch = backbone.patch_size if is_vit(backbone.arch) else 1
     if landmark.multiscale:
         backbone = dataclasses.replace(backbone, module=MultiScale(backbone.module))

@@ -113,7 +113,7 @@ def _segment_all(
 ) -> dict[str, Any]:
     start, run = time.monotonic(), runner.run
     _make_folders(clips, output)
-    backbone = runner.load_backbone()
+    backbone = runner.load_backbone(center_crops=False)
     mine, done = share_clips(clips, run.processes.world_size)[run.processes.rank], 0
     features = extract_maps(mine, backbone, run, runner.reading)
     progress = Progress(

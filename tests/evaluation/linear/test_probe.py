@@ -424,6 +424,16 @@ def test_a_network_without_blocks_gives_plain_features(
     assert "--n_last_blocks has no meaning for shufflenet_v2_x0_5" in capsys.readouterr().out
 
 
+def test_a_network_of_few_blocks_gives_all_by_default_and_continues_with_their_number(
+    images: Path, tmp_path: Path
+) -> None:
+    files = ("--data_path", images, "--random_weights", "--output_dir", tmp_path)
+    words = (*files, "--arch", "vit_micro", "--num_workers", 0, "--batch_size_per_device", 9)
+    run(*words, "--epochs", 1)
+    assert head_of(tmp_path)["module.linear.weight"].shape == (6, 3 * 128)
+    run(*words, "--epochs", 2, "--n_last_blocks", 3)  # the same task
+
+
 def test_a_layer_is_scored_from_its_run_and_from_a_file(
     words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

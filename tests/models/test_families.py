@@ -1,0 +1,86 @@
+"""Every family of the installed timm and torchvision trains on crops of both resolutions, or is
+refused in one line; the smallest network of each is looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import timm
+import torchvision
+
+from dino.errors import OptionError
+from dino.models.probe import Probe, check_depth
+
+SIZES = ("test", "zepto", "atto", "femto", "pico", "nano", "micro", "mini", "xxt", "xxs", "ti")
+SIZES += ("xxtiny", "xt", "xs", "tiny", "t", "t0", "t8", "s0", "small", "s")
+RATE = 0.1
+GLOBAL, LOCAL = 224, 96
+# Families whose networks take one size only, or whose smallest has patches of 14 pixels.
+ONE_SIZE = {
+    *("beit", "byoanet", "cait", "coat", "convit", "deepseek_vit", "efficientformer"),
+    *("efficientformer_v2", "eva", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer", "nest"),
+    *("pit", "tnt", "visformer", "vision_transformer_relpos", "volo"),
+    *("torchvision maxvit", "torchvision vision_transformer"),
+}
+
+
+def find_smallest(names: list[str]) -> str:
+    """The smallest by what names say: building them all takes minutes."""
+
+    def size_of(name: str) -> tuple[int, list[int], str]:
+        words = [SIZES.index(word) for word in re.split("[_.]", name) if word in SIZES]
+        numbers = [int(number) for number in re.findall(r"\d+", name)]
+        return min(words, default=len(SIZES)), numbers, name
+
+    return min(names, key=size_of)
+
+
+def list_families() -> Iterator[tuple[str, str]]:
+    """Each family with its smallest network."""
+    for family in timm.list_modules():
+        if names := timm.list_models(module=family):
+            yield family, f"timm:{find_smallest(names)}"
+    families: dict[str, list[str]] = {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        module = torchvision.models.get_model_builder(name).__module__
+        families.setdefault(module.rpartition(".")[2], []).append(name)
+    for family, names in families.items():
+        yield f"torchvision {family}", find_smallest(names)
+
+
+def look(arch: str) -> bool:
+    """Whether stochastic depth acts in a network that takes both resolutions.
+
+    Raises:
+        OptionError: It does not take them.
+    """
+    network = Probe(arch, drop_path_rate=RATE)
+    network.check_pass(2, GLOBAL)
+    network.check_pass(2, LOCAL)
+    if arch.startswith("timm:"):  # no other layer of them is random
+        return network.count_draws(LOCAL) > 0
+    try:
+        check_depth(arch, RATE, in_chans=3, side=LOCAL)
+    except OptionError as error:
+        assert str(error).startswith(f"`drop_path_rate` {RATE} does nothing: `arch` {arch} has no")
+        return False
+    return True
+
+
+@pytest.mark.long
+def test_every_family_takes_both_resolutions_or_is_refused_in_one_line() -> None:
+    refused, acts = {}, set()
+    for family, arch in list_families():
+        try:
+            if look(arch):
+                acts.add(family)
+        except OptionError as error:
+            refused[family] = str(error)
+    assert refused.keys() <= ONE_SIZE, refused
+    for line in refused.values():
+        assert re.match(r"`arch` \S+ cannot take (224|96)-pixel crops: .*; change their size", line)
+    assert {"resnet", "convnext", "vision_transformer", "xcit", "swin_transformer"} <= acts
+    assert {"torchvision swin_transformer", "torchvision efficientnet"} <= acts
+    assert not {"densenet", "vgg", "torchvision vgg", "torchvision resnet"} & acts
