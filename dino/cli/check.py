@@ -93,8 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = _choose_clean(source, findings, Path(output).parent) if output else []
     _report(source, findings)
     listed = _write_clean(names, Path(output), len(source)) if output else {}
-    result = _as_result(source, findings, refused=refused, passed_over=source.passed, **listed)
-    write_result(config.report.json, result)
+    seen = {"passed_over": source.passed, "refused": refused}
+    more = {name: value for name, value in seen.items() if value}
+    write_result(config.report.json, _as_result(source, findings, **listed, **more))
     counts = ", ".join(f"{len(reasons)} {kind}" for kind, reasons in findings.items() if reasons)
     if counts:
         raise CheckFailed(
