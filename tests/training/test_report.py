@@ -214,9 +214,10 @@ def test_a_process_that_is_not_the_first_writes_and_says_nothing(plan, tmp_path,
 
 
 def test_a_resumed_run_takes_back_the_lines_it_will_write_anew(plan, tmp_path):
-    (tmp_path / "log.txt").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    lines = [json.dumps({"train_loss": 1.0, "epoch": epoch}) + "\n" for epoch in range(3)]
+    (tmp_path / "log.txt").write_text("".join(lines) + '{"train_lo')
     Reporter(tmp_path, plan, prototypes=64, iteration=10, shown=True).close()
-    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
+    assert (tmp_path / "log.txt").read_text() == lines[0]
 
 
 def test_the_end_is_estimated_once_after_a_few_steps(plan, reporter, caplog):
