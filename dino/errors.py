@@ -78,11 +78,11 @@ class StoppedByCtrlC(Interrupted):
 
 
 class PeerFailed(DinoError):
-    """Another process of the run failed; this one exits with the same code."""
+    """Another process of the run failed, died or froze; this one exits with its code, or 1."""
 
-    def __init__(self, code: int, rank: str, text: str) -> None:
-        """Store the exit code; `text` is the message of process `rank`."""
-        super().__init__(f"ended because rank {rank} did: {text}")
+    def __init__(self, code: int, cause: str) -> None:
+        """Store the exit code; `cause` says which rank failed, and how."""
+        super().__init__(f"ended because {cause}")
         self.exit_code = code
 
 

@@ -172,7 +172,7 @@ def run_pair(
         Job(
             folder / f"rank{rank}",
             [*map(str, words)],
-            functools.partial(_be_rank, rank, port, prepare[rank]),
+            functools.partial(be_rank, rank, port, prepare[rank]),
             script,
         )
         for rank in range(2)
@@ -212,12 +212,15 @@ def run_alone(
     return Job(folder, [*map(str, words)], prepare, script).wait()
 
 
-def _be_rank(rank: int, port: int, prepare: Callable[[], None] | None) -> None:
+def be_rank(
+    rank: int, port: int, prepare: Callable[[], None] | None = None, world_size: int = 2
+) -> None:
+    """Give this process a place among others on one host, as a launcher does."""
     place = {
         "RANK": rank,
-        "WORLD_SIZE": 2,
+        "WORLD_SIZE": world_size,
         "LOCAL_RANK": rank,
-        "LOCAL_WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": world_size,
         "MASTER_PORT": port,
     }
     os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}

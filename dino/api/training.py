@@ -16,7 +16,7 @@ from torch import nn
 from dino import checkpoint
 from dino.api.inputs import is_path, refuse_made
 from dino.api.weights import load
-from dino.config import as_recipe, build
+from dino.config import as_dict, as_recipe, build
 from dino.data.image_source import ImageSource
 from dino.data.user_images import UserSource, wrap_images
 from dino.errors import OptionError, StoppedByCtrlC
@@ -148,6 +148,7 @@ def _open(config: TrainConfig) -> contextlib.AbstractContextManager[Run]:
         compiled=config.compiled,
         synthetic=config.train_data.synthetic_data,
         output_dir=config.run.output_dir,
+        settings=as_dict(config),
     )
 
 

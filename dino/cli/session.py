@@ -60,10 +60,12 @@ def open_session(config: Any, **more: Any) -> Iterator[Run]:
     Raises:
         DinoError: The device or the rendezvous is not usable.
     """
+    from dino.config import as_dict
     from dino.runtime.context import open_run
 
     set_up_logging()
-    with open_run(config.device, config.launch, phrase=spell, **more) as run:
+    settings = as_dict(config)
+    with open_run(config.device, config.launch, settings=settings, phrase=spell, **more) as run:
         yield run
 
 

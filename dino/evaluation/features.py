@@ -23,6 +23,7 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import choose_workers, read_views
 from dino.data.photometric import build_normalization
 from dino.errors import CheckpointError, DataError
+from dino.runtime.agreement import check_images
 from dino.runtime.context import Run
 from dino.runtime.progress import Progress
 from dino.stored import check_values, is_finite, name_numbers
@@ -114,9 +115,9 @@ def extract_features(
     dataset = ViewDataset(
         source, cut, channels=backbone.in_chans, share=share_of(run), shapes=shapes
     )
-    progress = Progress(
-        len(source), f"features of {source.root.name}", shown=processes.is_rank_zero
-    )
+    processes.phase = f"features of {source.root.name}"
+    check_images(processes, source, f"images of {source.root.name}")
+    progress = Progress(len(source), processes.phase, shown=processes.is_rank_zero)
     rows, labels, done = [], [], 0
     for features, batch_labels in _infer(backbone, dataset, run, reading):
         features = F.normalize(features, dim=-1) if normalize else features
@@ -155,9 +156,9 @@ def stream_features(
         run,
         reading,
     )
-    progress = Progress(
-        len(source), f"features of {source.root.name}", shown=processes.is_rank_zero
-    )
+    processes.phase = f"features of {source.root.name}"
+    check_images(processes, source, f"images of {source.root.name}")
+    progress = Progress(len(source), processes.phase, shown=processes.is_rank_zero)
     rows = torch.empty(0)
     for turn in range(-(-len(source) // (reading.batch_size * processes.world_size))):
         # A process whose share is one image shorter may have no rows in the last turn.

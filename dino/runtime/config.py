@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino.config import ReportConfig
+from dino.config import ReportConfig, setting
 from dino.devices.config import DeviceConfig
 from dino.models.config import BackboneConfig, WeightsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """How the processes of one run find each other; the launcher's environment has the rest."""
+    """How the processes of one run find each other; the launcher's environment has the rest.
+
+    Attributes:
+        hang_timeout: Seconds after which a silent process ends the run; 0 = never.
+    """
 
     dist_url: str = "env://"
     local_rank: int = 0
+    hang_timeout: float = setting(120.0, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dino.devices import open_device
 from dino.devices.base import Device
 from dino.devices.config import DeviceConfig, IpuConfig, PrecisionConfig
 from dino.errors import DeviceError, OptionError
+from dino.runtime.agreement import check_command
 from dino.runtime.config import LaunchConfig
 from dino.runtime.distributed import Processes
 from dino.runtime.failures import FailureWatch
@@ -38,14 +40,16 @@ def open_run(
     compiled: IpuConfig | None = None,
     synthetic: bool = False,
     output_dir: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     phrase: Callable[[str], str] = str,
 ) -> Iterator[Run]:
     """Open the device (`dino.devices.open_device`), join the other processes; close all at the end.
 
-    `phrase` rewrites the message that this process prints if another process failed.
+    `settings` are compared over processes. `phrase` rewrites the message that this process prints
+    if another process failed.
 
     Raises:
-        DinoError: The device or the meeting point is not usable.
+        DinoError: The device or the meeting point is not usable, or processes differ.
     """
     position = read_launch(os.environ)
     export_launch(position, launch.dist_url)
@@ -68,14 +72,16 @@ def open_run(
     if opened.caution:
         logger.info("%s", opened.caution)
     processes = Processes(position, opened.collective_backend, launch.dist_url)
-    watch = FailureWatch(processes, phrase)
+    watch = FailureWatch(processes, phrase, launch.hang_timeout)
     try:
         _check_mode(opened, processes)
+        check_command(processes, settings or {})
         yield Run(device=opened, processes=processes)
         processes.wait_for_all("done")  # rank 0 may hold the store that the others still read
+        watch.leave()
     except BaseException as error:
         explained = opened.explain(error) if isinstance(error, RuntimeError) else None
-        watch.announce(DeviceError(explained) if explained else error)
+        watch.announce(error, DeviceError(explained) if explained else error)
         if explained:
             raise DeviceError(explained) from error
         raise

@@ -6,29 +6,34 @@ Everything also works with one process, without a process group and without a po
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-from dino.errors import CheckpointError, OptionError
+from dino.errors import CheckpointError
 from dino.runtime.launch import Launch
+from dino.runtime.meeting import Meeting, is_written, meet, write
 
 # The limit of a collective; it is long because one rank may be writing a checkpoint.
-JOIN_TIMEOUT = timedelta(minutes=30)
+WAIT_LIMIT = timedelta(minutes=30)
+# torch's own is longer: its error does not say what the other processes are doing.
+GROUP_TIMEOUT = WAIT_LIMIT + timedelta(minutes=5)
 LOOK_EVERY = 0.2  # seconds between polls of a process that waits for others without a limit
 
 
 class Processes:
-    """The process group of a run, or the absence of one."""
+    """The process group of a run, or the absence of one.
+
+    Attributes:
+        phase: What this process is doing, for the report if the run hangs.
+        waits: What it is waiting for; a new tuple each time.
+    """
 
     def __init__(self, launch: Launch, backend: str, dist_url: str) -> None:
         """Join the other processes, if there are any.
@@ -43,23 +48,43 @@ class Processes:
         """
         self.rank, self.world_size = launch.rank, launch.world_size
         self.local_world_size = launch.local_world_size
-        self.store: Store | None = None
+        self.meeting: Meeting | None = None
+        self.phase, self.reads = "starting", 0
+        self.waits: tuple[str] | None = None
         if launch.world_size > 1:
-            self.store = _meet(launch, dist_url)
-            group_store = PrefixStore("group", self.store)
+            self.meeting = meet(launch, dist_url)
+            group_store = PrefixStore("group", self.meeting.store)
             dist.init_process_group(
                 backend,
                 store=group_store,
                 rank=self.rank,
                 world_size=self.world_size,
-                timeout=JOIN_TIMEOUT,
+                timeout=GROUP_TIMEOUT,
             )
-            _wait_until_all_joined(self.store, self.rank, self.world_size)
+
+    @property
+    def store(self) -> Store | None:
+        """What the processes of this run exchange, by key; None for a process alone."""
+        return None if self.meeting is None else self.meeting.store
 
     @property
     def is_rank_zero(self) -> bool:
         """Whether this is rank 0, which logs and saves."""
         return self.rank == 0
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say that this process waits for others inside the block, and for what."""
+        self.waits = (what,)
+        try:
+            yield
+        finally:
+            self.waits = None
+
+    def describe(self) -> str:
+        """Return what this process is doing."""
+        waits = self.waits
+        return self.phase if waits is None else f"{self.phase}, waiting for {waits[0]}"
 
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """Average a tensor over processes, in place."""
@@ -75,7 +100,8 @@ class Processes:
         work = dist.all_reduce(tensor, async_op=True)
 
         def finish() -> Tensor:
-            work.wait()
+            with self.waiting("a mean over processes"):
+                work.wait()
             return tensor.div_(self.world_size)
 
         return finish
@@ -83,12 +109,13 @@ class Processes:
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over processes, in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with self.waiting("a sum over processes"):
+                dist.all_reduce(tensor)
         return tensor
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with rank 0's."""
-        with torch.no_grad():
+        with torch.no_grad(), self.waiting("rank 0's tensors"):
             for tensor in tensors if self.world_size > 1 else ():
                 dist.broadcast(tensor.data, 0)
 
@@ -108,16 +135,23 @@ class Processes:
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(gathered, padded)
+        with self.waiting("the rows of all processes"):
+            dist.all_gather(gathered, padded)
         return torch.stack(gathered, dim=1).flatten(0, 1)[:count]
 
     def read_from_first(self, name: str, value: str) -> str:
-        """Return rank 0's `value` for this name on every process; it goes through the store."""
+        """Return rank 0's `value` on every process; it goes through the store.
+
+        All processes call this in the same order; the name may be one of before.
+        """
         if self.store is None:
             return value
+        self.reads += 1
+        key = f"{name} {self.reads}"
         if self.is_rank_zero:
-            self.store.set(name, value)
-        return str(self.store.get(name).decode())
+            self.store.set(key, value)
+        with self.waiting(f"rank 0's {name}"):
+            return str(self.store.get(key).decode())
 
     def check_position(self, folder: Path, name: str, value: int) -> None:
         """Check that every process resumes at the same place.
@@ -140,12 +174,13 @@ class Processes:
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world_size > 1:
-            dist.barrier()
+            with self.waiting("a barrier"):
+                dist.barrier()
 
     def wait_for_all(self, name: str) -> None:
         """Wait until all processes have reached the point of this name, however long that takes.
 
-        They poll the store, because a collective ends after JOIN_TIMEOUT. If a process fails, all
+        They poll the store, because a collective ends after WAIT_LIMIT. If a process fails, all
         end (`runtime/failures.py`).
         """
         if self.store is None:
@@ -170,18 +205,6 @@ class Processes:
         """Leave the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def write(store: Store, key: str, value: str) -> None:
-    """Set a key that other processes test with `is_written`."""
-    store.set(key, value)
-    store.add(f"{key} written", 1)
-
-
-def is_written(store: Store, key: str) -> bool:
-    """Whether a key is set, without waiting; counts, because older torch's stores lack `check`."""
-    count: int = store.add(f"{key} written", 0)
-    return count > 0
 
 
 class StopAgreement:
@@ -210,42 +233,3 @@ class StopAgreement:
         if wanted and not is_written(self.store, self.KEY):
             write(self.store, self.KEY, str(self.lines + 1))
         return is_written(self.store, self.KEY) and self.lines >= int(self.store.get(self.KEY))
-
-
-# Stores that this process has joined, and the number of its runs on each.
-_met: dict[tuple[Any, ...], tuple[Store, int]] = {}
-
-
-def _meet(launch: Launch, dist_url: str) -> Store:
-    """Return the store of a run; later runs of a program reuse the first one's with a prefix.
-
-    The prefix separates them from what earlier runs wrote. Reuse is needed because a store server
-    that closed with one run would also end the next one's.
-    """
-    key = (launch, dist_url, os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
-    store, runs = _met.get(key) or (_open_store(launch, dist_url), 0)
-    _met[key] = store, runs + 1
-    return PrefixStore(f"run_{runs}", store) if runs else store
-
-
-def _open_store(launch: Launch, dist_url: str) -> Store:
-    try:
-        store: Store
-        store, _, _ = next(
-            rendezvous(dist_url, launch.rank, launch.world_size, timeout=JOIN_TIMEOUT)
-        )
-    except (ValueError, RuntimeError) as error:
-        raise OptionError(
-            f"`dist_url` {dist_url}: {launch.world_size} processes cannot meet there: {error}",
-            value=dist_url,
-        ) from error
-    return store
-
-
-def _wait_until_all_joined(store: Store, rank: int, world_size: int) -> None:
-    """Wait until all processes have joined; a quick one could otherwise leave too early.
-
-    torch used to wait like this and no longer does (TORCH_DIST_INIT_BARRIER).
-    """
-    store.set(f"joined_{rank}", "")
-    store.wait([f"joined_{other}" for other in range(world_size)], JOIN_TIMEOUT)

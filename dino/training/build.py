@@ -27,6 +27,7 @@ from dino.models.registry import (
     set_recompute,
     width_of,
 )
+from dino.runtime.agreement import check_images
 from dino.runtime.context import Run
 from dino.runtime.exchange import GradientExchange
 from dino.training.config import OptimConfig, TrainConfig
@@ -75,8 +76,10 @@ def build_loader(
 
     Raises:
         DataError: There are fewer images than one global batch needs.
+        OptionError: The processes read different images.
     """
     processes, data = run.processes, config.data
+    check_images(processes, source)
     batch_size = data.batch_size_per_device * run.device.count_micro_batches(
         config.run.accumulate_steps
     )

@@ -88,8 +88,7 @@ class Trainer:
         self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
         self.over = is_over(self.folder, self.plan, self.iteration)
-        first = run.processes.is_rank_zero
-        if first and not self.over:
+        if run.processes.is_rank_zero and not self.over:
             write_recipe(self.folder, recipe or as_recipe(config, as_dict(config)))
         cores = max(1, count_cores() // run.processes.local_world_size)
         self.reporter = Reporter(
@@ -97,7 +96,7 @@ class Trainer:
             self.plan,
             prototypes=config.student.out_dim,
             iteration=self.iteration,
-            shown=first,
+            shown=run.processes.is_rank_zero,
             feeding=LoaderStats(workers=self.loader.workers, cores=cores),
         )
 
@@ -129,10 +128,10 @@ class Trainer:
         before = time.monotonic()
         for batch in self.loader.read(epoch, inside):
             self.reporter.waited += time.monotonic() - before
+            self.run.processes.phase = f"iteration {self.iteration}"
             self.bad_here += int((batch.replaced > 0).sum())
             self.step(batch, self.plan.inputs(self.iteration, self.draws.begin(self.iteration)))
-            self.iteration += 1
-            self.stop.unsaved = True
+            self.iteration, self.stop.unsaved = self.iteration + 1, True
             self._after_step()
             before = time.monotonic()
 
@@ -153,7 +152,8 @@ class Trainer:
 
     def _report(self) -> None:
         """Report the last iterations; the steady state reads the device only here."""
-        reading = read_device(self.program)
+        with self.run.processes.waiting("the device"):
+            reading = read_device(self.program)
         if reading.masked_in_row >= NON_FINITE_LIMIT:
             raise NonFiniteError(
                 f"{NON_FINITE_LIMIT} steps in a row were not finite, "
@@ -200,6 +200,7 @@ class Trainer:
             logger.warning(why, self.iteration, masked)
             return False
         self.step.read_back()
+        self.run.processes.phase = f"saving iteration {self.iteration}"
         if self.run.processes.is_rank_zero:
             check_held(self.folder)
             state = self.run.device.to_host(self._state())

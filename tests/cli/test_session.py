@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -18,7 +17,7 @@ from dino.cli.flags import FLAGS
 from dino.cli.session import exit_code, open_session, set_up_logging, spell
 from dino.devices.config import DeviceConfig
 from dino.runtime import context
-from dino.runtime.config import LaunchConfig
+from dino.runtime.config import FrozenConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = [
@@ -95,7 +94,7 @@ def test_a_session_prints_its_device_and_the_flag_that_changes_it(capsys, monkey
         monkeypatch.delenv(name, raising=False)
     cpu = context.open_device(DeviceConfig(device="cpu"))
     monkeypatch.setattr(context, "open_device", lambda *_, **__: cpu)
-    with open_session(SimpleNamespace(device=DeviceConfig(), launch=LaunchConfig())) as run:
+    with open_session(FrozenConfig()) as run:
         assert run.processes.world_size == 1
     expected = "device: cpu, fp32 (chosen automatically, --device changes it), 1 process\n"
     assert capsys.readouterr().out == expected
@@ -158,7 +157,7 @@ def test_a_closed_terminal_ends_a_command_with_the_code_that_shells_give_it(
 def test_a_process_that_ends_with_another_one_has_its_code(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert exit_code(raising(errors.PeerFailed(1, "5", "KeyError: 'x'"))) == 1
+    assert exit_code(raising(errors.PeerFailed(1, "rank 5 did: KeyError: 'x'"))) == 1
     assert (
         capsys.readouterr().err == "[rank 3] PeerFailed: ended because rank 5 did: KeyError: 'x'\n"
     )

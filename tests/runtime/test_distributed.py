@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dino.errors import OptionError
-from dino.runtime import distributed
+from dino.runtime import meeting
 from dino.runtime.distributed import Processes, StopAgreement
 from dino.runtime.launch import Launch
 from tests.running import SERVER
@@ -25,7 +25,8 @@ COUNTS = (1, 2, 5, 6)  # rows over two processes
 
 def test_nobody_leaves_before_all_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     store, joined = dist.HashStore(), []
-    monkeypatch.setattr(distributed, "_open_store", lambda *_: store)
+    monkeypatch.setattr(meeting, "_open_store", lambda *_: store)
+    monkeypatch.setattr(meeting, "_opened", {})
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
 
     def join() -> None:
@@ -33,7 +34,7 @@ def test_nobody_leaves_before_all_have_joined(monkeypatch: pytest.MonkeyPatch) -
 
     second = threading.Thread(target=join)
     second.start()
-    store.wait(["joined_1"], timedelta(seconds=60))
+    store.wait(["ask_1"], timedelta(seconds=60))
     assert joined == []
     Processes(Launch(rank=0, world_size=2), "gloo", "env://")
     second.join()

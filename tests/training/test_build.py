@@ -28,6 +28,7 @@ def run_of(world_size: int = 1) -> SimpleNamespace:
         world_size=world_size,
         local_world_size=world_size,
         all_reduce_mean_async=lambda tensor: lambda: tensor,
+        read_from_first=lambda name, value: value,
     )
     return SimpleNamespace(device=CpuDevice("fp32"), processes=processes)
 

@@ -52,6 +52,10 @@ FLAGS: Mapping[str, Spec] = {
     "local_rank": Spec(
         "set by torch.distributed.launch; accepted and ignored", also=("--local-rank",)
     ),
+    "hang_timeout": Spec(
+        "with several processes, seconds without a sign of life after which a process counts as "
+        "frozen and all end; 0 = never"
+    ),
     # BackboneConfig
     "arch": Spec(
         "vit_mini, vit_micro, vit_tiny, vit_small, vit_base, vit_large, vit_huge, deit_tiny, "

@@ -17,6 +17,7 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import build_train_loader
 from dino.data.photometric import build_normalization
 from dino.evaluation.features import Features, LoaderConfig, extract_features, share_of
+from dino.runtime.agreement import check_images
 from dino.runtime.context import Run
 from dino.weights.load import TrainedBackbone
 
@@ -81,6 +82,7 @@ def open_lessons(
     Raises:
         DataError: There are fewer images than one global batch.
     """
+    check_images(run.processes, source)
     cut = functools.partial(random_resized_crop, size=descriptor.image_size)
     loader = build_train_loader(
         RandomViewDataset(source, cut, channels=descriptor.in_chans, seed=seed),

@@ -22,6 +22,7 @@ from dino.evaluation.retrieval.oxford_paris import Thumbnail, open_landmarks
 from dino.evaluation.retrieval.ranking import DEPTHS, RankingScore, rank, score_landmarks
 from dino.evaluation.runner import Runner
 from dino.models.registry import is_vit
+from dino.runtime.agreement import check_images
 from dino.runtime.context import Run
 from dino.weights.hub import PUBLISHED_FOR_RETRIEVAL
 from dino.weights.load import TrainedBackbone
@@ -73,6 +74,7 @@ def read_shapes(source: ImageSource, view: Thumbnail, run: Run) -> list[Shape]:
         DataError: A file is not a picture, or a query's box is outside its picture.
     """
     processes = run.processes
+    check_images(processes, source)
     mine = range(processes.rank, len(source), processes.world_size)
     own_sizes = [view.compute_size(*source.read_size(index)) for index in mine]
     sizes = run.device.to_device(torch.tensor(own_sizes, dtype=torch.int32).reshape(-1, 2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from dino.evaluation.video_segmentation.propagation import (
 )
 from dino.evaluation.video_segmentation.report import check_truths, report_davis
 from dino.models.dense import build_dense
+from dino.runtime.agreement import check_same
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.folder_lock import hold_folder
 from dino.runtime.ownership import check_own
@@ -112,6 +114,11 @@ def _segment_all(
     clips: Sequence[Clip], config: ClipsConfig, runner: Runner, output: Path
 ) -> dict[str, Any]:
     start, run = time.monotonic(), runner.run
+    frames = Counter[str]()
+    for clip in clips:
+        frames[clip.name] += len(clip.frames)
+    check_same(run.processes, {f"frames of {name}": count for name, count in frames.items()})
+    run.processes.phase = "segmenting"
     _make_folders(clips, output)
     backbone = runner.load_backbone(center_crops=False)
     mine, done = share_clips(clips, run.processes.world_size)[run.processes.rank], 0
@@ -126,12 +133,12 @@ def _segment_all(
         done += len(clip.frames)
     progress.close()
     run.processes.wait_for_all("segmented")
-    names, frames = {clip.name for clip in clips}, sum(len(clip.frames) for clip in clips)
-    logger.info("%d frames of %d sequences are segmented in %s", frames, len(names), output)
+    total = sum(frames.values())
+    logger.info("%d frames of %d sequences are segmented in %s", total, len(frames), output)
     seconds = time.monotonic() - start
     return {
-        "sequences": len(names),
-        "frames": frames,
+        "sequences": len(frames),
+        "frames": total,
         "seconds": seconds,
         "output_dir": str(output),
     }
