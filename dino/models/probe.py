@@ -143,7 +143,7 @@ def check_depth(arch: str, rate: float, *, in_chans: int, side: int) -> None:
         raise OptionError(
             f"`drop_path_rate` {rate:g} does nothing: `arch` {arch} has no stochastic depth",
             value=rate,
-            remedy="leave it out",
+            remedy="leave it out, or set it to 0",
         )
 
 

@@ -206,8 +206,6 @@ def test_a_network_that_draws_by_itself_is_killed_and_continues_to_the_bit(
         str(images),
         "--arch",
         arch,
-        "--drop_path_rate",
-        "0.3",
         "--save_every_steps",
         "3",
     ]
@@ -240,7 +238,7 @@ def test_only_a_network_that_draws_by_itself_is_seeded_at_every_step(
 ) -> None:
     """Once for the weights; on a Gaudi each seeding waits."""
     words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 1, "--arch", arch)
-    sizes = ("--global_crops_size", 32, "--local_crops_size", 32, "--drop_path_rate", 0.3)
+    sizes = ("--global_crops_size", 32, "--local_crops_size", 32)
     result = train(tmp_path, *words, *sizes, prepare=say_seeds)
     assert result.code == 0 and result.text.count("seeded") == seedings, result.text
 
