@@ -1,22 +1,25 @@
 """Decoding one file to one array of pixels; every error includes the file's name.
 
 Conversions (see docs/data.md): the EXIF orientation is applied. Palette, CMYK, gray and bilevel
-pictures become RGB (or gray, for one channel). Alpha is dropped. 16-bit levels keep their upper
-byte.
+pictures become RGB (or gray, for one channel). Alpha is dropped. `levels` reduces more than 8 bits.
 """
 
 from __future__ import annotations
 
 import io
+import os
+import re
+import stat
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, features
 from torch import Tensor
 
+from dino.data.levels import PixelRange, read_levels, reduce_picture, to_bytes
 from dino.errors import DataError
 
 EXTENSIONS = (
@@ -37,12 +40,27 @@ EXTENSIONS = (
     ".npy",
     *([".avif"] if features.check("avif") else []),
 )
+# Pillow chooses by content, so these are all that a file may be, whatever its name. Some of the others
+# start programs (EPS).
+DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 MODES = {1: "L", 3: "RGB"}
-ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-# EXIF orientations other than pure rotations; unknown values mean upright.
-MIRRORED = (2, 4, 5, 7)
+# EXIF orientation to what makes it upright: whether to swap height and width, then OpenCV's flip.
+TURNS: dict[Any, tuple[bool, int | None]] = {
+    2: (False, 1),
+    3: (False, -1),
+    4: (False, 0),
+    5: (True, None),
+    6: (True, 1),
+    7: (True, -1),
+    8: (True, 0),
+}
+UPRIGHT = (False, None)
 SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+MARKER_OF_JPEG = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a scan
+FILLER = bytes(range(1, 255))  # more data for a scan; any that contains no marker
+GRAY = 128  # what decoders of JPEG fill in where there is no data
+MOST_BYTES = 2**32  # of a file
+STRIP = 2**24  # pixels of a large picture that are converted at a time
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -59,31 +77,38 @@ def is_picture(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def read_image(path: str | Path | Stored, channels: int = 3, box: Box | None = None) -> Tensor:
+def read_image(
+    path: str | Path | Stored,
+    channels: int = 3,
+    box: Box | None = None,
+    *,
+    pixel_range: PixelRange | None = None,
+) -> Tensor:
     """Decode an image.
 
     Args:
-        path: A picture, or an `.npy` file of uint8 (H, W, C); or either stored elsewhere.
+        path: A picture, or an `.npy` file of (H, W, C); or either stored elsewhere.
         channels: C: 1 or 3 for pictures, any number for `.npy` files.
         box: The region of a picture to keep, in stored coordinates (before EXIF orientation).
+        pixel_range: Levels that become 0 and 255 where they have more than 8 bits.
 
     Returns:
         (C, H, W) uint8, channels last in memory.
 
     Raises:
-        DataError: The file is missing, damaged, not a picture, or has a different number of
-            channels; the text names it.
+        DataError: The file is missing, damaged, not a picture, has a different number of channels,
+            or its levels need a range; the text names it.
     """
     try:
         pixels = (
-            _read_array(path)
+            _read_array(path, pixel_range)
             if str(path).lower().endswith(".npy")
-            else _read_picture(path, channels, box)
+            else _read_picture(path, channels, box, pixel_range)
         )
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        raise DataError(f"{path} cannot be decoded: {error}") from error
+        raise _undecodable(path, error) from error
     if pixels.shape[2] != channels:
         raise DataError(f"{path} has {pixels.shape[2]} channels, but `in_chans` is {channels}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -97,78 +122,184 @@ def read_size(path: str | Path | Stored, box: Box | None = None) -> tuple[int, i
             the file.
     """
     try:
-        with Image.open(_content(path)) as picture:
-            left, top, right, bottom = _clip(box, picture)
-            turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
+        with open_picture(_content(path)) as picture:
+            left, top, right, bottom = _clip(box, *picture.size)
+            turned, _ = _find_turn(picture)
     except Exception as error:  # noqa: BLE001 - as above
-        raise DataError(f"{path} cannot be decoded: {error}") from error
+        raise _undecodable(path, error) from error
     return (right - left, bottom - top) if turned else (bottom - top, right - left)
 
 
-def _clip(box: Box | None, picture: Image.Image) -> Box:
-    left, top, right, bottom = box or (0, 0, *picture.size)
-    inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
+def read_highest(path: str | Path | Stored) -> int | None:
+    """The highest level of a picture of 16 unsigned bits; None for any other file."""
+    try:
+        content = read_file(path)
+        with open_picture(content) as picture:
+            levels = read_levels(picture, content)
+    except Exception:  # noqa: BLE001 - whoever reads the image reports it
+        return None
+    return int(levels.max()) if levels is not None and levels.dtype == np.uint16 else None
+
+
+def open_picture(content: bytes | str | Path) -> Image.Image:
+    """Open a picture of one of the known formats, by its content or its path.
+
+    Raises:
+        OSError: It is none of them, or cannot be read.
+        ValueError: The path is no regular file.
+    """
+    if isinstance(content, bytes):
+        return Image.open(io.BytesIO(content), formats=DECODERS)
+    _check_regular(content)
+    return Image.open(content, formats=DECODERS)
+
+
+def read_file(path: str | Path | Stored) -> bytes:
+    """The content of an image file, or of an image stored elsewhere.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is too large, or no regular file.
+    """
+    if not isinstance(path, str | Path):
+        return path.read()
+    _check_regular(path)
+    return Path(path).read_bytes()
+
+
+def _check_regular(path: str | Path) -> None:
+    """Anything else may never end (a pipe, /dev/zero)."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"it has {status.st_size} bytes, more than {MOST_BYTES}")
+
+
+def _undecodable(path: object, error: Exception) -> DataError:
+    short = isinstance(error, MemoryError)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{path} cannot be decoded: {'memory is short, ' * short}{reason}")
+
+
+def _clip(box: Box | None, width: int, height: int) -> Box:
+    left, top, right, bottom = box or (0, 0, width, height)
+    inside = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        raise ValueError(f"the box {box} has no pixel inside {picture.width} x {picture.height}")
+        raise ValueError(f"the box {box} has no pixel inside {width} x {height}")
     return inside
 
 
-def _content(path: str | Path | Stored) -> str | Path | io.BytesIO:
-    return path if isinstance(path, str | Path) else io.BytesIO(path.read())
+def _content(path: str | Path | Stored) -> str | Path | bytes:
+    return path if isinstance(path, str | Path) else path.read()
 
 
-def _read_picture(path: str | Path | Stored, channels: int, box: Box | None) -> np.ndarray:
+def _find_turn(picture: Image.Image) -> tuple[bool, int | None]:
+    """What makes a picture upright; damaged EXIF data say nothing."""
+    try:
+        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation), UPRIGHT)
+    except Exception:  # noqa: BLE001 - Pillow raises anything on it
+        return UPRIGHT
+
+
+def _read_picture(
+    path: str | Path | Stored, channels: int, box: Box | None, pixel_range: PixelRange | None
+) -> np.ndarray:
     if channels not in MODES:
         raise DataError(
             f"{path} is a picture",
             remedy=f"`in_chans` {channels} needs .npy files, pictures give 1 or 3 channels",
         )
-    content = Path(path).read_bytes() if isinstance(path, str | Path) else path.read()
-    with Image.open(io.BytesIO(content)) as picture:
-        if (
-            picture.format == "JPEG"
-            and picture.mode in ("L", "RGB")
-            and channels == 3
-            and box is None
-        ):
-            pixels = _read_jpeg(content, picture.getexif().get(ExifTags.Base.Orientation, 1))
-            if pixels is not None:
-                return pixels
-        upright = ImageOps.exif_transpose(picture.crop(_clip(box, picture)) if box else picture)
-        return to_levels(upright, channels)
+    content = read_file(path)
+    with open_picture(content) as picture:
+        jpeg, plain = picture.format in ("JPEG", "MPO"), picture.mode in ("L", "RGB")
+        if jpeg:
+            _check_header(picture, content)
+        fast = picture.format == "JPEG" and plain and channels == 3
+        pixels = _read_jpeg(content) if fast else None
+        if pixels is None:
+            pixels = to_levels(reduce_picture(picture, content, pixel_range), channels)
+        if jpeg and (pixels[-1, -1] == GRAY).all() and _lacks_data(content):
+            raise ValueError("its data end before the picture does")
+        left, top, right, bottom = _clip(box, *picture.size)
+        return _turn(pixels[top:bottom, left:right], *_find_turn(picture))
+
+
+def _turn(pixels: np.ndarray, swap: bool, flip: int | None) -> np.ndarray:
+    """(H, W, C) upright, in order in memory."""
+    turned = cv2.transpose(pixels) if swap else pixels
+    turned = turned if flip is None else cv2.flip(turned, flip)
+    return np.ascontiguousarray(turned).reshape(*turned.shape[:2], pixels.shape[2])
 
 
 def to_levels(picture: Image.Image, channels: int) -> np.ndarray:
-    """A picture of any mode as (H, W, C) uint8; C is 1 or 3."""
-    if picture.mode.startswith("I"):  # 16 bits a level, in either byte order
-        picture = Image.fromarray(
-            (np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        )
-    pixels = np.array(picture.convert(MODES[channels]))
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    """A picture of at most 8 bits a level as (H, W, C) uint8; C is 1 or 3.
+
+    Large ones are converted in strips: every further copy of them takes hundreds of megabytes.
+    """
+    width, height = picture.size
+    rows = max(1, STRIP // width)
+    if height <= rows:
+        return np.array(picture.convert(MODES[channels])).reshape(height, width, channels)
+    pixels = np.empty((height, width, channels), dtype=np.uint8)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height))).convert(MODES[channels])
+        pixels[top : top + rows] = np.asarray(strip).reshape(-1, width, channels)
+    return pixels
 
 
-def _read_jpeg(content: bytes, orientation: int) -> np.ndarray | None:
+def _read_jpeg(content: bytes) -> np.ndarray | None:
     """As Pillow, in two thirds of the time; None for files that Pillow has to read or reject."""
     complete = content.endswith(END_OF_JPEG) or content.rfind(END_OF_JPEG) > content.rfind(
         SCAN_OF_JPEG
     )
-    if not complete or orientation in MIRRORED:  # OpenCV fills missing parts with gray
-        return None
-    encoded = np.frombuffer(content, dtype=np.uint8)
+    # OpenCV fills missing parts with gray.
+    return _decode(content, cv2.IMREAD_COLOR_RGB) if complete else None
+
+
+def _decode(content: bytes, colors: int) -> np.ndarray | None:
     try:
-        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        return cv2.imdecode(
+            np.frombuffer(content, dtype=np.uint8), colors | cv2.IMREAD_IGNORE_ORIENTATION
+        )
     except cv2.error:
         return None
-    return (
-        cv2.rotate(pixels, ROTATIONS[orientation])
-        if orientation in ROTATIONS and pixels is not None
-        else pixels
-    )
 
 
-def _read_array(path: str | Path | Stored) -> np.ndarray:
-    pixels: np.ndarray = np.load(_content(path), allow_pickle=False)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
-        raise DataError(f"{path} must hold uint8 (H, W, C) (got {pixels.dtype} {pixels.shape})")
-    return pixels
+def _check_header(picture: Image.Image, content: bytes) -> None:
+    """Reject a JPEG with less than a bit for each block of 8 x 8 pixels, the least there can be."""
+    blocks = -(-picture.width // 8) * -(-picture.height // 8)
+    if 8 * len(content) < blocks:
+        raise ValueError(
+            f"its header claims {picture.width} x {picture.height} pixels, which do not fit into"
+            f" its {len(content)} bytes"
+        )
+
+
+def _lacks_data(content: bytes) -> bool:
+    """Whether a JPEG's scan ends too early: then more data change the picture.
+
+    Decoders only warn of this, and fill in gray. What follows a complete scan is ignored.
+    """
+    end = MARKER_OF_JPEG.search(content, content.rfind(SCAN_OF_JPEG) + len(SCAN_OF_JPEG))
+    if end is None:
+        return False
+    longer = content[: end.start()] + FILLER + content[end.start() :]
+    plain, more = (_decode(data, cv2.IMREAD_GRAYSCALE) for data in (content, longer))
+    return plain is not None and not np.array_equal(plain, more)
+
+
+def _read_array(path: str | Path | Stored, pixel_range: PixelRange | None) -> np.ndarray:
+    content = _content(path)
+    if isinstance(content, bytes):
+        levels: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    else:
+        _check_regular(content)
+        levels = np.load(content, allow_pickle=False)
+    ranged = pixel_range is not None and levels.dtype.kind in "iuf"
+    if not (ranged or levels.dtype == np.uint8) or levels.ndim != 3 or 0 in levels.shape:
+        raise DataError(
+            f"{path} must hold uint8 (H, W, C) (got {levels.dtype} {levels.shape});"
+            " `pixel_range` LO,HI scales other levels"
+        )
+    return to_bytes(levels, pixel_range)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
-from dino.data.decode import read_image
+from dino.data.decode import open_picture, read_image
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
@@ -79,7 +78,7 @@ def find_oddity(path: Path) -> str | None:
     """
     if path.suffix.lower() == ".npy":
         return None
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         frames = getattr(picture, "n_frames", 1)
         # Pillow turns "RGB;16B" into RGB silently.
         stored = str(picture.tile[0][3]) if picture.tile else ""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dino.data.decode import open_picture
 from dino.errors import DataError
 from dino.files import MARK, atomic_write
 
@@ -68,7 +69,7 @@ def read_label_map(path: Path) -> LabelMap:
     """
     try:
         # Only PNG keeps labels exactly; and no other decoder of Pillow sees a stranger's file.
-        with Image.open(path, formats=("PNG",)) as picture:
+        with open_picture(path, ("PNG",)) as picture:
             mode, labels = picture.mode, np.array(picture).astype(np.uint8)
             palette = bytes(picture.getpalette() or ()) or None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from dino.data.decode import open_picture, read_file
 from dino.data.image_source import ImageSource
 from dino.data.shard_names import ENDING
 from dino.data.shards import LABEL, sample_of
@@ -74,7 +75,7 @@ def pack_images(
                 if not shard.exists():
                     _write_shard(shard, source, indices, packing, pool)
                 yield shard, indices.stop
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"packing {source.root} into {folder}: {error}",
             remedy="run the same command again to continue",
@@ -141,7 +142,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _read(source: ImageSource, index: int, *, shorter_side: int | None) -> bytes:
     """The bytes of an image, scaled down if required; unchanged if it cannot be decoded."""
-    content = source.path(index).read_bytes()
+    content = read_file(source.path(index))
     if shorter_side is None:
         return content
     try:
@@ -159,7 +160,7 @@ def scale_picture(content: bytes, shorter_side: int) -> bytes:
     Raises:
         Exception: Any error of the decoder on a damaged file, or on a format it cannot write.
     """
-    with Image.open(io.BytesIO(content)) as picture:
+    with open_picture(content) as picture:
         shorter = min(picture.size)
         if shorter <= shorter_side:
             return content

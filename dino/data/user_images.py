@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from dino.data.decode import MODES, read_image, to_levels
+from dino.data.levels import reduce_picture
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
@@ -146,7 +147,10 @@ def to_pixels(image: Any, channels: int, name: str) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), channels)
     if isinstance(image, Image.Image) and channels in MODES:
-        return torch.from_numpy(to_levels(image, channels)).permute(2, 0, 1)
+        try:
+            return torch.from_numpy(to_levels(reduce_picture(image), channels)).permute(2, 0, 1)
+        except ValueError as error:
+            raise DataError(f"{name} cannot be used: {error}") from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in {2, 3}:
         image = torch.from_numpy(np.array(image if image.ndim == 3 else image[..., None])).permute(
             2, 0, 1

@@ -2,7 +2,11 @@
 names the file."""
 
 import csv
+import io
+import itertools
+import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
+from dino.data import decode
 from dino.data.decode import EXTENSIONS, read_image, read_size
 from dino.errors import DataError
 
@@ -253,3 +258,142 @@ def test_what_follows_a_jpegs_end_is_ignored_and_a_missing_end_is_not(tmp_path: 
     for path in (cut, preview):
         with pytest.raises(DataError, match=f"{path.name} cannot be decoded"):
             read_image(path)
+
+
+def expect_refusal(path: Path, reason: str) -> None:
+    for read in (read_image, read_size):
+        with pytest.raises(DataError, match=rf"{path.name} cannot be decoded: .*{reason}") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_only_decoders_of_the_known_formats_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow would start Ghostscript for the first, whatever its name."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("started"))
+    eps, icon = tmp_path / "eps.png", tmp_path / "icon.png"
+    Image.new("RGB", (8, 8)).save(eps, "EPS")
+    Image.new("RGB", (16, 16)).save(icon, "ICO")
+    for path in (eps, icon):
+        expect_refusal(path, "cannot identify image file")
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.tif").mkdir()
+    for name in ("pipe.jpg", "endless.png", "folder.tif"):
+        expect_refusal(tmp_path / name, "it is not a regular file")
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(DataError, match=r"pipe\.npy cannot be decoded: it is not a regular file"):
+        read_image(tmp_path / "pipe.npy")
+
+
+def test_a_file_that_is_far_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "MOST_BYTES", 50)
+    (tmp_path / "a.png").write_bytes(bytes(51))
+    expect_refusal(tmp_path / "a.png", "it has 51 bytes, more than 50")
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("name", ["gray.jpg", "color.jpg", "color.png", "gray.png"])
+def test_text_where_exif_has_numbers_does_not_matter(
+    name: str, orientation: int, tmp_path: Path
+) -> None:
+    """Some programs write a resolution or an exposure time as text."""
+    pixels = np.random.RandomState(2).randint(0, 256, (24, 16, 3)).astype(np.uint8)
+    picture = Image.fromarray(pixels).convert("L" if name.startswith("gray") else "RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture.save(tmp_path / f"plain-{name}", exif=exif, quality=95)
+    picture.save(tmp_path / name, exif=write_exif(orientation), quality=95)
+    with Image.open(tmp_path / f"plain-{name}") as stored:
+        upright = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0), upright)
+
+
+def write_exif(orientation: int) -> bytes:
+    """EXIF data with a resolution whose type is text."""
+    number, text = (ExifTags.Base.Orientation, 3, 1, orientation), b"72/1\0"
+    words = (ExifTags.Base.XResolution, 2, len(text), 38)  # at byte 38
+    rows = struct.pack("<HHHII", 2, *number) + struct.pack("<HHII", *words)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + rows + bytes(4) + text
+
+
+def test_damaged_exif_data_leave_a_picture_upright(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(3).randint(0, 256, (24, 16, 3)).astype(np.uint8)
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=b"Exif\0\0no EXIF at all", quality=95)
+        assert read_image(tmp_path / name).shape == (3, 24, 16)
+        assert read_size(tmp_path / name) == (24, 16)
+
+
+def claim(content: bytes, height: int, width: int) -> bytes:
+    """A JPEG whose header claims another size."""
+    kinds = (b"\xff\xc0", b"\xff\xc2")  # baseline, progressive
+    start = next(place for kind in kinds if (place := content.find(kind)) > 0)
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return content[: start + 5] + size + content[start + 9 :]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("mode", "side"),
+    [*itertools.product(["L", "RGB"], [13_300, 700, 64]), ("CMYK", 13_300), ("CMYK", 700)],
+)
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"optimize": True}])
+def test_a_jpeg_that_claims_more_than_it_holds_cannot_be_decoded(
+    mode: str, side: int, settings: dict[str, bool], tmp_path: Path
+) -> None:
+    """Decoders fill in gray and warn."""
+    noise = np.random.RandomState(4).randint(0, 256, (8, 8, 3)).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(out, "JPEG", **settings)
+    (tmp_path / "a.jpg").write_bytes(claim(out.getvalue(), side, side))
+    for channels in (1, 3):
+        with pytest.raises(DataError, match="its header claims|its data end before"):
+            read_image(tmp_path / "a.jpg", channels)
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_jpegs_that_really_are_gray_are_read(settings: dict[str, object], tmp_path: Path) -> None:
+    pixels = np.full((200, 300, 3), 128, np.uint8)
+    pixels[:20, :20] = np.random.RandomState(5).randint(0, 256, (20, 20, 3))
+    for number, levels in enumerate((pixels, pixels[100:])):
+        path = tmp_path / f"{number}.jpg"
+        Image.fromarray(levels).save(path, quality=95, **settings)
+        with Image.open(path) as picture:
+            assert np.array_equal(read_image(path).permute(1, 2, 0), np.asarray(picture))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "RGBA", "I;16"])
+def test_strips_of_large_pictures_change_no_level(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.RandomState(6).randint(0, 256, (19, 7, 3)).astype(np.uint8)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture = Image.fromarray(pixels)
+    (picture.convert("L") if mode == "I;16" else picture).convert(mode).save(path)
+    whole = {channels: read_image(path, channels) for channels in (1, 3)}
+    monkeypatch.setattr(decode, "STRIP", 7 * 4)
+    for channels, image in whole.items():
+        assert torch.equal(read_image(path, channels), image)
+
+
+def test_too_many_pixels_and_too_little_memory_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    expect_refusal(path, r"Image size \(400000000 pixels\) exceeds limit")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "to_levels", fail)
+    Image.new("RGB", (9, 9)).save(path)
+    with pytest.raises(DataError, match=r"a\.png cannot be decoded: memory is short, MemoryError"):
+        read_image(path)
