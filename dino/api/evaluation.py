@@ -240,6 +240,7 @@ def attention(
             normalization=build_normalization(trained.in_chans, trained.normalization),
             run=run,
         )
+        source = source.ranged(trained.pixel_range)
         views = (
             reader.cut(source.read(i, reader.in_chans), size, source.names[i])
             for i in range(len(source))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dino.config import build, expand_home
 from dino.data.config import DataConfig
 from dino.data.decode import is_picture
-from dino.data.image_source import ImageSource
+from dino.data.image_source import ImageSource, number_classes
 from dino.data.photometric import Normalization
 from dino.data.sources import open_images, open_labelled_splits
 from dino.data.user_images import UserSource, read_labels, wrap_images
@@ -122,9 +122,9 @@ def _agree(train: ImageSource, test: ImageSource) -> tuple[ImageSource, ImageSou
                 f"they differ in {', '.join(different[:5])}"
             )
         return train, test
-    count = max(*train.labels, *test.labels) + 1
+    numbers = number_classes((*train.labels, *test.labels))
     named = train.classes or test.classes
-    classes = named if len(named) >= count else tuple(map(str, range(count)))
+    classes = named if len(named) >= len(numbers) else numbers
     return replace(train, classes=classes), replace(test, classes=classes)
 
 
@@ -159,6 +159,7 @@ def lend(backbone: nn.Module, run: Run) -> Iterator[TrainedBackbone]:
             normalization={"mean": [*normalization.mean], "std": [*normalization.std]}
             if isinstance(normalization, Normalization)
             else None,
+            pixel_range=getattr(backbone, "pixel_range", None),
         )
     finally:
         backbone.to(home)

@@ -159,5 +159,6 @@ def score_online(config: TrainConfig, run: Run) -> Callable[[nn.Module], Mapping
         run,
         image_size=config.crops.global_crops_size,
         in_chans=config.student.chosen_in_chans,
+        pixel_range=config.train_data.pixel_range,
         data_limit=config.train_data.data_limit,
     )

@@ -74,5 +74,6 @@ def load(
     module.patch_size = trained.patch_size
     module.image_size = trained.image_size
     module.in_chans = trained.in_chans
+    module.pixel_range = trained.pixel_range
     module.normalization = build_normalization(trained.in_chans, trained.normalization)
     return cast(nn.Module, module)

@@ -12,7 +12,7 @@ from dino.cli.options import parse, positional_to_flags
 from dino.cli.parser import Help
 from dino.cli.session import set_up_logging
 from dino.config import ReportConfig, chosen, derived, setting
-from dino.data.config import SourceConfig
+from dino.data.config import PixelConfig, SourceConfig
 from dino.errors import CheckFailed, DataError, OptionError
 from dino.models.config import ChannelConfig
 
@@ -52,6 +52,7 @@ class CheckConfig:
 
     source: SourceConfig = ManyWorkersConfig()
     channels: ChannelConfig = ChannelConfig()
+    pixels: PixelConfig = PixelConfig()
     check: InspectionConfig = InspectionConfig()
     report: ReportConfig = ReportConfig()
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = config.check.clean_list
     if output:
         _check_output(Path(output))
-    source = open_images(config.source.data_path)
+    source = open_images(config.source.data_path).ranged(config.pixels.pixel_range)
     logger.info("images: %s", source.describe())
     if source.members:
         raise DataError(

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import re
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from dino.errors import OptionError
 
 HELP_ALL = "--help-all"
 GOOD_MATCH = 0.7  # below it a guess misleads
+NEGATIVE_LIST = re.compile(r"-[\d.]+,")
 LEAST_PART = 3  # a word must be longer to be searched for inside flags
 
 RECIPE_FLAGS: Mapping[tuple[str, ...], dict[str, Any]] = {
@@ -116,7 +118,7 @@ def read_flags(
         OptionError: A flag is unknown or lacks its value.
         SystemExit: `--help` printed the flags.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _join_negative(sys.argv[1:] if argv is None else argv)
     parser = _build_parser(
         config, flags, about, all_flags=HELP_ALL in words or _asks_for_ipu(words)
     )
@@ -126,6 +128,16 @@ def read_flags(
     if unknown:
         raise OptionError(f"unknown flag {unknown[0]}: {_suggest(unknown[0].split('=')[0], flags)}")
     return vars(options)
+
+
+def _join_negative(words: Sequence[str]) -> list[str]:
+    """Write `--flag -1,5` as `--flag=-1,5`: otherwise `-1,5` would count as a flag."""
+    joined: list[str] = []
+    for word in words:
+        if NEGATIVE_LIST.match(word) and joined and joined[-1].startswith("--"):
+            word = f"{joined.pop()}={word}"
+        joined.append(word)
+    return joined
 
 
 def _build_parser(config: type, flags: Sequence[Flag], about: Help, *, all_flags: bool) -> _Parser:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install torch torchvision timm, or start from a container that has them"
 LIBRARIES = dict.fromkeys(("torch", "torchvision", "timm"), INSTALL)
 SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # how the library names a setting
+DEBUG = "DINO_DEBUG"  # environment variable; also logs the tracebacks of loader processes
 
 
 def spell(text: str) -> str:
@@ -50,6 +51,8 @@ def set_up_logging() -> int:
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True
     )
+    if os.environ.get(DEBUG):
+        logging.getLogger("dino").setLevel(logging.DEBUG)
     return rank
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 import typing
 from typing import Any
@@ -55,11 +56,22 @@ def describe(annotation: Any) -> str:
 
 
 def _convert_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    if parts[0] in (int, float):
+        value = _split_at_commas(value)
     if not isinstance(value, list | tuple) or (
         parts[-1] is not Ellipsis and len(value) != len(parts)
     ):
         raise ValueError(value)
     return tuple(convert(item, parts[0]) for item in value)
+
+
+def _split_at_commas(value: Any) -> Any:
+    """Write "0,255" or ["0,255"] as ["0", "255"]."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        return value
+    parts = (word.split(",") if isinstance(word, str) else [word] for word in words)
+    return list(itertools.chain.from_iterable(parts))
 
 
 def _convert_bool(value: Any) -> bool:

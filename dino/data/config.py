@@ -34,6 +34,13 @@ class DataConfig(SourceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelConfig:
+    """What the levels of pictures mean."""
+
+    pixel_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LimitConfig:
     """How many of the images to use."""
 
@@ -41,7 +48,7 @@ class LimitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDataConfig(LimitConfig):
+class TrainDataConfig(LimitConfig, PixelConfig):
     """Settings that only training has for its images."""
 
     on_bad_image: str = setting("raise", choices=("raise", "skip"))

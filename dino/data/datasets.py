@@ -24,6 +24,7 @@ from dino.errors import DataError
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, int]  # H, W
+BLANK = 32  # side in pixels of an image from which the size of an item is computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,11 @@ class CropDataset(Dataset[Crops | DataError]):
         self.skip_bad = skip_bad
         self.cut: CutViews = cut_views  # the training loader chooses
 
+    def count_bytes(self) -> int:
+        """Bytes of the crops of one image."""
+        image = torch.zeros((self.recipe.channels, BLANK, BLANK), dtype=torch.uint8)
+        return count_bytes(self._cut(image, build_rng(0, 0, 0), 0))
+
     def __getitem__(self, key: tuple[int, int]) -> Crops | DataError:
         """Crops of image `index` in `epoch`; `skip_bad` replaces an unreadable one by the next."""
         epoch, index = key
@@ -70,17 +76,25 @@ class CropDataset(Dataset[Crops | DataError]):
             candidate = (index + replaced) % len(self.source)
             try:
                 image = self.source.read(candidate, self.recipe.channels, whole=True)
-                crops = cut_crops(image, self.recipe, rng, replaced, self.cut)
-                return (
-                    crops
-                    if self.host_normalization is None
-                    else augment_crops(crops, self.host_normalization)
-                )
+                return self._cut(image, rng, replaced)
             except DataError as error:
                 if not self.skip_bad:
                     return DataError(f"{error}", remedy="use `on_bad_image` skip to replace it")
                 logger.warning("%s; skipped", error)
         return DataError(f"none of the {len(self.source)} images can be read")
+
+    def _cut(self, image: Tensor, rng: np.random.Generator, replaced: int) -> Crops:
+        crops = cut_crops(image, self.recipe, rng, replaced, self.cut)
+        return (
+            crops
+            if self.host_normalization is None
+            else augment_crops(crops, self.host_normalization)
+        )
+
+
+def count_bytes(item: Sequence[Tensor]) -> int:
+    """Bytes of the tensors of an item."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in item)
 
 
 def augment_crops(crops: Crops, normalization: Normalization) -> Crops:
@@ -128,6 +142,11 @@ class RandomViewDataset(Dataset[LabelledBatch | DataError]):
         """
         self.source, self.cut, self.channels, self.seed = source, cut, channels, seed
 
+    def count_bytes(self) -> int:
+        """Bytes of one view."""
+        blank = torch.zeros((self.channels, BLANK, BLANK), dtype=torch.uint8)
+        return count_bytes([self.cut(blank, build_rng(0, 0, 0))])
+
     def __getitem__(self, key: tuple[int, int]) -> LabelledBatch | DataError:
         """The view of image `index` in `epoch`, without the B dimension."""
         epoch, index = key
@@ -159,6 +178,13 @@ class ViewDataset(Dataset[LabelledBatch | DataError]):
         """
         self.source, self.cut, self.channels, self.shapes = source, cut, channels, shapes
         self.indices = range(share.rank, len(source), share.world_size)
+
+    def count_bytes(self) -> int:
+        """Bytes of one view, the largest one if `shapes` says so."""
+        if self.shapes:
+            return self.channels * max(height * width for height, width in self.shapes)
+        blank = torch.zeros((self.channels, BLANK, BLANK), dtype=torch.uint8)
+        return count_bytes([self.cut(blank)])
 
     def __len__(self) -> int:
         """Images of this process."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,8 @@ import torch
 from PIL import ExifTags, Image, features
 from torch import Tensor
 
-from dino.data.levels import PixelRange, read_levels, reduce_picture, to_bytes
+from dino.data import jpeg
+from dino.data.levels import PixelRange, is_deep, read_levels, reduce_picture, to_bytes
 from dino.errors import DataError
 
 EXTENSIONS = (
@@ -40,8 +40,9 @@ EXTENSIONS = (
     ".npy",
     *([".avif"] if features.check("avif") else []),
 )
-# Pillow chooses by content, so these are all that a file may be, whatever its name. Some of the others
-# start programs (EPS).
+EIGHT_BITS = (".jpg", ".jpeg", ".webp", ".gif", ".npy")  # what these endings promise
+# Pillow chooses by content, so a file may be any of these whatever its name, and nothing else. Some
+# other decoders start programs (EPS).
 DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 MODES = {1: "L", 3: "RGB"}
 # EXIF orientation to what makes it upright: whether to swap height and width, then OpenCV's flip.
@@ -55,10 +56,6 @@ TURNS: dict[Any, tuple[bool, int | None]] = {
     8: (True, 0),
 }
 UPRIGHT = (False, None)
-SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
-MARKER_OF_JPEG = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a scan
-FILLER = bytes(range(1, 255))  # more data for a scan; any that contains no marker
-GRAY = 128  # what decoders of JPEG fill in where there is no data
 MOST_BYTES = 2**32  # of a file
 STRIP = 2**24  # pixels of a large picture that are converted at a time
 
@@ -132,26 +129,27 @@ def read_size(path: str | Path | Stored, box: Box | None = None) -> tuple[int, i
 
 def read_highest(path: str | Path | Stored) -> int | None:
     """The highest level of a picture of 16 unsigned bits; None for any other file."""
+    if str(path).lower().endswith(EIGHT_BITS):
+        return None
     try:
-        content = read_file(path)
-        with open_picture(content) as picture:
-            levels = read_levels(picture, content)
+        with open_picture(_content(path)) as picture:
+            levels = read_levels(picture, read_file(path)) if is_deep(picture) else None
     except Exception:  # noqa: BLE001 - whoever reads the image reports it
         return None
     return int(levels.max()) if levels is not None and levels.dtype == np.uint16 else None
 
 
-def open_picture(content: bytes | str | Path) -> Image.Image:
-    """Open a picture of one of the known formats, by its content or its path.
+def open_picture(content: bytes | str | Path, formats: tuple[str, ...] = DECODERS) -> Image.Image:
+    """Open a picture of one of the formats, by its content or its path.
 
     Raises:
         OSError: It is none of them, or cannot be read.
         ValueError: The path is no regular file.
     """
     if isinstance(content, bytes):
-        return Image.open(io.BytesIO(content), formats=DECODERS)
+        return Image.open(io.BytesIO(content), formats=formats)
     _check_regular(content)
-    return Image.open(content, formats=DECODERS)
+    return Image.open(content, formats=formats)
 
 
 def read_file(path: str | Path | Stored) -> bytes:
@@ -212,15 +210,15 @@ def _read_picture(
         )
     content = read_file(path)
     with open_picture(content) as picture:
-        jpeg, plain = picture.format in ("JPEG", "MPO"), picture.mode in ("L", "RGB")
-        if jpeg:
-            _check_header(picture, content)
-        fast = picture.format == "JPEG" and plain and channels == 3
-        pixels = _read_jpeg(content) if fast else None
+        is_jpeg = picture.format in ("JPEG", "MPO")
+        if is_jpeg:
+            jpeg.check_header(content, *picture.size)
+        quick = picture.format == "JPEG" and picture.mode in ("L", "RGB") and channels == 3
+        pixels = jpeg.read_jpeg(content) if quick else None
         if pixels is None:
             pixels = to_levels(reduce_picture(picture, content, pixel_range), channels)
-        if jpeg and (pixels[-1, -1] == GRAY).all() and _lacks_data(content):
-            raise ValueError("its data end before the picture does")
+        if is_jpeg:
+            jpeg.check_data(content, pixels)
         left, top, right, bottom = _clip(box, *picture.size)
         return _turn(pixels[top:bottom, left:right], *_find_turn(picture))
 
@@ -246,47 +244,6 @@ def to_levels(picture: Image.Image, channels: int) -> np.ndarray:
         strip = picture.crop((0, top, width, min(top + rows, height))).convert(MODES[channels])
         pixels[top : top + rows] = np.asarray(strip).reshape(-1, width, channels)
     return pixels
-
-
-def _read_jpeg(content: bytes) -> np.ndarray | None:
-    """As Pillow, in two thirds of the time; None for files that Pillow has to read or reject."""
-    complete = content.endswith(END_OF_JPEG) or content.rfind(END_OF_JPEG) > content.rfind(
-        SCAN_OF_JPEG
-    )
-    # OpenCV fills missing parts with gray.
-    return _decode(content, cv2.IMREAD_COLOR_RGB) if complete else None
-
-
-def _decode(content: bytes, colors: int) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(
-            np.frombuffer(content, dtype=np.uint8), colors | cv2.IMREAD_IGNORE_ORIENTATION
-        )
-    except cv2.error:
-        return None
-
-
-def _check_header(picture: Image.Image, content: bytes) -> None:
-    """Reject a JPEG with less than a bit for each block of 8 x 8 pixels, the least there can be."""
-    blocks = -(-picture.width // 8) * -(-picture.height // 8)
-    if 8 * len(content) < blocks:
-        raise ValueError(
-            f"its header claims {picture.width} x {picture.height} pixels, which do not fit into"
-            f" its {len(content)} bytes"
-        )
-
-
-def _lacks_data(content: bytes) -> bool:
-    """Whether a JPEG's scan ends too early: then more data change the picture.
-
-    Decoders only warn of this, and fill in gray. What follows a complete scan is ignored.
-    """
-    end = MARKER_OF_JPEG.search(content, content.rfind(SCAN_OF_JPEG) + len(SCAN_OF_JPEG))
-    if end is None:
-        return False
-    longer = content[: end.start()] + FILLER + content[end.start() :]
-    plain, more = (_decode(data, cv2.IMREAD_GRAYSCALE) for data in (content, longer))
-    return plain is not None and not np.array_equal(plain, more)
 
 
 def _read_array(path: str | Path | Stored, pixel_range: PixelRange | None) -> np.ndarray:

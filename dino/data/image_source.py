@@ -8,12 +8,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dino.data.decode import Box, read_image, read_size
+from dino.data.decode import Box, read_highest, read_image, read_size
+from dino.data.levels import PixelRange
 from dino.data.listing import Passed, describe
 from dino.data.shards import Member, Members
+from dino.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MOST_CLASSES = 1_000_000  # each has a name in memory
+
+
+def number_classes(labels: Sequence[int]) -> tuple[str, ...]:
+    """Class names for classes that have only numbers: those from 0 to the highest.
+
+    Raises:
+        DataError: The highest is too large to be the number of a class.
+    """
+    highest = max(labels)
+    if highest >= MOST_CLASSES:
+        raise DataError(
+            f"the class numbers go up to {highest}, beyond {MOST_CLASSES - 1}",
+            remedy="number the classes from 0",
+        )
+    return tuple(map(str, range(highest + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +46,7 @@ class ImageSource:
         classes: Class names, sorted.
         boxes: The region of each picture to use, in pixels of the stored picture; None for all of
             a picture, or for all of every picture.
+        pixel_range: Levels that become black and white where they have more than 8 bits.
         members: Locations of the images in shards, or None if they are files.
         origin: What the images are, and where.
         passed: What else is there and is not used.
@@ -37,6 +57,7 @@ class ImageSource:
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
     boxes: tuple[Box | None, ...] | None = None
+    pixel_range: PixelRange | None = None
     members: Members | None = field(default=None, compare=False)
     origin: str = field(default="", compare=False)
     passed: Passed = field(default_factory=dict, compare=False)
@@ -70,7 +91,8 @@ class ImageSource:
         Raises:
             DataError: It cannot be read as an image with that many channels.
         """
-        return read_image(self.file(index), channels, None if whole else self.box(index))
+        box = None if whole else self.box(index)
+        return read_image(self.file(index), channels, box, pixel_range=self.pixel_range)
 
     def read_labelled(self, index: int, channels: int) -> tuple[Tensor, int]:
         """Image `index` as `read` returns it, and its label, or -1 without labels.
@@ -91,6 +113,14 @@ class ImageSource:
             DataError: The file is missing or not a picture, or the box is outside it.
         """
         return read_size(self.file(index), self.box(index))
+
+    def read_highest(self, index: int) -> int | None:
+        """The highest level of picture `index` if it has 16 unsigned bits; otherwise None."""
+        return read_highest(self.file(index))
+
+    def ranged(self, pixel_range: PixelRange | None) -> ImageSource:
+        """The same images, read with this range."""
+        return replace(self, pixel_range=pixel_range)
 
     def fingerprint(self) -> str:
         """A digest of the names: equal for equal data, wherever it is mounted."""

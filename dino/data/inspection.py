@@ -59,7 +59,9 @@ class InspectionDataset(Dataset[Inspection]):
         """Decode and inspect one file."""
         path = self.source.path(index)
         try:
-            _, height, width = read_image(path, self.channels).shape
+            _, height, width = read_image(
+                path, self.channels, pixel_range=self.source.pixel_range
+            ).shape
             digest = hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
             odd = find_oddity(path)
         except (DataError, OSError) as error:

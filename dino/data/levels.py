@@ -1,11 +1,11 @@
 """The levels of a picture as 8 bits, whatever the file stores.
 
 8 bits stay as they are. Without a pixel range, 16 unsigned bits keep their upper byte, and other
-levels (signed, 32 bits, float) must be whole numbers from 0 to 255. With a pixel range (LO, HI), all
-but 8 bits are scaled: LO becomes 0 and HI 255, and levels outside are clipped.
+levels (signed, 32 bits, float) must be whole numbers from 0 to 255. With a pixel range (LO, HI),
+all but 8 bits are scaled: LO becomes 0 and HI 255, and levels outside are clipped.
 
-A PGM or PPM file states its own maximum, and Pillow scales to it. If that is below 65535, its levels
-count as 8 bits.
+A PGM or PPM file states its own maximum, and Pillow scales to it. If that is below 65535, its
+levels count as 8 bits.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def read_levels(picture: Image.Image, content: bytes = b"") -> np.ndarray | None
         picture: Any picture.
         content: Its file; without it, 16 bits a level in color count as 8 bits.
     """
-    tile = getattr(picture, "tile", None)
-    stored = str(tile[0].args) if tile else ""  # Pillow's name of the format of the levels
+    stored = _describe_levels(picture)
     if picture.mode == "I":
         return _read_integers(picture, stored)
     if picture.mode.startswith("I;16"):
@@ -75,7 +74,18 @@ def read_levels(picture: Image.Image, content: bytes = b"") -> np.ndarray | None
         return np.asarray(picture)
     if getattr(picture, "tag_v2", {}).get(SAMPLE_FORMAT, (0,))[0] == SIGNED:
         return np.asarray(picture).view(np.int8)
-    return _read_color(content) if content and any(word in stored for word in WIDE) else None
+    return _read_color(content) if content and is_deep(picture) else None
+
+
+def is_deep(picture: Image.Image) -> bool:
+    """Whether a picture has more than 8 bits a level that are whole numbers."""
+    return picture.mode.startswith("I") or any(word in _describe_levels(picture) for word in WIDE)
+
+
+def _describe_levels(picture: Image.Image) -> str:
+    """Pillow's name of the format of the levels in the file; empty if there is no file."""
+    tile = getattr(picture, "tile", None)
+    return str(tile[0].args) if tile else ""
 
 
 def to_bytes(levels: np.ndarray, pixel_range: PixelRange | None) -> np.ndarray:

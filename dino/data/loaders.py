@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.epoch_batches import EpochBatches
-from dino.data.image_source import ImageSource
+from dino.data.loader_failures import explain
 from dino.data.native import choose_cut
+from dino.data.start_checks import check_count, check_levels, check_shared_memory
 from dino.data.worker_signals import holding_signals, outlive_signals
 from dino.errors import DataError
 
@@ -82,13 +83,19 @@ def build_train_loader(
     pin_memory: bool | str,
     start: str | None = None,
     piece: int | None = None,
+    processes_here: int = 1,
 ) -> TrainLoader:
     """Build the training loader; with `piece`, workers send that many images at a time.
 
     Raises:
-        DataError: There are fewer images than one global batch.
+        DataError: There are fewer images than one global batch, they need `pixel_range`, or the
+            shared memory is too small for the batches of `processes_here` processes.
     """
     check_count(dataset.source, batch_size * share.world_size)
+    check_levels(dataset.source)
+    if workers:
+        batches_here = processes_here * workers * PREFETCH
+        check_shared_memory(dataset, batch_size=piece or batch_size, batches=batches_here)
     if isinstance(dataset, CropDataset):  # here, so that no loader process compiles
         dataset.cut = choose_cut()
     batches = EpochBatches(
@@ -99,20 +106,6 @@ def build_train_loader(
     )
 
 
-def check_count(source: ImageSource, global_batch: int) -> None:
-    """Reject a source that cannot fill one global batch.
-
-    Raises:
-        DataError: The text includes both numbers.
-    """
-    if len(source) < global_batch:
-        raise DataError(
-            f"{source.root} holds {len(source)} images,"
-            f" less than one global batch of {global_batch}",
-            remedy="lower `batch_size_per_device` (or `accumulate_steps`)",
-        )
-
-
 def read_views(
     dataset: ViewDataset,
     *,
@@ -120,14 +113,22 @@ def read_views(
     workers: int,
     pin_memory: bool | str,
     start: str | None = None,
+    processes_here: int = 1,
 ) -> Iterator[LabelledBatch]:
     """Yield every image of the dataset once, in order.
 
     Raises:
-        DataError: An image cannot be decoded, or a loader process died.
+        DataError: An image cannot be decoded, a loader process died, or as for training.
     """
+    check_levels(dataset.source)
     settings = _settings(workers, pin_memory, start)
     batches = list(dataset.plan(batch_size))
+    if workers:
+        check_shared_memory(
+            dataset,
+            batch_size=max(map(len, batches), default=0),
+            batches=processes_here * min(workers * PREFETCH, len(batches)),
+        )
     yield from _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings))
 
 
@@ -258,6 +259,7 @@ def _checked(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    batches: Iterator[Any] = iter(())
     try:
         # Workers that persist are there already, and what they are doing may take long.
         starts = loader.num_workers > 0 and getattr(loader, "_iterator", None) is None
@@ -272,11 +274,6 @@ def _read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
                 # A new error: raising the received one would tie this frame to it.
                 raise DataError(str(batch))
             yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"a loader process died ({reason})",
-            remedy="if memory is short, try fewer `num_workers`",
-        ) from error
+    except Exception as error:  # noqa: BLE001 - raised again, explained or not
+        # No variable for it, which would tie this frame, and so the loader, to the error.
+        raise explain(error, getattr(batches, "_workers", ()))  # noqa: B904 - it sets the cause

@@ -11,7 +11,8 @@ from dino.errors import DataError
 
 ENDING = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-GROUP = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+MOST_SHARDS, MOST_GROUPS = 1_000_000, 20  # of a pattern
+GROUP = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
 
 
 def is_pattern(path: str) -> bool:
@@ -23,9 +24,11 @@ def expand_braces(pattern: str) -> list[str]:
     """Expand `{000..012}` and `{one,two}` as a shell does: the last group varies fastest.
 
     Raises:
-        DataError: A range is descending, or braces have any other form.
+        DataError: A range is descending, braces have any other form, or name too many shards.
     """
     group = GROUP.search(pattern)
+    if len(GROUP.findall(pattern)) > MOST_GROUPS:
+        raise _too_many(pattern)
     if group is None:
         if "{" in pattern or "}" in pattern:
             raise DataError(
@@ -42,15 +45,19 @@ def expand_braces(pattern: str) -> list[str]:
     width = max(len(first), len(last)) if padded else 0
     if first is None:
         words = choices.split(",")
+    elif int(last) - int(first) >= MOST_SHARDS:
+        raise _too_many(pattern)
     else:
         words = [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
+    [head] = expand_braces(pattern[: group.start()])  # a brace in it is an error
     tails = expand_braces(pattern[group.end() :])
-    return [
-        f"{head}{word}{tail}"
-        for head in expand_braces(pattern[: group.start()])
-        for word in words
-        for tail in tails
-    ]
+    if len(words) * len(tails) > MOST_SHARDS:
+        raise _too_many(pattern)
+    return [f"{head}{word}{tail}" for word in words for tail in tails]
+
+
+def _too_many(pattern: str) -> DataError:
+    return DataError(f"{pattern:.100} names more than {MOST_SHARDS} shards")
 
 
 def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:

@@ -23,6 +23,11 @@ from dino.data.listing import HIDDEN, Passed, add, describe, is_hidden, is_passe
 from dino.errors import DataError
 
 LABEL = ".cls"
+LONGEST_NUMBER = 32  # bytes of a .cls member that are read
+# Kinds of headers that hold a text for the next header, which tarfile reads whole: a name, the
+# target of a link, or attributes (three kinds).
+TEXTS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
+LONGEST_TEXT, LARGEST_FILE = 2**16, 2**60  # bytes
 AT_ONCE = 16  # shards scanned concurrently; on a network disk, most of the time is waiting
 
 
@@ -40,6 +45,23 @@ class Contents(NamedTuple):
 
     images: list[Found]
     passed: Passed
+
+
+class Header(tarfile.TarInfo):
+    """A header of a tar file whose size is checked before anything reads or skips that much."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+        """As the parent's.
+
+        Raises:
+            tarfile.ReadError: Its size is negative, or too large for a header's text.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        most = LONGEST_TEXT if header.type in TEXTS else LARGEST_FILE
+        if not 0 <= header.size <= most:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
 
 
 @dataclass(frozen=True)
@@ -172,11 +194,9 @@ def scan_shard(path: str) -> Contents:
     labels: dict[str, int] = {}
     passed: Passed = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with tarfile.open(path, "r:", tarinfo=Header) as tar:
+            for member in _read_members(tar, os.path.getsize(path)):
                 name = os.path.normpath(member.name)
-                if member.isdir():
-                    continue
                 if any(map(is_hidden, name.split(os.sep))):
                     add(passed, HIDDEN, name)
                 elif name.endswith(LABEL):
@@ -186,12 +206,14 @@ def scan_shard(path: str) -> Contents:
                 else:
                     if not member.isreg() or member.issparse():
                         raise DataError(
-                            f"{path} holds {name} as a link",
+                            f"{path} holds {name} as a link or a sparse file",
                             remedy="pack the files themselves",
                         )
                     images.append(Found(name, member.offset_data, member.size, None))
             _check_end(tar, path)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - tarfile raises anything on damaged headers
         raise DataError(
             f"{path} is not a tar file or is truncated ({error})", remedy="copy or pack it again"
         ) from error
@@ -202,6 +224,15 @@ def scan_shard(path: str) -> Contents:
     return Contents(labelled, passed)
 
 
+def _read_members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """Yield all but folders; a member that ends beyond the `size` bytes of the file is an error."""
+    for member in tar:
+        if not 0 <= member.size <= size - member.offset_data:  # extended headers change the size
+            raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+        if not member.isdir():
+            yield member
+
+
 def sample_of(name: str) -> str:
     """The key of a webdataset sample: a member's name up to the first dot of its base name."""
     folder, base = os.path.split(name)
@@ -209,8 +240,8 @@ def sample_of(name: str) -> str:
 
 
 def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
-    file = tar.extractfile(member)
-    text = file.read().strip() if file else b""
+    file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+    text = file.read(LONGEST_NUMBER).strip() if file else b""
     if not text.isdigit():
         raise DataError(f"{path}: {member.name} must hold a class number (got {text[:20]!r})")
     return int(text)

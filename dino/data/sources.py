@@ -11,7 +11,7 @@ from pathlib import Path
 from dino.data.decode import EXTENSIONS
 from dino.data.demo import build_demo, is_demo
 from dino.data.image_list import read_list
-from dino.data.image_source import ImageSource
+from dino.data.image_source import ImageSource, number_classes
 from dino.data.listing import describe, list_folder, show
 from dino.data.shard_names import ENDING, find_shards, is_pattern
 from dino.data.shards import list_members
@@ -265,7 +265,7 @@ def _list_shards(shards: Sequence[Path]) -> ImageSource:
     labels, classes = label_by_folder(names)
     numbers = tuple(image.label for image in images if image.label is not None)
     if len(numbers) == len(names) and numbers != labels:
-        labels, classes = numbers, tuple(map(str, range(max(numbers) + 1)))
+        labels, classes = numbers, number_classes(numbers)
     root = Path(os.path.commonpath([path.absolute().parent for path in shards]))
     return ImageSource(
         root=root,

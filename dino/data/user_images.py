@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from dino.data.decode import MODES, read_image, to_levels
-from dino.data.levels import reduce_picture
+from dino.data.decode import MODES, read_highest, read_image, to_levels
 from dino.data.image_source import ImageSource
+from dino.data.levels import PixelRange, read_levels, reduce_picture
 from dino.errors import DataError
 
 WANTED = "a PIL image, a uint8 tensor (C, H, W), a uint8 array (H, W, C) or (H, W), or a path"
@@ -56,7 +56,8 @@ class UserSource(ImageSource):
         position = self.positions[index]
         try:
             image, label = _split(self.images[position])
-            pixels = to_pixels(image, channels, f"image {position} of the data set")
+            name = f"image {position} of the data set"
+            pixels = to_pixels(image, channels, name, self.pixel_range)
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
@@ -64,6 +65,16 @@ class UserSource(ImageSource):
                 f"image {position} of the data set cannot be read: {type(error).__name__}: {error}"
             ) from error
         return pixels, label if self.labels is None else self.labels[index]
+
+    def read_highest(self, index: int) -> int | None:
+        """As of files; None if reading image `index` would run the user's code."""
+        if not isinstance(self.images, list | tuple):
+            return None
+        image, _ = _split(self.images[self.positions[index]])
+        if isinstance(image, str | os.PathLike):
+            return read_highest(Path(image))
+        levels = read_levels(image) if isinstance(image, Image.Image) else None
+        return int(levels.max()) if levels is not None and levels.dtype == np.uint16 else None
 
     def fingerprint(self) -> str:
         """A digest of the length alone, because these images have no stable names."""
@@ -132,7 +143,9 @@ def read_labels(images: Any) -> list[int] | None:
     return labels
 
 
-def to_pixels(image: Any, channels: int, name: str) -> Tensor:
+def to_pixels(
+    image: Any, channels: int, name: str, pixel_range: PixelRange | None = None
+) -> Tensor:
     """Convert an image to (C, H, W) uint8 in host memory.
 
     Args:
@@ -140,15 +153,17 @@ def to_pixels(image: Any, channels: int, name: str) -> Tensor:
             ignored.
         channels: C.
         name: The image's name in the error.
+        pixel_range: Levels of pictures that become 0 and 255 where they have more than 8 bits.
 
     Raises:
         DataError: It is not an image, or has other channels; the text includes what was given.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image), channels)
+        return read_image(Path(image), channels, pixel_range=pixel_range)
     if isinstance(image, Image.Image) and channels in MODES:
         try:
-            return torch.from_numpy(to_levels(reduce_picture(image), channels)).permute(2, 0, 1)
+            reduced = reduce_picture(image, pixel_range=pixel_range)
+            return torch.from_numpy(to_levels(reduced, channels)).permute(2, 0, 1)
         except ValueError as error:
             raise DataError(f"{name} cannot be used: {error}") from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in {2, 3}:

@@ -112,6 +112,7 @@ def extract_features(
     """
     processes = run.processes
     cut = cut or functools.partial(center_crop, size=backbone.image_size)
+    source = source.ranged(backbone.pixel_range)
     dataset = ViewDataset(
         source, cut, channels=backbone.in_chans, share=share_of(run), shapes=shapes
     )
@@ -148,7 +149,7 @@ def stream_features(
     Raises:
         DataError: An image cannot be decoded.
     """
-    processes, done = run.processes, 0
+    processes, done, source = run.processes, 0, source.ranged(backbone.pixel_range)
     cut = functools.partial(center_crop, size=backbone.image_size)
     batches = _infer(
         backbone,
@@ -182,6 +183,7 @@ def _infer(
         workers=reading.workers,
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
+        processes_here=run.processes.local_world_size,
     )
     if not len(dataset):  # fewer images than processes: yield zero rows of the right width
         side = backbone.image_size

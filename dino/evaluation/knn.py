@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dino.data.config import DataConfig
 from dino.data.image_source import ImageSource
+from dino.data.levels import PixelRange
 from dino.data.photometric import build_normalization
 from dino.data.sources import open_labelled_splits, open_online_splits
 from dino.errors import DataError
@@ -173,7 +174,13 @@ def evaluate_knn(config: KnnConfig, run: Run) -> dict[int, KnnScore]:
 
 
 def build_online_knn(
-    data: DataConfig, run: Run, *, image_size: int, in_chans: int = 3, data_limit: int | None = None
+    data: DataConfig,
+    run: Run,
+    *,
+    image_size: int,
+    in_chans: int = 3,
+    data_limit: int | None = None,
+    pixel_range: PixelRange | None = None,
 ) -> Callable[[nn.Module], Mapping[str, float]]:
     """Build the k-NN score that training computes every few epochs.
 
@@ -183,6 +190,7 @@ def build_online_knn(
         image_size: S, side in pixels of the global crops.
         in_chans: C.
         data_limit: Largest number of training images that vote.
+        pixel_range: Levels that become black and white where they have more than 8 bits.
 
     Returns:
         A function from the teacher's backbone to `knn_top1` and `knn_top5` in %.
@@ -201,6 +209,7 @@ def build_online_knn(
             image_size=image_size,
             in_chans=in_chans,
             normalization=normalization,
+            pixel_range=pixel_range,
         )
         knn_score = score_backbone(trained, splits, run, reading)
         return {"knn_top1": knn_score.top1, "knn_top5": knn_score.top5}

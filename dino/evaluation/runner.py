@@ -58,7 +58,12 @@ class Runner:
             OptionError: A network of another library does not take such squares.
         """
         with self.run.processes.rank_zero_first():
-            loaded = load_backbone(self.config.backbone, self.config.weights, published=published)
+            loaded = load_backbone(
+                self.config.backbone,
+                self.config.weights,
+                published=published,
+                pixel_range=self.config.pixels.pixel_range,
+            )
         if center_crops and not is_vit(loaded.arch):
             Probe(loaded.arch, in_chans=loaded.in_chans).check_pass(FEW, loaded.image_size)
         return loaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dino.config import ReportConfig, setting
+from dino.data.config import PixelConfig
 from dino.devices.config import DeviceConfig
 from dino.models.config import BackboneConfig, WeightsConfig
 
@@ -30,4 +31,5 @@ class FrozenConfig:
     launch: LaunchConfig = LaunchConfig()
     backbone: BackboneConfig = BackboneConfig()
     weights: WeightsConfig = WeightsConfig()
+    pixels: PixelConfig = PixelConfig()
     report: ReportConfig = ReportConfig()

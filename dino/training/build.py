@@ -11,8 +11,9 @@ from dino.config import chosen
 from dino.data.crops import CropRecipe
 from dino.data.datasets import CropDataset, Share
 from dino.data.image_source import ImageSource
-from dino.data.loaders import TrainLoader, build_train_loader, check_count, choose_workers
+from dino.data.loaders import TrainLoader, build_train_loader, choose_workers
 from dino.data.photometric import build_normalization
+from dino.data.start_checks import check_count
 from dino.data.synthetic import SyntheticLoader, make_batch
 from dino.devices.base import Device
 from dino.devices.config import IpuConfig
@@ -98,7 +99,7 @@ def build_loader(
     on_host = config.train_data.augment_on == "host"
     return build_train_loader(
         CropDataset(
-            source,
+            source.ranged(config.train_data.pixel_range),
             recipe,
             seed=config.run.seed,
             skip_bad=skip_bad,
@@ -116,6 +117,7 @@ def build_loader(
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
         piece=choose_piece(config.compiled, batch_size),
+        processes_here=processes.local_world_size,
     )
 
 

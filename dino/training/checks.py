@@ -9,8 +9,9 @@ from pathlib import Path
 from dino import checkpoint
 from dino.data.crops import GLOBAL_VIEWS
 from dino.data.image_source import ImageSource
-from dino.data.loaders import check_count
+from dino.data.levels import check_range
 from dino.data.sources import open_online_splits, open_training_source
+from dino.data.start_checks import check_count
 from dino.data.synthetic import IMAGENET, make_synthetic_source
 from dino.devices.base import Device
 from dino.errors import OptionError
@@ -64,6 +65,7 @@ def check_settings(config: TrainConfig) -> None:
         OptionError: A setting is wrong; the message says what to do.
     """
     check_arch(config.backbone.chosen_arch)
+    check_range(config.train_data.pixel_range)
     check_scales(config)
     check_sizes(config)
     check_warmups(config)

@@ -20,6 +20,7 @@ IDENTITY = (
     "arch",
     "patch_size",
     "in_chans",
+    "pixel_range",
     "global_crops_size",
     "out_dim",
     "norm_last_layer",
@@ -71,7 +72,7 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
         CheckpointError: The checkpoint belongs to another run, or the number of processes or the
             batch changed in the middle of an epoch.
     """
-    before = read_args(state)
+    before = {"pixel_range": None} | dict(read_args(state))  # older files have no range
     for name in IDENTITY:
         if name in before and before[name] != args[name]:
             raise _other_run(name, before[name], args[name])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dino.data.crops import center_crop
 from dino.data.decode import read_image
-from dino.data.demo import DemoSpec, draw_image
+from dino.data.levels import PixelRange
 from dino.data.photometric import Normalization, build_normalization
 from dino.data.sources import find_images
 from dino.errors import DataError, OptionError
@@ -29,7 +29,13 @@ from dino.runtime.folder_lock import hold_folder
 from dino.runtime.metrics import check_target, write_result
 from dino.runtime.ownership import check_own
 from dino.runtime.progress import Progress
-from dino.visualization.attention_files import SHEET, Images, list_outputs, name_folders
+from dino.visualization.attention_files import (
+    SHEET,
+    Images,
+    draw_input,
+    list_outputs,
+    name_folders,
+)
 from dino.visualization.config import AttentionConfig
 from dino.visualization.pictures import (
     VIRIDIS,
@@ -47,8 +53,6 @@ from dino.weights.formats.mae import is_autoencoder
 from dino.weights.load import load_backbone
 
 logger = logging.getLogger(__name__)
-
-DRAWN_SIZE = 480  # pixels, side of the picture drawn if no image is given
 
 
 class ClsAttention(nn.Module):
@@ -94,6 +98,7 @@ class AttentionReader:
         in_chans: C.
         infer: (B, C, H, W) normalized on the device -> (B, heads, h, w).
         normalization: The normalization used in training.
+        pixel_range: Levels that become black and white where they have more than 8 bits.
         run: The run that provides the device.
         told: Sizes whose cropping was logged.
     """
@@ -103,6 +108,7 @@ class AttentionReader:
     infer: Callable[[Tensor], Tensor]
     normalization: Normalization
     run: Run
+    pixel_range: PixelRange | None = None
     told: set[tuple[int, int]] = field(default_factory=set)
 
     def read_maps(self, pixels: Tensor) -> Tensor:
@@ -143,12 +149,13 @@ def open_attention(config: FrozenConfig, run: Run) -> AttentionReader:
     if config.backbone.arch and not is_autoencoder(config.backbone.arch):
         check_arch(config.backbone.arch)
         _check_vit(config.backbone.arch)
-    trained = load_backbone(config.backbone, config.weights)
+    trained = load_backbone(config.backbone, config.weights, pixel_range=config.pixels.pixel_range)
     _check_vit(trained.arch)
     assert isinstance(trained.module, VisionTransformer)
     return AttentionReader(
         patch_size=trained.patch_size,
         in_chans=trained.in_chans,
+        pixel_range=trained.pixel_range,
         infer=run.device.compile_eval(ClsAttention(trained.module)),
         normalization=build_normalization(trained.in_chans, trained.normalization),
         run=run,
@@ -232,20 +239,12 @@ def _read(
     path: Path | None, size: tuple[int, ...], reader: AttentionReader
 ) -> tuple[Tensor, Tensor]:
     """One image's view (C, H, W) uint8 and its maps (heads, h, w)."""
-    image = _draw(reader.in_chans) if path is None else read_image(path, reader.in_chans)
+    if path is None:
+        image = draw_input(reader.in_chans)
+    else:
+        image = read_image(path, reader.in_chans, pixel_range=reader.pixel_range)
     view = reader.cut(image, size, path or "`image_size`")
     return view, reader.read_maps(view[None])[0]
-
-
-def _draw(channels: int) -> Tensor:
-    """Draw a demo image, because no dependency of this package includes a photograph."""
-    if channels > 3:
-        raise DataError(
-            f"`image_path` is missing: this backbone needs .npy files of {channels} channels"
-        )
-    logger.info("no `image_path`: using an image of the built-in demo data set")
-    drawn = draw_image(0, 0, "val", spec=DemoSpec(image_size=DRAWN_SIZE))
-    return torch.from_numpy(drawn).permute(2, 0, 1)[:channels]
 
 
 def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | None) -> None:

@@ -1,15 +1,25 @@
-"""Names of the files of attention maps."""
+"""Names of the files of attention maps, and the picture that is drawn without an input."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dino.data.demo import DemoSpec, draw_image
+from dino.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Images = Mapping[Path, Path | None]  # by the folder of their files; None is drawn
 
 SHEET = "sheet.png"
 SHEETS = re.compile(r"sheet(-\d+)?\.png")
+DRAWN_SIZE = 480  # pixels, side of the picture drawn if no image is given
 OF_IMAGE = re.compile(
     r"img\.png|attention\.npy|(attn|overlay)-(head\d+|mean)\.png|mask_th.+_(head\d+|mean)\.png"
 )
@@ -39,3 +49,14 @@ def list_outputs(output: Path, folders: Sequence[Path]) -> list[Path]:
     return [
         path for folder, names in pairs for path in folder.iterdir() if names.fullmatch(path.name)
     ]
+
+
+def draw_input(channels: int) -> Tensor:
+    """Draw a demo image, because no dependency of this package includes a photograph."""
+    if channels > 3:
+        raise DataError(
+            f"`image_path` is missing: this backbone needs .npy files of {channels} channels"
+        )
+    logger.info("no `image_path`: using an image of the built-in demo data set")
+    drawn = draw_image(0, 0, "val", spec=DemoSpec(image_size=DRAWN_SIZE))
+    return torch.from_numpy(drawn).permute(2, 0, 1)[:channels]

@@ -164,7 +164,7 @@ def _read_views(
         make_output_folder(str(output / FRAMES), "`output_path`") if source.path.is_file() else None
     )
     first, written = None, set[str]()
-    for name, frame in source.read(reader.in_chans):
+    for name, frame in source.read(reader.in_chans, reader.pixel_range):
         if folder is not None:
             written.add(f"{name}.jpg")
             save_picture(folder / f"{name}.jpg", to_picture(frame))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsBytes, cast
+from typing import Any, SupportsBytes, cast
 
 import av
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dino.data.decode import EXTENSIONS, read_image
 from dino.data.frames import list_pictures
+from dino.data.levels import PixelRange
 from dino.errors import DataError
 from dino.visualization.pictures import Pixels
 
@@ -43,15 +44,15 @@ class FrameSource:
         path: The file or folder.
         count: Number of frames according to a video's header; 0 if unknown.
         rate: Frames per second of a video, on average if it varies; None for a folder.
-        read: Number of channels C -> name (without extension) and pixels (C, H, W) uint8 of each
-            frame, from the first on. Raises DataError at a frame that cannot be decoded. Videos
-            have 1 channel (gray) or 3.
+        read: Number of channels C, and optionally a range of pixels -> name (without extension)
+            and pixels (C, H, W) uint8 of each frame, from the first on. Raises DataError at a frame
+            that cannot be decoded. Videos have 1 channel (gray) or 3.
     """
 
     path: Path
     count: int
     rate: float | None
-    read: Callable[[int], Iterator[tuple[str, Tensor]]]
+    read: Callable[..., Iterator[tuple[str, Tensor]]]
 
 
 def open_frames(path: Path) -> FrameSource:
@@ -167,14 +168,14 @@ def _open_folder(folder: Path) -> FrameSource:
                 value=folder,
             )
 
-    def read(channels: int) -> Iterator[tuple[str, Tensor]]:
+    def read(channels: int, pixel_range: PixelRange | None = None) -> Iterator[tuple[str, Tensor]]:
         for path in paths:
-            yield path.stem, read_image(path, channels)
+            yield path.stem, read_image(path, channels, pixel_range=pixel_range)
 
     return FrameSource(path=folder, count=len(paths), rate=None, read=read)
 
 
-def _decode(path: Path, promised: int, channels: int) -> Iterator[tuple[str, Tensor]]:
+def _decode(path: Path, promised: int, channels: int, *_: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield the frames of a video; `promised` is the header's packet count, 0 if unknown."""
     if channels not in LAYOUTS:
         raise DataError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dino import checkpoint
-from dino.errors import OptionError, WeightsError
+from dino.data.levels import PixelRange, check_range
+from dino.errors import CheckpointError, OptionError, WeightsError
 from dino.models.config import HUB_PREFIX, BackboneConfig, ChannelConfig, WeightsConfig
 from dino.models.registry import build_backbone
 from dino.models.vit import VisionTransformer
@@ -53,6 +54,7 @@ class TrainedBackbone:
         image_size: S, side in pixels of the global crops it was trained on.
         in_chans: C.
         normalization: {"mean": ..., "std": ...} with C numbers each, or None if unknown.
+        pixel_range: Levels that become black and white where they have more than 8 bits, or None.
     """
 
     module: nn.Module
@@ -61,6 +63,7 @@ class TrainedBackbone:
     image_size: int
     in_chans: int
     normalization: Mapping[str, list[float]] | None
+    pixel_range: PixelRange | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,11 @@ class FoundNetwork:
 
 
 def load_backbone(
-    backbone: BackboneConfig, weights: WeightsConfig, *, published: Published = PUBLISHED
+    backbone: BackboneConfig,
+    weights: WeightsConfig,
+    *,
+    published: Published = PUBLISHED,
+    pixel_range: PixelRange | None = None,
 ) -> TrainedBackbone:
     """Load the backbone of the settings.
 
@@ -92,12 +99,42 @@ def load_backbone(
         backbone: Architecture and patch size. None means: from the file.
         weights: The file and network, or an untrained network.
         published: The published files, used if no file is named.
+        pixel_range: The range of pixels, if the file has none.
 
     Raises:
+        OptionError: The file has another range of pixels.
         WeightsError: The file does not exist, or the tensors do not match the backbone.
         CheckpointError: The file is damaged.
     """
-    return fill_network(find_network(backbone, weights, published=published))
+    trained = fill_network(find_network(backbone, weights, published=published))
+    return replace(trained, pixel_range=choose_range(pixel_range, trained.pixel_range))
+
+
+def choose_range(asked: PixelRange | None, stored: PixelRange | None) -> PixelRange | None:
+    """Return the range of pixels of the settings or of the file.
+
+    Raises:
+        OptionError: They differ, or the range does not go up.
+    """
+    if asked is not None and stored is not None and asked != stored:
+        raise OptionError(
+            f"`pixel_range` must be {stored[0]:g},{stored[1]:g}, with which the network was trained"
+            f" (got {asked[0]:g},{asked[1]:g})",
+            value=asked,
+            remedy="leave it out",
+        )
+    check_range(asked or stored)
+    return asked or stored
+
+
+def _read_range(args: Mapping[str, Any]) -> PixelRange | None:
+    ends = args.get("pixel_range")
+    if ends is None:
+        return None
+    numbers = isinstance(ends, list | tuple) and all(isinstance(end, int | float) for end in ends)
+    if not numbers or len(ends) != 2:
+        raise CheckpointError(f"the file's `pixel_range` must be two numbers (got {ends!r:.80})")
+    return float(ends[0]), float(ends[1])
 
 
 def fill_network(found: FoundNetwork) -> TrainedBackbone:
@@ -233,6 +270,7 @@ def _describe(
         image_size=image_size,
         in_chans=in_chans,
         normalization=stored if stored and len(stored["mean"]) == in_chans else None,
+        pixel_range=_read_range(args),
     )
 
 

@@ -262,7 +262,9 @@ def test_what_follows_a_jpegs_end_is_ignored_and_a_missing_end_is_not(tmp_path: 
 
 def expect_refusal(path: Path, reason: str) -> None:
     for read in (read_image, read_size):
-        with pytest.raises(DataError, match=rf"{path.name} cannot be decoded: .*{reason}") as caught:
+        with pytest.raises(
+            DataError, match=rf"{path.name} cannot be decoded: .*{reason}"
+        ) as caught:
             read(path)
         assert "\n" not in str(caught.value)
 

@@ -149,7 +149,9 @@ def test_pictures_of_a_program_follow_the_same_rules() -> None:
     assert np.array_equal(to_pixels(Image.fromarray(GRAY12), 1, "x")[0], GRAY12 >> 8)
 
 
-@pytest.mark.parametrize("wrong", [(5.0, 5.0), (9.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))])
+@pytest.mark.parametrize(
+    "wrong", [(5.0, 5.0), (9.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))]
+)
 def test_a_range_that_does_not_go_up_is_refused(wrong: tuple[float, float]) -> None:
     with pytest.raises(OptionError, match="`pixel_range` must be LO,HI with LO below HI"):
         check_range(wrong)

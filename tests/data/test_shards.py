@@ -379,3 +379,121 @@ def test_hidden_members_are_no_images_and_the_others_are_counted(tmp_path: Path)
         f" ({show(f'{path}/a/._1.png')}), 1 .json ({show(f'{path}/a/1.json')}),"
         f" 1 .heic ({show(f'{path}/a/2.heic')})"
     )
+
+
+def change_header(content: bytes, at: int, start: int, field: bytes) -> bytes:
+    """The header at byte `at` with a field written from `start`, and its checksum right again."""
+    header = bytearray(content[at : at + 512])
+    header[start : start + len(field)] = field
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return content[:at] + bytes(header) + content[at + 512 :]
+
+
+SIZE_AT, KIND_AT, FIELD = 124, 156, 12  # where a header has its size, its kind; bytes of the size
+HUGE = b"\x80" + (2**70).to_bytes(11, "big")
+NEGATIVE = (-1024).to_bytes(12, "big", signed=True)
+
+
+@pytest.mark.parametrize(
+    "size", [HUGE, NEGATIVE, b"77777777777\0", b"\x80" + (8 * 2**30).to_bytes(11, "big")]
+)
+@pytest.mark.parametrize("kind", [b"0", b"x", b"g", b"L", b"K", b"S", b"5", b"?"])
+def test_no_size_in_a_header_costs_time_or_memory(size: bytes, kind: bytes, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.png": picture(), "b.png": picture()})
+    content = change_header(path.read_bytes(), 1024, SIZE_AT, size)
+    path.write_bytes(change_header(content, 1024, KIND_AT, kind))
+    with pytest.raises(DataError, match=r"a\.tar .*(truncated|sparse)") as caught:
+        open_training_source(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def write_pax(path: Path, **records: str) -> Path:
+    """A shard whose second member has these extended headers."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("a.png", {}), ("b.png", records)):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(picture()), headers
+            tar.addfile(member, io.BytesIO(picture()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"size": "-512"},
+        {"size": str(2**70)},
+        {"size": "9" * 5000},
+        {"GNU.sparse.map": "a,b"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"GNU.sparse.size": "x", "GNU.sparse.map": "0,1"},
+        {"comment": "x" * 2**17},
+    ],
+)
+def test_no_extended_header_does_either(records: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.tar ") as caught:
+        open_training_source(str(write_pax(tmp_path / "a.tar", **records)))
+    assert "\n" not in str(caught.value)
+
+
+def test_headers_before_headers_end_in_one_line(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("name")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 0
+    block = header.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(block * 5000)
+    with pytest.raises(DataError, match=r"a\.tar is not a tar file"):
+        open_training_source(str(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_a_label_must_be_a_small_file(kind: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.png", "a.cls"):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = (kind, "a.cls") if name == "a.cls" else (b"0", "")
+            member.size = len(picture()) if name == "a.png" else 0
+            tar.addfile(member, io.BytesIO(picture()))
+    with pytest.raises(DataError, match=r"a\.cls must hold a class number"):
+        open_images(str(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("number", [b"202311151234", b"9" * 30])
+def test_a_number_that_is_no_class_is_refused(number: bytes, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"x.png": picture(), "x.cls": number})
+    with pytest.raises(DataError, match=r"class numbers go up to \d+, beyond 999999"):
+        open_images(str(path))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{0..999999999999}.tar", "{0..99999}{0..99999}.tar", "{a,b}" * 21, "{a,b}" * 5000],
+)
+def test_a_pattern_of_too_many_shards_is_refused(pattern: str) -> None:
+    with pytest.raises(DataError, match="names more than 1000000 shards"):
+        expand_braces(pattern)
+
+
+def test_what_is_no_regular_file_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(DataError, match=r"a\.tar is no file"):
+        open_training_source(str(tmp_path / "a.tar"))
+
+
+@given(
+    flips=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 511), st.integers(0, 255)), max_size=9
+    )
+)
+def test_no_damaged_header_breaks_the_scan(
+    flips: list[tuple[int, int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.tar"
+    content = bytearray(write_tar(path, {"a.png": picture(), "b.cls": b"1"}).read_bytes())
+    for member, start, level in flips:
+        content = bytearray(change_header(bytes(content), member * 1024, start, bytes([level])))
+    path.write_bytes(content)
+    try:
+        found = shards.scan_shard(str(path)).images
+    except DataError:
+        return
+    assert all(0 < image.offset + image.size <= len(content) for image in found)

@@ -52,7 +52,7 @@ OTHERS = {
 
 
 def test_what_makes_another_run_is_frozen():
-    assert set(IDENTITY) == set(OTHERS)
+    assert set(IDENTITY) == {*OTHERS, "pixel_range"}
 
 
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())
@@ -62,6 +62,20 @@ def test_another_network_or_optimizer_is_refused_with_old_and_new_value(name, va
     ) as caught:
         find_position(state_at(5), args_of(f"--{name}", value), NOW)
     assert caught.value.exit_code == 2
+
+
+def test_another_range_of_pixels_is_another_run():
+    ranged, older = state_at(5, "--pixel_range", "0,4095"), state_at(5)
+    del older["args"]["pixel_range"]  # a file from before the setting has no range
+    assert find_position(ranged, args_of("--pixel_range", "0", "4095"), NOW) == 5
+    assert find_position(older, args_of(), NOW) == 5
+    for state, words, text in (
+        (ranged, (), r"with pixel_range \[0.0, 4095.0\], this run has None"),
+        (ranged, ("--pixel_range", "0,255"), r"this run has \[0.0, 255.0\]"),
+        (older, ("--pixel_range", "0,255"), "with pixel_range None"),
+    ):
+        with pytest.raises(CheckpointError, match=text):
+            find_position(state, args_of(*words), NOW)
 
 
 @pytest.mark.parametrize("changes", [{"images": 321}, {"fingerprint": "xyz"}])

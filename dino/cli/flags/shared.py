@@ -75,6 +75,11 @@ FLAGS: Mapping[str, Spec] = {
     "num_workers": Spec("loader processes per device (by default at most one per core)"),
     # DataConfig
     "batch_size_per_device": Spec("images per device and batch", also=("--batch_size_per_gpu",)),
+    # PixelConfig
+    "pixel_range": Spec(
+        "LO,HI: the levels that become black and white in images of more than 8 bits a level; "
+        "evaluations take it from the checkpoint"
+    ),
     # LimitConfig
     "data_limit": Spec("train on this many images, evenly spaced over the sorted list"),
     # OutputConfig

@@ -85,12 +85,15 @@ def open_lessons(
     check_images(run.processes, source)
     cut = functools.partial(random_resized_crop, size=descriptor.image_size)
     loader = build_train_loader(
-        RandomViewDataset(source, cut, channels=descriptor.in_chans, seed=seed),
+        RandomViewDataset(
+            source.ranged(descriptor.pixel_range), cut, channels=descriptor.in_chans, seed=seed
+        ),
         batch_size=reading.batch_size,
         share=share_of(run),
         workers=reading.workers,
         pin_memory=run.device.pins_memory,
         start=run.device.loader_start,
+        processes_here=run.processes.local_world_size,
     )
     infer = run.device.compile_eval(descriptor.module)
     normalization = build_normalization(descriptor.in_chans, descriptor.normalization)

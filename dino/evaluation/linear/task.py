@@ -14,8 +14,8 @@ from torch import nn
 from dino import checkpoint
 from dino.config import chosen
 from dino.data.image_source import ImageSource
-from dino.data.loaders import check_count
 from dino.data.sources import open_labelled_splits, open_validation_images
+from dino.data.start_checks import check_count
 from dino.errors import CheckpointError, OptionError, WeightsError
 from dino.evaluation.config import LinearConfig
 from dino.evaluation.descriptors import LastBlocks
@@ -118,6 +118,8 @@ def open_task(
             "n_last_blocks": choose_blocks(config, backbone),
             "avgpool_patchtokens": chosen(probe, "avgpool_patchtokens"),
         }
+    if backbone.pixel_range is not None:
+        identity["pixel_range"] = list(backbone.pixel_range)
     if train is not None:
         identity |= {
             "images": train.fingerprint(),

@@ -237,7 +237,7 @@ def extract_maps(
     infer, normalization = run.device.compile_eval(network), choose_normalization(backbone)
     names = tuple(str(path) for clip in clips for path in clip.frames)
     dataset = ViewDataset(
-        ImageSource(root=Path(), names=names),
+        ImageSource(root=Path(), names=names, pixel_range=backbone.pixel_range),
         resize_frame,
         channels=backbone.in_chans,
         share=Share(),
