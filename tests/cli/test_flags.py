@@ -100,6 +100,7 @@ TRAIN = {
     "--data_path": None,
     "--batch_size_per_device": 32,
     "--num_workers": 10,
+    "--pixel_range": None,
     "--data_limit": None,
     "--on_bad_image": "raise",
     "--augment_on": "device",
@@ -127,6 +128,7 @@ KNN = {
     "--pretrained_weights": None,
     "--checkpoint_key": "teacher",
     "--random_weights": False,
+    "--pixel_range": None,
     "--data_path": None,
     "--json": None,
     "--batch_size_per_device": 128,
@@ -153,7 +155,7 @@ FROZEN = {
             "--patch_size",
             "--pretrained_weights",
         ),
-        *("--checkpoint_key", "--random_weights", "--json"),
+        *("--checkpoint_key", "--random_weights", "--pixel_range", "--json"),
     )
 }
 EVALUATION = FROZEN | {
@@ -221,6 +223,7 @@ CHECK = {
     "--data_path": None,
     "--num_workers": 64,
     "--in_chans": 3,
+    "--pixel_range": None,
     "--min_size": 16,
     "--output": None,
     "--json": None,
