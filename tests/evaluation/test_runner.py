@@ -64,7 +64,7 @@ def test_rank_0_loads_first(
     monkeypatch.setattr(run.processes, "rank", rank)
     monkeypatch.setattr(run.processes, "barrier", lambda: done.append("barrier"))
     monkeypatch.setattr(
-        rooms, "load_backbone", lambda *settings, published: done.append("load") or published
+        rooms, "load_backbone", lambda *settings, published, **_: done.append("load") or published
     )
     published = {("vit_small", 16): "file"}
     assert Runner(build_config(), run).load_backbone(published, center_crops=False) == published

@@ -227,7 +227,7 @@ def count_live(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> tup
     """The most input frames and the most output pictures that were in memory at a time."""
     frames, pictures = Tracked(), Tracked()
 
-    def read(channels: int) -> Iterator[tuple[str, torch.Tensor]]:
+    def read(channels: int, _: object) -> Iterator[tuple[str, torch.Tensor]]:
         for index in range(count):
             array = frames.watch(np.full((16, 24, channels), index % 250, np.uint8))
             yield f"{index}", torch.from_numpy(array).permute(2, 0, 1)
