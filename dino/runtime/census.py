@@ -2,7 +2,8 @@
 
 A thread of each process beats. SIGSTOP or a lost host silences it, a long step does not. Native
 code that holds Python's lock silences it too, so the processes on the same host beat for a process
-that the kernel calls running.
+that the kernel calls running. Each process listens to those on its host and to the next rank: of
+any group that falls silent, the rank before it hears so, and the store serves few requests.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Census:
         self.others = [other for other in range(world_size) if other != rank]
         here = self.members[rank]
         self.mates = [other for other in self.others if self.members[other].shares_kernel(here)]
-        self.heard = dict.fromkeys(self.others, (0, 0.0))  # beats, and the time of the newest
+        heard = sorted({*self.mates, (rank + 1) % world_size})
+        self.heard = dict.fromkeys(heard, (0, 0.0))  # beats, and the time of the newest
 
     def beat(self, phase: str) -> None:
         """Beat, and say what this process is doing."""
@@ -37,7 +39,8 @@ class Census:
 
     def listen(self, now: float) -> None:
         """Note who has beaten since the last call, and beat for those that could not."""
-        for other, beats in self.count_beats().items():
+        for other in self.heard:
+            beats = self.store.add(_beat(other), 0)
             if beats > self.heard[other][0]:
                 self.heard[other] = beats, now
             elif other in self.mates and self.members[other].is_running():

@@ -60,16 +60,32 @@ def test_a_process_that_has_not_begun_to_beat_is_not_silent(
 def test_processes_of_a_host_beat_for_one_that_runs_but_cannot(
     census: Callable[[int], Census], states: dict[int, str]
 ) -> None:
-    far, mate = census(3), census(0)
-    hear_all(census, 0, 1, 2)
-    far.listen(0)
+    first, mate = census(0), census(1)
+    hear_all(census, 0, 1, 2, 3)
+    first.listen(0)
     mate.listen(0)
     states[2] = "stopped"
-    mate.listen(50)  # 1 runs and holds Python's lock, 2 is stopped
-    hear_all(census, 0)
-    far.listen(60)
-    assert {rank: time for rank, (_, time) in far.heard.items()} == {0: 60, 1: 60, 2: 0}
-    assert far.find_silent(61, 60) == 2
+    for now in (50, 60):  # 0 and 1 run and hold Python's lock, 2 is stopped
+        first.listen(now)
+        mate.listen(now)
+    assert {rank: time for rank, (_, time) in mate.heard.items()} == {0: 60, 2: 0}
+    assert {rank: time for rank, (_, time) in first.heard.items()} == {1: 60, 2: 0}
+    assert first.find_silent(71, 70) == mate.find_silent(71, 70) == 2
+
+
+def test_the_rank_before_a_host_hears_that_it_is_silent(
+    census: Callable[[int], Census], states: dict[int, str]
+) -> None:
+    hear_all(census, 0, 1, 2, 3)
+    before, after = census(2), census(3)
+    assert (list(before.heard), list(after.heard)) == ([0, 1, 3], [0])
+    before.listen(0)
+    after.listen(0)
+    assert before.find_silent(61, 60) == 0
+    hear_all(census, 0, 1, 2)
+    before.listen(60)
+    assert before.find_silent(61, 60) == 3
+    assert after.find_silent(61, 60) == 0
 
 
 def test_a_death_is_known_on_the_same_host_alone(
