@@ -43,7 +43,8 @@ def load(
     Returns:
         A module in eval mode on the CPU that maps (B, C, H, W) float32, normalized, to (B, D). Its
         attributes are `arch`, `patch_size` (pixels; meaningful for a ViT only), `embed_dim` (D),
-        `image_size` (side in pixels of the views it was trained on), `in_chans` (C) and
+        `image_size` (side in pixels of the views it was trained on), `in_chans` (C),
+        `pixel_range` (levels that are black and white in images of more than 8 bits, or None) and
         `normalization`: a callable that turns (B, C, H, W) uint8, or floats from 0 to 255, into the
         module's input, with attributes `mean` and `std`.
 
