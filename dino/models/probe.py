@@ -57,36 +57,34 @@ class Probe:
         if any(map(is_lazy, [*self.network.parameters(), *self.network.buffers()])):
             raise OptionError(f"`arch` {arch} gets its sizes from its first image", value=arch)
 
-    def check_pass(self, images: int, side: int) -> None:
+    def check_pass(self, images: int, side: int) -> int:
         """Check that a training pass over square images gives one vector for each.
 
         Args:
             images: How many there are in one pass.
             side: Their side in pixels.
 
+        Returns:
+            How many operators used a random generator.
+
         Raises:
             OptionError: It does not; the message says why.
         """
+        seen = SeenRandom()
         try:
-            features = self.run(images, side)
+            with seen:
+                features = self.run(images, side)
         except Exception as error:
             raise self._explain(error, images, side) from error
         width, got = width_of(self.network), f"a {type(features).__name__}"
         if isinstance(features, Tensor):
             if features.is_floating_point() and features.shape[1:] == (width,):
-                return
+                return seen.count
             got = f"{tuple(features.shape)} {str(features.dtype).removeprefix('torch.')}"
         raise OptionError(
             f"`arch` {self.arch} gives {got} for {images} images, not {width} real numbers each",
             value=self.arch,
         )
-
-    def count_draws(self, side: int) -> int:
-        """Count the random operators of a training pass."""
-        seen = SeenRandom()
-        with seen:
-            self.run(FEW, side)
-        return seen.count
 
     def run(self, images: int, side: int) -> Any:
         """Run on (images, C, side, side); on a few if the network has to see values."""
@@ -136,7 +134,7 @@ def check_depth(arch: str, rate: float, *, in_chans: int, side: int) -> None:
         OptionError: It does not.
     """
     some, none = (
-        Probe(arch, in_chans=in_chans, drop_path_rate=each).count_draws(side)
+        Probe(arch, in_chans=in_chans, drop_path_rate=each).check_pass(FEW, side)
         for each in (rate, 0.0)
     )
     if some <= none:
