@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
-import torch.distributed as dist
 
 import dino
-from dino.runtime import distributed
-from dino.runtime.launch import Launch
 from tests.api.tiny import Pictures, load_state
 from tests.running import run_pair
 
@@ -31,22 +27,3 @@ def test_two_processes_embed_train_continue_and_embed_again(weights: Path, tmp_p
         2,
         0,
     ]  # rank 0's, in each call
-
-
-def test_a_later_call_does_not_read_what_an_earlier_one_wrote(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """torchrun's store outlives a call: an old iteration, or an old wish to stop, would end the
-    next one."""
-    opened = [dist.HashStore(), dist.HashStore()]
-    left = iter(opened)
-    monkeypatch.setattr(distributed, "_met", {})
-    monkeypatch.setattr(distributed, "_open_store", lambda *_: next(left))
-    place = Launch(rank=0, world_size=2)
-    first, second, third = (distributed._meet(place, "env://") for _ in range(3))
-    first.set("iteration", "0")
-    second.set("iteration", "3")
-    assert [store.get("iteration") for store in (first, second)] == [b"0", b"3"]
-    assert not distributed.is_written(third, "iteration")
-    assert first is opened[0] and second.underlying_store is first  # one server for all of them
-    assert distributed._meet(place, "tcp://other:1") is opened[1]

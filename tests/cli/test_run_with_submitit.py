@@ -84,7 +84,7 @@ class LocalJob:
 
     def wait_for(self, path):
         deadline = time.monotonic() + DEADLINE
-        while not path.exists():
+        while not (path.exists() and path.stat().st_size):  # an empty log.txt is from the start
             assert time.monotonic() < deadline, f"no {path}: {self.log(0, 'err')}"
             time.sleep(0.05)
 
