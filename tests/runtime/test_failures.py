@@ -387,7 +387,7 @@ def break_images_of_one_rank() -> None:
     """Every image this process reads is broken."""
     from dino.data import image_source
 
-    def refuse(path: Path, channels: int, box: object = None) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
         raise DataError(f"{path} cannot be decoded")
 
     image_source.read_image = refuse

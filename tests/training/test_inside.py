@@ -19,7 +19,13 @@ from dino.training.optim import build_optimizer
 from dino.training.resume import IDENTITY as IDENTITY_SETTINGS
 from dino.training.resume import Identity, find_position, select_published
 
-ARGS = {"arch": "vit_mini", "optimizer": "adamw", "global_crops_scale": [0.4, 1.0], "lr": 0.1}
+ARGS = {
+    "arch": "vit_mini",
+    "optimizer": "adamw",
+    "pixel_range": None,
+    "global_crops_scale": [0.4, 1.0],
+    "lr": 0.1,
+}
 NOW = Identity(iteration=25, iterations=10, world=1, global_batch=8, images=80, fingerprint="abc")
 PROGRAM = {"centre": torch.zeros(1, 6), "non_finite": torch.zeros(2), "meters": torch.zeros(7)}
 SCALER = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 3}

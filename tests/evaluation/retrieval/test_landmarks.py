@@ -279,9 +279,9 @@ def test_what_is_wrong_is_said_before_any_work(
 
 
 def test_a_network_of_one_image_size_is_refused_in_one_line() -> None:
-    network = BackboneConfig(arch="timm:vit_tiny_patch16_224")
+    network = BackboneConfig(arch="timm:mixer_s32_224")
     backbone = load_backbone(network, WeightsConfig(random_weights=True))
     with pytest.raises(
-        OptionError, match=r"`arch` timm:vit_tiny_patch16_224 does not accept images of 64 x 48: "
+        OptionError, match=r"`arch` timm:mixer_s32_224 does not accept images of 64 x 48: "
     ):
         check_network(backbone, (48, 64))
