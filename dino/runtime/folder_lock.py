@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino.errors import OptionError
+from dino.runtime.members import GONE, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -253,10 +254,8 @@ def _read_clock(folder: Path) -> float:
 
 def _read_start(pid: int) -> int | None:
     """When a process of this host started, in clock ticks; 0 if unknown, None if it has ended."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else int(fields[18])
-    except FileNotFoundError:
+    found = read_state(pid)
+    if found is None:
         return 0 if not Path("/proc/self/stat").exists() else None
-    except ProcessLookupError:
-        return None
+    state, start = found
+    return None if state in GONE else int(start)

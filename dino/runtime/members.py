@@ -30,7 +30,7 @@ class Member:
     @classmethod
     def here(cls) -> Member:
         """This process."""
-        _, start = _read_state(os.getpid()) or ("", "-")
+        _, start = read_state(os.getpid()) or ("", "-")
         return cls(
             host="".join(socket.gethostname().split()) or "-",
             pid=os.getpid(),
@@ -59,17 +59,17 @@ class Member:
 
     def is_gone(self) -> bool:
         """Whether the process has ended; only for members that share this process's kernel."""
-        found = _read_state(self.pid)
+        found = read_state(self.pid)
         return found is None or found[0] in GONE or found[1] != self.start
 
     def is_running(self) -> bool:
         """Whether it has neither ended nor been stopped; for those that share this kernel."""
-        found = _read_state(self.pid)
+        found = read_state(self.pid)
         return found is not None and found[0] not in GONE + STOPPED and found[1] == self.start
 
 
-def _read_state(pid: int) -> tuple[str, str] | None:
-    """Return the state and the start of a process, or None if there is no such process."""
+def read_state(pid: int) -> tuple[str, str] | None:
+    """Return the state and the start of a process, or None if /proc has none of this number."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -178,17 +178,23 @@ FORGED: list[Any] = [
 ]
 
 
+def keep_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A folder of one image, and the file that keeps its listing."""
+    monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(index, "WORTH", 1)
+    root = touch(tmp_path / "data", "1.png")
+    assert listed(root).names == ("1.png",)
+    (path,) = (tmp_path / "cache/index").glob("*.json")
+    return root, path
+
+
 @pytest.mark.parametrize("content", FORGED)
 def test_a_forged_index_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any
 ) -> None:
     """The checksum is right, the key too where it is None, and the stamp where it is True."""
-    monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(index, "WORTH", 1)
     monkeypatch.setattr(index, "FRESH", 0)
-    root = touch(tmp_path / "data", "1.png")
-    assert listed(root).names == ("1.png",)
-    (path,) = (tmp_path / "cache/index").glob("*.json")
+    root, path = keep_index(tmp_path, monkeypatch)
     key, records = json.loads(path.read_bytes().partition(b"\n")[2])
     stamp = records[""][0]
     if isinstance(content, list) and content[0] is None:
@@ -202,11 +208,7 @@ def test_a_forged_index_is_not_believed(
 def test_an_index_with_deep_lists_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(index, "WORTH", 1)
-    root = touch(tmp_path / "data", "1.png")
-    listed(root)
-    (path,) = (tmp_path / "cache/index").glob("*.json")
+    root, path = keep_index(tmp_path, monkeypatch)
     body = b"[" * 200_000
     path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     assert listed(root).names == ("1.png",)
@@ -215,11 +217,7 @@ def test_an_index_with_deep_lists_is_not_believed(
 def test_an_index_of_somebody_else_is_neither_read_nor_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(index, "WORTH", 1)
-    root = touch(tmp_path / "data", "1.png")
-    listed(root)
-    (path,) = (tmp_path / "cache/index").glob("*.json")
+    root, path = keep_index(tmp_path, monkeypatch)
     before = path.read_bytes()
     touch(root, "2.png")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)

@@ -26,7 +26,7 @@ def child() -> Iterator[subprocess.Popen]:
 
 def describe(process: subprocess.Popen) -> Member:
     """The member that a process would call itself."""
-    state = members._read_state(process.pid)
+    state = members.read_state(process.pid)
     assert state is not None
     return replace(Member.here(), pid=process.pid, start=state[1])
 
