@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino.errors import OptionError
-from dino.runtime.members import GONE, read_state
+from dino.runtime.members import GONE, read_namespace, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +50,22 @@ class Owner:
     """The process that holds a folder.
 
     Attributes:
-        host: Its host's name.
+        host: Its host's name, which containers may share.
+        namespace: Where its number is valid.
         pid: Its number there.
         started: When it started, in clock ticks since the host did; 0 if the system cannot say.
         jobs: The attempt of each job that it belongs to, by the job's name.
     """
 
     host: str
+    namespace: str
     pid: int
     started: int
     jobs: Mapping[str, int]
 
     def is_gone(self) -> bool:
-        """Whether this was a process of this host and is no longer."""
-        if self.host != socket.gethostname():
+        """Whether this was a process that this one's kernel counts, and is no longer."""
+        if (self.host, self.namespace) != (socket.gethostname(), read_namespace()):
             return False
         started = _read_start(self.pid)
         return started is None or (0 != started != self.started != 0)
@@ -212,7 +214,8 @@ def _describe_self() -> Owner:
         if os.environ.get(name, "") not in NO_JOB
     }
     host, pid = socket.gethostname(), os.getpid()
-    return Owner(host=host, pid=pid, started=_read_start(pid) or 0, jobs=jobs)
+    start = _read_start(pid) or 0
+    return Owner(host=host, namespace=read_namespace(), pid=pid, started=start, jobs=jobs)
 
 
 def _open_locked(path: Path) -> tuple[io.FileIO, bool | None]:
@@ -240,8 +243,13 @@ def _read_owner(file: io.FileIO) -> Owner | None:
     try:
         values = json.loads(os.pread(file.fileno(), 4096, 0).split(b"\n")[0])
         jobs = {str(name): int(attempt) for name, attempt in dict(values["jobs"]).items()}
-        host, pid, started = str(values["host"]), int(values["pid"]), int(values["started"])
-        return Owner(host=host, pid=pid, started=started, jobs=jobs)
+        return Owner(
+            host=str(values["host"]),
+            namespace=str(values["namespace"]),
+            pid=int(values["pid"]),
+            started=int(values["started"]),
+            jobs=jobs,
+        )
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 GONE = ("Z", "X", "x")  # states of /proc: ended, whether or not its parent has noticed
 STOPPED = ("T", "t")  # by SIGSTOP, or by a debugger
+NAMESPACE = "/proc/self/ns/pid"  # a link that names where numbers of processes are valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,14 @@ def read_state(pid: int) -> tuple[str, str] | None:
 def _read_kernel() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{boot}/{os.readlink(NAMESPACE)}"
+    except OSError:
+        return "-"
+
+
+def read_namespace() -> str:
+    """Where this process's number is valid: containers count their own; "-" if unknown."""
+    try:
+        return os.readlink(NAMESPACE)
     except OSError:
         return "-"

@@ -22,6 +22,7 @@ import pytest
 from dino.errors import OptionError
 from dino.runtime import folder_lock
 from dino.runtime.folder_lock import LOCK_FILE, check_held, hold_folder
+from dino.runtime.members import read_namespace
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = (
@@ -56,7 +57,8 @@ def _no_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_line(folder: Path, **changes: object) -> None:
     """Leave the lock of a run whose process is gone, without the kernel's lock."""
-    line = {"host": "elsewhere", "pid": 4321, "started": 77, "jobs": {}, **changes}
+    who = {"host": "elsewhere", "namespace": read_namespace(), "pid": 4321, "started": 77}
+    line = {**who, "jobs": {}, **changes}
     (folder / LOCK_FILE).write_text(json.dumps(line) + "\n")
 
 
@@ -130,6 +132,14 @@ def test_a_process_of_this_host_that_is_gone_holds_nothing(tmp_path: Path) -> No
     write_line(tmp_path, host=host, pid=os.getppid(), started=started)
     with pytest.raises(OptionError, match="belongs to another run"):
         take(tmp_path)
+
+
+def test_a_container_of_the_same_host_name_counts_its_own_processes(tmp_path: Path) -> None:
+    write_line(tmp_path, host=socket.gethostname(), namespace="pid:[1]", pid=2**22 + 1)
+    with pytest.raises(OptionError, match="belongs to another run"):
+        take(tmp_path)
+    age_line(tmp_path, 70)
+    take(tmp_path)
 
 
 @pytest.mark.parametrize(
