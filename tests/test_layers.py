@@ -367,3 +367,20 @@ def test_no_named_tuple_is_generic():
         and "Generic" in bases
     ]
     assert wrong == []
+
+
+# More may be added if Python 3.10 can subscript them; logging.StreamHandler, for one, it cannot.
+SUBSCRIPTED = {"Dataset", "Sampler", "list"}
+
+
+def test_base_classes_are_subscripted_where_python_3_10_can():
+    """It refuses others where the class is defined, and type checkers do not say so."""
+    found = {
+        ast.unparse(base.value)
+        for path in CODE
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if isinstance(base, ast.Subscript)
+    }
+    assert found <= SUBSCRIPTED

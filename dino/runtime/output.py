@@ -16,7 +16,7 @@ from typing import TextIO
 GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, a closed terminal
 
 
-class Console(logging.StreamHandler[TextIO]):
+class Console(logging.StreamHandler):  # type: ignore[type-arg]  # no generic before Python 3.11
     """Prints log records; lines that cannot be printed are lost without a word."""
 
     def handleError(self, record: logging.LogRecord) -> None:
