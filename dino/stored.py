@@ -232,7 +232,7 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     # A sum is read ten times faster than a mask is written; it overflows rarely.
-    numbers = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    numbers = tensor.float() if tensor.element_size() == 1 else tensor
     return bool(numbers.sum(dtype=torch.float64).isfinite()) or bool(numbers.isfinite().all())
 
 

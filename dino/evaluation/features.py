@@ -280,7 +280,7 @@ def _check_numbers(features: Tensor, labels: Tensor, what: str) -> None:
             f"{what}feat.pth must hold floating-point numbers and {what.split()[-1]}labels.pth "
             f"integers (got {' and '.join(kinds)})"
         )
-    if any(t.numel() * t.itemsize > t.untyped_storage().nbytes() for t in (features, labels)):
+    if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in (features, labels)):
         raise DataError(f"{what}feat.pth and its labels must be stored whole, not expanded")
     if not is_finite(features):
         rows = (~features.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
