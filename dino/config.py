@@ -168,11 +168,11 @@ def _name_nearest(name: str, known: Collection[str]) -> str:
 
 def _fit(name: str, value: Any, annotation: Any) -> Any:
     """Convert `value` to the declared type of a setting, or raise OptionError."""
-    wanted = annotation
-    if isinstance(annotation, types.UnionType):
-        if value is None:
-            return None
-        wanted = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
+    if value is None and types.NoneType in typing.get_args(annotation):
+        return None
+    if isinstance(value, str) and value in words_of(annotation):
+        return value
+    wanted = required(annotation)
     if typing.get_origin(wanted) is tuple:
         parts = typing.get_args(wanted)
         if parts[-1] is Ellipsis and not isinstance(value, list | tuple):
@@ -194,6 +194,20 @@ def _fit(name: str, value: Any, annotation: Any) -> Any:
             f"`{name}` must be of type {wanted.__name__} (got {value!r})", value=value
         )
     return value
+
+
+def required(annotation: Any) -> Any:
+    """Return `X` for `X | None` and for `X | Literal["word"]`, else the annotation itself."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next(part for part in typing.get_args(annotation) if part is not types.NoneType)
+    return annotation
+
+
+def words_of(annotation: Any) -> tuple[str, ...]:
+    """Return the words that a setting takes instead of its values: the Literal of its type."""
+    parts = typing.get_args(annotation)
+    literals = [part for part in parts if typing.get_origin(part) is typing.Literal]
+    return typing.get_args(literals[0]) if literals else ()
 
 
 def expand_home(text: str) -> str:

@@ -25,9 +25,10 @@ from dino.runtime.context import Run, open_run
 from dino.runtime.folder_lock import hold_folder
 from dino.runtime.log_file import read_history
 from dino.runtime.metrics import LOG_FILE
+from dino.training.build import choose_normalization
 from dino.training.checks import check_options
+from dino.training.choices import choose_settings, log_reasons
 from dino.training.config import TrainConfig
-from dino.training.preset import apply_preset, log_reasons
 from dino.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
     keywords = {"output_dir": output_dir, **data_path, **settings}
     config = build(TrainConfig, keywords)
     own_images = _wrap(data, config)
-    config, reasons = apply_preset(config, keywords, own_images)
+    config, reasons = choose_settings(config, keywords, own_images)
     log_reasons(config, reasons)
     source = check_options(config, own_images)
     _train(config, source, recipe=as_recipe(config, keywords, reasons))
@@ -158,7 +159,7 @@ def score_online(config: TrainConfig, run: Run) -> Callable[[nn.Module], Mapping
         config.data,
         run,
         image_size=config.crops.global_crops_size,
-        in_chans=config.student.chosen_in_chans,
+        normalization=choose_normalization(config),
         pixel_range=config.train_data.pixel_range,
         data_limit=config.train_data.data_limit,
     )

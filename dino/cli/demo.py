@@ -13,8 +13,8 @@ from dino.cli.options import parse_command
 from dino.cli.parser import Help
 from dino.cli.session import open_session, set_up_logging
 from dino.config import as_recipe
+from dino.training.choices import choose_settings
 from dino.training.config import TrainConfig
-from dino.training.preset import apply_preset
 
 RECIPE = "configs/demo.yaml"
 ABOUT = Help(
@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = ["--config", RECIPE, "--data_path", "demo", "--output_dir", "output/demo"]
     began = time.monotonic()
     config, given, reasons = parse_command(
-        TrainConfig, [*words, *(sys.argv[1:] if argv is None else argv)], apply_preset, about=ABOUT
+        TrainConfig,
+        [*words, *(sys.argv[1:] if argv is None else argv)],
+        choose_settings,
+        about=ABOUT,
     )
     scores, paths = run_demo(config, as_recipe(config, given, reasons))
     lines = ["", f"{'k-NN top-1 (20 neighbors)':<30} {'%':>6}", "-" * 37]

@@ -8,8 +8,8 @@ from dino.cli.options import parse_command
 from dino.cli.parser import Help
 from dino.cli.session import open_session, set_up_logging
 from dino.config import as_recipe
+from dino.training.choices import choose_settings, log_reasons
 from dino.training.config import TrainConfig
-from dino.training.preset import apply_preset, log_reasons
 
 ABOUT = Help(
     summary="Pre-train a vision backbone with DINO. `--data_path demo` trains on embedded images.",
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         DinoError: The flags or images are wrong, or the run ends with an explained error.
     """
-    config, given, reasons = parse_command(TrainConfig, argv, apply_preset, about=ABOUT)
+    config, given, reasons = parse_command(TrainConfig, argv, choose_settings, about=ABOUT)
 
     from dino.api.training import score_online
     from dino.runtime.folder_lock import hold_folder

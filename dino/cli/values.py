@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import types
 import typing
 from typing import Any
 
-from dino.config import expand_home
+from dino.config import expand_home, required, words_of
 
 TRUE = ("1", "true", "on", "yes")
 FALSE = ("0", "false", "off", "no")
@@ -21,8 +20,11 @@ def convert(value: Any, annotation: Any) -> Any:
         ValueError: The value cannot be parsed.
     """
     target = required(annotation)
-    if value is None and target is not annotation:
+    if value is None and type(None) in typing.get_args(annotation):
         return None
+    word = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(word, str) and word in words_of(annotation):
+        return word
     if typing.get_origin(target) is tuple:
         return _convert_tuple(value, typing.get_args(target))
     if target is bool:
@@ -31,13 +33,6 @@ def convert(value: Any, annotation: Any) -> Any:
     if is_wrong_type or (target is int and isinstance(value, float)):
         raise ValueError(value)
     return expand_home(str(value)) if target is str else target(value)
-
-
-def required(annotation: Any) -> Any:
-    """Return `X` for `X | None`, else the annotation itself."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return next(part for part in typing.get_args(annotation) if part is not type(None))
-    return annotation
 
 
 def takes_many(annotation: Any) -> bool:
@@ -51,7 +46,8 @@ def describe(annotation: Any) -> str:
     if typing.get_origin(target) is tuple:
         items = typing.get_args(target)
         count = "one or more" if items[-1] is Ellipsis else len(items)
-        return f"{count} {items[0].__name__} values"
+        words = "".join(f" or {word}" for word in words_of(annotation))
+        return f"{count} {items[0].__name__} values{words}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[target]
 
 

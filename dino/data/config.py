@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dino.config import derived, setting
 
@@ -51,6 +52,8 @@ class LimitConfig:
 class TrainDataConfig(LimitConfig, PixelConfig):
     """Settings that only training has for its images."""
 
+    mean: tuple[float, ...] | Literal["auto"] | None = None
+    std: tuple[float, ...] | Literal["auto"] | None = None
     on_bad_image: str = setting("raise", choices=("raise", "skip"))
     augment_on: str = setting("device", choices=("device", "host"))
     synthetic_data: bool = False

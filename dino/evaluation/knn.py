@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from dino.data.config import DataConfig
 from dino.data.image_source import ImageSource
 from dino.data.levels import PixelRange
-from dino.data.photometric import build_normalization
+from dino.data.photometric import Normalization
 from dino.data.sources import open_labelled_splits, open_online_splits
 from dino.errors import DataError
 from dino.evaluation.config import KnnConfig
@@ -178,7 +177,7 @@ def build_online_knn(
     run: Run,
     *,
     image_size: int,
-    in_chans: int = 3,
+    normalization: Normalization,
     data_limit: int | None = None,
     pixel_range: PixelRange | None = None,
 ) -> Callable[[nn.Module], Mapping[str, float]]:
@@ -188,7 +187,7 @@ def build_online_knn(
         data: The training images, with a folder val (or validation) next to them.
         run: Device and processes.
         image_size: S, side in pixels of the global crops.
-        in_chans: C.
+        normalization: Mean and standard deviation of each of the C channels.
         data_limit: Largest number of training images that vote.
         pixel_range: Levels that become black and white where they have more than 8 bits.
 
@@ -197,9 +196,6 @@ def build_online_knn(
     """
     splits = open_online_splits(data.data_path, data_limit)
     reading = build_loader_config(data, run, keep_on_device=True)
-    normalization = {
-        name: list(values) for name, values in asdict(build_normalization(in_chans)).items()
-    }
 
     def score(backbone: nn.Module) -> Mapping[str, float]:
         trained = TrainedBackbone(
@@ -207,8 +203,8 @@ def build_online_knn(
             arch="teacher",
             patch_size=1,  # not used: only the features are
             image_size=image_size,
-            in_chans=in_chans,
-            normalization=normalization,
+            in_chans=len(normalization.mean),
+            normalization={"mean": [*normalization.mean], "std": [*normalization.std]},
             pixel_range=pixel_range,
         )
         knn_score = score_backbone(trained, splits, run, reading)

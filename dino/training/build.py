@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import cast
 
 from torch import nn
@@ -12,7 +13,7 @@ from dino.data.crops import CropRecipe
 from dino.data.datasets import CropDataset, Share
 from dino.data.image_source import ImageSource
 from dino.data.loaders import TrainLoader, build_train_loader, choose_workers
-from dino.data.photometric import build_normalization
+from dino.data.photometric import Normalization, build_normalization
 from dino.data.start_checks import check_count
 from dino.data.synthetic import SyntheticLoader, make_batch
 from dino.devices.base import Device
@@ -103,9 +104,7 @@ def build_loader(
             recipe,
             seed=config.run.seed,
             skip_bad=skip_bad,
-            host_normalization=build_normalization(config.student.chosen_in_chans)
-            if on_host
-            else None,
+            host_normalization=choose_normalization(config) if on_host else None,
         ),
         batch_size=batch_size,
         share=Share(rank=processes.rank, world_size=processes.world_size),
@@ -119,6 +118,14 @@ def build_loader(
         piece=choose_piece(config.compiled, batch_size),
         processes_here=processes.local_world_size,
     )
+
+
+def choose_normalization(config: TrainConfig) -> Normalization:
+    """Return the run's mean and standard deviation: those of the settings, else ImageNet's."""
+    pixels = config.train_data
+    given = {"mean": pixels.mean, "std": pixels.std}
+    numbers = {name: value for name, value in given.items() if isinstance(value, tuple)}
+    return replace(build_normalization(config.student.chosen_in_chans), **numbers)
 
 
 def build_recipe(config: TrainConfig) -> CropRecipe:
@@ -176,7 +183,7 @@ def build_program(
         student=forward_student,
         teacher=forward_teacher,
         prototypes=config.student.out_dim,
-        normalization=build_normalization(config.student.chosen_in_chans),
+        normalization=choose_normalization(config),
         clip_grad=choose_clipping(config.optim, run.device),
         average=run.processes.all_reduce_mean_async,
         exchange=exchange,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
 from dino.runtime.launch import read_launch
 from dino.runtime.ownership import check_recipe, foreign
+from dino.training.choices import AUTO
 from dino.training.config import RunConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -66,10 +68,34 @@ def check_settings(config: TrainConfig) -> None:
     """
     check_arch(config.backbone.chosen_arch)
     check_range(config.train_data.pixel_range)
+    check_pixels(config)
     check_scales(config)
     check_sizes(config)
     check_warmups(config)
     check_network(config)
+
+
+def check_pixels(config: TrainConfig) -> None:
+    """Check that mean and standard deviation have a number for each channel.
+
+    Raises:
+        OptionError: They do not, a number is not finite, or a deviation is not above 0.
+    """
+    channels = config.student.chosen_in_chans
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        value = getattr(config.train_data, name)
+        if value is None:
+            continue
+        if value == AUTO:
+            raise OptionError(f"`{name}` auto needs images", remedy="give numbers")
+        if len(value) != channels or not all(least < part < math.inf for part in value):
+            raise OptionError(
+                f"`{name}` must be {channels} finite number{'s' * (channels > 1)}"
+                f"{' above 0' * (least == 0)}, one per channel"
+                f" (got {','.join(f'{part:g}' for part in value)})",
+                value=value,
+                remedy="levels count from 0 to 1; auto measures them",
+            )
 
 
 def check_images(config: TrainConfig, source: ImageSource | None = None) -> ImageSource:

@@ -8,20 +8,17 @@ al., 2022). The preset reproduces the original's values for the original's own r
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from dino.config import as_dict, change
+from dino.config import change
 from dino.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from dino.data.image_source import ImageSource
-
-logger = logging.getLogger(__name__)
 
 # (most images, prototypes), after lightly-train's table, which also runs from 1024 to 65536.
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
@@ -114,14 +111,6 @@ def apply_preset(
     )
     reasons = {name: f"auto: {reason}" for name, (_, reason) in chosen.items()}
     return resolved, reasons | {"preset": "auto was applied; it chose the values marked so"}
-
-
-def log_reasons(config: TrainConfig, reasons: Mapping[str, str]) -> None:
-    """Log one line for each value that the preset chose."""
-    values = as_dict(config)
-    for name, reason in reasons.items():
-        if name != "preset":
-            logger.info("`%s` %g (%s)", name, values[name], reason)
 
 
 def _choose_prototypes(scale: Scale) -> Choice:

@@ -21,12 +21,15 @@ IDENTITY = (
     "patch_size",
     "in_chans",
     "pixel_range",
+    "mean",
+    "std",
     "global_crops_size",
     "out_dim",
     "norm_last_layer",
     "use_bn_in_head",
     "optimizer",
 )
+ADDED = ("pixel_range", "mean", "std")  # older checkpoints have none of these
 PLACE = ("dist_url", "local_rank", "data_path", "output_dir")  # where it runs; changes not logged
 
 
@@ -72,7 +75,7 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
         CheckpointError: The checkpoint belongs to another run, or the number of processes or the
             batch changed in the middle of an epoch.
     """
-    before = {"pixel_range": None} | dict(read_args(state))  # older files have no range
+    before = dict.fromkeys(ADDED) | dict(read_args(state))
     for name in IDENTITY:
         if name in before and before[name] != args[name]:
             raise _other_run(name, before[name], args[name])

@@ -102,6 +102,8 @@ TRAIN = {
     "--num_workers": 10,
     "--pixel_range": None,
     "--data_limit": None,
+    "--mean": None,
+    "--std": None,
     "--on_bad_image": "raise",
     "--augment_on": "device",
     "--synthetic_data": False,

@@ -16,13 +16,13 @@ from dino.errors import CheckpointError
 from dino.training.config import TrainConfig
 from dino.training.inside import Held, check_inside
 from dino.training.optim import build_optimizer
+from dino.training.resume import ADDED, Identity, find_position, select_published
 from dino.training.resume import IDENTITY as IDENTITY_SETTINGS
-from dino.training.resume import Identity, find_position, select_published
 
 ARGS = {
     "arch": "vit_mini",
     "optimizer": "adamw",
-    "pixel_range": None,
+    **dict.fromkeys(ADDED),
     "global_crops_scale": [0.4, 1.0],
     "lr": 0.1,
 }

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from dino.cli.options import parse, parse_command
 from dino.config import RECIPE, as_dict
+from dino.training.choices import log_reasons
 from dino.training.config import TrainConfig
 from dino.training.plan import choose_warmup
-from dino.training.preset import Scale, apply_preset, choose_values, log_reasons
+from dino.training.preset import Scale, apply_preset, choose_values
 from tests.running import TINY, make_images, train, train_pair
 
 IMAGENET = 1_281_167

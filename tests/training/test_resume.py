@@ -10,7 +10,7 @@ from dino.cli.options import parse
 from dino.config import as_dict
 from dino.errors import CheckpointError
 from dino.training.config import TrainConfig
-from dino.training.resume import IDENTITY, Identity, find_position
+from dino.training.resume import ADDED, IDENTITY, Identity, find_position
 
 NOW = Identity(iteration=0, iterations=10, world=1, global_batch=32, images=320, fingerprint="abc")
 
@@ -52,7 +52,7 @@ OTHERS = {
 
 
 def test_what_makes_another_run_is_frozen():
-    assert set(IDENTITY) == {*OTHERS, "pixel_range"}
+    assert set(IDENTITY) == {*OTHERS, *ADDED}
 
 
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())

@@ -42,6 +42,11 @@ FLAGS: Mapping[str, Spec] = {
     "global_crops_size": Spec("side of a global crop in pixels"),
     "local_crops_size": Spec("side of a local crop in pixels"),
     # TrainDataConfig
+    "mean": Spec(
+        "mean of each channel, 0 to 1, that is taken from the pixels; auto: from 1,000 images; "
+        "by default ImageNet's; evaluations take it from the checkpoint"
+    ),
+    "std": Spec("standard deviation of each channel, as --mean"),
     "on_bad_image": Spec("whether an unreadable image ends the run or is replaced"),
     "augment_on": Spec("where colors, blur and normalization are computed; host: in the loaders"),
     "synthetic_data": Spec(

@@ -133,6 +133,7 @@ def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
     from dino.data.demo import CLASSES, DemoSpec, build_demo
     from dino.evaluation.knn import build_online_knn
     from dino.runtime.metrics import LOG_FILE
+    from dino.training.build import choose_normalization
     from dino.training.checks import check_options
     from dino.training.trainer import Trainer
 
@@ -153,7 +154,7 @@ def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
         config.data,
         bench.opened,
         image_size=config.crops.global_crops_size,
-        in_chans=config.student.chosen_in_chans,
+        normalization=choose_normalization(config),
     )
     bench.say(f"{size.epochs * size.steps} steps")
     Trainer(config, source, bench.opened, score).train()
