@@ -247,28 +247,3 @@ def compute_feature_spread(features: Tensor) -> Tensor:
     """
     unit = F.normalize(features.detach().float(), dim=-1)
     return unit.std(dim=0, correction=0).mean() * math.sqrt(features.shape[-1])
-
-
-def diagnose_collapse(*, entropy: float, divergence: float, prototypes: int) -> str | None:
-    """Return one line about the collapse that the teacher's outputs show, or None.
-
-    See the paper, section 5.3.
-
-    Args:
-        entropy: Mean entropy of a target in nats.
-        divergence: Mean divergence of a target from the mean target in nats.
-        prototypes: K.
-    """
-    most = math.log(prototypes)
-    if entropy > 0.98 * most:
-        return (
-            f"uniform collapse: teacher entropy {entropy:.3f} is close to ln K = {most:.3f}; "
-            "try a lower `teacher_temp`, a smaller `out_dim`, or a higher `lr`"
-        )
-    if divergence < 1e-3 * most:
-        return (
-            f"constant collapse: all teacher outputs agree (divergence {divergence:.2g} nats); "
-            "try a higher `momentum_teacher`, a lower `lr`, a longer `freeze_last_layer`, "
-            "or a higher `teacher_temp`"
-        )
-    return None

@@ -14,7 +14,7 @@ import torch
 
 from dino.runtime.metrics import MetricLog
 from dino.runtime.progress import Progress, format_seconds
-from dino.training.loss import diagnose_collapse
+from dino.training.collapse import CollapseWatch
 from dino.training.plan import Plan
 from dino.training.step import DinoProgram
 from dino.training.step_values import METERS
@@ -105,14 +105,14 @@ class Reporter:
             shown: Whether this process reports.
             feeding: How the images are read, to explain why the device waits for them.
         """
-        self.plan, self.prototypes, self.epoch = plan, prototypes, iteration // plan.iterations
+        self.plan, self.epoch = plan, iteration // plan.iterations
         if shown:
             logger.info("length: %s", plan.describe(iteration))
         self.log = MetricLog(folder, epoch=self.epoch, iteration=iteration) if shown else None
         self.progress = Progress(
             plan.epochs * plan.iterations, "training", start=iteration, shown=shown
         )
-        self.warned: str | None = None
+        self.collapse = CollapseWatch(plan, prototypes)
         self.feeding, self.lines = feeding, 0
         self.begin_window(iteration, {})
 
@@ -137,7 +137,7 @@ class Reporter:
         self._show(means, timings, rate, iteration, reading.masked)
         self.lines += 1
         self._say_end(iteration, timings["iter_time"])
-        self._warn_of_collapse(means)
+        self.collapse.look(means, iteration)
         self._warn_of_waiting(timings["data_wait_share"])
         self.write(
             {
@@ -192,17 +192,6 @@ class Reporter:
             **({"skipped steps": str(masked)} if masked else {}),
         }
         self.progress.advance(iteration, shown)
-
-    def _warn_of_collapse(self, means: Mapping[str, float]) -> None:
-        if self.plan.micro_batch == 1:
-            return  # the two targets of a single image agree in a healthy run
-        diagnosis = diagnose_collapse(
-            entropy=means["entropy"], divergence=means["divergence"], prototypes=self.prototypes
-        )
-        collapse = diagnosis.split(":")[0] if diagnosis else None
-        if diagnosis and collapse != self.warned:
-            logger.warning("%s", diagnosis)
-        self.warned = collapse
 
     def _say_end(self, iteration: int, pace: float) -> None:
         """Say once when the run will end, if an iteration takes `pace` seconds."""

@@ -1,7 +1,5 @@
 """The loss against the original's numbers and against the paper written out as loops."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,6 @@ from dino.training.loss import (
     compute_feature_spread,
     compute_loss,
     compute_targets,
-    diagnose_collapse,
     update_center,
 )
 from dino.training.schedules import compute_teacher_temperature
@@ -288,57 +285,6 @@ def test_the_center_follows_slowly():
     assert torch.allclose(
         update_center(torch.tensor([[1.0]]), torch.tensor([[2.0]])), torch.tensor([[1.1]])
     )
-
-
-def measures(logits, temperature=0.04, center=None):
-    center = torch.zeros(1, logits.shape[1]) if center is None else center
-    targets = compute_targets(logits, center, scalar(temperature))
-    return {
-        "entropy": float(targets.entropy),
-        "divergence": float(targets.divergence),
-        "prototypes": logits.shape[1],
-    }
-
-
-@pytest.mark.parametrize("prototypes", [64, 1024])
-def test_uniform_outputs_are_named(prototypes):
-    torch.manual_seed(0)
-    text = diagnose_collapse(**measures(1e-3 * torch.randn(32, prototypes)))
-    assert text.startswith("uniform collapse") and "`teacher_temp`" in text
-
-
-@pytest.mark.parametrize("prototypes", [64, 1024])
-def test_constant_outputs_are_named(prototypes):
-    torch.manual_seed(0)
-    same = torch.randn(1, prototypes).expand(32, -1) + 1e-5 * torch.randn(32, prototypes)
-    text = diagnose_collapse(**measures(same))
-    assert text.startswith("constant collapse") and "`momentum_teacher`" in text
-
-
-@pytest.mark.parametrize("prototypes", [64, 1024])
-@pytest.mark.parametrize("scale", [0.1, 0.3, 1.0])
-def test_healthy_outputs_are_not_named(prototypes, scale):
-    torch.manual_seed(0)
-    assert diagnose_collapse(**measures(scale * torch.randn(32, prototypes))) is None
-
-
-def test_no_measure_is_no_diagnosis():
-    assert diagnose_collapse(entropy=math.nan, divergence=math.nan, prototypes=64) is None
-
-
-@pytest.mark.parametrize("prototypes", [16, 65536])
-@pytest.mark.parametrize(
-    ("entropy", "divergence", "expected"),
-    [(0.985, 0.01, "uniform"), (0.975, 0.01, None), (0.5, 0.0009, "constant"), (0.5, 0.0011, None)],
-)
-def test_collapse_starts_at_98_percent_of_the_entropy_and_ends_at_a_thousandth_of_divergence(
-    prototypes, entropy, divergence, expected
-):
-    most = math.log(prototypes)
-    text = diagnose_collapse(
-        entropy=entropy * most, divergence=divergence * most, prototypes=prototypes
-    )
-    assert text is None if expected is None else text.startswith(f"{expected} collapse")
 
 
 def test_feature_spread_is_zero_for_equal_and_near_one_for_scattered_features():

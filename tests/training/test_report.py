@@ -1,5 +1,4 @@
-"""What the user watches: averages since the last line, log.txt under the original's keys, one
-warning a collapse."""
+"""What the user watches: averages since the last line, log.txt under the original's keys."""
 
 import json
 import logging
@@ -16,8 +15,6 @@ from dino.training.report import LoaderStats, MeterSnapshot, Reporter, read_devi
 from dino.training.step_values import METERS
 
 HEALTHY = {"entropy": 2.0, "divergence": 1.0}
-UNIFORM = {"entropy": math.log(64), "divergence": 0.0}
-CONSTANT = {"entropy": 1.0, "divergence": 0.0}
 
 
 def sums_of(steps, **means):
@@ -111,24 +108,6 @@ def test_a_line_without_a_finite_step_is_no_collapse(reporter, caplog):
     reporter.report(MeterSnapshot(sums=sums_of(0), masked=4, masked_in_row=4), 4)
     assert "loss nan" in caplog.text
     assert "collapse" not in caplog.text
-
-
-def warnings_in(caplog):
-    return [
-        record.getMessage().split(":")[0]
-        for record in caplog.records
-        if record.levelno == logging.WARNING
-    ]
-
-
-def test_a_collapse_is_named_once_and_again_when_it_changes_or_returns(reporter, caplog):
-    steps = 0
-    kinds = [HEALTHY, UNIFORM, UNIFORM, CONSTANT, HEALTHY, CONSTANT]
-    for kind in kinds:
-        steps += 1
-        reporter.begin_window(steps - 1, {})
-        reporter.report(reading_of(1, **kind), steps)
-    assert warnings_in(caplog) == ["uniform collapse", "constant collapse", "constant collapse"]
 
 
 def report_wait(reporter, steps, share):
