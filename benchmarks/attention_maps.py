@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from dino.models.block import Attention  # noqa: E402
 from dino.models.registry import build_backbone  # noqa: E402
-from dino.visualization.attention import ClsAttention  # noqa: E402
+from dino.visualization.attention_maps import ClsAttention  # noqa: E402
 
 MIB = 2**20
 

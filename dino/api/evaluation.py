@@ -28,7 +28,8 @@ from dino.evaluation.linear.head import LinearScore
 from dino.evaluation.linear.probe import evaluate_linear
 from dino.models.config import BackboneConfig, WeightsConfig
 from dino.models.vit import VisionTransformer
-from dino.visualization.attention import AttentionReader, ClsAttention, check_size
+from dino.visualization.attention import AttentionReader, check_size
+from dino.visualization.attention_maps import ClsAttention
 
 # Settings of the command that the `backbone` and `data` arguments replace.
 MADE = (

@@ -1,4 +1,4 @@
-"""Attention maps of the last block's CLS token, per head (the original's visualize_attention.py).
+"""Pictures of attention maps (the original's visualize_attention.py).
 
 Shapes: B images, C channels, H x W pixels, P side of a patch, h x w patches.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino.data.crops import center_crop
 from dino.data.decode import read_image
@@ -36,57 +36,24 @@ from dino.visualization.attention_files import (
     list_outputs,
     name_folders,
 )
+from dino.visualization.attention_maps import ClsAttention, add_mean, keep_mass
 from dino.visualization.config import AttentionConfig
 from dino.visualization.pictures import (
     VIRIDIS,
     Pixels,
-    Sheet,
     color,
+    draw_heat,
     draw_mask,
-    overlay,
     resize_whole,
     save_picture,
     to_picture,
     upsample_nearest,
 )
+from dino.visualization.sheets import Sheet, name_maps
 from dino.weights.formats.mae import is_autoencoder
 from dino.weights.load import load_backbone
 
 logger = logging.getLogger(__name__)
-
-
-class ClsAttention(nn.Module):
-    """A backbone's attention maps as a module that devices can compile."""
-
-    def __init__(self, backbone: VisionTransformer) -> None:
-        """Wrap a backbone."""
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Attention of CLS to each patch: (B, C, H, W) -> (B, heads, h, w); no N x N tensor."""
-        row = self.backbone.get_last_selfattention(images, queries=slice(0, 1))[:, :, 0, 1:]
-        return torch.unflatten(
-            row, -1, [side // self.backbone.patch_size for side in images.shape[-2:]]
-        )
-
-
-def keep_mass(maps: Tensor, share: float) -> Tensor:
-    """The strongest patches that hold a share of each map's attention (the original's `th_attn`).
-
-    In ascending order, a patch is kept once the running sum exceeds 1 - `share`. This is the
-    smallest set that holds the share.
-
-    Args:
-        maps: (..., h, w), not negative.
-        share: 0 to 1.
-
-    Returns:
-        (..., h, w) bool.
-    """
-    ranked, order = maps.flatten(-2).sort(dim=-1, stable=True)
-    kept = (ranked / ranked.sum(dim=-1, keepdim=True)).cumsum(dim=-1) > 1 - share
-    return torch.unflatten(torch.zeros_like(kept).scatter(-1, order, kept), -1, maps.shape[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,10 +187,11 @@ def _draw_images(
     try:
         for done, (folder, path) in enumerate(images.items(), start=1):
             view, heads = _read(path, config.pictures.image_size, reader)
-            maps = torch.cat([heads, heads.mean(dim=0, keepdim=True)])
+            maps = add_mean(heads)
             target = make_output_folder(str(folder))
             _save_maps(target, to_picture(view), maps, config.mask.threshold)
-            sheet.add(to_picture(view), maps.numpy())
+            name = path.name if path else "demo image"
+            sheet.add(to_picture(view), maps.numpy(), name_maps(len(heads)), name)
             grid = list(heads.shape[1:])
             entries.append({"image": path and str(path), "folder": str(folder), "grid": grid})
             progress.advance(done)
@@ -258,7 +226,7 @@ def _save_maps(folder: Path, picture: Pixels, maps: Tensor, threshold: float | N
     for name, values in zip(names, maps.numpy(), strict=True):
         heat = upsample_nearest(color(values, VIRIDIS), patch_size)
         save_picture(folder / f"attn-{name}.png", heat)
-        save_picture(folder / f"overlay-{name}.png", overlay(picture, heat))
+        save_picture(folder / f"overlay-{name}.png", draw_heat(picture, values))
     if threshold is not None:
         for name, kept in zip(names, keep_mass(maps, threshold).numpy(), strict=True):
             masked = draw_mask(picture, upsample_nearest(kept, patch_size))
@@ -290,9 +258,10 @@ def draw_sheet(
         [center_crop(read_image(path, len(normalization.mean)), size) for path in paths]
     )
     with torch.inference_mode():
-        maps = ClsAttention(backbone)(normalization(views)).numpy()
+        heads = ClsAttention(backbone)(normalization(views))
     make_output_folder(str(target.parent))
     sheet = Sheet(target)
-    for view, heads in zip(views, maps, strict=True):
-        sheet.add(to_picture(view), heads)
+    for path, view, maps in zip(paths, views, add_mean(heads).numpy(), strict=True):
+        name = "/".join(path.parts[-2:])  # the folder is the class
+        sheet.add(to_picture(view), maps, name_maps(heads.shape[1]), name)
     return sheet.close()[0]

@@ -23,17 +23,20 @@ from dino.runtime.folder_lock import hold_folder
 from dino.runtime.metrics import check_target, write_result
 from dino.runtime.ownership import check_own
 from dino.runtime.progress import Progress
-from dino.visualization.attention import AttentionReader, check_size, keep_mass, open_attention
+from dino.visualization.attention import AttentionReader, check_size, open_attention
+from dino.visualization.attention_maps import keep_mass
 from dino.visualization.config import AttentionVideoConfig
 from dino.visualization.frame_source import FrameSource, open_frames
 from dino.visualization.pictures import (
     INFERNO,
     Pixels,
     color,
+    draw_heat,
     save_picture,
     to_picture,
     upsample_nearest,
 )
+from dino.visualization.sheets import add_title, describe_map, name_maps
 from dino.visualization.video import write_video
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ PROGRESS_EVERY = 20  # frames between two progress lines
 def generate_video(config: AttentionVideoConfig, run: Run) -> Path:
     """Write `video.mp4` (or avi) to the output path and return its path.
 
-    Also writes the frames of the video, `attention/attn-NAME.jpg`, and, if the input is a video,
+    Also writes each map alone, `attention/attn-NAME.jpg`, and, if the input is a video,
     its frames, `frames/NAME.jpg`. Frames of an earlier run are removed. One process does all the
     work.
 
@@ -137,7 +140,10 @@ def _check(config: AttentionVideoConfig, target: Path) -> None:
 def _draw_attention(
     source: FrameSource, reader: AttentionReader, config: AttentionVideoConfig, output: Path
 ) -> Iterator[Pixels]:
-    """Yield each frame's colored map (H, W, 3) after writing it to `output`/attention."""
+    """Yield each frame under its smooth map, with a title; write the map alone, a block a patch.
+
+    The map goes to `output`/attention. Frames of the video are LINE pixels higher than (H, W, 3).
+    """
     folder = make_output_folder(str(output / ATTENTION), "`output_path`")
     size = min(BATCH, source.count or BATCH)
     views, written = _read_views(source, reader, config.video.resize, output), set[str]()
@@ -146,13 +152,15 @@ def _draw_attention(
         pixels = F.pad(
             torch.stack([view for _, view in batch]), (*(0, 0) * 3, 0, size - len(batch))
         )
-        for (name, _), heads in zip(batch, reader.read_maps(pixels), strict=False):
+        for (name, view), heads in zip(batch, reader.read_maps(pixels), strict=False):
             if config.mask.threshold is not None:
                 heads = heads * keep_mass(heads, config.mask.threshold)
-            picture = upsample_nearest(color(heads.mean(dim=0).numpy(), INFERNO), reader.patch_size)
+            values = heads.mean(dim=0).numpy()
+            picture = upsample_nearest(color(values, INFERNO), reader.patch_size)
             written.add(f"attn-{name}.jpg")
             save_picture(folder / f"attn-{name}.jpg", picture)
-            yield picture
+            title = f"{name}  {name_maps(len(heads))[-1]}  {describe_map(values)}"
+            yield add_title(draw_heat(to_picture(view), values), title)
     _remove_stale(folder, "attn-*.jpg", written)
 
 

@@ -1,4 +1,4 @@
-"""Resizing, drawing and atomically writing pictures: color maps, overlays, masks, contact sheets.
+"""Resizing, drawing and atomically writing pictures: color maps, overlays, masks.
 
 Shapes: P side of a patch in pixels, h x w patches, H x W = P h x P w pixels.
 """
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from dino.data.crops import scale_shorter
@@ -26,8 +26,6 @@ JPEG_QUALITY = 95  # %
 OVERLAY_SHARE = 0.5  # weight of the map in an overlay, of the color in a mask (original's alpha)
 # The original's display_instances draws its only mask in the first hue, red.
 MASK_COLOR = (255, 0, 0)
-TILE = 192  # pixels, side of one picture in a sheet
-SHEET_ROWS = 50  # rows per sheet; further rows start another sheet, which bounds memory
 
 
 def color(values: NDArray[np.float32], table: int) -> Pixels:
@@ -78,9 +76,17 @@ def to_picture(image: Tensor) -> Pixels:
     return np.ascontiguousarray(shown.permute(1, 2, 0).numpy())
 
 
-def overlay(picture: Pixels, over: Pixels) -> Pixels:
-    """Blend two (H, W, 3) pictures."""
-    return _mix(picture, over, np.float32(OVERLAY_SHARE))
+def upsample_smooth(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Enlarge a map (h, w) by cubic interpolation, never beyond its least and greatest value."""
+    enlarged = cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(enlarged, values.min(), values.max()).astype(np.float32)
+
+
+def draw_heat(picture: Pixels, values: NDArray[np.float32]) -> Pixels:
+    """Lay a map (h, w), smooth and in the colors of inferno, over a picture (H, W, 3) in gray."""
+    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, axis=2)
+    heat = color(upsample_smooth(values, *picture.shape[:2]), INFERNO)
+    return _mix(gray.astype(np.uint8), heat, np.float32(OVERLAY_SHARE))
 
 
 def draw_mask(picture: Pixels, kept: NDArray[np.bool_]) -> Pixels:
@@ -109,52 +115,3 @@ def save_picture(path: Path, pixels: Pixels) -> None:
     )
     with atomic_write(path, "") as temporary:
         Image.fromarray(pixels).save(temporary, **options)
-
-
-class Sheet:
-    """A contact sheet with one row per image: the image, then each map as its brightness."""
-
-    def __init__(self, path: Path) -> None:
-        """Collect rows for the PNG `path`; further sheets are named `STEM-2.png` and so on."""
-        self.path, self.rows = path, list[Pixels]()
-        self.written: list[Path] = []
-
-    def add(self, picture: Pixels, maps: NDArray[np.float32]) -> None:
-        """Add the row of a picture (H, W, 3) and its maps (M, h, w).
-
-        Raises:
-            OptionError: A full sheet cannot be written.
-        """
-        patch_size = picture.shape[0] // maps.shape[1]
-        bright = maps / maps.max(axis=(1, 2), keepdims=True).clip(min=1e-12)
-        tiles = [picture]
-        for brightness in bright:
-            scale = upsample_nearest(brightness, patch_size)[..., None]
-            tiles.append((picture * scale).astype(np.uint8))
-        self.rows.append(np.concatenate([_fit_tile(tile) for tile in tiles], axis=1))
-        if len(self.rows) == SHEET_ROWS:
-            self._write()
-
-    def close(self) -> list[Path]:
-        """Write the remaining rows and return the paths of all sheets.
-
-        Raises:
-            OptionError: The sheet cannot be written.
-        """
-        if self.rows:
-            self._write()
-        return self.written
-
-    def _write(self) -> None:
-        number = len(self.written) + 1
-        path = self.path if number == 1 else self.path.with_stem(f"{self.path.stem}-{number}")
-        save_picture(path, np.concatenate(self.rows))
-        self.written.append(path)
-        self.rows = []
-
-
-def _fit_tile(picture: Pixels) -> Pixels:
-    """Fit a picture into a square tile; the box filter keeps patch edges sharp when enlarging."""
-    return np.asarray(
-        ImageOps.pad(Image.fromarray(picture), (TILE, TILE), method=Image.Resampling.BOX)
-    )

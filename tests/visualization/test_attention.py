@@ -1,10 +1,8 @@
-"""Attention maps: the right rows of the right softmax, the original's masks, and the command's
-files."""
+"""Pictures of attention maps: the files of the command, and the sheet of the demo."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 
 import visualize_attention as script
@@ -29,20 +26,18 @@ from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
 from dino.runtime.folder_lock import hold_folder
 from dino.runtime.launch import Launch
-from dino.visualization.attention import (
-    ClsAttention,
-    draw_sheet,
-    keep_mass,
-    open_attention,
-)
+from dino.visualization.attention import draw_sheet, open_attention
 from dino.visualization.attention_files import name_folders
+from dino.visualization.attention_maps import keep_mass
 from dino.visualization.config import AttentionConfig
-from dino.visualization.pictures import TILE, VIRIDIS, color
+from dino.visualization.pictures import VIRIDIS, color, draw_heat
+from dino.visualization.sheets import GAP, LINE, TILE
 from tests import hpu_simulator
 from tests.running import make_images, on_simulated_card, run_alone, run_pair
 
 TINY = ("--arch", "vit_mini", "--random_weights", "--device", "cpu")
 HEADS = 3
+CELL = (TILE + GAP + 2 * LINE, TILE + GAP)  # pixels of a tile in a sheet, height and width
 
 
 def build(channels: int) -> VisionTransformer:
@@ -66,101 +61,6 @@ def run_main(*words: object) -> None:
     script.main(list(map(str, words)))
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 48), (64, 24)])
-def test_maps_are_the_class_tokens_attention_to_the_patches(height: int, width: int) -> None:
-    backbone, images = build(3), torch.randn(2, 3, height, width)
-    with torch.no_grad():
-        maps, whole = ClsAttention(backbone)(images), backbone.get_last_selfattention(images)
-    assert maps.shape == (2, HEADS, height // 8, width // 8)
-    assert torch.allclose(maps.flatten(2), whole[:, :, 0, 1:], atol=1e-6)
-    assert torch.all(maps.sum(dim=(2, 3)) < 1.0)
-
-
-@pytest.mark.parametrize("patch_size", [16, 8])
-def test_maps_are_those_of_the_original(
-    patch_size: int,
-    golden: Callable[[str], dict[str, np.ndarray]],
-    draw: Callable[..., torch.Tensor],
-    relative_error: Callable[[object, object], float],
-) -> None:
-    arrays = golden(f"vit_patch{patch_size}")
-    model = VisionTransformer(patch_size=patch_size, embed_dim=48, depth=2, heads=3).eval()
-    model.load_state_dict(
-        {name[2:]: torch.as_tensor(arrays[name]) for name in arrays if name.startswith("w/")}
-    )
-    keys = [key for key in arrays if key.startswith("attn/")]
-    assert keys
-    for key in keys:
-        number, shape = key.split("/")[1:]
-        with torch.no_grad():
-            maps = ClsAttention(model)(draw(int(number), *map(int, shape.split("x"))))
-        assert relative_error(maps.flatten(2), arrays[key][:, :, 0, 1:]) <= 1e-5, key
-
-
-def test_no_tensor_has_a_number_for_every_pair_of_tokens() -> None:
-    class Sizes(TorchDispatchMode):
-        largest = 0
-
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
-            result = op(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple) else (result,):
-                if isinstance(tensor, torch.Tensor):
-                    self.largest = max(self.largest, tensor.numel())
-            return result
-
-    backbone, images = build(3), torch.zeros(1, 3, 256, 256)
-    tokens = (256 // 8) ** 2 + 1
-    with torch.no_grad(), Sizes() as ours:
-        ClsAttention(backbone)(images)
-    with torch.no_grad(), Sizes() as textbook:
-        backbone.get_last_selfattention(images)
-    assert ours.largest < tokens * tokens
-    assert textbook.largest >= HEADS * tokens * tokens
-
-
-def keep_mass_as_the_original(weights: np.ndarray, share: float) -> np.ndarray:
-    """Sort up, running sum over the total, keep above 1 - share; patch by patch."""
-    kept, running = np.zeros(weights.size, bool), np.float32(0)
-    for place in np.argsort(weights, kind="stable"):
-        running += weights[place] / weights.sum()
-        kept[place] = running > 1 - share
-    return kept
-
-
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.floats(0.05, 0.95))
-def test_the_kept_patches_are_the_smallest_set_that_holds_the_share(
-    weights: list[int], share: float
-) -> None:
-    values = np.array(weights, dtype=np.float32)
-    kept = keep_mass(torch.from_numpy(values).reshape(1, 1, -1), share)[0, 0].numpy()
-    total = values.sum(dtype=np.float64)
-    assert values[kept].min() >= values[~kept].max(initial=0)
-    assert values[kept].sum(dtype=np.float64) / total >= share - 1e-5
-    assert (values[kept].sum(dtype=np.float64) - values[kept].min()) / total <= share + 1e-5
-
-
-def test_where_the_weakest_patches_hold_exactly_the_rest_none_of_them_is_kept() -> None:
-    """The original keeps a patch if the running sum *exceeds* 1 - share; eighths are exact in
-    binary."""
-    maps = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[4.0, 2.0], [1.0, 1.0]]])
-    kept = keep_mass(maps, 0.5)
-    assert kept.tolist() == [[[False, False], [True, True]], [[True, False], [False, False]]]
-    for found, weights in zip(kept, maps, strict=True):
-        assert np.array_equal(
-            found.flatten().numpy(), keep_mass_as_the_original(weights.flatten().numpy(), 0.5)
-        )
-
-
-def test_masks_are_the_originals(draw: Callable[..., torch.Tensor]) -> None:
-    maps = draw(5, 2, 3, 6, 7).softmax(dim=-1) / 10
-    for share in (0.1, 0.6, 0.99):
-        kept = keep_mass(maps, share)
-        assert kept.shape == maps.shape and kept.dtype == torch.bool
-        for found, weights in zip(kept.flatten(0, 1), maps.flatten(0, 1), strict=True):
-            expected = keep_mass_as_the_original(weights.flatten().numpy(), share)
-            assert np.array_equal(found.flatten().numpy(), expected)
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sheet_has_a_row_an_image_and_a_column_a_head(tmp_path: Path, channels: int) -> None:
     paths = sorted(make_images(tmp_path / "images", 2).iterdir())
@@ -169,10 +69,9 @@ def test_a_sheet_has_a_row_an_image_and_a_column_a_head(tmp_path: Path, channels
         build(channels), paths, size=32, normalization=build_normalization(channels), target=target
     )
     sheet = np.asarray(Image.open(target))
-    assert sheet.shape == (2 * TILE, (1 + HEADS) * TILE, 3)
-    assert all(
-        sheet[:, column * TILE : (column + 1) * TILE].std() > 0 for column in range(1 + HEADS)
-    )
+    assert sheet.shape == (2 * CELL[0], (2 + HEADS) * CELL[1], 3)
+    columns = np.split(sheet, 2 + HEADS, axis=1)
+    assert all(column[2 * LINE : TILE].std() > 0 for column in columns)
 
 
 def test_a_sheet_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -231,14 +130,17 @@ def test_one_image_gives_the_originals_files_and_numbers(shared_data: Path, tmp_
     assert np.abs(found - attention.numpy()).max() <= 0.01 * float(
         attention.max()
     )  # Pillow's resize and torch's
+    picture = np.asarray(Image.open(tmp_path / "out" / "img.png"))
     for name, values in zip(NAMES, [*found, found.mean(axis=0)], strict=True):
         drawn = np.asarray(Image.open(tmp_path / "out" / f"attn-{name}.png"))
         assert drawn.shape == (320, 512, 3)
         assert np.array_equal(drawn[8::16, 8::16], color(values, VIRIDIS))
+        over = np.asarray(Image.open(tmp_path / "out" / f"overlay-{name}.png"))
+        assert np.array_equal(over, draw_heat(picture, values))
     mask = np.asarray(Image.open(tmp_path / "out" / "mask_th0.6_head1.png"))
-    picture = np.asarray(Image.open(tmp_path / "out" / "img.png"))
     changed = (mask != picture).any(axis=2)[8::16, 8::16].ravel()
-    assert np.array_equal(changed, keep_mass_as_the_original(found[1].ravel(), 0.6))
+    kept = keep_mass(torch.from_numpy(found[1]), 0.6)
+    assert np.array_equal(changed, kept.ravel())
 
 
 @pytest.mark.parametrize(
@@ -295,7 +197,11 @@ def test_a_folder_and_files_give_a_folder_each_and_one_sheet(
         "000.JPG",
     ]
     assert {tuple(entry["grid"]) for entry in result["images"]} == {(4, 6)}
-    assert np.asarray(Image.open(out / "sheet.png")).shape == (4 * TILE, (2 + HEADS) * TILE, 3)
+    assert np.asarray(Image.open(out / "sheet.png")).shape == (
+        4 * CELL[0],
+        (2 + HEADS) * CELL[1],
+        3,
+    )
 
 
 @pytest.mark.parametrize("name", ["img.png", "sheet.png", "attention.npy", "attn-head2.png"])
@@ -459,7 +365,7 @@ def test_a_damaged_image_leaves_the_sheet_of_those_before_it(tmp_path: Path) -> 
     words = ("--image_path", images, "--image_size", 32, "--output_dir", out)
     with pytest.raises(DataError, match=r"002\.png cannot be decoded"):
         run_main(*TINY, *words, "--json", tmp_path / "found.json")
-    assert np.asarray(Image.open(out / "sheet.png")).shape[0] == 2 * TILE
+    assert np.asarray(Image.open(out / "sheet.png")).shape[0] == 2 * CELL[0]
     found = json.loads((tmp_path / "found.json").read_text())["images"]
     assert [Path(entry["folder"]).name for entry in found] == ["000", "001"]
 

@@ -13,19 +13,17 @@ from torchvision import transforms
 
 from dino.data.decode import read_image
 from dino.errors import OptionError
-from dino.visualization import pictures
 from dino.visualization.pictures import (
     INFERNO,
-    TILE,
     VIRIDIS,
-    Sheet,
     color,
+    draw_heat,
     draw_mask,
-    overlay,
     resize_whole,
     save_picture,
     to_picture,
     upsample_nearest,
+    upsample_smooth,
 )
 
 # Rows 0, 64, 128, 192 and 255 of matplotlib's tables, in [0, 255].
@@ -88,9 +86,23 @@ def test_a_kept_border_is_outlined_at_the_border() -> None:
     assert (marked[0] == (255, 0, 0)).all() and (marked[:, -1] == (255, 0, 0)).all()
 
 
-def test_an_overlay_is_half_of_each() -> None:
-    found = overlay(np.full((1, 1, 3), 200, np.uint8), np.array([[[0, 100, 255]]], np.uint8))
-    assert found.tolist() == [[[100, 150, 227]]]
+def test_heat_is_half_of_a_gray_picture_and_half_of_a_stretched_map() -> None:
+    picture = np.full((20, 40, 3), (200, 50, 0), np.uint8)  # a luma of 89
+    values = np.array([[0.4, 0.4, 0.5, 0.5]], np.float32)
+    heat = draw_heat(picture, values)
+    assert heat.shape == (20, 40, 3) and heat.dtype == np.uint8
+    ends = heat[10, [0, 39]].astype(int)
+    wanted = (89 + np.array(TABLES[INFERNO])[[0, 4]]) / 2
+    assert np.abs(ends - wanted).max() <= 1
+    levels = heat[10].sum(axis=1, dtype=int)
+    assert (np.diff(levels) >= 0).all() and len(set(levels[10:30])) > 10  # no blocks
+
+
+def test_enlarged_maps_stay_within_their_values() -> None:
+    values = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]], np.float32)
+    found = upsample_smooth(values, 30, 45)
+    assert found.shape == (30, 45) and found.min() == 0.0 and found.max() == 1.0
+    assert abs(found[7, 30] - 0.5) < 0.2  # between a 0 and a 1
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
@@ -106,33 +118,6 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OptionError, match=r"file/a\.png cannot be written"):
         save_picture(tmp_path / "file" / "a.png", np.zeros((1, 1, 3), np.uint8))
-
-
-def test_a_sheet_begins_anew_when_it_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pictures, "SHEET_ROWS", 2)
-    sheet = Sheet(tmp_path / "sheet.png")
-    for level in range(5):
-        sheet.add(np.full((8, 8, 3), 10 * level, np.uint8), np.ones((2, 2, 2), np.float32))
-        assert len(sheet.rows) < 2
-    written = sheet.close()
-    assert [path.name for path in written] == ["sheet.png", "sheet-2.png", "sheet-3.png"]
-    rows = np.concatenate([np.asarray(Image.open(path)) for path in written])
-    assert rows.shape == (5 * TILE, 3 * TILE, 3)
-    assert rows[TILE // 2 :: TILE, TILE // 2, 0].tolist() == [0, 10, 20, 30, 40]
-
-
-def test_a_tile_keeps_the_aspect_and_shows_the_strongest_patch_brightest(tmp_path: Path) -> None:
-    sheet = Sheet(tmp_path / "sheet.png")
-    maps = np.array([[[0.1, 0.4]], [[0.2, 0.0]]], np.float32)
-    sheet.add(np.full((8, 16, 3), 200, np.uint8), maps)
-    row = np.asarray(Image.open(sheet.close()[0]))[..., 0]
-    assert (row[: TILE // 4 - 1] == 0).all() and (
-        row[TILE // 4 + 1 : 3 * TILE // 4 - 1, : TILE - 1] == 200
-    ).all()
-    middle = row[TILE // 2].reshape(3, 2, TILE // 2)[:, :, TILE // 4]
-    assert middle.tolist() == [[200, 200], [50, 200], [200, 0]]
 
 
 @pytest.mark.parametrize("size", [(96,), (64, 120), (480, 480), (500, 700), None])
