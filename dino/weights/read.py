@@ -35,8 +35,8 @@ def read_weights(word: str) -> dict[str, Any]:
     """Read the weights that `pretrained_weights` or `init_from` names.
 
     Args:
-        word: A checkpoint or weights file of torch, `.safetensors`, `.pdparams`, a Hugging Face
-            folder, `hub:NAME` or `timm:NAME`.
+        word: A checkpoint or weights file of torch, `.safetensors`, `.pdparams`, the folder of a
+            training run, a Hugging Face folder, `hub:NAME` or `timm:NAME`.
 
     Returns:
         The contents of the file. A single unnamed network is at the top level or under
@@ -46,6 +46,8 @@ def read_weights(word: str) -> dict[str, Any]:
         CheckpointError: The file is missing, damaged, or holds more than tensors and plain values.
         WeightsError: The name is unknown, or the download fails.
     """
+    newest = Path(word) / checkpoint.LATEST
+    word = str(newest) if newest.is_file() else word
     claiming = find_format(word)
     if claiming and claiming.read:
         return validate(claiming.read(word), word)

@@ -486,3 +486,9 @@ def test_a_pointer_under_the_name_of_safetensors_is_named(tmp_path: Path) -> Non
     (tmp_path / "w.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(CheckpointError, match="it is a Git LFS pointer, not the file"):
         read_weights(str(tmp_path / "w.safetensors"))
+
+
+def test_the_folder_of_a_run_is_its_newest_checkpoint(tmp_path: Path) -> None:
+    module = build()
+    torch.save({"teacher": module.state_dict(), "args": {}}, tmp_path / "checkpoint.pth")
+    assert_same(load(tmp_path, arch="vit_mini", patch_size=16), module)

@@ -81,7 +81,7 @@ FLAGS: Mapping[str, Spec] = {
         "evaluations take it from the checkpoint"
     ),
     # LimitConfig
-    "data_limit": Spec("train on this many images, evenly spaced over the sorted list"),
+    "data_limit": Spec("use this many of the images, evenly spaced over the sorted list"),
     # OutputConfig
     "output_dir": Spec("folder to write to; created if missing"),
     # EpochConfig
@@ -95,8 +95,9 @@ FLAGS: Mapping[str, Spec] = {
     "checkpoint_key": Spec("network of the checkpoint: teacher or student"),
     # WeightsFileConfig
     "pretrained_weights": Spec(
-        "a checkpoint or weights file (.pth, .safetensors, .pdparams), a Hugging Face folder, "
-        "hub:NAME of the published weights, or timm:NAME; by default the published weights"
+        "a checkpoint or weights file (.pth, .safetensors, .pdparams), a folder of a run or of "
+        "Hugging Face, hub:NAME of the published weights, or timm:NAME; by default the published "
+        "weights"
     ),
     # WeightsConfig
     "random_weights": Spec("evaluate an untrained network on purpose", switch=True),
