@@ -8,7 +8,7 @@ PYTHON ?= $(if $(and $(wildcard $(VENV)/made-with.json),$(wildcard $(VENV)/bin/p
 .PHONY: help demo test test-ipu docs clean
 
 help:
-	@echo "make demo    pre-train a small ViT on an embedded data set, score it with k-NN, draw attention maps"
+	@echo "make demo    pre-train a small ViT on an embedded data set, score it with k-NN, show it on a page"
 	@echo "make test    run the whole test suite"
 	@echo "make test-ipu   run the tests of --device ipu with the torch of the last Poplar SDK, in .venv-ipu; PYTHON is 3.10 or 3.11"
 	@echo "make docs    build the documents as a site in output/docs; warnings are errors"

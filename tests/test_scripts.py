@@ -74,5 +74,5 @@ def test_the_demo_prints_three_scores_and_where_its_files_are(
         name in text
         for name in ("raw pixels", "untrained network", "trained teacher", "attention maps")
     )
-    for name in ("checkpoint.pth", "tensorboard", "attention.png"):
+    for name in ("checkpoint.pth", "tensorboard", "attention.png", "index.html"):
         assert (tmp_path / "run" / name).exists() and str(tmp_path / "run" / name) in text

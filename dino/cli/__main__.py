@@ -12,7 +12,7 @@ from dino.errors import OptionError, nearest
 
 COMMANDS = {  # in the order in which they are listed
     "pretrain": "pre-train a backbone with DINO",
-    "demo": "pre-train on the embedded data set, score the result, draw attention maps",
+    "demo": "pre-train on the embedded data set, score the result, show it on a page",
     "knn": "score a frozen backbone with weighted k-NN",
     "linear": "train and score a linear classifier on a frozen backbone",
     "copy-detection": "score copy detection (Copydays)",
@@ -20,6 +20,7 @@ COMMANDS = {  # in the order in which they are listed
     "video-segmentation": "segment videos by label propagation (DAVIS 2017)",
     "ipace-segmentation": "segment driving runs by label propagation",
     "segmentation-metrics": "score predicted label maps",
+    "look": "show on one page what a backbone makes of a set of images",
     "attention": "draw attention maps of images",
     "video": "draw attention maps of a video",
     "embed": "write the features of images to a file",

@@ -1,4 +1,4 @@
-"""`dino demo`: pre-train a small ViT on the embedded data set, score it, draw attention maps."""
+"""`dino demo`: pre-train a small ViT on the embedded data set, score it, and show it on a page."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from dino.cli.look import look
 from dino.cli.options import parse_command
 from dino.cli.parser import Help
 from dino.cli.session import open_session, set_up_logging
-from dino.config import as_recipe
+from dino.config import OutputConfig, as_recipe
+from dino.data.config import LimitConfig
+from dino.evaluation.config import LookConfig
+from dino.models.config import WeightsConfig
 from dino.training.choices import choose_settings
 from dino.training.config import TrainConfig
 
 RECIPE = "configs/demo.yaml"
 ABOUT = Help(
     summary=(
-        "Pre-train a small ViT on the embedded data set, score it by k-NN, draw attention maps."
+        "Pre-train a small ViT on the embedded data set, score it by k-NN, and show on a page what"
+        " it makes of the images."
     ),
     example="dino demo",
 )
 PICTURES = 8  # images on the sheet of attention maps
+SHOWN = 400  # images on the page
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +59,6 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     from dino.data.sources import open_labelled_splits
     from dino.evaluation.features import build_loader_config
     from dino.evaluation.knn import score_backbone
-    from dino.models.config import WeightsConfig
     from dino.models.vit import VisionTransformer
     from dino.runtime.folder_lock import hold_folder
     from dino.runtime.metrics import EVENTS
@@ -62,12 +67,13 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     from dino.training.checks import check_options
     from dino.training.trainer import Trainer
     from dino.visualization.attention import draw_sheet
+    from dino.visualization.look.page import PAGE
     from dino.weights.load import load_backbone
 
     set_up_logging()
     source, folder = check_options(config), Path(config.run.output_dir)
     target = folder / "attention.png"
-    check_own([target])
+    check_own([target, folder / PAGE])
     paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
     with open_session(config, precision=config.precision) as run:
         untrained = build_networks(config, run)[1].backbone
@@ -87,6 +93,7 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
             "untrained network": score(untrained),
             "trained teacher": score(teacher.module),
         }
+        page = look(_choose_page(config), run, splits[1])
     val = splits[1]
     pictures = [val.path(index * len(val) // PICTURES) for index in range(PICTURES)]
     normalization = build_normalization(teacher.in_chans, teacher.normalization)
@@ -97,4 +104,16 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
         normalization=normalization,
         target=target,
     )
-    return scores, paths
+    return scores, {**paths, "page": page}
+
+
+def _choose_page(config: TrainConfig) -> LookConfig:
+    """Settings of the page about the trained teacher, in the run's folder."""
+    defaults, folder = LookConfig(), config.run.output_dir
+    return replace(
+        defaults,
+        weights=WeightsConfig(pretrained_weights=folder),
+        data=replace(defaults.data, num_workers=config.data.num_workers),
+        limit=LimitConfig(data_limit=SHOWN),
+        output=OutputConfig(output_dir=folder),
+    )

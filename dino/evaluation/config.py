@@ -159,6 +159,24 @@ class FeatureFileConfig(EvaluationConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LikenessConfig:
+    """What the page shows, and which images count as near-duplicates."""
+
+    shown_images: int = setting(8, least=1, most=200)
+    duplicate_similarity: float = setting(0.975, least=-1, most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookConfig(EvaluationConfig):
+    """Show on one page, index.html, what a frozen backbone makes of the images below DATA_PATH."""
+
+    data: DataConfig = DataConfig(batch_size_per_device=128)
+    limit: LimitConfig = LimitConfig(data_limit=5000)
+    likeness: LikenessConfig = LikenessConfig()
+    output: OutputConfig = OutputConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RefreshConfig:
     """When driving runs restart from true labels."""
 

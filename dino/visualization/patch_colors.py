@@ -27,14 +27,26 @@ def color_patches(features: Tensor) -> Pixels:
         features: On any device, finite.
     """
     rows = features.detach().float().cpu().flatten(0, 2)
-    centered = rows - rows.mean(dim=0)
-    left, lengths, _ = torch.linalg.svd(centered, full_matrices=False)
-    scores = (left * lengths)[:, :COMPONENTS]
-    scores = scores * torch.where(scores.pow(3).sum(dim=0) < 0, -1.0, 1.0)
+    scores = find_components(rows, COMPONENTS)
     levels = torch.full((len(rows), COMPONENTS), 0.5)
     levels[:, : scores.shape[1]] = _stretch(scores, least=1e-6 * float(rows.norm()))
     colors: Pixels = (255 * levels).round().to(torch.uint8).numpy()
     return colors.reshape(*features.shape[:3], COMPONENTS)
+
+
+def find_components(rows: Tensor, count: int) -> Tensor:
+    """The first principal components of rows, their most skewed side positive.
+
+    Args:
+        rows: (N, D) float32 in host memory.
+        count: How many; there are at most N and D.
+
+    Returns:
+        (N, count), the longest first.
+    """
+    left, lengths, _ = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
+    scores: Tensor = (left * lengths)[:, :count]
+    return scores * torch.where(scores.pow(3).sum(dim=0) < 0, -1.0, 1.0)
 
 
 def _stretch(scores: Tensor, *, least: float) -> Tensor:

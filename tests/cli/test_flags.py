@@ -28,6 +28,7 @@ from dino.evaluation.config import (
     FeatureFileConfig,
     KnnConfig,
     LinearConfig,
+    LookConfig,
     RetrievalConfig,
     SegmentationMetricsConfig,
 )
@@ -251,6 +252,15 @@ CONVERSION = {
 }
 PADDLE = CONVERSION | {"--pretrained_linear": None}
 INSPECT = {"--pretrained_weights": None, "--json": None}
+LOOK = FROZEN | {
+    "--data_path": None,
+    "--batch_size_per_device": 128,
+    "--num_workers": 10,
+    "--data_limit": 5000,
+    "--shown_images": 8,
+    "--duplicate_similarity": 0.975,
+    "--output_dir": ".",
+}
 ATTENTION = FROZEN | {
     "--patch_size": 8,
     "--image_path": None,
@@ -295,6 +305,7 @@ VERIFY = {
 }
 FILES = {"--weights": None, "--output": None}
 EXTRACT = FILES | {"--arch": "vit_small", "--patch_size": 16, "--checkpoint_key": "teacher"}
+LOOK_COMMAND = "dino look"  # has no script
 TABLE = {  # by script: its options, their frozen defaults, and whose recorded flags it must have
     "main_dino": (TrainConfig, TRAIN, "gaudi/main_dino.py"),
     "eval_knn": (KnnConfig, KNN, "gaudi/eval_knn.py"),
@@ -316,6 +327,7 @@ TABLE = {  # by script: its options, their frozen defaults, and whose recorded f
     "dino/interop/timm": (TimmConfig, CONVERSION, None),
     "dino/interop/huggingface": (HuggingFaceConfig, CONVERSION, None),
     "dino/interop/onnx": (OnnxConfig, CONVERSION, None),
+    LOOK_COMMAND: (LookConfig, LOOK, None),
     "visualize_attention": (AttentionConfig, ATTENTION, "gaudi/visualize_attention.py"),
     "dino/devices/align": (AlignConfig, ALIGN, None),
     "dino/verify/__main__": (VerifyConfig, VERIFY, None),
@@ -487,13 +499,16 @@ def test_a_number_out_of_bounds_is_refused_by_flag_value_and_bounds(flag, value,
             parse(TrainConfig, words)
 
 
-@pytest.mark.parametrize("script", [f"{name}.py" for name in TABLE])
+@pytest.mark.parametrize("script", TABLE)
 def test_help_does_not_import_torch(script):
+    start = f"runpy.run_path({f'{script}.py'!r}, run_name='__main__')"
+    if script == LOOK_COMMAND:
+        start = "runpy.run_module('dino.cli', run_name='__main__')"
     program = (
         "import runpy, sys\n"
-        f"sys.argv = [{script!r}, '--help']\n"
+        f"sys.argv = {[*script.split(), '--help']}\n"
         "try:\n"
-        f"    runpy.run_path({script!r}, run_name='__main__')\n"
+        f"    {start}\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0, end.code\n"
         "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'habana_frameworks', 'poptorch'} & set(sys.modules)\n"
