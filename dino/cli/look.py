@@ -64,20 +64,21 @@ def look(config: LookConfig, run: Run, source: ImageSource | None = None) -> Pat
     trained = find_run(word)
     sections = [*_show_features(config, survey, run), *(show_run(trained) if trained else [])]
     title = f"{survey.backbone.arch} on {survey.source.root.name}"
-    path = write_page(folder, build_page(title, _list_facts(word, survey, run), sections))
+    path = write_page(folder, build_page(title, _list_facts(config, survey, run), sections))
     logger.info("page: %s", path)
     return path
 
 
-def _list_facts(word: str | None, survey: Survey, run: Run) -> dict[str, object]:
+def _list_facts(config: LookConfig, survey: Survey, run: Run) -> dict[str, object]:
     """What was looked at."""
     from dino.models.registry import is_vit
 
     backbone, count = survey.backbone, len(survey.source)
+    unnamed = "none, untrained" if config.weights.random_weights else "the published ones"
     patches = f", patches of {backbone.patch_size} pixels" if is_vit(backbone.arch) else ""
     part = "all" if count == survey.total else f"{count} of {survey.total}, evenly spaced"
     return {
-        "weights": word or "no file",
+        "weights": config.weights.pretrained_weights or unnamed,
         "network": f"{backbone.arch}{patches}, views of {backbone.image_size} pixels",
         "images": spell(survey.source.describe()),
         "looked at": part,

@@ -108,8 +108,8 @@ def find_all(survey: Survey, config: LikenessConfig) -> Findings:
     survey.runner.report(
         {
             "images": len(names),
-            "outliers": {names[index]: value for index, value in found.outliers},
-            "duplicates": [{names[i]: value for i, value in group} for group in found.duplicates],
+            "outliers": [(names[index], value) for index, value in found.outliers],
+            "duplicates": [[(names[i], value) for i, value in group] for group in found.duplicates],
         }
     )
     return found
