@@ -17,6 +17,7 @@ from PIL import Image
 from dino.cli.look import main
 from dino.errors import OptionError
 from dino.models.registry import build_backbone
+from dino.runtime.folder_lock import hold_folder
 from tests import hpu_simulator
 from tests.pages import Page, read_page
 from tests.running import on_simulated_card, run_alone
@@ -122,7 +123,9 @@ def test_one_image_is_enough_and_a_page_of_ours_is_replaced(
     run_folder: Path, tmp_path: Path
 ) -> None:
     words = ("--pretrained_weights", run_folder / "checkpoint.pth", "--data_limit", 1)
-    first, second = (look(tmp_path, *words) for _ in range(2))
+    first = look(tmp_path, *words)
+    with hold_folder(tmp_path / "out", first=True):  # as a training run that is at work
+        second = look(tmp_path, *words)
     assert first.values("img", "src") == second.values("img", "src")
     assert set(second.values("img", "alt")) & {"00.png", "01.png"} == {"00.png"}
 
