@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dino.training.build import choose_normalization
 from dino.training.checks import check_options
 from dino.training.choices import choose_settings, log_reasons
 from dino.training.config import TrainConfig
+from dino.training.time_budget import fit_hours
 from dino.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def pretrain(data: Any, output_dir: str | os.PathLike[str], **settings: Any) -> 
     config, reasons = choose_settings(config, keywords, own_images)
     log_reasons(config, reasons)
     source = check_options(config, own_images)
-    _train(config, source, recipe=as_recipe(config, keywords, reasons))
+    _train(config, source, keywords, reasons)
     folder = Path(config.run.output_dir)
     return Result(
         folder / checkpoint.LATEST,
@@ -116,7 +117,9 @@ def _wrap(data: Any, config: TrainConfig) -> ImageSource | None:
     return wrap_images(data).limited(config.train_data.data_limit)
 
 
-def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
+def _train(
+    config: TrainConfig, source: ImageSource, given: Collection[str], reasons: Mapping[str, str]
+) -> None:
     """Train to the end, or until a signal.
 
     Raises:
@@ -134,6 +137,9 @@ def _train(config: TrainConfig, source: ImageSource, *, recipe: str) -> None:
                     "a data set of %d images: only their number is checked when the run continues",
                     len(source),
                 )
+            config, more = fit_hours(config, given, run, source)
+            log_reasons(config, more)
+            recipe = as_recipe(config, given, {**reasons, **more})
             score = score_online(config, run) if config.run.eval_knn_every else None
             Trainer(config, source, run, score, recipe=recipe).train()
             run.processes.barrier()  # every rank reads the files that rank 0 wrote

@@ -27,12 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, given, reasons = parse_command(TrainConfig, argv, choose_settings, about=ABOUT)
 
     from dino.api.training import score_online
+    from dino.devices import choose_device
     from dino.runtime.folder_lock import hold_folder
     from dino.training.checks import check_options
     from dino.training.dry_run import check_dry_run, dry_run
+    from dino.training.time_budget import fit_hours
     from dino.training.trainer import Trainer
 
     set_up_logging()
+    choose_device(config.device.device)  # on a Mac this is the first line
     log_reasons(config, reasons)
     if config.run.dry_run:
         images = check_dry_run(config)
@@ -48,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.run.dry_run:
             dry_run(config, run, images)
             return
+        config, more = fit_hours(config, given, run, source)
+        log_reasons(config, more)
+        reasons = {**reasons, **more}
         score = score_online(config, run) if config.run.eval_knn_every else None
         recipe = as_recipe(config, given, reasons)
         with hold_folder(config.run.output_dir, first=run.processes.is_rank_zero):

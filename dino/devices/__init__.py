@@ -6,7 +6,9 @@ and `hpu.mode` even if torch is broken.
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 from dino.devices.config import DeviceConfig, IpuConfig, PrecisionConfig
@@ -31,7 +33,22 @@ def choose_device(asked: str | None) -> str:
         return "hpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if sys.platform == "darwin":
+        _explain_mac()
+    return "cpu"
+
+
+def has_batch_norm(asked: str | None) -> bool:
+    """Whether the device trains batch norm in the head; told before it is opened."""
+    return choose_device(asked) != "ipu"
+
+
+@functools.cache
+def _explain_mac() -> None:
+    """Say once in a process why a Mac computes on its CPU."""
+    logger.info("MPS, the GPU of a Mac, is not supported: the CPU runs")
 
 
 def open_device(

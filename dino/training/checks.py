@@ -40,7 +40,8 @@ def check_options(config: TrainConfig, source: ImageSource | None = None) -> Ima
     Raises:
         DinoError: A setting is wrong; the message says which one and what to do.
     """
-    check_settings(config)
+    if config.run.hours is None:  # else `fit_hours` checks what it chooses
+        check_settings(config)
     source = check_images(config, source)
     check_folder(make_output_folder(config.run.output_dir))
     return source

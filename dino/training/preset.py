@@ -9,16 +9,17 @@ al., 2022). The preset reproduces the original's values for the original's own r
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
-from dino.config import change
-from dino.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from dino.data.image_source import ImageSource
+from dino.training.small_data import (
+    FEW_IMAGES,
+    Choice,
+    Start,
+    choose_crops,
+    choose_for_weights,
+    choose_patch,
+    choose_small_network,
+)
 
 # (most images, prototypes), after lightly-train's table, which also runs from 1024 to 65536.
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
@@ -31,32 +32,52 @@ MEMORY_SHARE = 0.01
 # For a batch of 256: the original's with AdamW; its README's for ResNet-50 with SGD.
 RATE, CONVNET_RATE = 0.0005, 0.03
 PUBLISHED_BATCHES = (256, 1024)  # between these the original scales the rate linearly
+INITIAL_RATE = RATE / 10
+SIDE, PATCH = 224, 16  # of the original's crops
 TEMPERATURE, WARM_TEMPERATURE, SMALL_DATA_TEMPERATURE = 0.04, 0.07, 0.03
-FEW_IMAGES, MANY_IMAGES = 20_000, 500_000
+MANY_IMAGES = 500_000
+# What the preset may choose; a run that continues keeps them.
+CHOSEN = (
+    *("epochs", "arch", "patch_size", "drop_path_rate", "mean", "std"),
+    *("local_crops_number", "global_crops_size", "local_crops_size"),
+    *("out_dim", "use_bn_in_head", "momentum_teacher", "warmup_teacher_temp", "teacher_temp"),
+    *("warmup_teacher_temp_epochs", "lr", "warmup_epochs", "freeze_last_layer"),
+)
 LONG_RUN, TEMPERATURE_WARMUP = 300, 30  # epochs of the original's boosted run
 WARMUP = 10  # epochs of learning-rate warm-up: the original's, and at most a tenth of a run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The size of a run: images, images per update over all cards, passes over the images."""
+    """The size of a run, and what is set already.
+
+    Attributes:
+        images: Number of images.
+        global_batch: Images per update, over all cards.
+        epochs: Passes over the images.
+        optimizer: Update rule.
+        side: Shorter side in pixels of a usual image; None if the network has no patches, or if no
+            image can be read, and then no sizes are chosen.
+        network: Architecture, if it was set.
+        patch_size: Patch size, if it was set.
+        batch_norm: Whether the device supports batch norm in the head.
+        start: The weights from which the run starts, if any.
+    """
 
     images: int
     global_batch: int
     epochs: int
     optimizer: str = "adamw"
+    side: int | None = None
+    network: str | None = None
+    patch_size: int | None = None
+    batch_norm: bool = True
+    start: Start | None = None
 
     @property
     def updates(self) -> int:
         """Number of updates in the whole run."""
         return max(1, self.images // self.global_batch) * self.epochs
-
-
-class Choice(NamedTuple):
-    """A value and the reason for it."""
-
-    value: float
-    reason: str
 
 
 def choose_values(scale: Scale) -> dict[str, Choice]:
@@ -70,47 +91,9 @@ def choose_values(scale: Scale) -> dict[str, Choice]:
         "warmup_teacher_temp_epochs": warmup,
         "lr": _choose_rate(scale),
         **_choose_warmup(scale),
+        **_choose_network(scale),
+        **_choose_head(scale),
     }
-
-
-def apply_preset(
-    config: TrainConfig, given: Collection[str], source: ImageSource | None = None
-) -> tuple[TrainConfig, dict[str, str]]:
-    """Apply the preset to all settings that were not set explicitly; do nothing without a preset.
-
-    Args:
-        config: The run's settings.
-        given: Names of the settings that were set explicitly.
-        source: The images; defaults to those in `data_path`.
-
-    Returns:
-        The settings, and the reason for each value that was chosen; that of `preset` says that
-        nothing is left to choose.
-
-    Raises:
-        DinoError: The images cannot be listed, or the launcher's environment is invalid.
-    """
-    if config.run.preset is None:
-        return config, {}
-
-    # Imported here because they import torch, which --help does not need.
-    from dino.data.sources import open_training_source
-    from dino.runtime.launch import read_launch
-
-    world_size = read_launch(os.environ).world_size
-    source = source or open_training_source(config.data.data_path, config.train_data.data_limit)
-    scale = Scale(
-        images=len(source),
-        global_batch=config.data.batch_size_per_device * config.run.accumulate_steps * world_size,
-        epochs=config.run.epochs,
-        optimizer=config.optim.optimizer,
-    )
-    chosen = {name: choice for name, choice in choose_values(scale).items() if name not in given}
-    resolved = change(
-        config, {name: value for name, (value, _) in chosen.items()} | {"preset": None}
-    )
-    reasons = {name: f"auto: {reason}" for name, (_, reason) in chosen.items()}
-    return resolved, reasons | {"preset": "auto was applied; it chose the values marked so"}
 
 
 def _choose_prototypes(scale: Scale) -> Choice:
@@ -164,8 +147,36 @@ def _choose_temperatures(scale: Scale) -> tuple[Choice, Choice, Choice]:
     return first, Choice(TEMPERATURE, reason), Choice(0, reason)
 
 
+def _choose_network(scale: Scale) -> dict[str, Choice]:
+    """Choose network and crops where images are few or small; {} keeps the original's."""
+    side = scale.side
+    if side is None:
+        return {}
+    if scale.start:
+        return choose_for_weights(scale.start, side, scale.epochs)
+    if scale.images <= FEW_IMAGES and scale.network is None:
+        reason = f"{scale.images} images, up to {FEW_IMAGES}: a small network makes more updates"
+        return choose_small_network(side, reason)
+    if side >= SIDE:
+        return {}
+    if scale.patch_size or scale.network:
+        return choose_crops(SIDE, side, scale.patch_size or PATCH)
+    patch = choose_patch(side)
+    reason = f"images of {side} pixels, smaller than the original's crops of {SIDE}"
+    return {"patch_size": Choice(patch, reason), **choose_crops(SIDE, side, patch)}
+
+
+def _choose_head(scale: Scale) -> dict[str, Choice]:
+    if scale.images > FEW_IMAGES or not scale.batch_norm:
+        return {}
+    reason = f"{scale.images} images, up to {FEW_IMAGES}: features change within few updates"
+    return {"use_bn_in_head": Choice(True, reason)}
+
+
 def _choose_rate(scale: Scale) -> Choice:
     """Choose the rate for a batch of 256; the run scales it linearly with the batch."""
+    if scale.start:
+        return Choice(INITIAL_RATE, "`init_from`: a low rate keeps what the weights know")
     batch, (low, high) = scale.global_batch, PUBLISHED_BATCHES
     if scale.optimizer != "adamw":
         return Choice(

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from dino import devices
+from dino.cli import pretrain
 from dino.cli.options import parse
-from dino.devices import choose_device, open_device
+from dino.cli.session import exit_code
+from dino.devices import choose_device, has_batch_norm, open_device
 from dino.errors import DeviceError, OptionError
 from dino.training.config import TrainConfig
 
@@ -42,10 +44,29 @@ def test_without_a_wish_the_bridge_comes_first_then_the_gpu(machine, bridge, gpu
     assert choose_device(None) == chosen
 
 
+def test_on_a_mac_the_first_line_says_that_the_cpu_runs(machine, monkeypatch, capsys):
+    machine(bridge=False, gpus=0)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    devices._explain_mac.cache_clear()
+    assert exit_code(lambda: pretrain.main(["--data_path", "nowhere"])) == 2
+    text = capsys.readouterr().out
+    assert text.startswith("MPS, the GPU of a Mac, is not supported: the CPU runs\n")
+    assert choose_device(None) == choose_device("cpu") == "cpu"
+    assert "MPS" not in capsys.readouterr().out  # once
+    devices._explain_mac.cache_clear()
+    exit_code(lambda: pretrain.main(["--data_path", "nowhere", "--device", "cpu"]))
+    assert "MPS" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("asked", ["hpu", "cuda", "cpu", "ipu"])
 def test_a_wish_is_followed_whatever_is_there(machine, asked):
     machine(bridge=True, gpus=1)
     assert choose_device(asked) == asked
+
+
+def test_only_the_ipu_has_no_batch_norm_in_the_head(machine):
+    machine(bridge=False, gpus=0)
+    assert has_batch_norm(None) and has_batch_norm("hpu") and not has_batch_norm("ipu")
 
 
 def test_importing_the_room_imports_neither_torch_nor_a_device():

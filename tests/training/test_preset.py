@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from dino.cli.options import parse, parse_command
 from dino.config import RECIPE, as_dict
-from dino.training.choices import log_reasons
+from dino.training.choices import apply_preset, log_reasons
 from dino.training.config import TrainConfig
 from dino.training.plan import choose_warmup
-from dino.training.preset import Scale, apply_preset, choose_values
+from dino.training.preset import Scale, choose_values
 from tests.running import TINY, make_images, train, train_pair
 
 IMAGENET = 1_281_167
@@ -62,7 +62,7 @@ def test_the_table_of_cases(case, expected):
     wanted = dict(zip(NAMES, expected, strict=True))
     if case[-1] < 10:  # the default warm-up is shortened when the run is planned
         del wanted["warmup_epochs"]
-    assert {name: choice.value for name, choice in found.items()} == wanted
+    assert {name: found[name].value for name in NAMES if name in found} == wanted
 
 
 @pytest.mark.parametrize("recipe", ["vits16_vanilla", "vits16_boosted"])
@@ -115,10 +115,10 @@ def test_what_is_given_stays_and_the_rest_is_chosen_and_said(tmp_path, monkeypat
     )
     assert (options.teacher.momentum_teacher, options.student.out_dim) == (0.9, 16)  # both given
     assert options.optim.lr == 0.001 and "global batch 64" in reasons["lr"]  # 4 x 2 x 8
-    assert options.optim.warmup_epochs == 3 and reasons.keys() == {*NAMES, "preset"} - {
-        "out_dim",
-        "momentum_teacher",
-    }
+    assert options.optim.warmup_epochs == 3 and reasons.keys() == {
+        *NAMES,
+        *("use_bn_in_head", "drop_path_rate", "init_from", "preset"),
+    } - {"out_dim", "momentum_teacher", "drop_path_rate"}
     assert options.run.preset is None and reasons.keys() & given == {"preset"}
     with caplog.at_level(logging.INFO):
         log_reasons(options, reasons)

@@ -68,8 +68,11 @@ FLAGS: Mapping[str, Spec] = {
         "epochs between k-NN scores on the val (or validation) folder next to the images"
     ),
     "preset": Spec(
-        "auto: derive out_dim, momentum, temperatures, warm-ups and lr, unless given, from the "
-        "number of images, the global batch and the epochs; each with a reason"
+        "auto: choose network, crops, prototypes, momentum, temperatures, warm-ups and lr, unless "
+        "given, from the images, the global batch and the epochs or --hours; each with a reason"
+    ),
+    "hours": Spec(
+        "with --preset auto, instead of --epochs: how long to train; the speed is measured first"
     ),
     "dry_run": Spec(
         "run two steps on random pixels and report images/s, hours, memory, FLOPs, the share of "
