@@ -162,7 +162,8 @@ def read_file(path: str | Path | Stored) -> bytes:
     if not isinstance(path, str | Path):
         return path.read()
     _check_regular(path)
-    return Path(path).read_bytes()
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _check_regular(path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,9 +77,13 @@ class ImageSource:
         """Path of image `index`, if it is a file."""
         return self.root / self.names[index]
 
-    def file(self, index: int) -> Path | Member:
+    def file(self, index: int) -> str | Member:
         """What `read_image` reads for image `index`."""
-        return self.members.member(index, self.names[index]) if self.members else self.path(index)
+        if self.members:
+            return self.members.member(index, self.names[index])
+        # No Path: each interns its parts, and the table of all interned strings would grow with
+        # the images in every loader process.
+        return os.path.join(self.root, self.names[index])
 
     def read(self, index: int, channels: int, *, whole: bool = False) -> Tensor:
         """Image `index`, cropped to its box if it has one, as (C, H, W) uint8.

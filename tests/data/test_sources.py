@@ -2,6 +2,7 @@
 missing."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -481,3 +482,13 @@ def test_a_list_in_a_linked_folder_leads_to_the_images(tmp_path: Path) -> None:
     assert line == "../../image.png"
     (tmp_path / "link" / "list.txt").write_text(str(line))
     assert open_images(str(tmp_path / "link" / "list.txt")).path(0).samefile(tmp_path / "image.png")
+
+
+def test_reading_an_image_interns_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's table of interned strings would grow with the images in every loader process."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    source = sources.open_training_source(str(tmp_path))
+    interned: list[str] = []
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+    assert source.read(0, 3).shape == (3, 8, 8) and source.read_size(0) == (8, 8)
+    assert source.names == ("a.png",) and "a.png" not in interned
