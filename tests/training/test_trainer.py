@@ -3,12 +3,14 @@ had happened."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -243,19 +245,33 @@ def test_only_a_network_that_draws_by_itself_is_seeded_at_every_step(
     assert result.code == 0 and result.text.count("seeded") == seedings, result.text
 
 
+def dawdle() -> None:
+    """After the tenth step each takes so long that a signal from outside finds the run."""
+    from dino.training import step
+
+    whole, calls = step.compute_loss, []
+
+    def slow(*tensors: torch.Tensor, **more: Any) -> torch.Tensor:
+        calls.append(1)
+        time.sleep(len(calls) > 10)
+        return whole(*tensors, **more)
+
+    step.compute_loss = slow
+
+
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(
     images: Path, tmp_path: Path, name: int
 ) -> None:
-    words = ["--data_path", str(images), "--epochs", "30"]
-    job = Job(tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "stopped")])
-    while "10/300" not in job.text() and job.process.is_alive():
+    words = ["--data_path", str(images), "--epochs", "3"]
+    job = Job(tmp_path, [*TINY, *words, "--output_dir", str(tmp_path / "stopped")], dawdle)
+    while "10/30" not in job.text() and job.process.is_alive():
         time.sleep(0.01)
     job.kill(name)
     stopped = job.wait()
     assert stopped.code == 75 and "the same command continues" in stopped.text, stopped.text
     position = state_of(tmp_path / "stopped")["resume"]["identity"]["iteration"]
-    assert 10 <= position < 300
+    assert 10 <= position < 30
     again = train(tmp_path, *words, "--output_dir", tmp_path / "stopped")
     assert (
         again.code == 0
@@ -264,6 +280,48 @@ def test_a_signal_saves_and_leaves_with_75_and_the_rest_follows(
     whole = train(tmp_path, *words, "--output_dir", tmp_path / "whole")
     assert whole.code == 0
     assert_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+
+
+WRITES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.truncate"}
+
+
+def turn_read_only(folder: str, step_number: int) -> None:
+    """From a step on, the file system refuses writes below `folder`, as after a kernel has met an
+    error of the disk: new files, new names, and files that are open already. 0: from the start."""
+    from dino.runtime import events
+    from dino.training import step
+
+    compute, append, calls = step.compute_loss, events.append_whole, []
+
+    def check(writes: bool) -> None:
+        if writes and len(calls) >= step_number:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def hear(event: str, args: tuple[Any, ...]) -> None:
+        changes = event in WRITES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR))
+        check(changes and str(args[0]).startswith(folder))
+
+    step.compute_loss = lambda *tensors, **more: calls.append(1) or compute(*tensors, **more)
+    events.append_whole = lambda *both: check(True) or append(*both)
+    sys.addaudithook(hear)
+
+
+def test_a_disk_that_turns_read_only_costs_lines_and_not_the_last_checkpoint(
+    images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = ("--data_path", images, "--output_dir", folder)
+    stopped = train(tmp_path, *words, prepare=functools.partial(turn_read_only, str(folder), 13))
+    assert stopped.code == 2 and "Traceback" not in stopped.text, stopped.text
+    assert stopped.text.count("cannot be written to: Read-only file system; lines are lost") == 1
+    assert f"{folder}/checkpoint_previous.pth cannot be written ([Errno 30] Read-o" in stopped.text
+    assert iteration_of(folder) == 10 and [line["epoch"] for line in lines_of(folder)] == [0]
+    assert_refused(
+        train(tmp_path, *words, prepare=functools.partial(turn_read_only, str(folder), 0)),
+        [str(folder), "Read-only file system"],
+    )
+    assert train(tmp_path, *words).code == 0
+    assert [line["epoch"] for line in lines_of(folder)] == [0, 1]
 
 
 def run_once(images: Path, tmp_path: Path) -> Path:
@@ -431,16 +489,11 @@ def test_more_epochs_and_another_batch_at_an_epochs_end_are_allowed_and_printed(
 
 
 def test_another_batch_inside_an_epoch_is_refused(images: Path, tmp_path: Path) -> None:
-    words = ["--data_path", str(images), "--output_dir", str(tmp_path / "run"), "--epochs", "30"]
-    job = Job(tmp_path, [*TINY, *words])
-    while "10/300" not in job.text() and job.process.is_alive():
-        time.sleep(0.01)
-    job.kill(signal.SIGTERM)
-    assert job.wait().code == 75
-    inside = state_of(tmp_path / "run")["resume"]["identity"]["iteration"] % 10
+    words = ("--data_path", images, "--output_dir", tmp_path / "run")
+    assert train(tmp_path, *words, prepare=stop_in_third_step).code == 75
+    assert iteration_of(tmp_path / "run") == 3
     result = train(tmp_path, *words, "--batch_size_per_device", 8)
-    assert result.code == (2 if inside else 0)
-    assert ("inside epoch" in result.text) == bool(inside)
+    assert result.code == 2 and "3 iterations into epoch 0" in result.text, result.text
 
 
 def test_computing_again_changes_no_bit(images: Path, tmp_path: Path) -> None:
