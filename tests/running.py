@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from dino import checkpoint
@@ -37,14 +38,22 @@ HALF_ON_CPU = tuple(int(part) for part in importlib.metadata.version("torch").sp
 
 SERVER = multiprocessing.get_context("forkserver")
 PRELOAD = (
+    "api.training",
+    "devices.cpu",
     "training.trainer",
+    "training.dry_run",
     "evaluation.knn",
     "evaluation.linear.probe",
     "evaluation.export.feature_file",
 )
 COMPILER = "torch._dynamo.backends.common"  # which the simulated bridge imports
+DECODERS = [f"PIL.{name}" for name in PIL._plugins]  # the first image of a run imports them
 SERVER.set_forkserver_preload(
-    [*(f"dino.{name}" for name in PRELOAD), "tensorboard.summary.writer.record_writer", COMPILER]
+    [
+        *("main_dino", *DECODERS, *(f"dino.{name}" for name in PRELOAD)),
+        *("tensorboard.summary.writer.record_writer", "torch.utils.serialization.config"),
+        COMPILER,
+    ]
 )
 
 TINY = (
