@@ -11,12 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from dino.errors import CheckpointError
+from dino.files import read_bounded
 from dino.stored import join_unique
 from dino.weights.read import read_weights, select_network
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+MOST_BYTES = 1 << 24  # of a text: the names of 100,000 classes or tensors fit
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -67,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -289,7 +289,7 @@ def test_equal_names_and_shapes_are_not_enough_to_be_ours() -> None:
         model = timm.models.VisionTransformer(**{**shape, **changes}).eval()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.2)
-        return timm_format._find_twin(model, (3, 64, 64))
+        return timm_format.find_twin(model, (3, 64, 64))
 
     assert find() == {"arch": "vit_mini", "patch_size": 16, "in_chans": 3, "global_crops_size": 64}
     assert find(global_pool="avg", fc_norm=False) is None

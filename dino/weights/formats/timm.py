@@ -68,7 +68,7 @@ def read_timm(word: str) -> dict[str, Any]:
     about = cast(dict[str, Any], model.pretrained_cfg)
     return {
         "state_dict": model.state_dict(),
-        "args": _find_twin(model, about["input_size"]) or {"arch": f"{TIMM_PREFIX}{name}"},
+        "args": find_twin(model, about["input_size"]) or {"arch": f"{TIMM_PREFIX}{name}"},
         "normalisation": {part: list(about[part]) for part in ("mean", "std")},
     }
 
@@ -96,7 +96,7 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
     except DinoError:
         raise
     except Exception as error:  # timm's renaming of old files can raise anything on a foreign file
-        reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+        reason = phrase_reason(error)
         if mirrored:
             raise WeightsError(
                 f"{mirrored} is not {TIMM_PREFIX}{name} ({reason}): replace or remove it"
@@ -107,24 +107,38 @@ def _build_timm(name: str, mirrored: Path | None) -> nn.Module:
 
 def _read_mirrored(name: str, mirrored: Path) -> dict[str, Tensor]:
     """Read a file of the mirror folder, without the classifier."""
-    from dino import stored
-    from dino.models.zoo import open_library
     from dino.weights.read import read_weights, select_network
 
+    tensors = select_network(read_weights(str(mirrored)), "state_dict", mirrored)
+    return drop_classifier(name, tensors, mirrored)
+
+
+def drop_classifier(name: str, tensors: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
+    """Return the tensors of timm's network `name` that are not its classifier's.
+
+    Raises:
+        WeightsError: There are none.
+    """
+    from dino import stored
+    from dino.models.zoo import open_library
+
     timm = open_library("timm", purpose=f"{TIMM_PREFIX}{name}")
-    tensors = stored.strip_prefixes(
-        select_network(read_weights(str(mirrored)), "state_dict", mirrored)
-    )
+    left = stored.strip_prefixes(tensors)
     layers = timm.models.get_pretrained_cfg_value(name, "classifier") or ()
     for layer in (layers,) if isinstance(layers, str) else layers:
         for part in ("weight", "bias"):
-            tensors.pop(f"{layer}.{part}", None)
-    if not tensors:  # timm would download the network
-        raise WeightsError(f"{mirrored} holds only a classifier: replace or remove it")
-    return tensors
+            left.pop(f"{layer}.{part}", None)
+    if not left:  # timm would download the network
+        raise WeightsError(f"{origin} holds only a classifier: replace or remove it")
+    return left
 
 
-def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any] | None:
+def phrase_reason(error: Exception) -> str:
+    """Shorten a message of timm to a part of one line."""
+    return textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+
+
+def find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any] | None:
     """Find our vision transformer with the same names and shapes that computes the same features.
 
     Names alone are not enough: some networks of timm have other activations, or use the mean of the
@@ -146,7 +160,7 @@ def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
             ).eval()
             if _shapes(twin.state_dict()) == _shapes(tensors):
                 twin.load_state_dict(tensors)
-                if _compute_the_same(twin, model, (1, channels, size, size)):
+                if compute_the_same(twin, model, (1, channels, size, size)):
                     return {
                         "arch": arch,
                         "patch_size": patch_size,
@@ -156,14 +170,15 @@ def _find_twin(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, 
     return None
 
 
-def _compute_the_same(one: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> bool:
+def compute_the_same(one: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether two networks compute the same features of an image of shape (1, C, S, S)."""
     import torch
 
     image = torch.linspace(-2, 2, math.prod(shape)).reshape(shape)
     with torch.inference_mode():
         ours, theirs = one(image), other(image)
-    return bool((ours - theirs).abs().max() <= SAME * theirs.abs().max())
+    near = ours.shape == theirs.shape and (ours - theirs).abs().max() <= SAME * theirs.abs().max()
+    return bool(near)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
