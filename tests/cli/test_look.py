@@ -102,15 +102,6 @@ def test_what_does_not_apply_is_left_out_with_a_word(tmp_path: Path) -> None:
     assert "7 x 7 features" in page.text
 
 
-def test_a_network_without_a_feature_map_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dino.models.dense.LAST_MAPS", ())
-    words = ("--random_weights", "--arch", "shufflenet_v2_x0_5", "--data_limit", 2)
-    page = look(tmp_path, *words)
-    assert "Left out: shufflenet_v2_x0_5 has no feature map" in page.text
-
-
 def test_a_page_of_the_user_stays(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "index.html").write_text("mine")

@@ -5,6 +5,7 @@ Shapes: B images, h x w patches, D width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ from dino.visualization.patch_colors import color_patches
 from dino.visualization.pictures import draw_heat, to_picture
 from dino.visualization.sheets import fit, name_maps
 from dino.weights.load import TrainedBackbone
+
+logger = logging.getLogger(__name__)
 
 SIDE = 224  # pixels of a picture of patches
 LEAST_PATCHES, MOST_PATCHES = 28, 40  # a side, of the views of a ViT
@@ -65,7 +68,8 @@ def show_colors(reader: PatchReader) -> Section:
     except Exception as error:  # networks of other libraries raise anything
         if isinstance(backbone.module, VisionTransformer):
             raise
-        return Section(title, f"Left out: {backbone.arch} has no feature map ({error}).")
+        logger.info("patch features are left out: %s", error)
+        return Section(title, f"Left out: {backbone.arch} has no feature map.")
     colors = color_patches(maps.permute(0, 2, 3, 1))
     lines = []
     for picture, patches, name in zip(reader.pictures, colors, reader.names, strict=True):
