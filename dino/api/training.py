@@ -20,15 +20,18 @@ from dino.config import as_dict, as_recipe, build
 from dino.data.image_source import ImageSource
 from dino.data.user_images import UserSource, wrap_images
 from dino.errors import OptionError, StoppedByCtrlC
+from dino.evaluation.features import build_loader_config
 from dino.evaluation.knn import build_online_knn
+from dino.evaluation.own_view import OwnViews
 from dino.runtime.context import Run, open_run
 from dino.runtime.folder_lock import hold_folder
 from dino.runtime.log_file import read_history
 from dino.runtime.metrics import LOG_FILE
-from dino.training.build import choose_normalization
+from dino.training.build import build_recipe, choose_normalization
 from dino.training.checks import check_options
 from dino.training.choices import choose_settings, log_reasons
 from dino.training.config import TrainConfig
+from dino.training.scores import Scorers
 from dino.training.time_budget import fit_hours
 from dino.training.trainer import Trainer
 
@@ -140,8 +143,8 @@ def _train(
             config, more = fit_hours(config, given, run, source)
             log_reasons(config, more)
             recipe = as_recipe(config, given, {**reasons, **more})
-            score = score_online(config, run) if config.run.eval_knn_every else None
-            Trainer(config, source, run, score, recipe=recipe).train()
+            scorers = build_scorers(config, source, run)
+            Trainer(config, source, run, scorers, recipe=recipe).train()
             run.processes.barrier()  # every rank reads the files that rank 0 wrote
     except StoppedByCtrlC as error:
         raise KeyboardInterrupt(str(error)) from error
@@ -159,6 +162,14 @@ def _open(config: TrainConfig) -> contextlib.AbstractContextManager[Run]:
     )
 
 
+def build_scorers(config: TrainConfig, source: ImageSource, run: Run) -> Scorers:
+    """Build what scores the teacher during training, as far as the settings ask for it."""
+    return Scorers(
+        knn=score_online(config, run) if config.run.eval_knn_every else None,
+        own_view=score_own_views(config, source, run),
+    )
+
+
 def score_online(config: TrainConfig, run: Run) -> Callable[[nn.Module], Mapping[str, float]]:
     """Build the k-NN score of the teacher for `eval_knn_every`."""
     return build_online_knn(
@@ -168,4 +179,19 @@ def score_online(config: TrainConfig, run: Run) -> Callable[[nn.Module], Mapping
         normalization=choose_normalization(config),
         pixel_range=config.train_data.pixel_range,
         data_limit=config.train_data.data_limit,
+    )
+
+
+def score_own_views(config: TrainConfig, source: ImageSource, run: Run) -> OwnViews | None:
+    """Build the scores without labels; None if they are off or have no images or no device."""
+    count, data = config.run.own_view_images, config.train_data
+    if not count or data.synthetic_data or not run.device.scores_in_training:
+        return None
+    return OwnViews(
+        source.ranged(data.pixel_range).limited(count),
+        build_recipe(config),
+        run,
+        build_loader_config(config.data, run, keep_on_device=True),
+        normalization=choose_normalization(config),
+        skip_bad=data.on_bad_image == "skip",
     )

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config, given, reasons = parse_command(TrainConfig, argv, choose_settings, about=ABOUT)
 
-    from dino.api.training import score_online
+    from dino.api.training import build_scorers
     from dino.devices import choose_device
     from dino.runtime.folder_lock import hold_folder
     from dino.training.checks import check_options
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config, more = fit_hours(config, given, run, source)
         log_reasons(config, more)
         reasons = {**reasons, **more}
-        score = score_online(config, run) if config.run.eval_knn_every else None
+        scorers = build_scorers(config, source, run)
         recipe = as_recipe(config, given, reasons)
         with hold_folder(config.run.output_dir, first=run.processes.is_rank_zero):
-            Trainer(config, source, run, score, recipe=recipe).train()
+            Trainer(config, source, run, scorers, recipe=recipe).train()

@@ -132,14 +132,16 @@ def read_views(
     yield from _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings))
 
 
-def read_items(dataset: Dataset[Item], *, workers: int) -> Iterator[Item]:
-    """Yield a dataset's items in order.
+def read_items(dataset: Dataset[Item], *, workers: int, start: str | None = None) -> Iterator[Item]:
+    """Yield a dataset's items in order; `start` is the start method of its loader processes.
 
     Raises:
         DataError: A loader process died.
     """
     for items in _checked(
-        DataLoader(dataset, batch_size=TOGETHER, collate_fn=list, **_settings(workers, False, None))
+        DataLoader(
+            dataset, batch_size=TOGETHER, collate_fn=list, **_settings(workers, False, start)
+        )
     ):
         yield from items
 

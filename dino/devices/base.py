@@ -79,6 +79,7 @@ class Device(abc.ABC):
         loader_start: Start method of loader processes; None for torch's default.
         bucket_bytes: Gradients that processes exchange in one collective.
         clips_by_default: Whether gradients are clipped if `clip_grad` is not set.
+        scores_in_training: Whether a backbone can be scored between two steps of a run.
         refused: Unsupported settings of a run -> what to do instead.
         exchanges_gradients: Whether the device's step averages gradients over processes itself.
         updates_per_step: Updates in one call of a training step.
@@ -102,6 +103,7 @@ class Device(abc.ABC):
     loader_start: str | None = None
     bucket_bytes = 25 * 2**20
     clips_by_default = True
+    scores_in_training = True
     refused: Mapping[str, str] = {}
     exchanges_gradients = False
     updates_per_step = 1

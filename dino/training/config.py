@@ -56,6 +56,7 @@ class RunConfig(EpochConfig):
     save_every_steps: int = setting(0, least=0)
     keep_checkpoints: int = setting(0, least=0)
     eval_knn_every: int = setting(0, least=0)
+    own_view_images: int = setting(256, least=0)
     preset: str | None = setting(None, choices=("auto",))
     hours: float | None = setting(None, least=0, most=100_000)
     dry_run: bool = False

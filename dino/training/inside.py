@@ -23,6 +23,7 @@ from dino.stored import (
 from dino.stored_optimizer import check_optimizer
 from dino.training.optim import MaskedOptimizer
 from dino.training.resume import Identity, is_other_run
+from dino.training.scores import check_scores
 
 NEEDED = ("student", "teacher", "optimizer", "epoch", "dino_loss")
 
@@ -125,6 +126,7 @@ def _check_resume(resume: Any, epoch: int, path: object) -> None:
     check_count(more.get("bad_images", 0), "resume.bad_images", path)
     if not isinstance(more.get("unfinished", False), bool):
         raise CheckpointError(f"{path}: its resume.unfinished must be true or false")
+    check_scores(more.get("scores", {}), path)
     if not isinstance(more.get("mode"), str | None):
         raise CheckpointError(f"{path}: its resume.mode must be a name")
 

@@ -113,7 +113,7 @@ class Reporter:
             plan.epochs * plan.iterations, "training", start=iteration, shown=shown
         )
         self.collapse = CollapseWatch(plan, prototypes)
-        self.feeding, self.lines = feeding, 0
+        self.feeding, self.lines, self.own_view = feeding, 0, math.nan
         self.begin_window(iteration, {})
 
     def begin_window(self, iteration: int, sums: Mapping[str, float]) -> None:
@@ -157,6 +157,12 @@ class Reporter:
         if self.log is not None:
             self.log.write_scalars(scalars, iteration)
 
+    def report_scores(self, values: Mapping[str, float], iteration: int) -> None:
+        """Log the teacher's scores by name; the progress line shows `own_view` from now on."""
+        self.own_view = values.get("own_view", self.own_view)
+        logger.info("%s", ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
+        self.write(values, iteration)
+
     def end_epoch(self, reading: MeterSnapshot, iteration: int, more: Mapping[str, Any]) -> None:
         """Append the epoch's line to log.txt; the original's keys come first."""
         if self.log is None:
@@ -187,6 +193,7 @@ class Reporter:
             "epoch": f"{(iteration - 1) // self.plan.iterations + 1}/{self.plan.epochs}",
             "loss": f"{means['loss']:.4f}",
             "lr": f"{rate:.3g}",
+            **({"own view": f"{self.own_view:.0f}%"} if self.own_view >= 0 else {}),
             "images/s": f"{timings['examples/sec']:.1f}",
             "data wait": f"{timings['data_wait_share']:.0%}",
             **({"skipped steps": str(masked)} if masked else {}),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dino import checkpoint, stored
 from dino.config import as_dict, as_recipe
@@ -32,14 +31,13 @@ from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
 from dino.training.resume import Identity, find_position, is_over, select_published
+from dino.training.scores import NO_SCORERS, Scorers, build_scores
 from dino.training.step_values import NON_FINITE_LIMIT
 from dino.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10  # iterations between log lines, as in the original; the host reads only then
-
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 class Trainer:
@@ -50,7 +48,7 @@ class Trainer:
         config: TrainConfig,
         source: ImageSource,
         run: Run,
-        evaluate: Evaluate | None = None,
+        scorers: Scorers = NO_SCORERS,
         *,
         recipe: str | None = None,
     ) -> None:
@@ -60,8 +58,7 @@ class Trainer:
             config: Checked settings (`training.checks`).
             source: The images.
             run: Device and processes.
-            evaluate: Scores the teacher's backbone every `eval_knn_every` epochs; called on every
-                process.
+            scorers: What scores the teacher's backbone from time to time.
             recipe: Text of recipe.yaml, which reproduces the run; defaults to all settings.
 
         Raises:
@@ -69,7 +66,7 @@ class Trainer:
                 checkpoint belongs to another run.
         """
         check_device(config, run.device)
-        self.config, self.source, self.run, self.evaluate = config, source, run, evaluate
+        self.config, self.source, self.run = config, source, run
         self.folder = Path(config.run.output_dir)
         self.student, self.teacher = build_networks(config, run)
         self.loader = build_loader(config, source, run)
@@ -80,6 +77,7 @@ class Trainer:
         optim, fused = config.optim, run.device.fuses_updates
         self.optimizer = build_optimizer(optim.optimizer, self.student, fused=fused, eps=optim.eps)
         self.program = build_program(config, self.student, self.teacher, run)
+        self.scores = build_scores(config, scorers, images=len(source))
         self.draws = StepDraws(config, self.student, run.device, run.processes.rank)
         micro_batches = run.device.count_micro_batches(config.run.accumulate_steps)
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
@@ -111,6 +109,8 @@ class Trainer:
         """
         try:
             with self.stop.listening():
+                if not self.iteration:
+                    self._report_scores(self.scores.begin(self.teacher.backbone))
                 if self.unfinished:
                     self._end_epoch()
                 for epoch in range(self.iteration // self.plan.iterations, self.plan.epochs):
@@ -165,25 +165,22 @@ class Trainer:
 
     def _end_epoch(self) -> bool:
         """Score, log and save; return whether the checkpoint was written."""
-        epoch = self.iteration // self.plan.iterations - 1
-        every, frequency = self.config.run.eval_knn_every, self.config.run.saveckp_freq
-        more: dict[str, Any] = {}
-        if self.evaluate is not None and every and (epoch + 1) % every == 0:
+        epoch, frequency = self.iteration // self.plan.iterations - 1, self.config.run.saveckp_freq
+        if self.scores.reads_images(epoch):
             self.unfinished = True
             self._save()  # scoring takes a while and may fail; the epoch must not be lost with it
-            more |= self._score(self.evaluate)
-            self.unfinished = False
+        more: dict[str, Any] = self.scores(self.teacher.backbone, epoch)
+        self._report_scores(more)
+        self.unfinished = False
         self._count_bad_images()
         more |= {"bad_images": self.bad_images} if self.bad_images else {}
         self.reporter.end_epoch(read_device(self.program), self.iteration, more)
         return self._save(numbered=epoch if frequency and epoch % frequency == 0 else None)
 
-    def _score(self, evaluate: Evaluate) -> Mapping[str, float]:
-        values = evaluate(self.teacher.backbone)
-        set_modes(self.teacher)
-        logger.info("%s", ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
-        self.reporter.write(values, self.iteration)
-        return values
+    def _report_scores(self, values: Mapping[str, float]) -> None:
+        if values:
+            set_modes(self.teacher)
+            self.reporter.report_scores(values, self.iteration)
 
     def _leave(self, saved: bool) -> None:
         if saved or self._save():
@@ -237,6 +234,7 @@ class Trainer:
                 "bad_images": self.bad_images,
                 "unfinished": self.unfinished,
                 "mode": self.mode,
+                "scores": self.scores.state_dict(),
             },
             "format": checkpoint.FORMAT,
         }
@@ -293,6 +291,7 @@ class Trainer:
             {"centre": state["dino_loss"]["center"], **more.get("program", {})}
         )
         self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
+        self.scores.load_state_dict(more.get("scores", {}))
         self.mode = self.mode or more.get("mode")  # a device without modes keeps the old one
         self.stop.saved = f"iteration {self.iteration} in {path}"
         logger.info("continuing from %s at iteration %d", path, self.iteration)

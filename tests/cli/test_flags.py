@@ -117,6 +117,7 @@ TRAIN = {
     "--save_every_steps": 0,
     "--keep_checkpoints": 0,
     "--eval_knn_every": 0,
+    "--own_view_images": 256,
     "--preset": None,
     "--hours": None,
     "--dry_run": False,

@@ -62,6 +62,7 @@ def build_state(held):
             "bad_images": 0,
             "unfinished": False,
             "mode": None,
+            "scores": {"level": 1, "start": {"own_view": 20.0}, "latest": {}},
         },
         "format": 2,
     }

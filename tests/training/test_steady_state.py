@@ -192,6 +192,8 @@ def steps(
         2,
         "--eval_knn_every",
         1,
+        "--own_view_images",
+        8,
     )
     prepare = functools.partial(record_steps, str(folder / "seen"), release)
     result = train(folder, *words, *schedules, *more, prepare=prepare)

@@ -620,9 +620,9 @@ def test_a_run_that_ends_at_once_says_what_is_saved(
 
 def stop_while_scoring() -> None:
     """Ctrl-C while the teacher is scored; the epoch is already saved."""
-    from dino.training.trainer import Trainer
+    from dino.training.scores import Scores
 
-    Trainer._score = lambda *_: signal.raise_signal(signal.SIGINT)
+    Scores.__call__ = lambda *_: signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_while_scoring_ends_at_once_and_says_what_is_saved(tmp_path: Path) -> None:
@@ -828,6 +828,39 @@ def test_online_knn_is_logged_and_leaves_the_training_as_it_is(tmp_path: Path) -
     assert with_score.code == without.code == 0, with_score.text
     assert all({"knn_top1", "knn_top5"} <= line.keys() for line in lines_of(tmp_path / "with"))
     assert_equal(state_of(tmp_path / "with"), state_of(tmp_path / "without"))
+
+
+def test_own_views_are_logged_and_leave_the_training_as_it_is(images: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ("--data_path", images, "--epochs", 3)
+    scored = train(tmp_path, *words, "--output_dir", tmp_path / "with", "--own_view_images", 8)
+    without = train(tmp_path, *words, "--output_dir", tmp_path / "without")
+    assert scored.code == without.code == 0, scored.text
+    states = [state_of(tmp_path / name) for name in ("with", "without")]
+    scores, none = (state["resume"].pop("scores") for state in states)
+    assert_equal(*states)
+    assert none == {"level": 0, "start": {}, "latest": {}}
+    lines = lines_of(tmp_path / "with")
+    assert ["own_view" in line for line in lines] == [False, True, True]  # 8 of 40: every 2 epochs
+    assert {name: lines[-1][name] for name in ("own_view", "rankme")} == scores["latest"]
+    events = EventAccumulator(str(tmp_path / "with" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("own_view")] == [0, 20, 30]
+    assert [event.value for event in events.Scalars("rankme")] == pytest.approx(
+        [scores["start"]["rankme"], lines[1]["rankme"], lines[2]["rankme"]]
+    )
+    assert f"own view {lines[1]['own_view']:.0f}%  images/s" in scored.text
+
+
+def test_a_resumed_run_keeps_its_scores(images: Path, tmp_path: Path) -> None:
+    words = ("--data_path", images, "--own_view_images", 4, "--save_every_steps", 5)
+    assert train(tmp_path, *words, "--output_dir", tmp_path / "whole").code == 0
+    killed = functools.partial(stop_in_step, 15, signal.SIGKILL)
+    assert train(tmp_path, *words, "--output_dir", tmp_path / "run", prepare=killed).code == -9
+    again = train(tmp_path, *words, "--output_dir", tmp_path / "run")
+    assert again.code == 0 and "continuing from" in again.text, again.text
+    assert_equal(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
 
 
 def test_an_epoch_is_not_lost_with_its_score(tmp_path: Path) -> None:

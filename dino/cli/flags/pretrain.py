@@ -67,6 +67,10 @@ FLAGS: Mapping[str, Spec] = {
     "eval_knn_every": Spec(
         "epochs between k-NN scores on the val (or validation) folder next to the images"
     ),
+    "own_view_images": Spec(
+        "images of the scores without labels: how often a view of an image finds its other view, "
+        "and the rank of the features; 0 turns them off"
+    ),
     "preset": Spec(
         "auto: choose network, crops, prototypes, momentum, temperatures, warm-ups and lr, unless "
         "given, from the images, the global batch and the epochs or --hours; each with a reason"

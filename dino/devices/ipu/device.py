@@ -42,6 +42,7 @@ class IpuDevice(Device):
     collective_backend = "gloo"
     exchanges_gradients = True
     clips_by_default = False
+    scores_in_training = False
     refused: Mapping[str, str] = {
         "dry_run": "use another `device`",
         "eval_knn_every": "score the checkpoints with eval_knn.py",

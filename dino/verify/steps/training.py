@@ -135,6 +135,7 @@ def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
     from dino.runtime.metrics import LOG_FILE
     from dino.training.build import choose_normalization
     from dino.training.checks import check_options
+    from dino.training.scores import Scorers
     from dino.training.trainer import Trainer
 
     bench.say("drawing the images")
@@ -157,7 +158,7 @@ def train(size: Size, bench: Bench, more: Mapping[str, Any]) -> dict[str, Any]:
         normalization=choose_normalization(config),
     )
     bench.say(f"{size.epochs * size.steps} steps")
-    Trainer(config, source, bench.opened, score).train()
+    Trainer(config, source, bench.opened, Scorers(knn=score)).train()
     lines = [
         json.loads(line)
         for line in Path(config.run.output_dir, LOG_FILE).read_text("utf-8").splitlines()

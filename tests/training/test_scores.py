@@ -1,0 +1,87 @@
+"""What is scored when, how hard the views are, and what a resumed run keeps of it."""
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from dino.config import build
+from dino.errors import CheckpointError
+from dino.training.config import TrainConfig
+from dino.training.scores import Scorers, Scores, build_scores, check_scores
+
+
+def make_scores(found: list[float], *, images: int = 1000, **settings: Any) -> Scores:
+    """Scores of a network that finds so many of its own views, at each level of hardness."""
+    config = build(TrainConfig, {"data_path": "x", "epochs": 7, "own_view_images": 250, **settings})
+    scorers = Scorers(
+        knn=lambda backbone: {"knn_top1": 1.0},
+        own_view=lambda backbone, level: {"own_view": found[level], "rankme": 5.0},
+    )
+    return build_scores(config, scorers, images=images)
+
+
+@pytest.mark.parametrize(
+    ("found", "level"),
+    [([90.0, 1, 1], 0), ([90.1, 40, 1], 1), ([99, 99, 30], 2), ([99, 99, 99], 2)],
+)
+def test_views_get_harder_until_the_untrained_network_finds_few(
+    found: list[float], level: int
+) -> None:
+    scores = make_scores(found)
+    assert scores.begin(nn.Identity()) == {"own_view": found[level], "rankme": 5.0}
+    assert scores.state.level == level and scores.state.start["own_view"] == found[level]
+
+
+@pytest.mark.parametrize(
+    ("images", "due"),
+    [(2500, range(7)), (2499, (1, 3, 5, 6)), (1000, (2, 5, 6)), (100, (6,))],
+)
+def test_own_views_are_scored_after_ten_trained_images_each_and_at_the_end(
+    images: int, due: Any
+) -> None:
+    scores = make_scores([50.0], images=images)
+    found = [epoch for epoch in range(7) if "own_view" in scores(nn.Identity(), epoch)]
+    assert found == [*due]
+
+
+def test_labels_are_asked_as_often_as_set() -> None:
+    scores = make_scores([50.0], eval_knn_every=3)
+    assert [epoch for epoch in range(7) if scores.reads_images(epoch)] == [2, 5]
+    assert scores(nn.Identity(), 2) == {"knn_top1": 1.0, "own_view": 50.0, "rankme": 5.0}
+    assert scores(nn.Identity(), 6) == {"own_view": 50.0, "rankme": 5.0}
+
+
+def test_without_scorers_nothing_is_scored() -> None:
+    scores = build_scores(build(TrainConfig, {"data_path": "x"}), Scorers(), images=10)
+    assert scores.begin(nn.Identity()) == scores(nn.Identity(), 99) == {}
+    check_scores(scores.state_dict(), "FILE")
+
+
+def test_a_resumed_run_knows_the_untrained_network_and_its_views() -> None:
+    scores = make_scores([95.0, 20.0, 0.0])
+    scores.begin(nn.Identity())
+    scores(nn.Identity(), 6)
+    resumed = make_scores([95.0, 30.0, 0.0])
+    check_scores(scores.state_dict(), "FILE")
+    resumed.load_state_dict(scores.state_dict())
+    assert resumed.state == scores.state
+    assert resumed(nn.Identity(), 6)["own_view"] == 30.0  # at the same level
+    resumed.load_state_dict({})  # of a checkpoint from before there were scores
+    assert resumed.state.level == 0 and resumed.state.start == {}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        1,
+        {"level": 0},
+        {"level": 3, "start": {}, "latest": {}},
+        {"level": 0, "start": {}, "latest": {"own_view": "x"}},
+        {"level": 0, "start": [], "latest": {}},
+    ],
+    ids=str,
+)
+def test_other_contents_of_a_checkpoint_are_refused(stored: Any) -> None:
+    with pytest.raises(CheckpointError, match="^FILE: its resume"):
+        check_scores(stored, "FILE")
