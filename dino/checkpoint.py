@@ -27,6 +27,7 @@ from dino.stored import check_values
 
 LATEST = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
+BEST = "checkpoint_best.pth"
 TEACHER = "teacher_backbone.pth"
 FORMAT = 2  # of our own checkpoints; a file without the key has format 1
 OWN_KEYS = ("resume", "identity")  # of training checkpoints and of linear-probe checkpoints
@@ -74,10 +75,20 @@ def keep_copy(folder: Path, epoch: int, keep: int) -> None:
         old.unlink()
 
 
+def keep_best(path: Path) -> None:
+    """Also keep a run's checkpoint as `checkpoint_best.pth` next to it (a hard link).
+
+    Raises:
+        CheckpointError: As `save_file`.
+    """
+    with _temporary(path.with_name(BEST)) as temporary:
+        _duplicate(path, temporary)
+
+
 def load_latest(
     folder: Path, *, set_aside: bool, check: Callable[[dict[str, Any], Path], None] | None = None
 ) -> tuple[dict[str, Any], Path, list[str]] | None:
-    """Read the newest intact checkpoint of a run.
+    """Read the newest intact checkpoint of a run; the best one if those that follow are damaged.
 
     Args:
         folder: The run's output folder.
@@ -93,7 +104,8 @@ def load_latest(
     """
     for stale in folder.glob(".*.pth.*.tmp") if set_aside else ():
         stale.unlink()
-    candidates = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).exists()]
+    names = (LATEST, PREVIOUS, BEST)
+    candidates = [folder / name for name in names if (folder / name).exists()]
     damaged: list[str] = []
     for path in candidates:
         try:

@@ -477,6 +477,18 @@ def test_a_numbered_copy_does_not_change_with_the_next_save(tmp_path):
     assert number_of(checkpoint.load_file(tmp_path / "checkpoint0001.pth")) == 1
 
 
+def test_the_best_checkpoint_stays_and_is_the_last_resort(tmp_path):
+    for epoch in range(4):
+        checkpoint.save_latest(tmp_path, make_state(epoch))
+        if epoch == 1:
+            checkpoint.keep_best(tmp_path / checkpoint.LATEST)
+    assert number_of(checkpoint.load_file(tmp_path / checkpoint.BEST)) == 1
+    for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
+        (tmp_path / name).write_bytes(b"damaged")
+    state, path, damaged = checkpoint.load_latest(tmp_path, set_aside=True)
+    assert (number_of(state), path.name, len(damaged)) == (1, checkpoint.BEST, 2)
+
+
 def test_pruning_leaves_other_files_alone(tmp_path):
     (tmp_path / "checkpoint_best.pth").write_bytes(b"mine")
     for epoch in range(3):

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.info("%s: %s", word, about["kind"])
     for name, network in about["networks"].items():
         logger.info("%s: %s", name, phrase_network(network))
-    for name in ("centre", "epoch", "normalisation"):
+    for name in ("centre", "epoch", "normalisation", "scores"):
         if name in about:
             logger.info("%s: %s", name, about[name])
     if about["flags"]:

@@ -104,9 +104,10 @@ class OwnViews:
         infer = device.compile_eval(backbone)
         size = min(self.reading.batch_size, len(views))
         missing = -len(views) % size  # one batch size is one graph on devices that compile
-        batches = F.pad(views, (*(0, 0) * 3, 0, missing)).split(size)
+        batches = torch.split(F.pad(views, (*(0, 0) * 3, 0, missing)), size)
         rows = [infer(self.normalization(device.to_device(batch))).float() for batch in batches]
-        pairs = torch.cat(rows)[: len(views)].unflatten(0, (-1, GLOBAL_VIEWS))
+        features = torch.cat(rows)[: len(views)]
+        pairs = features.reshape(-1, GLOBAL_VIEWS, features.shape[-1])
         return self.run.processes.gather_rows(pairs, len(self.source)).cpu()
 
     def _cut(self, level: int) -> Tensor:

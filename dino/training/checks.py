@@ -55,7 +55,8 @@ def check_folder(folder: Path) -> None:
     """
     check_recipe(folder)
     continued = any((folder / name).exists() for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
-    earlier = [folder / checkpoint.TEACHER, *sorted(folder.glob("checkpoint[0-9]*.pth"))]
+    numbered = sorted(folder.glob("checkpoint[0-9]*.pth"))
+    earlier = [folder / checkpoint.TEACHER, folder / checkpoint.BEST, *numbered]
     other = next((path for path in earlier if path.exists() and not continued), None)
     if other is not None:
         raise foreign(other, "is of another run")
@@ -74,6 +75,7 @@ def check_settings(config: TrainConfig) -> None:
     check_sizes(config)
     check_warmups(config)
     check_network(config)
+    check_best(config)
 
 
 def check_pixels(config: TrainConfig) -> None:
@@ -222,6 +224,25 @@ def check_warmups(config: TrainConfig) -> None:
             )
 
 
+def check_best(config: TrainConfig) -> None:
+    """Check that the score of `keep_best` is computed.
+
+    Raises:
+        OptionError: It is off.
+    """
+    run, synthetic = config.run, config.train_data.synthetic_data
+    if run.keep_best == "knn" and not run.eval_knn_every:
+        raise OptionError(
+            "`keep_best` knn needs the k-NN score, and `eval_knn_every` is 0",
+            remedy="set `eval_knn_every`, or use `keep_best` own_view, which needs no labels",
+        )
+    if run.keep_best == "own_view" and (synthetic or not run.own_view_images):
+        off = "`synthetic_data` has no images" if synthetic else "`own_view_images` is 0"
+        raise OptionError(
+            f"`keep_best` own_view needs the own-view score, and {off}", remedy="leave one out"
+        )
+
+
 def check_device(config: TrainConfig, device: Device) -> None:
     """Check that the device supports all settings of the run.
 
@@ -229,6 +250,11 @@ def check_device(config: TrainConfig, device: Device) -> None:
         OptionError: It does not support one; the message says what to do instead.
     """
     values, usual = vars(config.run), vars(RunConfig())
+    if config.run.keep_best and not device.scores_in_training:
+        raise OptionError(
+            f"`keep_best` needs scores during training, and `device` {device.name} has none",
+            remedy="score the checkpoints with eval_knn.py",
+        )
     for name, remedy in device.refused.items():
         if values[name] != usual[name]:
             raise OptionError(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from dino import checkpoint
 from dino.data.own_views import AREAS
 from dino.errors import CheckpointError
 from dino.stored import check_count, check_mapping
-from dino.training.config import TrainConfig
+from dino.training.config import RunConfig
 
 EASY = 90.0  # % of own views that an untrained network may find before the views become harder
 # An own-view score runs 2 forward passes an image; training takes about 10 an image (2 of the
 # teacher; 2 and the local crops, forward and backward, of the student). Scoring whenever this many
 # times the scored images have been trained on thus costs about 2 % of the time.
 TRAINED_PER_SCORED = 10
+JUDGES = {"knn": "knn_top1", "own_view": "own_view"}  # the score that `keep_best` looks at
 
 Labelled = Callable[[nn.Module], Mapping[str, float]]
 Unlabelled = Callable[[nn.Module, int], Mapping[str, float]]
@@ -48,22 +52,26 @@ class ScoreState:
         level: How hard the views are.
         start: Scores before the first step; {} if unknown.
         latest: Scores of the last scored epoch; {} before.
+        best: The best score so far by the name of `keep_best`.
+        rose: Whether that is the score of this very checkpoint.
     """
 
     level: int = 0
     start: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    rose: bool = False
 
 
 class Scores:
     """Decides what is scored when, and keeps what a resumed run needs of it."""
 
-    def __init__(
-        self, scorers: Scorers, *, knn_every: int, own_view_every: int, epochs: int
-    ) -> None:
-        """Store what scores the teacher, and the epochs between two scores of each kind."""
-        self.scorers, self.epochs = scorers, epochs
-        self.knn_every, self.own_view_every = knn_every, own_view_every
+    def __init__(self, run: RunConfig, scorers: Scorers, *, images: int) -> None:
+        """Store what scores the teacher of a run on `images` images, and when."""
+        self.scorers, self.epochs, self.knn_every = scorers, run.epochs, run.eval_knn_every
+        scored = min(run.own_view_images, images)
+        self.own_view_every = max(1, -(-TRAINED_PER_SCORED * scored // images))
+        self.kept = JUDGES.get(run.keep_best or "", "")
         self.state = ScoreState()
 
     def begin(self, backbone: nn.Module) -> Mapping[str, float]:
@@ -92,7 +100,24 @@ class Scores:
         if self.scorers.own_view is not None and due:
             self.state.latest = dict(self.scorers.own_view(backbone, self.state.level))
             values |= self.state.latest
+        self._note_best(values)
         return values
+
+    def keep(self, path: Path, *, first: bool) -> None:
+        """Keep a checkpoint as the best one if its score is the best so far.
+
+        Args:
+            path: A checkpoint just written, or read: a kill may have come before it was kept.
+            first: Whether this process writes files.
+        """
+        if self.state.rose and first:
+            checkpoint.keep_best(path)
+        self.state.rose = False
+
+    def _note_best(self, values: Mapping[str, float]) -> None:
+        score = values.get(self.kept, math.nan)
+        if score > self.state.best.get(self.kept, -math.inf):
+            self.state.best, self.state.rose = {self.kept: score}, True
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain values."""
@@ -101,18 +126,6 @@ class Scores:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load `state_dict`; {} from a checkpoint that has none."""
         self.state = ScoreState(**state)
-
-
-def build_scores(config: TrainConfig, scorers: Scorers, *, images: int) -> Scores:
-    """Build the scores of a run on `images` images."""
-    run = config.run
-    scored = min(run.own_view_images, images)
-    return Scores(
-        scorers,
-        knn_every=run.eval_knn_every,
-        own_view_every=max(1, -(-TRAINED_PER_SCORED * scored // images)),
-        epochs=run.epochs,
-    )
 
 
 def check_scores(stored: Any, path: object) -> None:
@@ -124,11 +137,14 @@ def check_scores(stored: Any, path: object) -> None:
     state = check_mapping(stored, "resume.scores", path)
     if not state:
         return
-    if set(state) != set(asdict(ScoreState())):
-        raise CheckpointError(f"{path}: its resume.scores must hold level, start and latest")
+    names = list(asdict(ScoreState()))
+    if set(state) != set(names):
+        raise CheckpointError(f"{path}: its resume.scores must hold {', '.join(names)}")
+    if not isinstance(state["rose"], bool):
+        raise CheckpointError(f"{path}: its resume.scores.rose must be true or false")
     if check_count(state["level"], "resume.scores.level", path) >= len(AREAS):
         raise CheckpointError(f"{path}: its resume.scores.level must be below {len(AREAS)}")
-    for name in ("start", "latest"):
+    for name in ("start", "latest", "best"):
         for value in check_mapping(state[name], f"resume.scores.{name}", path).values():
             if not isinstance(value, float):
                 raise CheckpointError(f"{path}: its resume.scores.{name} must hold numbers")

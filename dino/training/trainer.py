@@ -31,7 +31,7 @@ from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
 from dino.training.resume import Identity, find_position, is_over, select_published
-from dino.training.scores import NO_SCORERS, Scorers, build_scores
+from dino.training.scores import NO_SCORERS, Scorers, Scores
 from dino.training.step_values import NON_FINITE_LIMIT
 from dino.weights.initial import load_initial_weights
 
@@ -77,7 +77,7 @@ class Trainer:
         optim, fused = config.optim, run.device.fuses_updates
         self.optimizer = build_optimizer(optim.optimizer, self.student, fused=fused, eps=optim.eps)
         self.program = build_program(config, self.student, self.teacher, run)
-        self.scores = build_scores(config, scorers, images=len(source))
+        self.scores = Scores(config.run, scorers, images=len(source))
         self.draws = StepDraws(config, self.student, run.device, run.processes.rank)
         micro_batches = run.device.count_micro_batches(config.run.accumulate_steps)
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
@@ -205,6 +205,7 @@ class Trainer:
             checkpoint.save_file(self.folder / checkpoint.TEACHER, select_published(state))
             if numbered is not None:
                 checkpoint.keep_copy(self.folder, numbered, self.config.run.keep_checkpoints)
+        self.scores.keep(self.folder / checkpoint.LATEST, first=self.run.processes.is_rank_zero)
         self.stop.saved = f"iteration {self.iteration} in {self.folder / checkpoint.LATEST}"
         self.stop.unsaved = self.run.processes.world_size > 1  # rank 0 may still be writing
         return True
@@ -292,6 +293,7 @@ class Trainer:
         )
         self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
         self.scores.load_state_dict(more.get("scores", {}))
+        self.scores.keep(path, first=self.run.processes.is_rank_zero)
         self.mode = self.mode or more.get("mode")  # a device without modes keeps the old one
         self.stop.saved = f"iteration {self.iteration} in {path}"
         logger.info("continuing from %s at iteration %d", path, self.iteration)

@@ -35,7 +35,7 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `kind`, in words; `networks`, a description of each; and `centre` (K), `epoch`,
-        `normalisation` and `flags`, if the file holds them.
+        `normalisation`, `scores` and `flags`, if the file holds them.
     """
     networks = list_networks(state)
     loss = state.get("dino_loss")
@@ -46,6 +46,7 @@ def describe_file(word: str, state: Mapping[str, Any]) -> dict[str, Any]:
         "centre": center.numel() if isinstance(center, Tensor) else None,
         "epoch": _plain(state.get("epoch")),
         "normalisation": state.get("normalisation"),
+        "scores": list_scores(state),
         "flags": {name: _plain(value) for name, value in checkpoint.read_args(state).items()},
     }
     return {name: value for name, value in about.items() if value is not None}
@@ -56,6 +57,19 @@ def _plain(value: Any) -> Any:
     items = value if isinstance(value, list | tuple) else [value]
     flat = all(item is None or isinstance(item, str | int | float) for item in items)
     return value if flat else reprlib.repr(value)
+
+
+def list_scores(state: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """Scores during training that a checkpoint keeps: before the first step, latest and best."""
+    resume = state.get("resume")
+    scores = resume.get("scores") if isinstance(resume, Mapping) else None
+    parts = scores.items() if isinstance(scores, Mapping) else ()
+    found = {
+        str(when): {str(name): _plain(value) for name, value in part.items()}
+        for when, part in parts
+        if isinstance(part, Mapping) and part
+    }
+    return found or None
 
 
 def name_kind(word: str, state: Mapping[str, Any], networks: Networks) -> str:

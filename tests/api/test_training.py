@@ -316,5 +316,7 @@ def test_bad_images_of_a_data_set_are_named_or_skipped(tmp_path: Path) -> None:
 
 
 def test_an_online_score_needs_a_folder(splits: Path, tmp_path: Path) -> None:
-    result = dino.pretrain(splits, tmp_path, eval_knn_every=1, **{**RUN, "epochs": 1})
+    more = {"eval_knn_every": 1, "own_view_images": 4, "epochs": 1}
+    result = dino.pretrain(splits, tmp_path, **{**RUN, **more})
     assert 0 <= result.history[0]["knn_top1"] <= 100
+    assert 0 <= result.history[0]["own_view"] <= 100

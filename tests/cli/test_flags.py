@@ -118,6 +118,7 @@ TRAIN = {
     "--keep_checkpoints": 0,
     "--eval_knn_every": 0,
     "--own_view_images": 256,
+    "--keep_best": None,
     "--preset": None,
     "--hours": None,
     "--dry_run": False,

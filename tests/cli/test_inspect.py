@@ -26,6 +26,7 @@ def path(tmp_path: Path) -> Path:
         "epoch": 4,
         "args": args,
         "dino_loss": {"center": torch.zeros(1, 12)},
+        "resume": {"scores": {"level": 0, "start": {"own_view": 9.5}, "best": {}, "rose": False}},
     }
     torch.save(state, tmp_path / "file.pth")
     return tmp_path / "file.pth"
@@ -42,6 +43,7 @@ def test_it_says_what_the_file_is_in_a_few_lines(
         "12 prototypes, also head (1)",
         "centre: 12",
         "epoch: 4",
+        "scores: {'start': {'own_view': 9.5}}",
         "flags: --arch vit_mini --patch_size 16 --lr 0.0005",
     ]
     found = json.loads(lines[-1])

@@ -76,6 +76,7 @@ def test_the_images_are_described_before_anything_is_built(words, images, tmp_pa
         ("teacher_backbone.pth", "of another run"),
         ("checkpoint0000.pth", "of another run"),
         ("checkpoint0300.pth", "of another run"),
+        ("checkpoint_best.pth", "of another run"),
     ],
 )
 def test_a_file_that_the_run_would_replace_is_refused(words, tmp_path, name, text):
@@ -255,3 +256,19 @@ def test_online_knn_without_a_validation_folder_is_refused_before_anything_is_bu
     with pytest.raises(DataError):
         check_options(options_of(*words, "--eval_knn_every", 1))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("knn",), "`keep_best` knn needs the k-NN score, and `eval_knn_every` is 0; set"),
+        (
+            ("own_view", "--own_view_images", 0),
+            "needs the own-view score, and `own_view_images` is",
+        ),
+        (("own_view", "--synthetic_data"), "needs the own-view score, and `synthetic_data` has no"),
+    ],
+)
+def test_the_best_by_a_score_that_is_off_is_refused(more, text):
+    with pytest.raises(OptionError, match=text):
+        check_options(options_of("--keep_best", *more))

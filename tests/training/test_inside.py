@@ -62,7 +62,13 @@ def build_state(held):
             "bad_images": 0,
             "unfinished": False,
             "mode": None,
-            "scores": {"level": 1, "start": {"own_view": 20.0}, "latest": {}},
+            "scores": {
+                "level": 1,
+                "start": {"own_view": 20.0},
+                "latest": {},
+                "best": {},
+                "rose": False,
+            },
         },
         "format": 2,
     }

@@ -5,20 +5,21 @@ from typing import Any
 import pytest
 from torch import nn
 
-from dino.config import build
 from dino.errors import CheckpointError
-from dino.training.config import TrainConfig
-from dino.training.scores import Scorers, Scores, build_scores, check_scores
+from dino.training.config import RunConfig
+from dino.training.scores import Scorers, Scores, check_scores
+
+EMPTY = {"level": 0, "start": {}, "latest": {}, "best": {}, "rose": False}
 
 
 def make_scores(found: list[float], *, images: int = 1000, **settings: Any) -> Scores:
     """Scores of a network that finds so many of its own views, at each level of hardness."""
-    config = build(TrainConfig, {"data_path": "x", "epochs": 7, "own_view_images": 250, **settings})
+    run = RunConfig(epochs=7, own_view_images=250, **settings)
     scorers = Scorers(
         knn=lambda backbone: {"knn_top1": 1.0},
         own_view=lambda backbone, level: {"own_view": found[level], "rankme": 5.0},
     )
-    return build_scores(config, scorers, images=images)
+    return Scores(run, scorers, images=images)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_labels_are_asked_as_often_as_set() -> None:
 
 
 def test_without_scorers_nothing_is_scored() -> None:
-    scores = build_scores(build(TrainConfig, {"data_path": "x"}), Scorers(), images=10)
+    scores = Scores(RunConfig(), Scorers(), images=10)
     assert scores.begin(nn.Identity()) == scores(nn.Identity(), 99) == {}
     check_scores(scores.state_dict(), "FILE")
 
@@ -76,12 +77,37 @@ def test_a_resumed_run_knows_the_untrained_network_and_its_views() -> None:
     [
         1,
         {"level": 0},
-        {"level": 3, "start": {}, "latest": {}},
-        {"level": 0, "start": {}, "latest": {"own_view": "x"}},
-        {"level": 0, "start": [], "latest": {}},
+        {**EMPTY, "level": 3},
+        {**EMPTY, "latest": {"own_view": "x"}},
+        {**EMPTY, "start": []},
+        {**EMPTY, "rose": 1},
     ],
     ids=str,
 )
 def test_other_contents_of_a_checkpoint_are_refused(stored: Any) -> None:
     with pytest.raises(CheckpointError, match="^FILE: its resume"):
         check_scores(stored, "FILE")
+
+
+@pytest.mark.parametrize(("kept", "name"), [("own_view", "own_view"), ("knn", "knn_top1")])
+def test_the_best_score_is_the_highest_so_far(kept: str, name: str) -> None:
+    found = iter([50.0, 60.0, 60.0, float("nan"), 55.0, 70.0])
+    run = RunConfig(epochs=9, eval_knn_every=1, own_view_images=1, keep_best=kept)
+    score = Scorers(
+        knn=lambda backbone: {"knn_top1": next(found) if kept == "knn" else 0.0},
+        own_view=lambda backbone, level: {"own_view": 0.0 if kept == "knn" else next(found)},
+    )
+    scores, rose = Scores(run, score, images=10), []
+    for epoch in range(6):
+        scores(nn.Identity(), epoch)
+        rose.append(scores.state.rose)
+        scores.state.rose = False
+    assert rose == [True, True, False, False, False, True] and scores.state.best == {name: 70.0}
+
+
+def test_another_score_to_keep_starts_anew() -> None:
+    run = RunConfig(epochs=9, own_view_images=1, keep_best="own_view")
+    scores = Scores(run, Scorers(own_view=lambda backbone, level: {"own_view": 5.0}), images=10)
+    scores.load_state_dict({**EMPTY, "best": {"knn_top1": 80.0}})
+    scores(nn.Identity(), 0)
+    assert scores.state.best == {"own_view": 5.0} and scores.state.rose

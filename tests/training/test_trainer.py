@@ -840,7 +840,7 @@ def test_own_views_are_logged_and_leave_the_training_as_it_is(images: Path, tmp_
     states = [state_of(tmp_path / name) for name in ("with", "without")]
     scores, none = (state["resume"].pop("scores") for state in states)
     assert_equal(*states)
-    assert none == {"level": 0, "start": {}, "latest": {}}
+    assert none == {"level": 0, "start": {}, "latest": {}, "best": {}, "rose": False}
     lines = lines_of(tmp_path / "with")
     assert ["own_view" in line for line in lines] == [False, True, True]  # 8 of 40: every 2 epochs
     assert {name: lines[-1][name] for name in ("own_view", "rankme")} == scores["latest"]
@@ -861,6 +861,47 @@ def test_a_resumed_run_keeps_its_scores(images: Path, tmp_path: Path) -> None:
     assert again.code == 0 and "continuing from" in again.text, again.text
     assert_equal(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+
+
+def script_scores() -> None:
+    """Own-view scores of 50, 60, 40 and 30 % after the epochs; the run is killed as it keeps the
+    second best."""
+    from dino.training.scores import Scores
+
+    def score(self: Any, _: object, epoch: int) -> dict[str, float]:
+        values = {"own_view": (50.0, 60.0, 40.0, 30.0)[epoch]}
+        self._note_best(values)
+        return values
+
+    Scores.__call__ = score
+
+
+def script_scores_and_kill() -> None:
+    script_scores()
+    keep, calls = checkpoint.keep_best, []
+
+    def keep_or_die(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(path)
+
+    checkpoint.keep_best = keep_or_die
+
+
+def test_the_best_checkpoint_stays_even_if_a_kill_came_before_it_was_kept(
+    images: Path, tmp_path: Path
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--epochs", 4)
+    words += ("--keep_best", "own_view", "--own_view_images", 4, "--saveckp_freq", 1)
+    killed = train(tmp_path, *words, prepare=script_scores_and_kill)
+    best = tmp_path / "run" / checkpoint.BEST
+    assert killed.code == -signal.SIGKILL and checkpoint.load_file(best)["epoch"] == 1
+    again = train(tmp_path, *words, prepare=script_scores)
+    assert again.code == 0 and "at iteration 20" in again.text, again.text
+    kept = checkpoint.load_file(best)
+    assert kept["epoch"] == 2 and kept["resume"]["scores"]["best"] == {"own_view": 60.0}
+    assert state_of(tmp_path / "run")["resume"]["scores"]["best"] == {"own_view": 60.0}
 
 
 def test_an_epoch_is_not_lost_with_its_score(tmp_path: Path) -> None:

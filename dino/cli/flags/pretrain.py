@@ -71,6 +71,10 @@ FLAGS: Mapping[str, Spec] = {
         "images of the scores without labels: how often a view of an image finds its other view, "
         "and the rank of the features; 0 turns them off"
     ),
+    "keep_best": Spec(
+        "keep the checkpoint with the best score so far as checkpoint_best.pth: knn "
+        "(needs --eval_knn_every) or own_view"
+    ),
     "preset": Spec(
         "auto: choose network, crops, prototypes, momentum, temperatures, warm-ups and lr, unless "
         "given, from the images, the global batch and the epochs or --hours; each with a reason"
