@@ -83,6 +83,20 @@ def test_a_run_continues_with_what_it_measured(
     assert "belongs to a run with mean [" in other.text
 
 
+def test_given_weights_choose_network_sizes_and_pixels(
+    images: Path, measured: Path, tmp_path: Path
+) -> None:
+    weights = str(measured / "teacher_backbone.pth")
+    words = ["--preset", "auto", "--init_from", weights, *map(str, words_of(images, tmp_path, 20))]
+    config, reasons = choose_settings(parse(TrainConfig, words), {"init_from", "epochs"})
+    chosen, stored = as_dict(config), state_of(measured)["args"]
+    for name in ("arch", "patch_size", "global_crops_size", "mean", "std"):
+        assert chosen[name] == stored[name]
+    assert (chosen["freeze_last_layer"], chosen["warmup_epochs"]) == (2, 2)
+    assert "init_from" not in reasons  # no advice to do what is done
+    check_settings(config)
+
+
 def test_a_damaged_recipe_holds_no_earlier_choice(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").touch()
     assert read_earlier(tmp_path) == {}
