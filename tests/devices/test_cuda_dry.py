@@ -33,6 +33,7 @@ MOST = {
 }
 MOST_KERNELS = {**MOST, "update": 93}
 BEFORE = 2245
+OPTIMIZERS = ("adamw", "sgd", "lars")
 
 built_with_cuda = pytest.mark.skipif(
     not torch.backends.cuda.is_built(), reason="this torch is built without CUDA"
@@ -40,10 +41,9 @@ built_with_cuda = pytest.mark.skipif(
 
 
 @built_with_cuda
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
-def test_a_step_reads_nothing_and_stays_on_the_gpu(optimizer: str) -> None:
+def test_a_step_reads_nothing_and_stays_on_the_gpu() -> None:
     done = subprocess.run(
-        [sys.executable, __file__, optimizer],
+        [sys.executable, __file__],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -52,7 +52,8 @@ def test_a_step_reads_nothing_and_stays_on_the_gpu(optimizer: str) -> None:
     )
     assert (done.returncode, done.stdout) == (
         0,
-        "a read and a tensor of the host are seen\n2 steps\n",
+        "a read and a tensor of the host are seen\n"
+        + "".join(f"{o}: 2 steps\n" for o in OPTIMIZERS),
     ), done.stderr
 
 
@@ -94,7 +95,16 @@ def check_the_check() -> None:
 
 
 def main() -> None:
-    """Two steps."""
+    """Two steps with each optimizer."""
+    with avoiding_the_driver(), FakeTensorMode(allow_non_fake_inputs=True):
+        check_the_check()
+    for optimizer in OPTIMIZERS:
+        take_steps(optimizer)
+        print(f"{optimizer}: 2 steps")
+
+
+def take_steps(optimizer: str) -> None:
+    """Two steps on the GPU that is not there."""
     from dino.cli.options import parse
     from dino.data.crops import Crops
     from dino.data.photometric import Normalization
@@ -115,8 +125,7 @@ def main() -> None:
         build_recipe(options), 4, seed=0, device=torch.device("cpu"), to_device=lambda rows: rows
     )
     with avoiding_the_driver(), FakeTensorMode(allow_non_fake_inputs=True):
-        check_the_check()
-        rule = build_optimizer(sys.argv[1], send(student))
+        rule = build_optimizer(optimizer, send(student))
         program = DinoProgram(
             student=student,
             teacher=send(teacher),
@@ -140,7 +149,6 @@ def main() -> None:
         ]
         found += [part for state in rule.state.values() for part in state.values()]
         assert all(isinstance(part, FakeTensor) and part.device == GPU for part in found)
-    print("2 steps")
 
 
 if __name__ == "__main__":
