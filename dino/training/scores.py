@@ -21,6 +21,7 @@ EASY = 90.0  # % of own views that an untrained network may find before the view
 # teacher; 2 and the local crops, forward and backward, of the student). Scoring whenever this many
 # times the scored images have been trained on thus costs about 2 % of the time.
 TRAINED_PER_SCORED = 10
+CLEAR = 2.0  # standard errors by which two scores must differ
 JUDGES = {"knn": "knn_top1", "own_view": "own_view"}  # the score that `keep_best` looks at
 
 Labelled = Callable[[nn.Module], Mapping[str, float]]
@@ -69,8 +70,8 @@ class Scores:
     def __init__(self, run: RunConfig, scorers: Scorers, *, images: int) -> None:
         """Store what scores the teacher of a run on `images` images, and when."""
         self.scorers, self.epochs, self.knn_every = scorers, run.epochs, run.eval_knn_every
-        scored = min(run.own_view_images, images)
-        self.own_view_every = max(1, -(-TRAINED_PER_SCORED * scored // images))
+        self.scored = min(run.own_view_images, images)
+        self.own_view_every = max(1, -(-TRAINED_PER_SCORED * self.scored // images))
         self.kept = JUDGES.get(run.keep_best or "", "")
         self.state = ScoreState()
 
@@ -102,6 +103,21 @@ class Scores:
             values |= self.state.latest
         self._note_best(values)
         return values
+
+    def judge(self) -> str:
+        """Say whether the features are better than before training, by the own-view score."""
+        before, after = (
+            values.get("own_view", math.nan) for values in (self.state.start, self.state.latest)
+        )
+        if math.isnan(before) or math.isnan(after):
+            return "no verdict on its features, because own views were not scored from its start on"
+        # Of two independent shares of images; whether both views of one are found depends.
+        variances = [share * (100 - share) / self.scored for share in (before, after)]
+        margin = CLEAR * math.sqrt(sum(variances))
+        verdict = f"{'better' if after > before else 'worse'} by this score"
+        if abs(after - before) <= margin:
+            verdict = f"no clear difference (within {margin:.1f})"
+        return f"own views found: {after:.1f} %, before training {before:.1f} %: {verdict}"
 
     def keep(self, path: Path, *, first: bool) -> None:
         """Keep a checkpoint as the best one if its score is the best so far.

@@ -118,7 +118,7 @@ class Trainer:
         finally:
             self.reporter.close()
         if not self.over:
-            logger.info("done: %s", self.folder / checkpoint.LATEST)
+            logger.info("done: %s; %s", self.folder / checkpoint.LATEST, self.scores.judge())
 
     def _train_epoch(self, epoch: int) -> None:
         inside = self.iteration % self.plan.iterations

@@ -111,3 +111,28 @@ def test_another_score_to_keep_starts_anew() -> None:
     scores.load_state_dict({**EMPTY, "best": {"knn_top1": 80.0}})
     scores(nn.Identity(), 0)
     assert scores.state.best == {"own_view": 5.0} and scores.state.rose
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (10.0, 20.0, "own views found: 20.0 %, before training 10.0 %: better by this score"),
+        (20.0, 10.0, "own views found: 10.0 %, before training 20.0 %: worse by this score"),
+        (10.0, 14.0, "before training 10.0 %: no clear difference (within 5.8)"),
+        (0.0, 0.0, "no clear difference"),
+        (10.0, float("nan"), "no verdict"),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_score_shows(
+    before: float, after: float, verdict: str
+) -> None:
+    """Of 250 images, 2 sqrt((10 * 90 + 14 * 86) / 250) is 5.8."""
+    scores = make_scores([before])
+    scores.begin(nn.Identity())
+    assert "no verdict" in scores.judge()
+    scores.state.latest = {"own_view": after}
+    assert verdict in scores.judge()
+
+
+def test_a_run_without_scores_gets_no_verdict() -> None:
+    assert Scores(RunConfig(), Scorers(), images=10).judge().startswith("no verdict")

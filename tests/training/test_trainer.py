@@ -850,6 +850,8 @@ def test_own_views_are_logged_and_leave_the_training_as_it_is(images: Path, tmp_
         [scores["start"]["rankme"], lines[1]["rankme"], lines[2]["rankme"]]
     )
     assert f"own view {lines[1]['own_view']:.0f}%  images/s" in scored.text
+    assert f"; own views found: {lines[2]['own_view']:.1f} %, before training " in scored.text
+    assert "checkpoint.pth; no verdict" in without.text
 
 
 def test_a_resumed_run_keeps_its_scores(images: Path, tmp_path: Path) -> None:
