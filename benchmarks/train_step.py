@@ -39,7 +39,8 @@ from dino.devices.cuda_graph import WARM_UP  # noqa: E402
 from dino.runtime.context import Run  # noqa: E402
 from dino.training.build import build_networks, build_program, choose_clipping  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
-from dino.training.dry_run import PhaseClock, count_flops, measure_matmul  # noqa: E402
+from dino.training.dry_run import PhaseClock  # noqa: E402
+from dino.training.flops import count_flops, measure_matmul  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
 from dino.training.step_values import StepInputs  # noqa: E402
 

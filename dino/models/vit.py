@@ -57,7 +57,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
         self.fixed_size: tuple[int, int] | None = None
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()  # even on meta
         self.blocks = nn.ModuleList(
             Block(dim=embed_dim, heads=heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates
         )

@@ -17,12 +17,9 @@ from torch import Tensor, nn
 
 from dino.data.crops import Crops
 from dino.data.synthetic import IMAGENET, make_batch
-from dino.devices.base import Device
-from dino.devices.untyped import run_backward
 from dino.errors import CheckpointError
 from dino.runtime.context import Run
 from dino.training.build import (
-    build_network,
     build_networks,
     build_program,
     build_recipe,
@@ -31,17 +28,16 @@ from dino.training.build import (
 from dino.training.checks import check_device, check_images, check_settings
 from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
+from dino.training.flops import count_flops, measure_matmul
 from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
+from dino.training.savings import describe_savings, format_hours
 from dino.weights.read import is_name
 
 logger = logging.getLogger(__name__)
 
 # Share of memory that a run may fill; the rest is for fragmentation, libraries, other programs.
 USABLE = 0.9
-PRODUCTS = (2048, 8192)  # side of the matrices in the speed test; fast devices use the second
-FAST = 0.005  # seconds; a device is fast if the first product takes no longer
-FLOP_IMAGES = 2  # batch size for counting operations; batch norm of a single image has no variance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +150,12 @@ def dry_run(config: TrainConfig, run: Run, images: int = IMAGENET) -> DryRunResu
         largest_batch=largest,
         recompute=choose_recompute(config, device),
     )
-    for line in (*describe(result, seconds), describe_duration(config.run.epochs, images, rate)):
+    hours = config.run.epochs * images / rate / 3600
+    for line in (
+        *describe(result, seconds),
+        describe_duration(config.run.epochs, images, hours),
+        *describe_savings(config, hours, flops=flops, shares=result.shares),
+    ):
         logger.info("%s", line)
     return result
 
@@ -171,60 +172,6 @@ def draw_batch(config: TrainConfig) -> Crops:
     views = (pixels.float().movedim(-1, 2) for pixels in (batch.global_pixels, batch.local_pixels))
     # The step does not augment float pixels.
     return batch._replace(global_pixels=next(views), local_pixels=next(views))
-
-
-def count_flops(config: TrainConfig) -> float:
-    """Return the floating point operations per image of a step, counted on torch's meta device."""
-    # Imported here because the torch that PopTorch needs lacks it (and has no dry run).
-    from torch.utils.flop_counter import FlopCounterMode
-
-    student = build_network(
-        config, drop_path_rate=0.0, norm_last_layer=config.student.norm_last_layer
-    ).to("meta")
-    teacher = (
-        build_network(config, drop_path_rate=0.0, norm_last_layer=True)
-        .requires_grad_(False)
-        .to("meta")
-    )
-    recipe = build_recipe(config)
-    sizes = [(2, recipe.global_size), (recipe.local_views, recipe.local_size)]
-    views = [
-        torch.empty(count * FLOP_IMAGES, recipe.channels, side, side, device="meta")
-        for count, side in sizes
-        if count
-    ]
-    with FlopCounterMode(display=False) as counter:
-        _, vectors = teacher(views[0])
-        teacher.head.last_layer(vectors)
-        _, vectors = student(*views)
-        # Our own loss computes more than the formula.
-        run_backward(student.head.last_layer(vectors).sum())
-    flops: int = counter.get_total_flops()
-    return flops / FLOP_IMAGES
-
-
-def measure_matmul(device: Device) -> float:
-    """Return FLOP/s of the product of two large matrices in the device's number format."""
-    seconds = _time_product(device, PRODUCTS[0])
-    if seconds > FAST:
-        return 2 * PRODUCTS[0] ** 3 / seconds
-    return 2 * PRODUCTS[1] ** 3 / _time_product(device, PRODUCTS[1])
-
-
-def _time_product(device: Device, side: int) -> float:
-    """Return the seconds of the fastest of five products."""
-    # Equal numbers would draw less power.
-    left = torch.randn(side, side, device=device.torch_device)
-    with torch.no_grad(), device.autocast():
-        dtype = torch.mm(left[:1], left).dtype  # the type that autocast or an op list chooses
-    left, seconds = left.to(dtype), []
-    for _ in range(6):
-        device.synchronize()
-        began = time.perf_counter()
-        torch.mm(left, left)
-        device.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
 
 
 def count_bytes(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -262,10 +209,10 @@ def estimate_batch(
     return (None if total is None else max(0, int((USABLE * total - fixed) / image))), image
 
 
-def describe_duration(epochs: int, images: int, rate: float) -> str:
-    """Return how long a run takes at `rate` images/s, if its images arrive in time."""
-    hours = epochs * images / rate / 3600
-    return f"duration: {epochs} epochs of {images:,} images take {hours:,.1f} hours at this rate"
+def describe_duration(epochs: int, images: int, hours: float) -> str:
+    """Return how long a run takes at the measured rate, if its images arrive in time."""
+    text = format_hours(hours)
+    return f"duration: {epochs} epochs of {images:,} images take {text} hours at this rate"
 
 
 def describe(found: DryRunResult, seconds: float) -> list[str]:
