@@ -77,7 +77,8 @@ TINY = (
         "--num_workers",
         "0",
     ),
-    *("--device", "cpu", "--saveckp_freq", "0", "--epochs", "2", "--own_view_images", "0"),
+    *("--device", "cpu", "--saveckp_freq", "0", "--epochs", "2"),
+    *("--own_view_images", "0", "--draw_pictures", "false"),
 )
 
 

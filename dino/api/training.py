@@ -34,6 +34,7 @@ from dino.training.config import TrainConfig
 from dino.training.scores import Scorers
 from dino.training.time_budget import fit_hours
 from dino.training.trainer import Trainer
+from dino.visualization.run_pictures import RunPictures
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,8 @@ def _train(
             log_reasons(config, more)
             recipe = as_recipe(config, given, {**reasons, **more})
             scorers = build_scorers(config, source, run)
-            Trainer(config, source, run, scorers, recipe=recipe).train()
+            pictures = build_pictures(config, source, run)
+            Trainer(config, source, run, scorers, pictures=pictures, recipe=recipe).train()
             run.processes.barrier()  # every rank reads the files that rank 0 wrote
     except StoppedByCtrlC as error:
         raise KeyboardInterrupt(str(error)) from error
@@ -194,4 +196,27 @@ def score_own_views(config: TrainConfig, source: ImageSource, run: Run) -> OwnVi
         build_loader_config(config.data, run, keep_on_device=True),
         normalization=choose_normalization(config),
         skip_bad=data.on_bad_image == "skip",
+    )
+
+
+def build_pictures(config: TrainConfig, source: ImageSource, run: Run) -> RunPictures | None:
+    """Build what draws a run's pictures, on the first process, if there are images to draw.
+
+    Raises:
+        OptionError: A picture would replace a file that is not of this package.
+    """
+    if (
+        not config.run.draw_pictures
+        or config.train_data.synthetic_data
+        or not run.processes.is_rank_zero
+    ):
+        return None
+    return RunPictures(
+        Path(config.run.output_dir),
+        source.ranged(config.train_data.pixel_range),
+        run,
+        arch=config.backbone.chosen_arch,
+        image_size=config.crops.global_crops_size,
+        in_chans=config.student.chosen_in_chans,
+        normalization=choose_normalization(config),
     )

@@ -55,7 +55,7 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     from torch import nn
 
     from dino import checkpoint
-    from dino.api.training import build_scorers
+    from dino.api.training import build_pictures, build_scorers
     from dino.data.photometric import build_normalization
     from dino.data.sources import open_labelled_splits
     from dino.evaluation.features import build_loader_config
@@ -80,7 +80,8 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
         untrained = build_networks(config, run)[1].backbone
         with hold_folder(folder, first=run.processes.is_rank_zero):
             scorers = build_scorers(config, source, run)
-            Trainer(config, source, run, scorers, recipe=recipe).train()
+            drawn = build_pictures(config, source, run)
+            Trainer(config, source, run, scorers, pictures=drawn, recipe=recipe).train()
         weights = WeightsConfig(pretrained_weights=str(paths["checkpoint"]))
         teacher = load_backbone(config.backbone, weights)
         splits = open_labelled_splits("demo")

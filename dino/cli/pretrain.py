@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config, given, reasons = parse_command(TrainConfig, argv, choose_settings, about=ABOUT)
 
-    from dino.api.training import build_scorers
+    from dino.api.training import build_pictures, build_scorers
     from dino.devices import choose_device
     from dino.runtime.folder_lock import hold_folder
     from dino.training.checks import check_options
@@ -57,4 +57,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         scorers = build_scorers(config, source, run)
         recipe = as_recipe(config, given, reasons)
         with hold_folder(config.run.output_dir, first=run.processes.is_rank_zero):
-            Trainer(config, source, run, scorers, recipe=recipe).train()
+            pictures = build_pictures(config, source, run)
+            Trainer(config, source, run, scorers, pictures=pictures, recipe=recipe).train()

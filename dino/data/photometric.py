@@ -52,6 +52,11 @@ class Normalization:
         normalized: Tensor = (pixels.float() - shift).div_(scale)
         return normalized
 
+    def restore(self, normalized: Tensor) -> Tensor:
+        """The levels of normalized pixels (..., C, S, S) in host memory, as uint8."""
+        mean, std = (torch.tensor(part)[:, None, None] for part in (self.mean, self.std))
+        return (255 * (normalized * std + mean)).round().clamp(0, 255).to(torch.uint8)
+
 
 def build_normalization(
     in_chans: int, stored: Mapping[str, Sequence[float]] | None = None

@@ -12,12 +12,21 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dino.errors import OptionError
 from dino.files import append_whole
 
 COUNT = itertools.count()  # two files of one second have different names
+RGB, DT_STRING = 3, 7  # TensorBoard's and TensorFlow's numbers
+
+
+class Jpeg(NamedTuple):
+    """A picture as TensorBoard stores it."""
+
+    content: bytes
+    height: int
+    width: int
 
 
 class EventFile:
@@ -48,6 +57,43 @@ class EventFile:
         scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
         self._write(step=step, summary={"value": scalars})
 
+    def add_images(self, images: Mapping[str, Jpeg], step: int) -> None:
+        """Write pictures, one per tag.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        for tag, jpeg in images.items():
+            image = {
+                "height": jpeg.height,
+                "width": jpeg.width,
+                "colorspace": RGB,
+                "encoded_image_string": jpeg.content,
+            }
+            self._write(step=step, summary={"value": [{"tag": tag, "image": image}]})
+
+    def add_settings(self, text: str, settings: Mapping[str, Any], step: int) -> None:
+        """Write a recipe as text, and settings as hyperparameters.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+        numbers = {name: _to_value(value) for name, value in settings.items()}
+        start = {"hparams": numbers, "start_time_secs": time.time()}
+        content = HParamsPluginData(session_start_info=start).SerializeToString()
+        tensor = {
+            "dtype": DT_STRING,
+            "string_val": [f"```yaml\n{text}\n```".encode()],
+            "tensor_shape": {"dim": [{"size": 1}]},
+        }
+        values = [
+            {"tag": "recipe/text_summary", "metadata": _of_plugin("text"), "tensor": tensor},
+            {"tag": "_hparams_/session_start_info", "metadata": _of_plugin("hparams", content)},
+        ]
+        self._write(step=step, summary={"value": values})
+
     def close(self) -> None:
         """Close the file."""
         self.file.close()
@@ -59,3 +105,16 @@ class EventFile:
         record = io.BytesIO()
         RecordWriter(record).write(Event(wall_time=time.time(), **fields).SerializeToString())
         append_whole(self.file, record.getvalue())
+
+
+def _of_plugin(name: str, content: bytes = b"") -> dict[str, Any]:
+    return {"plugin_data": {"plugin_name": name, "content": content}}
+
+
+def _to_value(value: Any) -> dict[str, Any]:
+    """A setting as a value of protobuf: a number, a truth value or its text."""
+    if isinstance(value, bool):
+        return {"bool_value": value}
+    if isinstance(value, (int, float)):
+        return {"number_value": value}
+    return {"string_value": str(value)}

@@ -16,7 +16,7 @@ from typing import Any
 
 from dino.errors import OptionError
 from dino.files import atomic_write
-from dino.runtime.events import EventFile
+from dino.runtime.events import EventFile, Jpeg
 from dino.runtime.log_file import append_line, open_log
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,16 @@ class MetricLog:
         """Write TensorBoard scalars, one per tag."""
         with self._losing_a_line(EVENTS):
             self.events.add_scalars(values, step)
+
+    def write_images(self, images: Mapping[str, Jpeg], step: int) -> None:
+        """Write TensorBoard images, one per tag."""
+        with self._losing_a_line(EVENTS):
+            self.events.add_images(images, step)
+
+    def write_settings(self, recipe: str, settings: Mapping[str, Any], step: int) -> None:
+        """Write a run's settings to TensorBoard, as the text of a recipe and as hyperparameters."""
+        with self._losing_a_line(EVENTS):
+            self.events.add_settings(recipe, settings, step)
 
     def write_epoch(self, values: Mapping[str, Any]) -> None:
         """Append one JSON line."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +22,9 @@ Item = TypeVar("Item")
 
 BAR = "{desc} {n_fmt}/{total_fmt}{postfix} eta {remaining}"
 SHORT = {"images/s": "img/s", "data wait": "wait", "skipped steps": "skipped"}  # names on a bar
-LESS = ("lr", "epoch")  # left out, in this order, where a terminal has no room for all values
-ROOM_FOR_ETA = len(" eta 00:00:00")
+# Left out, in this order, where a terminal has no room for all values; then others, last first.
+LESS = ("lr", "epoch", "data wait", "images/s")
+ROOM_FOR_ETA = len(" eta 00:00:00")  # more from 100 hours on
 
 
 class Progress:
@@ -32,11 +35,9 @@ class Progress:
         self.total, self.title, self.shown = total, title, shown
         self.start = self.done = start
         self.began = time.monotonic()
-        # A notebook redraws a line as a terminal does.
-        live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = (
             tqdm(total=total, desc=title, initial=start, dynamic_ncols=True, bar_format=BAR)
-            if shown and live
+            if shown and _can_redraw()
             else None
         )
         self.lines = contextlib.ExitStack()
@@ -58,11 +59,20 @@ class Progress:
     def _fit(self, values: Mapping[str, str], columns: int | None) -> str:
         """Write values for a bar of `columns`; where not all fit, some are left out."""
         parts = {name: f"{SHORT.get(name, name)} {value}" for name, value in values.items()}
-        room = (columns or 80) - len(f"{self.title} {self.done}/{self.total}, ") - ROOM_FOR_ETA
-        for name in LESS:
+        room = (columns or 80) - len(f"{self.title} {self.done}/{self.total}, ")
+        room -= max(ROOM_FOR_ETA, len(f" eta {self.eta()}"))
+        for name in (*LESS, *reversed(parts)):
             if len(" ".join(parts.values())) > room:
                 parts.pop(name, None)
         return " ".join(parts.values())
+
+    def redraw(self, done: int) -> None:
+        """Show the time left on a terminal, with the values of before."""
+        if self.bar is not None:
+            step, self.done = done - self.done, done
+            with losing_output(sys.stderr):
+                self.bar.update(step)
+                self.bar.refresh()
 
     def follow(self, items: Iterable[Item], *, every: int = 100) -> Iterator[Item]:
         """Yield items, one per step; without a terminal, log every `every` items and at the end."""
@@ -85,6 +95,17 @@ class Progress:
         if self.bar is not None:
             with losing_output(sys.stderr):
                 self.bar.close()
+
+
+def _can_redraw() -> bool:
+    """Whether a line of stderr can be drawn again: on a terminal, or in a notebook.
+
+    Not where log lines take a pipe to the terminal (`| tee`): they arrive in the middle of it.
+    """
+    with contextlib.suppress(OSError, ValueError):  # not every stream has a file
+        if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            return False
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def format_seconds(seconds: float) -> str:

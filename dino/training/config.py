@@ -58,6 +58,7 @@ class RunConfig(EpochConfig):
     eval_knn_every: int = setting(0, least=0)
     own_view_images: int = setting(256, least=0)
     keep_best: str | None = setting(None, choices=("knn", "own_view"))
+    draw_pictures: bool = True
     preset: str | None = setting(None, choices=("auto",))
     hours: float | None = setting(None, least=0, most=100_000)
     dry_run: bool = False

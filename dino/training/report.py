@@ -12,16 +12,20 @@ from typing import Any
 
 import torch
 
+from dino.data.loaders import count_cores
+from dino.runtime.distributed import Processes
+from dino.runtime.events import Jpeg
 from dino.runtime.metrics import MetricLog
-from dino.runtime.progress import Progress, format_seconds
+from dino.runtime.progress import Progress
 from dino.training.collapse import CollapseWatch
+from dino.training.estimate import SETTLING_LINES, EndEstimate
 from dino.training.plan import Plan
 from dino.training.step import DinoProgram
 from dino.training.step_values import METERS
+from dino.training.tags import add_groups
 
 logger = logging.getLogger(__name__)
 
-SETTLING_LINES = 2  # log lines at the start, while loaders start and graphs compile
 LARGEST_WAIT = 0.1  # share of the time that a device may wait for images without a warning
 
 
@@ -65,6 +69,11 @@ class LoaderStats:
 
     workers: int
     cores: int
+
+    @classmethod
+    def of(cls, workers: int, processes: Processes) -> LoaderStats:
+        """Return those of a process that has its share of this host's cores."""
+        return cls(workers=workers, cores=max(1, count_cores() // processes.local_world_size))
 
     def explain(self) -> str:
         """Return why the device may wait for images, and what to do."""
@@ -113,7 +122,7 @@ class Reporter:
             plan.epochs * plan.iterations, "training", start=iteration, shown=shown
         )
         self.collapse = CollapseWatch(plan, prototypes)
-        self.feeding, self.lines, self.own_view = feeding, 0, math.nan
+        self.feeding, self.end, self.own_view = feeding, EndEstimate(self.progress), math.nan
         self.begin_window(iteration, {})
 
     def begin_window(self, iteration: int, sums: Mapping[str, float]) -> None:
@@ -135,8 +144,7 @@ class Reporter:
             "data_wait_share": self.waited / seconds,
         }
         self._show(means, timings, rate, iteration, reading.masked)
-        self.lines += 1
-        self._say_end(iteration, timings["iter_time"])
+        self.end.see_line(iteration, timings["iter_time"])
         self.collapse.look(means, iteration)
         self._warn_of_waiting(timings["data_wait_share"])
         self.write(
@@ -153,9 +161,21 @@ class Reporter:
         self.begin_window(iteration, reading.sums)
 
     def write(self, scalars: Mapping[str, float], iteration: int) -> None:
-        """Write TensorBoard scalars."""
+        """Write TensorBoard scalars, under the reference's tags and in groups."""
         if self.log is not None:
-            self.log.write_scalars(scalars, iteration)
+            self.log.write_scalars(add_groups(scalars), iteration)
+
+    def write_pictures(self, pictures: Mapping[str, Jpeg], iteration: int) -> None:
+        """Write TensorBoard images."""
+        if self.log is not None:
+            self.log.write_images(
+                {f"pictures/{name}": jpeg for name, jpeg in pictures.items()}, iteration
+            )
+
+    def write_settings(self, recipe: str, settings: Mapping[str, Any]) -> None:
+        """Write the run's settings to TensorBoard."""
+        if self.log is not None:
+            self.log.write_settings(recipe, settings, self.iteration)
 
     def report_scores(self, values: Mapping[str, float], iteration: int) -> None:
         """Log the teacher's scores by name; the progress line shows `own_view` from now on."""
@@ -200,20 +220,11 @@ class Reporter:
         }
         self.progress.advance(iteration, shown)
 
-    def _say_end(self, iteration: int, pace: float) -> None:
-        """Say once when the run will end, if an iteration takes `pace` seconds."""
-        left = self.plan.epochs * self.plan.iterations - iteration
-        if self.log is None or self.lines != SETTLING_LINES or not left:
-            return
-        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left * pace))
-        text = "%d iterations left at %.3g s: training ends in about %s, on %s"
-        logger.info(text, left, pace, format_seconds(left * pace), end)
-
     def _warn_of_waiting(self, share: float) -> None:
         if (
             self.feeding is None
             or self.log is None
-            or self.lines <= SETTLING_LINES
+            or self.end.lines <= SETTLING_LINES
             or share <= LARGEST_WAIT
         ):
             return

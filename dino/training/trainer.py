@@ -9,18 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dino import checkpoint, stored
 from dino.config import as_dict, as_recipe
 from dino.data.image_source import ImageSource
-from dino.data.loaders import count_cores
 from dino.errors import NonFiniteError
 from dino.runtime.context import Run
 from dino.runtime.distributed import StopAgreement
 from dino.runtime.folder_lock import check_held
 from dino.runtime.ownership import write_recipe
 from dino.runtime.signals import StopRequest
+from dino.training.bad_images import BadImages
 from dino.training.build import build_loader, build_networks, build_program
 from dino.training.checks import check_device
 from dino.training.config import TrainConfig
@@ -28,6 +26,7 @@ from dino.training.draws import StepDraws
 from dino.training.ema import build_teacher, set_modes
 from dino.training.inside import Held, check_inside, without_module
 from dino.training.optim import build_optimizer
+from dino.training.pictures import Album, Pictures
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
 from dino.training.resume import Identity, find_position, is_over, select_published
@@ -50,6 +49,7 @@ class Trainer:
         run: Run,
         scorers: Scorers = NO_SCORERS,
         *,
+        pictures: Pictures | None = None,
         recipe: str | None = None,
     ) -> None:
         """Build everything, and continue from the output folder's checkpoint if there is one.
@@ -59,6 +59,7 @@ class Trainer:
             source: The images.
             run: Device and processes.
             scorers: What scores the teacher's backbone from time to time.
+            pictures: Draws the run's pictures; None to draw nothing.
             recipe: Text of recipe.yaml, which reproduces the run; defaults to all settings.
 
         Raises:
@@ -81,22 +82,25 @@ class Trainer:
         self.draws = StepDraws(config, self.student, run.device, run.processes.rank)
         micro_batches = run.device.count_micro_batches(config.run.accumulate_steps)
         self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
-        self.iteration, self.bad_images, self.bad_here, self.unfinished = 0, 0, 0, False
+        self.bad_images = BadImages(run, skips=config.train_data.on_bad_image == "skip")
+        self.iteration, self.unfinished = 0, False
         self.mode = run.device.mode
         self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
         self._begin()
         self.over = is_over(self.folder, self.plan, self.iteration)
+        recipe = recipe or as_recipe(config, as_dict(config))
         if run.processes.is_rank_zero and not self.over:
-            write_recipe(self.folder, recipe or as_recipe(config, as_dict(config)))
-        cores = max(1, count_cores() // run.processes.local_world_size)
+            write_recipe(self.folder, recipe)
         self.reporter = Reporter(
             self.folder,
             self.plan,
             prototypes=config.student.out_dim,
             iteration=self.iteration,
             shown=run.processes.is_rank_zero,
-            feeding=LoaderStats(workers=self.loader.workers, cores=cores),
+            feeding=LoaderStats.of(self.loader.workers, run.processes),
         )
+        self.reporter.write_settings(recipe, as_dict(config))
+        self.album = Album(pictures, self.program, self.reporter.write_pictures)
 
     def train(self) -> None:
         """Run the remaining epochs.
@@ -129,9 +133,11 @@ class Trainer:
         for batch in self.loader.read(epoch, inside):
             self.reporter.waited += time.monotonic() - before
             self.run.processes.phase = f"iteration {self.iteration}"
-            self.bad_here += int((batch.replaced > 0).sum())
+            self.bad_images.see(batch)
+            self.album.see(batch, self.iteration)
             self.step(batch, self.plan.inputs(self.iteration, self.draws.begin(self.iteration)))
             self.iteration, self.stop.unsaved = self.iteration + 1, True
+            self.reporter.end.see_update(self.iteration, self.run.device.synchronize)
             self._after_step()
             before = time.monotonic()
 
@@ -172,10 +178,11 @@ class Trainer:
         more: dict[str, Any] = self.scores(self.teacher.backbone, epoch)
         self._report_scores(more)
         self.unfinished = False
-        self._count_bad_images()
-        more |= {"bad_images": self.bad_images} if self.bad_images else {}
+        more |= {"bad_images": bad} if (bad := self.bad_images.add_up()) else {}
         self.reporter.end_epoch(read_device(self.program), self.iteration, more)
-        return self._save(numbered=epoch if frequency and epoch % frequency == 0 else None)
+        saved = self._save(numbered=epoch if frequency and epoch % frequency == 0 else None)
+        self.album.end_epoch(self.teacher, self.iteration)
+        return saved
 
     def _report_scores(self, values: Mapping[str, float]) -> None:
         if values:
@@ -191,7 +198,7 @@ class Trainer:
     def _save(self, numbered: int | None = None) -> bool:
         """Save unless the last step was masked; return whether it was saved."""
         masked = read_device(self.program).masked_in_row
-        self._count_bad_images()
+        self.bad_images.add_up()
         if masked:
             why = "iteration %d is not saved: the last %d steps were not finite"
             logger.warning(why, self.iteration, masked)
@@ -210,13 +217,6 @@ class Trainer:
         self.stop.unsaved = self.run.processes.world_size > 1  # rank 0 may still be writing
         return True
 
-    def _count_bad_images(self) -> None:
-        """Add the images that all processes have replaced since the last call."""
-        if self.config.train_data.on_bad_image == "skip":
-            here = self.run.device.to_device(torch.tensor([float(self.bad_here)]))
-            self.bad_images += int(self.run.processes.all_reduce_sum(here))
-            self.bad_here = 0
-
     def _state(self) -> dict[str, Any]:
         program, scaler = self.program.state_dict(), self.step.state_dict()
         pixels = asdict(self.program.normalization)
@@ -232,7 +232,7 @@ class Trainer:
             "resume": {
                 "identity": asdict(self._identity()),
                 "program": program,
-                "bad_images": self.bad_images,
+                "bad_images": self.bad_images.total,
                 "unfinished": self.unfinished,
                 "mode": self.mode,
                 "scores": self.scores.state_dict(),
@@ -291,7 +291,8 @@ class Trainer:
         self.program.load_state_dict(
             {"centre": state["dino_loss"]["center"], **more.get("program", {})}
         )
-        self.bad_images, self.unfinished = more.get("bad_images", 0), more.get("unfinished", False)
+        self.bad_images.total = more.get("bad_images", 0)
+        self.unfinished = more.get("unfinished", False)
         self.scores.load_state_dict(more.get("scores", {}))
         self.scores.keep(path, first=self.run.processes.is_rank_zero)
         self.mode = self.mode or more.get("mode")  # a device without modes keeps the old one

@@ -5,6 +5,7 @@ Shapes: P side of a patch in pixels, h x w patches, H x W = P h x P w pixels.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from torch import Tensor
 from dino.data.crops import scale_shorter
 from dino.data.label_maps import mark_png
 from dino.files import MARK, atomic_write
+from dino.runtime.events import Jpeg
 
 Pixels = NDArray[np.uint8]
 
 VIRIDIS, INFERNO = cv2.COLORMAP_VIRIDIS, cv2.COLORMAP_INFERNO
 JPEG_QUALITY = 95  # %
+PNG_LEVEL = 4  # of 9; a third of the time of the default, 6, for 3 % more bytes
+RECORD_QUALITY = 85  # %
 OVERLAY_SHARE = 0.5  # weight of the map in an overlay, of the color in a mask (original's alpha)
 # The original's display_instances draws its only mask in the first hue, red.
 MASK_COLOR = (255, 0, 0)
@@ -102,6 +106,19 @@ def _mix(picture: Pixels, over: Pixels, share: np.float32 | NDArray[np.float32])
     return mixed
 
 
+def enlarge(patches: Pixels, height: int, width: int) -> Pixels:
+    """Enlarge the colors of patches (h, w, 3) to blocks of a picture (height, width, 3)."""
+    size = (width, height)
+    return np.asarray(Image.fromarray(patches).resize(size, Image.Resampling.NEAREST))
+
+
+def encode_jpeg(pixels: Pixels) -> Jpeg:
+    """Encode (H, W, 3) uint8 small, for records that keep every picture of a run."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=RECORD_QUALITY)
+    return Jpeg(file.getvalue(), *pixels.shape[:2])
+
+
 def save_picture(path: Path, pixels: Pixels) -> None:
     """Write (H, W, 3) uint8 as PNG or JPEG, depending on the extension, with our mark in it.
 
@@ -111,7 +128,7 @@ def save_picture(path: Path, pixels: Pixels) -> None:
     options: dict[str, Any] = (
         {"format": "JPEG", "quality": JPEG_QUALITY, "comment": MARK}
         if path.suffix == ".jpg"
-        else {"format": "PNG", "pnginfo": mark_png()}
+        else {"format": "PNG", "pnginfo": mark_png(), "compress_level": PNG_LEVEL}
     )
     with atomic_write(path, "") as temporary:
         Image.fromarray(pixels).save(temporary, **options)

@@ -82,6 +82,25 @@ def draw_row(
     return np.concatenate(tiles, axis=1)
 
 
+def draw_columns(columns: Sequence[tuple[str, Sequence[Pixels]]]) -> Pixels:
+    """Arrange pictures in titled columns; a row is as high as its highest picture."""
+    heights = [
+        max(len(picture) for picture in row)
+        for row in zip(*(pictures for _, pictures in columns), strict=True)
+    ]
+    drawn = []
+    for title, pictures in columns:
+        width = max(picture.shape[1] for picture in pictures)
+        cells = [
+            np.pad(
+                picture, ((0, height + GAP - len(picture)), (0, width - picture.shape[1]), (0, 0))
+            )
+            for picture, height in zip(pictures, heights, strict=True)
+        ]
+        drawn.append(np.pad(add_title(np.concatenate(cells), title), ((0, 0), (0, GAP), (0, 0))))
+    return np.concatenate(drawn, axis=1)
+
+
 def name_maps(heads: int) -> list[str]:
     """Titles of the maps of each head and of their mean."""
     return [*(f"head {number}" for number in range(heads)), f"mean of {heads} heads"]

@@ -119,6 +119,7 @@ TRAIN = {
     "--eval_knn_every": 0,
     "--own_view_images": 256,
     "--keep_best": None,
+    "--draw_pictures": True,
     "--preset": None,
     "--hours": None,
     "--dry_run": False,

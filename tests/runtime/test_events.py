@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dino.errors import OptionError
-from dino.runtime.events import EventFile
+from dino.runtime.events import EventFile, Jpeg
 
 
 def read(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -24,6 +24,27 @@ def test_scalars_are_read_back_at_once_by_tag_and_step(tmp_path: Path) -> None:
     events.close()
     assert read(tmp_path / "new", "loss") == [(3, 1.5), (4, 2.5)]
     assert read(tmp_path / "new", "train/lr") == [(3, 0.25)]
+
+
+def test_pictures_and_settings_are_read_back(tmp_path: Path) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    file = EventFile(tmp_path)
+    file.add_images({"pictures/crops": Jpeg(b"content", 20, 30)}, 3)
+    file.add_settings("lr: 0.1\n", {"lr": 0.1, "arch": "vit", "bn": True, "sizes": (1, 2)}, 4)
+    file.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (image,) = events.Images("pictures/crops")
+    assert (image.step, image.encoded_image_string) == (3, b"content")
+    assert (image.width, image.height) == (30, 20)
+    (text,) = events.Tensors("recipe/text_summary")
+    assert text.tensor_proto.string_val[0] == b"```yaml\nlr: 0.1\n\n```"
+    assert events.summary_metadata["recipe/text_summary"].plugin_data.plugin_name == "text"
+    found = events.summary_metadata["_hparams_/session_start_info"].plugin_data
+    settings = HParamsPluginData.FromString(found.content).session_start_info.hparams
+    assert found.plugin_name == "hparams" and settings["lr"].number_value == 0.1
+    assert settings["arch"].string_value == "vit" and settings["bn"].bool_value
+    assert settings["sizes"].string_value == "(1, 2)"
 
 
 def test_a_full_disk_leaves_the_records_before_it_readable(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 from types import SimpleNamespace
 
@@ -101,6 +102,53 @@ def test_a_bar_has_80_columns_and_log_lines_have_lines_of_their_own(
     shown.advance(10, values)
     shown.close()
     assert "epoch 100/100 loss 9.1234 lr 0.000123 img/s 1234.5 eta" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("columns", [30, 40, 60, 80, 120])
+def test_a_bar_fits_its_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = Progress(125_000, "training")
+    values = {"epoch": "100/100", "loss": "9.1234", "lr": "0.000123", "own view": "45%"}
+    assert shown.bar is not None
+    shown.bar.dynamic_ncols, shown.bar.ncols = False, columns
+    shown.advance(10, {**values, "images/s": "1234.5", "data wait": "12%", "skipped steps": "3"})
+    shown.close()
+    lines = re.split(r"[\r\n]", terminal.getvalue())
+    assert max(map(len, lines)) <= columns
+    last = next(line for line in lines if line.startswith("training 10/"))
+    assert " eta " in last or columns == 30
+    assert ("loss 9.1234" in last) == (columns >= 60)
+
+
+def test_a_redrawn_bar_counts_and_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    shown = Progress(20, "training", start=10)
+    shown.redraw(12)
+    shown.advance(15)
+    assert shown.bar is not None and shown.bar.n == 15
+    assert "training 12/20" in terminal.getvalue()
+    shown.close()
+
+
+def test_where_log_lines_go_through_a_pipe_there_is_no_bar(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`dino pretrain | tee log`: the bar and the lines would meet on the terminal."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "w") as pipe, caplog.at_level(logging.INFO):
+        monkeypatch.setattr("sys.stdout", pipe)
+        shown = Progress(20, "training")
+        shown.redraw(2)
+        shown.advance(10)
+        shown.close()
+        monkeypatch.undo()
+    assert shown.bar is None and terminal.getvalue() == ""
+    assert len(read_lines(caplog)) == 1
 
 
 def test_the_time_left_follows_the_pace_of_this_run(clock: SimpleNamespace) -> None:

@@ -195,6 +195,8 @@ def steps(
         1,
         "--own_view_images",
         8,
+        "--draw_pictures",
+        "true",
     )
     prepare = functools.partial(record_steps, str(folder / "seen"), release)
     result = train(folder, *words, *schedules, *more, prepare=prepare)
@@ -202,6 +204,7 @@ def steps(
     assert f"device: hpu, {numbers}, {mode} mode" in result.text
     seen = [json.loads(line) for line in (folder / "seen").read_text().splitlines()]
     assert len(seen) == 3 * STEPS
+    assert (folder / "run" / "epoch_patches.png").exists() and "cannot be drawn" not in result.text
     return seen
 
 

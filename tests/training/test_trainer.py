@@ -22,6 +22,7 @@ import torch
 from dino import checkpoint
 from dino.config import RECIPE
 from dino.runtime.folder_lock import LOCK_FILE, hold_folder
+from dino.training.tags import GROUPS
 from tests.running import (
     TINY,
     Job,
@@ -110,6 +111,15 @@ def test_tensorboard_holds_the_references_tags_and_the_monitors(
     assert {"examples/sec", "iter_time", "data_time", "loss", "lr", "wd"} <= tags
     assert {"entropy", "feature_std", "centre_norm", "grad_norm", "divergence"} <= tags
     assert [event.step for event in events.Scalars("loss")] == [10, 20]
+    assert {group for tag, group in GROUPS.items() if tag in tags} <= tags
+    for tag, grouped in (("loss", "train/loss"), ("data_time", "data/time")):
+        assert [event.value for event in events.Scalars(tag)] == [
+            event.value for event in events.Scalars(grouped)
+        ]
+    (text,) = events.Tensors("recipe/text_summary")
+    recipe = (tmp_path / "run" / RECIPE).read_text(encoding="utf-8")
+    assert text.tensor_proto.string_val[0].decode() == f"```yaml\n{recipe}\n```"
+    assert "_hparams_/session_start_info" in events.summary_metadata
 
 
 def test_the_same_command_twice_gives_the_same_bits(images: Path, tmp_path: Path) -> None:

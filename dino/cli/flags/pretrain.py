@@ -75,6 +75,10 @@ FLAGS: Mapping[str, Spec] = {
         "keep the checkpoint with the best score so far as checkpoint_best.pth: knn "
         "(needs --eval_knn_every) or own_view"
     ),
+    "draw_pictures": Spec(
+        "draw the first crops, and after each epoch the teacher's attention and patches of four "
+        "images, to the output folder and TensorBoard"
+    ),
     "preset": Spec(
         "auto: choose network, crops, prototypes, momentum, temperatures, warm-ups and lr, unless "
         "given, from the images, the global batch and the epochs or --hours; each with a reason"

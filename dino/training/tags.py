@@ -1,0 +1,31 @@
+"""Names of a run's scalars in TensorBoard: the reference's tags, and the same values in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+GROUPS = {  # the reference's tag -> the group's
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "wd": "train/weight_decay",
+    "grad_norm": "train/grad_norm",
+    "non_finite_steps": "train/non_finite_steps",
+    "entropy": "teacher/entropy",
+    "divergence": "teacher/divergence",
+    "feature_std": "teacher/feature_std",
+    "centre_norm": "teacher/center_norm",
+    "own_view": "teacher/own_view",
+    "rankme": "teacher/rankme",
+    "knn_top1": "teacher/knn_top1",
+    "knn_top5": "teacher/knn_top5",
+    "examples/sec": "time/images_per_second",
+    "iter_time": "time/iteration",
+    "data_time": "data/time",
+    "data_wait_share": "data/wait_share",
+}
+
+
+def add_groups(scalars: Mapping[str, float]) -> dict[str, float]:
+    """Add each value that belongs to a group under the group's tag."""
+    grouped = {GROUPS[tag]: value for tag, value in scalars.items() if tag in GROUPS}
+    return {**scalars, **grouped}
