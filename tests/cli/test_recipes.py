@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "dino" / "presets"
 CONFIGS = PRESETS / "configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
-PUBLISHED = [path for path in RECIPES if path.stem not in {"demo", "cifar10"}]
+PUBLISHED = [path for path in RECIPES if path.stem not in {"demo", "cifar10", "imagenette"}]
 SCRIPTS = {
     "main_dino.py": TrainConfig,
     "eval_linear.py": LinearConfig,
