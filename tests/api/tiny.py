@@ -26,6 +26,7 @@ RUN = {  # keywords of dino.pretrain
         "out_dim": 16,
         "batch_size_per_device": 4,
         "own_view_images": 0,
+        "draw_pictures": False,
         "num_workers": 0,
         "device": "cpu",
         "epochs": 2,

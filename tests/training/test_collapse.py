@@ -93,6 +93,7 @@ def test_a_run_whose_last_layer_stays_frozen_never_settles():
 def test_each_kind_is_named_once_and_not_before_the_run_has_settled(caplog):
     watch = CollapseWatch(plan_of("--warmup_epochs", "0", "--freeze_last_layer", "0"), 64)
     kinds = [UNIFORM] * 11 + [HEALTHY, UNIFORM, CONSTANT, HEALTHY, CONSTANT, UNIFORM]
+    caplog.clear()  # other loggers may be at work already
     with caplog.at_level(logging.WARNING):
         for iteration, kind in enumerate(kinds):
             watch.look(kind, iteration)
