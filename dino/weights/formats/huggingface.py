@@ -274,7 +274,7 @@ def describe_input(network: Network) -> dict[str, Any]:
 
 
 FORMAT = Format(
-    rank=1,
+    rank=2,
     detect=Path.is_dir,
     read=read_folder,
     rename=rename,

@@ -173,4 +173,5 @@ def _check_default(model: nn.Module, name: str, shape: tuple[int, int, int], pat
         )
 
 
-FORMAT = Format(detect=is_timm_folder, read=read_folder, kind=name_kind)
+# Before Hugging Face's own folders, which have a config.json too.
+FORMAT = Format(rank=1, detect=is_timm_folder, read=read_folder, kind=name_kind)

@@ -143,6 +143,7 @@ def test_without_the_file_nobody_knows_the_format(
 def test_formats_are_asked_in_a_fixed_order() -> None:
     assert list(list_formats()) == [
         "dinov2",
+        "timm_folder",
         "huggingface",
         "onnx",
         "ipu",
