@@ -180,7 +180,9 @@ class Reporter:
     def report_scores(self, values: Mapping[str, float], iteration: int) -> None:
         """Log the teacher's scores by name; the progress line shows `own_view` from now on."""
         self.own_view = values.get("own_view", self.own_view)
-        logger.info("%s", ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
+        when = f"at iteration {iteration}" if iteration else "before training"
+        told = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+        logger.info("scores %s: %s", when, told)
         self.write(values, iteration)
 
     def end_epoch(self, reading: MeterSnapshot, iteration: int, more: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 
 from dino.config import change
 from dino.data.crops import Crops
@@ -56,7 +56,8 @@ def fit_hours(
         wanted = change(config, values)
         candidate = resolve(wanted, {*given, *values}, source)[0]
         check_settings(candidate)
-        rate = measure_rate(candidate, run, source)
+        with _quietly():
+            rate = measure_rate(candidate, run, source)
         epochs, reason = choose_epochs(candidate, config.run.hours, rate, len(source))
         if epochs >= LEAST_EPOCHS:
             break
@@ -106,6 +107,18 @@ def measure_rate(config: TrainConfig, run: Run, source: ImageSource) -> float:
         device.synchronize()
     rate = TIMED * plan.global_batch / (time.monotonic() - began)
     return float(run.processes.read_from_first("measured speed", str(rate)))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Log only warnings: the run itself says what it is built of."""
+    package = logging.getLogger("dino")
+    before = package.level
+    package.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        package.setLevel(before)
 
 
 def _read_batches(loader: TrainLoader | SyntheticLoader) -> Generator[Crops, None, None]:

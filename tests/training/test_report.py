@@ -163,6 +163,16 @@ def test_the_wait_goes_to_tensorboard_under_the_references_tag(reporter, scalars
     assert values["data_wait_share"] == pytest.approx(0.5, rel=0.01)
 
 
+def test_scores_say_when_they_were_taken(reporter, scalars, caplog):
+    reporter.report_scores({"own_view": 2.9}, 0)
+    reporter.report_scores({"own_view": 36.5, "rankme": 12.0}, 30)
+    assert caplog.messages[-2:] == [
+        "scores before training: own_view 2.90",
+        "scores at iteration 30: own_view 36.50, rankme 12.00",
+    ]
+    assert [step for _, step in scalars] == [0, 30]
+
+
 def test_an_epoch_is_one_json_line_under_the_originals_keys(reporter, plan, tmp_path):
     reporter.end_epoch(reading_of(10, loss=3.5, entropy=2.0), 10, {"knn": 40.0})
     reporter.end_epoch(reading_of(10, loss=3.0), 20, {})

@@ -84,6 +84,7 @@ def test_a_run_measures_once_and_continues_with_what_it_chose(tmp_path: Path) ->
     assert first.code == 0, first.text
     assert "--hours 1e-05: measuring the speed of a few updates" in first.text
     assert "--epochs 1 (auto: 1e-05 hours, " in first.text
+    assert first.text.count("network: ") == 1
     assert "8 images are few to train from nothing" in first.text
     kept = yaml.safe_load((out / RECIPE).read_text())
     assert (kept["epochs"], kept["hours"], kept["preset"]) == (1, None, None)
