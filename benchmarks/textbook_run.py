@@ -293,7 +293,9 @@ def compare(words: argparse.Namespace) -> None:
     for index, epoch in enumerate(words.epochs):
         sides = [[knn[index] for knn in runs] for runs in scores.values()]
         means = [statistics.fmean(side) for side in sides]
-        error = math.sqrt(sum(statistics.variance(side) / len(side) for side in sides))
+        many = min(map(len, sides)) > 1  # one run a side has no spread
+        parts = [statistics.variance(side) / len(side) if many else math.nan for side in sides]
+        error = math.sqrt(sum(parts))
         apart = means[0] - means[1]
         line = {
             "epoch": epoch,
