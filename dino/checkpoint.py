@@ -85,6 +85,11 @@ def keep_best(path: Path) -> None:
         _duplicate(path, temporary)
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a run has saved in this folder; the same command continues it."""
+    return any((folder / name).exists() for name in (LATEST, PREVIOUS))
+
+
 def load_latest(
     folder: Path, *, set_aside: bool, check: Callable[[dict[str, Any], Path], None] | None = None
 ) -> tuple[dict[str, Any], Path, list[str]] | None:
@@ -117,6 +122,9 @@ def load_latest(
             continue
         for newer in candidates[: len(damaged)] if set_aside else ():
             newer.rename(newer.with_name(f"{newer.name}.damaged"))
+        if set_aside and path.name == BEST:  # it alone does not begin a run
+            with _temporary(folder / PREVIOUS) as temporary:
+                _duplicate(path, temporary)
         return state, path, damaged
     if damaged:
         raise CheckpointError(
@@ -144,7 +152,7 @@ def read_mode(folder: Path | str) -> str | None:
 
     Called before the device is opened, because opening fixes the device's mode.
     """
-    for name in (LATEST, PREVIOUS):
+    for name in (LATEST, PREVIOUS, BEST):
         with contextlib.suppress(CheckpointError):
             resume = load_file(Path(folder, name), mapped=True).get("resume")
             mode = resume.get("mode") if isinstance(resume, Mapping) else None

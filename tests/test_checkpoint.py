@@ -487,6 +487,10 @@ def test_the_best_checkpoint_stays_and_is_the_last_resort(tmp_path):
         (tmp_path / name).write_bytes(b"damaged")
     state, path, damaged = checkpoint.load_latest(tmp_path, set_aside=True)
     assert (number_of(state), path.name, len(damaged)) == (1, checkpoint.BEST, 2)
+    # A kill before the next save: the run must still know the folder as its own.
+    assert checkpoint.is_begun(tmp_path)
+    state, path, damaged = checkpoint.load_latest(tmp_path, set_aside=True)
+    assert (number_of(state), path.name, damaged) == (1, checkpoint.PREVIOUS, [])
 
 
 def test_pruning_leaves_other_files_alone(tmp_path):

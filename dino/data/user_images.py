@@ -72,7 +72,7 @@ class UserSource(ImageSource):
             return None
         image, _ = _split(self.images[self.positions[index]])
         if isinstance(image, str | os.PathLike):
-            return read_highest(Path(image))
+            return read_highest(os.fspath(image))
         levels = read_levels(image) if isinstance(image, Image.Image) else None
         return int(levels.max()) if levels is not None and levels.dtype == np.uint16 else None
 
@@ -159,7 +159,7 @@ def to_pixels(
         DataError: It is not an image, or has other channels; the text includes what was given.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image), channels, pixel_range=pixel_range)
+        return read_image(os.fspath(image), channels, pixel_range=pixel_range)
     if isinstance(image, Image.Image) and channels in MODES:
         try:
             reduced = reduce_picture(image, pixel_range=pixel_range)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from dino.data.loaders import TrainLoader, build_train_loader, choose_workers
 from dino.data.photometric import Normalization, build_normalization
 from dino.data.start_checks import check_count
 from dino.data.synthetic import SyntheticLoader, make_batch
-from dino.devices.base import Device
+from dino.devices.base import Device, TrainStep
 from dino.devices.config import IpuConfig
 from dino.errors import OptionError
 from dino.models.head import DINOHead
@@ -33,12 +33,40 @@ from dino.runtime.agreement import check_images
 from dino.runtime.context import Run
 from dino.runtime.exchange import GradientExchange
 from dino.training.config import OptimConfig, TrainConfig
-from dino.training.draws import draws_by_itself
+from dino.training.draws import StepDraws, draws_by_itself
 from dino.training.ema import build_teacher
 from dino.training.loss import choose_rows
+from dino.training.optim import MaskedOptimizer, build_optimizer
 from dino.training.step import DinoProgram
 
 logger = logging.getLogger(__name__)
+
+
+class StepParts(NamedTuple):
+    """A training step and what it works on."""
+
+    student: MultiCrop
+    teacher: MultiCrop
+    optimizer: MaskedOptimizer
+    program: DinoProgram
+    step: TrainStep
+    draws: StepDraws
+
+
+def build_step(config: TrainConfig, run: Run) -> StepParts:
+    """Build the step of a run on its device, with networks, optimizer and random numbers.
+
+    Raises:
+        OptionError: The architecture does not accept the crops.
+    """
+    device, optim = run.device, config.optim
+    student, teacher = build_networks(config, run)
+    optimizer = build_optimizer(optim.optimizer, student, fused=device.fuses_updates, eps=optim.eps)
+    program = build_program(config, student, teacher, run)
+    micro_batches = device.count_micro_batches(config.run.accumulate_steps)
+    step = device.compile_train(program, optimizer, micro_batches)
+    draws = StepDraws(config, student, device, run.processes.rank)
+    return StepParts(student, teacher, optimizer, program, step, draws)
 
 
 def build_networks(config: TrainConfig, run: Run) -> tuple[MultiCrop, MultiCrop]:

@@ -54,11 +54,10 @@ def check_folder(folder: Path) -> None:
         OptionError: A file that it writes is the user's, or of another run.
     """
     check_recipe(folder)
-    continued = any((folder / name).exists() for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
     numbered = sorted(folder.glob("checkpoint[0-9]*.pth"))
     earlier = [folder / checkpoint.TEACHER, folder / checkpoint.BEST, *numbered]
-    other = next((path for path in earlier if path.exists() and not continued), None)
-    if other is not None:
+    other = next((path for path in earlier if path.exists()), None)
+    if other is not None and not checkpoint.is_begun(folder):
         raise foreign(other, "is of another run")
 
 

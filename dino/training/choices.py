@@ -174,8 +174,7 @@ def read_earlier(folder: Path) -> Mapping[str, Any]:
     from dino import checkpoint
 
     recipe = folder / RECIPE
-    begun = any((folder / name).exists() for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
-    if not (begun and recipe.is_file()):
+    if not (checkpoint.is_begun(folder) and recipe.is_file()):
         return {}
     try:
         values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -255,7 +254,8 @@ def _choose_pixels(
         )
     earlier = read_earlier(Path(config.run.output_dir))
     if all(isinstance(earlier.get(name), list) for name in names):
-        values = {name: _as_tuple(earlier[name]) for name in names}
+        known = build(TrainConfig, {name: earlier[name] for name in names}).train_data
+        values = {name: getattr(known, name) for name in names}
         return change(config, values), dict.fromkeys(names, KEPT)
 
     from dino.data.pixel_statistics import SAMPLE, measure_pixels
@@ -272,10 +272,6 @@ def _choose_pixels(
     return change(config, {name: getattr(found, name) for name in names}), dict.fromkeys(
         names, reason
     )
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _spell(value: Any) -> str:

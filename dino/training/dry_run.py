@@ -19,17 +19,10 @@ from dino.data.crops import Crops
 from dino.data.synthetic import IMAGENET, make_batch
 from dino.errors import CheckpointError
 from dino.runtime.context import Run
-from dino.training.build import (
-    build_networks,
-    build_program,
-    build_recipe,
-    choose_recompute,
-)
+from dino.training.build import build_recipe, build_step, choose_recompute
 from dino.training.checks import check_device, check_images, check_settings
 from dino.training.config import TrainConfig
-from dino.training.draws import StepDraws
 from dino.training.flops import count_flops, measure_matmul
-from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.savings import describe_savings, format_hours
 from dino.weights.read import is_name
@@ -118,23 +111,17 @@ def dry_run(config: TrainConfig, run: Run, images: int = IMAGENET) -> DryRunResu
     device, world_size = run.device, run.processes.world_size
     before = device.memory_peak() or 0
     check_device(config, run.device)
-    student, teacher = build_networks(config, run)
-    optimizer = build_optimizer(
-        config.optim.optimizer, student, fused=run.device.fuses_updates, eps=config.optim.eps
-    )
-    clock = PhaseClock(device.synchronize)
-    program = build_program(config, student, teacher, run)
-    program.enter = clock.enter
-    step = device.compile_train(program, optimizer, config.run.accumulate_steps)
+    parts, clock = build_step(config, run), PhaseClock(device.synchronize)
+    parts.program.enter = clock.enter
     batch, plan = draw_batch(config), build_plan(config, iterations=1, world_size=world_size)
-    depth = StepDraws(config, student, device).begin(0)
+    depth = parts.draws.begin(0)
     for _ in range(2 + device.compiles):  # phases compile in the second step
         clock.seconds.clear()
         clock.enter("transfer")
-        step(batch, plan.inputs(0, depth))
+        parts.step(batch, plan.inputs(0, depth))
         clock.enter("")
     seconds, peak = sum(clock.seconds.values()), device.memory_peak()
-    fixed = before + count_bytes(student, teacher, optimizer)
+    fixed = before + count_bytes(parts.student, parts.teacher, parts.optimizer)
     largest, image = estimate_batch(
         peak, device.memory_total(), fixed=fixed, micro_batch=plan.micro_batch
     )

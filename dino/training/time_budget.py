@@ -14,12 +14,10 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import TrainLoader
 from dino.data.synthetic import SyntheticLoader
 from dino.runtime.context import Run
-from dino.training.build import build_loader, build_networks, build_program
+from dino.training.build import build_loader, build_step
 from dino.training.checks import check_settings
 from dino.training.choices import measure_scale, resolve
 from dino.training.config import TrainConfig
-from dino.training.draws import StepDraws
-from dino.training.optim import build_optimizer
 from dino.training.plan import build_plan
 from dino.training.small_data import FEW_IMAGES, Choice, choose_small_network
 
@@ -86,24 +84,17 @@ def measure_rate(config: TrainConfig, run: Run, source: ImageSource) -> float:
     Raises:
         DinoError: An image cannot be read, or the device cannot train.
     """
-    student, teacher = build_networks(config, run)
-    loader = build_loader(config, source, run)
-    device, optim = run.device, config.optim
+    parts, loader, device = build_step(config, run), build_loader(config, source, run), run.device
     plan = build_plan(
         config, iterations=len(loader), world_size=run.processes.world_size, device=device
     )
-    optimizer = build_optimizer(optim.optimizer, student, fused=device.fuses_updates, eps=optim.eps)
-    program = build_program(config, student, teacher, run)
-    micro_batches = device.count_micro_batches(config.run.accumulate_steps)
-    step = device.compile_train(program, optimizer, micro_batches)
-    draws = StepDraws(config, student, device, run.processes.rank)
     warm, began = WARM + device.compiles, 0.0
     with contextlib.closing(_read_batches(loader)) as batches:
         for index, batch in enumerate(itertools.islice(batches, warm + TIMED)):
             if index == warm:
                 device.synchronize()
                 began = time.monotonic()
-            step(batch, plan.inputs(0, draws.begin(0)))
+            parts.step(batch, plan.inputs(0, parts.draws.begin(0)))
         device.synchronize()
     rate = TIMED * plan.global_batch / (time.monotonic() - began)
     return float(run.processes.read_from_first("measured speed", str(rate)))

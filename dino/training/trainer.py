@@ -19,13 +19,11 @@ from dino.runtime.folder_lock import check_held
 from dino.runtime.ownership import write_recipe
 from dino.runtime.signals import StopRequest
 from dino.training.bad_images import BadImages
-from dino.training.build import build_loader, build_networks, build_program
+from dino.training.build import build_loader, build_step
 from dino.training.checks import check_device
 from dino.training.config import TrainConfig
-from dino.training.draws import StepDraws
 from dino.training.ema import build_teacher, set_modes
 from dino.training.inside import Held, check_inside, without_module
-from dino.training.optim import build_optimizer
 from dino.training.pictures import Album, Pictures
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
@@ -69,19 +67,14 @@ class Trainer:
         check_device(config, run.device)
         self.config, self.source, self.run = config, source, run
         self.folder = Path(config.run.output_dir)
-        self.student, self.teacher = build_networks(config, run)
+        parts = build_step(config, run)
+        self.student, self.teacher, self.optimizer, self.program, self.step, self.draws = parts
         self.loader = build_loader(config, source, run)
         iterations, world_size = len(self.loader), run.processes.world_size
         self.plan = build_plan(
             config, iterations=iterations, world_size=world_size, device=run.device
         )
-        optim, fused = config.optim, run.device.fuses_updates
-        self.optimizer = build_optimizer(optim.optimizer, self.student, fused=fused, eps=optim.eps)
-        self.program = build_program(config, self.student, self.teacher, run)
         self.scores = Scores(config.run, scorers, images=len(source))
-        self.draws = StepDraws(config, self.student, run.device, run.processes.rank)
-        micro_batches = run.device.count_micro_batches(config.run.accumulate_steps)
-        self.step = run.device.compile_train(self.program, self.optimizer, micro_batches)
         self.bad_images = BadImages(run, skips=config.train_data.on_bad_image == "skip")
         self.iteration, self.unfinished = 0, False
         self.mode = run.device.mode

@@ -16,11 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dino.data.synthetic import make_batch
 from dino.devices.base import TrainStep
 from dino.runtime.context import Run
-from dino.training.build import build_networks, build_program, build_recipe
+from dino.training.build import build_recipe, build_step
 from dino.training.config import TrainConfig
 from dino.training.draws import StepDraws
 from dino.training.dry_run import PhaseClock
-from dino.training.optim import build_optimizer
 from dino.training.step import DinoProgram
 from dino.training.step_values import StepInputs
 
@@ -115,19 +114,14 @@ def build_workload(config: TrainConfig, run: Run) -> Workload:
         batch = type(batch)(
             *(field.pin_memory(*[pinned] * isinstance(pinned, str)) for field in batch)
         )
-    student, teacher = build_networks(config, run)
-    optimizer = build_optimizer(
-        config.optim.optimizer, student, fused=run.device.fuses_updates, eps=config.optim.eps
-    )
-    program = build_program(config, student, teacher, run)
-    step = run.device.compile_train(program, optimizer, config.run.accumulate_steps)
+    parts = build_step(config, run)
     return Workload(
         config=config,
         run=run,
-        program=program,
-        optimizer=optimizer,
-        step=step,
-        draws=StepDraws(config, student, run.device, run.processes.rank),
+        program=parts.program,
+        optimizer=parts.optimizer,
+        step=parts.step,
+        draws=parts.draws,
         batch=batch,
     )
 

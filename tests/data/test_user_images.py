@@ -3,6 +3,7 @@ rest."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,12 @@ def test_an_error_of_the_data_sets_own_names_the_image() -> None:
 def test_ctrl_c_is_no_error_of_an_image() -> None:
     with pytest.raises(KeyboardInterrupt):
         wrap_images(Listed(KeyboardInterrupt())).read(0, 3)
+
+
+def test_reading_a_file_interns_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images = wrap_images([str(tmp_path / "a.png")])
+    interned: list[str] = []
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+    assert images.read(0, 3).shape == (3, 8, 8) and images.read_highest(0) is None
+    assert "a.png" not in interned

@@ -105,6 +105,14 @@ def test_a_damaged_recipe_holds_no_earlier_choice(tmp_path: Path) -> None:
         assert read_earlier(tmp_path) == {}
 
 
+def test_an_edited_recipe_with_a_mean_of_words_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pth").touch()
+    (tmp_path / RECIPE).write_text("mean: [a, b, c]")
+    config = parse(TrainConfig, ["--mean", "auto", "--output_dir", str(tmp_path)])
+    with pytest.raises(OptionError, match="^`mean` must be"):
+        choose_settings(config, {"mean"})
+
+
 def test_numbers_replace_imagenets_and_none_leave_them() -> None:
     config = parse(TrainConfig, [*NUMBERS])
     expected = Normalization(mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 0.2))
