@@ -85,7 +85,7 @@ def record_steps(path: str, release: str) -> None:
     on_simulated_card()
     hpu_simulator.mark_phases()
     from dino.devices.eager import EagerStep
-    from dino.training import trainer
+    from dino.training import build, trainer
 
     whole, state = EagerStep.__call__, {}
 
@@ -99,15 +99,15 @@ def record_steps(path: str, release: str) -> None:
             state["shapes"].clear()
 
     keep_shapes = functools.partial(_remember_shapes, state.setdefault("shapes", {}))
-    build = trainer.build_networks
+    build_both = build.build_networks
 
     def build_and_watch(*args: Any) -> Any:
-        networks = build(*args)
+        networks = build_both(*args)
         for name, network in zip(("student", "teacher"), networks, strict=True):
             network.backbone.register_forward_pre_hook(functools.partial(keep_shapes, name))
         return networks
 
-    trainer.build_networks = build_and_watch
+    build.build_networks = build_and_watch
 
     @functools.wraps(whole)
     def step(self: EagerStep, *args: Any) -> None:
