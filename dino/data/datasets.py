@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from dino.data.crops import CropRecipe, Crops, CutViews, build_rng, cut_crops, cut_views
 from dino.data.image_source import ImageSource
 from dino.data.photometric import Normalization, augment
+from dino.data.remote_requests import Unreachable
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class CropDataset(Dataset[Crops | DataError]):
             try:
                 image = self.source.read(candidate, self.recipe.channels, whole=True)
                 return self._cut(image, rng, replaced)
+            except Unreachable as error:
+                return error
             except DataError as error:
                 if not self.skip_bad:
                     return DataError(f"{error}", remedy="use `on_bad_image` skip to replace it")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 from dino.cache import find_cache_root, hold_lock, make_folder, read_own, write_own
 from dino.files import atomic_write
@@ -60,14 +60,19 @@ class Index:
     its records.
     """
 
-    def __init__(self, kind: str, place: str, is_valid: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, kind: str, place: str, is_valid: Callable[[Any], bool], worth: int | None = None
+    ) -> None:
         """Read the stored records of `place`, an absolute path or several.
 
         Args:
             kind: What the records are about.
             place: What they belong to.
             is_valid: Whether the contents of a record have the right form.
+            worth: Entries below which no index is written; `WORTH` if None. If 0, other processes
+                wait before anything is listed.
         """
+        self.worth = WORTH if worth is None else worth
         self.place, self.key, self.is_valid = place, [VERSION, kind, place], is_valid
         digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         self.path = find_cache_root() / "index" / f"{kind}-{digest}.json"
@@ -84,12 +89,21 @@ class Index:
     def look_up(self, name: str, stamp: Stamp) -> Any:
         """The contents of folder or shard `name` at this stamp; None if not recorded."""
         record = self.known.get(name)
-        if not isinstance(record, list) or len(record) != 2 or record[0] != list(stamp):
+        if self._fits(record, stamp):
+            self.records[name] = record
+            return record[1]
+        if self.worth or self.locked:
             return None
-        if not self.is_valid(record[1]):
-            return None
-        self.records[name] = record
-        return record[1]
+        self._lock()
+        return self.look_up(name, stamp)
+
+    def _fits(self, record: Any, stamp: Stamp) -> TypeGuard[list[Any]]:
+        return (
+            isinstance(record, list)
+            and len(record) == 2
+            and record[0] == list(stamp)
+            and self.is_valid(record[1])
+        )
 
     def store(self, name: str, stamp: Stamp, found: Any, count: int) -> None:
         """Record the contents of `name` at this stamp; may wait for another process listing it.
@@ -103,7 +117,7 @@ class Index:
         lasting = max(stamp[1:]) < time.time_ns() - FRESH
         self.records[name] = [list(stamp if lasting else NO_STAMP), found]
         self.found += count
-        if self.found >= WORTH and not self.locked:
+        if self.found >= self.worth and not self.locked:
             self._lock()
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dino.errors import DataError
@@ -76,6 +77,16 @@ def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
             f"{flag} {pattern}: {len(missing)} of {len(names)} shards are missing,"
             f" the first is {missing[0]}"
         )
+    check_names(paths, pattern, flag)
+    return tuple(map(Path, paths))
+
+
+def check_names(paths: Sequence[str], pattern: str, flag: str) -> None:
+    """Check the names that a pattern stands for.
+
+    Raises:
+        DataError: A shard is named twice or compressed.
+    """
     in_order = sorted(paths)
     repeated = next((a for a, b in zip(in_order, in_order[1:], strict=False) if a == b), None)
     if repeated:
@@ -86,4 +97,3 @@ def find_shards(pattern: str, flag: str) -> tuple[Path, ...]:
             f"{flag} {pattern}: {odd} is not an uncompressed {ENDING} file",
             remedy="decompress it, because compressed files cannot be read by offset",
         )
-    return tuple(map(Path, paths))

@@ -7,19 +7,18 @@ an index, as in a folder; order, shares, crops and resuming are therefore identi
 from __future__ import annotations
 
 import os
-import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dino.data.decode import EXTENSIONS
-from dino.data.index import Index, Stamp, read_stamp
+from dino.data.index import Index, Stamp
 from dino.data.listing import HIDDEN, Passed, add, describe, is_hidden, is_passed, kind_of
+from dino.data.shard_files import Shard
 from dino.errors import DataError
 
 LABEL = ".cls"
@@ -68,7 +67,7 @@ class Header(tarfile.TarInfo):
 class Member:
     """One image in a shard."""
 
-    shard: Path
+    shard: Shard
     stamp: Stamp
     name: str
     offset: int
@@ -79,19 +78,13 @@ class Member:
         return f"{self.shard}/{self.name}"
 
     def read(self) -> bytes:
-        """Read the content with one open and one read.
+        """Read its content.
 
         Raises:
-            DataError: The shard has changed since the run began.
+            DataError: The shard has changed since the run began, or its server does not answer.
             OSError: The shard cannot be read.
         """
-        with self.shard.open("rb", buffering=0) as file:
-            content = os.pread(file.fileno(), self.size, self.offset)
-        if len(content) < self.size or read_stamp(self.shard) != self.stamp:
-            raise DataError(
-                f"{self.shard} has changed since the run began", remedy="restart the run"
-            )
-        return content
+        return self.shard.read(self.offset, self.size, self.stamp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +92,11 @@ class Members:
     """Locations of N images.
 
     Attributes:
-        shards: Path and stamp of each tar file.
+        shards: Each tar file and its stamp.
         places: Shard number, offset and size in bytes of each image, int64 (N, 3).
     """
 
-    shards: tuple[tuple[Path, Stamp], ...]
+    shards: tuple[tuple[Shard, Stamp], ...]
     places: np.ndarray
 
     def member(self, index: int, name: str) -> Member:
@@ -117,19 +110,21 @@ class Members:
         return replace(self, places=self.places[np.asarray(indices, dtype=np.int64)])
 
 
-def list_members(shards: Sequence[Path]) -> tuple[list[Found], Members, Passed]:
+def list_members(shards: Sequence[Shard]) -> tuple[list[Found], Members, Passed]:
     """List the images of all shards, in order, and what is passed over.
 
     Raises:
         DataError: A shard is not a tar file, is truncated, has no images, or has images that are
-            links.
+            links; or its server does not answer.
     """
-    stamps = [_stamp(path) for path in shards]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        stamps = list(pool.map(lambda shard: shard.stamp(), shards))
     images: list[Found] = []
     places: list[tuple[int, int, int]] = []
     passed: Passed = {}
-    place = "\n".join(os.path.abspath(path) for path in shards)
-    with Index("shards", place, _is_contents) as index:
+    place = "\n".join(shard.place for shard in shards)
+    worth = 0 if any(shard.is_far for shard in shards) else None
+    with Index("shards", place, _is_contents, worth) as index:
         for number, (found, others) in enumerate(_look_into(shards, stamps, index)):
             images += found
             places += [(number, image.offset, image.size) for image in found]
@@ -159,67 +154,64 @@ def _is_found(image: Any) -> bool:
     )
 
 
-def _stamp(shard: Path) -> Stamp:
-    try:
-        if not stat.S_ISREG(os.stat(shard).st_mode):
-            raise DataError(f"{shard} is no file")  # a pipe may never end
-        return read_stamp(shard)
-    except OSError as error:
-        raise DataError(f"{shard} cannot be read: {error}") from error
-
-
-def _look_into(shards: Sequence[Path], stamps: Sequence[Stamp], index: Index) -> Iterator[Contents]:
+def _look_into(
+    shards: Sequence[Shard], stamps: Sequence[Stamp], index: Index
+) -> Iterator[Contents]:
     """Yield the contents of each shard, from the index if recorded there."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for start in range(0, len(shards), AT_ONCE):
-            names = map(str, shards[start : start + AT_ONCE])
-            batch = list(zip(names, stamps[start : start + AT_ONCE], strict=True))
-            contents = {name: index.look_up(name, stamp) for name, stamp in batch}
-            unknown = [(name, stamp) for name, stamp in batch if contents[name] is None]
-            scans = pool.map(scan_shard, [name for name, _ in unknown])
-            for (name, stamp), found in zip(unknown, scans, strict=True):
-                contents[name] = found
-                index.store(name, stamp, found, len(found.images))
+            part = slice(start, start + AT_ONCE)
+            batch = list(zip(shards[part], stamps[part], strict=True))
+            contents = {shard: index.look_up(str(shard), stamp) for shard, stamp in batch}
+            unknown = [(shard, stamp) for shard, stamp in batch if contents[shard] is None]
+            scans = pool.map(lambda pair: scan_shard(*pair), unknown)
+            for (shard, stamp), found in zip(unknown, scans, strict=True):
+                contents[shard] = found
+                index.store(str(shard), stamp, found, len(found.images))
             for images, passed in contents.values():
                 yield Contents([Found(*image) for image in images], passed)
 
 
-def scan_shard(path: str) -> Contents:
+def scan_shard(shard: Shard, stamp: Stamp) -> Contents:
     """List the images of one tar file, from its headers alone, and count its other files.
 
     Raises:
-        DataError: It is not a tar file, is truncated, has no images, or has images that are links.
+        DataError: It is not a tar file, is truncated, has no images, or has images that are links;
+            or its server does not answer.
     """
     images: list[Found] = []
     labels: dict[str, int] = {}
     passed: Passed = {}
     try:
-        with tarfile.open(path, "r:", tarinfo=Header) as tar:
-            for member in _read_members(tar, os.path.getsize(path)):
+        with (
+            shard.open(stamp) as file,
+            tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar,
+        ):
+            for member in _read_members(tar, stamp[0]):
                 name = os.path.normpath(member.name)
                 if any(map(is_hidden, name.split(os.sep))):
                     add(passed, HIDDEN, name)
                 elif name.endswith(LABEL):
-                    labels[sample_of(name)] = _read_label(tar, member, path)
+                    labels[sample_of(name)] = _read_label(tar, member, shard)
                 elif not name.lower().endswith(EXTENSIONS):
                     add(passed, kind_of(name), name)
                 else:
                     if not member.isreg() or member.issparse():
                         raise DataError(
-                            f"{path} holds {name} as a link or a sparse file",
+                            f"{shard} holds {name} as a link or a sparse file",
                             remedy="pack the files themselves",
                         )
                     images.append(Found(name, member.offset_data, member.size, None))
-            _check_end(tar, path)
+            _check_end(tar, shard)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - tarfile raises anything on damaged headers
         raise DataError(
-            f"{path} is not a tar file or is truncated ({error})", remedy="copy or pack it again"
+            f"{shard} is not a tar file or is truncated ({error})", remedy="copy or pack it again"
         ) from error
     if not images:
         others = f"; passed over: {describe(passed)}" if passed else ""
-        raise DataError(f"{path} holds no image (looked for {' '.join(EXTENSIONS)}{others})")
+        raise DataError(f"{shard} holds no image (looked for {' '.join(EXTENSIONS)}{others})")
     labelled = [image._replace(label=labels.get(sample_of(image.name))) for image in images]
     return Contents(labelled, passed)
 
@@ -239,20 +231,20 @@ def sample_of(name: str) -> str:
     return os.path.join(folder, base.partition(".")[0])
 
 
-def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
+def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Shard) -> int:
     file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
     text = file.read(LONGEST_NUMBER).strip() if file else b""
     if not text.isdigit():
-        raise DataError(f"{path}: {member.name} must hold a class number (got {text[:20]!r})")
+        raise DataError(f"{shard}: {member.name} must hold a class number (got {text[:20]!r})")
     return int(text)
 
 
-def _check_end(tar: tarfile.TarFile, path: str) -> None:
+def _check_end(tar: tarfile.TarFile, shard: Shard) -> None:
     """Check for the final block of zeros; tarfile accepts damage or a missing end as an end."""
     file = tar.fileobj
     assert file is not None
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise DataError(
-            f"{path} is damaged or truncated at byte {tar.offset}", remedy="copy or pack it again"
+            f"{shard} is damaged or truncated at byte {tar.offset}", remedy="copy or pack it again"
         )

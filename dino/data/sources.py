@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dino.data.decode import EXTENSIONS
 from dino.data.demo import build_demo, is_demo
 from dino.data.image_list import read_list
-from dino.data.image_source import ImageSource, number_classes
+from dino.data.image_source import ImageSource
 from dino.data.listing import describe, list_folder, show
+from dino.data.remote import UrlPath, check_url, is_url
 from dino.data.shard_names import ENDING, find_shards, is_pattern
-from dino.data.shards import list_members
+from dino.data.shard_sources import open_local_shards, open_remote_shards
 from dino.data.splits import (
     find_mixed_splits,
     find_validation,
@@ -181,6 +181,8 @@ def _refuse_mixed_splits(source: ImageSource) -> None:
 def _existing(data_path: str | None) -> Path:
     if not data_path:
         raise DataError(f"`data_path` is missing: {ASK}")
+    if is_url(data_path):
+        return check_url(data_path, FLAG)
     if data_path == "demo":
         _check_demo()
         return build_demo()
@@ -212,8 +214,10 @@ def _check_local(path: str, flag: str) -> None:
 
 def _open(root: Path) -> ImageSource:
     """Open `data_path`: shards by pattern, a list file, a folder of images, or of shards."""
+    if isinstance(root, UrlPath):
+        return open_remote_shards(root, FLAG)
     if is_pattern(str(root)) and not os.path.isdir(root):
-        return _list_shards(find_shards(str(root), FLAG))
+        return open_local_shards(find_shards(str(root), FLAG))
     source = _list_files(root, FLAG)
     shards = sorted(root.glob(f"[!.]*{ENDING}")) if os.path.isdir(root) else []
     if shards and len(source):
@@ -227,7 +231,7 @@ def _open(root: Path) -> ImageSource:
             f"{FLAG} {root} holds shards of several sets ({', '.join(kinds[:5])})",
             remedy=f"choose one of them, such as {root}/NAME-*{ENDING}",
         )
-    return _list_shards(shards) if shards else _not_empty(source, root, FLAG)
+    return open_local_shards(shards) if shards else _not_empty(source, root, FLAG)
 
 
 def _list(root: Path, flag: str) -> ImageSource:
@@ -255,26 +259,6 @@ def _list_files(root: Path, flag: str) -> ImageSource:
     origin = f"{'built-in images' if is_demo(root) else 'folder'} {root}"
     return ImageSource(
         root=root, names=names, labels=labels, classes=classes, origin=origin, passed=passed
-    )
-
-
-def _list_shards(shards: Sequence[Path]) -> ImageSource:
-    """Classes are the folders in the members' names, or the numbers of .cls members if any."""
-    images, members, passed = list_members(shards)
-    names = tuple(image.name for image in images)
-    labels, classes = label_by_folder(names)
-    numbers = tuple(image.label for image in images if image.label is not None)
-    if len(numbers) == len(names) and numbers != labels:
-        labels, classes = numbers, number_classes(numbers)
-    root = Path(os.path.commonpath([path.absolute().parent for path in shards]))
-    return ImageSource(
-        root=root,
-        names=names,
-        labels=labels,
-        classes=classes,
-        members=members,
-        origin=f"{len(shards)} shards, the first {shards[0]}",
-        passed=passed,
     )
 
 

@@ -21,6 +21,7 @@ from dino.data.image_source import ImageSource
 from dino.data.listing import show
 from dino.data.loaders import build_train_loader
 from dino.data.packing import Packing, pack_images
+from dino.data.shard_files import LocalShard
 from dino.data.shard_names import expand_braces, find_shards
 from dino.data.sources import (
     find_images,
@@ -280,9 +281,9 @@ def test_only_changed_shards_are_scanned_again(
         write_tar(tmp_path / f"{number:02}.tar", {f"{number}.png": picture(number)})
     first, scanned, plain = open_training_source(str(tmp_path / "*.tar")), [], shards.scan_shard
 
-    def scan(path: str) -> list[shards.Found]:
-        scanned.append(Path(path).name)
-        return plain(path)
+    def scan(shard: LocalShard, stamp: index.Stamp) -> shards.Contents:
+        scanned.append(shard.path.name)
+        return plain(shard, stamp)
 
     monkeypatch.setattr(shards, "scan_shard", scan)
     assert open_training_source(str(tmp_path / "*.tar")) == first and scanned == []
@@ -493,7 +494,7 @@ def test_no_damaged_header_breaks_the_scan(
         content = bytearray(change_header(bytes(content), member * 1024, start, bytes([level])))
     path.write_bytes(content)
     try:
-        found = shards.scan_shard(str(path)).images
+        found = shards.scan_shard(shard := LocalShard(path), shard.stamp()).images
     except DataError:
         return
     assert all(0 < image.offset + image.size <= len(content) for image in found)

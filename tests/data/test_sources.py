@@ -219,13 +219,13 @@ def test_the_demo_says_that_it_is_built_in(tmp_path: Path, monkeypatch: pytest.M
     assert open_training_source("demo").describe() == expected
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["s3://bucket/train", "gs://b/t-{000..010}.tar", "HTTPS://host/a.tar", "pipe:cat x.tar"],
-)
+@pytest.mark.parametrize("url", ["s3://bucket/train", "pipe:cat x.tar"])
 def test_urls_are_no_paths(url: str) -> None:
+    text = (
+        "is no path on this machine; copy the images to a" if "//" not in url else "must name tar"
+    )
     for read in (open_training_source, open_images, open_labelled_splits):
-        with pytest.raises(DataError, match="is no path on this machine; copy the images to a"):
+        with pytest.raises(DataError, match=text):
             read(url)
     with pytest.raises(DataError, match=r"^`train_features_path` .* is no path on this machine"):
         list_images(Path(url), "`train_features_path`")
