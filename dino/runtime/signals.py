@@ -24,14 +24,38 @@ class StopRequest:
 
     Attributes:
         signal: The last signal that arrived, or None.
-        unsaved: Whether there is work that no checkpoint has; the loop sets it.
-        saved: What the newest checkpoint has and where it is, or None; the loop sets it.
+        done: Iterations so far; the loop sets it.
+        kept: How many of them a checkpoint has, or will have before the process leaves.
+        saved: What the newest checkpoint has and where it is, or None.
     """
 
-    def __init__(self) -> None:
-        """Start without a signal, work or checkpoint."""
-        self.signal, self.unsaved = cast("signal.Signals | None", None), False
+    def __init__(self, *, alone: bool = True) -> None:
+        """Start without a signal, work or checkpoint.
+
+        Args:
+            alone: Whether the run has one process only. Others cannot know when rank 0 has written.
+        """
+        self.signal = cast("signal.Signals | None", None)
+        self.done, self.kept, self.alone = 0, 0, alone
         self.saved: str | None = None
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether there is work that no checkpoint has, as far as this process knows."""
+        return self.done > self.kept
+
+    def resume(self, iteration: int, path: object) -> None:
+        """Record that the run continues from a checkpoint."""
+        self.done = self.kept = iteration
+        self.saved = f"iteration {iteration} in {path}"
+
+    def hand_over(self) -> None:
+        """Record that all work so far is being written, and that leaving waits for it."""
+        self.kept = self.done if self.alone else self.kept
+
+    def keep(self, iteration: int, path: object) -> None:
+        """Record that a checkpoint is written; any thread may call it."""
+        self.saved = f"iteration {iteration} in {path}"
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dino import checkpoint
 from dino.data.own_views import AREAS
 from dino.errors import CheckpointError
 from dino.stored import check_count, check_mapping
@@ -119,16 +117,10 @@ class Scores:
             verdict = f"no clear difference (within {margin:.1f})"
         return f"own views found: {after:.1f} %, before training {before:.1f} %: {verdict}"
 
-    def keep(self, path: Path, *, first: bool) -> None:
-        """Keep a checkpoint as the best one if its score is the best so far.
-
-        Args:
-            path: A checkpoint just written, or read: a kill may have come before it was kept.
-            first: Whether this process writes files.
-        """
-        if self.state.rose and first:
-            checkpoint.keep_best(path)
-        self.state.rose = False
+    def take_rise(self) -> bool:
+        """Return whether the score is the best so far, once for each time that it rises."""
+        rose, self.state.rose = self.state.rose, False
+        return rose
 
     def _note_best(self, values: Mapping[str, float]) -> None:
         score = values.get(self.kept, math.nan)

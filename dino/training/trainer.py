@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from dino.data.image_source import ImageSource
 from dino.errors import NonFiniteError
 from dino.runtime.context import Run
 from dino.runtime.distributed import StopAgreement
-from dino.runtime.folder_lock import check_held
 from dino.runtime.ownership import write_recipe
 from dino.runtime.signals import StopRequest
 from dino.training.bad_images import BadImages
@@ -27,7 +27,8 @@ from dino.training.inside import Held, check_inside, without_module
 from dino.training.pictures import Album, Pictures
 from dino.training.plan import build_plan
 from dino.training.report import LoaderStats, Reporter, read_device
-from dino.training.resume import Identity, find_position, is_over, select_published
+from dino.training.resume import Identity, find_position, is_over
+from dino.training.saving import Saver
 from dino.training.scores import NO_SCORERS, Scorers, Scores
 from dino.training.step_values import NON_FINITE_LIMIT
 from dino.weights.initial import load_initial_weights
@@ -78,7 +79,9 @@ class Trainer:
         self.bad_images = BadImages(run, skips=config.train_data.on_bad_image == "skip")
         self.iteration, self.unfinished = 0, False
         self.mode = run.device.mode
-        self.stop, self.agreement = StopRequest(), StopAgreement(run.processes)
+        self.stop = StopRequest(alone=world_size == 1)
+        self.agreement = StopAgreement(run.processes)
+        self.saver = Saver(self.folder, keep=config.run.keep_checkpoints)
         self._begin()
         self.over = is_over(self.folder, self.plan, self.iteration)
         recipe = recipe or as_recipe(config, as_dict(config))
@@ -103,9 +106,10 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C came twice, or while there was nothing to save.
             NonFiniteError: There were too many non-finite steps in a row.
             DataError: An image cannot be read.
+            CheckpointError: A checkpoint could not be written; the one before it is intact.
         """
         try:
-            with self.stop.listening():
+            with self.stop.listening(), self.saver:
                 if not self.iteration:
                     self._report_scores(self.scores.begin(self.teacher.backbone))
                 if self.unfinished:
@@ -129,7 +133,7 @@ class Trainer:
             self.bad_images.see(batch)
             self.album.see(batch, self.iteration)
             self.step(batch, self.plan.inputs(self.iteration, self.draws.begin(self.iteration)))
-            self.iteration, self.stop.unsaved = self.iteration + 1, True
+            self.iteration = self.stop.done = self.iteration + 1
             self.reporter.end.see_update(self.iteration, self.run.device.synchronize)
             self._after_step()
             before = time.monotonic()
@@ -151,6 +155,7 @@ class Trainer:
 
     def _report(self) -> None:
         """Report the last iterations; the steady state reads the device only here."""
+        self.saver.check()
         with self.run.processes.waiting("the device"):
             reading = read_device(self.program)
         if reading.masked_in_row >= NON_FINITE_LIMIT:
@@ -184,12 +189,13 @@ class Trainer:
 
     def _leave(self, saved: bool) -> None:
         if saved or self._save():
+            self.saver.wait()
             # Launchers end all processes once one has left, and rank 0 may still be writing.
             self.run.processes.barrier()
             raise self.stop.explain()
 
     def _save(self, numbered: int | None = None) -> bool:
-        """Save unless the last step was masked; return whether it was saved."""
+        """Begin to save unless the last step was masked; return whether it will be saved."""
         masked = read_device(self.program).masked_in_row
         self.bad_images.add_up()
         if masked:
@@ -198,16 +204,16 @@ class Trainer:
             return False
         self.step.read_back()
         self.run.processes.phase = f"saving iteration {self.iteration}"
+        latest = self.folder / checkpoint.LATEST
+        written = functools.partial(self.stop.keep, self.iteration, latest)
         if self.run.processes.is_rank_zero:
-            check_held(self.folder)
+            self.saver.wait()  # one copy of the state at a time
             state = self.run.device.to_host(self._state())
-            checkpoint.save_latest(self.folder, state)
-            checkpoint.save_file(self.folder / checkpoint.TEACHER, select_published(state))
-            if numbered is not None:
-                checkpoint.keep_copy(self.folder, numbered, self.config.run.keep_checkpoints)
-        self.scores.keep(self.folder / checkpoint.LATEST, first=self.run.processes.is_rank_zero)
-        self.stop.saved = f"iteration {self.iteration} in {self.folder / checkpoint.LATEST}"
-        self.stop.unsaved = self.run.processes.world_size > 1  # rank 0 may still be writing
+            best = self.scores.take_rise()
+            self.saver.begin(state, numbered=numbered, best=best, written=written)
+        else:
+            written()
+        self.stop.hand_over()
         return True
 
     def _state(self) -> dict[str, Any]:
@@ -287,7 +293,8 @@ class Trainer:
         self.bad_images.total = more.get("bad_images", 0)
         self.unfinished = more.get("unfinished", False)
         self.scores.load_state_dict(more.get("scores", {}))
-        self.scores.keep(path, first=self.run.processes.is_rank_zero)
+        if self.scores.take_rise() and self.run.processes.is_rank_zero:
+            checkpoint.keep_best(path)  # a kill came after the save and before this
         self.mode = self.mode or more.get("mode")  # a device without modes keeps the old one
-        self.stop.saved = f"iteration {self.iteration} in {path}"
+        self.stop.resume(self.iteration, path)
         logger.info("continuing from %s at iteration %d", path, self.iteration)

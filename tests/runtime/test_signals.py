@@ -23,7 +23,7 @@ def handlers() -> list[Any]:
 def test_a_stop_signal_is_remembered_and_handlers_are_restored(name: signal.Signals) -> None:
     before = handlers()
     with StopRequest().listening() as stop:
-        stop.unsaved = True
+        stop.done = 1
         assert not stop and stop.signal is None
         signal.raise_signal(name)
         assert stop and stop.signal is name
@@ -44,14 +44,15 @@ def test_the_documented_signals_are_listened_to() -> None:
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved() -> None:
     expected = "^saved is iteration 3 in x.pth; the same command continues$"
     with pytest.raises(KeyboardInterrupt, match=expected), StopRequest().listening() as stop:
-        stop.saved, stop.unsaved = "iteration 3 in x.pth", True
+        stop.resume(3, "x.pth")
+        stop.done = 4
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_after_a_schedulers_signal_is_not_the_second() -> None:
     with StopRequest().listening() as stop:
-        stop.unsaved = True
+        stop.done = 1
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         assert stop.signal is signal.SIGINT
@@ -60,6 +61,21 @@ def test_ctrl_c_after_a_schedulers_signal_is_not_the_second() -> None:
 def test_ctrl_c_with_nothing_to_save_ends_at_once() -> None:
     with pytest.raises(KeyboardInterrupt, match="^nothing is saved$"), StopRequest().listening():
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("alone", "unsaved"), [(True, False), (False, True)])
+def test_work_of_the_only_process_is_safe_when_its_writing_begins(
+    alone: bool, unsaved: bool
+) -> None:
+    stop = StopRequest(alone=alone)
+    stop.resume(3, "x.pth")
+    assert not stop.unsaved
+    stop.done = 4
+    assert stop.unsaved
+    stop.hand_over()
+    assert stop.unsaved is unsaved and stop.saved == "iteration 3 in x.pth"
+    stop.keep(4, "x.pth")
+    assert stop.saved == "iteration 4 in x.pth"
 
 
 def test_a_closed_terminal_with_nothing_to_save_ends_at_once() -> None:
@@ -97,7 +113,8 @@ def test_a_saved_run_ends_with_the_code_of_its_signal(
     came: signal.Signals | None, kind: type, code: int, reason: str
 ) -> None:
     stop = StopRequest()
-    stop.signal, stop.saved = came, "iteration 3 in x.pth"
+    stop.signal = came
+    stop.keep(3, "x.pth")
     error = stop.explain()
     assert (type(error), error.exit_code) == (kind, code)
     assert str(error) == f"{reason}: saved iteration 3 in x.pth; the same command continues"

@@ -100,8 +100,7 @@ def test_the_best_score_is_the_highest_so_far(kept: str, name: str) -> None:
     scores, rose = Scores(run, score, images=10), []
     for epoch in range(6):
         scores(nn.Identity(), epoch)
-        rose.append(scores.state.rose)
-        scores.state.rose = False
+        rose.append(scores.take_rise())
     assert rose == [True, True, False, False, False, True] and scores.state.best == {name: 70.0}
 
 

@@ -21,6 +21,7 @@ import torch
 
 from dino import checkpoint
 from dino.config import RECIPE
+from dino.errors import CheckpointError
 from dino.runtime.folder_lock import LOCK_FILE, hold_folder
 from dino.training.tags import GROUPS
 from tests.running import (
@@ -316,6 +317,59 @@ def turn_read_only(folder: str, step_number: int) -> None:
     sys.addaudithook(hear)
 
 
+def write_two_steps_later() -> None:
+    """Each checkpoint waits until training has gone two steps on, as far as there are steps."""
+    from dino.training.trainer import Trainer
+
+    after, save, steps = Trainer._after_step, checkpoint.save_latest, []
+
+    def count(trainer: Trainer) -> None:
+        steps.append(trainer.iteration)
+        after(trainer)
+
+    def save_later(folder: Path, state: dict[str, Any]) -> None:
+        until = min(state["resume"]["identity"]["iteration"] + 2, 20)
+        while until not in steps:
+            time.sleep(0.002)
+        save(folder, state)
+
+    Trainer._after_step, checkpoint.save_latest = count, save_later
+
+
+def test_steps_taken_while_a_checkpoint_is_written_are_not_in_it(
+    images: Path, tmp_path: Path
+) -> None:
+    words = ("--data_path", images, "--saveckp_freq", 1)
+    for name, prepare in (("plain", None), ("later", write_two_steps_later)):
+        result = train(tmp_path, *words, "--output_dir", tmp_path / name, prepare=prepare)
+        assert result.code == 0, result.text
+    for name in ("checkpoint0000.pth", "checkpoint0001.pth", checkpoint.TEACHER):
+        both = [checkpoint.load_file(tmp_path / folder / name) for folder in ("plain", "later")]
+        assert_equal(*both)
+
+
+def fill_the_disk_after_the_first_save() -> None:
+    save, calls = checkpoint.save_latest, []
+
+    def save_or_fail(folder: Path, state: dict[str, Any]) -> None:
+        calls.append(state)
+        if len(calls) > 1:
+            raise CheckpointError("no space left")
+        save(folder, state)
+
+    checkpoint.save_latest = save_or_fail
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_log_line(
+    images: Path, tmp_path: Path
+) -> None:
+    words = ("--data_path", images, "--output_dir", tmp_path / "run", "--save_every_steps", 3)
+    result = train(tmp_path, *words, prepare=fill_the_disk_after_the_first_save)
+    assert result.code == 2 and "no space left" in result.text, result.text
+    assert "Traceback" not in result.text and iteration_of(tmp_path / "run") == 3
+    assert train(tmp_path, *words).code == 0 and iteration_of(tmp_path / "run") == 20
+
+
 def test_a_disk_that_turns_read_only_costs_lines_and_not_the_last_checkpoint(
     images: Path, tmp_path: Path
 ) -> None:
@@ -504,6 +558,37 @@ def test_another_batch_inside_an_epoch_is_refused(images: Path, tmp_path: Path) 
     assert iteration_of(tmp_path / "run") == 3
     result = train(tmp_path, *words, "--batch_size_per_device", 8)
     assert result.code == 2 and "3 iterations into epoch 0" in result.text, result.text
+
+
+def test_a_run_that_lost_a_process_continues_inside_the_epoch_with_the_same_images(
+    images: Path, tmp_path: Path
+) -> None:
+    words = ("--data_path", images, "--drop_path_rate", 0, "--norm_last_layer", "false")
+    whole, lost = (words + ("--output_dir", tmp_path / name) for name in ("whole", "lost"))
+    assert [result.code for result in train_pair(tmp_path, *whole)] == [0, 0]
+    ended = train_pair(tmp_path, *lost, "--save_every_steps", 3, prepare=(kill_at_four, None))
+    assert ended[0].code == -signal.SIGKILL and iteration_of(tmp_path / "lost") == 3
+    alone = train(tmp_path, *lost, "--batch_size_per_device", 8)
+    assert alone.code == 0 and "continuing at iteration 3 with the same images" in alone.text
+    both = [state_of(tmp_path / name)["teacher"] for name in ("whole", "lost")]
+    for name, tensor in both[0].items():
+        torch.testing.assert_close(tensor, both[1][name], rtol=0, atol=2e-5)
+    losses = [[line["train_loss"] for line in lines_of(tmp_path / n)] for n in ("whole", "lost")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def kill_at_four() -> None:
+    from dino.training.trainer import Trainer
+
+    after = Trainer._after_step
+
+    def kill(trainer: Trainer) -> None:
+        after(trainer)
+        if trainer.iteration == 4:
+            trainer.saver.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer._after_step = kill
 
 
 def test_computing_again_changes_no_bit(images: Path, tmp_path: Path) -> None:
