@@ -72,8 +72,8 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
         The iteration, counted in this run's iterations per epoch.
 
     Raises:
-        CheckpointError: The checkpoint belongs to another run, or the number of processes or the
-            batch changed in the middle of an epoch.
+        CheckpointError: The checkpoint belongs to another run, or the global batch changed in the
+            middle of an epoch.
     """
     before = dict.fromkeys(ADDED) | dict(read_args(state))
     for name in IDENTITY:
@@ -93,9 +93,16 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
         raise _other_run(
             "images", f"{then.images} ({then.fingerprint})", f"{now.images} ({now.fingerprint})"
         )
-    if (then.world, then.global_batch) == (now.world, now.global_batch):
-        return then.iteration
-    return _change_batch(then, now)
+    if then.global_batch != now.global_batch:
+        return _change_batch(then, now)
+    if then.world != now.world:
+        logger.warning(
+            "processes %d -> %d at a global batch of %d: continuing at iteration %d with the same "
+            "images and crops in each update; sums run in another order, and stochastic depth is "
+            "drawn anew",
+            *(then.world, now.world, now.global_batch, then.iteration),
+        )
+    return then.iteration
 
 
 def is_over(folder: Path, plan: Plan, iteration: int) -> bool:
@@ -138,7 +145,9 @@ def _change_batch(then: Identity, now: Identity) -> int:
     if inside:
         raise CheckpointError(
             f"the checkpoint is {inside} iterations into epoch {epoch}, and {change}",
-            remedy="finish the epoch with the old values, or use another `output_dir`",
+            remedy=f"choose `batch_size_per_device` x `accumulate_steps` so that {now.world} "
+            f"processes have a global batch of {then.global_batch} again, at least until the epoch "
+            "ends, or use another `output_dir`",
         )
     logger.warning(
         "%s: continuing at epoch %d, not bit-identical to a run without the change", change, epoch

@@ -118,10 +118,16 @@ def test_another_batch_is_taken_between_epochs_in_the_new_counting(changes, capl
     assert f"global batch {changes['global_batch']} -> 32" in caplog.text
 
 
-@pytest.mark.parametrize("changes", [{"world": 2, **TWICE}, {"world": 2}])
+@pytest.mark.parametrize("changes", [{"world": 2, **TWICE}, TWICE])
 def test_another_batch_inside_an_epoch_is_refused(changes):
-    with pytest.raises(CheckpointError, match="is 2 iterations into epoch"):
+    with pytest.raises(CheckpointError, match="is 2 iterations into epoch") as caught:
         find_position(state_at(12, **changes), args_of(), NOW)
+    assert "so that 1 processes have a global batch of 64 again" in str(caught.value)
+
+
+def test_other_processes_with_the_same_global_batch_continue_inside_an_epoch(caplog):
+    assert find_position(state_at(12, world=2), args_of(), NOW) == 12
+    assert "processes 2 -> 1 at a global batch of 32: continuing at iteration 12" in caplog.text
 
 
 def test_the_originals_checkpoint_continues_at_its_epoch(caplog):
