@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         list_models,
         load,
         pretrain,
+        transform,
     )
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "list_models",
     "load",
     "pretrain",
+    "transform",
 ]
 
 # `import torch` would load vendor bridges before their environment is complete; `devices` does it.

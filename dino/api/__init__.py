@@ -9,7 +9,7 @@ Shapes: B batch, C channels, H W pixels, N images, D width of the features.
 
 from dino.api.evaluation import Embeddings, attention, embed, knn, linear_probe
 from dino.api.training import Result, pretrain
-from dino.api.weights import list_models, load
+from dino.api.weights import list_models, load, transform
 
 __all__ = [
     "Embeddings",
@@ -21,4 +21,5 @@ __all__ = [
     "list_models",
     "load",
     "pretrain",
+    "transform",
 ]

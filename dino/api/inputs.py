@@ -148,23 +148,28 @@ def lend(backbone: nn.Module, run: Run) -> Iterator[TrainedBackbone]:
     """Lend a backbone to an evaluation, on the host, and restore its device and mode afterwards."""
     home = next((weight.device for weight in backbone.parameters()), torch.device("cpu"))
     modes = {module: module.training for module in backbone.modules()}
-    normalization = getattr(backbone, "normalization", None)
     try:
-        yield TrainedBackbone(
-            module=backbone.cpu().eval(),
-            arch=str(getattr(backbone, "arch", type(backbone).__name__)),
-            patch_size=_number(backbone, "patch_size", 1),
-            image_size=_number(backbone, "image_size", USUAL_SIZE),
-            in_chans=_number(backbone, "in_chans", 3),
-            normalization={"mean": [*normalization.mean], "std": [*normalization.std]}
-            if isinstance(normalization, Normalization)
-            else None,
-            pixel_range=getattr(backbone, "pixel_range", None),
-        )
+        yield describe(backbone.cpu().eval())
     finally:
         backbone.to(home)
         for module, was_training in modes.items():
             module.training = was_training
+
+
+def describe(backbone: nn.Module) -> TrainedBackbone:
+    """Describe a module by the attributes that `load` gives it, or by usual values."""
+    normalization = getattr(backbone, "normalization", None)
+    return TrainedBackbone(
+        module=backbone,
+        arch=str(getattr(backbone, "arch", type(backbone).__name__)),
+        patch_size=_number(backbone, "patch_size", 1),
+        image_size=_number(backbone, "image_size", USUAL_SIZE),
+        in_chans=_number(backbone, "in_chans", 3),
+        normalization={"mean": [*normalization.mean], "std": [*normalization.std]}
+        if isinstance(normalization, Normalization)
+        else None,
+        pixel_range=getattr(backbone, "pixel_range", None),
+    )
 
 
 def _number(backbone: nn.Module, name: str, usual: int) -> int:

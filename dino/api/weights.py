@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dino.api.inputs import describe
 from dino.config import build
 from dino.data.photometric import build_normalization
 from dino.errors import WeightsError
 from dino.models.registry import VITS
+from dino.models.zoo import open_library
 from dino.runtime.config import FrozenConfig
 from dino.weights.load import load_backbone
 
@@ -78,3 +81,28 @@ def load(
     module.pixel_range = trained.pixel_range
     module.normalization = build_normalization(trained.in_chans, trained.normalization)
     return cast(nn.Module, module)
+
+
+def transform(backbone: nn.Module) -> Callable[[Any], Tensor]:
+    """Build the transform that `embed` applies to each image, from torchvision's transforms.
+
+    Args:
+        backbone: As in `embed`.
+
+    Returns:
+        A `torchvision.transforms.v2.Compose` that maps an image (a path, a PIL image, a uint8 array
+        (H, W, C) or a uint8 tensor (C, H, W), of any size) to (C, S, S) float32, normalized. S is
+        `image_size`. It can be printed, pickled, and passed to a Dataset as its transform.
+
+    Raises:
+        OptionError: torchvision is not installed.
+    """
+    open_library("torchvision", purpose="dino.transform")
+    from dino.data.evaluation_transform import ToPixels, build_transform
+
+    trained = describe(backbone)
+    return build_transform(
+        ToPixels(channels=trained.in_chans, pixel_range=trained.pixel_range),
+        trained.image_size,
+        build_normalization(trained.in_chans, trained.normalization),
+    )

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino import checkpoint, stored
 from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
 from dino.files import atomic_draft
@@ -27,6 +26,7 @@ from dino.weights.config import ConversionConfig
 from dino.weights.formats import Format
 from dino.weights.load import FoundNetwork, find_network
 from dino.weights.network import Network, is_vision_transformer
+from dino.weights.ours import write_checkpoint
 from dino.weights.read import read_weights, rename_to_ours, select_network
 from dino.weights.resample import POSITION
 from dino.weights.targets import OURS, check_output, read_size
@@ -34,7 +34,6 @@ from dino.weights.validate import Matched, check_finite, list_tensors
 
 logger = logging.getLogger(__name__)
 
-BACKBONE = "backbone."
 LINEAR = ("linear.linear.", "linear.")  # prefixes of a linear classifier: PASSL's, the original's
 
 
@@ -55,7 +54,7 @@ def convert(config: ConversionConfig, form: Format, layer: LayerConfig | None = 
     target = check_output(config, form.ending)
     network = read_network(config, layer)
     ours = target.suffix == OURS
-    write = write_ours if ours else form.write
+    write = write_checkpoint if ours else form.write
     assert write is not None
     if not (ours or form.tells_images):
         check_grid(network, target)
@@ -105,6 +104,7 @@ def read_network(config: ConversionConfig, layer: LayerConfig | None = None) -> 
         in_chans=trained.in_chans,
         image_size=(trained.image_size, trained.image_size),
         normalization=trained.normalization,
+        pixel_range=trained.pixel_range,
         left=Matched(tensors, left).describe_unexpected(),
     )
     size = read_size(config.conversion)
@@ -192,35 +192,6 @@ def select_layer(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tens
         if {f"{prefix}weight", f"{prefix}bias"} <= tensors.keys():
             return {name: tensors[f"{prefix}{name}"] for name in ("weight", "bias")}
     return {}
-
-
-def write_ours(network: Network, target: Path) -> None:
-    """Write a checkpoint of ours. The linear layer is named as in the original's evaluation.
-
-    Raises:
-        OptionError: The images are not square.
-        CheckpointError: The file cannot be written.
-    """
-    height, width = network.image_size
-    if height != width:
-        raise OptionError(
-            f"`input_size` must be square for {OURS} files (got {height} {width})",
-            value=height,
-            remedy="give one number",
-        )
-    arch = {"arch": network.arch} if network.arch else {}
-    args = {
-        "patch_size": network.patch_size,
-        "in_chans": network.in_chans,
-        "global_crops_size": height,
-    }
-    state: dict[str, Any] = {
-        "teacher": stored.add_prefix(BACKBONE, network.tensors),
-        "args": arch | args,
-    }
-    if network.linear:
-        state["state_dict"] = stored.add_prefix("module.linear.", network.linear)
-    checkpoint.save_file(target, state | {"normalisation": network.normalization})
 
 
 def check_written(network: Network, draft: Path) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dino.data.levels import PixelRange
 from dino.models.registry import VITS
 
 
@@ -70,6 +71,7 @@ class Network:
         in_chans: Channels of an image.
         image_size: Height and width of its images in pixels.
         normalization: {"mean": ..., "std": ...} with one number per channel, or None if unknown.
+        pixel_range: Levels that become black and white where they have more than 8 bits, or None.
         left: End of a log line that lists what is not converted.
     """
 
@@ -81,6 +83,7 @@ class Network:
     in_chans: int
     image_size: tuple[int, int]
     normalization: Mapping[str, list[float]] | None
+    pixel_range: PixelRange | None
     left: str
 
     @property

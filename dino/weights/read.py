@@ -13,19 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from dino import checkpoint, stored
-from dino.errors import CheckpointError, WeightsError
-from dino.plain_pickle.torch_file import is_safetensors, name_other_kind
+from dino.errors import WeightsError
+from dino.plain_pickle.torch_file import is_safetensors
 from dino.weights.formats import Format, list_formats
+from dino.weights.safetensors_file import STATE_DICT, read_safetensors
 from dino.weights.validate import validate
 
 logger = logging.getLogger(__name__)
 
-STATE_DICT = "state_dict"  # the key under which files of many projects hold their network
 SAFETENSORS = ".safetensors"
 WHOLE = "weights"  # name of a network that is a whole file
 LONGEST_LIST = 300  # characters of the list of a file's keys
@@ -66,21 +64,6 @@ def find_format(word: str) -> Format | None:
 def is_name(word: str) -> bool:
     """Whether a word names weights by a format's prefix, such as `timm:NAME`, and is not a path."""
     return any(form.prefix and word.startswith(form.prefix) for form in list_formats().values())
-
-
-def read_safetensors(path: Path) -> dict[str, Any]:
-    """Read the tensors of a safetensors file, under `state_dict`.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
-    """
-    try:
-        return {STATE_DICT: load_safetensors(path)}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except (OSError, SafetensorError) as error:
-        reason = name_other_kind(path) or str(error)
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {reason}") from error
 
 
 def select_network(state: Mapping[str, Any], key: str, path: Path | str) -> Mapping[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,39 @@ def test_what_cannot_be_loaded_is_an_error(weights: Path, tmp_path: Path) -> Non
 def test_list_models_names_what_arch_takes() -> None:
     assert {"vit_small", "vit_base"} <= set(dino.list_models())
     assert isinstance(build_backbone(dino.list_models()[-1], patch_size=16), nn.Module)
+
+
+class Flat(nn.Module):
+    """Its features are the pixels that it is given."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+def test_the_transform_gives_the_input_that_embed_gives_to_the_bit(
+    backbone: nn.Module, pictures: Path
+) -> None:
+    files = sorted(pictures.iterdir())
+    transform = dino.transform(backbone)
+    flat = Flat()
+    flat.image_size, flat.normalization = backbone.image_size, backbone.normalization
+    given = dino.embed(flat, pictures, device="cpu", num_workers=0).vectors
+    views = torch.stack([transform(file) for file in files])
+    assert views.shape[1:] == (3, 32, 32) and torch.equal(views.flatten(1), given)
+    with torch.inference_mode():
+        features = backbone(views)
+    assert torch.equal(features, dino.embed(backbone, pictures, device="cpu").vectors)
+
+
+def test_the_transform_of_a_foreign_module_is_imagenets() -> None:
+    image = torch.arange(3 * 40 * 50).reshape(3, 40, 50).to(torch.uint8)
+    given = dino.embed(Flat(), [image], device="cpu").vectors
+    assert torch.equal(dino.transform(Flat())(image).flatten()[None], given)
+
+
+def test_a_transform_without_torchvision_is_one_line(
+    backbone: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(OptionError, match=r"^dino\.transform needs torchvision, which cannot"):
+        dino.transform(backbone)

@@ -13,6 +13,7 @@ from dino.cli.__main__ import COMMANDS, main
 from dino.cli.flags import FLAGS, ipu
 from dino.cli.session import exit_code
 from dino.models.registry import VITS
+from dino.weights.formats import list_converters
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
@@ -91,7 +92,7 @@ def test_ipu_flags_are_shown_where_they_are_asked_for(capsys, monkeypatch):
         assert all((spec.spelling or f"--{name}") in text for name, spec in ipu.FLAGS.items())
 
 
-@pytest.mark.parametrize("form", ["huggingface", "timm", "paddle", "onnx", "ipu"])
+@pytest.mark.parametrize("form", list(list_converters()))
 def test_convert_takes_the_form_by_name(form, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dino"])
     assert "--output" in show_help(capsys, "convert", "--to", form, "--help")
@@ -99,7 +100,8 @@ def test_convert_takes_the_form_by_name(form, capsys, monkeypatch):
 
 def test_convert_without_a_form_names_all(capsys):
     assert run("convert", "in.pth", "out") == 2
-    assert "--to must be one of huggingface, timm, paddle, onnx, ipu" in capsys.readouterr().err
+    forms = ", ".join(list_converters())
+    assert f"--to must be one of {forms} (got None)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

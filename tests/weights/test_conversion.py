@@ -187,7 +187,7 @@ def test_a_file_that_reads_back_differently_is_an_error_and_the_one_before_it_st
         torch.save(tensors, target)
 
     (tmp_path / "ours.pth").write_bytes(b"before")
-    monkeypatch.setattr(convert, "write_ours", write)
+    monkeypatch.setattr(convert, "write_checkpoint", write)
     code, text = command(convert_paddle, weights, tmp_path / "ours.pth")
     assert code == 2 and "WeightsError: ours.pth would differ from" in text and "norm.bias" in text
     assert (tmp_path / "ours.pth").read_bytes() == b"before"

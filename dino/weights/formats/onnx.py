@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino.errors import OptionError, WeightsError
-from dino.files import atomic_draft, atomic_write
+from dino.errors import OptionError
+from dino.files import atomic_write
 from dino.weights.config import ConversionConfig
 from dino.weights.formats import Format
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from dino.weights.load import TrainedBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +24,6 @@ EXTRAS = ("onnx", "onnxscript")
 TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that report each node
 LARGEST = 2**31  # bytes of a graph in one file, a limit of the format
 INPUT, OUTPUT = "images", "features"  # names in the graph
-# Largest batch size. torch 2.5 rejects an unbounded one: it could be the number that ends a slice.
-MOST_IMAGES = 2**31 - 1
-BATCHES = (1, 3)  # batch sizes at which the graph is compared with the network
-CLOSE = 1e-4  # largest difference between the two, relative to the largest feature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,36 +40,9 @@ def write_onnx(config: ConversionConfig) -> None:
     Raises:
         DinoError: The weights do not fit, a library is missing, or the file cannot be written.
     """
-    from dino.data.photometric import build_normalization
-    from dino.runtime.metrics import write_result
-    from dino.weights.load import fill_network, find_network
-    from dino.weights.targets import check_output, read_size
+    from dino.weights.programs import convert_program
 
-    target = check_output(config, ENDING, both_ways=False)
-    size = read_size(config.conversion)
-    check_extras()
-    found = find_network(config.backbone, config.weights, channels=config.channels)
-    backbone = fill_network(found)
-    images = fix_input(backbone, *(size or (backbone.image_size, backbone.image_size)))
-    with atomic_draft(target, "`file_out`") as draft:
-        write_graph(backbone.module, images, draft)
-        difference = compare(backbone.module, images, draft)
-    expected = build_normalization(backbone.in_chans, backbone.normalization)
-    logger.info(
-        "images must be normalized: levels from 0 to 1, mean %s, std %s",
-        *(expected.mean, expected.std),
-    )
-    count = len(found.matched.tensors)
-    logger.info(
-        "%s: %d of %d tensors matched, for images %s", target, count, count, list(images.shape[1:])
-    )
-    result = {
-        "output": str(target),
-        "matched": count,
-        "images": list(images.shape[1:]),
-        "difference": difference,
-    }
-    write_result(config.report.json, result)
+    convert_program(config, ENDING, check=check_extras, write=write_graph, compare=compare)
 
 
 def check_extras() -> None:
@@ -87,31 +54,6 @@ def check_extras() -> None:
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
         raise OptionError(f"ONNX graphs need {', '.join(missing)}: pip install {' '.join(missing)}")
-
-
-def fix_input(backbone: TrainedBackbone, height: int, width: int) -> Tensor:
-    """Fix the image size of the network's position embedding.
-
-    Returns:
-        Example images (B, C, H, W), float32, from a standard normal distribution.
-
-    Raises:
-        OptionError: The images are smaller than a patch.
-    """
-    import torch
-
-    from dino.models.vit import VisionTransformer
-
-    if isinstance(backbone.module, VisionTransformer):
-        if min(height, width) < backbone.patch_size:
-            raise OptionError(
-                f"`input_size` must be at least one patch, {backbone.patch_size} pixels "
-                f"(got {height} {width})",
-                value=height,
-            )
-        backbone.module.fix_size(height, width)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn((max(BATCHES), backbone.in_chans, height, width), generator=generator)
 
 
 def write_graph(module: nn.Module, images: Tensor, target: Path) -> None:
@@ -156,9 +98,10 @@ def export(module: nn.Module, images: Tensor, target: Path) -> None:
     """
     import torch
 
+    from dino.weights.programs import export_program
+
     # If passed the network itself, torch 2.5 silently falls back to the example's batch size.
-    batch = torch.export.Dim("batch", max=MOST_IMAGES)
-    program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
+    program = export_program(module, images)
     graph = torch.onnx.export(
         program, (images,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
@@ -198,32 +141,22 @@ def compare(module: nn.Module, images: Tensor, target: Path) -> float | None:
         is missing.
 
     Raises:
-        WeightsError: The features differ by more than `CLOSE`.
+        WeightsError: The features differ.
     """
-    import torch
-
     if importlib.util.find_spec("onnxruntime") is None:
         logger.warning("%s was not run: pip install onnxruntime", target.name)
         return None
     import onnxruntime
+    import torch
+
+    from dino.weights.programs import compare_features
 
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for batch in BATCHES:
-        with torch.inference_mode():
-            expected = module(images[:batch])
-        features = torch.from_numpy(session.run(None, {"images": images[:batch].numpy()})[0])
-        worst = max(worst, float((features - expected).abs().max() / expected.abs().max()))
-    if not worst <= CLOSE:
-        raise WeightsError(
-            f"the features of {target.name} must equal the network's within {CLOSE:.0e} "
-            f"(they differ by {worst:.1e})"
-        )
-    logger.info(
-        "%s: features of %s images equal the network's within %.1e",
-        *(target.name, " and ".join(map(str, BATCHES)), worst),
-    )
-    return worst
+
+    def infer(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+
+    return compare_features(infer, module, images, target.name)
 
 
 FORMAT = Format(rank=2, config=OnnxConfig, ending=ENDING, run=write_onnx)

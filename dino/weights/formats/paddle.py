@@ -57,7 +57,7 @@ def read_pdparams(word: str) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing or damaged, or holds more than arrays and plain values.
     """
-    from dino.weights.read import read_safetensors
+    from dino.weights.safetensors_file import read_safetensors
 
     path = Path(word)
     try:
@@ -181,7 +181,8 @@ def write_paddle(network: Network, target: Path) -> None:
         OptionError: The file cannot be written.
     """
     from dino.files import atomic_write
-    from dino.weights.convert import BACKBONE, LINEAR
+    from dino.weights.convert import LINEAR
+    from dino.weights.ours import BACKBONE
 
     if not network.is_plain_vit:
         raise WeightsError(

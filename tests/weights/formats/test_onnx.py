@@ -1,5 +1,4 @@
-"""The graph gives the network's features at any batch size, and so does torch's own exported
-program."""
+"""The graph gives the network's features at any batch size."""
 
 import json
 from collections.abc import Callable
@@ -145,20 +144,6 @@ def test_wrong_words_are_refused(
     monkeypatch.chdir(tmp_path)
     code, text = command(convert_onnx, "--pretrained_weights", weights, *words)
     assert code == 2 and reason in text
-
-
-def test_torchs_exported_program_goes_to_disk_and_back(tmp_path: Path, lively: Any) -> None:
-    module = lively()
-    batch = torch.export.Dim("batch", max=64)  # torch 2.5 wants an end
-    program = torch.export.export(
-        module, (torch.randn(2, 3, 64, 96),), dynamic_shapes=({0: batch},)
-    )
-    torch.export.save(program, tmp_path / "model.pt2")
-    loaded = torch.export.load(tmp_path / "model.pt2").module()
-    for count in (1, 3):
-        images = torch.randn(count, 3, 64, 96)
-        with torch.inference_mode():
-            assert torch.allclose(loaded(images), module(images), atol=1e-5)
 
 
 def test_a_network_beyond_one_file_is_refused(
