@@ -96,7 +96,7 @@ def find_position(state: Mapping[str, Any], args: Mapping[str, Any], now: Identi
     if then.global_batch != now.global_batch:
         return _change_batch(then, now)
     if then.world != now.world:
-        logger.warning(
+        logger.info(
             "processes %d -> %d at a global batch of %d: continuing at iteration %d with the same "
             "images and crops in each update; sums run in another order, and stochastic depth is "
             "drawn anew",
@@ -145,9 +145,8 @@ def _change_batch(then: Identity, now: Identity) -> int:
     if inside:
         raise CheckpointError(
             f"the checkpoint is {inside} iterations into epoch {epoch}, and {change}",
-            remedy=f"choose `batch_size_per_device` x `accumulate_steps` so that {now.world} "
-            f"processes have a global batch of {then.global_batch} again, at least until the epoch "
-            "ends, or use another `output_dir`",
+            remedy="until the epoch ends, choose `batch_size_per_device` and `accumulate_steps` for "
+            f"a global batch of {then.global_batch}, or use another `output_dir`",
         )
     logger.warning(
         "%s: continuing at epoch %d, not bit-identical to a run without the change", change, epoch
