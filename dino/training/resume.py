@@ -145,8 +145,8 @@ def _change_batch(then: Identity, now: Identity) -> int:
     if inside:
         raise CheckpointError(
             f"the checkpoint is {inside} iterations into epoch {epoch}, and {change}",
-            remedy="until the epoch ends, choose `batch_size_per_device` and `accumulate_steps` for "
-            f"a global batch of {then.global_batch}, or use another `output_dir`",
+            remedy="until the epoch ends, choose `batch_size_per_device` and `accumulate_steps` "
+            f"for a global batch of {then.global_batch}, or use another `output_dir`",
         )
     logger.warning(
         "%s: continuing at epoch %d, not bit-identical to a run without the change", change, epoch
