@@ -1,11 +1,11 @@
 """A web server on the loopback address that serves ranges of files, with faults if asked for."""
 
+import contextlib
 import hashlib
 import http.server
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ class RangeServer(http.server.ThreadingHTTPServer):
         latency: Seconds before each answer.
         asked: (method, name, Range) of every request.
         lists: Whether folders are listed.
+        meeting: Reads wait here for one another, once.
     """
 
     daemon_threads = True
+    request_queue_size = 128  # a full queue costs a second
 
     def __init__(self, folder: Path, latency: float = 0.0, *, lists: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -29,6 +31,7 @@ class RangeServer(http.server.ThreadingHTTPServer):
         self.faults: list[int | str] = []
         self.asked: list[tuple[str, str, str]] = []
         self.release = threading.Event()
+        self.meeting: threading.Barrier | None = None
 
     @property
     def url(self) -> str:
@@ -53,6 +56,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         self.server.asked.append((self.command, self.path, wanted))
         time.sleep(self.server.latency)
+        if with_content and self.server.meeting:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self.server.meeting.wait(60)
+                self.server.meeting.abort()  # nobody else waits
         fault = self.server.faults.pop(0) if with_content and self.server.faults else ""
         path = self.server.folder / self.path.partition("?")[0].lstrip("/")
         if fault == "stall":
@@ -93,7 +100,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve(folder: Path, latency: float = 0.0, *, lists: bool = False) -> Iterator[RangeServer]:
     """Run a server in a thread."""
     with RangeServer(folder, latency, lists=lists) as server:

@@ -69,6 +69,10 @@ class CropDataset(Dataset[Crops | DataError]):
         image = torch.zeros((self.recipe.channels, BLANK, BLANK), dtype=torch.uint8)
         return count_bytes(self._cut(image, build_rng(0, 0, 0), 0))
 
+    def expect(self, keys: Sequence[tuple[int, int]]) -> None:
+        """Tell the source which images are read next."""
+        self.source.expect([index for _, index in keys])
+
     def __getitem__(self, key: tuple[int, int]) -> Crops | DataError:
         """Crops of image `index` in `epoch`; `skip_bad` replaces an unreadable one by the next."""
         epoch, index = key
@@ -150,6 +154,10 @@ class RandomViewDataset(Dataset[LabelledBatch | DataError]):
         blank = torch.zeros((self.channels, BLANK, BLANK), dtype=torch.uint8)
         return count_bytes([self.cut(blank, build_rng(0, 0, 0))])
 
+    def expect(self, keys: Sequence[tuple[int, int]]) -> None:
+        """Tell the source which images are read next."""
+        self.source.expect([index for _, index in keys])
+
     def __getitem__(self, key: tuple[int, int]) -> LabelledBatch | DataError:
         """The view of image `index` in `epoch`, without the B dimension."""
         epoch, index = key
@@ -192,6 +200,10 @@ class ViewDataset(Dataset[LabelledBatch | DataError]):
     def __len__(self) -> int:
         """Images of this process."""
         return len(self.indices)
+
+    def expect(self, keys: Sequence[int]) -> None:
+        """Tell the source which images are read next."""
+        self.source.expect([self.indices[position] for position in keys])
 
     def __getitem__(self, position: int) -> LabelledBatch | DataError:
         """One image without the B dimension, or the error that stops the run."""

@@ -85,6 +85,11 @@ class ImageSource:
         # the images in every loader process.
         return os.path.join(self.root, self.names[index])
 
+    def expect(self, indices: Sequence[int]) -> None:
+        """Tell which images are read next, in order; those behind URLs are fetched meanwhile."""
+        if self.members:
+            self.members.expect(indices)
+
     def read(self, index: int, channels: int, *, whole: bool = False) -> Tensor:
         """Image `index`, cropped to its box if it has one, as (C, H, W) uint8.
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dino.data.ahead import AnnouncedBatches, AnnouncedDataset
 from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Share, ViewDataset
 from dino.data.epoch_batches import EpochBatches
 from dino.data.loader_failures import explain
@@ -55,7 +56,7 @@ class TrainLoader:
         """Wrap torch's loader; `settings` are its keyword arguments."""
         self.batches = batches
         self.workers: int = settings["num_workers"]
-        self.loader = DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings)
+        self.loader = _build(dataset, batches, settings)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -129,7 +130,7 @@ def read_views(
             batch_size=max(map(len, batches), default=0),
             batches=processes_here * min(workers * PREFETCH, len(batches)),
         )
-    yield from _checked(DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings))
+    yield from _checked(_build(dataset, batches, settings))
 
 
 def read_items(dataset: Dataset[Item], *, workers: int, start: str | None = None) -> Iterator[Item]:
@@ -187,6 +188,15 @@ def choose_sharing(workers: int) -> str:
         return "file_system"
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     return "file_descriptor"
+
+
+def _build(dataset: Any, batches: Any, settings: dict[str, Any]) -> DataLoader[Any]:
+    """Build torch's loader; images behind URLs are announced to its processes."""
+    members = dataset.source.members
+    if members and members.is_far:
+        dataset = AnnouncedDataset(dataset)
+        batches = AnnouncedBatches(batches, settings["num_workers"])
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_collate, **settings)
 
 
 def _settings(workers: int, pin_memory: bool | str, start: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dino.data.image_source import ImageSource
 from dino.data.photometric import Normalization
+from dino.data.remote_requests import Unreachable
 from dino.errors import DataError
 
 SAMPLE = 1000  # images, evenly spaced over the list
@@ -47,9 +48,12 @@ def measure_pixels(source: ImageSource, channels: int, *, skip_bad: bool = False
 
 def _read_shares(source: ImageSource, channels: int, skip_bad: bool) -> Iterator[Tensor]:
     """Yield (C, 256) float64 of each image: the share of its pixels that have each level."""
+    source.expect(range(len(source)))
     for index in range(len(source)):
         try:
             pixels = source.read(index, channels)
+        except Unreachable:
+            raise
         except DataError:
             if not skip_bad:
                 raise

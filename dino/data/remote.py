@@ -6,16 +6,20 @@ must have the same.
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PosixPath
 from typing import Any, BinaryIO
 
+from dino.data.ahead import Ahead, Place
 from dino.data.index import Stamp
 from dino.data.listing import show
+from dino.data.remote_cache import ImageCache, read_limit
 from dino.data.remote_requests import (
     TRIES,
     TRIES_AT_START,
@@ -78,6 +82,10 @@ class RemoteShard:
         return io.BufferedReader(RangedFile(self, stamp), CHUNK)
 
     def read(self, offset: int, size: int, stamp: Stamp) -> bytes:
+        """Read an image from the cache, or as `fetch`, unless that is under way."""
+        return _ahead(os.getpid()).take(Place(self, stamp, offset, size))
+
+    def fetch(self, offset: int, size: int, stamp: Stamp) -> bytes:
         """Read `size` bytes from byte `offset` on.
 
         Raises:
@@ -95,6 +103,27 @@ class RemoteShard:
             return content
 
         return retry(self.url, ask, TRIES)
+
+
+def expect(places: Sequence[Place]) -> None:
+    """Begin to fetch these images in threads of this process."""
+    _ahead(os.getpid()).expect(places)
+
+
+@functools.lru_cache(maxsize=1)
+def _ahead(_process: int) -> Ahead:
+    """A process that was forked has no threads, and so needs its own."""
+    cache = ImageCache(read_limit())
+
+    def fetch(place: Place) -> bytes:
+        shard, stamp, offset, size = place
+        content = cache.read(str(shard), stamp, offset, size)
+        if content is None:
+            content = shard.fetch(offset, size, stamp)
+            cache.write(str(shard), stamp, offset, content)
+        return content
+
+    return Ahead(fetch)
 
 
 class RangedFile(io.RawIOBase):
@@ -121,10 +150,10 @@ class RangedFile(io.RawIOBase):
         """Fill the buffer with one request; fewer bytes at the end.
 
         Raises:
-            Unreachable: As `RemoteShard.read`.
+            Unreachable: As `RemoteShard.fetch`.
         """
         size = max(0, min(len(buffer), self.stamp[0] - self.position))
-        buffer[:size] = self.shard.read(self.position, size, self.stamp)
+        buffer[:size] = self.shard.fetch(self.position, size, self.stamp)
         self.position += size
         return size
 
@@ -154,8 +183,9 @@ def find_remote_shards(pattern: str, flag: str) -> list[RemoteShard]:
 
     Raises:
         DataError: A shard is named twice or compressed; fsspec or a part of it is missing; or the
-            server cannot list, or has nothing that matches.
+            server cannot list, or has nothing that matches; or the limit of the cache is no size.
     """
+    read_limit()  # a wrong one is reported here, and not by a loader process
     urls: list[str] = []
     for url in expand_braces(pattern):
         # A question mark starts a query here.

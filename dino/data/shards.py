@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dino.data.ahead import Place
 from dino.data.decode import EXTENSIONS
 from dino.data.index import Index, Stamp
 from dino.data.listing import HIDDEN, Passed, add, describe, is_hidden, is_passed, kind_of
+from dino.data.remote import expect
 from dino.data.shard_files import Shard
 from dino.errors import DataError
 
@@ -104,6 +106,17 @@ class Members:
         number, offset, size = self.places[index].tolist()
         shard, stamp = self.shards[number]
         return Member(shard, stamp, name, offset, size)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether they are behind URLs."""
+        return any(shard.is_far for shard, _ in self.shards)
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Begin to fetch these images if they are behind URLs."""
+        if self.is_far:
+            places = self.places[np.asarray(indices, dtype=np.int64)].tolist()
+            expect([Place(*self.shards[number], *where) for number, *where in places])
 
     def selected(self, indices: Sequence[int]) -> Members:
         """The images with the given indices, in the given order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
+from dino.data.decode import EIGHT_BITS
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
@@ -47,6 +48,9 @@ def check_levels(source: ImageSource) -> None:
     if source.pixel_range is not None:
         return
     some, highest = source.limited(LOOK), -1
+    some.expect(
+        [index for index, name in enumerate(some.names) if not name.lower().endswith(EIGHT_BITS)]
+    )
     for index in range(len(some)):
         level = some.read_highest(index)
         highest = highest if level is None else max(highest, level)

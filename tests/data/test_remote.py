@@ -1,6 +1,7 @@
 """Shards behind URLs are the shards on a disk, whatever their server does, or one line says why
 not."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dino.data import remote_requests
-from dino.data.crops import CropRecipe
-from dino.data.datasets import CropDataset
+from dino.data import remote, remote_requests
+from dino.data.crops import CropRecipe, Crops
+from dino.data.datasets import CropDataset, Share
 from dino.data.decode import read_image
 from dino.data.image_source import ImageSource
+from dino.data.loaders import build_train_loader
 from dino.data.packing import Packing, pack_images
 from dino.data.remote_requests import Unreachable
 from dino.data.sources import open_images, open_training_source
@@ -41,6 +43,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
     monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
+    remote._ahead.cache_clear()  # the folder of another test
     monkeypatch.setattr(remote_requests, "PAUSE", 0.0)
     with serve(packed) as running:
         yield running
@@ -79,6 +82,48 @@ def test_one_image_is_one_request_for_its_bytes(server: RangeServer) -> None:
     assert server.asked == [
         ("GET", "/train-000001.tar", f"bytes={member.offset}-{member.offset + len(content) - 1}")
     ]
+
+
+def read_epoch(source: ImageSource, workers: int, start: int = 0, epoch: int = 1) -> list[Crops]:
+    loader = build_train_loader(
+        CropDataset(source, RECIPE, seed=5, skip_bad=False),
+        batch_size=2,
+        share=Share(),
+        workers=workers,
+        pin_memory=False,
+    )
+    return list(loader.read(epoch, start))
+
+
+def assert_same_crops(one: list[Crops], two: list[Crops]) -> None:
+    assert len(one) == len(two) > 0
+    for left, right in zip(one, two, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("cache", ["0", "1G"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_are_those_of_the_shards_on_a_disk(
+    workers: int, cache: str, packed: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINO_CACHE_LIMIT", cache)
+    far = open_training_source(f"{server.url}/{SHARDS}")
+    local = open_training_source(str(packed / SHARDS))
+    server.asked.clear()
+    server.faults += [503, "cut", "shift"]
+    assert_same_crops(read_epoch(far, workers), read_epoch(local, 0))
+    first = len(server.asked)
+    assert_same_crops(read_epoch(far, workers, start=3), read_epoch(local, 0)[3:])
+    assert (len(server.asked) == first) is (cache != "0")  # the same images, from the cache
+
+
+def test_images_are_fetched_together_and_before_their_batch(server: RangeServer) -> None:
+    far = open_training_source(f"{server.url}/{SHARDS}")
+    dataset = CropDataset(far, RECIPE, seed=5, skip_bad=False)
+    met, server.meeting = [], threading.Barrier(8, lambda: met.append(True))
+    loader = build_train_loader(dataset, batch_size=2, share=Share(), workers=0, pin_memory=False)
+    next(loader.read(0))
+    assert met
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "cut", "shift", "stall"])
@@ -126,11 +171,13 @@ def test_a_shard_that_changes_under_a_run_is_an_error(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
+    remote._ahead.cache_clear()
     shard = tmp_path / "a.tar"
     content = (packed / "train-000000.tar").read_bytes()
     shard.write_bytes(content)
     with serve(tmp_path) as server:
         source = open_training_source(f"{server.url}/a.tar")
+        assert_same_images(source.selected([0]), open_images(str(shard)).selected([0]))
         shard.write_bytes(content[:3000] + bytes([content[3000] ^ 1]) + content[3001:])
         with pytest.raises(Unreachable, match=r"a\.tar has changed since the run began; restart"):
             read_image(source.file(4))
@@ -190,7 +237,9 @@ def test_names_and_signatures_in_a_url_are_not_printed(packed: Path, server: Ran
     assert server.asked[-1][1] == "/train-000000.tar?signature=1"
 
 
-def test_any_file_system_of_fsspec_will_do(packed: Path) -> None:
+def test_any_file_system_of_fsspec_will_do(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINO_CACHE_LIMIT", "0")
+    remote._ahead.cache_clear()
     memory = fsspec.filesystem("memory")
     for shard in packed.glob("*.tar"):
         memory.pipe_file(f"/bucket/{shard.name}", shard.read_bytes())
