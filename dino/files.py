@@ -80,8 +80,9 @@ def atomic_write(path: Path, flag: str | None = None, *, alone: bool = False) ->
 def atomic_draft(path: Path, flag: str) -> Iterator[Path]:
     """Yield a path of the same name in a temporary folder, for writing and then checking output.
 
-    On success, the output replaces `path`; a folder's files replace those of the same names in
-    `path`. On failure, existing files are left untouched.
+    On success, the output replaces `path`, in one rename; only if both are folders and `path` holds
+    something, files replace those of the same names in it. On failure, existing files are left
+    untouched.
 
     Args:
         path: The file or folder named by the user.
@@ -95,9 +96,11 @@ def atomic_draft(path: Path, flag: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             yield draft
-            path.mkdir(exist_ok=True) if draft.is_dir() else os.replace(draft, path)
-            for file in draft.glob("*"):
-                os.replace(file, path / file.name)
+            if draft.is_dir() and path.is_dir() and (path.is_symlink() or any(path.iterdir())):
+                for file in draft.glob("*"):
+                    os.replace(file, path / file.name)
+            else:
+                os.replace(draft, path)
     except OSError as error:
         raise OptionError(f"{flag} {path} cannot be written: {error}", value=path) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dino.errors import OptionError
-from dino.files import atomic_write, read_bounded
+from dino.files import atomic_draft, atomic_write, read_bounded
 
 
 def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -81,6 +81,29 @@ def test_who_writes_alone_reuses_what_a_killed_process_left(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (
         tmp_path / "file"
     ).read_text() == "whole"
+
+
+def test_a_checked_folder_appears_in_one_rename_or_joins_the_files_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed: list[str] = []
+    rename = os.replace
+
+    def note(source: Path, target: Path) -> None:
+        renamed.append(target.name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", note)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "other").touch()
+    for name in ("new", "empty", "full"):
+        with atomic_draft(tmp_path / name, "--output") as draft:
+            draft.mkdir()
+            (draft / "file").write_text(name)
+        assert (tmp_path / name / "file").read_text() == name
+    assert renamed == ["new", "empty", "file"] and (tmp_path / "full" / "other").exists()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_read_is_bounded(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dino.checkpoint import read_args
 from dino.data.photometric import build_normalization
 from dino.errors import OptionError, WeightsError
 from dino.files import atomic_draft
@@ -63,9 +64,6 @@ def convert(config: ConversionConfig, form: Format, layer: LayerConfig | None = 
         count = check_written(network, draft)
     if form.tell and not ours:
         logger.info("%s", form.tell(network, target))
-    logger.info(
-        "%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left
-    )
     actual = build_normalization(network.in_chans, network.normalization)
     default = build_normalization(network.in_chans, None)
     if actual != default and not (ours or form.tells_images):
@@ -73,6 +71,14 @@ def convert(config: ConversionConfig, form: Format, layer: LayerConfig | None = 
             "%s does not say how images are normalized: mean %s, std %s",
             *(target, actual.mean, actual.std),
         )
+    report_written(config, network, target, count)
+
+
+def report_written(config: ConversionConfig, network: Network, target: Path, count: int) -> None:
+    """Log that `count` tensors were written and read back, and write it to `json`."""
+    logger.info(
+        "%s -> %s: %d of %d tensors matched%s", network.origin, target, count, count, network.left
+    )
     about = {
         "arch": network.arch,
         "patch_size": network.patch_size,
@@ -89,8 +95,18 @@ def read_network(config: ConversionConfig, layer: LayerConfig | None = None) -> 
         CheckpointError: A file is missing or damaged.
     """
     found = find_network(config.backbone, config.weights, channels=config.channels)
-    trained, tensors = found.trained, found.matched.tensors
-    linear = {} if layer is None else find_layer(layer, found)
+    return describe_found(found, config, find_layer(layer, found) if layer else None)
+
+
+def describe_found(
+    found: FoundNetwork, config: ConversionConfig, linear: Mapping[str, Tensor] | None = None
+) -> Network:
+    """Describe a network that was found, fitted to the requested input.
+
+    Raises:
+        WeightsError: It does not fit.
+    """
+    trained, tensors, linear = found.trained, found.matched.tensors, linear or {}
     used = {id(tensor) for tensor in linear.values()}
     left = {
         name: tensor for name, tensor in found.matched.unexpected.items() if id(tensor) not in used
@@ -197,6 +213,8 @@ def select_layer(state: Mapping[str, Any], origin: Path | str) -> dict[str, Tens
 def check_written(network: Network, draft: Path) -> int:
     """Read the written file back and compare. Returns the number of its tensors.
 
+    A pixel range that it does not store is logged.
+
     Raises:
         WeightsError: A tensor differs.
     """
@@ -218,6 +236,9 @@ def check_written(network: Network, draft: Path) -> int:
             f"{draft.name} would differ from {network.origin} when it is read back, "
             f"and was not written: {', '.join(different)}"
         )
+    if network.pixel_range and not read_args(state).get("pixel_range"):
+        lost = "%s does not say that the levels from %g to %g of deep images become 0 to 255"
+        logger.warning(lost, draft.name, *network.pixel_range)
     return len(network.tensors) + len(network.linear)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dino.errors import CheckpointError
@@ -35,10 +35,10 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     metadata = {"format": "pt", KEY: json.dumps(dict(about))}
     named = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        with atomic_write(path) as temporary:
-            save_file(named, temporary, metadata)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            file.write(save(named, metadata))  # save_file would leave it readable by its owner only
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written ({error})") from error
 

@@ -7,6 +7,7 @@ exactly its own, so that neither executes anything or takes more memory than the
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from dino.weights.formats import Contents, Format
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from dino.weights.network import Network
 
 CONFIG = "config.json"
 # Settings of a network that are read; `num_classes` is not needed, because the classifier is not.
@@ -171,6 +174,37 @@ def _check_default(model: nn.Module, name: str, shape: tuple[int, int, int], pat
             f"{path / CONFIG}: with its model_args, {name} computes other features than {arch} "
             "without, which is all that can be built here"
         )
+
+
+def write_folder(network: Network, target: Path) -> None:
+    """Write a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    Raises:
+        OptionError: timm does not have the network, or the folder cannot be written to.
+        WeightsError: timm's network has other tensors.
+    """
+    from dino.data.crops import RESIZE_RATIO
+    from dino.data.photometric import build_normalization
+    from dino.files import atomic_write
+    from dino.runtime.context import make_output_folder
+    from dino.weights.formats.timm import name_model, write_timm
+
+    name, settings = name_model(network)
+    make_output_folder(str(target), "`file_out`")
+    write_timm(network, target / "model.safetensors")
+    normalization = build_normalization(network.in_chans, network.normalization)
+    about = {
+        "input_size": [network.in_chans, *network.image_size],
+        "interpolation": "bicubic",
+        "crop_pct": 1 / RESIZE_RATIO,
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
+        "num_classes": 0,
+    }
+    config = {"architecture": name, "num_classes": 0, "model_args": settings}
+    with atomic_write(target / CONFIG, "`file_out`") as temporary:
+        text = json.dumps(config | {"pretrained_cfg": about}, indent=2) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
 
 # Before Hugging Face's own folders, which have a config.json too.

@@ -141,6 +141,7 @@ def test_without_the_file_nobody_knows_the_format(
 def test_formats_are_asked_in_a_fixed_order() -> None:
     assert list(list_formats()) == [
         "dinov2",
+        "hub",
         "timm_folder",
         "huggingface",
         "onnx",
@@ -154,7 +155,7 @@ def test_formats_are_asked_in_a_fixed_order() -> None:
         "safetensors",
     ]
     both_ways = ["huggingface", "timm", "paddle", "safetensors"]
-    assert list(list_converters()) == [*both_ways, "onnx", "ipu", "export"]
+    assert list(list_converters()) == [*both_ways, "hub", "onnx", "ipu", "export"]
 
 
 @pytest.mark.parametrize(
