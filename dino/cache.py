@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,18 @@ def make_folder(folder: Path) -> Path:
         OSError: It cannot be made.
     """
     folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
-    _check(folder, folder.lstat(), stat.S_ISDIR)
+    check_own_folder(folder)
     return folder
+
+
+def check_own_folder(folder: Path) -> None:
+    """Check that only this user can write a folder.
+
+    Raises:
+        PermissionError: It is a link, another user's, or writable by others.
+        OSError: There is none.
+    """
+    _check(folder, folder.lstat(), stat.S_ISDIR)
 
 
 def protect_compiled_code() -> None:
@@ -73,27 +84,42 @@ def check_owner(folder: Path) -> None:
 
 
 def read_own(path: Path) -> bytes:
-    """Read a file that only this user can write.
+    """Read a file that only this user can write; errors are those of `open_own`."""
+    with open_own(path) as file:
+        return file.read()
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Open a file that only this user can write, for reading.
 
     Raises:
         PermissionError: It is a link, another user's, or writable by others.
         OSError: It cannot be read.
     """
     # A pipe must not be waited for before it is refused.
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    try:
         _check(path, os.fstat(file.fileno()), stat.S_ISREG)
-        return file.read()
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def write_own(path: Path, content: bytes) -> None:
-    """Write a new file that only this user can write.
+    """Write a new file that only this user can write; errors are those of `create_own`."""
+    with create_own(path) as file:
+        file.write(content)
+
+
+def create_own(path: Path) -> BinaryIO:
+    """Open a new file that only this user can write, for reading and writing.
 
     Raises:
         OSError: It exists, or cannot be written.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with open(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "wb") as file:
-        file.write(content)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return open(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "w+b")
 
 
 @contextlib.contextmanager

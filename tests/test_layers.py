@@ -370,7 +370,7 @@ def test_no_named_tuple_is_generic():
 
 
 # More may be added if Python 3.10 can subscript them; logging.StreamHandler, for one, it cannot.
-SUBSCRIPTED = {"Dataset", "Sampler", "list"}
+SUBSCRIPTED = {"Column", "Dataset", "Sampler", "Sequence", "list"}
 
 
 def test_base_classes_are_subscripted_where_python_3_10_can():

@@ -7,21 +7,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from dino.data.columns import is_large
 from dino.data.decode import EXTENSIONS
-from dino.data.listing import LETTERS_SHOWN
+from dino.data.index import NO_STAMP, Enter, Stamp, lasting, pass_by, read_stamp
+from dino.data.listing import LETTERS_SHOWN, Listing
 from dino.errors import DataError
 
 LONGEST = 4096  # letters of a line; systems do not open longer paths
 
 
-def read_list(path: Path, flag: str) -> tuple[str, ...]:
-    """Read the image names that a text file lists.
+def read_list(path: Path, flag: str, enter: Enter = pass_by) -> Listing:
+    """Read the image names that a text file lists; `enter` is called before many are checked.
 
     Raises:
         DataError: It is not text, lists a name that is not an image, or a file that is missing; the
             text names `flag`.
     """
     try:
+        stamp = lasting(read_stamp(path))
         lines = dict(_read_lines(path, flag))
     except (OSError, UnicodeError) as error:
         raise DataError(f"{flag} {path} is not a text file that lists images: {error}") from error
@@ -31,8 +34,9 @@ def read_list(path: Path, flag: str) -> tuple[str, ...]:
             f"{flag} {path} lists {wrong[:LETTERS_SHOWN]!r}, which is not an image name"
             f" (known: {' '.join(EXTENSIONS)})"
         )
-    _check_files(path, lines, flag)
-    return tuple(lines.values())
+    if is_large(len(lines)):
+        enter()
+    return Listing(tuple(lines.values()), {}, {str(path): stamp, **_check_files(path, lines, flag)})
 
 
 def _read_lines(path: Path, flag: str) -> Iterator[tuple[int, str]]:
@@ -49,14 +53,17 @@ def _read_lines(path: Path, flag: str) -> Iterator[tuple[int, str]]:
                 yield number, line.strip()
 
 
-def _check_files(path: Path, lines: Mapping[int, str], flag: str) -> None:
-    """Check that every line names a file, by looking once into each folder."""
+def _check_files(path: Path, lines: Mapping[int, str], flag: str) -> dict[str, Stamp]:
+    """Check that every line names a file, by looking once into each folder; return their stamps."""
     known: dict[str, set[str]] = {}
+    stamps: dict[str, Stamp] = {}
     missing = []
     for number, name in lines.items():
         folder, base = os.path.split(name)
         if folder not in known:
-            known[folder] = _list_files(path.parent / folder)
+            place = path.parent / folder
+            stamps[str(place)] = _stamp(place)
+            known[folder] = _list_files(place)
         if base not in known[folder] and not _is_file(path.parent / name):
             missing.append(number)
     if missing:
@@ -66,6 +73,14 @@ def _check_files(path: Path, lines: Mapping[int, str], flag: str) -> None:
             f" is {first[:LETTERS_SHOWN]!r} in line {missing[0]}",
             remedy=_explain(path.parent, first),
         )
+    return stamps
+
+
+def _stamp(folder: Path) -> Stamp:
+    try:
+        return lasting(read_stamp(folder))
+    except (OSError, ValueError):
+        return NO_STAMP
 
 
 def _list_files(folder: Path) -> set[str]:

@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from dino.data.columns import join_names, pack_names, pack_numbers
 from dino.data.decode import Box, read_highest, read_image, read_size
 from dino.data.levels import PixelRange
 from dino.data.listing import Passed, describe
@@ -18,6 +19,7 @@ from dino.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+Source = TypeVar("Source", bound="ImageSource")
 MOST_CLASSES = 1_000_000  # each has a name in memory
 
 
@@ -42,8 +44,8 @@ class ImageSource:
 
     Attributes:
         root: Folder that `names` are relative to, or that contains the shards.
-        names: File names, in the order of the dataset's indices.
-        labels: Class index of each image, or None without class folders.
+        names: File names, in the order of the dataset's indices; many are packed (`columns`).
+        labels: Class index of each image, or None without class folders; packed like names.
         classes: Class names, sorted.
         boxes: The region of each picture to use, in pixels of the stored picture; None for all of
             a picture, or for all of every picture.
@@ -54,8 +56,8 @@ class ImageSource:
     """
 
     root: Path
-    names: tuple[str, ...]
-    labels: tuple[int, ...] | None = None
+    names: Sequence[str]
+    labels: Sequence[int] | None = None
     classes: tuple[str, ...] = ()
     boxes: tuple[Box | None, ...] | None = None
     pixel_range: PixelRange | None = None
@@ -134,8 +136,16 @@ class ImageSource:
 
     def fingerprint(self) -> str:
         """A digest of the names: equal for equal data, wherever it is mounted."""
-        names = "\n".join(self.names).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(names).hexdigest()[:16]
+        return hashlib.sha256(join_names(self.names)).hexdigest()[:16]
+
+    def packed(self: Source) -> Source:
+        """The same images; what is long is in files that loader processes share."""
+        return replace(
+            self,
+            names=pack_names(self.names),
+            labels=None if self.labels is None else pack_numbers(self.labels),
+            members=self.members and self.members.packed(),
+        )
 
     def limited(self, limit: int | None) -> ImageSource:
         """At most `limit` images, evenly spaced, so that classes keep their proportions."""
@@ -150,4 +160,5 @@ class ImageSource:
         boxes = None if self.boxes is None else tuple(self.boxes[index] for index in indices)
         names = tuple(self.names[index] for index in indices)
         members = self.members and self.members.selected(indices)
-        return replace(self, names=names, labels=labels, boxes=boxes, members=members)
+        chosen = replace(self, names=names, labels=labels, boxes=boxes, members=members)
+        return chosen.packed()

@@ -33,6 +33,11 @@ FRESH = 3_000_000_000  # ns
 
 Stamp = tuple[int, ...]
 NO_STAMP: Stamp = ()  # matches no file
+Enter = Callable[[], None]
+
+
+def pass_by() -> None:
+    """Wait for nobody."""
 
 
 def read_stamp(path: str | Path) -> Stamp:
@@ -53,6 +58,11 @@ def stamp_of(status: os.stat_result) -> Stamp:
     return size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def lasting(stamp: Stamp) -> Stamp:
+    """A stamp, or the one that matches nothing if the next change might not show in it."""
+    return stamp if max(stamp[1:]) < time.time_ns() - FRESH else NO_STAMP
+
+
 class Index:
     """The records of one folder or set of shards, as a context in which they are read and updated.
 
@@ -61,7 +71,13 @@ class Index:
     """
 
     def __init__(
-        self, kind: str, place: str, is_valid: Callable[[Any], bool], worth: int | None = None
+        self,
+        kind: str,
+        place: str,
+        is_valid: Callable[[Any], bool],
+        worth: int | None = None,
+        *,
+        enter: Enter = pass_by,
     ) -> None:
         """Read the stored records of `place`, an absolute path or several.
 
@@ -71,11 +87,14 @@ class Index:
             is_valid: Whether the contents of a record have the right form.
             worth: Entries below which no index is written; `WORTH` if None. If 0, other processes
                 wait before anything is listed.
+            enter: Called before much is read or listed; what it raises ends that.
         """
-        self.worth = WORTH if worth is None else worth
+        self.worth, self.enter = WORTH if worth is None else worth, enter
         self.place, self.key, self.is_valid = place, [VERSION, kind, place], is_valid
         digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         self.path = find_cache_root() / "index" / f"{kind}-{digest}.json"
+        if self.path.exists():
+            enter()
         self.known = self._read()
         self.records: dict[str, list[Any]] = {}
         self.found = 0
@@ -114,11 +133,14 @@ class Index:
             found: The contents, a JSON value.
             count: Number of entries in it.
         """
-        lasting = max(stamp[1:]) < time.time_ns() - FRESH
-        self.records[name] = [list(stamp if lasting else NO_STAMP), found]
+        self.records[name] = [list(lasting(stamp)), found]
         self.found += count
         if self.found >= self.worth and not self.locked:
             self._lock()
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The stamps of all that was looked up or stored."""
+        return {name: tuple(stamp) for name, (stamp, _) in self.records.items()}
 
     def __exit__(
         self,
@@ -132,6 +154,7 @@ class Index:
                 self._write()
 
     def _lock(self) -> None:
+        self.enter()
         self.locked = True
         logger.info(
             "listing %s; this takes a while, but will be fast next time",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dino.data.index import Index, stamp_of
+from dino.data.index import Enter, Index, Stamp, pass_by, stamp_of
 
 # Names that systems and programs leave in anybody's folders, in lower case; and hidden ones.
 SYSTEM = frozenset(
@@ -49,10 +49,12 @@ class Listing(NamedTuple):
     Attributes:
         names: Relative to the folder; a folder's own images come before those of its sub-folders.
         passed: What is passed over.
+        stamps: The stamps of all folders, and of a list file, by path.
     """
 
     names: tuple[str, ...]
     passed: Passed
+    stamps: Mapping[str, Stamp]
 
 
 def is_hidden(name: str) -> bool:
@@ -86,20 +88,25 @@ def show(name: str) -> str:
     return short if short.isprintable() else ascii(short)
 
 
-def list_folder(root: str | os.PathLike[str], endings: tuple[str, ...]) -> Listing:
+def list_folder(
+    root: str | os.PathLike[str], endings: tuple[str, ...], enter: Enter = pass_by
+) -> Listing:
     """List all images below `root`. Links are followed, but nothing is listed twice.
 
     Args:
         root: The folder.
         endings: Extensions in lower case, with the dot; matched in either case.
+        enter: As of an index.
 
     Raises:
         OSError: A folder cannot be read.
     """
     top = os.path.abspath(root)
-    with Index("folder", f"{top}\n{' '.join(endings)}", is_folder) as index:
+    with Index("folder", f"{top}\n{' '.join(endings)}", is_folder, enter=enter) as index:
         found = _visit(top, endings, index)
-    return _put_in_order(top, found)
+    names, passed = _put_in_order(top, found)
+    stamps = {os.path.join(top, folder): stamp for folder, stamp in index.stamps().items()}
+    return Listing(names, passed, stamps)
 
 
 def _visit(root: str, endings: tuple[str, ...], index: Index) -> dict[str, Folder]:
@@ -187,7 +194,7 @@ def _is_plain(name: str) -> bool:
     return "/" not in name and "\0" not in name and name not in ("", ".", "..")
 
 
-def _put_in_order(root: str, found: Mapping[str, Folder]) -> Listing:
+def _put_in_order(root: str, found: Mapping[str, Folder]) -> tuple[tuple[str, ...], Passed]:
     names: list[str] = []
     passed: Passed = {}
     is_new = _reach_once(root, found)
@@ -207,7 +214,7 @@ def _put_in_order(root: str, found: Mapping[str, Folder]) -> Listing:
             else:
                 add(passed, AGAIN, path)
         waiting += [os.path.join(folder, name) for name in reversed(here.folders)]
-    return Listing(tuple(names), passed)
+    return tuple(names), passed
 
 
 def _reach_once(root: str, found: Mapping[str, Folder]) -> Callable[[str, str], bool]:

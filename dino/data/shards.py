@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dino.data.ahead import Place
+from dino.data.columns import Array, pack_array
 from dino.data.decode import EXTENSIONS
-from dino.data.index import Index, Stamp
+from dino.data.index import Enter, Index, Stamp, pass_by
 from dino.data.listing import HIDDEN, Passed, add, describe, is_hidden, is_passed, kind_of
 from dino.data.remote import expect
 from dino.data.shard_files import Shard
@@ -99,7 +100,7 @@ class Members:
     """
 
     shards: tuple[tuple[Shard, Stamp], ...]
-    places: np.ndarray
+    places: np.ndarray | Array
 
     def member(self, index: int, name: str) -> Member:
         """Image `index`, under the given name."""
@@ -122,22 +123,44 @@ class Members:
         """The images with the given indices, in the given order."""
         return replace(self, places=self.places[np.asarray(indices, dtype=np.int64)])
 
+    def packed(self) -> Members:
+        """The same places; many are in a file that loader processes share."""
+        return replace(self, places=pack_array(self.places))
 
-def list_members(shards: Sequence[Shard]) -> tuple[list[Found], Members, Passed]:
-    """List the images of all shards, in order, and what is passed over.
+
+def read_stamps(shards: Sequence[Shard]) -> tuple[Stamp, ...]:
+    """The stamp of each shard.
+
+    Raises:
+        DataError: A shard is missing, or its server does not answer.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return tuple(pool.map(lambda shard: shard.stamp(), shards))
+
+
+def list_members(
+    shards: Sequence[Shard], stamps: Sequence[Stamp], enter: Enter = pass_by
+) -> tuple[list[Found], Members, Passed, dict[str, Stamp]]:
+    """List the images of all shards, in order.
+
+    Args:
+        shards: The shards.
+        stamps: Of each.
+        enter: As of an index.
+
+    Returns:
+        The images, their places, what is passed over, and by place the stamps that are lasting.
 
     Raises:
         DataError: A shard is not a tar file, is truncated, has no images, or has images that are
             links; or its server does not answer.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        stamps = list(pool.map(lambda shard: shard.stamp(), shards))
     images: list[Found] = []
     places: list[tuple[int, int, int]] = []
     passed: Passed = {}
     place = "\n".join(shard.place for shard in shards)
     worth = 0 if any(shard.is_far for shard in shards) else None
-    with Index("shards", place, _is_contents, worth) as index:
+    with Index("shards", place, _is_contents, worth, enter=enter) as index:
         for number, (found, others) in enumerate(_look_into(shards, stamps, index)):
             images += found
             places += [(number, image.offset, image.size) for image in found]
@@ -146,7 +169,8 @@ def list_members(shards: Sequence[Shard]) -> tuple[list[Found], Members, Passed]
     members = Members(
         tuple(zip(shards, stamps, strict=True)), np.array(places, dtype=np.int64).reshape(-1, 3)
     )
-    return images, members, passed
+    known = index.stamps()
+    return images, members, passed, {shard.place: known[str(shard)] for shard in shards}
 
 
 def _is_contents(record: Any) -> bool:

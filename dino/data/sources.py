@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dino.data.decode import EXTENSIONS
-from dino.data.demo import build_demo, is_demo
-from dino.data.image_list import read_list
+from dino.data.demo import build_demo
+from dino.data.file_sources import list_files
 from dino.data.image_source import ImageSource
 from dino.data.listing import describe, list_folder, show
 from dino.data.remote import UrlPath, check_url, is_url
@@ -94,7 +94,7 @@ def open_images(data_path: str | None) -> ImageSource:
     if source.labels is None or not is_divided(source.classes):
         return source
     labels, classes = label_by_folder(source.names, level=1)
-    return replace(source, labels=labels, classes=classes)
+    return replace(source, labels=labels, classes=classes).packed()
 
 
 def open_online_splits(
@@ -218,7 +218,7 @@ def _open(root: Path) -> ImageSource:
         return open_remote_shards(root, FLAG)
     if is_pattern(str(root)) and not os.path.isdir(root):
         return open_local_shards(find_shards(str(root), FLAG))
-    source = _list_files(root, FLAG)
+    source = list_files(root, FLAG)
     shards = sorted(root.glob(f"[!.]*{ENDING}")) if os.path.isdir(root) else []
     if shards and len(source):
         raise DataError(
@@ -235,7 +235,7 @@ def _open(root: Path) -> ImageSource:
 
 
 def _list(root: Path, flag: str) -> ImageSource:
-    return _not_empty(_list_files(root, flag), root, flag)
+    return _not_empty(list_files(root, flag), root, flag)
 
 
 def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
@@ -243,23 +243,6 @@ def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
         passed = f"; passed over: {describe(source.passed)}" if source.passed else ""
         raise DataError(f"{flag} {root} holds no image (looked for {' '.join(EXTENSIONS)}{passed})")
     return source
-
-
-def _list_files(root: Path, flag: str) -> ImageSource:
-    if os.path.isfile(root):
-        names = read_list(root, flag)
-        again = len(names) - len(set(names))
-        origin = f"list {root}" + f" ({again} of its lines repeat images)" * bool(again)
-        return ImageSource(root=root.parent, names=names, origin=origin)
-    try:
-        names, passed = list_folder(root, EXTENSIONS)
-    except OSError as error:
-        raise DataError(f"{flag} {root} cannot be read: {error}") from error
-    labels, classes = label_by_folder(names)
-    origin = f"{'built-in images' if is_demo(root) else 'folder'} {root}"
-    return ImageSource(
-        root=root, names=names, labels=labels, classes=classes, origin=origin, passed=passed
-    )
 
 
 def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:

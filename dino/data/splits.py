@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 VALIDATION = ("val", "validation")
@@ -52,7 +52,7 @@ def find_mixed_splits(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def label_by_folder(
-    names: tuple[str, ...], level: int = 0
+    names: Sequence[str], level: int = 0
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Labels and classes from the folders `level` levels down; None if an image is in none."""
     folders = [_class_folder(name, level) for name in names]

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from dino.data.columns import pack_numbers
 from dino.data.decode import MODES, read_highest, read_image, to_levels
 from dino.data.image_source import ImageSource
 from dino.data.levels import PixelRange, read_levels, reduce_picture
@@ -36,7 +37,7 @@ class UserSource(ImageSource):
     """
 
     images: Any = field(compare=False)
-    positions: tuple[int, ...]
+    positions: Sequence[int]
     in_memory: bool = False
 
     def read(self, index: int, channels: int, *, whole: bool = False) -> Tensor:  # noqa: ARG002
@@ -82,12 +83,13 @@ class UserSource(ImageSource):
 
     def selected(self, indices: Sequence[int]) -> UserSource:
         """The images with the given indices, in the given order."""
-        return replace(
+        chosen = replace(
             self,
             names=tuple(self.names[index] for index in indices),
             labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
-            positions=tuple(self.positions[index] for index in indices),
+            positions=pack_numbers([self.positions[index] for index in indices]),
         )
+        return chosen.packed()
 
 
 def wrap_images(images: Any, *, labels: Sequence[int] | None = None) -> UserSource:
@@ -125,9 +127,9 @@ def wrap_images(images: Any, *, labels: Sequence[int] | None = None) -> UserSour
         labels=numbers,
         classes=_find_classes(images),
         images=images,
-        positions=tuple(range(len(images))),
+        positions=range(len(images)),
         in_memory=not paths and not isinstance(images, Dataset),
-    )
+    ).packed()
 
 
 def read_labels(images: Any) -> list[int] | None:

@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, text: str, encoding: str = "utf-8") -> tuple[str, ...]:
     (root / "list.txt").write_bytes(text.encode(encoding))
-    return read_list(root / "list.txt", "`data_path`")
+    return read_list(root / "list.txt", "`data_path`").names
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

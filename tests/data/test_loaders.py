@@ -260,13 +260,16 @@ def start_run(source: ImageSource, start: str, then: str) -> subprocess.Popen:
     script = f"""
         import signal
 
+        from dino.data import columns
         from dino.data.crops import CropRecipe
         from dino.data.datasets import CropDataset, Share
         from dino.data.loaders import build_train_loader
         from dino.data.sources import open_training_source
 
         if __name__ == "__main__":
-            dataset = CropDataset(open_training_source({str(source.root)!r}), CropRecipe(), seed=0, skip_bad=False)
+            source = open_training_source({str(source.root)!r})
+            columns.LARGE = 1
+            dataset = CropDataset(source.packed(), CropRecipe(), seed=0, skip_bad=False)
             settings = {{"batch_size": 1, "share": Share(), "workers": 2, "pin_memory": False, "start": {start!r}}}
             loader = build_train_loader(dataset, **settings)
             for batch in loader.read(0):

@@ -25,7 +25,7 @@ PARQUET_BYTES = 2**27  # of one row group
 def write_npz(path: Path, source: ImageSource, arrays: Arrays) -> None:
     """Write a numpy archive without pickle: `names`, `classes`, known `labels` and the arrays."""
     content: dict[str, Any] = {
-        "names": np.array(source.names),
+        "names": np.array(list(source.names)),
         "classes": np.array(source.classes, dtype=np.str_),
     }
     if source.labels is not None:
@@ -45,7 +45,10 @@ def write_safetensors(path: Path, source: ImageSource, arrays: Arrays) -> None:
         else {**arrays, "labels": np.array(source.labels, dtype=np.int64)}
     )
     header: dict[str, object] = {
-        "__metadata__": {"names": json.dumps(source.names), "classes": json.dumps(source.classes)}
+        "__metadata__": {
+            "names": json.dumps(list(source.names)),
+            "classes": json.dumps(source.classes),
+        }
     }
     start = 0
     for name, array in tensors.items():
