@@ -62,8 +62,8 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     from dino.evaluation.knn import score_backbone
     from dino.models.vit import VisionTransformer
     from dino.runtime.folder_lock import hold_folder
-    from dino.runtime.metrics import EVENTS
     from dino.runtime.ownership import check_own
+    from dino.runtime.sinks.tensorboard import EVENTS
     from dino.training.build import build_networks
     from dino.training.checks import check_options
     from dino.training.trainer import Trainer
@@ -75,7 +75,8 @@ def run_demo(config: TrainConfig, recipe: str) -> tuple[dict[str, float], dict[s
     source, folder = check_options(config), Path(config.run.output_dir)
     target = folder / "attention.png"
     check_own([target, folder / PAGE])
-    paths = {"checkpoint": folder / checkpoint.LATEST, "TensorBoard": folder / EVENTS}
+    paths = {"checkpoint": folder / checkpoint.LATEST}
+    paths |= {"TensorBoard": folder / EVENTS} if "tensorboard" in config.run.log_to else {}
     with open_session(config, precision=config.precision) as run:
         untrained = build_networks(config, run)[1].backbone
         with hold_folder(folder, first=run.processes.is_rank_zero):

@@ -1,7 +1,8 @@
-"""A run's log.txt: one JSON line per epoch, in a file that may also hold lines of others.
+"""Files to which a run adds lines, such as log.txt: one JSON line per epoch.
 
-The console may be redirected into it, and users keep notes there. So it is appended to and edited
-in place: other processes that have it open keep the same file.
+They may also hold lines of others: the console may be redirected into log.txt, and users keep notes
+there. So they are appended to and edited in place: other processes that have one open keep the same
+file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,23 @@ MOST_EPOCHS = 10**9
 REMEDY = "move it away, or name another `output_dir`"
 
 
-def open_log(path: Path, epoch: int | None) -> None:
-    """Check that the log can be written to, and take back what the run will write again.
+def epoch_of(line: bytes) -> float:
+    """The epoch of a line of log.txt, infinity for one that a crash cut short, NaN for others."""
+    values = read_line(line)
+    if values is not None:
+        return float(values["epoch"])
+    return math.inf if line.startswith(START) and not line.endswith((b"}", b"\n")) else math.nan
+
+
+def open_log(path: Path, first: int | None, number_of: Callable[[bytes], float] = epoch_of) -> None:
+    """Check that a file can be added to, and take back what the run will write again.
 
     Args:
-        path: The log; created if missing.
-        epoch: Where a run resumes: its lines from this epoch on are removed, in place. Lines that
-            are not a run's stay as they are. None for a new run, which removes nothing.
+        path: The file; created if missing.
+        first: Where a run resumes: its lines from this number on are removed, in place. Lines that
+            are not a run's stay as they are. None removes nothing.
+        number_of: A line's number: infinity for one that a crash cut short, NaN for one that is not
+            a run's.
 
     Raises:
         OptionError: It is not a file, or cannot be written to.
@@ -41,16 +53,18 @@ def open_log(path: Path, epoch: int | None) -> None:
         path.open("ab").close()
         _append_redirects(path)
         _finish_edit(path)
-        if epoch is not None:
-            _take_back(path, epoch)
+        if first is not None:
+            _take_back(path, first, number_of)
     except OSError as error:
         raise OptionError(
             f"{path} cannot be written to ({error.strerror})", remedy=REMEDY
         ) from error
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, *, flush: bool = True) -> None:
     """Append a line, whole or not at all, and flush it to disk.
+
+    Without `flush` it survives the process, but not the machine.
 
     Raises:
         OSError: It cannot be written.
@@ -58,7 +72,20 @@ def append_line(path: Path, line: str) -> None:
     with path.open("a+b", buffering=0) as file:
         glued = file.seek(0, os.SEEK_END) and not _ends_with_newline(path)
         append_whole(file, b"\n" * glued + line.encode() + b"\n")
-        os.fsync(file.fileno())
+        if flush:
+            os.fsync(file.fileno())
+
+
+def write_json(values: Mapping[str, Any]) -> str:
+    """Write values as one line of JSON, in which NaN and infinity are null."""
+    return json.dumps(finite(values))
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinity by None at any depth, because JSON does not have them."""
+    if isinstance(value, Mapping):
+        return {name: finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_line(line: bytes) -> dict[str, Any] | None:
@@ -79,11 +106,11 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return [values for line in LINE.findall(content) if (values := read_line(line)) is not None]
 
 
-def _take_back(path: Path, epoch: int) -> None:
-    """Remove a run's lines that follow its last line of an epoch before `epoch`."""
+def _take_back(path: Path, first: int, number_of: Callable[[bytes], float]) -> None:
+    """Remove a run's lines that follow its last line of a number before `first`."""
     content = path.read_bytes()
-    lines = [(line, _epoch_of(line)) for line in LINE.findall(content)]
-    done = max((index for index, (_, number) in enumerate(lines) if number < epoch), default=-1)
+    lines = [(line, number_of(line)) for line in LINE.findall(content)]
+    done = max((index for index, (_, number) in enumerate(lines) if number < first), default=-1)
     left = b"".join(
         line for index, (line, number) in enumerate(lines) if index <= done or math.isnan(number)
     )
@@ -93,12 +120,13 @@ def _take_back(path: Path, epoch: int) -> None:
         _edit(path, len(content), left)
 
 
-def _epoch_of(line: bytes) -> float:
-    """The epoch of a run's line, infinity for one that a crash cut short, NaN for any other."""
-    values = read_line(line)
-    if values is not None:
-        return float(values["epoch"])
-    return math.inf if line.startswith(START) and not line.endswith((b"}", b"\n")) else math.nan
+def replace_lines(path: Path, content: bytes) -> None:
+    """Replace all that a file holds, in place, so that a kill in between loses nothing.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    _edit(path, path.stat().st_size, content)
 
 
 def _edit(path: Path, size: int, content: bytes) -> None:

@@ -21,6 +21,7 @@ from dino.models.registry import check_arch, is_vit
 from dino.runtime.context import make_output_folder
 from dino.runtime.launch import read_launch
 from dino.runtime.ownership import check_recipe, foreign
+from dino.runtime.sinks import check_names
 from dino.training.choices import AUTO
 from dino.training.config import RunConfig, TrainConfig
 
@@ -75,6 +76,7 @@ def check_settings(config: TrainConfig) -> None:
     check_warmups(config)
     check_network(config)
     check_best(config)
+    check_names(config.run.log_to)
 
 
 def check_pixels(config: TrainConfig) -> None:

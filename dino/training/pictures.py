@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dino.data.crops import Crops
 from dino.models.multicrop import MultiCrop
-from dino.runtime.events import Jpeg
+from dino.runtime.sinks.base import Jpeg
 from dino.training.ema import set_modes
 from dino.training.step import DinoProgram
 

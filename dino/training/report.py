@@ -1,11 +1,11 @@
-"""Reports to the user: progress line, log.txt, TensorBoard, warnings about collapse and waiting."""
+"""Reports to the user: progress line, log.txt, sinks, warnings about collapse and waiting."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ import torch
 
 from dino.data.loaders import count_cores
 from dino.runtime.distributed import Processes
-from dino.runtime.events import Jpeg
 from dino.runtime.metrics import MetricLog
 from dino.runtime.progress import Progress
+from dino.runtime.sinks.base import Jpeg
+from dino.runtime.sinks.tensorboard import EVENTS
 from dino.training.collapse import CollapseWatch
 from dino.training.estimate import SETTLING_LINES, EndEstimate
 from dino.training.plan import Plan
 from dino.training.step import DinoProgram
 from dino.training.step_values import METERS
-from dino.training.tags import add_groups
+from dino.training.tags import GROUPS
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Reporter:
         prototypes: int,
         iteration: int,
         shown: bool,
+        log_to: Sequence[str] = (EVENTS,),
         feeding: LoaderStats | None = None,
     ) -> None:
         """Open the records at `iteration`.
@@ -112,18 +114,29 @@ class Reporter:
             prototypes: K.
             iteration: Where the run starts or continues.
             shown: Whether this process reports.
+            log_to: Names of the sinks.
             feeding: How the images are read, to explain why the device waits for them.
         """
         self.plan, self.epoch = plan, iteration // plan.iterations
         if shown:
             logger.info("length: %s", plan.describe(iteration))
-        self.log = MetricLog(folder, epoch=self.epoch, iteration=iteration) if shown else None
+        self.log = (
+            MetricLog(folder, epoch=self.epoch, iteration=iteration, log_to=log_to, groups=GROUPS)
+            if shown
+            else None
+        )
         self.progress = Progress(
             plan.epochs * plan.iterations, "training", start=iteration, shown=shown
         )
         self.collapse = CollapseWatch(plan, prototypes)
         self.feeding, self.end, self.own_view = feeding, EndEstimate(self.progress), math.nan
         self.begin_window(iteration, {})
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(completed=error is None)
 
     def begin_window(self, iteration: int, sums: Mapping[str, float]) -> None:
         """Start a new averaging window at `iteration`, where the meters read `sums`."""
@@ -161,19 +174,19 @@ class Reporter:
         self.begin_window(iteration, reading.sums)
 
     def write(self, scalars: Mapping[str, float], iteration: int) -> None:
-        """Write TensorBoard scalars, under the reference's tags and in groups."""
+        """Write numbers to the sinks, given by the reference's tags."""
         if self.log is not None:
-            self.log.write_scalars(add_groups(scalars), iteration)
+            self.log.write_scalars(scalars, iteration)
 
     def write_pictures(self, pictures: Mapping[str, Jpeg], iteration: int) -> None:
-        """Write TensorBoard images."""
+        """Write pictures to the sinks."""
         if self.log is not None:
             self.log.write_images(
                 {f"pictures/{name}": jpeg for name, jpeg in pictures.items()}, iteration
             )
 
     def write_settings(self, recipe: str, settings: Mapping[str, Any]) -> None:
-        """Write the run's settings to TensorBoard."""
+        """Write the run's settings to the sinks."""
         if self.log is not None:
             self.log.write_settings(recipe, settings, self.iteration)
 
@@ -197,11 +210,11 @@ class Reporter:
             {**first, "epoch": iteration // self.plan.iterations - 1, **rest, **more}
         )
 
-    def close(self) -> None:
-        """Close the progress bar and the records."""
+    def close(self, *, completed: bool = True) -> None:
+        """Close the progress bar and the records; `completed` is False for a run cut short."""
         self.progress.close()
         if self.log is not None:
-            self.log.close()
+            self.log.close(completed=completed)
 
     def _show(
         self,

@@ -1,8 +1,4 @@
-"""Names of a run's scalars in TensorBoard: the reference's tags, and the same values in groups."""
-
-from __future__ import annotations
-
-from collections.abc import Mapping
+"""Names of a run's numbers in its sinks, in groups; TensorBoard also has the reference's tags."""
 
 GROUPS = {  # the reference's tag -> the group's
     "loss": "train/loss",
@@ -23,9 +19,3 @@ GROUPS = {  # the reference's tag -> the group's
     "data_time": "data/time",
     "data_wait_share": "data/wait_share",
 }
-
-
-def add_groups(scalars: Mapping[str, float]) -> dict[str, float]:
-    """Add each value that belongs to a group under the group's tag."""
-    grouped = {GROUPS[tag]: value for tag, value in scalars.items() if tag in GROUPS}
-    return {**scalars, **grouped}

@@ -93,6 +93,7 @@ class Trainer:
             prototypes=config.student.out_dim,
             iteration=self.iteration,
             shown=run.processes.is_rank_zero,
+            log_to=config.run.log_to,
             feeding=LoaderStats.of(self.loader.workers, run.processes),
         )
         self.reporter.write_settings(recipe, as_dict(config))
@@ -108,16 +109,13 @@ class Trainer:
             DataError: An image cannot be read.
             CheckpointError: A checkpoint could not be written; the one before it is intact.
         """
-        try:
-            with self.stop.listening(), self.saver:
-                if not self.iteration:
-                    self._report_scores(self.scores.begin(self.teacher.backbone))
-                if self.unfinished:
-                    self._end_epoch()
-                for epoch in range(self.iteration // self.plan.iterations, self.plan.epochs):
-                    self._train_epoch(epoch)
-        finally:
-            self.reporter.close()
+        with self.reporter, self.stop.listening(), self.saver:
+            if not self.iteration:
+                self._report_scores(self.scores.begin(self.teacher.backbone))
+            if self.unfinished:
+                self._end_epoch()
+            for epoch in range(self.iteration // self.plan.iterations, self.plan.epochs):
+                self._train_epoch(epoch)
         if not self.over:
             logger.info("done: %s; %s", self.folder / checkpoint.LATEST, self.scores.judge())
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from dino.data.crops import scale_shorter
 from dino.data.label_maps import mark_png
 from dino.files import MARK, atomic_write
-from dino.runtime.events import Jpeg
+from dino.runtime.sinks.base import Jpeg
 
 Pixels = NDArray[np.uint8]
 

@@ -21,8 +21,8 @@ from dino.errors import DataError, OptionError
 from dino.models.dense import build_dense
 from dino.models.vit import VisionTransformer
 from dino.runtime.context import Run
-from dino.runtime.events import Jpeg
 from dino.runtime.ownership import check_own
+from dino.runtime.sinks.base import Jpeg
 from dino.visualization.attention_maps import ClsAttention, add_mean
 from dino.visualization.patch_colors import color_patches
 from dino.visualization.pictures import (

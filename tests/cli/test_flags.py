@@ -120,6 +120,7 @@ TRAIN = {
     "--own_view_images": 256,
     "--keep_best": None,
     "--draw_pictures": True,
+    "--log_to": ("tensorboard",),
     "--preset": None,
     "--hours": None,
     "--dry_run": False,

@@ -49,7 +49,7 @@ EXACT = (
 )  # plain values that no kernel has a part in
 ADDED = frozenset(
     {"format", "attention", "cuda_graph", "pixel_range", "mean", "std", "hours", "hang_timeout"}
-    | {"own_view_images", "own_view", "rankme", "scores", "keep_best", "draw_pictures"}
+    | {"own_view_images", "own_view", "rankme", "scores", "keep_best", "draw_pictures", "log_to"}
 )  # keys and flags that files have gained since; those without them must load
 # Settings that say where a run took place, which the file that people publish had then.
 WITHDRAWN = frozenset({"data_path", "output_dir", "dist_url", "local_rank", "executable_cache_dir"})

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dino.errors import OptionError
-from dino.runtime import events, log_file
+from dino.runtime import log_file
 from dino.runtime.log_file import read_history
 from dino.runtime.metrics import (
     EVENTS,
@@ -22,6 +22,7 @@ from dino.runtime.metrics import (
     write_events,
     write_result,
 )
+from dino.runtime.sinks import tensorboard as events
 
 
 def read_scalars(folder: Path, tag: str) -> dict[int, float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dino.cli.options import parse
 from dino.data.crops import Crops
 from dino.errors import OptionError
-from dino.runtime.events import Jpeg
+from dino.runtime.sinks.base import Jpeg
 from dino.training.build import build_networks, build_program
 from dino.training.config import TrainConfig
 from dino.training.dry_run import draw_batch

@@ -194,7 +194,8 @@ def test_an_epoch_without_a_finite_step_is_still_valid_json(reporter, tmp_path):
 
 def test_a_process_that_is_not_the_first_writes_and_says_nothing(plan, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    reporter = Reporter(tmp_path, plan, prototypes=64, iteration=0, shown=False)
+    sinks = ("tensorboard", "jsonl", "csv", "wandb", "mlflow")
+    reporter = Reporter(tmp_path, plan, prototypes=64, iteration=0, shown=False, log_to=sinks)
     reporter.report(reading_of(5, **HEALTHY), 5)
     reporter.end_epoch(reading_of(10), 10, {})
     reporter.close()

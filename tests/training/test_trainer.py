@@ -3,6 +3,7 @@ had happened."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import functools
 import json
@@ -143,6 +144,9 @@ def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
         "1",
         "--drop_path_rate",
         "0.2",
+        "--log_to",
+        "jsonl",
+        "csv",
     ]
     undisturbed = train(tmp_path, *words, "--output_dir", tmp_path / "whole")
     assert undisturbed.code == 0, undisturbed.text
@@ -169,6 +173,22 @@ def test_twenty_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
     assert kills == 20 and writing >= 3
     assert_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
     assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "killed")
+    assert _metrics_of(tmp_path / "whole") == _metrics_of(tmp_path / "killed")
+
+
+def _metrics_of(folder: Path) -> list[tuple[int, float | None, list[str]]]:
+    """Iteration, rate and tags of each line of metrics.jsonl; metrics.csv holds the same.
+
+    The first line after a kill averages over the steps since, so its loss is another one.
+    """
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    cells = [{tag: float(cell) for tag, cell in row.items() if cell} for row in rows]
+    assert cells == [
+        {tag: part for tag, part in line.items() if part is not None} for line in lines
+    ]
+    return [(line["iteration"], line.get("train/lr"), sorted(line)) for line in lines]
 
 
 def _kill_soon(job: Job, folder: Path, rng: random.Random, *, while_writing: bool) -> bool:
@@ -299,7 +319,7 @@ WRITES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.truncate"}
 def turn_read_only(folder: str, step_number: int) -> None:
     """From a step on, the file system refuses writes below `folder`, as after a kernel has met an
     error of the disk: new files, new names, and files that are open already. 0: from the start."""
-    from dino.runtime import events
+    from dino.runtime.sinks import tensorboard as events
     from dino.training import step
 
     compute, append, calls = step.compute_loss, events.append_whole, []
@@ -375,6 +395,7 @@ def test_a_disk_that_turns_read_only_costs_lines_and_not_the_last_checkpoint(
 ) -> None:
     folder = tmp_path / "run"
     words = ("--data_path", images, "--output_dir", folder)
+    words += ("--log_to", "tensorboard", "jsonl", "csv")
     stopped = train(tmp_path, *words, prepare=functools.partial(turn_read_only, str(folder), 13))
     assert stopped.code == 2 and "Traceback" not in stopped.text, stopped.text
     assert stopped.text.count("cannot be written to: Read-only file system; lines are lost") == 1

@@ -18,8 +18,8 @@ from dino.errors import OptionError
 from dino.models.registry import build_backbone
 from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
-from dino.runtime.events import Jpeg
 from dino.runtime.launch import Launch
+from dino.runtime.sinks.base import Jpeg
 from dino.visualization.run_pictures import MAP_TILE, NAMES, VIEW_TILE, RunPictures
 from dino.visualization.sheets import GAP, LINE
 from tests.running import make_images

@@ -12,32 +12,38 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dino.errors import OptionError
 from dino.files import append_whole
+from dino.runtime.sinks.base import Jpeg, Sink, Start
 
+EVENTS = "tensorboard"
 COUNT = itertools.count()  # two files of one second have different names
 RGB, DT_STRING = 3, 7  # TensorBoard's and TensorFlow's numbers
 
 
-class Jpeg(NamedTuple):
-    """A picture as TensorBoard stores it."""
-
-    content: bytes
-    height: int
-    width: int
-
-
-class EventFile:
+class EventFile(Sink):
     """One new events file in a folder."""
 
-    def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
-        """Create the file; TensorBoard drops what older files hold from `purge_step` on.
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        purge_step: int | None = None,
+        also: Mapping[str, str] | None = None,
+    ) -> None:
+        """Create the file.
+
+        Args:
+            folder: Its folder; created if missing.
+            purge_step: TensorBoard drops what older files hold from this step on.
+            also: Second tags by tag.
 
         Raises:
             OptionError: The folder cannot be written to.
         """
+        self.place, self.also = str(folder), also or {}
         moment = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(COUNT)}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,13 +54,24 @@ class EventFile:
         except OSError as error:
             raise OptionError(f"{folder} cannot be written to: {error}") from error
 
+    @classmethod
+    def open(cls, start: Start) -> EventFile:
+        """Create a run's file in its folder.
+
+        Raises:
+            OptionError: The folder cannot be written to.
+        """
+        purge_step = start.iteration + 1 if start.iteration else None
+        return cls(start.folder / EVENTS, purge_step=purge_step, also=start.also)
+
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write scalars, one per tag.
+        """Write scalars, one per tag and second tag.
 
         Raises:
             OSError: They cannot be written.
         """
-        scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        more = {self.also[tag]: value for tag, value in values.items() if tag in self.also}
+        scalars = [{"tag": tag, "simple_value": value} for tag, value in {**values, **more}.items()]
         self._write(step=step, summary={"value": scalars})
 
     def add_images(self, images: Mapping[str, Jpeg], step: int) -> None:
@@ -94,7 +111,7 @@ class EventFile:
         ]
         self._write(step=step, summary={"value": values})
 
-    def close(self) -> None:
+    def close(self, *, completed: bool = True) -> None:
         """Close the file."""
         self.file.close()
 

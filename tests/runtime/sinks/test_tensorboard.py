@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dino.errors import OptionError
-from dino.runtime.events import EventFile, Jpeg
+from dino.runtime.sinks.base import Jpeg
+from dino.runtime.sinks.tensorboard import EventFile
 
 
 def read(folder: Path, tag: str) -> list[tuple[int, float]]:
