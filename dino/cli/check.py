@@ -82,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_output(Path(output))
     source = open_images(config.source.data_path).ranged(config.pixels.pixel_range)
     logger.info("images: %s", source.describe())
-    if source.members:
+    if output and source.members:
         raise DataError(
-            f"--data_path {source.root} holds shards",
-            remedy="check the folder from which they were packed",
+            f"--output lists files, and the images in {source.root} are in shards or tables",
+            remedy="leave it out, or check the folder from which they were made",
         )
     refused = _find_refusal(config.source.data_path)
     if refused:

@@ -1,4 +1,4 @@
-"""`dino pack`: pack a folder of images into tar shards."""
+"""`dino pack`: pack a folder or tables of images into tar shards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ShardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """Pack a folder of images into tar shards, for training and for the webdataset library.
+    """Pack images into tar shards, for training and for the webdataset library.
 
     After an interruption the same command continues.
     """
@@ -69,20 +69,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     from dino.data.packing import Packing, pack_images
-    from dino.data.sources import list_images
+    from dino.data.sources import open_images
     from dino.data.splits import holds_splits
+    from dino.data.tables import find_splits, name_tables
     from dino.runtime.context import make_output_folder
     from dino.runtime.metrics import write_result
     from dino.runtime.progress import Progress
 
     set_up_logging()
     root = Path(config.source.data_path)
-    if holds_splits(root):
+    tables = find_splits(root)
+    if holds_splits(root) or len(tables) > 1:
+        first = f"{root}/train" if holds_splits(root) else name_tables(tables)
         raise OptionError(
             f"{root} holds splits",
-            remedy=f"pack each split separately: python -m dino.data.pack {root}/train OUT/train",
+            remedy=f"pack each split separately: python -m dino.data.pack {first} OUT/train",
         )
-    source, folder = list_images(root, "--data_path"), make_output_folder(config.output.output_dir)
+    source, folder = open_images(str(root)), make_output_folder(config.output.output_dir)
     packing = Packing(config.pack.shard_size, config.pack.shorter_side)
     progress, shards = Progress(len(source), f"packing {source.root.name}"), []
     for shard, done in pack_images(

@@ -54,18 +54,8 @@ def _read_lines(path: Path, flag: str) -> Iterator[tuple[int, str]]:
 
 
 def _check_files(path: Path, lines: Mapping[int, str], flag: str) -> dict[str, Stamp]:
-    """Check that every line names a file, by looking once into each folder; return their stamps."""
-    known: dict[str, set[str]] = {}
-    stamps: dict[str, Stamp] = {}
-    missing = []
-    for number, name in lines.items():
-        folder, base = os.path.split(name)
-        if folder not in known:
-            place = path.parent / folder
-            stamps[str(place)] = _stamp(place)
-            known[folder] = _list_files(place)
-        if base not in known[folder] and not _is_file(path.parent / name):
-            missing.append(number)
+    """Check that every line names a file; return the stamps of their folders."""
+    missing, stamps = find_missing(path.parent, lines)
     if missing:
         first = lines[missing[0]]
         raise DataError(
@@ -81,6 +71,25 @@ def _stamp(folder: Path) -> Stamp:
         return lasting(read_stamp(folder))
     except (OSError, ValueError):
         return NO_STAMP
+
+
+def find_missing(root: Path, names: Mapping[int, str]) -> tuple[list[int], dict[str, Stamp]]:
+    """The numbers of names below `root` that name no file, by looking once into each folder.
+
+    Returns:
+        The numbers, and the folders' stamps.
+    """
+    known: dict[str, set[str]] = {}
+    stamps: dict[str, Stamp] = {}
+    missing = []
+    for number, name in names.items():
+        folder, base = os.path.split(name)
+        if folder not in known:
+            stamps[str(root / folder)] = _stamp(root / folder)
+            known[folder] = _list_files(root / folder)
+        if base not in known[folder] and not _is_file(root / name):
+            missing.append(number)
+    return missing, stamps
 
 
 def _list_files(folder: Path) -> set[str]:

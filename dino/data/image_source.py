@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dino.data.columns import join_names, pack_names, pack_numbers
-from dino.data.decode import Box, read_highest, read_image, read_size
+from dino.data.decode import Box, Stored, read_highest, read_image, read_size
 from dino.data.levels import PixelRange
 from dino.data.listing import Passed, describe
-from dino.data.shards import Member, Members
+from dino.data.shards import Members
 from dino.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ def number_classes(labels: Sequence[int]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """A list of images, each a file or a member of a shard.
+    """A list of images, each a file, a member of a shard or a row of a table.
 
     Attributes:
-        root: Folder that `names` are relative to, or that contains the shards.
+        root: Folder that `names` are relative to, or that contains the shards or tables.
         names: File names, in the order of the dataset's indices; many are packed (`columns`).
         labels: Class index of each image, or None without class folders; packed like names.
-        classes: Class names, sorted.
+        classes: Class names, by number.
         boxes: The region of each picture to use, in pixels of the stored picture; None for all of
             a picture, or for all of every picture.
         pixel_range: Levels that become black and white where they have more than 8 bits.
-        members: Locations of the images in shards, or None if they are files.
+        members: Locations of the images in shards or tables, or None if they are files.
         origin: What the images are, and where.
         passed: What else is there and is not used.
     """
@@ -79,7 +79,7 @@ class ImageSource:
         """Path of image `index`, if it is a file."""
         return self.root / self.names[index]
 
-    def file(self, index: int) -> str | Member:
+    def file(self, index: int) -> str | Stored:
         """What `read_image` reads for image `index`."""
         if self.members:
             return self.members.member(index, self.names[index])

@@ -7,13 +7,12 @@ C channels.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from dino.data.decode import open_picture, read_image
+from dino.data.decode import open_picture, read_file, read_image
 from dino.data.image_source import ImageSource
 from dino.errors import DataError
 
@@ -57,30 +56,29 @@ class InspectionDataset(Dataset[Inspection]):
 
     def __getitem__(self, index: int) -> Inspection:
         """Decode and inspect one file."""
-        path = self.source.path(index)
+        file = self.source.file(index)
         try:
             _, height, width = read_image(
-                path, self.channels, pixel_range=self.source.pixel_range
+                file, self.channels, pixel_range=self.source.pixel_range
             ).shape
-            digest = hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
-            odd = find_oddity(path)
+            content = read_file(file)
+            digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+            odd = None if str(file).lower().endswith(".npy") else find_oddity(content)
         except (DataError, OSError) as error:
             return Inspection(" ".join(str(error).split()), None, None, b"")
         tiny = f"{width} x {height} pixels" if min(height, width) < self.min_size else None
         return Inspection(None, tiny, odd, digest)
 
 
-def find_oddity(path: Path) -> str | None:
-    """What decoding changes or drops, other than turning gray into color, or None.
+def find_oddity(content: bytes) -> str | None:
+    """What decoding a picture changes or drops, other than turning gray into color, or None.
 
     See docs/data.md.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: It is no picture.
     """
-    if path.suffix.lower() == ".npy":
-        return None
-    with open_picture(path) as picture:
+    with open_picture(content) as picture:
         frames = getattr(picture, "n_frames", 1)
         # Pillow turns "RGB;16B" into RGB silently.
         stored = str(picture.tile[0][3]) if picture.tile else ""

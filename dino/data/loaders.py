@@ -29,7 +29,12 @@ from dino.data.datasets import CropDataset, LabelledBatch, RandomViewDataset, Sh
 from dino.data.epoch_batches import EpochBatches
 from dino.data.loader_failures import explain
 from dino.data.native import choose_cut
-from dino.data.start_checks import check_count, check_levels, check_shared_memory
+from dino.data.start_checks import (
+    check_count,
+    check_levels,
+    check_shared_memory,
+    warn_of_row_groups,
+)
 from dino.data.worker_signals import holding_signals, outlive_signals
 from dino.errors import DataError
 
@@ -94,6 +99,7 @@ def build_train_loader(
     """
     check_count(dataset.source, batch_size * share.world_size)
     check_levels(dataset.source)
+    warn_of_row_groups(dataset.source)
     if workers:
         batches_here = processes_here * workers * PREFETCH
         check_shared_memory(dataset, batch_size=piece or batch_size, batches=batches_here)

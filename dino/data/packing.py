@@ -142,13 +142,13 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _read(source: ImageSource, index: int, *, shorter_side: int | None) -> bytes:
     """The bytes of an image, scaled down if required; unchanged if it cannot be decoded."""
-    content = read_file(source.path(index))
+    content = read_file(source.file(index))
     if shorter_side is None:
         return content
     try:
         return scale_picture(content, shorter_side)
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        logger.warning("%s cannot be scaled and is packed unchanged: %s", source.path(index), error)
+        logger.warning("%s cannot be scaled and is packed unchanged: %s", source.file(index), error)
         return content
 
 

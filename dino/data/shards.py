@@ -17,7 +17,7 @@ import numpy as np
 
 from dino.data.ahead import Place
 from dino.data.columns import Array, pack_array
-from dino.data.decode import EXTENSIONS
+from dino.data.decode import EXTENSIONS, Stored
 from dino.data.index import Enter, Index, Stamp, pass_by
 from dino.data.listing import HIDDEN, Passed, add, describe, is_hidden, is_passed, kind_of
 from dino.data.remote import expect
@@ -102,7 +102,7 @@ class Members:
     shards: tuple[tuple[Shard, Stamp], ...]
     places: np.ndarray | Array
 
-    def member(self, index: int, name: str) -> Member:
+    def member(self, index: int, name: str) -> Stored:
         """Image `index`, under the given name."""
         number, offset, size = self.places[index].tolist()
         shard, stamp = self.shards[number]

@@ -1,4 +1,4 @@
-"""Where images come from: folders with or without classes, tar shards, a list file, or `demo`."""
+"""Where images come from: folders with or without classes, shards, tables, lists, or `demo`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ from dino.data.shard_names import ENDING, find_shards, is_pattern
 from dino.data.shard_sources import open_local_shards, open_remote_shards
 from dino.data.splits import (
     find_mixed_splits,
-    find_validation,
     holds_splits,
     is_divided,
     label_by_folder,
+)
+from dino.data.tables import (
+    ALL,
+    ENDINGS,
+    TRAIN,
+    VALIDATION,
+    find_beside,
+    find_split,
+    is_table,
+    open_tables,
 )
 from dino.errors import DataError
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+:/|pipe:", re.IGNORECASE)
 FLAG = "`data_path`"
 ASK = (
-    "name a folder of images, tar shards, a text file that lists images,"
+    "name a folder of images, tar shards, Parquet files, a text file that lists images,"
     " or `data_path` demo to try it without your own"
 )
 
@@ -41,28 +50,28 @@ def open_training_source(data_path: str | None, limit: int | None = None) -> Ima
     root = _existing(data_path)
     if os.path.isdir(root) and holds_splits(root):
         root = root / "train"
-    source = _open(root)
+    source = _open(root, TRAIN)
     if source.members or os.path.isdir(root):  # a list file names its images on purpose
         _refuse_mixed_splits(source)
     return source.limited(limit)
 
 
 def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSource]:
-    """List the train and validation images of a folder that has both, each with class folders.
+    """List the train and validation images of a folder that has both, each with its class.
 
     Raises:
-        DataError: A split is missing or has no class folders, or their classes differ.
+        DataError: A split is missing or has no classes, or their classes differ.
     """
     root = _existing(data_path)
-    folder = find_validation(root)
-    if folder is None or not holds_splits(root):
+    train, other = find_split(root, TRAIN), find_split(root, VALIDATION)
+    if train is None or other is None:
         raise DataError(
             f"`data_path` {root} needs the folders train and val (or validation),"
-            " with class folders in each",
+            " with class folders in each, or tables of both",
             value=root,
         )
-    train = _labelled(root / "train")
-    return train, _labelled(folder, like=train)
+    labelled = _labelled(*train)
+    return labelled, _labelled(*other, like=labelled)
 
 
 def open_validation_images(data_path: str | None) -> ImageSource:
@@ -72,13 +81,14 @@ def open_validation_images(data_path: str | None) -> ImageSource:
         DataError: The folder is missing or has no class folders.
     """
     root = _existing(data_path)
-    folder = find_validation(root)
-    if folder is None:
+    split = find_split(root, VALIDATION)
+    if split is None:
         raise DataError(
-            f"`data_path` {root} needs the folder val (or validation), with class folders in it",
+            f"`data_path` {root} needs the folder val (or validation), with class folders in it,"
+            " or a table of it",
             value=root,
         )
-    return _labelled(folder)
+    return _labelled(*split)
 
 
 def open_images(data_path: str | None) -> ImageSource:
@@ -107,13 +117,13 @@ def open_online_splits(
             to them.
     """
     train = open_training_source(data_path, limit)
-    folder = find_validation(train.root.parent)
-    if train.labels is None or folder is None:
+    split = find_beside(_existing(data_path), train)
+    if train.labels is None or split is None:
         raise DataError(
             f"`eval_knn_every` needs class folders in {train.root} and a folder val"
             " (or validation) next to it"
         )
-    return train, _labelled(folder, like=train)
+    return train, _labelled(*split, like=train)
 
 
 def list_images(path: Path, flag: str) -> ImageSource:
@@ -188,7 +198,7 @@ def _existing(data_path: str | None) -> Path:
         return build_demo()
     if not os.path.exists(data_path):
         _check_local(data_path, FLAG)
-        if not is_pattern(data_path):
+        if not is_pattern(data_path) and not is_table(Path(data_path)):
             raise DataError(f"`data_path` {show(data_path)} does not exist: {ASK}", value=data_path)
     return Path(data_path)
 
@@ -212,10 +222,18 @@ def _check_local(path: str, flag: str) -> None:
         )
 
 
-def _open(root: Path) -> ImageSource:
-    """Open `data_path`: shards by pattern, a list file, a folder of images, or of shards."""
+def _open(root: Path, split: str = ALL, *, labelled: bool = False) -> ImageSource:
+    """Open `data_path`: shards or tables by pattern, a list file, or a folder of any of them.
+
+    Args:
+        root: The path or pattern.
+        split: Which of the splits to open, if there are tables of several.
+        labelled: Whether tables must have labels.
+    """
     if isinstance(root, UrlPath):
         return open_remote_shards(root, FLAG)
+    if is_table(root):
+        return open_tables(root, split, labelled=labelled)
     if is_pattern(str(root)) and not os.path.isdir(root):
         return open_local_shards(find_shards(str(root), FLAG))
     source = list_files(root, FLAG)
@@ -231,7 +249,11 @@ def _open(root: Path) -> ImageSource:
             f"{FLAG} {root} holds shards of several sets ({', '.join(kinds[:5])})",
             remedy=f"choose one of them, such as {root}/NAME-*{ENDING}",
         )
-    return open_local_shards(shards) if shards else _not_empty(source, root, FLAG)
+    if shards:
+        return open_local_shards(shards)
+    if not len(source) and not source.passed.keys().isdisjoint(ENDINGS):
+        return open_tables(root, split, labelled=labelled)
+    return _not_empty(source, root, FLAG)
 
 
 def _list(root: Path, flag: str) -> ImageSource:
@@ -245,8 +267,8 @@ def _not_empty(source: ImageSource, root: Path, flag: str) -> ImageSource:
     return source
 
 
-def _labelled(root: Path, like: ImageSource | None = None) -> ImageSource:
-    source = _open(root)
+def _labelled(root: Path, split: str, like: ImageSource | None = None) -> ImageSource:
+    source = _open(root, split, labelled=True)
     if source.labels is None:
         raise DataError(
             f"{root} needs one folder per class",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Protocol
 
 from dino.data.decode import EIGHT_BITS
 from dino.data.image_source import ImageSource
+from dino.data.row_groups import Rows
 from dino.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 LOOK = 256  # images, evenly spaced, whose levels are looked at
 TWELVE_BITS = 4095  # the highest level of many cameras and scanners, in files of 16 bits
 SHARED_MEMORY = "/dev/shm"  # where loader processes put their batches
 MEGABYTE = 1e6
+SLOW = 4e6  # bytes to decode for one image: as long as half of its crops take (docs/data.md)
 MORE_SHARED_MEMORY = (
     "start the container with --ipc=host or a larger --shm-size, or lower `num_workers`"
 )
@@ -61,6 +66,16 @@ def check_levels(source: ImageSource) -> None:
             f"{source.root}: no 16-bit image has a level above {highest}, so that all would be"
             " almost black",
             remedy="set `pixel_range` 0,4095 for 12 bits (or 0,65535 if they are to be that dark)",
+        )
+
+
+def warn_of_row_groups(source: ImageSource) -> None:
+    """Say that images in random order are slow to read from large row groups."""
+    if isinstance(source.members, Rows) and source.members.cost > SLOW:
+        logger.info(
+            "slow to read in random order: for each image, %.0f MB of its Parquet file are decoded;"
+            " pack the images once (dino pack) to read each by itself",
+            source.members.cost / MEGABYTE,
         )
 
 

@@ -20,6 +20,7 @@ from dino.data import inspection
 from dino.data.sources import open_images
 from dino.errors import DataError, OptionError
 from tests.running import hear_signals, make_images
+from tests.tables import write_parquet
 
 # What shared/data/broken holds, by its manifest; the damage in corrupt_scan.jpg is none that a
 # decoder notices.
@@ -219,3 +220,18 @@ def test_the_check_sees_what_training_sees(
     assert "training would refuse this: " in out
     assert check(tmp_path / "images" / "train", "--json", tmp_path / "r") == 0
     assert json.loads((tmp_path / "r").read_text()).get("refused") is None
+
+
+def test_tables_are_checked_as_their_folder_but_cannot_be_listed(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    source = open_images(str(shared_data / "broken"))
+    path = write_parquet(tmp_path / "data", source, files=1) / "train-00000-of-00001.parquet"
+    for data, json_file in ((shared_data / "broken", "folder"), (path, "table")):
+        assert check("--data_path", data, "--json", tmp_path / json_file) == 1
+    folder, table = (
+        names_in(json.loads((tmp_path / name).read_text())) for name in ("folder", "table")
+    )
+    assert folder == table and folder["corrupt"]
+    with pytest.raises(DataError, match="--output lists files, and the images in .* are in shards"):
+        main(["--data_path", str(path), "--output", str(tmp_path / "clean.txt")])

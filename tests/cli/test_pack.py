@@ -16,6 +16,7 @@ from dino.data.decode import read_image, read_size
 from dino.data.packing import scale_picture
 from dino.data.sources import open_training_source
 from dino.errors import DataError, OptionError
+from tests.tables import write_parquet
 
 
 @pytest.fixture
@@ -170,6 +171,20 @@ def test_wrong_command_lines_end_before_any_work(images: Path, tmp_path: Path) -
     (tmp_path / "set" / "train").mkdir()
     with pytest.raises(OptionError, match="holds splits; pack each split separately"):
         main([str(tmp_path / "set"), str(tmp_path / "out")])
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "hub" / "data", open_training_source(str(images)), split)
+    pattern = r"'.*/hub/data/train-0000\*\.parquet' OUT/train"
+    with pytest.raises(
+        OptionError, match=f"each split separately: python -m dino.data.pack {pattern}"
+    ):
+        main([str(tmp_path / "hub"), str(tmp_path / "out")])
+
+
+def test_tables_are_packed_as_their_folder(images: Path, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "photos.hf", open_training_source(str(images)))
+    shards = pack(images, tmp_path / "one")
+    tables = pack(tmp_path / "photos.hf" / "train-0000*.parquet", tmp_path / "two")
+    assert [*tables.values()][:3] == [*shards.values()][:3]
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "5", "[[1]]", "nonsense", "null"])

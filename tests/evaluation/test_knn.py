@@ -27,6 +27,7 @@ from dino.runtime.context import Run
 from dino.runtime.distributed import Processes
 from dino.runtime.launch import Launch
 from dino.weights.load import TrainedBackbone
+from tests.tables import write_parquet
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 Draw = Callable[..., torch.Tensor]
@@ -344,21 +345,19 @@ def test_a_checkpoint_is_read_from_any_flag_order(
     assert default == spelled
 
 
-def test_shards_score_as_their_folders(
+def test_shards_and_tables_score_as_their_folders(
     images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for split in ("train", "val"):
-        (tmp_path / split).mkdir()
-        list(
-            pack_images(
-                open_training_source(str(images / split)), tmp_path / split, Packing(7), workers=1
-            )
-        )
-    found, expected = (
+        (tmp_path / "shards" / split).mkdir(parents=True)
+        source = open_training_source(str(images / split))
+        list(pack_images(source, tmp_path / "shards" / split, Packing(7), workers=1))
+        write_parquet(tmp_path / "tables" / "data", source, split)
+    shards, tables, expected = (
         evaluate(capsys, "--data_path", path, "--pretrained_weights", weights)[0]
-        for path in (tmp_path, images)
+        for path in (tmp_path / "shards", tmp_path / "tables", images)
     )
-    assert found == expected and found
+    assert shards == tables == expected and expected
 
 
 def test_programs_get_the_result_as_json(

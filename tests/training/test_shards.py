@@ -1,5 +1,5 @@
-"""Training from tar shards ends where training from the folder ends, also when it is killed inside
-an epoch."""
+"""Training from tar shards or tables ends where training from the folder ends, also when it is
+killed inside an epoch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from dino import checkpoint
 from dino.data.packing import Packing, pack_images
 from dino.data.sources import open_training_source
 from tests.running import make_images, train, train_pair
+from tests.tables import write_parquet
 
 BEFORE_THE_END = 57  # images read of 80: forty an epoch, in batches of four
+OFTEN = ("--save_every_steps", 1)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,22 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
     list(pack_images(open_training_source(str(images)), folder, Packing(7), workers=1))
     return str(folder / "images-{000000..000005}.tar")
+
+
+@pytest.fixture(scope="module")
+def tables(images: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Parquet files with row groups of three images."""
+    folder = tmp_path_factory.mktemp("tables") / "data"
+    return str(write_parquet(folder, open_training_source(str(images))))
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the folder that nothing stops."""
+    folder = tmp_path_factory.mktemp("run")
+    words = ("--data_path", images, "--output_dir", folder / "whole", *OFTEN)
+    assert train(folder, *words).code == 0
+    return folder / "whole"
 
 
 def student_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -55,18 +73,16 @@ def die_inside_an_epoch() -> None:
     image_source.read_image = read
 
 
-def test_a_run_killed_inside_an_epoch_of_shards_ends_as_one_on_the_folder(
-    images: Path, shards: str, tmp_path: Path
+@pytest.mark.parametrize("form", ["shards", "tables"])
+def test_a_run_killed_inside_an_epoch_ends_as_one_on_the_folder(
+    form: str, whole: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    words = ("--save_every_steps", 1)
-    assert (
-        train(tmp_path, "--data_path", images, "--output_dir", tmp_path / "whole", *words).code == 0
-    )
-    words = ("--data_path", shards, "--output_dir", tmp_path / "killed", *words)
+    path = request.getfixturevalue(form)
+    words = ("--data_path", path, "--output_dir", tmp_path / "killed", *OFTEN)
     assert train(tmp_path, *words, prepare=die_inside_an_epoch).code == -signal.SIGKILL
     again = train(tmp_path, *words)
     assert again.code == 0, again.text
-    assert_equal(tmp_path / "whole", tmp_path / "killed")
+    assert_equal(whole, tmp_path / "killed")
 
 
 def test_two_processes_share_shards_as_they_share_a_folder(

@@ -70,7 +70,7 @@ FLAGS: Mapping[str, Spec] = {
     # SourceConfig
     "data_path": Spec(
         "a folder of images (with or without class folders), tar shards "
-        "('train-{000000..001023}.tar'), a text file that lists images, or demo"
+        "('train-{000000..001023}.tar'), Parquet files, a text file that lists images, or demo"
     ),
     "num_workers": Spec("loader processes per device (by default at most one per core)"),
     # DataConfig

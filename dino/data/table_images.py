@@ -1,0 +1,204 @@
+"""Tables of the same columns as one list of images, with their names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dino.data.decode import Stored, is_picture, open_picture
+from dino.data.image_list import find_missing
+from dino.data.image_source import ImageSource
+from dino.data.listing import Passed, add, is_hidden, show
+from dino.data.row_groups import KEPT, Rows
+from dino.data.shard_files import LocalShard
+from dino.data.shards import Members
+from dino.data.table_columns import choose_columns, explain_unlabelled, number_labels
+from dino.data.table_rows import Scan, is_parquet, scan_table
+from dino.errors import DataError
+
+EMPTY = "rows without an image"
+PLAIN = ".png"  # the ending of names that say nothing; any format may have it
+
+Names = tuple[str, ...]
+
+
+class Images(NamedTuple):
+    """The N images of several tables.
+
+    Attributes:
+        files: Number of the file of each image, int64 (N,).
+        rows: Its row there, int64 (N,).
+        places: As of one file, int64 (N, 2).
+        paths: Path of each, or None.
+        labels: Label of each as stored; empty without such a column.
+        encoded: Whether the tables hold the images; otherwise they name files.
+    """
+
+    files: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
+    paths: list[str | None]
+    labels: list[Any]
+    encoded: bool
+
+
+def read_tables(paths: Sequence[Path], passed: Passed, *, labelled: bool) -> ImageSource:
+    """List the images of tables of the same columns.
+
+    Args:
+        paths: The files, in order.
+        passed: What else is there; rows without an image are added.
+        labelled: Whether each image must have a label.
+
+    Raises:
+        DataError: A file is damaged, has no column of images, or other columns than the first;
+            there is no image; a file that a row names is missing; or labels are missing.
+    """
+    files = tuple((file, file.stamp()) for file in map(LocalShard, paths))
+    with _naming(paths[0]):
+        columns, known = choose_columns(paths[0])
+    scans = []
+    for path in paths:
+        with _naming(path):
+            scans.append(scan_table(path, columns))
+    rows = _merge(scans, paths, passed)
+    with _naming(paths[0]):
+        labels, classes = number_labels(rows.labels, known)
+    if labelled and labels is None:
+        raise explain_unlabelled(paths[0], columns.label)
+    source = ImageSource(
+        root=Path(os.path.commonpath([path.absolute().parent for path in paths])),
+        names=(),
+        labels=labels,
+        classes=classes,
+        origin=f"{len(paths)} {'Parquet' if is_parquet(paths[0]) else 'Arrow'} files, the first"
+        f" {paths[0]}",
+        passed=passed,
+    )
+    if not rows.encoded:
+        return replace(source, names=_name_files(rows, paths, source.root)).packed()
+    places = np.column_stack([rows.files, rows.places])
+    members = (
+        Rows(files, places, leaf=columns.content, cost=_find_cost(scans))
+        if columns.content and is_parquet(paths[0])
+        else Members(files, places)
+    )
+    names = _name_rows(rows, paths, source, members.member(0, paths[0].name))
+    return replace(source, members=members, names=names).packed()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in every error which file it is about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # noqa: BLE001 - pyarrow raises anything on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path} cannot be read: {reason}", remedy="download or write it again"
+        ) from error
+
+
+def _merge(scans: Sequence[Scan], paths: Sequence[Path], passed: Passed) -> Images:
+    """The images of all files; rows without one are counted in `passed`.
+
+    Raises:
+        DataError: There is none.
+    """
+    files = np.repeat(np.arange(len(scans)), [len(scan.present) for scan in scans])
+    rows = np.concatenate([np.arange(len(scan.present)) for scan in scans])
+    present = np.concatenate([scan.present for scan in scans])
+    where = list(chain.from_iterable(scan.paths for scan in scans)) or [None] * len(rows)
+    labels = list(chain.from_iterable(scan.labels for scan in scans))
+    encoded = bool(present.any())
+    used = present if encoded else np.array([bool(name) for name in where], dtype=bool)
+    empty = np.flatnonzero(~used)
+    if len(empty):
+        first = f"{paths[files[empty[0]]].name} row {rows[empty[0]]}"
+        add(passed, EMPTY, first, len(empty))
+    if not used.any():
+        raise DataError(f"{paths[0]} holds no image", remedy="all rows are empty")
+    kept = np.flatnonzero(used)
+    return Images(
+        files[kept],
+        rows[kept],
+        np.concatenate([scan.places for scan in scans])[kept],
+        [where[index] for index in kept],
+        [labels[index] for index in kept] if labels else [],
+        encoded,
+    )
+
+
+def _name_rows(rows: Images, paths: Sequence[Path], source: ImageSource, first: Stored) -> Names:
+    """CLASS/NAME of each image, as in a folder, where the table has names and they differ.
+
+    Otherwise the name is that of the table and the number of the row.
+    """
+    folders = [""] * len(rows.files)
+    if source.labels is not None:
+        known = [_as_folder(number, name) for number, name in enumerate(source.classes)]
+        folders = [known[label] for label in source.labels]
+    own = [os.path.basename(path or "") for path in rows.paths]
+    names = tuple(map(os.path.join, folders, own))
+    if all(is_picture(name) and not is_hidden(name) for name in own) and len({*names}) == len(own):
+        return names
+    stems = [path.stem.replace(".", "_") for path in paths]  # a dot would end a sample of a shard
+    ending = _find_ending(first)
+    return tuple(
+        os.path.join(folder, f"{stems[file]}-{row:06}{ending}")
+        for folder, file, row in zip(folders, rows.files, rows.rows, strict=True)
+    )
+
+
+def _as_folder(number: int, name: str) -> str:
+    """The name of a class as that of a folder that is not passed over."""
+    plain = name.replace(os.sep, "_").strip()
+    return plain if plain and not is_hidden(plain) else f"{number}_{plain}"
+
+
+def _find_ending(first: Stored) -> str:
+    """The ending for names of images of its format."""
+    try:
+        with open_picture(first.read()) as picture:
+            ending = f".{picture.format}".lower()
+    except Exception:  # noqa: BLE001 - whoever reads the image reports it
+        return PLAIN
+    return ending if is_picture(ending) else PLAIN
+
+
+def _name_files(rows: Images, paths: Sequence[Path], root: Path) -> Names:
+    """Paths relative to `root` of the files that tables name, relative to themselves or absolute.
+
+    Raises:
+        DataError: A file is missing.
+    """
+    folders = [os.path.relpath(path.absolute().parent, root) for path in paths]
+    names = tuple(
+        os.path.normpath(os.path.join(folders[file], str(name)))
+        for file, name in zip(rows.files, rows.paths, strict=True)
+    )
+    missing, _ = find_missing(root, dict(enumerate(names)))
+    if missing:
+        first = missing[0]
+        raise DataError(
+            f"{paths[rows.files[first]]} holds no images but paths, and {len(missing)} of"
+            f" {len(names)} do not exist, the first is {show(str(rows.paths[first]))} in row"
+            f" {rows.rows[first]}",
+            remedy="paths are absolute or relative to the table; write it with the images inside",
+        )
+    return names
+
+
+def _find_cost(scans: Sequence[Scan]) -> float:
+    """Bytes to decode for one image at random; 0 if a process can keep them all."""
+    counts, sizes = np.concatenate([scan.groups for scan in scans]).astype(float).T
+    return 0.0 if sizes.sum() <= KEPT else float((counts * sizes).sum() / counts.sum())
