@@ -83,15 +83,14 @@ def write_card(path: Path, network: Network, library: str, facts: RunFacts, *, w
 def draw_parts(network: Network, library: str, facts: RunFacts, width: int) -> Iterator[str]:
     """Yield the parts of the card: metadata, introduction, code, tables, closing."""
     yield draw_metadata(library, trained=bool(facts.network))
-    title = network.arch or "Vision transformer"
-    yield f"# {title}{', trained with DINO' if facts.network else ''}"
+    yield f"# {network.arch}{', trained with DINO' if facts.network else ''}"
     origin = (
         f" It is the {facts.network} of a run of DINO (self-distillation with no labels, Caron et"
         " al. 2021)."
     )
     yield f"A backbone: it maps an image to {width:,} numbers.{origin if facts.network else ''}"
     yield f"## Use\n\n```python\n{draw_code(network, library, width)}```"
-    if library != "dino-reference":
+    if library in IMAGES:
         yield 'In dino-reference, `dino.load(".")` loads the folder too.'
     yield f"## Network\n\n{draw_table(('what', 'value'), list_network(network, width))}"
     if facts.settings:
@@ -140,16 +139,20 @@ def list_network(network: Network, width: int) -> list[tuple[str, str]]:
         ("architecture", network.arch),
         ("parameters", f"{sum(parameters):,}"),
         ("features", f"{width:,}"),
-        ("patch size", str(network.patch_size) if is_vision_transformer(network.tensors) else ""),
+        *(
+            [("patch size", str(network.patch_size))]
+            if is_vision_transformer(network.tensors)
+            else []
+        ),
         ("images", f"{network.in_chans} channels, {height} x {side} pixels"),
         ("resizing", f"shorter side to {shorter} pixels, bicubic; center crop"),
-        ("mean, of levels from 0 to 1", ", ".join(f"{x:.4g}" for x in normalization.mean)),
-        ("standard deviation", ", ".join(f"{x:.4g}" for x in normalization.std)),
+        ("mean, of levels from 0 to 1", ", ".join(f"{x:.6g}" for x in normalization.mean)),
+        ("standard deviation", ", ".join(f"{x:.6g}" for x in normalization.std)),
     ]
     if network.pixel_range:
         low, high = network.pixel_range
         rows.append(("beyond 8 bits", f"levels {low:g} to {high:g} become 0 to 255 first"))
-    return [row for row in rows if row[1]]
+    return rows
 
 
 def draw_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

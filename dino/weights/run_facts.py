@@ -16,6 +16,7 @@ from dino import checkpoint
 from dino.models.config import WeightsConfig
 from dino.runtime.log_file import read_history
 from dino.runtime.metrics import LOG_FILE
+from dino.weights.network import Network
 from dino.weights.read import is_name
 
 WORD = re.compile(r"[A-Za-z0-9_+-]{1,30}")
@@ -69,12 +70,13 @@ class RunFacts:
     scores: Sequence[tuple[str, ...]] = ()
 
 
-def read_facts(state: Mapping[str, Any], weights: WeightsConfig) -> RunFacts:
+def read_facts(state: Mapping[str, Any], weights: WeightsConfig, network: Network) -> RunFacts:
     """Read the facts of a run from its checkpoint, and from the log.txt beside it.
 
     Args:
         state: The content of the file.
         weights: The file's path, and which of its networks is used.
+        network: That network, which may have been adapted to other images.
     """
     epoch, args = state.get("epoch"), checkpoint.read_args(state)
     if not isinstance(epoch, int) or "out_dim" not in args:
@@ -86,7 +88,7 @@ def read_facts(state: Mapping[str, Any], weights: WeightsConfig) -> RunFacts:
         values["train_loss"] = history[-1]["train_loss"]
     return RunFacts(
         network="student" if weights.checkpoint_key == "student" else "teacher",
-        settings=list_settings(values),
+        settings=list_settings(values) + list_changes(args, network),
         scores=list_scores(_mapping(resume.get("scores")), history),
     )
 
@@ -111,6 +113,17 @@ def list_settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         except (KeyError, ValueError):  # unknown, or of another type in a stranger's file
             continue
     return rows
+
+
+def list_changes(args: Mapping[str, Any], network: Network) -> list[tuple[str, str]]:
+    """Name what a conversion changed, because the scores are of the network before."""
+    now = {
+        "channels": ("in_chans", network.in_chans),
+        "patch size": ("patch_size", network.patch_size),
+        "image size": ("global_crops_size", network.image_size[0]),
+    }
+    changed = [name for name, (key, value) in now.items() if args.get(key, value) != value]
+    return [("changed after all this", ", ".join(changed))] if changed else []
 
 
 def list_scores(

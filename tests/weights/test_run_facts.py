@@ -14,6 +14,7 @@ from dino.config import as_dict
 from dino.models.config import WeightsConfig
 from dino.training.config import TrainConfig
 from dino.training.resume import Identity
+from dino.weights.network import Network
 from dino.weights.run_facts import ROWS, RunFacts, read_facts
 
 IDENTITY = {"iteration": 2352, "iterations": 147, "world": 2, "global_batch": 64, "images": 9469}
@@ -37,8 +38,13 @@ def write_log(folder: Path, **more: Any) -> Path:
     return folder
 
 
-def read(state: dict[str, Any], word: Path, key: str = "teacher") -> RunFacts:
-    return read_facts(state, WeightsConfig(pretrained_weights=str(word), checkpoint_key=key))
+def read(state: dict[str, Any], word: Path, key: str = "teacher", **changes: Any) -> RunFacts:
+    facts: dict[str, Any] = {"in_chans": 3, "patch_size": 16, "image_size": (224, 224)}
+    tensors: dict[str, Any] = {"tensors": {}, "linear": {}, "normalization": None}
+    rest = {"origin": "", "arch": "vit_small", "pixel_range": None, "left": ""}
+    network = Network(**{**facts, **tensors, **rest, **changes})
+    weights = WeightsConfig(pretrained_weights=str(word), checkpoint_key=key)
+    return read_facts(state, weights, network)
 
 
 @pytest.mark.parametrize("name", ["", "checkpoint.pth", "teacher_backbone.safetensors"])
@@ -68,6 +74,11 @@ def test_settings_and_scores_are_those_of_the_checkpoint(tmp_path: Path, name: s
         ("own views found, %", "7.8", "45.0", "16"),
         ("RankMe", "10.65", "", ""),
     ]
+
+
+def test_what_a_conversion_changed_is_said(tmp_path: Path) -> None:
+    facts = read(make_state(), tmp_path, in_chans=1, image_size=(96, 96))
+    assert facts.settings[-1] == ("changed after all this", "channels, image size")
 
 
 def test_without_a_log_the_checkpoint_speaks_alone(tmp_path: Path) -> None:

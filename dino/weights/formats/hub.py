@@ -79,7 +79,7 @@ def write_hub(config: ConversionConfig) -> None:
     check_new(target)
     found = find_network(config.backbone, config.weights, channels=config.channels)
     network = describe_found(found, config)
-    facts = read_facts(found.state, config.weights)
+    facts = read_facts(found.state, config.weights, network)
     with atomic_draft(target, "`file_out`") as draft:
         library = write_folder(network, draft)
         width = width_of(found.trained.module)
