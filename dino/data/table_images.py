@@ -24,6 +24,7 @@ from dino.data.table_rows import Scan, is_parquet, scan_table
 from dino.errors import DataError
 
 EMPTY = "rows without an image"
+LONGEST = 200  # letters of a name; file systems take 255 bytes
 PLAIN = ".png"  # the ending of names that say nothing; any format may have it
 
 Names = tuple[str, ...]
@@ -149,7 +150,7 @@ def _name_rows(rows: Images, paths: Sequence[Path], source: ImageSource, first: 
         folders = [known[label] for label in source.labels]
     own = [os.path.basename(path or "") for path in rows.paths]
     names = tuple(map(os.path.join, folders, own))
-    if all(is_picture(name) and not is_hidden(name) for name in own) and len({*names}) == len(own):
+    if all(is_picture(name) and _is_plain(name) for name in own) and len({*names}) == len(own):
         return names
     stems = [path.stem.replace(".", "_") for path in paths]  # a dot would end a sample of a shard
     ending = _find_ending(first)
@@ -162,7 +163,12 @@ def _name_rows(rows: Images, paths: Sequence[Path], source: ImageSource, first: 
 def _as_folder(number: int, name: str) -> str:
     """The name of a class as that of a folder that is not passed over."""
     plain = name.replace(os.sep, "_").strip()
-    return plain if plain and not is_hidden(plain) else f"{number}_{plain}"
+    return plain if _is_plain(plain) else str(number)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file or folder of this name is kept everywhere, and shown in one line."""
+    return 0 < len(name) <= LONGEST and name.isprintable() and not is_hidden(name)
 
 
 def _find_ending(first: Stored) -> str:

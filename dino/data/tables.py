@@ -96,7 +96,8 @@ def open_tables(root: Path, split: str = ALL, *, labelled: bool = False) -> Imag
         chosen = sorted(path for found in splits.values() for path in found)
     if not chosen:
         raise DataError(
-            f"{root} names no table", remedy=f"it must be a {' or '.join(ENDINGS)} file"
+            f"`data_path` {root} {'holds no table' if root.exists() else 'does not exist'}",
+            remedy=f"name {' or '.join(ENDINGS)} files: one, a folder, or a pattern in quotes",
         )
     return read_tables(chosen, _pass_over(root, chosen), labelled=labelled)
 
