@@ -1,6 +1,7 @@
 """Parts of a large run, measured on one small machine: what docs/scale.md extrapolates from.
 
     python benchmarks/scale.py listing [--images 20000]     # folders and shards: seconds per million
+    python benchmarks/scale.py store [--clients 4]          # requests a second that one store serves
     python benchmarks/scale.py processes [--count 16]       # store, collectives, start and restart
 
 `listing` scans class folders and the same names in tar shards, and reads both again. `processes`
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 MILLION = 1_000_000
 CLASSES, SHARDS = 100, 10
+ASKED = 5.0  # seconds
 STEPS = (10, 60)  # between these the requests are counted
 TINY = (
     *("--data_path", "demo", "--device", "cpu", "--arch", "vit_micro", "--patch_size", "8"),
@@ -47,6 +50,9 @@ def main() -> None:
     listing = parts.add_parser("listing")
     listing.add_argument("--images", type=int, default=20_000)
     listing.set_defaults(run=measure_listing)
+    store = parts.add_parser("store")
+    store.add_argument("--clients", type=int, default=4)
+    store.set_defaults(run=measure_store)
     processes = parts.add_parser("processes")
     processes.add_argument("--count", type=int, default=16)
     processes.set_defaults(run=measure_processes)
@@ -94,6 +100,29 @@ def make_shards(root: Path, names: list[str]) -> None:
                 member = tarfile.TarInfo(name)
                 member.size = 1
                 tar.addfile(member, io.BytesIO(b"x"))
+
+
+def measure_store(words: argparse.Namespace) -> None:
+    """Let clients in processes of their own ask one store as fast as it answers."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(words.clients) as pool:
+        counts = pool.map(ask_store, [store.port] * words.clients, chunksize=1)
+    print(json.dumps({"clients": words.clients, "requests_per_second": round(sum(counts) / ASKED)}))
+
+
+def ask_store(port: int) -> int:
+    """Requests that were answered in the time."""
+    import torch.distributed as dist
+
+    store, count = dist.TCPStore("127.0.0.1", port, is_master=False), 0
+    ends = time.monotonic() + ASKED
+    while time.monotonic() < ends:
+        store.add("news", 0)
+        count += 1
+    return count
 
 
 def measure_processes(words: argparse.Namespace) -> None:
