@@ -29,6 +29,7 @@ LATEST = "checkpoint.pth"
 PREVIOUS = "checkpoint_previous.pth"
 BEST = "checkpoint_best.pth"
 TEACHER = "teacher_backbone.pth"
+TEACHER_TENSORS = "teacher_backbone.safetensors"
 FORMAT = 2  # of our own checkpoints; a file without the key has format 1
 OWN_KEYS = ("resume", "identity")  # of training checkpoints and of linear-probe checkpoints
 

@@ -56,7 +56,8 @@ def check_folder(folder: Path) -> None:
     """
     check_recipe(folder)
     numbered = sorted(folder.glob("checkpoint[0-9]*.pth"))
-    earlier = [folder / checkpoint.TEACHER, folder / checkpoint.BEST, *numbered]
+    names = (checkpoint.TEACHER, checkpoint.TEACHER_TENSORS, checkpoint.BEST)
+    earlier = [*(folder / name for name in names), *numbered]
     other = next((path for path in earlier if path.exists()), None)
     if other is not None and not checkpoint.is_begun(folder):
         raise foreign(other, "is of another run")

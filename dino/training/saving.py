@@ -13,6 +13,7 @@ from dino import checkpoint
 from dino.errors import CheckpointError
 from dino.runtime.folder_lock import check_held
 from dino.training.resume import select_published
+from dino.weights.ours import save_published
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ class Saver:
     ) -> None:
         check_held(self.folder)
         checkpoint.save_latest(self.folder, state)
-        checkpoint.save_file(self.folder / checkpoint.TEACHER, select_published(state))
+        published = select_published(state)
+        checkpoint.save_file(self.folder / checkpoint.TEACHER, published)
+        save_published(self.folder / checkpoint.TEACHER_TENSORS, published)
         if numbered is not None:
             checkpoint.keep_copy(self.folder, numbered, self.keep)
         if best:

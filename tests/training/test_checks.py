@@ -74,6 +74,7 @@ def test_the_images_are_described_before_anything_is_built(words, images, tmp_pa
         ("recipe.yaml", "lr: 0.1  # mine\n"),
         ("recipe.yaml", ""),
         ("teacher_backbone.pth", "of another run"),
+        ("teacher_backbone.safetensors", "of another run"),
         ("checkpoint0000.pth", "of another run"),
         ("checkpoint0300.pth", "of another run"),
         ("checkpoint_best.pth", "of another run"),

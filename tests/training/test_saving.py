@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dino import checkpoint
 from dino.errors import CheckpointError, DataError
@@ -60,10 +61,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         saver.wait()
         assert written == [1]
     names = ["checkpoint.pth", "checkpoint0007.pth", "checkpoint_best.pth", "teacher_backbone.pth"]
+    names.append("teacher_backbone.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name in names[:3]:
         assert checkpoint.load_file(tmp_path / name)["epoch"] == 1
     assert set(checkpoint.load_file(tmp_path / names[3])["teacher"]) == {"backbone.x"}
+    assert set(load_file(tmp_path / names[4])) == {"x"}
 
 
 def test_leaving_waits_for_the_last_checkpoint(tmp_path: Path, gate: threading.Event) -> None:

@@ -94,6 +94,7 @@ def test_a_run_writes_what_the_original_writes(images: Path, tmp_path: Path) -> 
         "checkpoint0000.pth",
         "checkpoint0001.pth",
         "teacher_backbone.pth",
+        "teacher_backbone.safetensors",
         "log.txt",
     } <= names
     small = torch.load(tmp_path / "run" / checkpoint.TEACHER, weights_only=True)
