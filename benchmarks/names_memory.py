@@ -42,6 +42,7 @@ TARGET = (8, 10)
 STARTS = ("fork", "forkserver")  # of loaders: on most devices, on Gaudi
 ROOT = "/data/imagenet/train"
 MEGABYTE = 1e6
+PATIENCE = 1800  # seconds until a rank gives up on the others
 
 Samples = Sequence[tuple[str, int]]
 
@@ -129,9 +130,9 @@ def run_rank(
         loader = open_loaders(kind(images), loaders, start)
         workers = {int(worker) for worker in loader}
         assert len(workers) == loaders
-        all_read.wait()
+        all_read.wait(PATIENCE)
         answer.send((measure(os.getpid()), max(map(measure, workers))))
-        all_read.wait()
+        all_read.wait(PATIENCE)
         del loader
 
 
@@ -146,6 +147,7 @@ def run_ranks(
     processes = [context.Process(target=run_rank, args=arguments) for _ in range(ranks)]
     for process in processes:
         process.start()
+    sender.close()  # a rank that fails ends the program
     one, many = (np.max([receiver.recv() for _ in processes], axis=0) for _ in range(2))
     for process in processes:
         process.join()

@@ -70,7 +70,7 @@ def measure_listing(words: argparse.Namespace) -> None:
     from dino.data.sources import open_images
 
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        os.environ["XDG_CACHE_HOME"], tempfile.tempdir = f"{folder}/cache", folder
         names = [f"{i % CLASSES:03}/{i:08}.jpg" for i in range(words.images)]
         make_folders(Path(folder, "images"), names)
         make_shards(Path(folder), names)

@@ -1,11 +1,13 @@
 """What large places hold, listed by one process of a host; the others map what it wrote.
 
-A file in the temporary folder belongs to one place: a folder, a set of shards, or a list of images.
-It holds names, labels and positions of all images, and the stamps of what was listed. While those
-match the disk, a process that opens the place lists nothing, and has no copy of its own.
+A file in the temporary folder belongs to one place (a folder, a set of shards, or a list of images)
+as one host sees it. It holds names, labels and positions of all images, and the stamps of what was
+listed. While those match the disk, a process that opens the place lists nothing, and has no copy of
+its own.
 
-The file is on the host, since a mapped file that another host replaces would end its readers. Any
-may be deleted at any time: processes that run have it open, and the next one lists the place again.
+No host replaces another's file, even in a folder that they share, because that would end the
+processes that map it. Any file may be deleted at any time: processes that run have it open, and the
+next one lists the place again.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class KeptFile:
     ) -> None:
         """Name the file, with the arguments of `list_once`; nothing is read yet."""
         self.root, self.find_stamp = root, find_stamp
-        self.key = [VERSION, kind, *place]
+        self.key = [VERSION, os.uname().nodename, kind, *place]
         digest = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:24]
         self.path = find_folder() / f"{kind}-{digest}"
         self.entered = False
@@ -153,7 +155,11 @@ class KeptFile:
 
 def find_folder() -> Path:
     """The folder of these files, which only this user can write."""
-    return Path(tempfile.gettempdir()) / f"dino_names_{os.geteuid()}"
+    try:
+        above = tempfile.gettempdir()
+    except OSError:  # no folder can be written; small places need none
+        above = "/tmp"
+    return Path(above) / f"dino_names_{os.geteuid()}"
 
 
 def _write_source(path: Path, source: ImageSource, more: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,6 +242,31 @@ def test_a_folder_that_cannot_be_written_costs_memory_alone(
     assert open_images(str(place)) == list_plainly(place)
     assert "each process lists the images" in caplog.text
     assert "set TMPDIR" in caplog.text
+
+
+def test_a_system_without_a_temporary_folder_lists_small_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    place = make_folder(tmp_path / "data")
+    monkeypatch.setattr(columns, "LARGE", 1000)
+    monkeypatch.setattr(index, "WORTH", 1000)
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    assert open_images(str(place)) == list_plainly(place)
+
+
+def test_hosts_that_share_a_folder_have_files_of_their_own(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_folder(tmp_path / "data")
+    first = open_images(str(place))
+    path, content = find_file(folder), find_file(folder).read_bytes()
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="other"))
+    assert open_images(str(place)) == first
+    assert len([path for path in folder.iterdir() if not path.suffix]) == 2
+    assert path.read_bytes() == content
 
 
 def test_a_training_run_limits_what_it_maps(tmp_path: Path) -> None:
