@@ -4,7 +4,9 @@ killed inside an epoch."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import torch
 from dino import checkpoint
 from dino.data.packing import Packing, pack_images
 from dino.data.sources import open_training_source
-from tests.running import make_images, train, train_pair
+from tests.range_server import serve
+from tests.running import Result, make_images, train, train_pair
 from tests.tables import write_parquet
 
 BEFORE_THE_END = 57  # images read of 80: forty an epoch, in batches of four
@@ -83,6 +86,59 @@ def test_a_run_killed_inside_an_epoch_ends_as_one_on_the_folder(
     again = train(tmp_path, *words)
     assert again.code == 0, again.text
     assert_equal(whole, tmp_path / "killed")
+
+
+def be_far(cache: Path, limit: str, dies: bool) -> None:
+    """Use this cache, and lose no time on a server that stalls."""
+    from dino.data import remote_requests
+
+    remote_requests.PAUSE, remote_requests.PATIENCE = 0.0, 2.0
+    os.environ.update(DINO_CACHE_DIR=str(cache), DINO_CACHE_LIMIT=limit)
+    if dies:
+        die_inside_an_epoch()
+
+
+def damage(cache: Path) -> None:
+    for path in cache.glob("images/*"):
+        content = bytearray(path.read_bytes())
+        content[700::100] = bytes(byte ^ 1 for byte in content[700::100])
+        path.write_bytes(content)
+
+
+def test_a_run_killed_on_shards_behind_a_url_ends_as_one_on_the_folder(
+    whole: Path, shards: str, tmp_path: Path
+) -> None:
+    folder, pattern = Path(shards).parent, Path(shards).name
+    with serve(folder) as server:
+
+        def run(name: str, *words: object, limit: str = "1G", dies: bool = False) -> Result:
+            server.faults[:] = [503, "cut", "shift", "stall", 500, "cut"]
+            place = tmp_path / name
+            return train(
+                place,
+                *("--data_path", f"{server.url}/{pattern}", "--output_dir", place / "run", *words),
+                prepare=partial(be_far, place / "cache", limit, dies),
+            )
+
+        killed = run("full", *OFTEN, dies=True)
+        assert killed.code == -signal.SIGKILL, killed.text
+        for name in ("empty", "damaged"):
+            shutil.copytree(tmp_path / "full", tmp_path / name)
+        shutil.rmtree(tmp_path / "empty" / "cache" / "images")
+        damage(tmp_path / "damaged" / "cache")
+        kept = sorted((tmp_path / "full" / "cache" / "images").iterdir())
+        for path in kept[3:]:
+            path.unlink()
+        for name, workers, limit in (
+            ("full", 0, "0.01M"),  # less than it holds
+            ("empty", 1, "1G"),
+            ("damaged", 0, "1G"),
+        ):
+            again = run(name, "--num_workers", workers, limit=limit)
+            assert again.code == 0, again.text
+            assert server.faults == []
+            assert_equal(whole, tmp_path / name / "run")
+        assert sorted((tmp_path / "full" / "cache" / "images").iterdir()) == kept[:3]
 
 
 def test_two_processes_share_shards_as_they_share_a_folder(
