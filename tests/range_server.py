@@ -1,6 +1,7 @@
 """A web server on the loopback address that serves ranges of files, with faults if asked for."""
 
 import contextlib
+import functools
 import hashlib
 import http.server
 import threading
@@ -8,6 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+@functools.lru_cache(maxsize=64)
+def read(path: Path, _changed: int) -> tuple[bytes, str]:
+    """The content of a file and its ETag."""
+    content = path.read_bytes()
+    return content, f'"{hashlib.sha256(content).hexdigest()}"'
 
 
 class RangeServer(http.server.ThreadingHTTPServer):
@@ -69,15 +77,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path.is_dir():
             page = "".join(f'<a href="{each.name}">x</a>' for each in sorted(path.iterdir()))
             return self.send(200, page.encode(), {"Content-Type": "text/html"}, with_content)
-        content = path.read_bytes()
-        tag = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+        content, tag = read(path, path.stat().st_mtime_ns)
+        facts = {"ETag": tag, "Accept-Ranges": "bytes"}
         if not wanted or fault == "whole":
-            return self.send(200, content, tag, with_content)
+            return self.send(200, content, facts, with_content)
         start, stop = map(int, wanted.removeprefix("bytes=").split("-"))
         start, stop = (start + 512, stop + 512) if fault == "shift" else (start, stop)
         part = content[start : stop + 1]
-        tag["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
-        self.send(206, part, tag, with_content, cut=fault == "cut")
+        facts["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
+        self.send(206, part, facts, with_content, cut=fault == "cut")
 
     def send(
         self,

@@ -52,7 +52,7 @@ class Ahead:
                 # Daemons, so that nobody waits for a slow server when the process ends.
                 threading.Thread(target=self._work, daemon=True).start()
             self.threads = THREADS
-            self.changed.notify_all()
+            self._wake_one()
 
     def take(self, place: Place) -> bytes:
         """The content of an image, which is then forgotten; raises what `fetch` raised."""
@@ -68,7 +68,7 @@ class Ahead:
         finally:
             with self.changed:
                 self._forget(place)
-                self.changed.notify_all()
+                self._wake_one()
 
     def _forget(self, place: Place) -> None:
         if self.started.pop(place, None):
@@ -81,10 +81,16 @@ class Ahead:
                 place = self.waiting.popleft()
                 future = self.started[place] = Future()
                 self.held += place.size
+                self._wake_one()
             try:
                 future.set_result(self.fetch(place))
             except BaseException as error:  # noqa: BLE001 - raised again by `take`
                 future.set_exception(error)
+
+    def _wake_one(self) -> None:
+        """Each thread wakes the next one; waking all for every image would cost more than it."""
+        if self._may_start():
+            self.changed.notify()
 
     def _may_start(self) -> bool:
         return bool(self.waiting) and (not self.held or self.held + self.waiting[0].size <= HELD)

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -32,10 +33,7 @@ PATIENCE, SLOWEST = 30.0, 1e6  # s that one try may take, and bytes/s that add t
 TAGS = ("etag", "generation")
 TIMES = ("last-modified", "lastmodified", "mtime", "updated", "modified", "created")
 LATER = (408, 425, 429)  # HTTP codes from 400 to 499 that may change
-FINAL = (
-    *(FileNotFoundError, PermissionError, IsADirectoryError),
-    *(ImportError, NotImplementedError, ValueError),
-)
+FINAL = (PermissionError, IsADirectoryError, ImportError, NotImplementedError, ValueError)
 ANONYMOUS = ("NoCredentialsError", "PartialCredentialsError")  # of botocore, which is optional
 # What a scheme needs: a package, and our extra that names it.
 HTTP, S3, GS = ("'fsspec[http]'", "remote"), ("s3fs", "s3"), ("gcsfs", "gs")
@@ -92,8 +90,9 @@ def _open_files(_process: int, root: str) -> Files:
     try:
         import fsspec
 
-        # Proxies are set by variables, which aiohttp reads only if it is told to.
-        options = {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
+        # aiohttp reads the variables of proxies only if it is told to, and then at each request.
+        proxies = scheme in ("http", "https") and bool(urllib.request.getproxies())
+        options = {"client_kwargs": {"trust_env": True}} if proxies else {}
         return fsspec.core.url_to_fs(f"{root}/x", **options)[0]
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -180,6 +179,8 @@ def _explain(error: BaseException) -> tuple[str, bool]:
     if status is not None:
         words = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
         return f"HTTP {status} {words}".strip(), 400 <= status < 500 and status not in LATER
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist", True
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return str(error) or "the server does not answer in time", False
     reason = hide_secrets(" ".join(str(error).split())) or type(error).__name__
