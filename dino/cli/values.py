@@ -54,6 +54,8 @@ def describe(annotation: Any) -> str:
 def _convert_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
     if parts[0] in (int, float):
         value = _split_at_commas(value)
+    elif isinstance(value, str):
+        value = [value]
     if not isinstance(value, list | tuple) or (
         parts[-1] is not Ellipsis and len(value) != len(parts)
     ):

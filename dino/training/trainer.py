@@ -109,7 +109,7 @@ class Trainer:
             DataError: An image cannot be read.
             CheckpointError: A checkpoint could not be written; the one before it is intact.
         """
-        with self.reporter, self.stop.listening(), self.saver:
+        with self.stop.listening(), self.reporter, self.saver:
             if not self.iteration:
                 self._report_scores(self.scores.begin(self.teacher.backbone))
             if self.unfinished:

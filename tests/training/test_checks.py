@@ -273,3 +273,18 @@ def test_online_knn_without_a_validation_folder_is_refused_before_anything_is_bu
 def test_the_best_by_a_score_that_is_off_is_refused(more, text):
     with pytest.raises(OptionError, match=text):
         check_options(options_of("--keep_best", *more))
+
+
+def test_sinks_are_refused_before_images_are_looked_for(monkeypatch):
+    with pytest.raises(OptionError, match="`log_to` none stands alone"):
+        check_options(options_of("--log_to", "jsonl", "none"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(OptionError, match="`log_to` wandb needs the package wandb"):
+        check_options(options_of("--log_to", "wandb"))
+
+
+def test_one_sink_in_a_recipe_needs_no_list(tmp_path):
+    for text in ("jsonl", "[jsonl]"):
+        (tmp_path / "recipe.yaml").write_text(f"log_to: {text}\n")
+        assert options_of("--config", tmp_path / "recipe.yaml").run.log_to == ("jsonl",)
+    assert options_of("-o", "log_to=[]").run.log_to == ()

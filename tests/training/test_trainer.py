@@ -894,9 +894,13 @@ def test_images_replaced_by_any_process_are_counted(images: Path, tmp_path: Path
     for name in ("003.png", "007.png", "020.png"):
         (folder / name).write_bytes(b"no picture")
     words = ("--data_path", folder, "--output_dir", tmp_path / "run", "--on_bad_image", "skip")
+    words += ("--log_to", "jsonl")
     for result in train_pair(tmp_path, *words, "--save_every_steps", 3):
         assert result.code == 0, result.text
     assert [line["bad_images"] for line in lines_of(tmp_path / "run")] == [3, 6]
+    written = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()  # by one process
+    lines = [json.loads(line) for line in written]
+    assert [line["iteration"] for line in lines if "train/loss" in line] == [5, 10]
 
 
 def test_pictures_of_every_odd_kind_train_and_broken_ones_are_named(

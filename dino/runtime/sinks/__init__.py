@@ -21,7 +21,7 @@ SINKS: Mapping[str, Callable[[Start], Sink]] = {
     "mlflow": open_mlflow,
 }
 NONE = "none"
-EXTRAS = ("wandb", "mlflow")  # packages of these names
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # in extras of the sinks' names
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -32,12 +32,12 @@ def check_names(names: Sequence[str]) -> None:
     """
     if NONE in names and len(names) > 1:
         raise OptionError(f"`log_to` {NONE} stands alone (got {' '.join(names)})", value=names)
-    for name in EXTRAS:
+    for name, package in PACKAGES.items():
         if name in names and importlib.util.find_spec(name) is None:
             raise OptionError(
                 f"`log_to` {name} needs the package {name}",
                 value=names,
-                remedy=f'pip install "dino-reference[{name}]"',
+                remedy=f"pip install {package} (the extra {name})",
             )
 
 

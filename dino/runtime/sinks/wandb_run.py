@@ -36,10 +36,10 @@ def open_wandb(start: Start) -> Sink:
                 f"`log_to` wandb: {error}",
                 remedy="run wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline",
             ) from error
-    kept = find_id(start, SERVICE)
-    run = os.environ.get("WANDB_RUN_ID") or kept or secrets.token_hex(4)
+    kept = os.environ.get("WANDB_RUN_ID") or find_id(start, SERVICE)
+    run = kept or secrets.token_hex(4)
     keep_id(start.folder, SERVICE, run)
-    return Background(SERVICE, lambda: WandbRun(start.folder, run, is_new=run != kept))
+    return Background(SERVICE, lambda: WandbRun(start.folder, run, is_new=not kept))
 
 
 class WandbRun(Sink):
@@ -65,8 +65,7 @@ class WandbRun(Sink):
             settings=wandb.Settings(console="off", silent=True, finish_timeout=LAST_WAIT),
         )
         self.first = self.run.step
-        where = "" if self.run.offline else f", {self.run.url}"
-        logger.info("wandb: run %s%s", run, where)
+        logger.info("wandb: run %s, %s", run, "offline" if self.run.offline else self.run.url)
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers."""

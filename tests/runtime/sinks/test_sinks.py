@@ -20,15 +20,15 @@ def test_the_setting_has_a_word_for_each_sink_and_for_none() -> None:
     assert words == (*SINKS, NONE)
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+@pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
 def test_a_missing_package_is_named_with_the_extra_that_has_it(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     check_names(["tensorboard", "jsonl", "csv"])
     with pytest.raises(OptionError, match=f"`log_to` {name} needs the package {name}") as caught:
         check_names(["jsonl", name])
-    assert caught.value.remedy == f'pip install "dino-reference[{name}]"'
+    assert caught.value.remedy == f"pip install {package} (the extra {name})"
 
 
 def test_none_stands_alone_and_opens_nothing(tmp_path: Path) -> None:
