@@ -16,6 +16,7 @@ import pytest
 
 from dino.errors import OptionError
 from dino.runtime.metrics import MetricLog
+from dino.runtime.sinks import background
 from dino.runtime.sinks.base import Jpeg
 from tests.wandb_files import read_config, read_history
 
@@ -34,6 +35,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_DISABLE_GIT", "true")
     monkeypatch.setenv("WANDB_X_SAVE_REQUIREMENTS", "false")  # takes half a second
+    monkeypatch.setattr(background, "LAST_WAIT", 600.0)  # a busy machine
     wandb.teardown()
     yield
     wandb.teardown()
