@@ -157,7 +157,8 @@ def test_a_killed_run_continues_to_the_same_bits(whole: Path, tmp_path: Path) ->
     process.start()
     process.join(600)
     assert process.exitcode == -signal.SIGKILL
-    assert load_state(tmp_path)["resume"]["identity"]["iteration"] == 4
+    # The kill comes after four steps, perhaps while the last one is being written.
+    assert load_state(tmp_path)["resume"]["identity"]["iteration"] in {3, 4}
     dino.pretrain(Pictures(), tmp_path, **RUN)
     assert_same_bits(load_state(tmp_path), load_state(whole), without=CHANGING)
 

@@ -82,8 +82,8 @@ FLAGS: Mapping[str, Spec] = {
     "log_to": Spec(
         "where the numbers of a log line go besides log.txt, one or more: tensorboard, jsonl "
         "(metrics.jsonl), csv (metrics.csv), wandb, mlflow, or none. Project, experiment, server "
-        "and key are those of the clients' own variables: WANDB_PROJECT, WANDB_MODE, "
-        "MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ..."
+        "and key are those of the clients' own variables, such as WANDB_PROJECT, WANDB_MODE, "
+        "MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME"
     ),
     "preset": Spec(
         "auto: choose network, crops, prototypes, momentum, temperatures, warm-ups and lr, unless "
