@@ -11,7 +11,7 @@ help:
 	@echo "make demo    pre-train a small ViT on an embedded data set, score it with k-NN, show it on a page"
 	@echo "make test    run the whole test suite"
 	@echo "make test-ipu   run the tests of --device ipu with the torch of the last Poplar SDK, in .venv-ipu; PYTHON is 3.10 or 3.11"
-	@echo "make test-s3    run the tests of s3:// against a server of the same protocol on this machine, in .venv-s3"
+	@echo "make test-s3    run the tests of S3 shards against a server of the same protocol on this machine, in .venv-s3"
 	@echo "make docs    build the documents as a site in output/docs; warnings are errors"
 	@echo "make clean   remove $(VENV) and the caches; output/ stays"
 	@echo "PYTHON=/path/to/python3 make demo   uses another interpreter; a torch it already has is kept"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from dino.data.crops import RESIZE_RATIO
 from dino.data.levels import PixelRange
@@ -49,6 +48,8 @@ def build_transform(
     Returns:
         torchvision's `Compose`: an image of any size -> (C, S, S) float32.
     """
+    from torchvision.transforms import InterpolationMode, v2
+
     steps = [
         to_uint8,
         v2.Resize(round(size * RESIZE_RATIO), InterpolationMode.BICUBIC, antialias=True),
