@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino.data import remote, remote_requests
+from dino.data import remote, remote_cache, remote_requests
 from dino.data.crops import CropRecipe, Crops
 from dino.data.datasets import CropDataset, Share
 from dino.data.decode import read_image
@@ -45,6 +45,7 @@ def server(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("DINO_CACHE_DIR", str(tmp_path / "cache"))
     remote._ahead.cache_clear()  # the folder of another test
     monkeypatch.setattr(remote_requests, "PAUSE", 0.0)
+    monkeypatch.setattr(remote_cache, "SPARE", 0.0)  # the disk of the tests may be nearly full
     with serve(packed) as running:
         yield running
 
