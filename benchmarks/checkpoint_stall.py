@@ -61,7 +61,7 @@ def main() -> None:
 
 def watch(seconds: dict[str, list[float]], memory: list[int], path: Path) -> None:
     """Time each save of a trainer, each write, and before each the original's save."""
-    save, write = Trainer._save, Saver._write
+    save, begin = Trainer._save, Saver.begin
 
     def save_both(trainer: Trainer, numbered: int | None = None) -> bool:
         trainer.saver.wait()  # the one before it would be part of what is timed
@@ -77,8 +77,17 @@ def watch(seconds: dict[str, list[float]], memory: list[int], path: Path) -> Non
         seconds[name].append(time.monotonic() - began)
         return result
 
+    def begin_timed(saver: Saver, state: Any, *, written: Callable[[], None], **more: Any) -> None:
+        began = time.monotonic()
+
+        def note() -> None:
+            written()
+            seconds["write"].append(time.monotonic() - began)
+
+        begin(saver, state, written=note, **more)
+
     Trainer._save = save_both  # type: ignore[method-assign]
-    Saver._write = lambda *given: timed("write", lambda: write(*given))  # type: ignore[method-assign]
+    Saver.begin = begin_timed  # type: ignore[method-assign]
 
 
 def read_resident() -> int:

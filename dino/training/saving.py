@@ -46,7 +46,20 @@ class Saver:
             best: Also keep it as `checkpoint_best.pth`.
             written: Called in the thread when all files are there.
         """
-        self._writing = self._thread.submit(self._write, state, numbered, best, written)
+
+        def write() -> None:
+            check_held(self.folder)
+            checkpoint.save_latest(self.folder, state)
+            published = select_published(state)
+            checkpoint.save_file(self.folder / checkpoint.TEACHER, published)
+            save_published(self.folder / checkpoint.TEACHER_TENSORS, published)
+            if numbered is not None:
+                checkpoint.keep_copy(self.folder, numbered, self.keep)
+            if best:
+                checkpoint.keep_best(self.folder / checkpoint.LATEST)
+            written()
+
+        self._writing = self._thread.submit(write)
 
     def check(self) -> None:
         """Raise the error of a checkpoint that could not be written; wait for nothing.
@@ -66,24 +79,6 @@ class Saver:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-
-    def _write(
-        self,
-        state: Mapping[str, Any],
-        numbered: int | None,
-        best: bool,
-        written: Callable[[], None],
-    ) -> None:
-        check_held(self.folder)
-        checkpoint.save_latest(self.folder, state)
-        published = select_published(state)
-        checkpoint.save_file(self.folder / checkpoint.TEACHER, published)
-        save_published(self.folder / checkpoint.TEACHER_TENSORS, published)
-        if numbered is not None:
-            checkpoint.keep_copy(self.folder, numbered, self.keep)
-        if best:
-            checkpoint.keep_best(self.folder / checkpoint.LATEST)
-        written()
 
     def __enter__(self) -> Saver:
         """Return itself."""
