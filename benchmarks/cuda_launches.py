@@ -35,11 +35,11 @@ from dino.devices.casting import cast_together  # noqa: E402
 from dino.models.multicrop import MultiCrop  # noqa: E402
 from dino.models.registry import expect_sizes  # noqa: E402
 from dino.training.build import build_network, build_recipe  # noqa: E402
+from dino.training.chunks import choose_chunks  # noqa: E402
 from dino.training.config import TrainConfig  # noqa: E402
 from dino.training.ema import build_teacher  # noqa: E402
-from dino.training.loss import choose_rows  # noqa: E402
 from dino.training.optim import build_optimizer  # noqa: E402
-from dino.training.step import DinoProgram  # noqa: E402
+from dino.training.step import DinoProgram, last_layer  # noqa: E402
 from dino.training.step_values import StepInputs  # noqa: E402
 from tests.cuda_dry import (  # noqa: E402
     GPU,
@@ -78,7 +78,7 @@ def main() -> None:
 def count_on(config: TrainConfig, device: torch.device, *, backward: bool) -> DryCounts:
     """Counts of the second of two steps on one device's tensors without content."""
     student, teacher = build_networks(config)
-    rows = choose_rows(config.student.out_dim, GPU_BYTES // TEMPORARY_PART)
+    chunks = choose_chunks(last_layer(student).weight_v, GPU_BYTES // TEMPORARY_PART)
     host = make_batch(
         build_recipe(config), 1, seed=0, device=torch.device("cpu"), to_device=lambda rows: rows
     )
@@ -90,7 +90,7 @@ def count_on(config: TrainConfig, device: torch.device, *, backward: bool) -> Dr
             prototypes=config.student.out_dim,
             normalization=Normalization(),
             clip_grad=3.0,
-            loss_rows=rows,
+            loss_chunks=chunks,
         )
         autocast = functools.partial(autocasting, device.type)
         engine = DryEngine(student, rule, autocast=autocast, backward=backward)

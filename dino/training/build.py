@@ -32,12 +32,12 @@ from dino.models.registry import (
 from dino.runtime.agreement import check_images
 from dino.runtime.context import Run
 from dino.runtime.exchange import GradientExchange
+from dino.training.chunks import choose_chunks
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.draws import StepDraws, draws_by_itself
 from dino.training.ema import build_teacher
-from dino.training.loss import choose_rows
 from dino.training.optim import MaskedOptimizer, build_optimizer
-from dino.training.step import DinoProgram
+from dino.training.step import DinoProgram, last_layer
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def build_program(
         average=run.processes.all_reduce_mean_async,
         exchange=exchange,
         compile_phase=run.device.compile_phase,
-        loss_rows=choose_rows(config.student.out_dim, run.device.temporary_bytes()),
+        loss_chunks=choose_chunks(last_layer(student).weight_v, run.device.temporary_bytes()),
     )
 
 

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino.constants import keep_constant
+from dino.training.chunks import CHUNK_ROWS, Chunks, add_product, join, multiply, scale_rows, split
 
 STUDENT_TEMPERATURE = 0.1  # paper, section 3.1
 CENTER_MOMENTUM = 0.9  # paper, section 3.1
-# Least rows of logits at a time: fewer read the prototypes too often.
-CHUNK_ROWS = 128
 HALF_BOOST = 64.0  # keeps the small numbers of a softmax in float16's normal range
 
 
@@ -63,19 +62,8 @@ def compute_targets(logits: Tensor, center: Tensor, temperature: Tensor) -> Teac
     )
 
 
-def choose_rows(prototypes: int, temporary_bytes: int) -> int:
-    """Return how many rows of logits to hold at a time.
-
-    Args:
-        prototypes: K.
-        temporary_bytes: Size of one temporary tensor that the device prefers. About four of the
-            size of the logits in float32 exist at a time.
-    """
-    return max(CHUNK_ROWS, temporary_bytes // (4 * prototypes))
-
-
 def differentiate(
-    vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, rows: int
+    vectors: Tensor, weight_v: Tensor, weight_g: Tensor, targets: Tensor, chunks: Chunks
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the loss () and its gradients for vectors, `weight_v` and `weight_g`.
 
@@ -86,14 +74,13 @@ def differentiate(
     with torch.autocast(vectors.device.type, enabled=False):
         length = torch.linalg.vector_norm(weight_v, dim=1, keepdim=True)
         scale = weight_g / length
-        loss, to_vectors, to_prototypes = _differentiate(
-            vectors.to(dtype), (weight_v * scale).to(dtype), targets, rows
-        )
-        to_scale = (to_prototypes * weight_v).sum(dim=1, keepdim=True)
-        to_weight = to_prototypes.mul_(scale).addcmul_(
-            weight_v, to_scale * scale / length.square(), value=-1
-        )
-        return loss, to_vectors.to(vectors.dtype), to_weight, to_scale / length
+        prototypes = scale_rows(weight_v, scale, dtype, chunks.prototypes)
+        loss, to_vectors, to_weight = _differentiate(vectors.to(dtype), prototypes, targets, chunks)
+        to_scale = [
+            _pass_scaling(*parts)
+            for parts in split(chunks.prototypes, to_weight, weight_v, scale, length)
+        ]
+        return loss, to_vectors.to(vectors.dtype), to_weight, join(to_scale) / length
 
 
 Differentiate = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -105,29 +92,29 @@ def compute_loss(
     weight_g: Tensor,
     targets: Tensor,
     *,
-    rows: int = CHUNK_ROWS,
+    chunks: Chunks | None = None,
     differentiate: Differentiate = differentiate,
 ) -> Tensor:
     """Mean cross-entropy between each global target and all other views of the student.
 
     The function includes the last layer. Let s be the student's logits over its temperature. Then
     p log softmax(s) = p s - logsumexp(s), and the sum of p s over prototypes is the vector times
-    the target's mean prototype. So at most `rows` rows of logits exist at a time. The same pass
-    computes the gradients while those rows exist; they serve one backward pass.
+    the target's mean prototype. So a few rows of logits exist at a time. The same pass computes
+    the gradients while those rows exist; they serve one backward pass.
 
     Args:
         vectors: (V B, D) input of the last layer, any float type.
         weight_v: (K, D) float32, directions of the last layer's rows.
         weight_g: (K, 1) float32, lengths of the last layer's rows.
         targets: (2, B, K) float32, rows sum to 1.
-        rows: Number of rows of logits to hold at a time.
+        chunks: What to hold at a time; by default `CHUNK_ROWS` rows of logits, all prototypes.
         differentiate: The function of that name, possibly compiled.
 
     Returns:
         () float32: -1 / (B T) times the sum of p log q over images and over the T = 2 V - 2 pairs
         of different views.
     """
-    bound = functools.partial(differentiate, rows=rows)
+    bound = functools.partial(differentiate, chunks=chunks or Chunks(CHUNK_ROWS, len(weight_v)))
     loss: Tensor = _PrototypeLoss.apply(vectors, weight_v, weight_g, targets, bound)
     return loss
 
@@ -155,21 +142,21 @@ class _PrototypeLoss(torch.autograd.Function):
 
 
 def _differentiate(
-    vectors: Tensor, prototypes: Tensor, targets: Tensor, rows: int
+    vectors: Tensor, prototypes: Tensor, targets: Tensor, chunks: Chunks
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss () and its gradients for vectors (V B, D) and prototypes (K, D), in float32.
 
     Matrix products run in the vectors' type.
     """
     images, boost = targets.shape[1], HALF_BOOST if vectors.dtype == torch.float16 else 1.0
-    mean, to_prototypes = _compare(vectors, prototypes, targets, boost)
+    mean, to_prototypes = _compare(vectors, prototypes, targets, boost, chunks.prototypes)
     total, to_vectors = -(vectors.float() * mean).sum() / STUDENT_TEMPERATURE, []
     masses = keep_constant(_make_masses, vectors.device, (images, len(vectors)))
-    for chunk, mass in zip(torch.split(vectors, rows), torch.split(masses, rows), strict=True):
+    for chunk, mass in split(chunks.rows, vectors, masses):
         log_sums, softmax = _normalize(F.linear(chunk, prototypes), mass * boost)
         total = total + (mass * log_sums).sum()
         to_vectors.append(softmax @ prototypes)
-        _add_product(to_prototypes, softmax.t(), chunk)
+        add_product(to_prototypes, softmax.t(), chunk, chunks.prototypes)
     pairs = _count_pairs(len(vectors), targets)
     factor = 1 / (pairs * STUDENT_TEMPERATURE * boost)
     return (
@@ -186,7 +173,7 @@ def _make_masses(counts: tuple[int, int]) -> Tensor:
 
 
 def _compare(
-    vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float
+    vectors: Tensor, prototypes: Tensor, targets: Tensor, boost: float, rows: int
 ) -> tuple[Tensor, Tensor]:
     """Return the terms that depend on the targets.
 
@@ -202,7 +189,7 @@ def _compare(
     compared = (views.sum(dim=0) - views[:2]).flatten(0, 1)
     # A mean over images, since a sum could overflow in float16.
     share = (compared / -images).to(vectors.dtype)
-    return mean, (flat.t() @ share).float().mul_(images)
+    return mean, multiply(flat.t(), share, rows).mul_(images)
 
 
 def _normalize(logits: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,12 +203,15 @@ def _normalize(logits: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return top + sums.log(), logits.mul_(factor / sums).to(dtype)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Total += left right; needs no memory for the product if the types match."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)
+def _pass_scaling(gradient: Tensor, weight: Tensor, scale: Tensor, length: Tensor) -> Tensor:
+    """Turn the gradient of weight times scale into that of the weight, in place.
+
+    Returns:
+        The gradient (n, 1) of the scale; it is the row's new length over the old one, `length`.
+    """
+    to_scale = (gradient * weight).sum(dim=1, keepdim=True)
+    gradient.mul_(scale).addcmul_(weight, to_scale * scale / length.square(), value=-1)
+    return to_scale
 
 
 def _count_pairs(rows: int, targets: Tensor) -> int:

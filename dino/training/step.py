@@ -20,10 +20,10 @@ from dino.devices.base import Engine
 from dino.models.head import PrototypeLayer
 from dino.models.multicrop import MultiCrop
 from dino.runtime.exchange import Average, GradientExchange
+from dino.training.chunks import Chunks
 from dino.training.clipping import clip_gradients
 from dino.training.ema import update_average
 from dino.training.loss import (
-    CHUNK_ROWS,
     STUDENT_TEMPERATURE,
     Differentiate,
     TeacherTargets,
@@ -82,7 +82,7 @@ class DinoProgram:
         average: Average = lambda tensor: lambda: tensor,
         exchange: GradientExchange | None = None,
         compile_phase: CompilePhase = lambda phase, **_: phase,
-        loss_rows: int = CHUNK_ROWS,
+        loss_chunks: Chunks | None = None,
     ) -> None:
         """Bind the networks.
 
@@ -96,12 +96,12 @@ class DinoProgram:
                 for the mean.
             exchange: Averages the gradients over processes; None for one process.
             compile_phase: Compiles a function of tensors for the device, or returns it unchanged.
-            loss_rows: See `choose_rows`.
+            loss_chunks: See `compute_loss`.
         """
         device = next(teacher.parameters()).device
         self.student, self.teacher = student, teacher
         self.normalization, self.clip_grad = normalization, clip_grad
-        self.average, self.loss_rows = average, loss_rows
+        self.average, self.loss_chunks = average, loss_chunks
         self.exchange = exchange or GradientExchange()
         self.center = torch.zeros(1, prototypes, device=device)
         self.non_finite = torch.zeros(2, device=device)
@@ -195,7 +195,7 @@ class DinoProgram:
             layer.weight_v,
             layer.weight_g,
             targets.probabilities,
-            rows=self.loss_rows,
+            chunks=self.loss_chunks,
             differentiate=self.phases.differentiate,
         )
 

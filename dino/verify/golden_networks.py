@@ -19,6 +19,7 @@ from dino.devices.untyped import run_backward
 from dino.models.head import DINOHead
 from dino.models.multicrop import MultiCrop
 from dino.models.vit import VisionTransformer
+from dino.training.chunks import Chunks
 from dino.training.clipping import clip_gradients
 from dino.training.ema import build_teacher, update_teacher
 from dino.training.loss import compute_loss, compute_targets, update_center
@@ -81,7 +82,7 @@ def _loss_by_rows(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the loss with an identity as last layer: logits and gradients pass through it."""
     count = logits.shape[1]
     eye, ones = torch.eye(count, device=logits.device), torch.ones(count, 1, device=logits.device)
-    return compute_loss(logits, eye, ones, targets, rows=16)
+    return compute_loss(logits, eye, ones, targets, chunks=Chunks(16, 32))
 
 
 def check_head(numbers: Numbers) -> Found:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dino.devices.ipu import traced
+from dino.training.chunks import Chunks, choose_chunks
 from dino.training.loss import (
     STUDENT_TEMPERATURE,
     compute_feature_spread,
@@ -35,7 +36,9 @@ def loss_of_logits_by_chunks(logits, targets, rows=3):
     """The loss through a last layer that changes nothing: its vectors are the logits, and so are
     their gradients."""
     count = logits.shape[1]
-    return compute_loss(logits, torch.eye(count), torch.ones(count, 1), targets, rows=rows)
+    return compute_loss(
+        logits, torch.eye(count), torch.ones(count, 1), targets, chunks=Chunks(rows, rows)
+    )
 
 
 def compute_loss_of_logits(logits, targets):
@@ -125,10 +128,11 @@ def test_loss_equals_the_loops_for_any_number_of_views(
     images=st.integers(1, 4),
     views=st.integers(2, 6),
     rows=st.integers(1, 20),
+    block=st.integers(1, 11),
     seed=st.integers(0, 10_000),
     scale=st.floats(0.1, 10.0),
 )
-def test_the_gradients_are_those_of_the_plain_formula(images, views, rows, seed, scale):
+def test_the_gradients_are_those_of_the_plain_formula(images, views, rows, block, seed, scale):
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.device("cpu"):
         plain = [
@@ -140,7 +144,7 @@ def test_the_gradients_are_those_of_the_plain_formula(images, views, rows, seed,
     targets = compute_targets(
         torch.as_tensor(teacher.numpy()), torch.zeros(1, 11), scalar(0.2)
     ).probabilities
-    loss = compute_loss(*ours, targets, rows=rows)
+    loss = compute_loss(*ours, targets, chunks=Chunks(rows, block))
     (scale * loss).backward()
     plain = [part.double().requires_grad_() for part in plain]
     vectors, weight_v, weight_g = plain
@@ -206,7 +210,11 @@ def test_no_more_than_a_chunk_of_logits_exists_at_a_time():
     )
     with Watch():
         loss = compute_loss(
-            vectors, weight_v, torch.ones(100, 1), torch.full((2, 4, 100), 0.01), rows=6
+            vectors,
+            weight_v,
+            torch.ones(100, 1),
+            torch.full((2, 4, 100), 0.01),
+            chunks=Chunks(6, 100),
         )
         loss.backward()
     assert max(sizes) == 8 * 100  # prototypes, targets of both views; of logits at most 6 x 100
@@ -293,3 +301,27 @@ def test_feature_spread_is_zero_for_equal_and_near_one_for_scattered_features():
         0.0, abs=1e-6
     )
     assert float(compute_feature_spread(7 * torch.randn(4096, 64))) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prototypes_in_parts_change_no_bit(dtype):
+    generator = torch.Generator().manual_seed(0)
+    vectors, weight_v = (torch.randn(rows, 32, generator=generator) for rows in (4 * 8, 1000))
+    weight_g = torch.rand(1000, 1, generator=generator) + 0.5
+    targets = torch.randn(2, 8, 1000, generator=generator).softmax(dim=-1)
+
+    def run(part):
+        parts = [part.clone().requires_grad_() for part in (vectors, weight_v, weight_g)]
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = compute_loss(*parts, targets, chunks=Chunks(10, part))
+        loss.backward()
+        return [loss.detach(), *(tensor.grad for tensor in parts)]
+
+    for whole, in_parts in zip(run(1000), run(96), strict=True):
+        assert torch.equal(whole, in_parts)
+
+
+def test_a_cache_holds_a_part_of_the_prototypes_and_a_card_all():
+    assert choose_chunks(torch.empty(65536, 256), 1 << 25) == Chunks(128, 4096)
+    assert choose_chunks(torch.empty(1024, 256), 1 << 25) == Chunks(8192, 1024)
+    assert choose_chunks(torch.empty(65536, 256), 96 * 10**9 // 64) == Chunks(5722, 65536)
