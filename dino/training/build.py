@@ -41,6 +41,8 @@ from dino.training.step import DinoProgram, last_layer
 
 logger = logging.getLogger(__name__)
 
+BYTES_KEPT = 16  # of a parameter: the student's, the teacher's, and AdamW's two moments in float32
+
 
 class StepParts(NamedTuple):
     """A training step and what it works on."""
@@ -223,15 +225,16 @@ def build_program(
 def describe_network(config: TrainConfig, student: MultiCrop) -> str:
     """What a run says about its network and the crops that it gets."""
     backbone, head = (
-        f"{sum(parameter.numel() for parameter in part.parameters()) / 1e6:.3g} M parameters"
+        sum(parameter.numel() for parameter in part.parameters()) / 1e6
         for part in (student.backbone, student.head)
     )
     name, crops = config.backbone.chosen_arch, config.crops
     patches = f" with patches of {config.backbone.chosen_patch_size}" if is_vit(name) else ""
     local = f", {crops.local_crops_number} local crops of {crops.local_crops_size}"
     return (
-        f"{name}{patches}, {backbone}, and {head} in its head; 2 global crops of"
-        f" {crops.global_crops_size}{local if crops.local_crops_number else ''} pixels"
+        f"{name}{patches}, {backbone:.3g} M parameters, and {head:.3g} M parameters in its head; "
+        f"2 global crops of {crops.global_crops_size}{local if crops.local_crops_number else ''} "
+        f"pixels; a checkpoint takes about {BYTES_KEPT * (backbone + head):.3g} MB"
     )
 
 
