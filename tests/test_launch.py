@@ -99,6 +99,7 @@ def start_ranks(*command):
 
 
 def torchrun(*command):
+    """Two processes under torchrun; its own flags may come before the script."""
     return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command)
 
 
@@ -246,6 +247,34 @@ def test_under_srun_a_signal_to_one_process_stops_both_and_the_same_command_cont
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert f"continuing from {tmp_path / 'checkpoint.pth'} at iteration {stopped}" in ended[0][1]
     assert ended[1][1] == ""  # only rank 0 speaks
+    assert read_log(tmp_path) == read_log(pair)
+    assert_same_weights(tmp_path, pair)
+
+
+def find_worker(torchrun, rank):
+    """The process id of a rank below torchrun, or None until it is there."""
+    below = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    for child in below:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in variables:
+            return int(child)
+    return None
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
+def test_torchrun_restarts_continue_from_the_last_checkpoint(pair, images, tmp_path, blow):
+    job = torchrun("--max-restarts=1", *train(images, tmp_path, 2, *VIT))
+    give_up = threading.Timer(DEADLINE, job.kill)
+    give_up.start()
+    while not (tmp_path / "checkpoint.pth").exists():
+        assert job.poll() is None, finish(job)
+        time.sleep(0.002)
+    give_up.cancel()
+    os.kill(find_worker(job, 1), blow)
+    ((code, output, error),) = finish(job)
+    assert code == 0, error
+    assert f"continuing from {tmp_path / 'checkpoint.pth'} at iteration " in output
     assert read_log(tmp_path) == read_log(pair)
     assert_same_weights(tmp_path, pair)
 

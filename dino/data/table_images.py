@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dino.data.columns import Array, is_large
 from dino.data.decode import Stored, is_picture, open_picture
 from dino.data.image_list import find_missing
 from dino.data.image_source import ImageSource
+from dino.data.index import NO_STAMP, Enter, Stamp, lasting
+from dino.data.kept import list_once
 from dino.data.listing import Passed, add, is_hidden, show
-from dino.data.row_groups import KEPT, Rows
+from dino.data.row_groups import KEPT, Rows, open_parquet
 from dino.data.shard_files import LocalShard
 from dino.data.shards import Members
 from dino.data.table_columns import choose_columns, explain_unlabelled, number_labels
-from dino.data.table_rows import Scan, is_parquet, scan_table
+from dino.data.table_rows import Columns, Scan, is_parquet, measure_groups, scan_table
 from dino.errors import DataError
 
 EMPTY = "rows without an image"
@@ -65,17 +68,43 @@ def read_tables(paths: Sequence[Path], passed: Passed, *, labelled: bool) -> Ima
     files = tuple((file, file.stamp()) for file in map(LocalShard, paths))
     with _naming(paths[0]):
         columns, known = choose_columns(paths[0])
-    scans = []
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    places = [file.place for file, _ in files]
+    stamps = {place: stamp for place, (_, stamp) in zip(places, files, strict=True)}
+    source = list_once(
+        "tables",
+        root,
+        (*places, str(paths[0]), str(columns)),
+        lambda enter: _list_tables(paths, columns, known, root, stamps, enter),
+        stamps.__getitem__,
+    )
+    if labelled and source.labels is None:
+        raise explain_unlabelled(paths[0], columns.label)
+    members = source.members and _find_members(source.members.places, files, columns)
+    return replace(source, members=members, passed={**passed, **source.passed})
+
+
+def _list_tables(
+    paths: Sequence[Path],
+    columns: Columns,
+    known: tuple[str, ...],
+    root: Path,
+    stamps: Mapping[str, Stamp],
+    enter: Enter,
+) -> tuple[ImageSource, Mapping[str, Stamp]]:
+    """What `list_once` asks for."""
+    scans: list[Scan] = []
     for path in paths:
         with _naming(path):
             scans.append(scan_table(path, columns))
+        if is_large(sum(len(scan.present) for scan in scans)):
+            enter()
+    passed: Passed = {}
     rows = _merge(scans, paths, passed)
     with _naming(paths[0]):
         labels, classes = number_labels(rows.labels, known)
-    if labelled and labels is None:
-        raise explain_unlabelled(paths[0], columns.label)
     source = ImageSource(
-        root=Path(os.path.commonpath([path.absolute().parent for path in paths])),
+        root=root,
         names=(),
         labels=labels,
         classes=classes,
@@ -83,16 +112,28 @@ def read_tables(paths: Sequence[Path], passed: Passed, *, labelled: bool) -> Ima
         f" {paths[0]}",
         passed=passed,
     )
-    if not rows.encoded:
-        return replace(source, names=_name_files(rows, paths, source.root)).packed()
-    places = np.column_stack([rows.files, rows.places])
-    members = (
-        Rows(files, places, leaf=columns.content, cost=_find_cost(scans))
-        if columns.content and is_parquet(paths[0])
-        else Members(files, places)
-    )
+    if not rows.encoded:  # the files that tables name may change at any time
+        source = replace(source, names=_name_files(rows, paths, root))
+        return source, dict.fromkeys(stamps, NO_STAMP)
+    files = [(LocalShard(path), stamp) for path, stamp in zip(paths, stamps.values(), strict=True)]
+    members = _find_members(np.column_stack([rows.files, rows.places]), files, columns)
     names = _name_rows(rows, paths, source, members.member(0, paths[0].name))
-    return replace(source, members=members, names=names).packed()
+    lasting_stamps = {place: lasting(stamp) for place, stamp in stamps.items()}
+    return replace(source, members=members, names=names), lasting_stamps
+
+
+def _find_members(
+    places: np.ndarray | Array, files: Sequence[tuple[LocalShard, Stamp]], columns: Columns
+) -> Members:
+    """Where the images are, whose `places` are file and place in the file."""
+    paths = [file.path for file, _ in files]
+    if not (columns.content and is_parquet(paths[0])):
+        return Members(tuple(files), places)
+    groups = []
+    for path in paths:
+        with _naming(path):
+            groups.append(measure_groups(open_parquet(path), columns.content))
+    return Rows(tuple(files), places, leaf=columns.content, cost=_find_cost(groups))
 
 
 @contextlib.contextmanager
@@ -204,7 +245,11 @@ def _name_files(rows: Images, paths: Sequence[Path], root: Path) -> Names:
     return names
 
 
-def _find_cost(scans: Sequence[Scan]) -> float:
-    """Bytes to decode for one image at random; 0 if a process can keep them all."""
-    counts, sizes = np.concatenate([scan.groups for scan in scans]).astype(float).T
+def _find_cost(groups: Sequence[np.ndarray]) -> float:
+    """Bytes to decode for one image at random; 0 if a process can keep them all.
+
+    Args:
+        groups: As of `measure_groups`, of each file.
+    """
+    counts, sizes = np.concatenate(groups).astype(float).T
     return 0.0 if sizes.sum() <= KEPT else float((counts * sizes).sum() / counts.sum())

@@ -49,14 +49,12 @@ class Scan(NamedTuple):
         present: bool (R,): whether the row holds an encoded image.
         paths: The path of each image or None; empty without such a column.
         labels: The label of each image as stored; empty without such a column.
-        groups: int64 (groups, 2): rows of each row group, and bytes of their images.
     """
 
     places: np.ndarray
     present: np.ndarray
     paths: list[str | None]
     labels: list[Any]
-    groups: np.ndarray
 
 
 def is_parquet(path: Path) -> bool:
@@ -92,7 +90,7 @@ def scan_table(path: Path, columns: Columns) -> Scan:
 
 def _scan_parquet(path: Path, columns: Columns) -> Scan:
     file = open_parquet(path)
-    groups = _measure_groups(file, columns.content)
+    groups = measure_groups(file, columns.content)
     rows = np.concatenate([np.arange(count) for count in groups[:, 0]] or [np.arange(0)])
     places = np.stack([np.repeat(np.arange(len(groups)), groups[:, 0]), rows], axis=1)
     paths, labels = (
@@ -100,10 +98,10 @@ def _scan_parquet(path: Path, columns: Columns) -> Scan:
         for leaf in (columns.path, columns.label)
     )
     present = _find_present(file, columns.content, groups)
-    return Scan(places.astype(np.int64), present, paths, labels, groups)
+    return Scan(places.astype(np.int64), present, paths, labels)
 
 
-def _measure_groups(file: Any, leaf: Leaf | None) -> np.ndarray:
+def measure_groups(file: Any, leaf: Leaf | None) -> np.ndarray:
     """Rows of each row group, and bytes of their images, as the file claims: int64 (groups, 2)."""
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     counts = [group.num_rows for group in groups]
@@ -185,7 +183,7 @@ def _scan_arrow(path: Path, columns: Columns) -> Scan:
         _check_claim("rows", 0, sum(map(len, places)), MOST_ROWS)
         for leaf, values in zip((columns.path, columns.label), texts, strict=True):
             values += take(batch, leaf).to_pylist() if leaf else []
-    return Scan(np.concatenate(places), np.concatenate(present), *texts, np.zeros((0, 2), np.int64))
+    return Scan(np.concatenate(places), np.concatenate(present), *texts)
 
 
 def _locate(images: pa.Array, whole: pa.Buffer) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One process of a host lists a large place, and the others map what it wrote: the same images, as
 long as nothing on disk has changed and nobody else could have written the file."""
 
+import io
 import logging
 import multiprocessing
 import os
@@ -11,11 +12,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from dino.data import columns, file_sources, image_list, index, kept, listing, shard_sources, shards
+from dino.data import (
+    columns,
+    file_sources,
+    image_list,
+    index,
+    kept,
+    listing,
+    shard_sources,
+    shards,
+    table_images,
+)
 from dino.data.columns import Array, Names, Numbers
 from dino.data.decode import EXTENSIONS
 from dino.data.image_source import ImageSource
@@ -23,7 +37,12 @@ from dino.data.sources import open_images, open_training_source
 from dino.errors import DataError
 
 NAMES = ("ant/1.png", "ant/2.png", "bee/3.png", os.fsdecode(b"bee/\xff.png"))
-LISTERS = ((listing, "look_into"), (shards, "scan_shard"), (image_list, "_list_files"))
+LISTERS = (
+    (listing, "look_into"),
+    (shards, "scan_shard"),
+    (image_list, "_list_files"),
+    (table_images, "scan_table"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +80,32 @@ def make_shards(root: Path) -> Path:
     return root / "shards"
 
 
-MAKERS = (make_folder, make_list, make_shards)
+def make_tables(root: Path, ending: str) -> Path:
+    (root / "tables").mkdir(parents=True)
+    content = io.BytesIO()
+    Image.new("L", (4, 4)).save(content, "png")
+    for number in range(2):
+        rows = pa.table(
+            {"image": [content.getvalue(), None, content.getvalue()], "label": [number] * 3}
+        )
+        path = root / f"tables/train-{number}{ending}"
+        if ending == ".parquet":
+            pq.write_table(rows, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema) as out:
+                out.write_table(rows)
+    return root / "tables"
+
+
+def make_parquet(root: Path) -> Path:
+    return make_tables(root, ".parquet")
+
+
+def make_arrow(root: Path) -> Path:
+    return make_tables(root, ".arrow")
+
+
+MAKERS = (make_folder, make_list, make_shards, make_parquet, make_arrow)
 
 
 def list_here(
@@ -75,7 +119,7 @@ def list_plainly(place: Path) -> ImageSource:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "LARGE", 10**9)
         patch.setattr(index, "WORTH", 10**9)
-        for module in (file_sources, shard_sources):
+        for module in (file_sources, shard_sources, table_images):
             patch.setattr(module, "list_once", list_here)
         return open_images(str(place))
 
@@ -103,9 +147,10 @@ def test_the_second_process_maps_what_the_first_one_listed(
     assert isinstance(plain.names, tuple)
     first = open_images(str(place))
     seen = count_listings(monkeypatch)
-    monkeypatch.setattr(index, "json", None)  # nor is an index read
+    if place.name != "tables":  # to find the tables, their folder is looked into
+        monkeypatch.setattr(index, "json", None)  # nor is an index read
     second = open_images(str(place))
-    assert [path for path in seen if Path(path) != tmp_path / "data/shards"] == []
+    assert [path for path in seen if Path(path).name not in ("shards", "tables")] == []
     for source in (first, second):
         assert isinstance(source.names, Names)
         assert source == plain
@@ -133,8 +178,8 @@ def test_a_change_on_disk_is_noticed(make: Callable[[Path], Path], tmp_path: Pat
         with pytest.raises(DataError, match="1 of 3 listed images do not exist"):
             open_images(str(place))
         return
-    if (place / "train-1.tar").exists():
-        (place / "train-1.tar").unlink()
+    if files := list(place.glob("train-1.*")):
+        files[0].unlink()
     else:
         (place / "bee/3.png").unlink()
         (place / "bee").joinpath(os.fsdecode(b"\xff.png")).unlink()
