@@ -270,10 +270,13 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochConfig(OutputConfig):
-    """Training length and random seed."""
+    """Training length, random seed, and where the numbers go besides log.txt."""
 
     epochs: int = setting(100, least=1)
     seed: int = setting(0, least=0)
+    log_to: tuple[str, ...] = setting(
+        ("tensorboard",), choices=("tensorboard", "jsonl", "csv", "wandb", "mlflow", "none")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,9 +59,6 @@ class RunConfig(EpochConfig):
     own_view_images: int = setting(256, least=0)
     keep_best: str | None = setting(None, choices=("knn", "own_view"))
     draw_pictures: bool = True
-    log_to: tuple[str, ...] = setting(
-        ("tensorboard",), choices=("tensorboard", "jsonl", "csv", "wandb", "mlflow", "none")
-    )
     preset: str | None = setting(None, choices=("auto",))
     hours: float | None = setting(None, least=0, most=100_000)
     dry_run: bool = False

@@ -184,6 +184,7 @@ LINEAR = EVALUATION | {
     "--output_dir": ".",
     "--epochs": 100,
     "--seed": 0,
+    "--log_to": ("tensorboard",),
 }
 FEATURE_FILE = EVALUATION | {"--output": None, "--layers": None, "--patches": False}
 COPY_DETECTION = EVALUATION | {

@@ -79,12 +79,6 @@ FLAGS: Mapping[str, Spec] = {
         "draw the first crops, and after each epoch the teacher's attention and patches of four "
         "images, to the output folder and --log_to"
     ),
-    "log_to": Spec(
-        "where the numbers of a log line go besides log.txt, one or more: tensorboard, jsonl "
-        "(metrics.jsonl), csv (metrics.csv), wandb, mlflow, or none. Project, experiment, server "
-        "and key are those of the clients' own variables, such as WANDB_PROJECT, WANDB_MODE, "
-        "MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME"
-    ),
     "preset": Spec(
         "auto: choose network, crops, prototypes, momentum, temperatures, warm-ups and lr, unless "
         "given, from the images, the global batch and the epochs or --hours; each with a reason"

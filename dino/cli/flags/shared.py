@@ -87,6 +87,12 @@ FLAGS: Mapping[str, Spec] = {
     # EpochConfig
     "epochs": Spec("passes over the images"),
     "seed": Spec("seed of weights, data order, crops and stochastic depth"),
+    "log_to": Spec(
+        "where the numbers of a log line go besides log.txt, one or more: tensorboard, jsonl "
+        "(metrics.jsonl), csv (metrics.csv), wandb, mlflow, or none. Project, experiment, server "
+        "and key are those of the clients' own variables, such as WANDB_PROJECT, WANDB_MODE, "
+        "MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME"
+    ),
     # RateConfig
     "lr": Spec(
         "peak learning rate for a global batch of 256; scaled linearly with the global batch"

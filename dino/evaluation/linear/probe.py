@@ -23,6 +23,7 @@ from dino.models.config import BackboneConfig
 from dino.runtime.context import Run, make_output_folder
 from dino.runtime.folder_lock import hold_folder
 from dino.runtime.ownership import check_recipe, foreign, write_recipe
+from dino.runtime.sinks import check_names
 from dino.weights.hub import PUBLISHED_LINEAR, find_published
 from dino.weights.load import TrainedBackbone
 
@@ -58,6 +59,7 @@ def evaluate_linear(
     runner = Runner(config, run)
     recipe = recipe or as_recipe(config, as_dict(config))
     if not config.linear.evaluate:
+        check_names(config.run.log_to)
         check_folder(config)
     task = open_task(config, runner, backbone=backbone, splits=splits)
     if wrap is not None:

@@ -118,7 +118,10 @@ class LinearTrainer:
         text = "learning rate %g for a global batch of %d, cosine to 0"
         logger.info(text, self._peak(), self._global_batch())
         is_rank_zero = self.run.processes.is_rank_zero
-        log = MetricLog(folder, epoch=start, iteration=start) if is_rank_zero else None
+        log_to = self.config.run.log_to
+        log = (
+            MetricLog(folder, epoch=start, iteration=start, log_to=log_to) if is_rank_zero else None
+        )
         try:
             score = self._score() if start >= epochs else None
             for epoch in range(start, epochs):

@@ -46,6 +46,7 @@ from tests.running import on_simulated_card, run_alone, run_pair
 
 COLORS = ("black", "blue", "gray", "green", "red", "white")
 TRAIN, TEST, SIZE, BATCH = 8, 3, 16, 8  # images of a class, side of a view, images of a batch
+SINKS = ("--log_to", "tensorboard", "jsonl")
 ACCURACY = re.compile(
     r"^Accuracy at epoch (\d+) of the network on the 18 test images: ([\d.]+)%$", re.MULTILINE
 )
@@ -184,7 +185,7 @@ def assert_same_head(folder: Path, expected: dict[str, Any], **bounds: float) ->
 def test_a_run_is_the_originals_loop(
     words: list[str], images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run(*words, "--output_dir", tmp_path, "--json", tmp_path / "found.json")
+    run(*words, "--output_dir", tmp_path, "--json", tmp_path / "found.json", *SINKS)
     expected, lines = train_plainly(images, weights, 3), lines_of(tmp_path)
     assert_same_head(tmp_path, expected)
     assert [set(line) for line in lines] == [set(line) for line in expected["log"]]
@@ -208,6 +209,10 @@ def test_a_run_is_the_originals_loop(
     assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(
         [x["train_loss"] for x in lines]
     )
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [(row["iteration"], row["train_loss"]) for row in rows] == [
+        (line["epoch"] + 1, line["train_loss"]) for line in lines
+    ]
 
 
 def test_the_checkpoint_is_read_by_the_originals_code(words: list[str], tmp_path: Path) -> None:
