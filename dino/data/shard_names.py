@@ -13,7 +13,7 @@ from dino.errors import DataError
 ENDING = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MOST_SHARDS, MOST_GROUPS = 1_000_000, 20  # of a pattern
-GROUP = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
+RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def is_pattern(path: str) -> bool:
@@ -22,39 +22,66 @@ def is_pattern(path: str) -> bool:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand `{000..012}` and `{one,two}` as a shell does: the last group varies fastest.
+    """Expand `{000..012}` and `{one,two}`, also inside each other, as a shell does.
+
+    The last group varies fastest.
 
     Raises:
         DataError: A range is descending, braces have any other form, or name too many shards.
     """
-    group = GROUP.search(pattern)
-    if len(GROUP.findall(pattern)) > MOST_GROUPS:
+    if pattern.count("{") > MOST_GROUPS:
         raise _too_many(pattern)
-    if group is None:
-        if "{" in pattern or "}" in pattern:
-            raise DataError(
-                f"{pattern}: braces must hold a range ({{000..012}}) or a list ({{one,two}}),"
-                " and must not be nested"
-            )
+    head, opened, _ = pattern.partition("{")
+    if "}" in head:
+        raise _wrong(pattern)
+    if not opened:
         return [pattern]
-    first, last, choices = group.groups()
-    if first is not None and int(first) > int(last):
+    words, rest = _split_group(pattern[len(head) + 1 :], pattern)
+    choices: list[str] = []
+    for word in words:
+        choices += expand_braces(word) if len(words) > 1 else _count(word, pattern)
+        if len(choices) > MOST_SHARDS:
+            raise _too_many(pattern)
+    tails = expand_braces(rest)
+    if len(choices) * len(tails) > MOST_SHARDS:
+        raise _too_many(pattern)
+    return [f"{head}{choice}{tail}" for choice in choices for tail in tails]
+
+
+def _split_group(text: str, pattern: str) -> tuple[list[str], str]:
+    """The words of the group that `text` is in, and what follows it."""
+    words, begin, depth = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter == "{") - (letter == "}")
+        if depth < 0 or (letter == "," and depth == 0):
+            words.append(text[begin:place])
+            begin = place + 1
+        if depth < 0:
+            return words, text[begin:]
+    raise _wrong(pattern)
+
+
+def _count(text: str, pattern: str) -> list[str]:
+    """The numbers of a range."""
+    group = RANGE.fullmatch(text)
+    if group is None:
+        raise _wrong(pattern)
+    first, last = group.groups()
+    if int(first) > int(last):
         raise DataError(
             f"{pattern}: {{{first}..{last}}} is descending", remedy=f"write {{{last}..{first}}}"
         )
-    padded = any(len(end) > 1 and end[0] == "0" for end in (first, last) if end)
+    if int(last) - int(first) >= MOST_SHARDS:
+        raise _too_many(pattern)
+    padded = any(len(end) > 1 and end[0] == "0" for end in (first, last))
     width = max(len(first), len(last)) if padded else 0
-    if first is None:
-        words = choices.split(",")
-    elif int(last) - int(first) >= MOST_SHARDS:
-        raise _too_many(pattern)
-    else:
-        words = [f"{n:0{width}}" for n in range(int(first), int(last) + 1)]
-    [head] = expand_braces(pattern[: group.start()])  # a brace in it is an error
-    tails = expand_braces(pattern[group.end() :])
-    if len(words) * len(tails) > MOST_SHARDS:
-        raise _too_many(pattern)
-    return [f"{head}{word}{tail}" for word in words for tail in tails]
+    return [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
+
+
+def _wrong(pattern: str) -> DataError:
+    return DataError(
+        f"{pattern:.100}: braces must hold a range ({{000..012}}) or a list ({{one,two}})"
+    )
 
 
 def _too_many(pattern: str) -> DataError:

@@ -12,20 +12,21 @@ from dino.data.demo import build_demo
 from dino.data.file_sources import list_files
 from dino.data.image_source import ImageSource
 from dino.data.listing import describe, list_folder, show
-from dino.data.remote import UrlPath, check_url, is_url
-from dino.data.shard_names import ENDING, find_shards, is_pattern
-from dino.data.shard_sources import open_local_shards, open_remote_shards
+from dino.data.remote import check_url, is_url
+from dino.data.shard_names import ENDING, is_pattern
+from dino.data.shard_sources import may_hold, names_shards, open_local_shards, open_pattern
 from dino.data.splits import (
+    ALL,
+    TRAIN,
+    VALIDATION,
     find_mixed_splits,
     holds_splits,
     is_divided,
     label_by_folder,
 )
 from dino.data.tables import (
-    ALL,
     ENDINGS,
-    TRAIN,
-    VALIDATION,
+    Place,
     find_beside,
     find_split,
     is_table,
@@ -63,7 +64,7 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
         DataError: A split is missing or has no classes, or their classes differ.
     """
     root = _existing(data_path)
-    train, other = find_split(root, TRAIN), find_split(root, VALIDATION)
+    train, other = _find_place(root, TRAIN), _find_place(root, VALIDATION)
     if train is None or other is None:
         raise DataError(
             f"`data_path` {root} needs the folders train and val (or validation),"
@@ -81,7 +82,7 @@ def open_validation_images(data_path: str | None) -> ImageSource:
         DataError: The folder is missing or has no class folders.
     """
     root = _existing(data_path)
-    split = find_split(root, VALIDATION)
+    split = _find_place(root, VALIDATION)
     if split is None:
         raise DataError(
             f"`data_path` {root} needs the folder val (or validation), with class folders in it,"
@@ -117,7 +118,8 @@ def open_online_splits(
             to them.
     """
     train = open_training_source(data_path, limit)
-    split = find_beside(_existing(data_path), train)
+    root = _existing(data_path)
+    split = _find_beside(root, train)
     if train.labels is None or split is None:
         raise DataError(
             f"`eval_knn_every` needs class folders in {train.root} and a folder val"
@@ -188,6 +190,18 @@ def _refuse_mixed_splits(source: ImageSource) -> None:
     raise DataError(f"{source.root} holds the splits {mixed[0]} and {mixed[1]}", remedy=remedy)
 
 
+def _find_beside(root: Path, train: ImageSource) -> Place | None:
+    """Where the validation images are that belong to the training images of `root`, or None."""
+    if names_shards(root) and may_hold(root, FLAG, VALIDATION):
+        return root, VALIDATION
+    return find_beside(root, train)
+
+
+def _find_place(root: Path, split: str) -> Place | None:
+    """Where a split is, or None; of shards, opening them tells."""
+    return (root, split) if names_shards(root) else find_split(root, split)
+
+
 def _existing(data_path: str | None) -> Path:
     if not data_path:
         raise DataError(f"`data_path` is missing: {ASK}")
@@ -227,15 +241,13 @@ def _open(root: Path, split: str = ALL, *, labelled: bool = False) -> ImageSourc
 
     Args:
         root: The path or pattern.
-        split: Which of the splits to open, if there are tables of several.
-        labelled: Whether tables must have labels.
+        split: Which of the splits to open, if there are tables or shards of several.
+        labelled: Whether tables must have labels, and shards a split in their names.
     """
-    if isinstance(root, UrlPath):
-        return open_remote_shards(root, FLAG)
     if is_table(root):
         return open_tables(root, split, labelled=labelled)
-    if is_pattern(str(root)) and not os.path.isdir(root):
-        return open_local_shards(find_shards(str(root), FLAG))
+    if names_shards(root):
+        return open_pattern(root, FLAG, split, labelled=labelled)
     source = list_files(root, FLAG)
     shards = sorted(root.glob(f"[!.]*{ENDING}")) if os.path.isdir(root) else []
     if shards and len(source):

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-VALIDATION = ("val", "validation")
+Item = TypeVar("Item")
+VALIDATION_FOLDERS = ("val", "validation")
+TRAIN, VALIDATION, TEST, ALL = "train", "validation", "test", ""
+# The words by which the Hub knows splits, between other signs in the names of files and folders.
+SPLITS = {
+    TRAIN: {"train", "training"},
+    VALIDATION: {"validation", "valid", "val", "dev"},
+    TEST: {"test", "testing", "eval", "evaluation"},
+}
 # train2017, Test, training_set, val-images; the first group is empty for all but training.
 SPLIT = re.compile(
     r"(?:(train|training)|(?:test|testing|val|valid|validation|dev|eval))"
@@ -18,7 +27,7 @@ SPLIT = re.compile(
 
 def find_validation(root: Path) -> Path | None:
     """The folder of the validation images, if there is one."""
-    return next((root / name for name in VALIDATION if os.path.isdir(root / name)), None)
+    return next((root / name for name in VALIDATION_FOLDERS if os.path.isdir(root / name)), None)
 
 
 def holds_splits(root: Path) -> bool:
@@ -66,3 +75,18 @@ def label_by_folder(
 def _class_folder(name: str, level: int) -> str:
     parts = name.split(os.sep, level + 1)
     return parts[level] if len(parts) > level + 1 else ""
+
+
+def read_split(name: str) -> str:
+    """The split that a file's name tells, or else that of the nearest folder."""
+    for part in reversed(name.split(os.sep)):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        split = next((split for split, known in SPLITS.items() if words & known), None)
+        if split:
+            return split
+    return ALL
+
+
+def choose_split(splits: Mapping[str, list[Item]], split: str) -> list[Item]:
+    """The items of a split; those of the test split validate if there are no others."""
+    return splits.get(split) or (splits.get(TEST, []) if split == VALIDATION else [])

@@ -11,26 +11,18 @@ import importlib.util
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dino.data.image_source import ImageSource
 from dino.data.listing import Passed, add, list_folder
-from dino.data.splits import find_validation
+from dino.data.splits import ALL, TRAIN, VALIDATION, choose_split, find_validation, read_split
 from dino.data.table_images import read_tables
 from dino.data.table_rows import ARROW, PARQUET
 from dino.errors import DataError
 from dino.files import read_bounded
 
 ENDINGS = (PARQUET, ARROW)
-TRAIN, VALIDATION, TEST, ALL = "train", "validation", "test", ""
-# The words by which the Hub knows splits, between other signs in the names of files and folders.
-SPLITS = {
-    TRAIN: {"train", "training"},
-    VALIDATION: {"validation", "valid", "val", "dev"},
-    TEST: {"test", "testing", "eval", "evaluation"},
-}
 STATE, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes
 LARGEST_STATE = 2**20  # bytes
 CACHED = "cache-"  # files that `datasets` computed and keeps beside
@@ -54,7 +46,7 @@ def find_split(root: Path, split: str) -> Place | None:
     folder = root / TRAIN if split == TRAIN else find_validation(root)
     if folder is not None and folder.is_dir():
         return folder, ALL
-    return (root, split) if _choose(find_splits(root), split) else None
+    return (root, split) if choose_split(find_splits(root), split) else None
 
 
 def find_beside(root: Path, train: ImageSource) -> Place | None:
@@ -70,7 +62,7 @@ def find_beside(root: Path, train: ImageSource) -> Place | None:
         root = root.parent / f"*{root.suffix}"
     elif (root / STATE).exists() and (root.parent / SAVED_SPLITS).exists():
         root = root.parent
-    if _choose(find_splits(root), VALIDATION):
+    if choose_split(find_splits(root), VALIDATION):
         return root, VALIDATION
     return None if folder is None else (folder, ALL)
 
@@ -91,7 +83,7 @@ def open_tables(root: Path, split: str = ALL, *, labelled: bool = False) -> Imag
     if importlib.util.find_spec("pyarrow") is None:
         raise DataError(f"{root} needs pyarrow to be read", remedy=INSTALL)
     splits = find_splits(root)
-    chosen = _choose(splits, split)
+    chosen = choose_split(splits, split)
     if split != VALIDATION and not chosen:
         chosen = sorted(path for found in splits.values() for path in found)
     if not chosen:
@@ -100,11 +92,6 @@ def open_tables(root: Path, split: str = ALL, *, labelled: bool = False) -> Imag
             remedy=f"name {' or '.join(ENDINGS)} files: one, a folder, or a pattern in quotes",
         )
     return read_tables(chosen, _pass_over(root, chosen), labelled=labelled)
-
-
-def _choose(splits: Mapping[str, list[Path]], split: str) -> list[Path]:
-    """The tables of a split; those of the test split validate if there are no others."""
-    return splits.get(split) or (splits.get(TEST, []) if split == VALIDATION else [])
 
 
 def find_splits(root: Path) -> dict[str, list[Path]]:
@@ -121,7 +108,7 @@ def find_splits(root: Path) -> dict[str, list[Path]]:
         places = [(path.name, path) for path in paths]
     splits: dict[str, list[Path]] = {}
     for name, path in places:
-        splits.setdefault(_find_split(name), []).append(path)
+        splits.setdefault(read_split(name), []).append(path)
     for found in splits.values():
         kinds = sorted({f"{path.parent}/*{path.suffix}" for path in found})
         if len(kinds) > 1:
@@ -138,16 +125,6 @@ def name_tables(splits: Mapping[str, list[Path]]) -> str:
     if len(paths) == 1:
         return str(paths[0])
     return f"'{os.path.commonprefix([str(path) for path in paths])}*{paths[0].suffix}'"
-
-
-def _find_split(name: str) -> str:
-    """The split that a file's name tells, or else that of the nearest folder."""
-    for part in reversed(name.split(os.sep)):
-        words = set(re.split(r"[^a-z]+", part.lower()))
-        split = next((split for split, known in SPLITS.items() if words & known), None)
-        if split:
-            return split
-    return ALL
 
 
 def _list_folder(root: Path) -> Iterator[str]:

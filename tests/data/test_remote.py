@@ -1,6 +1,7 @@
 """Shards behind URLs are the shards on a disk, whatever their server does, or one line says why
 not."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,13 @@ from dino.data.image_source import ImageSource
 from dino.data.loaders import build_train_loader
 from dino.data.packing import Packing, pack_images
 from dino.data.remote_requests import Unreachable
-from dino.data.sources import open_images, open_training_source
+from dino.data.sources import (
+    open_images,
+    open_labelled_splits,
+    open_online_splits,
+    open_training_source,
+    open_validation_images,
+)
 from dino.errors import DataError
 from tests.range_server import RangeServer, serve
 
@@ -65,6 +72,46 @@ def test_a_url_is_the_shards_on_a_disk(packed: Path, server: RangeServer) -> Non
         f"3 shards, the first {server.url}/train-000000.tar, 13 images in 2 classes"
     )
     assert str(far.root) == server.url and far.root.name == server.url.rpartition("/")[2]
+
+
+@pytest.fixture
+def both(packed: Path) -> Iterator[str]:
+    """A pattern of two splits: a copy of one shard validates."""
+    shutil.copy(packed / "train-000001.tar", packed / "val-000000.tar")
+    yield "{train-{000000..000002},val-000000}.tar"
+    (packed / "val-000000.tar").unlink()
+
+
+def test_the_shards_of_both_splits_are_those_of_an_evaluation(
+    both: str, packed: Path, tmp_path: Path, server: RangeServer
+) -> None:
+    folder = tmp_path / "sorted"
+    for split, pattern in (("train", "train-*.tar"), ("val", "val-000000.tar")):
+        (folder / split).mkdir(parents=True)
+        for path in packed.glob(pattern):
+            shutil.copy(path, folder / split)
+    expected = open_labelled_splits(str(folder))
+    for place in (f"{server.url}/{both}", str(packed / both)):
+        for found, wanted in zip(open_labelled_splits(place), expected, strict=True):
+            assert_same_images(found, wanted)
+        assert_same_images(open_validation_images(place), expected[1])
+        for found, wanted in zip(open_online_splits(place), expected, strict=True):
+            assert_same_images(found, wanted)
+        train = open_training_source(place)
+        assert_same_images(train, expected[0])
+        assert "passed over: 1 shards of other splits" in train.describe()
+        assert len(open_images(place)) == 18
+
+
+@pytest.mark.parametrize("names", ["train-{000000..000002}.tar", "{train-000000,train-000001}.tar"])
+def test_an_evaluation_needs_shards_of_both_splits(
+    names: str, packed: Path, server: RangeServer
+) -> None:
+    for place in (f"{server.url}/{names}", str(packed / names)):
+        with pytest.raises(DataError, match=r"none of the split validation; name those of both"):
+            open_labelled_splits(place)
+        with pytest.raises(DataError, match=r"none of the split validation"):
+            open_validation_images(place)
 
 
 def test_the_index_spares_the_second_run_all_headers(packed: Path, server: RangeServer) -> None:

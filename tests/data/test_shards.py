@@ -303,6 +303,8 @@ def test_only_changed_shards_are_scanned_again(
         ("a-{008..010}.tar", ["a-008.tar", "a-009.tar", "a-010.tar"]),
         ("{b,a}-{0..1}.tar", ["b-0.tar", "b-1.tar", "a-0.tar", "a-1.tar"]),
         ("{x,}.tar", ["x.tar", ".tar"]),
+        ("{a,{b,c}}.tar", ["a.tar", "b.tar", "c.tar"]),
+        ("{t-{0..2},v-{00..1}}.tar", ["t-0.tar", "t-1.tar", "t-2.tar", "v-00.tar", "v-01.tar"]),
     ],
 )
 def test_braces_are_written_out_as_by_a_shell(pattern: str, expected: list[str]) -> None:
@@ -310,7 +312,16 @@ def test_braces_are_written_out_as_by_a_shell(pattern: str, expected: list[str])
 
 
 @pytest.mark.parametrize(
-    "pattern", ["{a,{b,c}}.tar", "{0..3.tar", "0..3}.tar", "{5..2}.tar", "{a}.tar", "{a..c}.tar"]
+    "pattern",
+    [
+        "{a,{b}}.tar",
+        "{{0..2}}.tar",
+        "{0..3.tar",
+        "0..3}.tar",
+        "{5..2}.tar",
+        "{a}.tar",
+        "{a..c}.tar",
+    ],
 )
 def test_other_braces_are_refused(pattern: str) -> None:
     with pytest.raises(DataError, match="braces must hold|descending"):
