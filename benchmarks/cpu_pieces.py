@@ -8,7 +8,7 @@
 65,536 prototypes), eager and compiled by inductor in turn: medians in milliseconds, and the seconds
 that compiling took. `casts`: shares of a bf16 step that casts of weights and of activations take.
 `overhead`: microseconds of a step of the demo's recipe, and of it outside of torch's operators, which
-is Python (a profiler times the operators, and makes them a little slower).
+is Python (with a profiler, whose own time is part of it).
 """
 
 from __future__ import annotations
@@ -90,15 +90,14 @@ def compare_loss(rounds: int, precision: torch.dtype) -> None:
             function(vectors, *rest, chunks)
         return 1e3 * (time.perf_counter() - began)
 
-    whole = Chunks(128, 65536)
-    seconds = run(compiled, whole) / 1e3
-    report(
-        "loss and last layer, with gradients",
-        rounds,
-        seconds,
-        lambda: run(differentiate, Chunks(128, 4096)),
-        lambda: run(compiled, whole),
-    )
+    parts = Chunks(128, 4096)  # as a run has them
+    for name, chunks in (("in parts", parts), ("prototypes at once", Chunks(128, 65536))):
+        seconds = run(compiled, chunks) / 1e3
+        ways = (
+            functools.partial(run, differentiate, parts),
+            functools.partial(run, compiled, chunks),
+        )
+        report(f"loss and last layer, with gradients, {name}", rounds, seconds, *ways)
 
 
 def report(
@@ -141,18 +140,19 @@ def tell_casts(run: Run, config: TrainConfig) -> None:
 def tell_overhead(run: Run, config: TrainConfig) -> None:
     """Print the microseconds of a step, and those outside of torch's operators."""
     work = build_workload(config, run)
-    found = [measure_speed(work, warm_up=5, steps=10, say=lambda text: None) for _ in range(5)]
-    whole = statistics.median(1e3 * one["ms a step"] for one in found)
-    inside = []
-    for _ in range(5):
+    found = measure_speed(work, warm_up=5, steps=20, say=lambda text: None)
+    outside = []
+    for _ in range(9):
         with profile(activities=[ProfilerActivity.CPU]) as events:
+            began = time.perf_counter()
             work()
+            whole = 1e6 * (time.perf_counter() - began)
         rows = events.key_averages()
-        inside.append(sum(row.self_cpu_time_total for row in rows))
+        outside.append(whole - sum(row.self_cpu_time_total for row in rows))
     calls = sum(row.count for row in rows if row.key.startswith("aten::"))
-    python = whole - statistics.median(inside)
-    line = {"microseconds a step": round(whole), "outside of operators": round(python)}
-    print(json.dumps({**line, "operators": calls, "images/s": found[-1]["images/s"]}))
+    line = {"microseconds a step": round(1e3 * found["ms a step"]), "operators": calls}
+    spread = [round(part) for part in (min(outside), statistics.median(outside), max(outside))]
+    print(json.dumps({**line, "outside of operators: least, median, most": spread}))
 
 
 def main() -> None:

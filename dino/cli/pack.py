@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     from dino.data.packing import Packing, pack_images
+    from dino.data.shard_sources import divide_shards
     from dino.data.sources import open_images
     from dino.data.splits import holds_splits
     from dino.data.tables import find_splits, name_tables
@@ -85,7 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{root} holds splits",
             remedy=f"pack each split separately: python -m dino.data.pack {first} OUT/train",
         )
-    source, folder = open_images(str(root)), make_output_folder(config.output.output_dir)
+    source = open_images(config.source.data_path)
+    packed = source.members.shards if source.members else ()
+    if len(divide_shards([shard for shard, _ in packed])) > 1:
+        raise OptionError(f"{root} names the shards of splits", remedy="pack each split separately")
+    folder = make_output_folder(config.output.output_dir)
     packing = Packing(config.pack.shard_size, config.pack.shorter_side)
     progress, shards = Progress(len(source), f"packing {source.root.name}"), []
     for shard, done in pack_images(

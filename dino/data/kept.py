@@ -1,6 +1,6 @@
 """What large places hold, listed by one process of a host; the others map what it wrote.
 
-A file in the temporary folder belongs to one place (a folder, a set of shards, or a list of images)
+A file in the temporary folder belongs to one place (a folder, shards, tables, or a list of images)
 as one host sees it. It holds names, labels and positions of all images, and the stamps of what was
 listed. While those match the disk, a process that opens the place lists nothing, and has no copy of
 its own.

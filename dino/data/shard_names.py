@@ -31,18 +31,23 @@ def expand_braces(pattern: str) -> list[str]:
     """
     if pattern.count("{") > MOST_GROUPS:
         raise _too_many(pattern)
-    head, opened, _ = pattern.partition("{")
+    return _expand(pattern, pattern)
+
+
+def _expand(text: str, pattern: str) -> list[str]:
+    """As `expand_braces`, of a part of a pattern."""
+    head, opened, inside = text.partition("{")
     if "}" in head:
         raise _wrong(pattern)
     if not opened:
-        return [pattern]
-    words, rest = _split_group(pattern[len(head) + 1 :], pattern)
+        return [text]
+    words, rest = _split_group(inside, pattern)
     choices: list[str] = []
     for word in words:
-        choices += expand_braces(word) if len(words) > 1 else _count(word, pattern)
+        choices += _expand(word, pattern) if len(words) > 1 else _count(word, pattern)
         if len(choices) > MOST_SHARDS:
             raise _too_many(pattern)
-    tails = expand_braces(rest)
+    tails = _expand(rest, pattern)
     if len(choices) * len(tails) > MOST_SHARDS:
         raise _too_many(pattern)
     return [f"{head}{choice}{tail}" for choice in choices for tail in tails]

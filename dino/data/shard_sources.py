@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +14,25 @@ from dino.data.index import Enter, Stamp
 from dino.data.kept import list_once
 from dino.data.remote import UrlPath, find_remote_shards
 from dino.data.shard_files import LocalShard, Shard
-from dino.data.shard_names import find_shards, is_pattern
+from dino.data.shard_names import find_shards
 from dino.data.shards import list_members, read_stamps
-from dino.data.splits import ALL, TRAIN, choose_split, label_by_folder, read_split
+from dino.data.splits import ALL, TEST, TRAIN, VALIDATION, choose_split, label_by_folder, read_split
 from dino.errors import DataError
 
 UNUSED = "shards of other splits"
+HOST = re.compile(r"^[^/]+://[^/]*")
 
 
-def names_shards(path: Path) -> bool:
-    """Whether a path or URL is a pattern of tar files."""
-    return isinstance(path, UrlPath) or (is_pattern(str(path)) and not os.path.isdir(path))
+def holds_validation(pattern: Path, flag: str) -> bool:
+    """Whether a pattern names shards of both splits; of a server's, only opening them tells.
 
-
-def may_hold(pattern: Path, flag: str, split: str) -> bool:
-    """Whether a pattern has shards of a split; of a server's, only opening them tells."""
-    return isinstance(pattern, UrlPath) or split in map(
-        _read_split, map(str, find_shards(str(pattern), flag))
-    )
+    Raises:
+        DataError: A shard is missing.
+    """
+    if isinstance(pattern, UrlPath):
+        return True
+    shards = list(map(LocalShard, find_shards(str(pattern), flag)))
+    return bool(choose_split(divide_shards(shards), VALIDATION))
 
 
 def open_local_shards(paths: Sequence[Path]) -> ImageSource:
@@ -53,18 +55,23 @@ def open_pattern(pattern: Path, flag: str, split: str, *, labelled: bool) -> Ima
     Args:
         pattern: The path or URL.
         flag: The flag to name in errors.
-        split: ALL, or which of the files to open by the splits in their names.
-        labelled: Whether files without a split in their names belong to none. Otherwise they are
-            for training, if no others are.
+        split: ALL, or which of the files to open, as `divide_shards` tells them.
+        labelled: Whether TRAIN means shards that are said to be for training; otherwise it means
+            all that are not said to be for something else.
 
     Raises:
-        DataError: There is none of this split, or one of them cannot be read, or cannot be used.
+        DataError: The shards are not of several splits, or one of them cannot be used.
     """
     if isinstance(pattern, UrlPath):
         shards: Sequence[Shard] = find_remote_shards(str(pattern), flag)
     else:
         shards = list(map(LocalShard, find_shards(str(pattern), flag)))
-    chosen = _choose(shards, pattern, flag, split, labelled=labelled)
+    chosen = _choose(shards, split, labelled=labelled)
+    if not chosen:
+        raise DataError(
+            f"{flag} {pattern} names shards of one split, or their names do not tell them apart",
+            remedy="name those of both, such as {train-{000..146},val-{000..006}}.tar",
+        )
     near = [shard for shard in chosen if isinstance(shard, LocalShard)]
     source = _open_shards(chosen, _find_root(near) if near else pattern.parent)
     unused = sorted(set(map(str, shards)) - set(map(str, chosen)))
@@ -72,32 +79,28 @@ def open_pattern(pattern: Path, flag: str, split: str, *, labelled: bool) -> Ima
     return replace(source, passed={**source.passed, **passed})
 
 
-def _choose(
-    shards: Sequence[Shard], pattern: Path, flag: str, split: str, *, labelled: bool
-) -> list[Shard]:
-    """The shards of a split.
+def divide_shards(shards: Sequence[Shard]) -> dict[str, list[Shard]]:
+    """Shards by split; all are of ALL unless some are for training and others are not.
 
-    Raises:
-        DataError: There is none.
+    The words in the names of the files tell it, or else those in the names of their folders. One
+    word alone, such as `test` in the name of a folder, means nothing.
     """
-    splits: dict[str, list[Shard]] = {}
-    for shard in shards:
-        splits.setdefault(_read_split(str(shard)), []).append(shard)
-    if split == ALL or (split == TRAIN and not labelled and TRAIN not in splits):
-        return list(shards)
-    # Without training images beside them, `test` is the name of anything.
-    chosen = choose_split(splits, split) if TRAIN in splits else splits.get(split)
-    if chosen:
-        return chosen
-    raise DataError(
-        f"{flag} {pattern} names {len(shards)} shards, and none of the split {split}",
-        remedy="name those of both splits, such as {train-{000..146},val-{000..006}}.tar",
-    )
+    for part in (-1, -2):
+        splits: dict[str, list[Shard]] = {}
+        for shard in shards:
+            parts = HOST.sub("", shard.place).split("/")
+            splits.setdefault(read_split("".join(parts[part:][:1])), []).append(shard)
+        if TRAIN in splits and choose_split(splits, VALIDATION):
+            return splits
+    return {ALL: list(shards)}
 
 
-def _read_split(name: str) -> str:
-    """The split that a shard's name tells, or else its folder's; what is above has other names."""
-    return read_split(os.sep.join(name.split(os.sep)[-2:]))
+def _choose(shards: Sequence[Shard], split: str, *, labelled: bool) -> list[Shard]:
+    splits = divide_shards(shards)
+    if split == TRAIN and not labelled:
+        others = {*splits.get(VALIDATION, []), *splits.get(TEST, [])}
+        return [shard for shard in shards if shard not in others]
+    return list(shards) if split == ALL else choose_split(splits, split)
 
 
 def _open_shards(shards: Sequence[Shard], root: Path) -> ImageSource:

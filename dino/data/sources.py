@@ -12,9 +12,9 @@ from dino.data.demo import build_demo
 from dino.data.file_sources import list_files
 from dino.data.image_source import ImageSource
 from dino.data.listing import describe, list_folder, show
-from dino.data.remote import check_url, is_url
+from dino.data.remote import UrlPath, check_url, is_url
 from dino.data.shard_names import ENDING, is_pattern
-from dino.data.shard_sources import may_hold, names_shards, open_local_shards, open_pattern
+from dino.data.shard_sources import holds_validation, open_local_shards, open_pattern
 from dino.data.splits import (
     ALL,
     TRAIN,
@@ -68,7 +68,7 @@ def open_labelled_splits(data_path: str | None) -> tuple[ImageSource, ImageSourc
     if train is None or other is None:
         raise DataError(
             f"`data_path` {root} needs the folders train and val (or validation),"
-            " with class folders in each, or tables of both",
+            " with class folders in each, or tables or shards of both",
             value=root,
         )
     labelled = _labelled(*train)
@@ -114,8 +114,7 @@ def open_online_splits(
     """List the training images and the validation images next to them, for k-NN in training.
 
     Raises:
-        DataError: The images have no class folders, or there is no val (or validation) folder next
-            to them.
+        DataError: The images have no class folders, or there is nothing to validate on beside them.
     """
     train = open_training_source(data_path, limit)
     root = _existing(data_path)
@@ -190,16 +189,21 @@ def _refuse_mixed_splits(source: ImageSource) -> None:
     raise DataError(f"{source.root} holds the splits {mixed[0]} and {mixed[1]}", remedy=remedy)
 
 
+def _names_shards(root: Path) -> bool:
+    """Whether a path or URL is a pattern of tar files."""
+    pattern = is_pattern(str(root)) and not (os.path.isdir(root) or is_table(root))
+    return pattern or isinstance(root, UrlPath)
+
+
 def _find_beside(root: Path, train: ImageSource) -> Place | None:
     """Where the validation images are that belong to the training images of `root`, or None."""
-    if names_shards(root) and may_hold(root, FLAG, VALIDATION):
-        return root, VALIDATION
-    return find_beside(root, train)
+    own = _names_shards(root) and holds_validation(root, FLAG)
+    return (root, VALIDATION) if own else find_beside(root, train)
 
 
 def _find_place(root: Path, split: str) -> Place | None:
     """Where a split is, or None; of shards, opening them tells."""
-    return (root, split) if names_shards(root) else find_split(root, split)
+    return (root, split) if _names_shards(root) else find_split(root, split)
 
 
 def _existing(data_path: str | None) -> Path:
@@ -242,11 +246,11 @@ def _open(root: Path, split: str = ALL, *, labelled: bool = False) -> ImageSourc
     Args:
         root: The path or pattern.
         split: Which of the splits to open, if there are tables or shards of several.
-        labelled: Whether tables must have labels, and shards a split in their names.
+        labelled: Whether tables must have labels, and shards for training are said to be.
     """
     if is_table(root):
         return open_tables(root, split, labelled=labelled)
-    if names_shards(root):
+    if _names_shards(root):
         return open_pattern(root, FLAG, split, labelled=labelled)
     source = list_files(root, FLAG)
     shards = sorted(root.glob(f"[!.]*{ENDING}")) if os.path.isdir(root) else []

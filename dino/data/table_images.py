@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dino.data.columns import Array, is_large
-from dino.data.decode import Stored, is_picture, open_picture
+from dino.data.decode import EXTENSIONS, Stored, is_picture, open_picture
 from dino.data.image_list import find_missing
 from dino.data.image_source import ImageSource
 from dino.data.index import NO_STAMP, Enter, Stamp, lasting
@@ -74,7 +74,7 @@ def read_tables(paths: Sequence[Path], passed: Passed, *, labelled: bool) -> Ima
     source = list_once(
         "tables",
         root,
-        (*places, str(paths[0]), str(columns)),
+        (*places, str(paths[0]), str(columns), *EXTENSIONS),
         lambda enter: _list_tables(paths, columns, known, root, stamps, enter),
         stamps.__getitem__,
     )
@@ -97,7 +97,7 @@ def _list_tables(
     for path in paths:
         with _naming(path):
             scans.append(scan_table(path, columns))
-        if is_large(sum(len(scan.present) for scan in scans)):
+        if is_large(sum(int(scan.present.sum()) for scan in scans)):
             enter()
     passed: Passed = {}
     rows = _merge(scans, paths, passed)
@@ -116,19 +116,31 @@ def _list_tables(
         source = replace(source, names=_name_files(rows, paths, root))
         return source, dict.fromkeys(stamps, NO_STAMP)
     files = [(LocalShard(path), stamp) for path, stamp in zip(paths, stamps.values(), strict=True)]
-    members = _find_members(np.column_stack([rows.files, rows.places]), files, columns)
-    names = _name_rows(rows, paths, source, members.member(0, paths[0].name))
-    lasting_stamps = {place: lasting(stamp) for place, stamp in stamps.items()}
-    return replace(source, members=members, names=names), lasting_stamps
+    places = np.column_stack([rows.files, rows.places])
+    members = _find_members(places, files, columns, cost=0.0)
+    ending = _find_ending(members.member(0, paths[0].name))
+    names = _name_rows(rows, paths, source, ending or PLAIN)
+    # What could not be read may be readable next time.
+    kept = {place: lasting(stamp) if ending else NO_STAMP for place, stamp in stamps.items()}
+    return replace(source, members=members, names=names), kept
 
 
 def _find_members(
-    places: np.ndarray | Array, files: Sequence[tuple[LocalShard, Stamp]], columns: Columns
+    places: np.ndarray | Array,
+    files: Sequence[tuple[LocalShard, Stamp]],
+    columns: Columns,
+    *,
+    cost: float | None = None,
 ) -> Members:
-    """Where the images are, whose `places` are file and place in the file."""
+    """Where the images are, whose `places` are file and place in the file.
+
+    Without the `cost` of an image, Parquet files are opened to find it.
+    """
     paths = [file.path for file, _ in files]
     if not (columns.content and is_parquet(paths[0])):
         return Members(tuple(files), places)
+    if cost is not None:
+        return Rows(tuple(files), places, leaf=columns.content, cost=cost)
     groups = []
     for path in paths:
         with _naming(path):
@@ -180,10 +192,10 @@ def _merge(scans: Sequence[Scan], paths: Sequence[Path], passed: Passed) -> Imag
     )
 
 
-def _name_rows(rows: Images, paths: Sequence[Path], source: ImageSource, first: Stored) -> Names:
+def _name_rows(rows: Images, paths: Sequence[Path], source: ImageSource, ending: str) -> Names:
     """CLASS/NAME of each image, as in a folder, where the table has names and they differ.
 
-    Otherwise the name is that of the table and the number of the row.
+    Otherwise the name is that of the table, the number of the row, and `ending`.
     """
     folders = [""] * len(rows.files)
     if source.labels is not None:
@@ -194,7 +206,6 @@ def _name_rows(rows: Images, paths: Sequence[Path], source: ImageSource, first: 
     if all(is_picture(name) and _is_plain(name) for name in own) and len({*names}) == len(own):
         return names
     stems = [path.stem.replace(".", "_") for path in paths]  # a dot would end a sample of a shard
-    ending = _find_ending(first)
     return tuple(
         os.path.join(folder, f"{stems[file]}-{row:06}{ending}")
         for folder, file, row in zip(folders, rows.files, rows.rows, strict=True)
@@ -212,13 +223,13 @@ def _is_plain(name: str) -> bool:
     return 0 < len(name) <= LONGEST and name.isprintable() and not is_hidden(name)
 
 
-def _find_ending(first: Stored) -> str:
-    """The ending for names of images of its format."""
+def _find_ending(first: Stored) -> str | None:
+    """The ending for names of images of its format; None if it cannot be read."""
     try:
         with open_picture(first.read()) as picture:
             ending = f".{picture.format}".lower()
     except Exception:  # noqa: BLE001 - whoever reads the image reports it
-        return PLAIN
+        return None
     return ending if is_picture(ending) else PLAIN
 
 

@@ -41,7 +41,7 @@ from dino.training.step import DinoProgram, last_layer
 
 logger = logging.getLogger(__name__)
 
-BYTES_KEPT = 16  # of a parameter: the student's, the teacher's, and AdamW's two moments in float32
+MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that an optimizer keeps for a parameter
 
 
 class StepParts(NamedTuple):
@@ -228,13 +228,15 @@ def describe_network(config: TrainConfig, student: MultiCrop) -> str:
         sum(parameter.numel() for parameter in part.parameters()) / 1e6
         for part in (student.backbone, student.head)
     )
+    # Of student and teacher, in float32.
+    size = 4 * (2 + MOMENTS[config.optim.optimizer]) * (backbone + head)
     name, crops = config.backbone.chosen_arch, config.crops
     patches = f" with patches of {config.backbone.chosen_patch_size}" if is_vit(name) else ""
     local = f", {crops.local_crops_number} local crops of {crops.local_crops_size}"
     return (
         f"{name}{patches}, {backbone:.3g} M parameters, and {head:.3g} M parameters in its head; "
         f"2 global crops of {crops.global_crops_size}{local if crops.local_crops_number else ''} "
-        f"pixels; a checkpoint takes about {BYTES_KEPT * (backbone + head):.3g} MB"
+        f"pixels; a checkpoint takes about {size:.3g} MB"
     )
 
 

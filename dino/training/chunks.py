@@ -32,12 +32,13 @@ def choose_chunks(weight_v: Tensor, temporary_bytes: int) -> Chunks:
 
     Args:
         weight_v: (K, D), the last layer's.
-        temporary_bytes: Size of one temporary tensor that the device prefers. About four of the
-            size of the logits in float32 exist at a time.
+        temporary_bytes: Size of one temporary tensor that the device prefers; 0 if unknown. About
+            four of the size of the logits in float32 exist at a time.
     """
     prototypes, width = weight_v.shape
-    fits = 4 * prototypes * width <= temporary_bytes
-    part = prototypes if fits else max(1, temporary_bytes // CACHE_PARTS // (4 * width))
+    known, size = temporary_bytes > 0, 4 * prototypes * width
+    split = known and size > temporary_bytes
+    part = max(1, temporary_bytes // CACHE_PARTS // (4 * width)) if split else prototypes
     return Chunks(max(CHUNK_ROWS, temporary_bytes // (4 * prototypes)), part)
 
 

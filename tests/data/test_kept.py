@@ -198,6 +198,27 @@ def test_a_folder_that_changed_a_moment_ago_is_listed_by_each_process(
     assert [path.suffix for path in folder.iterdir()] == [".lock"]
 
 
+def test_tables_of_paths_are_listed_by_each_process_at_once(tmp_path: Path, folder: Path) -> None:
+    """Nothing tells that a file which a table names is gone."""
+    place = make_folder(tmp_path / "data")
+    pq.write_table(pa.table({"image": list(NAMES[:3])}), place / "table.parquet")
+    source = open_images(str(place / "table.parquet"))
+    assert [*source.names] == list(NAMES[:3])
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_names_of_an_image_that_cannot_be_read_now_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_parquet(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(table_images, "open_picture", lambda content: 1 / 0)
+        first = open_images(str(place))
+    seen = count_listings(monkeypatch)
+    assert [*open_images(str(place)).names] == [*first.names]
+    assert len([path for path in seen if path.endswith(".parquet")]) == 2
+
+
 def test_small_places_leave_nothing(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dino.data import remote, remote_cache, remote_requests
+from dino.cli.pack import main as pack
+from dino.data import remote, remote_cache, remote_requests, shard_sources
 from dino.data.crops import CropRecipe, Crops
 from dino.data.datasets import CropDataset, Share
 from dino.data.decode import read_image
@@ -27,7 +29,7 @@ from dino.data.sources import (
     open_training_source,
     open_validation_images,
 )
-from dino.errors import DataError
+from dino.errors import DataError, OptionError
 from tests.range_server import RangeServer, serve
 
 RECIPE = CropRecipe(global_size=16, local_size=8, local_views=2)
@@ -108,10 +110,58 @@ def test_an_evaluation_needs_shards_of_both_splits(
     names: str, packed: Path, server: RangeServer
 ) -> None:
     for place in (f"{server.url}/{names}", str(packed / names)):
-        with pytest.raises(DataError, match=r"none of the split validation; name those of both"):
+        with pytest.raises(DataError, match=r"shards of one split, .*; name those of both"):
             open_labelled_splits(place)
-        with pytest.raises(DataError, match=r"none of the split validation"):
+        with pytest.raises(DataError, match=r"shards of one split"):
             open_validation_images(place)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (("train-0.tar", "val-0.tar"), {"train": [0], "validation": [1]}),
+        (("x/train/0.tar", "x/test/0.tar"), {"train": [0], "test": [1]}),
+        (
+            ("train-0.tar", "unlabeled-0.tar", "valid-1.tar"),
+            {"train": [0], "": [1], "validation": [2]},
+        ),
+        # One word alone means nothing.
+        (("train-0.tar", "unlabeled-0.tar"), {"": [0, 1]}),
+        (("val-0.tar", "more-0.tar"), {"": [0, 1]}),
+        (("train/birds-0.tar", "train/test-shots-0.tar"), {"": [0, 1]}),
+        (("dev/a-0.tar", "dev/a-1.tar"), {"": [0, 1]}),
+        (("https://dev.org/a-0.tar", "https://dev.org/train-1.tar"), {"": [0, 1]}),
+        (("s3://train/a/0.tar", "s3://test/a/1.tar"), {"": [0, 1]}),
+        (("s3://b/train/0.tar", "s3://b/val/0.tar"), {"train": [0], "validation": [1]}),
+    ],
+)
+def test_shards_are_divided_where_their_names_tell_training_from_other_use(
+    places: tuple[str, ...], expected: dict[str, list[int]]
+) -> None:
+    shards = [SimpleNamespace(place=place) for place in places]
+    found = shard_sources.divide_shards(shards)
+    assert {split: [shards.index(one) for one in them] for split, them in found.items()} == expected
+
+
+def test_training_leaves_out_only_what_is_for_another_use(packed: Path, tmp_path: Path) -> None:
+    for name in ("more-0.tar", "train-0.tar", "val-0.tar"):
+        shutil.copy(packed / "train-000001.tar", tmp_path / name)
+    pattern = str(tmp_path / "*.tar")
+    assert len(open_training_source(pattern)) == 10
+    assert [len(split) for split in open_labelled_splits(pattern)] == [5, 5]
+
+
+def test_a_pattern_without_validation_shards_is_not_its_own_validation(packed: Path) -> None:
+    with pytest.raises(DataError, match="`eval_knn_every` needs class folders"):
+        open_online_splits(str(packed / SHARDS))
+
+
+def test_shards_of_splits_are_not_packed_into_one_set(
+    both: str, packed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="names the shards of splits; pack each split separately"):
+        pack([str(packed / both), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_index_spares_the_second_run_all_headers(packed: Path, server: RangeServer) -> None:

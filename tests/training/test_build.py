@@ -109,12 +109,12 @@ def test_the_program_has_the_flags_numbers() -> None:
         (
             (),
             "vit_mini with patches of 8, 0.244 M parameters, and 4.92 M parameters in its head;"
-            " 2 global crops of 16, 1 local crops of 8 pixels; a checkpoint takes about 82.6 MB",
+            " 2 global crops of 16, 1 local crops of 8 pixels; a checkpoint takes about 82.7 MB",
         ),
         (
-            ("--arch", "resnet18", "--local_crops_number", 0),
+            ("--arch", "resnet18", "--local_crops_number", 0, "--optimizer", "sgd"),
             "resnet18, 11.2 M parameters, and 5.78 M parameters in its head;"
-            " 2 global crops of 16 pixels; a checkpoint takes about 271 MB",
+            " 2 global crops of 16 pixels; a checkpoint takes about 203 MB",
         ),
     ],
 )

@@ -323,5 +323,6 @@ def test_prototypes_in_parts_change_no_bit(dtype):
 
 def test_a_cache_holds_a_part_of_the_prototypes_and_a_card_all():
     assert choose_chunks(torch.empty(65536, 256), 1 << 25) == Chunks(128, 4096)
+    assert choose_chunks(torch.empty(65536, 256), 0) == Chunks(128, 65536)  # memory unknown
     assert choose_chunks(torch.empty(1024, 256), 1 << 25) == Chunks(8192, 1024)
     assert choose_chunks(torch.empty(65536, 256), 96 * 10**9 // 64) == Chunks(5722, 65536)

@@ -122,6 +122,7 @@ class LinearTrainer:
         log = (
             MetricLog(folder, epoch=start, iteration=start, log_to=log_to) if is_rank_zero else None
         )
+        completed = False
         try:
             score = self._score() if start >= epochs else None
             for epoch in range(start, epochs):
@@ -134,10 +135,11 @@ class LinearTrainer:
                     log.write_scalars(values, epoch + 1)
                     log.write_epoch({**values, "epoch": epoch})
                     self._save(epoch + 1, is_best=self.layer.best > best)
+            completed = True
         finally:
             self.progress.close()
             if log is not None:
-                log.close()
+                log.close(completed=completed)
         assert score is not None
         logger.info("Training of the supervised linear classifier on frozen features completed.")
         logger.info("Top-1 test accuracy: %.1f", self.layer.best)
