@@ -140,7 +140,8 @@ def _keep_logging() -> Iterator[None]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     yield
-    root.handlers[:], root.level = before
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])  # also makes all loggers forget what was enabled
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """What the tests of searches share: weights that tell images apart, and the lines that a command
 prints."""
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -37,11 +36,9 @@ def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def score_lines(
     capsys: pytest.CaptureFixture[str], lively_weights: Path
-) -> Iterator[Callable[[ModuleType, object], list[str]]]:
+) -> Callable[[ModuleType, object], list[str]]:
     """``score_lines(script, *words)`` runs a script on the CPU with those weights; gives its result
     lines."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
 
     def run(script: ModuleType, *words: object) -> list[str]:
         capsys.readouterr()
@@ -49,8 +46,7 @@ def score_lines(
         script.main([*map(str, defaults), *map(str, words)])
         return find_results(capsys.readouterr().out)
 
-    yield run
-    root.handlers[:], root.level = before
+    return run
 
 
 def find_results(text: str) -> list[str]:
