@@ -262,7 +262,8 @@ def find_worker(torchrun, rank):
 
 
 @pytest.mark.long
-def test_a_torchrun_restart_continues_from_the_last_checkpoint(pair, images, tmp_path):
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
+def test_a_torchrun_restart_continues_from_the_last_checkpoint(pair, images, tmp_path, blow):
     job = torchrun("--max-restarts=1", *train(images, tmp_path, 2, *VIT))
     give_up = threading.Timer(DEADLINE, job.kill)
     give_up.start()
@@ -270,7 +271,7 @@ def test_a_torchrun_restart_continues_from_the_last_checkpoint(pair, images, tmp
         assert job.poll() is None, finish(job)
         time.sleep(0.002)
     give_up.cancel()
-    os.kill(find_worker(job, 1), signal.SIGKILL)
+    os.kill(find_worker(job, 1), blow)
     ((code, output, error),) = finish(job)
     assert code == 0, error
     assert f"continuing from {tmp_path / 'checkpoint.pth'} at iteration " in output

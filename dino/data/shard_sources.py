@@ -31,8 +31,7 @@ def holds_validation(pattern: Path, flag: str) -> bool:
     """
     if isinstance(pattern, UrlPath):
         return True
-    shards = list(map(LocalShard, find_shards(str(pattern), flag)))
-    return bool(choose_split(divide_shards(shards), VALIDATION))
+    return bool(choose_split(divide_shards(_find_shards(pattern, flag)), VALIDATION))
 
 
 def open_local_shards(paths: Sequence[Path]) -> ImageSource:
@@ -45,7 +44,14 @@ def open_local_shards(paths: Sequence[Path]) -> ImageSource:
     return _open_shards(shards, _find_root(shards))
 
 
-def _find_root(shards: Sequence[LocalShard]) -> Path:
+def _find_shards(pattern: Path, flag: str) -> Sequence[Shard]:
+    if isinstance(pattern, UrlPath):
+        return find_remote_shards(str(pattern), flag)
+    return list(map(LocalShard, find_shards(str(pattern), flag)))
+
+
+def _find_root(shards: Sequence[Shard]) -> Path:
+    """The folder of shards on a disk."""
     return Path(os.path.commonpath([os.path.dirname(shard.place) for shard in shards]))
 
 
@@ -62,18 +68,15 @@ def open_pattern(pattern: Path, flag: str, split: str, *, labelled: bool) -> Ima
     Raises:
         DataError: The shards are not of several splits, or one of them cannot be used.
     """
-    if isinstance(pattern, UrlPath):
-        shards: Sequence[Shard] = find_remote_shards(str(pattern), flag)
-    else:
-        shards = list(map(LocalShard, find_shards(str(pattern), flag)))
+    shards = _find_shards(pattern, flag)
     chosen = _choose(shards, split, labelled=labelled)
     if not chosen:
         raise DataError(
             f"{flag} {pattern} names shards of one split, or their names do not tell them apart",
             remedy="name those of both, such as {train-{000..146},val-{000..006}}.tar",
         )
-    near = [shard for shard in chosen if isinstance(shard, LocalShard)]
-    source = _open_shards(chosen, _find_root(near) if near else pattern.parent)
+    root = pattern.parent if isinstance(pattern, UrlPath) else _find_root(chosen)
+    source = _open_shards(chosen, root)
     unused = sorted(set(map(str, shards)) - set(map(str, chosen)))
     passed = {UNUSED: (len(unused), unused[0])} if unused else {}
     return replace(source, passed={**source.passed, **passed})

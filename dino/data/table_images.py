@@ -31,6 +31,7 @@ LONGEST = 200  # letters of a name; file systems take 255 bytes
 PLAIN = ".png"  # the ending of names that say nothing; any format may have it
 
 Names = tuple[str, ...]
+Files = tuple[tuple[LocalShard, Stamp], ...]
 
 
 class Images(NamedTuple):
@@ -69,31 +70,27 @@ def read_tables(paths: Sequence[Path], passed: Passed, *, labelled: bool) -> Ima
     with _naming(paths[0]):
         columns, known = choose_columns(paths[0])
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    places = [file.place for file, _ in files]
-    stamps = {place: stamp for place, (_, stamp) in zip(places, files, strict=True)}
+    stamps = {file.place: stamp for file, stamp in files}
     source = list_once(
         "tables",
         root,
-        (*places, str(paths[0]), str(columns), *EXTENSIONS),
-        lambda enter: _list_tables(paths, columns, known, root, stamps, enter),
+        (*stamps, str(paths[0]), str(columns), *EXTENSIONS),
+        lambda enter: _list_tables(files, columns, known, root, enter),
         stamps.__getitem__,
     )
     if labelled and source.labels is None:
         raise explain_unlabelled(paths[0], columns.label)
-    members = source.members and _find_members(source.members.places, files, columns)
-    return replace(source, members=members, passed={**passed, **source.passed})
+    if source.members:
+        cost = _find_cost(paths, columns)
+        source = replace(source, members=_find_members(source.members.places, files, columns, cost))
+    return replace(source, passed={**passed, **source.passed})
 
 
 def _list_tables(
-    paths: Sequence[Path],
-    columns: Columns,
-    known: tuple[str, ...],
-    root: Path,
-    stamps: Mapping[str, Stamp],
-    enter: Enter,
+    files: Files, columns: Columns, known: tuple[str, ...], root: Path, enter: Enter
 ) -> tuple[ImageSource, Mapping[str, Stamp]]:
     """What `list_once` asks for."""
-    scans: list[Scan] = []
+    paths, scans = [file.path for file, _ in files], list[Scan]()
     for path in paths:
         with _naming(path):
             scans.append(scan_table(path, columns))
@@ -114,38 +111,22 @@ def _list_tables(
     )
     if not rows.encoded:  # the files that tables name may change at any time
         source = replace(source, names=_name_files(rows, paths, root))
-        return source, dict.fromkeys(stamps, NO_STAMP)
-    files = [(LocalShard(path), stamp) for path, stamp in zip(paths, stamps.values(), strict=True)]
-    places = np.column_stack([rows.files, rows.places])
-    members = _find_members(places, files, columns, cost=0.0)
+        return source, {file.place: NO_STAMP for file, _ in files}
+    members = _find_members(np.column_stack([rows.files, rows.places]), files, columns, cost=0.0)
     ending = _find_ending(members.member(0, paths[0].name))
     names = _name_rows(rows, paths, source, ending or PLAIN)
     # What could not be read may be readable next time.
-    kept = {place: lasting(stamp) if ending else NO_STAMP for place, stamp in stamps.items()}
+    kept = {file.place: lasting(stamp) if ending else NO_STAMP for file, stamp in files}
     return replace(source, members=members, names=names), kept
 
 
 def _find_members(
-    places: np.ndarray | Array,
-    files: Sequence[tuple[LocalShard, Stamp]],
-    columns: Columns,
-    *,
-    cost: float | None = None,
+    places: np.ndarray | Array, files: Files, columns: Columns, cost: float
 ) -> Members:
-    """Where the images are, whose `places` are file and place in the file.
-
-    Without the `cost` of an image, Parquet files are opened to find it.
-    """
-    paths = [file.path for file, _ in files]
-    if not (columns.content and is_parquet(paths[0])):
-        return Members(tuple(files), places)
-    if cost is not None:
-        return Rows(tuple(files), places, leaf=columns.content, cost=cost)
-    groups = []
-    for path in paths:
-        with _naming(path):
-            groups.append(measure_groups(open_parquet(path), columns.content))
-    return Rows(tuple(files), places, leaf=columns.content, cost=_find_cost(groups))
+    """Where the images are, whose `places` are file and place in the file."""
+    if columns.content and is_parquet(files[0][0].path):
+        return Rows(files, places, leaf=columns.content, cost=cost)
+    return Members(files, places)
 
 
 @contextlib.contextmanager
@@ -256,11 +237,16 @@ def _name_files(rows: Images, paths: Sequence[Path], root: Path) -> Names:
     return names
 
 
-def _find_cost(groups: Sequence[np.ndarray]) -> float:
+def _find_cost(paths: Sequence[Path], columns: Columns) -> float:
     """Bytes to decode for one image at random; 0 if a process can keep them all.
 
-    Args:
-        groups: As of `measure_groups`, of each file.
+    Only Parquet files decode more than the image; they are opened to tell.
     """
+    if not is_parquet(paths[0]):
+        return 0.0
+    groups = []
+    for path in paths:
+        with _naming(path):
+            groups.append(measure_groups(open_parquet(path), columns.content))
     counts, sizes = np.concatenate(groups).astype(float).T
     return 0.0 if sizes.sum() <= KEPT else float((counts * sizes).sum() / counts.sum())

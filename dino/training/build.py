@@ -36,12 +36,10 @@ from dino.training.chunks import choose_chunks
 from dino.training.config import OptimConfig, TrainConfig
 from dino.training.draws import StepDraws, draws_by_itself
 from dino.training.ema import build_teacher
-from dino.training.optim import MaskedOptimizer, build_optimizer
+from dino.training.optim import OPTIMIZERS, MaskedOptimizer, build_optimizer
 from dino.training.step import DinoProgram, last_layer
 
 logger = logging.getLogger(__name__)
-
-MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that an optimizer keeps for a parameter
 
 
 class StepParts(NamedTuple):
@@ -228,8 +226,8 @@ def describe_network(config: TrainConfig, student: MultiCrop) -> str:
         sum(parameter.numel() for parameter in part.parameters()) / 1e6
         for part in (student.backbone, student.head)
     )
-    # Of student and teacher, in float32.
-    size = 4 * (2 + MOMENTS[config.optim.optimizer]) * (backbone + head)
+    moments = OPTIMIZERS[config.optim.optimizer].state_names
+    size = 4 * (2 + len(moments)) * (backbone + head)  # student and teacher too, in float32
     name, crops = config.backbone.chosen_arch, config.crops
     patches = f" with patches of {config.backbone.chosen_patch_size}" if is_vit(name) else ""
     local = f", {crops.local_crops_number} local crops of {crops.local_crops_size}"

@@ -36,21 +36,21 @@ def choose_chunks(weight_v: Tensor, temporary_bytes: int) -> Chunks:
             four of the size of the logits in float32 exist at a time.
     """
     prototypes, width = weight_v.shape
-    known, size = temporary_bytes > 0, 4 * prototypes * width
-    split = known and size > temporary_bytes
-    part = max(1, temporary_bytes // CACHE_PARTS // (4 * width)) if split else prototypes
-    return Chunks(max(CHUNK_ROWS, temporary_bytes // (4 * prototypes)), part)
+    rows = max(CHUNK_ROWS, temporary_bytes // (4 * prototypes))
+    if not 0 < temporary_bytes < 4 * prototypes * width:
+        return Chunks(rows, prototypes)
+    return Chunks(rows, max(1, temporary_bytes // CACHE_PARTS // (4 * width)))
 
 
 def split(rows: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """`rows` rows of all tensors at a time; no views if that is all."""
+    """(N, ...) each -> `rows` rows of all of them at a time; no views if that is all."""
     if len(tensors[0]) <= rows:
         return [tensors]
     return list(zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True))
 
 
 def join(parts: list[Tensor]) -> Tensor:
-    """`torch.cat` of rows, without a copy of a single part."""
+    """(n, ...) each -> all rows (N, ...); a single part is not copied."""
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

@@ -201,10 +201,12 @@ def test_a_checkpoint_goes_from_card_to_cpu_and_back(images: Path, tmp_path: Pat
     }
 
 
-def test_two_eager_cards_equal_one_with_twice_the_batch(
-    images: Path, on_cpu: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "mode", [("--lazy_mode", "true"), ("--lazy_mode", "false"), ("--compile",)], ids=" ".join
+)
+def test_two_cards_equal_one_with_twice_the_batch(
+    images: Path, on_cpu: Path, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
-    """In other modes: tests/training/test_steady_state.py."""
     words = (
         "--data_path",
         images,
@@ -213,8 +215,7 @@ def test_two_eager_cards_equal_one_with_twice_the_batch(
         *EXACT,
         "--device",
         "hpu",
-        "--lazy_mode",
-        "false",
+        *mode,
     )
     results = train_pair(
         tmp_path,

@@ -37,10 +37,12 @@ from dino.errors import (
 )
 from dino.evaluation.linear.head import LinearHead
 from dino.evaluation.linear.task import BEST, CHECKPOINT
+from dino.evaluation.linear.trainer import LinearTrainer
 from dino.models.registry import VITS, VitShape, build_backbone
 from dino.models.vit import VisionTransformer
 from dino.runtime.distributed import Processes
 from dino.runtime.folder_lock import hold_folder
+from dino.runtime.metrics import MetricLog
 from tests import hpu_simulator
 from tests.running import on_simulated_card, run_alone, run_pair
 
@@ -213,6 +215,18 @@ def test_a_run_is_the_originals_loop(
     assert [(row["iteration"], row["train_loss"]) for row in rows] == [
         (line["epoch"] + 1, line["train_loss"]) for line in lines
     ]
+
+
+def test_the_sinks_learn_whether_a_run_reached_its_end(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(MetricLog, "close", lambda log, *, completed: told.append(completed))
+    run(*words, "--output_dir", tmp_path / "one")
+    monkeypatch.setattr(LinearTrainer, "_train_epoch", lambda trainer, epoch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(*words, "--output_dir", tmp_path / "two")
+    assert told == [True, False]
 
 
 def test_the_checkpoint_is_read_by_the_originals_code(words: list[str], tmp_path: Path) -> None:
