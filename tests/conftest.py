@@ -134,14 +134,21 @@ def hears_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def _forget_logging() -> None:
+    """The root logger is as pytest left it, and all loggers forget what was enabled."""
+    root = logging.getLogger()
+    root.handlers[:] = [
+        handler for handler in root.handlers if type(handler).__module__ == "_pytest.logging"
+    ]
+    root.setLevel(logging.WARNING)
+
+
 @pytest.fixture(autouse=True)
 def _keep_logging() -> Iterator[None]:
-    """Commands set up the root logger; put it back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
+    """Commands set up the root logger; no test sees what another, or a module's fixture, did."""
+    _forget_logging()
     yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])  # also makes all loggers forget what was enabled
+    _forget_logging()
 
 
 @pytest.fixture
