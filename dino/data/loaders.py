@@ -35,7 +35,7 @@ from dino.data.start_checks import (
     check_shared_memory,
     warn_of_row_groups,
 )
-from dino.data.worker_signals import holding_signals, outlive_signals
+from dino.data.worker_signals import end_surely, holding_signals, outlive_signals
 from dino.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -283,6 +283,7 @@ def _read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
         starts = loader.num_workers > 0 and getattr(loader, "_iterator", None) is None
         with _without_threads_of_opencv(), holding_signals(starts):
             batches = iter(loader)
+            end_surely(batches)
         if threading.current_thread() is threading.main_thread():
             # torch's handler would raise anywhere in the main thread. Without it, a dead worker is
             # noticed right here.

@@ -1,4 +1,4 @@
-"""Loader processes and the signals of a job, which reach them as well as the run."""
+"""Loader processes: signals of a job, which reach them as well as the run, and their end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 OUTLIVED = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # the run may save first
 HELD = (*OUTLIVED, signal.SIGTERM)
+PATIENCE = 5.0  # s; a process holds the lock of an event for microseconds
 
 
 @contextlib.contextmanager
@@ -62,3 +64,41 @@ def _end_when_told(parent: BaseProcess) -> None:
 def _end_when_alone(parent: BaseProcess) -> None:
     parent.join()
     os._exit(0)
+
+
+def end_surely(batches: Any) -> None:
+    """Let torch's loader end its processes although one was killed at the worst moment.
+
+    Args:
+        batches: The iterator of a `DataLoader`; nothing changes if it has no processes.
+    """
+    event = getattr(batches, "_workers_done_event", None)
+    if event is not None and not isinstance(event, _DoneEvent):
+        batches._workers_done_event = _DoneEvent(event, batches._workers)
+
+
+class _DoneEvent:
+    """The event that tells loader processes to end.
+
+    They look at it before each batch, and one that is killed in between takes its lock along: torch
+    would wait for the lock forever, and so would the other processes.
+    """
+
+    def __init__(self, event: Any, workers: Sequence[BaseProcess]) -> None:
+        self.event, self.workers = event, workers
+        self.told = False
+
+    def is_set(self) -> bool:
+        """Whether they were told; only this process tells them."""
+        return self.told
+
+    def set(self) -> None:
+        """Tell them, or kill them if the lock is lost."""
+        self.told = True
+        lock = self.event._cond
+        if lock.acquire(timeout=PATIENCE):
+            lock.release()
+            self.event.set()
+        else:
+            for worker in self.workers:
+                worker.kill()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dino.data import loaders
+from dino.data import loaders, worker_signals
 from dino.data.crops import (
     CropRecipe,
     Crops,
@@ -232,6 +232,23 @@ def test_a_killed_worker_ends_the_run_with_a_remedy(source: ImageSource) -> None
     assert text.startswith("a loader process died (")
     assert text.endswith("try fewer `num_workers`")
     assert "\n" not in text
+
+
+def test_a_worker_killed_with_the_lock_in_its_hands_ends_the_run_all_the_same(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_signals, "PATIENCE", 0.1)
+    loader = build(source, workers=2, batch_size=1)
+    batches = loader.read(0)
+    next(batches)
+    workers = get_workers(loader)
+    # The lock that each worker takes for a moment before each batch, and that nobody gives back now.
+    assert loader.loader._iterator._workers_done_event.event._cond.acquire(timeout=60)
+    workers[0].kill()
+    assert read_error(batches).startswith("a loader process died (")
+    del loader, batches
+    gc.collect()
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
