@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import importlib.metadata
 import io
@@ -244,6 +245,10 @@ def _run(script: str, words: list[str], output: str, prepare: Callable[[], None]
     from dino.training import build
 
     torch.set_num_threads(1)
+    # A command's own loader processes start as they do in a terminal, not in a fork server that
+    # would import all again.
+    multiprocessing.set_start_method(None, force=True)
+    gc.freeze()  # what the server imported is not looked through again
     # The original's head has 5 million weights however small the backbone is; these runs are about
     # everything else.
     build.DINOHead = functools.partial(build.DINOHead, hidden_dim=64)

@@ -214,7 +214,7 @@ def _settings(workers: int, pin_memory: bool | str, start: str | None) -> dict[s
     context = multiprocessing.get_context(start)
     if context.get_start_method() != "fork":
         resource_tracker.ensure_running()  # its start would end `holding_signals`
-    if start == "forkserver":
+    if context.get_start_method() == "forkserver":
         # torch is then imported once rather than by every worker.
         context.set_forkserver_preload(["__main__", __name__])
     return {
