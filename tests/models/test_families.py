@@ -27,6 +27,12 @@ ONE_SIZE = {
     *("pit", "tnt", "visformer", "vision_transformer_relpos", "volo"),
     *("torchvision maxvit", "torchvision vision_transformer"),
 }
+aten = torch.ops.aten
+OF_ONE_TENSOR = {
+    *("gelu", "relu", "sigmoid", "silu", "tanh", "hardswish", "hardsigmoid", "hardtanh", "clamp"),
+    *("relu_", "sigmoid_", "silu_", "tanh_", "hardswish_", "hardtanh_", "clamp_", "erfinv_"),
+    *("normal_", "uniform_"),
+}
 
 
 def find_smallest(names: list[str]) -> str:
@@ -53,16 +59,24 @@ def list_families() -> Iterator[tuple[str, str]]:
         yield f"torchvision {family}", find_smallest(names)
 
 
-class QuickBatchNorm(TorchDispatchMode):
-    """Batch norm gives its shapes at once: on the meta device torch computes it in Python, operator
-    by operator, which is most of the time of a pass."""
+class QuickShapes(TorchDispatchMode):
+    """Norms and operators of one tensor give their shapes at once: on the meta device torch
+    computes them in Python, part by part, which is most of the time of a pass."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         images = args[0] if args else None
-        if func is not torch.ops.aten.native_batch_norm.default or not images.is_meta:
+        if not isinstance(images, torch.Tensor) or not images.is_meta:
             return func(*args, **(kwargs or {}))
-        statistics = images.new_empty(images.shape[1])
-        return torch.empty_like(images), statistics, statistics.clone()
+        if func is aten.native_batch_norm.default:
+            statistics = images.new_empty(images.shape[1])
+            return torch.empty_like(images), statistics, statistics.clone()
+        if func is aten.native_layer_norm.default:
+            rows = images.shape[: -len(args[1])] + (1,) * len(args[1])
+            return torch.empty_like(images), images.new_empty(rows), images.new_empty(rows)
+        name = func.overloadpacket.__name__
+        if name in OF_ONE_TENSOR:
+            return images if name.endswith("_") else torch.empty_like(images)
+        return func(*args, **(kwargs or {}))
 
 
 def look(arch: str) -> bool:
@@ -84,7 +98,7 @@ def test_every_family_takes_both_resolutions_or_is_refused_in_one_line() -> None
     refused, acts = {}, set()
     for family, arch in list_families():
         try:
-            with QuickBatchNorm():
+            with QuickShapes():
                 if look(arch):
                     acts.add(family)
         except OptionError as error:
