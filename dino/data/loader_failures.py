@@ -35,7 +35,9 @@ def explain(error: Exception, workers: Sequence[BaseProcess]) -> Exception:
         explained = _explain_death(error, workers)
     else:
         return error
-    explained.__cause__ = error
+    # torch keeps the error in a frame of its own traceback. That cycle holds the loader, which
+    # would end whenever garbage is collected, and take seconds.
+    explained.__cause__ = error.with_traceback(None)
     return explained
 
 

@@ -1,9 +1,12 @@
 """An error in a loader process keeps its reason; memory is blamed only for killed processes."""
 
+import contextlib
+import gc
 import logging
 import os
 import re
 import signal
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +58,20 @@ def test_the_reason_of_an_error_is_kept(
     assert re.fullmatch(f"a loader process failed: {reason}", text)
     assert "memory" not in text
     assert "__getitem__" in caplog.text  # the traceback
+
+
+def test_a_loader_is_gone_when_its_error_is_handled() -> None:
+    """One that waits for the garbage collection ends somewhere else, for seconds, or in a child."""
+    images = Failing(ValueError())
+    gone = weakref.ref(images)
+    gc.disable()
+    try:
+        with contextlib.suppress(DataError):
+            list(read_items(images, workers=1))
+        del images
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_full_shared_memory_is_named() -> None:
