@@ -22,7 +22,7 @@ demo:
 
 test:
 	@$(PYTHON) tools/make_venv.py $(VENV) requirements-torch.txt requirements.txt requirements-test.txt requirements-docs.txt
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # A second environment with the torch that PopTorch 3.4 wants, and what --device ipu reaches in it.
 IPU_TESTS := tests/test_poptorch_fake.py tests/devices/test_pipeline.py tests/cli/test_align.py \
