@@ -147,7 +147,7 @@ def alone(images, tmp_path_factory):
     """Two runs of one process each with the whole batch, started at once."""
     outputs = {name: tmp_path_factory.mktemp(f"alone_{name}") for name in ("vit", "resnet")}
     jobs = (
-        start(*train(images, outputs["vit"], 4, *VIT)),
+        start("-X", "importtime", *train(images, outputs["vit"], 4, *VIT)),
         start(*train(images, outputs["resnet"], 16, *RESNET)),
     )
     return outputs, finish(*jobs)
@@ -166,6 +166,12 @@ def test_two_jobs_at_once_do_not_collide(alone):
     outputs, ended = alone
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert len(read_log(outputs["vit"])) == EPOCHS and len(read_log(outputs["resnet"])) == 1
+
+
+def test_a_run_that_compiles_nothing_does_not_import_torchs_compiler(alone):
+    """It would take a second of each start."""
+    (_, _, imported), _ = alone[1]
+    assert "torch.optim" in imported and "torch._dynamo" not in imported
 
 
 def test_two_processes_give_the_curve_of_one_with_twice_the_batch(alone, pair):

@@ -8,6 +8,7 @@ Parameters are float32 tensors of any shape; scalars are () float32.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ class MaskedOptimizer(torch.optim.Optimizer):
     """Base of the three update rules: groups, masks and the layout of the state."""
 
     state_names: tuple[str, ...] = ()
+    # torch wraps these to keep its compiler away, and imports it for that: a second of each start.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    _load_groups = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         """Create zero state for all parameters in `groups`, so that shapes never change."""
@@ -113,7 +119,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             {**saved, **{key: group[key] for key in ("last_layer", "decayed")}}
             for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True)
         ]
-        super().load_state_dict({"state": {}, "param_groups": groups})
+        self._load_groups({"state": {}, "param_groups": groups})
         self.state.update(moments)
         self._complete_state()
 
