@@ -1,23 +1,25 @@
 """Images behind URLs are fetched before they are asked for, since the order of an epoch is known.
 
 The batch sampler tells each loader process, beside the keys of its batch, those that it will get
-next. Threads of that process fetch both in that order. What they fetch never depends on time: an
-image that is not there yet is waited for, or fetched by whoever asks.
+next. One thread of that process fetches both in that order, many at a time: a thread for each
+would cost as much again as its request. What is fetched never depends on time: an image that is
+not there yet is waited for, or fetched for whoever asks.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data import Dataset, Sampler
 
-THREADS = 32  # of a loader process, each waiting for one answer: 350 images/s at 50 ms need 18
+REQUESTS = 32  # of a loader process that wait for an answer: 350 images/s at 50 ms need 18
 HELD = 2**26  # bytes of images that are fetched and not yet asked for; at least one image
 ENOUGH = 64  # images ahead of the current batch
 
@@ -32,68 +34,76 @@ class Place(NamedTuple):
 
 
 class Ahead:
-    """Fetches images in threads of this process that end with it."""
+    """Fetches images in a thread of this process that ends with it."""
 
-    def __init__(self, fetch: Callable[[Place], bytes]) -> None:
-        """Start nothing yet; `fetch` is called in several threads at once."""
-        self.fetch = fetch
-        self.changed = threading.Condition()
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fetch: Callable[[Place], Coroutine[Any, Any, bytes]],
+    ) -> None:
+        """Start nothing yet; `fetch` runs in the loop, which runs in another thread."""
+        self.loop, self.fetch = loop, fetch
+        self.lock = threading.Lock()
         self.waiting: deque[Place] = deque()
         self.started: dict[Place, Future[bytes]] = {}
-        self.held = self.threads = 0
+        self.held = self.requests = 0
+        self.tasks: set[asyncio.Task[None]] = set()  # a loop alone may forget its own
 
     def expect(self, places: Sequence[Place]) -> None:
         """Begin to fetch these images, in this order, and forget all others."""
-        with self.changed:
+        with self.lock:
             for place in self.started.keys() - set(places):
                 self._forget(place)
             self.waiting = deque(place for place in places if place not in self.started)
-            for _ in range(self.threads, THREADS):
-                # Daemons, so that nobody waits for a slow server when the process ends.
-                threading.Thread(target=self._work, daemon=True).start()
-            self.threads = THREADS
-            self._wake_one()
+        self.loop.call_soon_threadsafe(self._start)
 
     def take(self, place: Place) -> bytes:
         """The content of an image, which is then forgotten; raises what `fetch` raised."""
-        with self.changed:
+        with self.lock:
             future = self.started.get(place)
             if future is None:
                 with contextlib.suppress(ValueError):
                     self.waiting.remove(place)
         if future is None:
-            return self.fetch(place)
+            return asyncio.run_coroutine_threadsafe(self.fetch(place), self.loop).result()
         try:
             return future.result()
         finally:
-            with self.changed:
+            with self.lock:
                 self._forget(place)
-                self._wake_one()
+                is_held_up = self._may_start()
+            if is_held_up:
+                self.loop.call_soon_threadsafe(self._start)
 
     def _forget(self, place: Place) -> None:
         if self.started.pop(place, None):
             self.held -= place.size
 
-    def _work(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(self._may_start)
+    def _start(self) -> None:
+        """Begin as many requests as there may be; runs in the loop."""
+        with self.lock:
+            while self._may_start():
                 place = self.waiting.popleft()
                 future = self.started[place] = Future()
                 self.held += place.size
-                self._wake_one()
-            try:
-                future.set_result(self.fetch(place))
-            except BaseException as error:  # noqa: BLE001 - raised again by `take`
-                future.set_exception(error)
+                self.requests += 1
+                task = self.loop.create_task(self._answer(place, future))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
 
-    def _wake_one(self) -> None:
-        """Each thread wakes the next one; waking all for every image would cost more than it."""
-        if self._may_start():
-            self.changed.notify()
+    async def _answer(self, place: Place, future: Future[bytes]) -> None:
+        try:
+            future.set_result(await self.fetch(place))
+        except BaseException as error:  # noqa: BLE001 - raised again by `take`
+            future.set_exception(error)
+        with self.lock:
+            self.requests -= 1
+        self._start()
 
     def _may_start(self) -> bool:
-        return bool(self.waiting) and (not self.held or self.held + self.waiting[0].size <= HELD)
+        if not self.waiting or self.requests == REQUESTS:
+            return False
+        return not self.held or self.held + self.waiting[0].size <= HELD
 
 
 class Announced(list[Any]):

@@ -6,6 +6,7 @@ must have the same.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import glob
 import io
@@ -26,9 +27,11 @@ from dino.data.remote_requests import (
     Files,
     Unreachable,
     call,
+    find_loop,
     hide_secrets,
     read_range,
     retry,
+    retry_in_loop,
     stamp_of,
 )
 from dino.data.shard_names import ENDING, check_names, expand_braces, is_pattern
@@ -91,22 +94,27 @@ class RemoteShard:
         Raises:
             Unreachable: The server does not answer or refuses, or the shard has changed.
         """
+        request = self.fetch_in_loop(offset, size, stamp)
+        return asyncio.run_coroutine_threadsafe(request, find_loop()).result()
+
+    async def fetch_in_loop(self, offset: int, size: int, stamp: Stamp) -> bytes:
+        """As `fetch`, in the loop of fsspec."""
         if not size:
             return b""
 
-        def ask(files: Files, path: str) -> bytes:
-            content, found = read_range(files, path, offset, offset + size)
+        async def ask(files: Files, path: str) -> bytes:
+            content, found = await read_range(files, path, offset, offset + size)
             if any(old and new and old != new for old, new in zip(stamp, found, strict=True)):
                 raise Unreachable(f"{self} has changed since the run began", remedy="restart it")
             if len(content) != size:
                 raise OSError(f"{len(content)} bytes instead of {size}")
             return content
 
-        return retry(self.url, ask, TRIES)
+        return await retry_in_loop(self.url, ask, TRIES)
 
 
 def expect(places: Sequence[Place]) -> None:
-    """Begin to fetch these images in threads of this process."""
+    """Begin to fetch these images in another thread of this process."""
     _ahead(os.getpid()).expect(places)
 
 
@@ -115,15 +123,15 @@ def _ahead(_process: int) -> Ahead:
     """A process that was forked has no threads, and so needs its own."""
     cache = ImageCache(read_limit())
 
-    def fetch(place: Place) -> bytes:
+    async def fetch(place: Place) -> bytes:
         shard, stamp, offset, size = place
         content = cache.read(str(shard), stamp, offset, size)
         if content is None:
-            content = shard.fetch(offset, size, stamp)
+            content = await shard.fetch_in_loop(offset, size, stamp)
             cache.write(str(shard), stamp, offset, content)
         return content
 
-    return Ahead(fetch)
+    return Ahead(find_loop(), fetch)
 
 
 class RangedFile(io.RawIOBase):

@@ -14,9 +14,11 @@ import logging
 import os
 import random
 import re
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, TypeAlias, TypeVar
 
 from dino.data.index import Stamp
@@ -59,22 +61,59 @@ def retry(url: str, ask: Callable[[Files, str], Result], tries: int) -> Result:
         Unreachable: The answer will not change, or did not come in this many tries.
         DataError: fsspec or a part of it is missing.
     """
-    files, start = _connect(url), time.monotonic()
-    for number in range(1, tries + 1):
+    files, failures = _connect(url), _Failures(url, tries)
+    while True:
         try:
             return ask(files, files._strip_protocol(url))
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001 - each file system has errors of its own
-            reason, is_final = _explain(error)
-            if is_final or number == tries:
-                spent = f" ({number} tries in {time.monotonic() - start:.0f} s)" * (number > 1)
-                raise Unreachable(f"{hide_secrets(url)} cannot be read: {reason}{spent}") from error
-            if number == tries // 2:
-                logger.warning("%s: %s; trying again", hide_secrets(url), reason)
-        pause = min(PAUSE * 2 ** (number - 1), LONGEST_PAUSE)
-        time.sleep(pause * random.SystemRandom().uniform(0.5, 1))  # leaves the run's draws alone
-    raise AssertionError("unreachable")
+            pause = failures.judge(error)
+        time.sleep(pause)
+
+
+async def retry_in_loop(
+    url: str, ask: Callable[[Files, str], Awaitable[Result]], tries: int
+) -> Result:
+    """As `retry`, in the loop of fsspec."""
+    files, failures = _connect(url), _Failures(url, tries)
+    while True:
+        try:
+            return await ask(files, files._strip_protocol(url))
+        except DataError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each file system has errors of its own
+            pause = failures.judge(error)
+        await asyncio.sleep(pause)
+
+
+class _Failures:
+    """Counts what went wrong with one request."""
+
+    def __init__(self, url: str, tries: int) -> None:
+        self.url, self.tries = hide_secrets(url), tries
+        self.number, self.start = 0, time.monotonic()
+
+    def judge(self, error: Exception) -> float:
+        """The seconds until the next try, unless there is none: then `Unreachable`."""
+        self.number += 1
+        reason, is_final = _explain(error)
+        if is_final or self.number == self.tries:
+            seconds = time.monotonic() - self.start
+            spent = f" ({self.number} tries in {seconds:.0f} s)" * (self.number > 1)
+            raise Unreachable(f"{self.url} cannot be read: {reason}{spent}") from error
+        if self.number == self.tries // 2:
+            logger.warning("%s: %s; trying again", self.url, reason)
+        pause: float = min(PAUSE * 2 ** (self.number - 1), LONGEST_PAUSE)
+        return pause * random.SystemRandom().uniform(0.5, 1)  # leaves the run's draws alone
+
+
+def find_loop() -> asyncio.AbstractEventLoop:
+    """The loop of fsspec in this process, which runs in a daemon thread of its own."""
+    from fsspec.asyn import get_loop
+
+    loop: asyncio.AbstractEventLoop = get_loop()
+    return loop
 
 
 def _connect(url: str) -> Files:
@@ -110,18 +149,29 @@ def call(files: Files, name: str, path: str) -> Any:
     return sync(files.loop, getattr(files, f"_{name}"), path, timeout=PATIENCE)
 
 
-def read_range(files: Files, path: str, start: int, stop: int) -> tuple[bytes, Stamp]:
+async def read_range(files: Files, path: str, start: int, stop: int) -> tuple[bytes, Stamp]:
     """The bytes from `start` up to `stop`, and what the answer says of the file's stamp."""
-    if not getattr(files, "async_impl", False):
-        content = files.cat_file(path, start=start, end=stop)
-        return content, stamp_of(files.info(path))
-    from fsspec.asyn import sync
-
     protocol = files.protocol if isinstance(files.protocol, str) else files.protocol[0]
     read = {"http": _get_http, "s3": _get_s3}.get(protocol, _get_any)
+    if not getattr(files, "async_impl", False):
+        read = _get_in_thread
     patience = PATIENCE + (stop - start) / SLOWEST
-    answer: tuple[bytes, Stamp] = sync(files.loop, read, files, path, start, stop, timeout=patience)
-    return answer
+    return await asyncio.wait_for(read(files, path, start, stop), patience)
+
+
+async def _get_in_thread(files: Files, path: str, start: int, stop: int) -> tuple[bytes, Stamp]:
+    """For a file system that blocks; the thread is a daemon, so that no exit waits for a server."""
+    future: Future[tuple[bytes, Stamp]] = Future()
+
+    def read() -> None:
+        try:
+            content = files.cat_file(path, start=start, end=stop)
+            future.set_result((content, stamp_of(files.info(path))))
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            future.set_exception(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 async def _get_http(files: Files, url: str, start: int, stop: int) -> tuple[bytes, Stamp]:

@@ -1,7 +1,9 @@
 """Images are fetched in the order of the batches, and what is fetched depends on nothing else."""
 
+import asyncio
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,26 +13,42 @@ from dino.data.ahead import Ahead, AnnouncedBatches, Place
 PLACES = [Place("a.tar", (1,), 512 * number, 10) for number in range(40)]
 
 
-def fetch(place: Place) -> bytes:
+async def fetch(place: Place) -> bytes:
     return str(place.offset).encode()
 
 
-def test_every_image_is_the_one_that_was_asked_for() -> None:
-    reader = Ahead(fetch)
+def content_of(place: Place) -> bytes:
+    return str(place.offset).encode()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that runs in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_every_image_is_the_one_that_was_asked_for(loop: asyncio.AbstractEventLoop) -> None:
+    reader = Ahead(loop, fetch)
     for start in range(0, 40, 4):
         reader.expect(PLACES[start : start + 8])
         for place in reversed(PLACES[start : start + 4]):
-            assert reader.take(place) == fetch(place)
+            assert reader.take(place) == content_of(place)
     assert reader.take(PLACES[0]) == b"0"  # never announced
 
 
-def test_an_error_is_raised_where_the_image_is_asked_for() -> None:
-    def fail(place: Place) -> bytes:
+def test_an_error_is_raised_where_the_image_is_asked_for(loop: asyncio.AbstractEventLoop) -> None:
+    async def fail(place: Place) -> bytes:
         if place.offset == 512:
             raise OSError("broken")
-        return fetch(place)
+        return content_of(place)
 
-    reader = Ahead(fail)
+    reader = Ahead(loop, fail)
     reader.expect(PLACES[:3])
     assert reader.take(PLACES[0]) == b"0"
     with pytest.raises(OSError, match="broken"):
@@ -39,34 +57,50 @@ def test_an_error_is_raised_where_the_image_is_asked_for() -> None:
 
 
 def test_what_is_held_is_bounded_and_what_nobody_takes_is_forgotten(
-    monkeypatch: pytest.MonkeyPatch,
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ahead, "HELD", 25)
-    fetched: list[Place] = []
-    reader = Ahead(lambda place: fetched.append(place) or fetch(place))  # type: ignore[func-returns-value]
+    reader = Ahead(loop, fetch)
     reader.expect(PLACES[:20])
     assert [reader.take(place) for place in PLACES[:3]] == [b"0", b"512", b"1024"]
     while len(reader.started) < 2:
         time.sleep(0.001)
     assert reader.held == 20
     reader.expect(PLACES[30:])
-    assert reader.take(PLACES[30]) == fetch(PLACES[30])
-    with reader.changed:
+    assert reader.take(PLACES[30]) == content_of(PLACES[30])
+    with reader.lock:
         assert reader.held <= 20 and not set(PLACES[:20]) & reader.started.keys()
 
 
-def test_an_image_above_the_bound_is_fetched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_above_the_bound_is_fetched_alone(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ahead, "HELD", 5)
-    reader = Ahead(fetch)
+    reader = Ahead(loop, fetch)
     reader.expect(PLACES)
-    assert [reader.take(place) for place in PLACES] == [fetch(place) for place in PLACES]
+    assert [reader.take(place) for place in PLACES] == [content_of(place) for place in PLACES]
 
 
-def test_its_threads_do_not_keep_a_process() -> None:
-    reader = Ahead(fetch)
-    before = set(threading.enumerate())
+def test_as_many_requests_wait_as_there_may_be(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "REQUESTS", 3)
+    answered, waiting, most = asyncio.Event(), set(), []
+
+    async def fetch_late(place: Place) -> bytes:
+        waiting.add(place)
+        most.append(len(waiting))
+        await answered.wait()
+        waiting.remove(place)
+        return content_of(place)
+
+    reader = Ahead(loop, fetch_late)
     reader.expect(PLACES)
-    assert {thread.daemon for thread in set(threading.enumerate()) - before} == {True}
+    while len(most) < 3:
+        time.sleep(0.001)
+    loop.call_soon_threadsafe(answered.set)
+    assert [reader.take(place) for place in PLACES] == [content_of(place) for place in PLACES]
+    assert max(most) == 3 and len(most) == len(PLACES)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
