@@ -346,3 +346,23 @@ def test_any_file_system_of_fsspec_will_do(packed: Path, monkeypatch: pytest.Mon
     memory.pipe_file("/bucket/train-000000.tar", bytes(10240))
     with pytest.raises(Unreachable, match=r"train-000000\.tar has changed"):
         read_image(far.file(0))
+
+
+def test_its_threads_do_not_keep_a_process(
+    packed: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, daemons = fsspec.filesystem("memory"), set()
+    plain = type(memory).cat_file
+
+    def cat_file(*words: object, **more: object) -> bytes:
+        daemons.add(threading.current_thread().daemon)
+        return plain(*words, **more)
+
+    monkeypatch.setattr(type(memory), "cat_file", cat_file)
+    memory.pipe_file("/daemons/train-0.tar", (packed / "train-000000.tar").read_bytes())
+    for url in ("memory://daemons/train-0.tar", f"{server.url}/{SHARDS}"):
+        far = open_training_source(url)
+        far.expect(range(len(far)))
+        read_image(far.file(0))
+    assert daemons == {True}
+    assert {each.daemon for each in threading.enumerate() if each.name == "fsspecIO"} == {True}
